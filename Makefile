@@ -1,0 +1,42 @@
+# `make chat` and `make test` are all the set-up there is; both can be repeated.
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+BIN     = $(VENV)/bin
+# One thread per worker: several small tests side by side are quicker than one on all cores.
+WORKERS ?= 2
+
+.PHONY: help chat test lint clean
+
+help:
+	@echo "make chat   install into $(VENV) if needed, then chat with the bundled demonstration pair"
+	@echo "            (other models: make chat ARGS='--model DIR --draft DIR'; all options: ARGS=--help)"
+	@echo "make test   install into $(VENV) if needed, then run the whole test suite"
+	@echo "make lint   ruff and mypy over the code"
+	@echo "make clean  remove $(VENV) and caches"
+
+chat: $(VENV)/.installed-chat
+	@$(BIN)/python -m offload_runtime.chat $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed-chat: EXTRAS =
+$(VENV)/.installed-test: EXTRAS = [test]
+$(VENV)/.installed-dev: EXTRAS = [dev]
+$(VENV)/.installed-%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "error: Python 3.10 or newer is needed; this is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	@test -x $(BIN)/pip || { rm -rf $(VENV); echo "Making a virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); } \
+		|| { rm -rf $(VENV); echo "error: python3 cannot make virtual environments. Try: sudo apt install python3-venv"; exit 2; }
+	@echo "Installing pinned packages (constraints.txt); PyTorch is the large one"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(EXTRAS)'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,258 @@
+"""Parallel reads of file ranges into aligned memory, past the page cache where the filesystem allows. Needs no torch.
+
+One thread reading with O_DIRECT leaves a disk idle between requests; four threads with 8 MiB each keep it busy, at a
+fraction of the CPU time that buffered reads take, and weights that do not fit into the page cache do not churn it.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from .errors import ModelFilesError
+
+ALIGNMENT = 4096  # O_DIRECT wants offset, length and address at multiples of the disk's block: 512 or 4096
+THREADS = 4
+CHUNK_BYTES = 8 << 20
+MAX_VIEWS = 1024  # IOV_MAX: the most views one preadv takes
+
+_O_DIRECT = getattr(os, "O_DIRECT", None)  # absent on macOS
+_REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)
+
+Item = TypeVar("Item")
+
+
+def round_up(nbytes: int) -> int:
+    """The smallest multiple of 4096 that is not below `nbytes`."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def aligned_memory(nbytes: int) -> memoryview:
+    """Zeroed, page-aligned memory of `nbytes` rounded up to whole blocks; freed with its last view."""
+    return memoryview(mmap.mmap(-1, round_up(nbytes)))
+
+
+class OpenFile:
+    """A file held open for reading; `direct` says whether its reads bypass the page cache.
+
+    Reads raise ModelFilesError, naming file and offset, when the file ends too early or the disk fails.
+    """
+
+    def __init__(self, path: Path, direct: bool) -> None:
+        """Open `path`, for direct reads if wanted and possible."""
+        self.path = path
+        try:
+            descriptor = _open_direct(path) if direct else None
+            self.direct = descriptor is not None
+            self._descriptor = os.open(path, os.O_RDONLY) if descriptor is None else descriptor
+        except OSError as error:
+            raise ModelFilesError(f"{path}: cannot be read: {error.strerror}.") from error
+
+    @property
+    def nbytes(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def read(self, start: int, stop: int, memory: memoryview) -> memoryview:
+        """Bytes [start, stop) of the file as a view into `memory`, which is aligned and two blocks longer than them.
+
+        The view begins at start % 4096, so what is aligned in the file is aligned in memory.
+        """
+        lead = start % ALIGNMENT
+        view = memory[lead : lead + stop - start]
+        if self.direct:
+            self._read_blocks(memory, start - lead, stop)
+        else:
+            self.read_into([view], start)
+        return view
+
+    def read_into(self, views: Sequence[memoryview], start: int) -> None:
+        """Fill `views` one after the other with the bytes from `start` on; direct files need `read`."""
+        offset, stop = start, start + sum(map(len, views))
+        while offset < stop:
+            count = self._preadv(views[:MAX_VIEWS], offset)
+            if count == 0:
+                raise self._ends_early(start, stop)
+            offset += count
+            views = _without_first(views, count)
+
+    def _read_blocks(self, memory: memoryview, start: int, stop: int) -> None:
+        """Read whole blocks from `start` (aligned) until `stop` is among them."""
+        offset, end = start, round_up(stop)
+        while offset < stop:
+            count = self._preadv([memory[offset - start : end - start]], offset)
+            offset += count
+            if offset < stop and (count == 0 or offset % ALIGNMENT):  # only the end of a file breaks a block
+                raise self._ends_early(start, stop)
+
+    def _preadv(self, views: Sequence[memoryview], offset: int) -> int:
+        try:
+            return os.preadv(self._descriptor, views, offset)
+        except OSError as error:
+            raise ModelFilesError(f"{self.path}: reading at byte {offset:,} failed: {error.strerror}.") from error
+
+    def _ends_early(self, start: int, stop: int) -> ModelFilesError:
+        return ModelFilesError(
+            f"{self.path}: bytes {start:,} to {stop:,} are needed, but the file ends at byte {self.nbytes:,}. "
+            "It is truncated or still being written: fetch it again."
+        )
+
+    def drop_cached(self, start: int, stop: int) -> None:
+        """Ask the system to drop clean pages of [start, stop) from the page cache. Direct reads pass it anyway."""
+        if not self.direct and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
+
+
+def _open_direct(path: Path) -> int | None:
+    """A descriptor whose reads bypass the page cache, or None where the filesystem refuses (tmpfs, some overlays)."""
+    if _O_DIRECT is None:
+        return None
+    descriptor = -1
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _O_DIRECT)
+        os.preadv(descriptor, [aligned_memory(ALIGNMENT)], 0)  # some refuse at the first read only
+        return descriptor
+    except OSError as error:
+        if descriptor >= 0:
+            os.close(descriptor)
+        if error.errno in _REFUSALS:
+            return None
+        raise
+
+
+def _without_first(views: Sequence[memoryview], count: int) -> list[memoryview]:
+    """What is left of `views` after their first `count` bytes."""
+    left = []
+    for view in views:
+        if count < len(view):
+            left.append(view[count:])
+        count = max(count - len(view), 0)
+    return left
+
+
+class FileTable:
+    """Several files opened once and closed together. Indexed by path."""
+
+    def __init__(self, paths: Iterable[Path], direct: bool) -> None:
+        self._files: dict[Path, OpenFile] = {}
+        try:
+            for path in paths:
+                if path not in self._files:
+                    self._files[path] = OpenFile(path, direct)
+        except ModelFilesError:
+            self.close()
+            raise
+
+    def __getitem__(self, path: Path) -> OpenFile:
+        return self._files[path]
+
+    def __iter__(self) -> Iterator[OpenFile]:
+        return iter(self._files.values())
+
+    def close(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close()
+
+
+class Workers:
+    """Threads that work through lists of reads; each has an aligned bounce memory for one chunk of `chunk_bytes`."""
+
+    def __init__(self, threads: int, chunk_bytes: int) -> None:
+        self.threads = threads
+        self.bounce_bytes = threads * (round_up(chunk_bytes) + 2 * ALIGNMENT)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
+        self._memories: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        for _ in range(threads):
+            self._memories.put(aligned_memory(self.bounce_bytes // threads))
+
+    def run(self, items: Sequence[Item], work: Callable[[Item, memoryview], None]) -> None:
+        """Call `work(item, bounce memory)` for every item, in parallel, each thread taking the next one left.
+
+        The first error stops the rest and is raised here, once no thread works on the items any more. Two callers
+        share the threads: the second's items begin as the first's run out.
+        """
+        left = iter(items)  # a list's iterator hands each item to one thread
+        stop = threading.Event()
+
+        def work_through() -> None:
+            memory = self._memories.get_nowait()  # never empty: there are as many as threads
+            try:
+                for item in left:
+                    if stop.is_set():
+                        break
+                    work(item, memory)
+            finally:
+                self._memories.put(memory)
+
+        futures = [self._pool.submit(work_through) for _ in range(min(self.threads, len(items)))]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+            wait(futures)  # also when the caller is interrupted: nothing writes to its memory once this returns
+        for future in futures:
+            future.result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+Extent = tuple[OpenFile, int, int]  # file, first byte, byte after the last
+
+
+@dataclass(frozen=True)
+class ReadBandwidth:
+    """What a measurement read: its rate, whether past the page cache, and how many bytes."""
+
+    bytes_per_second: float
+    direct: bool
+    nbytes: int
+
+
+def measure_read_bandwidth(
+    paths: Iterable[Path], seconds: float = 0.5, threads: int = THREADS, chunk_bytes: int = CHUNK_BYTES
+) -> ReadBandwidth:
+    """Read the files for about `seconds` the way weights are streamed, and say how fast that went.
+
+    Where a filesystem refuses direct reads, pages are dropped from the page cache and read anew: `direct` is False
+    then, and the rate too high if the pages stayed (a RAM disk, another process that maps them).
+    Raises ModelFilesError for files that are missing, unreadable or all empty.
+    """
+    with closing(FileTable(paths, direct=True)) as files, closing(Workers(threads, chunk_bytes)) as workers:
+        extents = [extent for file in files for extent in _extents_of(file, chunk_bytes)]
+        if not extents:
+            raise ModelFilesError(f"no bytes to read in {', '.join(str(file.path) for file in files) or 'no files'}.")
+        nbytes, elapsed = _timed_reads(workers, extents, seconds)
+        return ReadBandwidth(nbytes / elapsed, all(file.direct for file in files), nbytes)
+
+
+def _extents_of(file: OpenFile, chunk_bytes: int) -> list[Extent]:
+    end = file.nbytes
+    return [(file, start, min(start + chunk_bytes, end)) for start in range(0, end, chunk_bytes)]
+
+
+def _timed_reads(workers: Workers, extents: list[Extent], seconds: float) -> tuple[int, float]:
+    """Bytes read from the front of `extents` in about `seconds`, and the seconds that really took."""
+    counts: list[int] = []
+    begin = time.perf_counter()
+
+    def read(extent: Extent, memory: memoryview) -> None:
+        if time.perf_counter() - begin < seconds:
+            file, start, stop = extent
+            file.drop_cached(start, stop)
+            counts.append(len(file.read(start, stop, memory)))
+
+    workers.run(extents, read)
+    return sum(counts), time.perf_counter() - begin

@@ -1,0 +1,176 @@
+"""Safetensors headers: which tensors a directory holds and where their bytes lie. No weights are read, no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelFilesError
+
+BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor on disk; `offset` is absolute in `file`, `dtype` is safetensors' name for it ("BF16", "F32", ...)."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All tensors of a model directory by name."""
+
+    directory: Path
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def read_checkpoint(directory: Path | str) -> Checkpoint:
+    """Read the headers of `model.safetensors`, or of every shard that `model.safetensors.index.json` names.
+
+    Every offset, size, shape and dtype a file states is checked against the file's size, so whoever reads by these
+    numbers stays inside the file. Raises ModelFilesError naming the file and the tensor.
+    """
+    directory = Path(directory)
+    weight_map = _weight_map(directory)
+    shards = sorted(set(weight_map.values())) or ["model.safetensors"]
+    if absent := [shard for shard in shards if not (directory / shard).is_file()]:
+        raise ModelFilesError(
+            f"{directory}: {len(absent)} of {len(shards)} weight files are missing ({_some(absent)}). "
+            "Download the model again; files that are already complete are kept."
+        )
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        for name, tensor in read_header(directory / shard).items():
+            if weight_map.get(name, shard) == shard:
+                tensors[name] = tensor
+    if lost := sorted(weight_map.keys() - tensors.keys()):
+        where = directory / weight_map[lost[0]]
+        raise ModelFilesError(f"{where}: the index places {_some(lost)} here, but the file does not hold it.")
+    return Checkpoint(directory, tensors)
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file by name, checked; raises ModelFilesError."""
+    with _readable(file), file.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise _damaged(file, f"the header needs {length} bytes, the file has {max(size - 8, 0)} after its first 8")
+        text = stream.read(length)
+    header = _parse_json(file, text)
+    header.pop("__metadata__", None)
+    tensors = {name: _stored_tensor(file, name, entry, 8 + length) for name, entry in header.items()}
+    _check_extents(file, tensors.values(), 8 + length, size)
+    return tensors
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object a file holds; raises ModelFilesError."""
+    with _readable(file):
+        text = file.read_bytes()
+    return _parse_json(file, text)
+
+
+def _weight_map(directory: Path) -> dict[str, str]:
+    """Tensor name to shard name as the index says; empty for a model in one file, which wins over an index."""
+    index = directory / "model.safetensors.index.json"
+    if (directory / "model.safetensors").is_file():
+        return {}
+    if not index.is_file():
+        raise ModelFilesError(_no_weights(directory))
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _damaged(index, "it has no `weight_map`")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise _damaged(index, f"it places {name} in {shard!r}, which is not a file name in this directory")
+    return weight_map
+
+
+def _no_weights(directory: Path) -> str:
+    if not directory.is_dir():
+        return f"{directory}: no such directory. Give the directory of a model: config.json and *.safetensors files."
+    others = sorted(file.name for kind in ("*.bin", "*.pth", "*.gguf") for file in directory.glob(kind))
+    found = f"It holds {_some(others)}; convert the model to safetensors." if others else "Download the model again."
+    return f"{directory}: neither model.safetensors nor model.safetensors.index.json is there. {found}"
+
+
+def _stored_tensor(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        well_typed = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (begin, end, *shape))
+    except (KeyError, TypeError, ValueError):
+        well_typed = False
+    if not well_typed:
+        raise _damaged(file, f"the header entry of {name} is not a dtype, a shape and two offsets: {entry!r:.200}")
+    if dtype not in BITS:
+        raise _damaged(file, f"{name} has the unknown dtype {dtype!r:.40}")
+    nbytes, rest = divmod(math.prod(shape) * BITS[dtype], 8)
+    if rest or end - begin != nbytes:
+        raise _damaged(file, f"{name} is {dtype} {shape} and needs {nbytes} bytes, but its offsets span {end - begin}")
+    return StoredTensor(name, file, dtype, tuple(shape), data_start + begin, nbytes)
+
+
+def _check_extents(file: Path, tensors: Iterable[StoredTensor], data_start: int, size: int) -> None:
+    """The format's own rule: tensors follow each other without gap or overlap, up to the end of the file."""
+    end, before = data_start, "the header"
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
+        if tensor.offset != end:
+            fault = "overlaps" if tensor.offset < end else "leaves a gap after"
+            raise _damaged(file, f"{tensor.name} at byte {tensor.offset} {fault} {before}, which ends at {end}")
+        end, before = end + tensor.nbytes, tensor.name
+    if end != size:
+        fault = "truncated" if end > size else "too long"
+        raise _damaged(file, f"it is {fault}: its tensors need {end} bytes, the file has {size}")
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ModelFilesError(f"{file}: cannot be read ({error.strerror}).") from error
+
+
+def _parse_json(file: Path, text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(file, f"its JSON cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise _damaged(file, "its JSON is not an object")
+    return value
+
+
+def _damaged(file: Path, fault: str) -> ModelFilesError:
+    return ModelFilesError(f"{file}: {fault}. The file is damaged or incomplete; download it again.")
+
+
+def _some(names: list[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,139 @@
+"""Where the bytes of each unit lie on disk: a list of contiguous runs per unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from .conversion import Piece, model_pieces
+from .errors import ModelFilesError, UnsupportedModelError
+from .layout import TensorPlace
+from .safetensors_files import BITS, Checkpoint, StoredTensor
+from .skeleton import Skeleton, Unit
+
+CHUNK = 8 << 20  # bytes read at a time to compare two tensors
+
+
+@dataclass(frozen=True)
+class ByteRun:
+    """Contiguous elements of one stored tensor that go to contiguous elements of a unit's flat buffer.
+
+    `nbytes` counts bytes on disk, in `stored_dtype` (safetensors' name: "BF16", "F32", ...); the run fills
+    nbytes / itemsize(stored) elements of `buffer_dtype` from `buffer_offset` on. Where the two dtypes differ the
+    values are cast on the way. Runs that continue each other on disk and in the buffer are merged, so one run may span
+    several tensors.
+    """
+
+    file: Path
+    file_offset: int
+    nbytes: int
+    stored_dtype: str
+    buffer_offset: int
+    buffer_dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class UnitSource:
+    """All runs that fill one unit's buffer, sorted by (file, offset)."""
+
+    runs: tuple[ByteRun, ...]
+
+    @property
+    def nbytes_on_disk(self) -> int:
+        return sum(run.nbytes for run in self.runs)
+
+
+def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitSource, ...], UnitSource]:
+    """Where the bytes of each unit lie on disk, in the order of `skeleton.units`, and those of `skeleton.outer`.
+
+    Stored tensors the model does not use are ignored. Raises ModelFilesError for missing tensors and wrong shapes,
+    UnsupportedModelError for tensors that are stored in a form that cannot be read as runs of bytes.
+    """
+    by_name = _pieces_by_name(skeleton, checkpoint)
+    units = (*skeleton.units, skeleton.outer)
+    if missing := [name for unit in units for name in _full_names(unit) if name not in by_name]:
+        raise ModelFilesError(
+            f"{checkpoint.directory}: {len(missing)} tensors are missing, the first is {missing[0]}. "
+            "The files are incomplete or belong to another model; download them again."
+        )
+    *sources, outer = (_unit_source(unit, by_name) for unit in units)
+    return tuple(sources), outer
+
+
+def _pieces_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list[Piece]]:
+    """The pieces of each tensor under the name its place carries."""
+    by_name: dict[str, list[Piece]] = {}
+    for piece in model_pieces(skeleton.model, checkpoint.tensors):
+        by_name.setdefault(piece.target, []).append(piece)
+    for alias, name in skeleton.tied.items():
+        if alias in by_name:
+            pieces = by_name.pop(alias)
+            _check_equal(name, by_name.setdefault(name, pieces), alias, pieces)
+    return by_name
+
+
+def _check_equal(name: str, pieces: list[Piece], alias: str, others: list[Piece]) -> None:
+    """Tied tensors that are stored twice must hold the same values; this reads them, and happens rarely."""
+    if pieces is others or all(_same_bytes(a.stored, b.stored) for a, b in zip(pieces, others, strict=True)):
+        return
+    raise UnsupportedModelError(
+        f"{others[0].stored.file}: config.json says that {alias} and {name} are one tensor, but the files hold two "
+        'with different values. Set "tie_word_embeddings" to false in config.json.'
+    )
+
+
+def _same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
+    if (one.dtype, one.nbytes) != (other.dtype, other.nbytes):
+        return False
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        first.seek(one.offset)
+        second.seek(other.offset)
+        steps = (min(CHUNK, one.nbytes - done) for done in range(0, one.nbytes, CHUNK))
+        return all(first.read(step) == second.read(step) for step in steps)
+
+
+def _full_names(unit: Unit) -> list[str]:
+    prefix = f"{unit.name}." if unit.name else ""
+    return [prefix + place.name for place in unit.layout.places]
+
+
+def _unit_source(unit: Unit, by_name: dict[str, list[Piece]]) -> UnitSource:
+    runs = [
+        _byte_run(piece, place)
+        for name, place in zip(_full_names(unit), unit.layout.places)
+        for piece in by_name[name]
+    ]
+    return UnitSource(tuple(_merged(sorted(runs, key=lambda run: (run.file, run.file_offset)))))
+
+
+def _byte_run(piece: Piece, place: TensorPlace) -> ByteRun:
+    stored, itemsize = piece.stored, BITS[piece.stored.dtype] // 8
+    return ByteRun(
+        file=stored.file,
+        file_offset=stored.offset + piece.start * itemsize,
+        nbytes=piece.count * itemsize,
+        stored_dtype=stored.dtype,
+        buffer_offset=place.offset + piece.position * place.dtype.itemsize,
+        buffer_dtype=place.dtype,
+    )
+
+
+def _merged(runs: Iterable[ByteRun]) -> list[ByteRun]:
+    merged: list[ByteRun] = []
+    for run in runs:
+        if merged and _continues(merged[-1], run):
+            merged[-1] = replace(merged[-1], nbytes=merged[-1].nbytes + run.nbytes)
+        else:
+            merged.append(run)
+    return merged
+
+
+def _continues(run: ByteRun, after: ByteRun) -> bool:
+    """Whether `after` starts where `run` ends, on disk and in the buffer, with the same dtypes."""
+    buffer_bytes = run.nbytes * 8 // BITS[run.stored_dtype] * run.buffer_dtype.itemsize
+    return (after.file, after.file_offset, after.buffer_offset, after.stored_dtype, after.buffer_dtype) == (
+        run.file, run.file_offset + run.nbytes, run.buffer_offset + buffer_bytes, run.stored_dtype, run.buffer_dtype
+    )  # fmt: skip

@@ -1,0 +1,244 @@
+"""What a model is and how large, from `config.json` and the safetensors headers alone: no torch, no weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelFilesError, UnsupportedModelError
+from .safetensors_files import Checkpoint, StoredTensor, read_checkpoint, read_json
+
+ALIGNMENT = 256  # bytes; every tensor of a unit's buffer starts at a multiple
+
+DTYPE_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Models some of whose layers carry a state from token to token. A state can be streamed past, but it cannot hold
+# the many continuations of a tree. Layer kinds as configs name them; model types where the config names none.
+RECURRENT_LAYERS = {"linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid", "hybrid_sliding", "ssm"}
+RECURRENT_MODELS = {
+    "bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "glm5_next", "granitemoehybrid", "jamba", "kimi_linear",
+    "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_text",
+    "qwen3_5_moe_text", "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya",
+}  # fmt: skip
+
+# The projections whose rows are what attention caches per token; the last is that of multi-head latent attention.
+CACHED_PROJECTIONS = (".k_proj.weight", ".v_proj.weight", ".kv_a_proj_with_mqa.weight")
+
+# Tensors that files may hold and models do not use: buffers that are computed today, and multi-token prediction.
+UNUSED = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$|^mtp\.")
+
+LAYER_NUMBER = re.compile(r"(.*?\.)?(\d{1,6})\.")  # up to the first part of a name that is a number
+NUMBER = re.compile(r"\.\d+\.")
+
+POSITION_LIMITS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "context_length",
+)  # fmt: skip
+NO_POSITION_LIMIT = 2**31 - 1  # for configs that state none
+
+
+@dataclass(frozen=True)
+class UnitSpec:
+    """One decoder layer: its name, the bytes of its flat buffer in the compute dtype, and its bytes on disk."""
+
+    name: str
+    nbytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a plan has to know about a model. Bytes are in the compute dtype unless said otherwise."""
+
+    directory: Path
+    name: str  # the directory's
+    architecture: str  # "LlamaForCausalLM"
+    model_type: str
+    dtype: str  # compute dtype: "float32", "bfloat16" or "float16"
+    stored_dtype: str  # of most bytes on disk
+    units: tuple[UnitSpec, ...]
+    outer_bytes: int  # embeddings, final norm and head, which stay on the device; a tied head counts once
+    disk_bytes: int  # of all tensors the model uses
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    kv_bytes_per_token: int  # of all layers together
+    max_positions: int
+    recurrent: bool  # some layers keep a state: the model can be streamed but cannot check a tree
+
+
+def read_spec(directory: Path | str, dtype: str = "auto", checkpoint: Checkpoint | None = None) -> ModelSpec:
+    """Describe the model in `directory`; `dtype` "auto" computes in the dtype most weights are stored in.
+
+    `checkpoint` saves reading the headers again. Raises ModelFilesError for missing or damaged files and
+    UnsupportedModelError for models that cannot be run.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    checkpoint = checkpoint or read_checkpoint(directory)
+    stored_dtype = _stored_dtype(checkpoint)
+    dtype = _compute_dtype(dtype, stored_dtype)
+    layers, outer = _divide(config, checkpoint)
+    units = tuple(_unit_spec(name, tensors, dtype) for name, tensors in layers.items())
+    return ModelSpec(
+        directory=directory,
+        name=directory.resolve().name,
+        architecture=next(iter(config.get("architectures") or ()), config["model_type"]),
+        model_type=config["model_type"],
+        dtype=dtype,
+        stored_dtype=stored_dtype,
+        units=units,
+        outer_bytes=_buffer_bytes(outer, dtype),
+        disk_bytes=sum(unit.disk_bytes for unit in units) + sum(tensor.nbytes for tensor in outer),
+        **_sizes(_Numbers(directory, config), list(layers.values()), outer, dtype),
+        recurrent=_is_recurrent(config),
+    )
+
+
+def read_config(directory: Path | str) -> dict[str, Any]:
+    """`config.json` as it stands; refuses what can be seen from it alone to be no language model we can run."""
+    file = Path(directory) / "config.json"
+    if not file.is_file():
+        raise ModelFilesError(f"{file}: no such file. Give the directory of a model: config.json and *.safetensors.")
+    config = read_json(file)
+    if not isinstance(config.get("model_type"), str):
+        raise ModelFilesError(f"{file}: it names no model_type. Is this the config.json of a transformers model?")
+    if packing := config.get("quantization_config") or config.get("compression_config"):
+        method = packing.get("quant_method") if isinstance(packing, dict) else packing
+        raise UnsupportedModelError(
+            f"{file}: the weights are packed ({method}). Packed formats are not supported yet; use the original "
+            "checkpoint in bfloat16, float16 or float32."
+        )
+    if config.get("is_encoder_decoder"):
+        raise UnsupportedModelError(f"{file}: {config['model_type']} is an encoder-decoder; only decoders can be run.")
+    if senses := [key for key in config if key in ("vision_config", "audio_config")]:
+        raise UnsupportedModelError(
+            f"{file}: {config['model_type']} is multimodal ({senses[0]}); only language models can be run."
+        )
+    return config
+
+
+class _Numbers:
+    """The numbers a config states, under any of the names that architectures give them."""
+
+    def __init__(self, directory: Path, config: dict[str, Any]):
+        self.file = directory / "config.json"
+        self.text = _text_config(config)
+
+    def get(self, *names: str, default: int | None = None) -> int:
+        """The first of `names` that is stated; raises ModelFilesError if it is no positive number."""
+        name = next((name for name in names if self.text.get(name) is not None), names[0])
+        value = self.text.get(name, default)
+        value = default if value is None else value
+        if type(value) is not int or value <= 0:
+            raise ModelFilesError(f"{self.file}: {name} is {value!r}, but must be a positive number.")
+        return value
+
+    @property
+    def layers(self) -> int:
+        return self.get("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+    @property
+    def heads(self) -> int:
+        stateful = 1 if _is_recurrent(self.text) else None
+        return self.get("num_attention_heads", "n_head", "n_heads", "num_heads", default=stateful)
+
+    @property
+    def cached_per_layer(self) -> int:
+        """Numbers that attention caches per token and layer, for models that store queries, keys and values fused."""
+        head_dim = self.get("head_dim", default=self.get("hidden_size", "n_embd", "d_model") // self.heads)
+        if self.text.get("multi_query") and not self.text.get("new_decoder_architecture"):
+            return 2 * head_dim
+        return 2 * head_dim * self.get("num_key_value_heads", "num_kv_heads", default=self.heads)
+
+
+def _sizes(
+    numbers: _Numbers, layers: list[list[StoredTensor]], outer: list[StoredTensor], dtype: str
+) -> dict[str, int]:
+    """The fields of ModelSpec that the config states; what it leaves to defaults is read off the tensors."""
+    vocabulary, width = max((t.shape for t in outer if len(t.shape) == 2), key=math.prod, default=(None, None))
+    widest = max((max(t.shape) for t in layers[0] if len(t.shape) == 2), default=None)
+    cached = [t.shape[0] for tensors in layers for t in tensors if t.name.endswith(CACHED_PROJECTIONS)]
+    per_token = sum(cached) if cached or _is_recurrent(numbers.text) else len(layers) * numbers.cached_per_layer
+    return {
+        "vocab_size": numbers.get("vocab_size", default=vocabulary),
+        "hidden_size": numbers.get("hidden_size", "n_embd", "d_model", default=width),
+        "intermediate_size": numbers.get("intermediate_size", "n_inner", "ffn_dim", default=widest),
+        "num_heads": numbers.heads,
+        "kv_bytes_per_token": per_token * ITEMSIZE[dtype],
+        "max_positions": numbers.get(*POSITION_LIMITS, default=NO_POSITION_LIMIT),
+    }
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else config
+
+
+def _is_recurrent(config: dict[str, Any]) -> bool:
+    text = _text_config(config)
+    kinds = [*(text.get("layer_types") or ()), *(text.get("layers_block_type") or ()), *(text.get("block_types") or ())]
+    return text["model_type"] in RECURRENT_MODELS or not RECURRENT_LAYERS.isdisjoint(kinds)
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype most bytes are stored in."""
+    nbytes: Counter[str] = Counter()
+    for tensor in checkpoint.tensors.values():
+        nbytes[tensor.dtype] += tensor.nbytes
+    stored = max(nbytes, key=nbytes.__getitem__, default="nothing")
+    if stored not in DTYPE_NAMES:
+        raise UnsupportedModelError(
+            f"{checkpoint.directory}: most weights are stored as {stored}; only {', '.join(DTYPE_NAMES)} can be used."
+        )
+    return DTYPE_NAMES[stored]
+
+
+def _compute_dtype(dtype: str, stored_dtype: str) -> str:
+    if dtype == "auto":
+        return "float32" if stored_dtype == "float64" else stored_dtype
+    if dtype not in ITEMSIZE:
+        raise ValueError(f"dtype must be auto, {', '.join(ITEMSIZE)}, not {dtype!r}")
+    return dtype
+
+
+def _divide(
+    config: dict[str, Any], checkpoint: Checkpoint
+) -> tuple[dict[str, list[StoredTensor]], list[StoredTensor]]:
+    """The tensors of each decoder layer by the layer's name, and those outside; surplus layers are left out."""
+    used = [tensor for name, tensor in checkpoint.tensors.items() if not UNUSED.search(name)]
+    stacks: dict[str, dict[int, list[StoredTensor]]] = defaultdict(lambda: defaultdict(list))
+    for tensor in used:
+        if match := LAYER_NUMBER.match(tensor.name):
+            stacks[match[1] or ""][int(match[2])].append(tensor)
+    stack = max(stacks, key=lambda name: sum(t.nbytes for layer in stacks[name].values() for t in layer), default="")
+    count = _Numbers(checkpoint.directory, config).layers
+    if absent := [number for number in range(count) if number not in stacks[stack]]:
+        raise ModelFilesError(
+            f"{checkpoint.directory}: config.json says {count} layers, but the files hold no tensor of layer "
+            f"{absent[0]}. The files are incomplete or of another model; download them again."
+        )
+    outer = [tensor for tensor in used if not tensor.name.startswith(stack)]
+    if config.get("tie_word_embeddings", _text_config(config).get("tie_word_embeddings")) and len(outer) > 1:
+        outer = [tensor for tensor in outer if not tensor.name.endswith("lm_head.weight")]
+    return {f"{stack}{number}": stacks[stack][number] for number in range(count)}, outer
+
+
+def _unit_spec(name: str, tensors: list[StoredTensor], dtype: str) -> UnitSpec:
+    return UnitSpec(name, _buffer_bytes(tensors, dtype), sum(tensor.nbytes for tensor in tensors))
+
+
+def _buffer_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
+    """Bytes of the flat buffer. The experts of a layer are one tensor in it: names that differ by a number add up."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        is_float = tensor.dtype.startswith(("F", "BF"))
+        nbytes = math.prod(tensor.shape) * ITEMSIZE[dtype] if is_float else tensor.nbytes
+        sizes[NUMBER.sub(".*.", LAYER_NUMBER.sub("", tensor.name, count=1))] += nbytes
+    return sum(-(-nbytes // ALIGNMENT) * ALIGNMENT for nbytes in sizes.values())

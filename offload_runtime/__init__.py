@@ -1,0 +1,19 @@
+"""Run language models far larger than the device: stream the layers, draft a tree, verify it in one pass.
+
+Importing this package does not import torch: `--help` and `--plan` stay quick.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from offload_runtime.runtime import OffloadRuntime
+
+__all__ = ["OffloadRuntime"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "OffloadRuntime":
+        from offload_runtime.runtime import OffloadRuntime
+
+        return OffloadRuntime
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,130 @@
+"""Tree attention: what every row of a pass may see, handed to transformers' own modelling code.
+
+Registered under the name "tree" both as an attention function and as a mask function. transformers calls the mask
+function once per attention pattern (full, sliding, chunked) with its own predicate; the predicate is evaluated at
+positions in the text instead of rows in the cache and narrowed to each row's ancestors. So a window means the same
+on a branch of a tree as it does on a plain sequence.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+ATTENTION_NAME = "tree"
+
+
+@dataclass(frozen=True)
+class PassRows:
+    """The n rows of one pass over m columns of uncommitted rows, of which the pass's own rows are the last n.
+
+    past: rows of the cache before those columns; every row of the pass sees them all (as far as its window allows).
+    positions: int64 [m], where each column stands in its text.
+    visible: bool [n, m], whether a column is the row itself or one of its ancestors.
+    """
+
+    past: int
+    positions: Tensor
+    visible: Tensor
+
+    def __post_init__(self) -> None:
+        rows, columns = self.visible.shape
+        assert self.positions.shape == (columns,) and rows <= columns
+
+    @property
+    def row_positions(self) -> Tensor:
+        """int64 [n]."""
+        return self.positions[-self.visible.shape[0] :]
+
+
+_current_rows: ContextVar[PassRows] = ContextVar("current_rows")
+
+
+@contextmanager
+def attending(rows: PassRows) -> Iterator[None]:
+    """While open, "tree" attention in this thread masks by `rows`."""
+    token = _current_rows.set(rows)
+    try:
+        yield
+    finally:
+        _current_rows.reset(token)
+
+
+def tree_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable,
+    dtype: torch.dtype,
+    device: torch.device,
+    **kwargs: object,
+) -> Tensor:
+    """Additive mask ``[1, 1, q_length, kv_length]`` in `dtype`: 0 where a row may look, -inf elsewhere."""
+    rows = _current_rows.get()
+    assert batch_size == 1 and rows.visible.shape[0] == q_length and rows.past + len(rows.positions) == kv_length
+    columns = torch.cat((torch.arange(rows.past, device=device), rows.positions))
+    zero = torch.zeros((), dtype=torch.int64, device=device)
+    allowed = mask_function(zero, zero, rows.row_positions[:, None], columns[None, :]).expand(q_length, kv_length).clone()
+    allowed[:, rows.past :] &= rows.visible
+    mask = torch.zeros(1, 1, q_length, kv_length, dtype=dtype, device=device)
+    return mask.masked_fill_(~allowed, -torch.inf)
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attention of ``query [1, heads, n, d]`` over ``key, value [1, kv_heads, k, d]``; returns ``[1, n, heads, d]``.
+
+    The query heads that share a key head become the batch: keys, values and mask are broadcast over it without a copy,
+    where PyTorch's fused kernels take no grouped heads together with a mask.
+    """
+    assert dropout == 0.0, "the runtime never trains"
+    _, heads, n, head_dim = query.shape
+    kv_heads = key.shape[1]
+    group = heads // kv_heads
+    query = query.view(kv_heads, group, n, head_dim).transpose(0, 1)
+    key, value = key.expand(group, -1, -1, -1), value.expand(group, -1, -1, -1)
+    mask = attention_mask
+    if position_bias is not None:
+        mask = mask + position_bias.expand(1, heads, -1, -1).view(kv_heads, group, n, -1).transpose(0, 1)
+    scale = head_dim**-0.5 if scaling is None else scaling
+    if softcap is None and s_aux is None:
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    else:
+        sinks = None if s_aux is None else s_aux.view(kv_heads, group).T[:, :, None, None]
+        out = _plain_attention(query, key, value, mask, scale, softcap, sinks)
+    return out.permute(2, 1, 0, 3).reshape(1, n, heads, value.shape[-1]), None
+
+
+def _plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Attention written out, for models that cap the scores (Gemma 2) or let a sink take part of the weight (gpt-oss)."""
+    scores = query @ key.transpose(2, 3) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = (scores + mask).float()
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.float().expand(*scores.shape[:3], 1)), dim=-1)
+    weights = scores.softmax(dim=-1)[..., : key.shape[2]].to(value.dtype)
+    return weights @ value
+
+
+AttentionInterface.register(ATTENTION_NAME, tree_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, tree_mask)

@@ -1,0 +1,171 @@
+"""A conversation as messages, and as the token ids the model has seen of them: ids of past turns are never remade.
+
+The KV cache holds what was computed for exact token ids. Encoding a reply's text anew may give other ids for the same
+text, so ids are kept, each stretch with the text it stands for, and only text that no kept stretch covers is encoded.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jinja2.exceptions import TemplateError
+
+from offload_runtime.errors import UsageError
+from offload_runtime.prompt import render_chat
+from offload_runtime.text import IncrementalText
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]  # "role": "system" | "user" | "assistant"; "content"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of a rendered conversation and the token ids that stand for it."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+Snapshot = tuple[list[Message], list[Stretch]]
+
+
+class Conversation:
+    """Messages, turned into prompts by the tokenizer's chat template; `raw` joins them as plain text instead.
+
+    Raises UsageError where there is no chat template, and from every method that renders where the template refuses
+    the messages; the conversation is then as it was before the call.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None, raw: bool = False):
+        self.raw = raw
+        self.messages: list[Message] = []
+        self.stretches: list[Stretch] = []
+        self.tokenizer = tokenizer
+        self._render([{"role": "user", "content": "?"}])
+        self.set_system(system)
+
+    @property
+    def system(self) -> str | None:
+        """The system message, if there is one."""
+        first = self.messages[:1]
+        return first[0]["content"] if first and first[0]["role"] == "system" else None
+
+    @property
+    def token_count(self) -> int:
+        """Number of token ids known so far."""
+        return sum(len(stretch.ids) for stretch in self.stretches)
+
+    def snapshot(self) -> Snapshot:
+        """What `restore` brings back."""
+        return list(self.messages), list(self.stretches)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Make this the conversation it was when the snapshot was taken."""
+        self.messages, self.stretches = list(snapshot[0]), list(snapshot[1])
+
+    def add_user(self, text: str) -> list[int]:
+        """Add a message of the user; return the ids of the whole prompt for the reply to it."""
+        self.messages.append({"role": "user", "content": text})
+        try:
+            return self.prompt_ids()
+        except UsageError:
+            self.messages.pop()
+            raise
+
+    def prompt_ids(self) -> list[int]:
+        """The ids of the whole conversation up to where a reply begins."""
+        rendering = self._render(self.messages)
+        kept = self._matching_stretches(rendering)
+        new_text = rendering[sum(len(stretch.text) for stretch in kept) :]
+        if new_text:
+            kept.append(Stretch(new_text, tuple(self._encode(new_text, kept))))
+        self.stretches = kept
+        return [token for stretch in kept for token in stretch.ids]
+
+    def add_reply(self, ids: Sequence[int], text: str, end_ids: Collection[int]) -> None:
+        """Add what the model wrote, cut short or not: all its ids, the text shown for them, what ends a reply."""
+        body = list(ids)
+        end = [body.pop()] if body and body[-1] in end_ids else []
+        written = self._text_of(body)
+        self.messages.append({"role": "assistant", "content": written if self.raw else text})
+        self._append(written, body)
+        if not self.raw:  # plain text goes on after a reply: what ended it is no part of it
+            self._append(self._text_of(end), end)
+
+    def drop_reply(self) -> bool:
+        """Take back the model's last message, to have it written again; False if there is none."""
+        if not self.messages or self.messages[-1]["role"] != "assistant":
+            return False
+        self.messages.pop()
+        return True
+
+    def undo(self) -> bool:
+        """Take back the user's last message and the reply to it; False if there is none."""
+        users = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
+        if not users:
+            return False
+        self._forget_from(users[-1])
+        return True
+
+    def clear(self) -> None:
+        """Take back everything but the system message."""
+        self._forget_from(1 if self.system is not None else 0)
+
+    def set_system(self, text: str | None) -> None:
+        """Set the system message, or with None remove it; the other messages stay."""
+        if self.raw and text is not None:
+            raise UsageError("without the chat template (--raw) there is no place for a system message")
+        others = self.messages[0 if self.system is None else 1 :]
+        messages = others if text is None else [{"role": "system", "content": text}, *others]
+        self._render(messages if others else [*messages, {"role": "user", "content": "?"}])
+        self.messages = messages
+
+    def _append(self, text: str, ids: Sequence[int]) -> None:
+        if text:
+            self.stretches.append(Stretch(text, tuple(ids)))
+
+    def _forget_from(self, index: int) -> None:
+        rest = self.messages[:index]
+        rendering = self._render(rest, awaits_reply=False) if len(rest) > 1 else ""
+        self.messages, self.stretches = rest, self._matching_stretches(rendering)
+
+    def _render(self, messages: list[Message], awaits_reply: bool = True) -> str:
+        if self.raw:
+            return "".join(message["content"] for message in messages)
+        try:
+            return render_chat(self.tokenizer, messages, add_generation_prompt=awaits_reply)
+        except TemplateError as error:
+            raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
+
+    def _matching_stretches(self, rendering: str) -> list[Stretch]:
+        """The known stretches that `rendering` begins with; a template may rewrite earlier turns."""
+        kept: list[Stretch] = []
+        position = 0
+        for stretch in self.stretches:
+            if not rendering.startswith(stretch.text, position):
+                break
+            kept.append(stretch)
+            position += len(stretch.text)
+        return kept
+
+    def _encode(self, text: str, before: list[Stretch]) -> list[int]:
+        """The ids of `text` where it follows `before`.
+
+        Sentencepiece tokenizers put a space before a text of its own, so the last stretch goes along where its ids
+        come out unchanged.
+        """
+        if not before:
+            return self.tokenizer.encode(text, add_special_tokens=self.raw)
+        last = before[-1]
+        ids = self.tokenizer.encode(last.text + text, add_special_tokens=False)
+        if tuple(ids[: len(last.ids)]) == last.ids:
+            return ids[len(last.ids) :]
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _text_of(self, ids: Sequence[int]) -> str:
+        """The text of ids that follow the last stretch, special tokens included, as a template would write them."""
+        context = self.stretches[-1].ids if self.stretches else ()
+        text = IncrementalText(self.tokenizer, context, skip_special_tokens=False)
+        return text.push(ids) + text.finish()

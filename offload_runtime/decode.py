@@ -1,0 +1,158 @@
+"""The decode loop: grow a tree, score it in one pass of the target, keep what verification accepts."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from offload_runtime.draft import Draft, DrawnTree
+from offload_runtime.errors import Interrupted
+from offload_runtime.model import Model, never
+from offload_runtime.repetition import SeenTokens
+from offload_runtime.target import Target
+from sequoia_tree.sampling import Sampling, log_law, penalised
+from sequoia_tree.verify import Verdict, verify_greedy, verify_top_down
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of the loop produced, and what it cost.
+
+    token_ids: the new tokens, at least one unless the step was interrupted.
+    drafted, accepted: draft tokens in the tree, and how many of them verification accepted.
+    draft_seconds, target_seconds: wall time. streamed_bytes: what crossed the link, reading the prompt included.
+    finish_reason: None until the last step, then "stop" (an end token or stop string), "length" or "interrupted".
+    """
+
+    token_ids: list[int]
+    drafted: int
+    accepted: int
+    draft_seconds: float
+    target_seconds: float
+    streamed_bytes: int
+    finish_reason: str | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation: the prompt's token ids and how to continue them."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    max_new_tokens: int
+    end_token_ids: frozenset[int]
+    generator: torch.Generator
+    should_stop: Callable[[], bool] = never
+
+
+class Decoder:
+    """Runs requests one after the other over the caches of one target and, unless it decodes plainly, one draft.
+
+    `text` is what the caches hold a beginning of: a new prompt that begins like it is not read again.
+    """
+
+    def __init__(self, target: Target, draft: Draft | None):
+        self._target, self._draft = target, draft
+        self.text: list[int] = []
+
+    def steps(self, request: Request) -> Iterator[Step]:
+        """Yield steps until an end token, `max_new_tokens`, or a stop; closing the iterator early is safe."""
+        self._begin(request)
+        produced = 0
+        try:
+            finish_reason = None
+            while finish_reason is None:
+                step = self._step(request, request.max_new_tokens - produced)
+                produced += len(step.token_ids)
+                finish_reason = step.finish_reason
+                yield step
+        finally:
+            self._rollback()
+
+    def _begin(self, request: Request) -> None:
+        common = common_prefix(self.text, request.prompt)
+        self.text = list(request.prompt)
+        for model in self._models():
+            model.cache.truncate(common)
+            model.should_stop = request.should_stop
+
+    def _models(self) -> list[Model]:
+        return [self._target.model, *([self._draft.model] if self._draft else [])]
+
+    def _rollback(self) -> None:
+        for model in self._models():
+            model.cache.rollback()
+
+    def _step(self, request: Request, most_tokens: int) -> Step:
+        """One tree, one pass, one verdict. An interrupted step leaves text and caches as they were."""
+        streamed = self._target.model.streamed_total
+        started = drafted_at = time.perf_counter()
+        tokens: list[int] = []
+        drafted, accepted, finish_reason = 0, 0, None
+        try:
+            drawn = self._grow(request)
+            drafted_at = time.perf_counter()
+            logits = self._target.score(self.text, drawn)
+        except Interrupted:
+            self._rollback()
+            finish_reason = "interrupted"
+        else:
+            verdict = verify(drawn, logits, self.text, request)
+            self._commit(drawn, verdict)
+            drafted, accepted = drawn.tree.size - 1, len(verdict.path)
+            accepted_tokens = [drawn.tokens[node] for node in verdict.path]
+            tokens, finish_reason = cut([*accepted_tokens, verdict.bonus], request.end_token_ids, most_tokens)
+            self.text += tokens
+        return Step(
+            token_ids=tokens,
+            drafted=drafted,
+            accepted=accepted,
+            draft_seconds=drafted_at - started,
+            target_seconds=time.perf_counter() - drafted_at,
+            streamed_bytes=self._target.model.streamed_total - streamed,
+            finish_reason=finish_reason,
+        )
+
+    def _grow(self, request: Request) -> DrawnTree:
+        if self._draft is None:
+            return DrawnTree.root_only(self.text[-1])
+        return self._draft.grow(self.text, request.sampling, request.generator)
+
+    def _commit(self, drawn: DrawnTree, verdict: Verdict) -> None:
+        self._target.commit(verdict.path)
+        if self._draft is not None:
+            self._draft.commit([drawn.source_nodes[node] for node in verdict.path])
+
+
+def verify(drawn: DrawnTree, logits: Tensor, text: Sequence[int], request: Request) -> Verdict:
+    """Choose the accepted path and the bonus token from the target's ``logits [n, vocab]`` at every node."""
+    sampling = request.sampling
+    seen = None
+    if sampling.repetition_penalty != 1:
+        seen = SeenTokens(text, logits.device).at(drawn.paths(logits.device))
+    if sampling.temperature == 0:
+        best = penalised(logits, sampling, seen).argmax(dim=-1).tolist()
+        return verify_greedy(drawn.tree, drawn.tokens, best)
+
+    def target_law(node: int) -> Tensor:
+        row = slice(node, node + 1)
+        return log_law(logits[row], sampling, None if seen is None else seen[row])[0]
+
+    return verify_top_down(drawn.tree, drawn.tokens, target_law, drawn.draft_law, request.generator)
+
+
+def cut(tokens: list[int], end_token_ids: frozenset[int], most_tokens: int) -> tuple[list[int], str | None]:
+    """The tokens up to and with the first end token, at most `most_tokens`; and the reason to finish, if any."""
+    kept = tokens[:most_tokens]
+    end = next((i for i, token in enumerate(kept) if token in end_token_ids), None)
+    if end is not None:
+        return kept[: end + 1], "stop"
+    return kept, "length" if len(tokens) >= most_tokens else None
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two texts share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

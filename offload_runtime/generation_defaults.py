@@ -1,0 +1,47 @@
+"""How a model's own generation config wants it sampled, and which tokens end its text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loaders.safetensors_files import read_json
+from offload_runtime.errors import ModelFilesError, UsageError
+from sequoia_tree.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What applies where a caller says nothing."""
+
+    sampling: Sampling
+    end_token_ids: frozenset[int]
+
+
+SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def read_generation_defaults(directory: Path, config_end_tokens: int | list[int] | None) -> GenerationDefaults:
+    """Read generation_config.json, which may be absent. Without `do_sample` the model decodes greedily.
+
+    Raises ModelFilesError where the file holds values that no sampling can have.
+    """
+    path = directory / "generation_config.json"
+    stated: Mapping[str, Any] = read_json(path) if path.exists() else {}
+    values = {name: stated[name] for name in SAMPLING_FIELDS if stated.get(name) is not None}
+    if not stated.get("do_sample"):
+        values["temperature"] = 0.0
+    end_tokens = stated.get("eos_token_id", config_end_tokens)
+    try:
+        sampling = Sampling(**values)
+    except (TypeError, ValueError) as error:
+        raise ModelFilesError(f"{path}: {error}. Correct or remove the file.") from error
+    return GenerationDefaults(sampling, frozenset([end_tokens] if isinstance(end_tokens, int) else end_tokens or ()))
+
+
+def override(sampling: Sampling, **values: float | int | None) -> Sampling:
+    """`sampling` with the values that are not None. Raises UsageError for a value that cannot be."""
+    try:
+        return replace(sampling, **{name: value for name, value in values.items() if value is not None})
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,87 @@
+"""From a plan to loaded models."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+
+from loaders.reader import WeightReader
+from loaders.skeleton import Skeleton, build_skeleton
+from loaders.spec import ModelSpec
+from offload_runtime.attention import ATTENTION_NAME
+from offload_runtime.draft import Draft
+from offload_runtime.model import Model
+from offload_runtime.planning import ModelFiles, Preparation
+from offload_runtime.target import Target
+from scheduler.device_memory import DeviceMemory
+from scheduler.plan import Plan, Tier
+from sequoia_tree import Tree
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is loading, the bytes read so far, and the bytes in all."""
+
+
+@dataclass(frozen=True)
+class LoadedModels:
+    """Target, draft if there is one, and the memory they share. `close` stops their threads."""
+
+    plan: Plan
+    target: Target
+    draft: Draft | None
+    memory: DeviceMemory
+    _resources: ExitStack
+
+    def close(self) -> None:
+        self._resources.close()
+
+
+def load_models(preparation: Preparation, build_tree: Callable[[Plan], Tree], progress: Progress | None) -> LoadedModels:
+    """Build both skeletons, plan anew with their exact sizes, and load every unit into its tier."""
+    device = torch.device(preparation.machine.device)
+    target_skeleton = _skeleton(preparation.target, device)
+    draft_skeleton = _skeleton(preparation.draft, device) if preparation.draft else None
+    preparation = preparation.with_specs(
+        _exact(preparation.target.spec, target_skeleton),
+        _exact(preparation.draft.spec, draft_skeleton) if preparation.draft and draft_skeleton else None,
+    )
+    plan, memory = preparation.plan, DeviceMemory(device)
+    memory.transient(plan.workspace_bytes)
+    with ExitStack() as resources:
+        load = _Loader(plan, memory, resources, progress)
+        draft = None
+        if preparation.draft and draft_skeleton:
+            draft_model = load(preparation.draft, draft_skeleton, (Tier.DEVICE,) * len(draft_skeleton.units))
+            draft = Draft(draft_model, build_tree(plan), preparation.target.spec.vocab_size, plan.rows)
+        target = Target(load(preparation.target, target_skeleton, plan.tiers), plan.rows)
+        return LoadedModels(plan, target, draft, memory, resources.pop_all())
+    raise AssertionError("unreachable")
+
+
+def _skeleton(files: ModelFiles, device: torch.device) -> Skeleton:
+    return build_skeleton(files.spec.directory, getattr(torch, files.spec.dtype), device, ATTENTION_NAME)
+
+
+def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:
+    """`spec` with the sizes of the real layouts: some tensors stay in float32, and fused ones are padded differently."""
+    units = tuple(replace(unit, nbytes=real.layout.nbytes) for unit, real in zip(spec.units, skeleton.units))
+    return replace(spec, units=units, outer_bytes=skeleton.outer.layout.nbytes)
+
+
+@dataclass(frozen=True)
+class _Loader:
+    plan: Plan
+    memory: DeviceMemory
+    resources: ExitStack
+    progress: Progress | None
+
+    def __call__(self, files: ModelFiles, skeleton: Skeleton, tiers: tuple[Tier, ...]) -> Model:
+        reader = self.resources.enter_context(WeightReader(files.checkpoint.files))
+        if self.memory.device.type == "cpu":
+            self.memory.add(reader.bounce_bytes)
+        capacity = self.plan.context_length + self.plan.rows
+        model = Model(skeleton, files.checkpoint, tiers, self.plan.slots, capacity, reader, self.memory)
+        self.resources.callback(model.close)
+        if Tier.DISK not in tiers:
+            reader.close()
+        return model

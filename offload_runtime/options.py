@@ -1,0 +1,204 @@
+"""Command line options, and the sampling values that can also change while a chat runs. Imports no torch."""
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from offload_runtime.errors import UsageError
+from offload_runtime.planning import DEMO_TARGET, DTYPES, TREES, Options, resolve_draft
+from scheduler.machine import DEVICES
+from scheduler.sizes import parse_size
+
+Number = float | int
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a reply is sampled; None leaves a value to the model's generation config, and makes a fresh seed.
+
+    The field names are those of `OffloadRuntime.stream`.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+    seed: int | None = None
+
+    def with_value(self, name: str, text: str) -> "SamplingOptions":
+        """A copy with one value read from text, "default" standing for None. Raises UsageError with the reason."""
+        if name not in SAMPLING:
+            raise UsageError(f"there is no value {name!r}; there are {', '.join(SAMPLING)}")
+        try:
+            value = None if text == "default" else SAMPLING[name].parse(text)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{name}: {error}") from None
+        return replace(self, **{name: value})
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object]) -> "SamplingOptions":
+        """The inverse of `as_arguments`, for values from a file: UsageError for unknown names and bad values."""
+        options = cls()
+        for name, value in values.items():
+            options = options.with_value(name, "default" if value is None else str(value))
+        return options
+
+    def as_arguments(self) -> dict[str, Number | None]:
+        """Keyword arguments for `OffloadRuntime.stream`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SamplingValue:
+    """One entry of `SAMPLING`: how its text is read and checked, and what it means."""
+
+    parse: Callable[[str], Number]
+    help: str
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A reader of integers from `low` to `high`, both allowed."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{value} is out of range: {_range(low, high)}")
+        return value
+
+    return parse
+
+
+def real_number(low: float, high: float | None = None, above: bool = False) -> Callable[[str], float]:
+    """A reader of finite numbers from `low` to `high`, both allowed; `above` excludes `low` itself."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        inside = math.isfinite(value) and value >= low and (high is None or value <= high)
+        if not inside or (above and value == low):
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {_range(low, high, above)}")
+        return value
+
+    return parse
+
+
+def _range(low: float, high: float | None, above: bool = False) -> str:
+    start = f"above {low:g}" if above else f"at least {low:g}"
+    return start if high is None else f"{start} and at most {high:g}"
+
+
+def size(text: str) -> int:
+    """A reader of sizes such as 20GiB."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def count_or_auto(text: str) -> int | None:
+    """A reader of an integer of at least 1, or of "auto", which gives None."""
+    return None if text == "auto" else whole_number(1)(text)
+
+
+SAMPLING: dict[str, SamplingValue] = {
+    "temperature": SamplingValue(real_number(0), "0 takes the likeliest token always"),
+    "top_p": SamplingValue(real_number(0, 1, above=True), "keep the likeliest tokens of this total probability"),
+    "top_k": SamplingValue(whole_number(0), "keep this many of the likeliest tokens; 0 keeps all"),
+    "min_p": SamplingValue(real_number(0, 1), "drop tokens less likely than this share of the likeliest"),
+    "repetition_penalty": SamplingValue(real_number(0, above=True), "above 1 makes tokens that occurred less likely"),
+    "max_new_tokens": SamplingValue(whole_number(1), "stop a reply after this many tokens"),
+    "seed": SamplingValue(whole_number(0, 2**63 - 1), "make a reply repeatable; a fresh one is drawn otherwise"),
+}
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say what to load and where it may lie; `model_options` reads them back."""
+    add = parser.add_argument_group("model").add_argument
+    add("--model", "-m", metavar="DIR", help="directory of the model (default: a bundled demonstration)")
+    add(
+        *("--draft", "-d"),
+        metavar="DIR",
+        default="auto",
+        help="directory of a small model with the same tokens; none: plain decoding; "
+        "auto: the demonstration's own draft, none for other models (default: auto)",
+    )
+    add("--device", choices=DEVICES, default="auto", help="where to compute (default: auto)")
+    add("--device-memory", metavar="SIZE", type=size, help="use at most this much of the device's memory: 10GiB")
+    add("--host-memory", metavar="SIZE", type=size, help="use at most this much of the host's memory: 32GiB")
+    add("--dtype", choices=DTYPES, default="auto", help="type to compute in (default: auto)")
+    add("--context-length", metavar="N", type=whole_number(1), help="most tokens of prompts and replies together")
+    add("--tree", choices=TREES, default="auto", help="shape of what the draft proposes (default: auto)")
+    add("--tree-size", metavar="N", type=count_or_auto, help="most tokens in a tree (default: auto)")
+    add("--tree-depth", metavar="N", type=count_or_auto, help="most levels of a tree (default: auto)")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Options that say how to sample; `sampling_options` reads them back."""
+    group = parser.add_argument_group("sampling", "What is not given comes from the model's generation config.")
+    for name, value in SAMPLING.items():
+        group.add_argument(f"--{name.replace('_', '-')}", metavar="X", type=value.parse, help=value.help)
+
+
+def model_options(arguments: argparse.Namespace) -> Options:
+    """The model options in parsed arguments, with the bundled pair filled in."""
+    model = DEMO_TARGET if arguments.model is None else Path(arguments.model)
+    names = ("device", "device_memory", "host_memory", "dtype", "tree", "tree_size", "tree_depth", "context_length")
+    values = {name: getattr(arguments, name) for name in names}
+    return Options(model=model, draft=resolve_draft(model, arguments.draft), **values)
+
+
+def sampling_options(arguments: argparse.Namespace) -> SamplingOptions:
+    """The sampling options in parsed arguments."""
+    return SamplingOptions(**{name: getattr(arguments, name) for name in SAMPLING})
+
+
+CHAT_EXAMPLES = """examples:
+  python -m offload_runtime.chat                                          chat with the demonstration pair
+  python -m offload_runtime.chat -m DIR -d DRAFT_DIR                      chat with a model, sped up by a draft
+  python -m offload_runtime.chat -m DIR --plan                            what would lie where, and how fast it may be
+  python -m offload_runtime.chat -m DIR -p "Why is the sky blue?" --json  one reply, as JSON
+
+exit codes: 0 ok, 1 failure of this program, 2 wrong use, 3 model files missing or damaged, 4 does not fit,
+5 draft does not match, 130 interrupted"""
+
+
+def chat_parser() -> argparse.ArgumentParser:
+    """The parser of `python -m offload_runtime.chat`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m offload_runtime.chat",
+        description="Chat with a language model that is larger than the device's memory.",
+        epilog=CHAT_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_model_options(parser)
+    add_sampling_options(parser)
+    group = parser.add_argument_group("prompt", "Without one, and without input piped in, a chat begins.")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("--prompt", "-p", metavar="TEXT", help="answer this and exit")
+    source.add_argument("--file", "-f", metavar="FILE", type=Path, help="answer what this UTF-8 file says and exit")
+    group.add_argument("--system", metavar="TEXT", help="system message before the first prompt")
+    group.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    group = parser.add_argument_group("output")
+    group.add_argument("--plan", action="store_true", help="print the plan and exit, without loading anything")
+    group.add_argument("--json", action="store_true", help="print one JSON object instead of text; needs a prompt")
+    group.add_argument("--quiet", action="store_true", help="print the reply and errors only")
+    return parser
+
+
+def parse_chat_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a chat's command line; exits with code 2 and a message where it is wrong."""
+    parser = chat_parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.raw and parsed.system is not None:
+        parser.error("argument --system: --raw has no chat template that a system message could go into")
+    return parsed

@@ -1,0 +1,138 @@
+"""From what the user asks for to a plan, without reading a weight and without importing torch."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loaders.direct_io import measure_read_bandwidth
+from loaders.safetensors_files import Checkpoint, read_checkpoint, read_json
+from loaders.spec import ModelSpec, read_spec
+from offload_runtime.errors import ModelFilesError, UsageError
+from scheduler.machine import Machine, read_machine
+from scheduler.plan import Limits, Plan, Tier, make_plan
+from scheduler.sizes import parse_size
+from sequoia_tree import DEFAULT_ACCEPTANCE, Tree, chain, optimal_tree
+
+DEMO_PAIR = Path(__file__).parent / "demo_pair"
+DEMO_TARGET, DEMO_DRAFT = DEMO_PAIR / "target", DEMO_PAIR / "draft"
+
+TREES = ("auto", "sequoia", "chain", "none")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ACCEPTANCE_FILE = "acceptance.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may fix about a run; None and "auto" leave it to the planner. Sizes are bytes or text like "20GiB"."""
+
+    model: Path
+    draft: Path | None = None
+    device: str = "auto"
+    device_memory: int | str | None = None
+    host_memory: int | str | None = None
+    dtype: str = "auto"
+    tree: str = "auto"
+    tree_size: int | str | None = None
+    tree_depth: int | str | None = None
+    context_length: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("tree", self.tree, TREES), ("dtype", self.dtype, DTYPES)):
+            if value not in choices:
+                raise UsageError(f"{name} {value!r} is none of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """One model on disk and what its headers say."""
+
+    spec: ModelSpec
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Everything that is decided before a weight is read."""
+
+    target: ModelFiles
+    draft: ModelFiles | None
+    machine: Machine
+    limits: Limits
+    plan: Plan
+
+    def with_specs(self, target: ModelSpec, draft: ModelSpec | None) -> "Preparation":
+        """The same with exact specs in place of those read off the headers."""
+        files = replace(self.target, spec=target)
+        draft_files = replace(self.draft, spec=draft) if self.draft and draft else None
+        return replace(self, target=files, draft=draft_files, plan=make_plan(target, draft, self.machine, self.limits))
+
+
+def resolve_draft(model: Path, draft: str | Path | None) -> Path | None:
+    """The draft's directory; "auto" knows the bundled pair and decodes plainly otherwise, "none" always does."""
+    if draft == "auto":
+        return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else None
+    return None if draft in (None, "none") else Path(draft)
+
+
+def prepare(options: Options) -> Preparation:
+    """Read configs and headers, look at the machine and make the plan.
+
+    Raises ModelFilesError, UnsupportedModelError, MachineError, DoesNotFitError or UsageError.
+    """
+    try:
+        machine = read_machine(options.device)
+        limits = _limits(options)
+        target = _read(options.model, options.dtype, machine)
+        draft = None if options.draft is None or options.tree == "none" else _read(options.draft, options.dtype, machine)
+        plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
+        if Tier.DISK in plan.tiers:
+            measured = measure_read_bandwidth(target.checkpoint.files)
+            machine = replace(machine, disk_bandwidth=measured.bytes_per_second)
+            plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Preparation(target, draft, machine, limits, plan)
+
+
+def build_tree(plan: Plan, kind: str, acceptance: list[float]) -> Tree:
+    """The static tree every pass uses: the best one for `acceptance`, or a chain."""
+    if kind == "chain":
+        return chain(min(plan.tree_size, plan.tree_depth + 1))
+    return optimal_tree(acceptance, plan.tree_size, plan.tree_depth)
+
+
+def read_acceptance(draft: Path) -> list[float]:
+    """Positional acceptances measured for this draft, beside its weights; the published default where there are none."""
+    path = draft / ACCEPTANCE_FILE
+    if not path.exists():
+        return list(DEFAULT_ACCEPTANCE)
+    values = read_json(path).get("positional")
+    if not isinstance(values, list):
+        raise ModelFilesError(f'{path}: has no list "positional". Measure it again or remove the file.')
+    return values
+
+
+def _limits(options: Options) -> Limits:
+    names = ("device_memory", "host_memory", "context_length", "tree_size", "tree_depth")
+    values = {name: getattr(options, name) for name in names}
+    for name in ("device_memory", "host_memory"):
+        if isinstance(values[name], str):
+            values[name] = parse_size(values[name])
+    return Limits(**{name: None if value == "auto" else value for name, value in values.items()})
+
+
+def _read(directory: Path, dtype: str, machine: Machine) -> ModelFiles:
+    checkpoint = read_checkpoint(directory)
+    spec = read_spec(directory, dtype, checkpoint)
+    if dtype == "auto" and machine.device == "cpu" and spec.dtype != "float32" and not _cpu_has_bfloat16():
+        spec = read_spec(directory, "float32", checkpoint)
+    return ModelFiles(spec, checkpoint)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether matrix products in bfloat16 have their own instructions; without, they run about 50 times slower."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    features = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
+    return not features.isdisjoint({"amx_bf16", "avx512_bf16", "bf16"})

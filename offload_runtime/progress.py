@@ -1,0 +1,33 @@
+"""What loading shows: one line per stage with bytes, rate and time left."""
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TransferSpeedColumn
+
+
+class LoadingBar:
+    """A context manager to be called with (stage, bytes done, bytes in all); shows nothing where there is no terminal."""
+
+    def __init__(self, console: Console, quiet: bool = False):
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done_bytes: int, total_bytes: int) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total_bytes)
+        self._bars.update(self._tasks[stage], completed=done_bytes, total=total_bytes)
+
+    def __enter__(self) -> "LoadingBar":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()

@@ -1,0 +1,80 @@
+"""A reply and what it cost, accumulated from the steps of the decode loop."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from offload_runtime.decode import Step
+
+
+@dataclass
+class ReplyStats:
+    """Sums over the steps of one reply. Seconds are wall time inside the runtime, not in its consumer.
+
+    passes: steps that produced tokens, each one pass of the target over a tree (the first may take several over a long
+    prompt). link_bytes_per_second: streamed bytes over all seconds, so a link that idles shows.
+    """
+
+    passes: int = 0
+    tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    draft_seconds: float = 0.0
+    target_seconds: float = 0.0
+    seconds_to_first_token: float | None = None
+    streamed_bytes: int = 0
+    peak_device_bytes: int = 0
+
+    def add(self, step: Step) -> None:
+        self.draft_seconds += step.draft_seconds
+        self.target_seconds += step.target_seconds
+        self.streamed_bytes += step.streamed_bytes
+        if not step.token_ids:
+            return
+        if self.seconds_to_first_token is None:
+            self.seconds_to_first_token = self.seconds
+        self.passes += 1
+        self.tokens += len(step.token_ids)
+        self.drafted += step.drafted
+        self.accepted += step.accepted
+
+    @property
+    def seconds(self) -> float:
+        return self.draft_seconds + self.target_seconds
+
+    @property
+    def tokens_per_pass(self) -> float:
+        return self.tokens / self.passes if self.passes else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        return self.seconds / self.tokens if self.tokens else None
+
+    @property
+    def link_bytes_per_second(self) -> float:
+        return self.streamed_bytes / self.seconds if self.seconds else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Sums and derived figures, as JSON can hold them."""
+        derived = ("seconds", "tokens_per_pass", "tokens_per_second", "seconds_per_token", "link_bytes_per_second")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+@dataclass
+class Reply:
+    """What a generation produced so far. finish_reason: "stop", "length" or "interrupted"; None while it runs."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    seed: int = 0
+    stats: ReplyStats = field(default_factory=ReplyStats)
+
+    def add(self, step: Step) -> None:
+        self.token_ids += step.token_ids
+        self.text += step.text
+        self.finish_reason = step.finish_reason
+        self.stats.add(step)

@@ -1,0 +1,219 @@
+"""The facade: load a target and perhaps a draft, then generate."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from loaders.tokenizers import check_same_tokens, has_tokenizer, load_tokenizer
+from offload_runtime.decode import Decoder, Request, Step
+from offload_runtime.errors import PromptError, UsageError
+from offload_runtime.generation_defaults import GenerationDefaults, override, read_generation_defaults
+from offload_runtime.loading import Progress, load_models
+from offload_runtime.model import never
+from offload_runtime.planning import Options, Preparation, build_tree, prepare, read_acceptance, resolve_draft
+from offload_runtime.prompt import Prompt, encode_prompt, is_chat, turn_end_tokens
+from offload_runtime.reply import Reply
+from offload_runtime.text import IncrementalText, StopStrings
+from scheduler.plan import Plan
+from sequoia_tree.sampling import Sampling
+from sequoia_tree.tree import Tree
+
+
+class OffloadRuntime:
+    """A target, perhaps with a draft, ready to generate. A context manager. For one thread at a time.
+
+    `plan` says what lives where; `last_reply` is the newest reply, also while it grows and after it was interrupted.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        draft: str | Path | None = "auto",
+        device: str = "auto",
+        device_memory: int | str | None = None,
+        host_memory: int | str | None = None,
+        dtype: str = "auto",
+        tree: str = "auto",
+        tree_size: int | str | None = "auto",
+        tree_depth: int | str | None = "auto",
+        context_length: int | None = None,
+        progress: Progress | None = None,
+    ) -> "OffloadRuntime":
+        """Plan and load.
+
+        model, draft: checkpoint directories; draft "none" decodes plainly. device_memory, host_memory: caps, as bytes
+        or text like "20GiB". dtype: of the computation; "auto" is the checkpoint's, or float32 on a CPU that has no
+        bfloat16 units. tree: "sequoia" (what "auto" takes), "chain" or "none".
+        Raises an OffloadError that says what is wrong and what would work.
+        """
+        options = Options(
+            model=Path(model),
+            draft=resolve_draft(Path(model), draft),
+            device=device,
+            device_memory=device_memory,
+            host_memory=host_memory,
+            dtype=dtype,
+            tree=tree,
+            tree_size=tree_size,
+            tree_depth=tree_depth,
+            context_length=context_length,
+        )
+        return cls(options, prepare(options), progress)
+
+    def __init__(self, options: Options, preparation: Preparation, progress: Progress | None = None):
+        self._directory = preparation.target.spec.directory
+        if preparation.draft:
+            _check_draft(preparation)
+
+        def tree_for(plan: Plan) -> Tree:
+            return build_tree(plan, options.tree, read_acceptance(options.draft) if options.draft else [])
+
+        self._models = load_models(preparation, tree_for, progress)
+        self.plan = self._models.plan
+        self._decoder = Decoder(self._models.target, self._models.draft)
+        self._has_text = has_tokenizer(self._directory)
+        self.last_reply = Reply()
+
+    @property
+    def generation_defaults(self) -> Sampling:
+        """Sampling where a call says nothing."""
+        return self._defaults.sampling
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of prompt and reply together."""
+        return self.plan.context_length
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The target's. Raises ModelFilesError where the checkpoint has none."""
+        return load_tokenizer(self._directory)
+
+    @cached_property
+    def _defaults(self) -> GenerationDefaults:
+        return read_generation_defaults(self._directory, self._models.target.model.config.eos_token_id)
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end a text."""
+        return self._defaults.end_token_ids
+
+    def generate(self, prompt: Prompt, **arguments: Any) -> Reply:
+        """The whole reply at once; arguments as for `stream`."""
+        for _ in self.stream(prompt, **arguments):
+            pass
+        return self.last_reply
+
+    def stream(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        should_stop: Callable[[], bool] = never,
+    ) -> Iterator[Step]:
+        """Generate step by step; each step carries the tokens and the text of one pass.
+
+        max_new_tokens: None generates until an end token or a full context. Sampling values that are None come from
+        the model's generation config. seed: makes the call repeatable; None draws a fresh one. stop: the text ends
+        before the first of these strings. should_stop: asked between two layers; the reply then ends "interrupted" and
+        keeps what it has. Raises UsageError or PromptError before anything runs.
+        """
+        sampling = override(
+            self._defaults.sampling,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+        )
+        ids = encode_prompt(prompt, lambda: self.tokenizer)
+        self._check_prompt(ids)
+        generator = torch.Generator(self._models.target.model.device)
+        seed = generator.seed() if seed is None else generator.manual_seed(seed).initial_seed()
+        request = Request(
+            prompt=ids,
+            sampling=sampling,
+            max_new_tokens=self._room(ids, max_new_tokens),
+            end_token_ids=self.end_token_ids | (turn_end_tokens(self.tokenizer) if is_chat(prompt) else frozenset()),
+            generator=generator,
+            should_stop=should_stop,
+        )
+        stops = StopStrings([stop] if isinstance(stop, str) else stop or [])
+        self.last_reply = Reply(seed=seed)
+        return self._stream(request, stops)
+
+    def close(self) -> None:
+        """Stop the streaming threads and let go of the model."""
+        self._models.close()
+
+    def __enter__(self) -> "OffloadRuntime":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _stream(self, request: Request, stops: StopStrings) -> Iterator[Step]:
+        reply = self.last_reply
+        text = IncrementalText(self.tokenizer, request.prompt) if self._has_text else None
+        try:
+            for step in self._decoder.steps(request):
+                step = _with_text(step, text, stops) if text else step
+                reply.add(step)
+                reply.stats.peak_device_bytes = self._models.memory.peak_bytes
+                yield step
+                if step.finish_reason:
+                    return
+        finally:
+            reply.finish_reason = reply.finish_reason or "interrupted"
+
+    def _check_prompt(self, ids: list[int]) -> None:
+        vocab_size = self._models.target.model.vocab_size
+        if not ids:
+            raise PromptError("the prompt is empty: there is nothing to continue")
+        if len(ids) >= self.context_length:
+            raise PromptError(
+                f"the prompt has {len(ids)} tokens, the context holds {self.context_length} for prompt and reply.\n"
+                f"  shorten the prompt, or start with --context-length {2 * len(ids)} if the model and memory allow"
+            )
+        if not all(0 <= token < vocab_size for token in ids):
+            raise PromptError(f"the prompt has token ids outside the vocabulary (0 to {vocab_size - 1})")
+
+    def _room(self, ids: list[int], max_new_tokens: int | None) -> int:
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+        room = self.context_length - len(ids)
+        return room if max_new_tokens is None else min(room, max_new_tokens)
+
+
+def _with_text(step: Step, text: IncrementalText, stops: StopStrings) -> Step:
+    """The step with the text it completes; cut behind the token that completes a stop string."""
+    new = ""
+    for count, token in enumerate(step.token_ids, start=1):
+        new += stops.push(text.push([token]))
+        if stops.found is not None:
+            return replace(step, token_ids=step.token_ids[:count], text=new, finish_reason="stop")
+    if step.finish_reason:
+        new += stops.push(text.finish()) + stops.finish()
+    return replace(step, text=new)
+
+
+def _check_draft(preparation: Preparation) -> None:
+    """Refuse a draft whose tokens are not the target's, as far as both come with a tokenizer."""
+    assert preparation.draft is not None
+    target, draft = preparation.target.spec, preparation.draft.spec
+    if has_tokenizer(target.directory) and has_tokenizer(draft.directory):
+        check_same_tokens(
+            load_tokenizer(target.directory), load_tokenizer(draft.directory), target.vocab_size, draft.vocab_size
+        )

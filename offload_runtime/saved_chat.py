@@ -1,0 +1,144 @@
+"""Chats as JSON files: messages, the token ids they were, and the sampling values. Read with distrust."""
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offload_runtime.conversation import Conversation, Message, Stretch
+from offload_runtime.errors import UsageError
+from offload_runtime.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = "offload_runtime chat, version 1"
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class SavedChat:
+    """What a file holds. `tokens` tells vocabularies apart: ids mean nothing under another one."""
+
+    raw: bool
+    tokens: str
+    messages: list[Message]
+    stretches: list[Stretch]
+    sampling: SamplingOptions
+
+
+def save_chat(path: Path, conversation: Conversation, sampling: SamplingOptions) -> None:
+    """Write a chat, all or nothing. Raises UsageError where it cannot, or where another kind of file would be lost."""
+    content = {
+        "format": FORMAT,
+        "raw": conversation.raw,
+        "tokens": fingerprint(conversation.tokenizer),
+        "messages": conversation.messages,
+        "stretches": [{"text": stretch.text, "ids": stretch.ids} for stretch in conversation.stretches],
+        "sampling": sampling.as_arguments(),
+    }
+    if path.exists():
+        _read_json(path)
+    try:
+        _write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def load_chat(path: Path, conversation: Conversation) -> SamplingOptions:
+    """Make `conversation` the one in the file; return its sampling values.
+
+    Under another vocabulary only the text is taken over. Raises UsageError, with `conversation` as it was, for a file
+    that is missing, damaged, or of the other kind (with and without the chat template).
+    """
+    saved = _parse(path, _read_json(path))
+    if saved.raw != conversation.raw:
+        kinds = "without the chat template (--raw)", "with the chat template (no --raw)"
+        raise UsageError(f"{path}: this chat was held {kinds[0 if saved.raw else 1]} and can only go on so")
+    conversation.restore((saved.messages, saved.stretches if _same_tokens(saved, conversation.tokenizer) else []))
+    return saved.sampling
+
+
+def _same_tokens(saved: SavedChat, tokenizer: "PreTrainedTokenizerBase") -> bool:
+    largest = max((token for stretch in saved.stretches for token in stretch.ids), default=0)
+    return largest < len(tokenizer) and saved.tokens == fingerprint(tokenizer)
+
+
+def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A digest of which token has which id."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: is not a saved chat ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UsageError(f"{path}: is not a saved chat of this version")
+    return content
+
+
+def _parse(path: Path, content: dict[str, Any]) -> SavedChat:
+    """Check every value. Raises UsageError that names the first wrong one."""
+
+    def check(right: bool, what: str) -> None:
+        if not right:
+            raise UsageError(f"{path}: is damaged: {what}")
+
+    messages, stretches, sampling = (content.get(name) for name in ("messages", "stretches", "sampling"))
+    check(isinstance(content.get("raw"), bool), '"raw" is neither true nor false')
+    check(isinstance(content.get("tokens"), str), '"tokens" is no text')
+    check(isinstance(messages, list) and all(map(_is_message, messages)), '"messages" is no list of messages')
+    check(_roles_alternate(messages), "the messages are not a question and a reply in turn")
+    check(isinstance(stretches, list) and all(map(_is_stretch, stretches)), '"stretches" is no list of texts and ids')
+    check(isinstance(sampling, dict), '"sampling" is no table of values')
+    try:
+        values = SamplingOptions.from_mapping(sampling)
+    except UsageError as error:
+        raise UsageError(f"{path}: is damaged: {error}") from error
+    return SavedChat(
+        raw=content["raw"],
+        tokens=content["tokens"],
+        messages=[{"role": message["role"], "content": message["content"]} for message in messages],
+        stretches=[Stretch(stretch["text"], tuple(stretch["ids"])) for stretch in stretches],
+        sampling=values,
+    )
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a JSON value is text that can be encoded: JSON's escapes can spell lone surrogates."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("role") in ROLES and _is_text(value.get("content"))
+
+
+def _roles_alternate(messages: list[Message]) -> bool:
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    return turns == ["user", "assistant"] * (len(turns) // 2)
+
+
+def _is_stretch(value: Any) -> bool:
+    if not isinstance(value, dict) or not _is_text(value.get("text")) or not isinstance(value.get("ids"), list):
+        return False
+    return all(type(token) is int and token >= 0 for token in value["ids"])
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write beside `path` and rename: whoever reads it sees the old file or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

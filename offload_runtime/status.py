@@ -1,0 +1,43 @@
+"""One-line summaries: of a plan before it is carried out, of a reply after it."""
+
+from typing import TYPE_CHECKING
+
+from scheduler.plan import Plan, Tier
+from scheduler.sizes import format_size
+
+if TYPE_CHECKING:
+    from offload_runtime.reply import ReplyStats
+
+
+def plan_line(plan: Plan) -> str:
+    """What runs where, and how long a pass is predicted to take."""
+    names = plan.model if plan.draft is None else f"{plan.model}, drafted by {plan.draft}"
+    parts = [names, f"{plan.dtype} on {plan.device_name}", _streaming(plan)]
+    if plan.draft is not None:
+        parts.append(f"trees of {plan.tree_size} tokens")
+    return " · ".join([*parts, f"context {plan.context_length}"])
+
+
+def _streaming(plan: Plan) -> str:
+    streamed = len(plan.tiers) - plan.tiers.count(Tier.DEVICE)
+    if not streamed:
+        return "all layers fit, nothing is streamed"
+    what = f"{streamed} of {len(plan.tiers)} layers streamed ({format_size(plan.streamed_bytes)} a pass)"
+    return what if plan.seconds_per_pass is None else f"{what}, about {plan.seconds_per_pass:.2g} s a pass"
+
+
+def reply_line(stats: "ReplyStats", plan: Plan, tokens_in_context: int) -> str:
+    """Counts and speeds of one reply."""
+    parts = [f"{stats.tokens} token{'' if stats.tokens == 1 else 's'}", f"{_short(stats.tokens_per_second)} tok/s"]
+    if stats.seconds_to_first_token is not None:
+        parts.append(f"first token {_short(stats.seconds_to_first_token)} s")
+    parts.append(f"{stats.tokens_per_pass:.1f} tokens/pass")
+    if stats.streamed_bytes:
+        source = "disk" if Tier.DISK in plan.tiers else "link"
+        parts.append(f"{source} {format_size(int(stats.link_bytes_per_second))}/s")
+    return " · ".join([*parts, f"context {tokens_in_context}/{plan.context_length}"])
+
+
+def _short(value: float) -> str:
+    """Two digits where the number is small, whole where it is not: 0.053, 1.3, 27, 142."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 0.95 else f"{value:.2g}"

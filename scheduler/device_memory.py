@@ -1,0 +1,41 @@
+"""The device's memory: where buffers come from, and how much was held at most."""
+
+import torch
+from torch import Tensor
+
+
+class DeviceMemory:
+    """Allocates byte buffers on one device and counts them.
+
+    On CUDA the peak is what PyTorch's allocator saw, activations included. A CPU has no such counter, so there the
+    peak is counted: every buffer handed out here or noted with `add`, and the largest transient need noted with
+    `transient`.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._held = 0
+        self._peak = 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def empty(self, nbytes: int) -> Tensor:
+        """An uninitialised uint8 buffer ``[nbytes]``."""
+        self.add(nbytes)
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def add(self, nbytes: int) -> None:
+        """Count a buffer that was allocated elsewhere and stays."""
+        self._held += nbytes
+        self._peak = max(self._peak, self._held)
+
+    def transient(self, nbytes: int) -> None:
+        """Count memory that is needed for a moment on top of what stays."""
+        self._peak = max(self._peak, self._held + nbytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes held at once since this object was made."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return self._peak

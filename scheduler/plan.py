@@ -1,0 +1,205 @@
+"""The plan: which unit lives in which tier, how many slots, which tree, and what a pass is predicted to cost.
+
+`make_plan` is a pure function of frozen records. What it decides is printed, tested and benchmarked, and the executor
+reads nothing else.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from loaders.spec import ModelSpec
+from scheduler.machine import Machine
+from scheduler.memory_items import PlanItem, pass_rows, weight_bytes, workspace_bytes
+from scheduler.placement import Placement, Tier, bytes_in, place_on_device, place_on_host
+from scheduler.remedies import Shortage, refusal
+from scheduler.request import Limits, Request
+from scheduler.sizes import format_size
+
+__all__ = ["Limits", "Plan", "PlanItem", "Tier", "make_plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in bytes, bandwidths in bytes per second, times in seconds; what is unknown is None.
+
+    `tiers` has one entry per unit. The tree has at most `tree_size` nodes, the root among them, none deeper than
+    `tree_depth`; without a draft it is the root alone. `rows` is the most rows of one pass: prompts go in such chunks.
+    `streamed_bytes` counts, per pass, host units as they cross the link and disk units as they are read.
+    """
+
+    model: str
+    draft: str | None
+    machine: Machine
+    dtype: str
+    weight_bytes: int
+    tiers: tuple[Tier, ...]
+    slots: int
+    slot_bytes: int
+    context_length: int
+    tree_size: int
+    tree_depth: int
+    rows: int
+    workspace_bytes: int
+    items: tuple[PlanItem, ...]
+    device_budget: int
+    host_budget: int
+    streamed_bytes: int
+    seconds_per_pass: float | None
+
+    @property
+    def device(self) -> str:
+        """The kind of device: "cpu" or "cuda"."""
+        return self.machine.device
+
+    @property
+    def device_name(self) -> str:
+        """The device as its maker calls it."""
+        return self.machine.device_name
+
+    @property
+    def cache_rows(self) -> int:
+        """Rows of each KV cache: the context, and behind it the rows of a pass that are not yet verified."""
+        return self.context_length + self.rows
+
+    @property
+    def link_bandwidth(self) -> float | None:
+        """Of the path that units stream over: host memory to GPU, or disk to memory where there is no GPU."""
+        return self.machine.disk_bandwidth if self.device == "cpu" else self.machine.link_bandwidth
+
+    @property
+    def device_bytes(self) -> int:
+        """All that is planned on the device; at most `device_budget`."""
+        return sum(item.device_bytes for item in self.items)
+
+    @property
+    def host_bytes(self) -> int:
+        """All that is planned in host memory beside a GPU; at most `host_budget`."""
+        return sum(item.host_bytes for item in self.items)
+
+    @property
+    def disk_bytes(self) -> int:
+        """The part of `streamed_bytes` that is read from disk."""
+        return sum(item.disk_bytes for item in self.items)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON can hold it, the derived figures included."""
+        derived = ("device", "device_name", "cache_rows", "link_bandwidth", "device_bytes", "host_bytes", "disk_bytes")
+        return {
+            **asdict(self),
+            "tiers": [tier.value for tier in self.tiers],
+            "items": [asdict(item) for item in self.items],
+            **{name: getattr(self, name) for name in derived},
+        }
+
+
+def make_plan(spec: ModelSpec, draft: ModelSpec | None, machine: Machine, limits: Limits | None = None) -> Plan:
+    """Decide where every unit lives. Nothing that `limits` asks for is ever reduced.
+
+    Raises DoesNotFitError, itemised and with options that work here, where not even two slots fit; ValueError for
+    limits that make no sense; UnsupportedModelError for a draft beside a model whose state cannot branch.
+    """
+    request = Request(spec, draft, machine, limits or Limits())
+    outcome = _solve(request)
+    if isinstance(outcome, Shortage):
+        raise refusal(request, outcome, _effect)
+    return outcome
+
+
+def _solve(request: Request) -> Plan | Shortage:
+    """The first attempt that fits, else the shortage that misses least."""
+    shortages: list[Shortage] = []
+    for plan in _attempts(request):
+        shortage = _shortage(plan)
+        if shortage is None:
+            return plan
+        shortages.append(shortage)
+    return min(shortages, key=lambda shortage: shortage.needed - shortage.available)
+
+
+def _attempts(request: Request) -> Iterator[Plan]:
+    """Everything on the device, then streaming with each tree in turn."""
+    yield _plan(request, request.resident_tree_size, Placement((Tier.DEVICE,) * len(request.spec.units), 0, 0))
+    for tree_size in request.streaming_tree_sizes:
+        yield _plan(request, tree_size, _place(request, tree_size))
+
+
+def _shortage(plan: Plan) -> Shortage | None:
+    """What keeps `plan` from fitting."""
+    if plan.device_bytes > plan.device_budget:
+        return Shortage("device", plan.items, plan.device_budget)
+    if plan.host_bytes > plan.host_budget:
+        return Shortage("host", plan.items, plan.host_budget)
+    return None
+
+
+def _place(request: Request, tree_size: int) -> Placement:
+    """Units in what the fixed items leave of each memory."""
+    units, items = request.spec.units, request.fixed_items(tree_size)
+    placement = place_on_device(units, request.device_budget - sum(item.device_bytes for item in items))
+    if request.machine.device == "cpu":
+        return placement
+    return place_on_host(units, placement, request.host_budget - sum(item.host_bytes for item in items))
+
+
+def _plan(request: Request, tree_size: int, placement: Placement) -> Plan:
+    """Write down a placement with all that follows from it."""
+    spec, tiers, context_length = request.spec, placement.tiers, request.context_length
+    host_bytes, disk_bytes = bytes_in(spec.units, tiers, Tier.HOST), _disk_bytes(spec, tiers)
+    return Plan(
+        model=spec.name,
+        draft=request.draft.name if request.draft else None,
+        machine=request.machine,
+        dtype=spec.dtype,
+        weight_bytes=weight_bytes(spec),
+        tiers=tiers,
+        slots=placement.slots,
+        slot_bytes=placement.slot_bytes,
+        context_length=context_length,
+        tree_size=tree_size,
+        tree_depth=request.tree_depth(tree_size),
+        rows=pass_rows(tree_size, context_length),
+        workspace_bytes=workspace_bytes(request.models, context_length, tree_size),
+        items=(*_layer_items(spec, placement), *request.fixed_items(tree_size)),
+        device_budget=request.device_budget,
+        host_budget=request.host_budget,
+        streamed_bytes=host_bytes + disk_bytes,
+        seconds_per_pass=_seconds_per_pass(request.machine, host_bytes, disk_bytes),
+    )
+
+
+def _layer_items(spec: ModelSpec, placement: Placement) -> Iterator[PlanItem]:
+    tiers = placement.tiers
+    resident = tiers.count(Tier.DEVICE)
+    if resident:
+        yield PlanItem(f"target, {resident} resident layers", bytes_in(spec.units, tiers, Tier.DEVICE))
+    if placement.slots:
+        yield PlanItem(
+            f"target, {len(tiers) - resident} streamed layers ({placement.slots} slots)",
+            device_bytes=placement.slots * placement.slot_bytes,
+            host_bytes=bytes_in(spec.units, tiers, Tier.HOST),
+            disk_bytes=_disk_bytes(spec, tiers),
+        )
+
+
+def _disk_bytes(spec: ModelSpec, tiers: tuple[Tier, ...]) -> int:
+    """Bytes read per pass: the units of the disk tier as they are stored, whatever dtype they become."""
+    return sum(unit.disk_bytes for unit, tier in zip(spec.units, tiers, strict=True) if tier is Tier.DISK)
+
+
+def _seconds_per_pass(machine: Machine, host_bytes: int, disk_bytes: int) -> float | None:
+    """Each tier's bytes over its bandwidth; None if nothing streams or a bandwidth that counts is unknown.
+
+    The times add up: while a unit comes from disk it occupies a slot, and the other slots soon wait for it.
+    """
+    parts = [(host_bytes, machine.link_bandwidth), (disk_bytes, machine.disk_bandwidth)]
+    times = [nbytes / bandwidth if bandwidth else None for nbytes, bandwidth in parts if nbytes]
+    return sum(time for time in times if time) if times and None not in times else None
+
+
+def _effect(request: Request) -> str | None:
+    """What running `request` comes to, in a few words; None if it does not fit."""
+    outcome = _solve(request)
+    if isinstance(outcome, Shortage):
+        return None
+    return f"streams {format_size(outcome.streamed_bytes)} per pass" if outcome.slots else "nothing is streamed"

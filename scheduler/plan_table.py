@@ -1,0 +1,94 @@
+"""The plan as people read it: one row per item, one column per memory, then what a pass streams and costs."""
+
+from collections.abc import Iterator
+
+from scheduler.placement import Tier
+from scheduler.plan import Plan
+from scheduler.sizes import format_size
+
+NAME_WIDTH = 46
+CELL_WIDTH = 18
+LINE_WIDTH = 100
+
+
+def format_plan(plan: Plan) -> str:
+    """The plan as plain text, lines of at most 100 characters, no line break at the end."""
+    lines = [*_heading(plan), "", *_table(plan), "", *_summary(plan)]
+    return "\n".join(_clip(line, LINE_WIDTH) for line in lines)
+
+
+def _heading(plan: Plan) -> Iterator[str]:
+    machine = plan.machine
+    yield f"Plan for {plan.model} ({plan.dtype}, {format_size(plan.weight_bytes)} of weights)"
+    if plan.device == "cuda":
+        memory = f"{format_size(machine.device_total)}, {format_size(machine.host_total)} of memory beside it"
+    else:
+        memory = f"{machine.cores} cores, {format_size(machine.host_total)} of memory"
+    yield f"on {plan.device_name}: {memory}{_bandwidths(plan)}"
+
+
+def _bandwidths(plan: Plan) -> str:
+    machine = plan.machine
+    rates = {"link": machine.link_bandwidth if plan.device == "cuda" else None, "disk": machine.disk_bandwidth}
+    return "".join(f", {name} {format_size(int(rate))}/s" for name, rate in rates.items() if rate)
+
+
+def _table(plan: Plan) -> Iterator[str]:
+    """One row per item and the totals; a machine without a GPU has no column for one."""
+    on_gpu = plan.device == "cuda"
+    yield _row("", ["GPU", "memory", "disk"] if on_gpu else ["memory", "disk"])
+    for item in plan.items:
+        cells = [item.device_bytes, item.host_bytes, item.disk_bytes]
+        yield _row(item.name, [format_size(cell) if cell else "-" for cell in (cells if on_gpu else cells[::2])])
+    used = [_used(plan.device_bytes, plan.device_budget), _used(plan.host_bytes, plan.host_budget)]
+    disk = format_size(plan.disk_bytes) if plan.disk_bytes else "-"
+    yield _row("total", [*(used if on_gpu else used[:1]), disk])
+
+
+def _summary(plan: Plan) -> Iterator[str]:
+    place = "on the GPU" if plan.device == "cuda" else "in memory"
+    if not plan.slots:
+        yield f"The model fits {place} whole: nothing is streamed."
+    else:
+        yield f"Each pass streams {format_size(plan.streamed_bytes)}{_origins(plan)}."
+        yield _prediction(plan)
+    if plan.draft is None:
+        yield "No draft: each pass yields one token."
+    else:
+        yield f"Tree: up to {plan.tree_size} nodes and {plan.tree_depth} levels, checked in one pass."
+
+
+def _origins(plan: Plan) -> str:
+    from_host = plan.streamed_bytes - plan.disk_bytes
+    if from_host and plan.disk_bytes:
+        return f": {format_size(from_host)} from memory, {format_size(plan.disk_bytes)} from disk"
+    return " from disk" if plan.disk_bytes else " from memory"
+
+
+def _prediction(plan: Plan) -> str:
+    if plan.seconds_per_pass is None:
+        unknown = [
+            name
+            for name, tier, rate in (
+                ("link", Tier.HOST, plan.machine.link_bandwidth),
+                ("disk", Tier.DISK, plan.machine.disk_bandwidth),
+            )
+            if tier in plan.tiers and not rate
+        ]
+        return f"Speed: unknown until the {' and the '.join(unknown)} has been measured."
+    seconds = plan.seconds_per_pass
+    pace = f"{seconds:.3g}" if seconds < 100 else f"{seconds:.0f}"
+    return f"Predicted: {pace} s per pass; without a draft {1 / seconds:.2g} tokens/s."
+
+
+def _row(name: str, cells: list[str]) -> str:
+    """The name to the left, the cells to the right of columns of equal width."""
+    return f"  {_clip(name, NAME_WIDTH - 2):<{NAME_WIDTH - 2}}" + "".join(f"{cell:>{CELL_WIDTH}}" for cell in cells)
+
+
+def _used(used: int, budget: int) -> str:
+    return f"{format_size(used) if used else '-'} / {format_size(budget)}"
+
+
+def _clip(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."

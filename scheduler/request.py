@@ -1,0 +1,106 @@
+"""What a plan is asked for: models, machine and limits, and what the defaults make of limits left open."""
+
+from dataclasses import dataclass, fields
+
+from loaders.errors import UnsupportedModelError
+from loaders.spec import ModelSpec
+from scheduler.machine import Machine
+from scheduler.memory_items import Models, PlanItem, device_budget, fixed_items, host_budget
+
+DEFAULT_CONTEXT = 4096
+
+# Trees tried in turn when units stream. On a GPU the link is the bottleneck and hundreds of nodes are free; on a CPU
+# that reads from disk, tens. A smaller one is taken only where the workspace of a larger one leaves no room for a ring.
+STREAMING_TREES = {"cuda": (512, 256, 128, 64), "cpu": (64, 32, 16)}
+# Where nothing streams, every node costs computing time.
+RESIDENT_TREE = {"cuda": 64, "cpu": 16}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the user fixed; None leaves the choice to the planner. Bytes, tokens, nodes, levels.
+
+    On a CPU the device is host memory, so both memory caps bind there. Raises ValueError for what can never be run.
+    """
+
+    device_memory: int | None = None
+    host_memory: int | None = None
+    context_length: int | None = None
+    tree_size: int | None = None
+    tree_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name.endswith("memory") else 1
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{field.name} must be a whole number from {least} up, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a plan depends on. Raises ValueError or UnsupportedModelError where no machine could run it."""
+
+    spec: ModelSpec
+    draft: ModelSpec | None
+    machine: Machine
+    limits: Limits
+
+    def __post_init__(self) -> None:
+        if self.context_length > self.spec.max_positions:
+            raise ValueError(
+                f"context_length {self.context_length} is more than the {self.spec.max_positions} positions "
+                f"{self.spec.name} was made for"
+            )
+        recurrent = [model for model in self.models if model.recurrent]
+        if self.draft is not None and recurrent:
+            raise UnsupportedModelError(
+                f"{recurrent[0].name} ({recurrent[0].architecture}) keeps a recurrent state, which cannot branch over "
+                "a tree of drafts: run without a draft (--draft none)"
+            )
+
+    @property
+    def models(self) -> Models:
+        """Target, then draft if there is one."""
+        return (self.spec,) if self.draft is None else (self.spec, self.draft)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the KV caches must hold, beside the rows of one pass."""
+        return self.limits.context_length or min(self.spec.max_positions, DEFAULT_CONTEXT)
+
+    @property
+    def device_budget(self) -> int:
+        """Bytes that may be used on the device; on a CPU the smaller of the caps given."""
+        caps = [self.limits.device_memory]
+        if self.machine.device == "cpu":
+            caps.append(self.limits.host_memory)
+        return device_budget(self.machine, min((cap for cap in caps if cap is not None), default=None))
+
+    @property
+    def host_budget(self) -> int:
+        """Bytes that may be used in host memory beside a GPU; 0 on a CPU, where the device is host memory."""
+        return 0 if self.machine.device == "cpu" else host_budget(self.machine, self.limits.host_memory)
+
+    @property
+    def resident_tree_size(self) -> int:
+        """Nodes of the tree if nothing streams. Without a draft the tree is its root."""
+        return 1 if self.draft is None else self.limits.tree_size or RESIDENT_TREE[self.machine.device]
+
+    @property
+    def streaming_tree_sizes(self) -> tuple[int, ...]:
+        """Nodes of the tree if units stream: the sizes to try in turn, one if the user fixed it."""
+        if self.draft is None or self.limits.tree_size is not None:
+            return (self.resident_tree_size,)
+        return STREAMING_TREES[self.machine.device]
+
+    def fixed_items(self, tree_size: int) -> tuple[PlanItem, ...]:
+        """What needs memory besides the target's layers."""
+        return fixed_items(self.models, self.machine.device, self.context_length, tree_size)
+
+    def tree_depth(self, tree_size: int) -> int:
+        """Depth limit of a tree of `tree_size` nodes: 6 levels for 16 nodes, 10 for 64, 16 for 512, 18 for 1,024.
+
+        Twice the binary logarithm follows the depths published for trees of positional acceptance (18 at 768 nodes).
+        """
+        depth = self.limits.tree_depth or max(4, 2 * (tree_size - 1).bit_length() - 2)
+        return min(depth, tree_size - 1)

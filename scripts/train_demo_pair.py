@@ -1,0 +1,332 @@
+"""Train the bundled demonstration pair: a target of 4.5 million parameters and a draft of 0.7 million.
+
+    python scripts/train_demo_pair.py --output offload_runtime/demo_pair --work-dir /tmp/demo_pair
+
+Tokenizer, target and draft are trained on conversations about the standard library of the running interpreter
+(`demo_corpus.py`); the draft is then distilled from the target. Both are written as bf16 safetensors that transformers
+loads without further code, together with the draft's measured acceptance (`draft/acceptance.json`).
+
+The same seed, interpreter and torch build give the same weights on a CPU; on CUDA, up to the kernels' rounding. With
+the default steps it takes about DURATION on one shared x86-64 core. An interrupted run goes on from its last checkpoint
+in --work-dir.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+import torch.nn.functional as F
+from demo_corpus import Message, build_corpus
+from demo_measurement import WINDOW, held_out_loss, measure_acceptance, next_token_loss
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+VOCABULARY = 4096
+PAD, BOS, END = "<|pad|>", "<|bos|>", "<|end|>"
+ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('unknown role: ' + message['role']) }}{% endif %}"
+    "<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+LONG_WINDOW, CONTEXT = 2048, 4096  # tokens: longest training window, advertised context
+STEP_TOKENS = 2048  # tokens per optimizer step
+LONG_SHARE, DECAY_SHARE = 0.1, 0.4  # last parts of a run: long windows; falling learning rate
+MATRIX_RATE, VECTOR_RATE, DISTILL_RATE_SCALE = 0.02, 3e-3, 0.7
+
+Loss = Callable[[LlamaForCausalLM, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one Llama model."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    ffn: int
+
+
+TARGET = Shape(layers=5, hidden=256, heads=4, kv_heads=2, ffn=640)
+DRAFT = Shape(layers=1, hidden=128, heads=4, kv_heads=2, ffn=384)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: what is minimised, for how many steps, where its checkpoint lies."""
+
+    name: str
+    steps: int
+    seed: int
+    checkpoint: Path
+    loss: Loss
+    rate_scale: float = 1.0
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is orthogonalised by Newton-Schulz iterations (Jordan et al., 2024), in float32.
+
+    torch.optim.Muon iterates in bfloat16, which CPUs without bf16 units emulate very slowly.
+    """
+
+    def __init__(self, params: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
+                average.lerp_(parameter.grad, 1 - group["momentum"])
+                update = orthogonalise(parameter.grad.lerp(average, group["momentum"]))
+                rows, columns = parameter.shape
+                parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonalise(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
+    """Move the singular values of a [rows, columns] matrix to about 1, by the quintic Newton-Schulz iteration."""
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = wide / (wide.norm() + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+# ---- tokenizer and data
+
+
+def train_tokenizer(conversations: list[list[Message]]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Llama-3-style splitting, the role tokens and the chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(SPLIT), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[PAD, BOS, END, *ROLES],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = (message["content"] for conversation in conversations for message in conversation)
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=END,
+        additional_special_tokens=ROLES,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]]) -> torch.Tensor:
+    """All conversations through the chat template, one after the other: int64 [tokens]."""
+    texts = tokenizer.apply_chat_template(conversations, tokenize=False)
+    return torch.tensor([token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids])
+
+
+def training_batch(stream: torch.Tensor, step: int, steps: int, seed: int) -> torch.Tensor:
+    """The windows of one step, int64 [rows, window + 1]: each epoch is a new permutation at a new offset.
+
+    Long windows come last, so that the model also meets the distances of a longer context.
+    """
+    window = LONG_WINDOW if step >= steps * (1 - LONG_SHARE) else WINDOW
+    rows = STEP_TOKENS // window
+    windows = (len(stream) - 1) // window - 1
+    epoch, index = divmod(step, windows // rows)
+    generator = torch.Generator().manual_seed(seed * 1000 + epoch)
+    offset = int(torch.randint(window, (), generator=generator))
+    order = torch.randperm(windows, generator=generator)[index * rows : (index + 1) * rows]
+    return stream[(order * window + offset)[:, None] + torch.arange(window + 1)]
+
+
+# ---- training
+
+
+def build_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """A freshly initialised Llama in float32, embeddings tied."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.hidden // shape.heads,
+        max_position_embeddings=CONTEXT,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def distillation_loss(teacher: LlamaForCausalLM) -> Loss:
+    """KL divergence from the teacher's law to the student's in nats a token, mixed with a little cross-entropy."""
+
+    def loss(model: LlamaForCausalLM, batch: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = teacher(batch[:, :-1], use_cache=False).logits.flatten(0, 1).log_softmax(-1)
+        got = model(batch[:, :-1], use_cache=False).logits.flatten(0, 1).log_softmax(-1)
+        divergence = F.kl_div(got, wanted, reduction="batchmean", log_target=True)
+        return 0.9 * divergence + 0.1 * F.nll_loss(got, batch[:, 1:].flatten())
+
+    return loss
+
+
+def rate_at(step: int, steps: int, warm_up: int = 20) -> float:
+    """Share of the full learning rate: short warm-up, constant, then a linear fall to zero."""
+    return min(1.0, (step + 1) / warm_up, (steps - step) / (steps * DECAY_SHARE))
+
+
+def train(model: LlamaForCausalLM, stream: torch.Tensor, run: Run) -> None:
+    """Train in place, going on from the run's checkpoint where there is one."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    optimizers = [
+        Muon(matrices, lr=MATRIX_RATE * run.rate_scale),
+        torch.optim.Adam(others, lr=VECTOR_RATE * run.rate_scale, betas=(0.9, 0.95)),
+    ]
+    full_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    first = load_checkpoint(model, optimizers, run.checkpoint)
+    began, recent = time.perf_counter(), 0.0
+    for step in range(first, run.steps):
+        for optimizer, rate in zip(optimizers, full_rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * rate_at(step, run.steps)
+        loss = run.loss(model, training_batch(stream, step, run.steps, run.seed).to(model.device))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        recent = loss.item() if step == first else 0.95 * recent + 0.05 * loss.item()
+        if (step + 1) % 20 == 0 or step + 1 == run.steps:
+            report(run, step + 1, recent, (time.perf_counter() - began) / (step + 1 - first))
+        if (step + 1) % 100 == 0 or step + 1 == run.steps:
+            save_checkpoint(model, optimizers, step + 1, run.checkpoint)
+
+
+def report(run: Run, done: int, loss: float, step_seconds: float) -> None:
+    """One progress line to stderr."""
+    left = (run.steps - done) * step_seconds / 60
+    print(
+        f"{run.name}: step {done}/{run.steps}, loss {loss:.3f}, {step_seconds:.2f} s a step, {left:.1f} min left",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def save_checkpoint(model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], step: int, path: Path) -> None:
+    """Write weights, optimizer state and the number of finished steps, replacing the file in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}
+    torch.save(state, path.with_suffix(".part"))
+    path.with_suffix(".part").replace(path)
+
+
+def load_checkpoint(model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], path: Path) -> int:
+    """Restore a checkpoint and return the number of finished steps; 0 where there is none."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location=model.device, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state["step"]
+
+
+# ---- files and command line
+
+
+def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> LlamaForCausalLM:
+    """Write model in bf16, generation config, tokenizer and chat template; return the model as the files hold it."""
+    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    rounded.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=0.7,
+        top_p=0.95,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    rounded.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).to(model.device)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train the bundled demonstration pair.")
+    parser.add_argument("--output", type=Path, required=True, help="folder for target/ and draft/")
+    parser.add_argument("--work-dir", type=Path, required=True, help="folder for checkpoints, outside the repository")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--target-steps", type=int, default=2100, help="steps of 2,048 tokens")
+    parser.add_argument("--draft-steps", type=int, default=600)
+    parser.add_argument("--distill-steps", type=int, default=900)
+    parser.add_argument("--held-out-tokens", type=int, default=2**17, help="held-out tokens measured, at most")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_arguments()
+    torch.set_num_threads(options.threads)
+    logging.disable_progress_bar()
+    train_texts, held_out_texts = build_corpus(options.seed)
+    tokenizer = train_tokenizer(train_texts)
+    stream, held_out = encode(tokenizer, train_texts), encode(tokenizer, held_out_texts)[: options.held_out_tokens]
+    print(f"{len(stream):,} training tokens, {len(held_out):,} held out", file=sys.stderr, flush=True)
+
+    def fit(model: LlamaForCausalLM, name: str, steps: int, loss: Loss, rate_scale: float = 1.0) -> None:
+        checkpoint = options.work_dir / f"{name}.pt"
+        train(model, stream, Run(name, steps, options.seed, checkpoint, loss, rate_scale))
+
+    target = build_model(TARGET, tokenizer, options.seed).to(options.device)
+    fit(target, "target", options.target_steps, next_token_loss)
+    draft = build_model(DRAFT, tokenizer, options.seed).to(options.device)
+    fit(draft, "draft", options.draft_steps, next_token_loss)
+    losses = {"draft before distillation": held_out_loss(draft, held_out)}
+    fit(draft, "distilled", options.distill_steps, distillation_loss(target), DISTILL_RATE_SCALE)
+
+    target = save_model(target, tokenizer, options.output / "target")
+    draft = save_model(draft, tokenizer, options.output / "draft")
+    losses["draft"] = held_out_loss(draft, held_out)
+    for window in (WINDOW, LONG_WINDOW, CONTEXT):
+        losses[f"target, windows of {window} tokens"] = held_out_loss(target, held_out, window)
+    acceptance = measure_acceptance(target, draft, held_out, temperature=0.6, seed=options.seed)
+    (options.output / "draft" / "acceptance.json").write_text(json.dumps(asdict(acceptance), indent=2) + "\n")
+    for name, loss in losses.items():
+        print(f"held-out loss, {name}: {loss:.3f} nats a token (perplexity {math.exp(loss):.1f})")
+    print(json.dumps(asdict(acceptance), indent=2))
+
+
+if __name__ == "__main__":
+    main()

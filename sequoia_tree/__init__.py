@@ -1,0 +1,10 @@
+"""Trees of draft tokens: their shape, how they are drawn, how a target model's laws verify them.
+
+Numbers in, numbers out: nothing here knows a model or a file. This module needs numpy alone; the parts that work on
+tensors are `sequoia_tree.sampling` and `sequoia_tree.verify`.
+"""
+
+from sequoia_tree.construct import DEFAULT_ACCEPTANCE, chain, expected_tokens, optimal_tree
+from sequoia_tree.tree import Tree
+
+__all__ = ["DEFAULT_ACCEPTANCE", "Tree", "chain", "expected_tokens", "optimal_tree"]
