@@ -8,6 +8,7 @@ where the numbers end up says which stored elements belong where.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -26,9 +27,11 @@ from .safetensors_files import StoredTensor
 # Columns of a numbered row. A conversion that moves data within rows, or computes, would disturb them.
 COLUMNS = 4
 
+LAYER = re.compile(r".*?\.\d+\.")  # a name up to its layer number
+
 
 @dataclass(frozen=True)
-class Piece:
+class Part:
     """`count` consecutive elements of a stored tensor from `start` on, which go to `target` from `position` on."""
 
     target: str
@@ -38,10 +41,27 @@ class Piece:
     count: int
 
 
-Sources = dict[str, list[StoredTensor]]  # by the pattern of the converter that they match
+@dataclass(frozen=True)
+class _Move:
+    """`count` consecutive elements of source number `source` from `start` on go to `position` of a conversion's result.
+
+    The result is named by what follows the layer number: a conversion is worked out for one layer and serves the
+    others, which saves 0.1 s for each layer of 128 experts.
+    """
+
+    result: str
+    result_shape: tuple[int, ...]
+    position: int
+    source: int
+    start: int
+    count: int
 
 
-def model_pieces(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> list[Piece]:
+Shapes = Mapping[str, tuple[int, ...]]
+Sources = dict[str, list[StoredTensor]]  # by the pattern of the converter that their names match
+
+
+def model_parts(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> list[Part]:
     """What every tensor of the model's state dict consists of; stored tensors the model has no use for are left out.
 
     Raises ModelFilesError for a wrong shape and UnsupportedModelError for a conversion that is no move of whole rows.
@@ -51,7 +71,7 @@ def model_pieces(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) ->
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     prefix = model.base_model_prefix
-    pieces: list[Piece] = []
+    parts: list[Part] = []
     gathered: dict[str, Sources] = defaultdict(lambda: defaultdict(list))
     for name in sorted(tensors, key=dot_natural_key):  # the order in which experts are stacked
         target, pattern = rename_source_key(name, renamings, converters, prefix, shapes)
@@ -60,43 +80,62 @@ def model_pieces(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) ->
         if target in shapes and pattern is not None:
             gathered[target][pattern].append(tensors[name])
         elif target in shapes:
-            pieces.append(_whole(target, shapes[target], tensors[name]))
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    for target, sources in gathered.items():
-        pieces += _converted(model, by_pattern[next(iter(sources))], target, sources, shapes)
-    return pieces
+            parts.append(_whole(target, shapes[target], tensors[name]))
+    return parts + _converted_parts(model, converters, gathered, shapes)
 
 
-def _whole(target: str, shape: tuple[int, ...], stored: StoredTensor) -> Piece:
+def _whole(target: str, shape: tuple[int, ...], stored: StoredTensor) -> Part:
     _check_shape(target, shape, stored.shape, [stored])
-    return Piece(target, 0, stored, 0, math.prod(shape))
+    return Part(target, 0, stored, 0, math.prod(shape))
 
 
-def _converted(
-    model: PreTrainedModel,
-    converter: WeightConverter,
-    target: str,
-    sources: Sources,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> list[Piece]:
-    """Run a conversion on numbered rows and read off where they went. `target` is the first of its results."""
-    converter = deepcopy(converter)
+def _converted_parts(
+    model: PreTrainedModel, converters: Sequence[WeightConverter], gathered: Mapping[str, Sources], shapes: Shapes
+) -> list[Part]:
+    """The parts of all tensors that are built by a conversion; `gathered` has the sources by the first result."""
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    known: dict[object, list[_Move]] = {}
+    parts: list[Part] = []
+    for target, sources in gathered.items():
+        layer = LAYER.match(target)
+        head = layer[0] if layer else ""
+        stored = [tensor for tensors in sources.values() for tensor in tensors]
+        key = (target[len(head) :], *((pattern, t.shape) for pattern, tensors in sources.items() for t in tensors))
+        if key not in known:
+            converter = deepcopy(by_pattern[next(iter(sources))])
+            known[key] = _moves(model, converter, target, head, sources, shapes)
+        for move in known[key]:
+            name = head + move.result
+            _check_shape(name, shapes.get(name, ()), move.result_shape, stored)
+            parts.append(Part(name, move.position, stored[move.source], move.start, move.count))
+    return parts
+
+
+def _moves(
+    model: PreTrainedModel, converter: WeightConverter, target: str, head: str, sources: Sources, shapes: Shapes
+) -> list[_Move]:
+    """Run a conversion on numbered rows and read off where they went."""
     stored = [tensor for tensors in sources.values() for tensor in tensors]
-    first_numbers, numbered = _number_rows(stored)
-    numbers: Iterator[Any] = iter(numbered)
+    first_numbers, stand_ins = _number_rows(stored)
+    remaining: Iterator[Any] = iter(stand_ins)
     for pattern, tensors in sources.items():
         for tensor in tensors:
-            converter.add_tensor(target, tensor.name, pattern, next(numbers))
+            converter.add_tensor(target, tensor.name, pattern, next(remaining))
     try:
         results = converter.convert(target, model=model, config=model.config)
     except (RuntimeError, ValueError, IndexError, KeyError, AttributeError) as error:
-        raise UnsupportedModelError(f"{target} cannot be built from {_described(stored)}: {error}") from error
-    pieces: list[Piece] = []
+        raise UnsupportedModelError(
+            f"{stored[0].file}: {target} cannot be built from {_described(stored)}: {error}"
+        ) from error
+    moves: list[_Move] = []
     for name, result in results.items():
+        if name not in shapes:
+            continue
         result = result[0] if isinstance(result, list) else result
         rows = _rows(name, shapes[name], result, stored)
-        pieces += _runs(name, math.prod(shapes[name]) // max(len(rows), 1), rows, stored, first_numbers)
-    return pieces
+        for position, source, start, count in _runs(rows, math.prod(shapes[name]) // max(len(rows), 1), first_numbers):
+            moves.append(_Move(name.removeprefix(head), shapes[name], position, source, start, count))
+    return moves
 
 
 def _number_rows(stored: Sequence[StoredTensor]) -> tuple[Tensor, list[Tensor]]:
@@ -133,22 +172,17 @@ def _rows(name: str, shape: tuple[int, ...], result: Tensor, stored: Sequence[St
     return rows
 
 
-def _runs(name: str, width: int, rows: Tensor, stored: Sequence[StoredTensor], first_numbers: Tensor) -> list[Piece]:
-    """Consecutive rows as pieces; a row has `width` elements."""
+def _runs(rows: Tensor, width: int, first_numbers: Tensor) -> list[tuple[int, int, int, int]]:
+    """Consecutive rows as (position, source, start, count), counted in elements; a row has `width` of them."""
     breaks = (rows[1:] != rows[:-1] + 1).nonzero().flatten() + 1
-    starts = torch.cat([torch.zeros(min(len(rows), 1), dtype=torch.int64), breaks])
-    ends = torch.cat([breaks, torch.tensor([len(rows)])])[: len(starts)]
-    owners = torch.searchsorted(first_numbers, rows[starts], right=True) - 1
-    offsets = rows[starts] - first_numbers[owners]
-    return [
-        Piece(name, start * width, stored[owner], offset * width, (end - start) * width)
-        for start, end, owner, offset in zip(starts.tolist(), ends.tolist(), owners.tolist(), offsets.tolist())
-    ]
+    begins = torch.cat([torch.zeros(min(len(rows), 1), dtype=torch.int64), breaks])
+    counts = torch.diff(begins, append=torch.tensor([len(rows)]))
+    sources = torch.searchsorted(first_numbers, rows[begins], right=True) - 1
+    starts = rows[begins] - first_numbers[sources]
+    return list(zip(*(t.tolist() for t in (begins * width, sources, starts * width, counts * width))))
 
 
-def _check_shape(
-    name: str, needed: tuple[int, ...], found: tuple[int, ...], stored: Sequence[StoredTensor]
-) -> None:
+def _check_shape(name: str, needed: tuple[int, ...], found: tuple[int, ...], stored: Sequence[StoredTensor]) -> None:
     if needed != found:
         raise ModelFilesError(
             f"{stored[0].file}: {name} must have shape {list(needed)} by config.json, but {_described(stored)} gives "

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,8 +22,8 @@ from typing import TypeVar
 from .errors import ModelFilesError
 
 ALIGNMENT = 4096  # O_DIRECT wants offset, length and address at multiples of the disk's block: 512 or 4096
-THREADS = 4
-CHUNK_BYTES = 8 << 20
+THREADS = 8
+CHUNK_BYTES = 4 << 20
 MAX_VIEWS = 1024  # IOV_MAX: the most views one preadv takes
 
 _O_DIRECT = getattr(os, "O_DIRECT", None)  # absent on macOS
@@ -38,8 +38,16 @@ def round_up(nbytes: int) -> int:
 
 
 def aligned_memory(nbytes: int) -> memoryview:
-    """Zeroed, page-aligned memory of `nbytes` rounded up to whole blocks; freed with its last view."""
-    return memoryview(mmap.mmap(-1, round_up(nbytes)))
+    """Zeroed, page-aligned memory of `nbytes` rounded up to whole blocks; freed with its last view.
+
+    In huge pages where the system grants them: a disk request takes a limited number of memory segments, so scattered
+    4 KiB pages make it small (virtio disk, 4 threads with 8 MiB each: 0.65 GB/s from small pages, 1.55 from huge ones).
+    """
+    memory = mmap.mmap(-1, round_up(nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel built without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
 
 
 class OpenFile:
@@ -171,11 +179,13 @@ class Workers:
 
     def __init__(self, threads: int, chunk_bytes: int) -> None:
         self.threads = threads
-        self.bounce_bytes = threads * (round_up(chunk_bytes) + 2 * ALIGNMENT)
+        memory_bytes = round_up(chunk_bytes) + 2 * ALIGNMENT
+        self.bounce_bytes = threads * memory_bytes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
         self._memories: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        for _ in range(threads):
-            self._memories.put(aligned_memory(self.bounce_bytes // threads))
+        memory = aligned_memory(self.bounce_bytes)  # in one piece, for huge pages to fit
+        for start in range(0, self.bounce_bytes, memory_bytes):
+            self._memories.put(memory[start : start + memory_bytes])
 
     def run(self, items: Sequence[Item], work: Callable[[Item, memoryview], None]) -> None:
         """Call `work(item, bounce memory)` for every item, in parallel, each thread taking the next one left.
@@ -222,19 +232,24 @@ class ReadBandwidth:
 
 
 def measure_read_bandwidth(
-    paths: Iterable[Path], seconds: float = 0.5, threads: int = THREADS, chunk_bytes: int = CHUNK_BYTES
+    paths: Iterable[Path],
+    seconds: float = 0.5,
+    threads: int = THREADS,
+    chunk_bytes: int = CHUNK_BYTES,
+    cached: bool = False,
 ) -> ReadBandwidth:
     """Read the files for about `seconds` the way weights are streamed, and say how fast that went.
 
     Where a filesystem refuses direct reads, pages are dropped from the page cache and read anew: `direct` is False
-    then, and the rate too high if the pages stayed (a RAM disk, another process that maps them).
+    then, and the rate too high if the pages stayed (a RAM disk, another process that maps them). With `cached` reads go
+    through the page cache, as those of files that fit into it do, and its pages stay.
     Raises ModelFilesError for files that are missing, unreadable or all empty.
     """
-    with closing(FileTable(paths, direct=True)) as files, closing(Workers(threads, chunk_bytes)) as workers:
+    with closing(FileTable(paths, direct=not cached)) as files, closing(Workers(threads, chunk_bytes)) as workers:
         extents = [extent for file in files for extent in _extents_of(file, chunk_bytes)]
         if not extents:
             raise ModelFilesError(f"no bytes to read in {', '.join(str(file.path) for file in files) or 'no files'}.")
-        nbytes, elapsed = _timed_reads(workers, extents, seconds)
+        nbytes, elapsed = _timed_reads(workers, extents, seconds, cached)
         return ReadBandwidth(nbytes / elapsed, all(file.direct for file in files), nbytes)
 
 
@@ -243,15 +258,16 @@ def _extents_of(file: OpenFile, chunk_bytes: int) -> list[Extent]:
     return [(file, start, min(start + chunk_bytes, end)) for start in range(0, end, chunk_bytes)]
 
 
-def _timed_reads(workers: Workers, extents: list[Extent], seconds: float) -> tuple[int, float]:
+def _timed_reads(workers: Workers, extents: list[Extent], seconds: float, cached: bool) -> tuple[int, float]:
     """Bytes read from the front of `extents` in about `seconds`, and the seconds that really took."""
     counts: list[int] = []
     begin = time.perf_counter()
 
     def read(extent: Extent, memory: memoryview) -> None:
-        if time.perf_counter() - begin < seconds:
+        if not counts or time.perf_counter() - begin < seconds:
             file, start, stop = extent
-            file.drop_cached(start, stop)
+            if not cached:
+                file.drop_cached(start, stop)
             counts.append(len(file.read(start, stop, memory)))
 
     workers.run(extents, read)

@@ -9,13 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Kernels pick other code paths for addresses that are not aligned; 256 is also what CUDA's allocator promises.
-ALIGNMENT = 256
-
-
-def aligned(nbytes: int) -> int:
-    """`nbytes` rounded up to the next multiple of 256."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+from .spec import aligned
 
 
 @dataclass(frozen=True)

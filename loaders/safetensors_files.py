@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelFilesError
+from .errors import ModelFilesError, UnsupportedModelError
 
-BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
-    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+STORED_ITEMSIZE = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -107,7 +107,7 @@ def _weight_map(directory: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise _damaged(index, "it has no `weight_map`")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard:
             raise _damaged(index, f"it places {name} in {shard!r}, which is not a file name in this directory")
     return weight_map
 
@@ -128,10 +128,10 @@ def _stored_tensor(file: Path, name: str, entry: Any, data_start: int) -> Stored
         well_typed = False
     if not well_typed:
         raise _damaged(file, f"the header entry of {name} is not a dtype, a shape and two offsets: {entry!r:.200}")
-    if dtype not in BITS:
-        raise _damaged(file, f"{name} has the unknown dtype {dtype!r:.40}")
-    nbytes, rest = divmod(math.prod(shape) * BITS[dtype], 8)
-    if rest or end - begin != nbytes:
+    if dtype not in STORED_ITEMSIZE:
+        raise UnsupportedModelError(f"{file}: {name} is stored as {dtype[:40]!r}; this dtype is not supported.")
+    nbytes = math.prod(shape) * STORED_ITEMSIZE[dtype]
+    if end - begin != nbytes:
         raise _damaged(file, f"{name} is {dtype} {shape} and needs {nbytes} bytes, but its offsets span {end - begin}")
     return StoredTensor(name, file, dtype, tuple(shape), data_start + begin, nbytes)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from .conversion import Piece, model_pieces
+from .conversion import Part, model_parts
 from .errors import ModelFilesError, UnsupportedModelError
 from .layout import TensorPlace
-from .safetensors_files import BITS, Checkpoint, StoredTensor
+from .safetensors_files import STORED_ITEMSIZE, Checkpoint, StoredTensor
 from .skeleton import Skeleton, Unit
 
 CHUNK = 8 << 20  # bytes read at a time to compare two tensors
@@ -52,7 +52,7 @@ def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitS
     Stored tensors the model does not use are ignored. Raises ModelFilesError for missing tensors and wrong shapes,
     UnsupportedModelError for tensors that are stored in a form that cannot be read as runs of bytes.
     """
-    by_name = _pieces_by_name(skeleton, checkpoint)
+    by_name = _parts_by_name(skeleton, checkpoint)
     units = (*skeleton.units, skeleton.outer)
     if missing := [name for unit in units for name in _full_names(unit) if name not in by_name]:
         raise ModelFilesError(
@@ -63,21 +63,21 @@ def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitS
     return tuple(sources), outer
 
 
-def _pieces_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list[Piece]]:
-    """The pieces of each tensor under the name its place carries."""
-    by_name: dict[str, list[Piece]] = {}
-    for piece in model_pieces(skeleton.model, checkpoint.tensors):
-        by_name.setdefault(piece.target, []).append(piece)
+def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list[Part]]:
+    """The parts of each tensor under the name its place carries."""
+    by_name: dict[str, list[Part]] = {}
+    for part in model_parts(skeleton.model, checkpoint.tensors):
+        by_name.setdefault(part.target, []).append(part)
     for alias, name in skeleton.tied.items():
         if alias in by_name:
-            pieces = by_name.pop(alias)
-            _check_equal(name, by_name.setdefault(name, pieces), alias, pieces)
+            parts = by_name.pop(alias)
+            _check_equal(name, by_name.setdefault(name, parts), alias, parts)
     return by_name
 
 
-def _check_equal(name: str, pieces: list[Piece], alias: str, others: list[Piece]) -> None:
+def _check_equal(name: str, parts: list[Part], alias: str, others: list[Part]) -> None:
     """Tied tensors that are stored twice must hold the same values; this reads them, and happens rarely."""
-    if pieces is others or all(_same_bytes(a.stored, b.stored) for a, b in zip(pieces, others, strict=True)):
+    if parts is others or all(_same_bytes(a.stored, b.stored) for a, b in zip(parts, others, strict=True)):
         return
     raise UnsupportedModelError(
         f"{others[0].stored.file}: config.json says that {alias} and {name} are one tensor, but the files hold two "
@@ -100,23 +100,21 @@ def _full_names(unit: Unit) -> list[str]:
     return [prefix + place.name for place in unit.layout.places]
 
 
-def _unit_source(unit: Unit, by_name: dict[str, list[Piece]]) -> UnitSource:
+def _unit_source(unit: Unit, by_name: dict[str, list[Part]]) -> UnitSource:
     runs = [
-        _byte_run(piece, place)
-        for name, place in zip(_full_names(unit), unit.layout.places)
-        for piece in by_name[name]
+        _byte_run(part, place) for name, place in zip(_full_names(unit), unit.layout.places) for part in by_name[name]
     ]
     return UnitSource(tuple(_merged(sorted(runs, key=lambda run: (run.file, run.file_offset)))))
 
 
-def _byte_run(piece: Piece, place: TensorPlace) -> ByteRun:
-    stored, itemsize = piece.stored, BITS[piece.stored.dtype] // 8
+def _byte_run(part: Part, place: TensorPlace) -> ByteRun:
+    stored, itemsize = part.stored, STORED_ITEMSIZE[part.stored.dtype]
     return ByteRun(
         file=stored.file,
-        file_offset=stored.offset + piece.start * itemsize,
-        nbytes=piece.count * itemsize,
+        file_offset=stored.offset + part.start * itemsize,
+        nbytes=part.count * itemsize,
         stored_dtype=stored.dtype,
-        buffer_offset=place.offset + piece.position * place.dtype.itemsize,
+        buffer_offset=place.offset + part.position * place.dtype.itemsize,
         buffer_dtype=place.dtype,
     )
 
@@ -133,7 +131,7 @@ def _merged(runs: Iterable[ByteRun]) -> list[ByteRun]:
 
 def _continues(run: ByteRun, after: ByteRun) -> bool:
     """Whether `after` starts where `run` ends, on disk and in the buffer, with the same dtypes."""
-    buffer_bytes = run.nbytes * 8 // BITS[run.stored_dtype] * run.buffer_dtype.itemsize
+    buffer_bytes = run.nbytes // STORED_ITEMSIZE[run.stored_dtype] * run.buffer_dtype.itemsize
     return (after.file, after.file_offset, after.buffer_offset, after.stored_dtype, after.buffer_dtype) == (
         run.file, run.file_offset + run.nbytes, run.buffer_offset + buffer_bytes, run.stored_dtype, run.buffer_dtype
     )  # fmt: skip

@@ -13,7 +13,9 @@ from typing import Any
 from .errors import ModelFilesError, UnsupportedModelError
 from .safetensors_files import Checkpoint, StoredTensor, read_checkpoint, read_json
 
-ALIGNMENT = 256  # bytes; every tensor of a unit's buffer starts at a multiple
+# Every tensor of a unit's buffer starts at a multiple of this many bytes: kernels pick other code paths for addresses
+# that are not aligned, and CUDA's own allocator promises as much.
+ALIGNMENT = 256
 
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -208,9 +210,7 @@ def _compute_dtype(dtype: str, stored_dtype: str) -> str:
     return dtype
 
 
-def _divide(
-    config: dict[str, Any], checkpoint: Checkpoint
-) -> tuple[dict[str, list[StoredTensor]], list[StoredTensor]]:
+def _divide(config: dict[str, Any], checkpoint: Checkpoint) -> tuple[dict[str, list[StoredTensor]], list[StoredTensor]]:
     """The tensors of each decoder layer by the layer's name, and those outside; surplus layers are left out."""
     used = [tensor for name, tensor in checkpoint.tensors.items() if not UNUSED.search(name)]
     stacks: dict[str, dict[int, list[StoredTensor]]] = defaultdict(lambda: defaultdict(list))
@@ -241,4 +241,9 @@ def _buffer_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
         is_float = tensor.dtype.startswith(("F", "BF"))
         nbytes = math.prod(tensor.shape) * ITEMSIZE[dtype] if is_float else tensor.nbytes
         sizes[NUMBER.sub(".*.", LAYER_NUMBER.sub("", tensor.name, count=1))] += nbytes
-    return sum(-(-nbytes // ALIGNMENT) * ALIGNMENT for nbytes in sizes.values())
+    return sum(map(aligned, sizes.values()))
+
+
+def aligned(nbytes: int) -> int:
+    """`nbytes` rounded up to the next multiple of 256."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

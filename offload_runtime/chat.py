@@ -1,91 +1,162 @@
 """Chat with a model that is larger than the device's memory: `python -m offload_runtime.chat --help`."""
 
 import argparse
+import io
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, PromptError, UsageError, exit_code
+from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, UsageError, exit_code
 from offload_runtime.options import SamplingOptions, model_options, parse_chat_arguments, sampling_options
-from offload_runtime.planning import DEMO_TARGET, Preparation, prepare
+from offload_runtime.planning import Options, Preparation, prepare
+from scheduler.plan_table import format_plan
 
-# The rest is imported where it is used: `--help` and `--plan` answer before torch could have been imported.
+# The rest is imported where it is used: `--help` and `--plan` answer sooner than torch can be imported.
 if TYPE_CHECKING:
     from offload_runtime.conversation import Conversation
-    from offload_runtime.planning import Options
-    from offload_runtime.reply import Reply
     from offload_runtime.runtime import OffloadRuntime
-    from offload_runtime.terminal import ReadLine, Screen
+    from offload_runtime.terminal import Screen
 
-DOUBLE_PRESS_SECONDS = 1.0
-MAKE_ROOM = "/undo takes back the last message and its reply, /clear begins anew"
+DEMO_NOTE = (
+    "No --model given: this is the bundled demonstration of the machinery. "
+    "A model of a few million parameters does not converse."
+)
+NO_DRAFT_NOTE = "no draft given: plain decoding; --draft DIR speeds it up"
+GREETING = "/help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves"
 
 
-class Chat:
-    """A conversation at a terminal. `run` returns the exit code; Ctrl-C twice raises KeyboardInterrupt."""
-
-    def __init__(
-        self,
-        runtime: "OffloadRuntime",
-        conversation: "Conversation",
-        sampling: SamplingOptions,
-        screen: "Screen",
-        read_line: "ReadLine",
-    ):
-        self.runtime = runtime
-        self.conversation = conversation
-        self.sampling = sampling
-        self.screen = screen
-        self.last_reply: Reply | None = None
-        self.leaving = False
-        self._read_line = read_line
-        self._should_stop: Callable[[], bool] = lambda: False
-
-    def run(self) -> int:
-        """Read and answer until the user leaves."""
-        from offload_runtime.interrupt import StopOnInterrupt
-
-        interrupt = StopOnInterrupt()
-        self._should_stop = interrupt.requested
-        hinted = False
-        while not self.leaving:
-            try:
-                line = self._read_line(">>> ")
-            except EOFError:
-                break
-            except KeyboardInterrupt:
-                if hinted or time.monotonic() - interrupt.pressed_at < DOUBLE_PRESS_SECONDS:
-                    raise
-                hinted = True
-                self.screen.say("Ctrl-C again, Ctrl-D or /bye leaves; while a reply is written, Ctrl-C stops it")
-                continue
-            hinted = False
-            with interrupt:
-                self.handle(line)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code. Every error of the user's ends here, as a message on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a reply may hold characters that the terminal's encoding has not
+    try:
+        return _run(parse_chat_arguments(arguments))
+    except OffloadError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
+    except BrokenPipeError:
+        # Whoever read stdout has enough, as `head` has. What is buffered must not fail again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
-    def handle(self, line: str) -> None:
-        """Carry out a command or answer a message. The user's mistakes end in a message, never in an exception."""
-        from offload_runtime.chat_commands import is_command, run_command
 
-        try:
-            if is_command(line):
-                run_command(self, line)
-            elif line.strip():
-                self.answer(line)
-        except PromptError as error:
-            self.screen.error(f"{error}\n{MAKE_ROOM}")
-        except OffloadError as error:
-            self.screen.error(error)
+def _run(arguments: argparse.Namespace) -> int:
+    options = model_options(arguments)
+    if arguments.plan:
+        plan = prepare(options).plan
+        print(json.dumps(plan.as_dict()) if arguments.json else format_plan(plan), flush=True)
+        return 0
+    prompt = _given_prompt(arguments)
+    if prompt is None and arguments.json:
+        raise UsageError("--json answers one prompt: give --prompt TEXT or --file FILE, or pipe the prompt in")
+    from offload_runtime.terminal import Screen
 
-    def answer(self, text: str) -> None:
-        """Add a message and stream the reply to it."""
-        before = self.conversation.snapshot()
-        self._reply(self.conversation.add_user, text)
+    screen = Screen(quiet=arguments.quiet or arguments.json)
+    preparation = prepare(options)
+    _show_what_comes(screen, preparation, arguments)
+    with screen.busy("starting PyTorch"):
+        conversation = _new_conversation(options.model, arguments)  # before loading: refuses a base model at once
+    with _load(options, preparation, screen) as runtime:
+        if prompt is None:
+            return _chat(runtime, conversation, sampling_options(arguments), screen)
+        return _answer_once(runtime, conversation, sampling_options(arguments), screen, prompt, arguments.json)
 
-    def regenerate(self, sampling: SamplingOptions) -> None:
-        """Replace the last reply by another one."""
+
+def _given_prompt(arguments: argparse.Namespace) -> str | None:
+    """The prompt of the command line, a file or a pipe; None for a chat. Raises UsageError for one with nothing in."""
+    if arguments.prompt is not None:
+        prompt = _decoded(os.fsencode(arguments.prompt), "--prompt")
+    elif arguments.file is not None:
+        prompt = _decoded(_read_bytes(arguments.file), str(arguments.file)).removesuffix("\n")
+    elif not sys.stdin.isatty():
+        prompt = _decoded(sys.stdin.buffer.read(), "what was piped in").removesuffix("\n")
+    else:
+        return None
+    if not prompt.strip():
+        raise UsageError("the prompt is empty")
+    return prompt
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _decoded(content: bytes, source: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source} is not UTF-8 text: byte {error.start} is 0x{content[error.start]:02x}") from error
+
+
+def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argparse.Namespace) -> None:
+    from offload_runtime.status import plan_line
+
+    if arguments.model is None:
+        screen.note(DEMO_NOTE)
+    screen.note(plan_line(preparation.plan))
+    if preparation.draft is None and arguments.draft == "auto" and arguments.tree != "none":
+        screen.note(NO_DRAFT_NOTE)
+
+
+def _new_conversation(model: Path, arguments: argparse.Namespace) -> "Conversation":
+    from loaders.tokenizers import load_tokenizer
+
+    from offload_runtime.conversation import Conversation
+
+    return Conversation(load_tokenizer(model), arguments.system, arguments.raw)
+
+
+def _load(options: Options, preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
+    from offload_runtime.progress import LoadingBar
+    from offload_runtime.runtime import OffloadRuntime
+
+    with LoadingBar(screen.console, screen.quiet) as progress:
+        return OffloadRuntime(options, preparation, progress)
+
+
+def _chat(
+    runtime: "OffloadRuntime", conversation: "Conversation", sampling: SamplingOptions, screen: "Screen"
+) -> int:
+    from offload_runtime.chat_session import Chat
+    from offload_runtime.terminal import line_reader
+
+    screen.note(GREETING)
+    return Chat(runtime, conversation, sampling, screen, line_reader()).run()
+
+
+def _answer_once(
+    runtime: "OffloadRuntime",
+    conversation: "Conversation",
+    sampling: SamplingOptions,
+    screen: "Screen",
+    prompt: str,
+    as_json: bool,
+) -> int:
+    from offload_runtime.chat_session import stream_reply
+    from offload_runtime.interrupt import StopOnInterrupt
+    from offload_runtime.status import reply_line
+
+    ids = conversation.add_user(prompt)
+    with StopOnInterrupt() as stop:
+        reply = stream_reply(runtime, ids, sampling, stop.requested, (lambda text: None) if as_json else screen.write)
+    screen.end_reply()
+    screen.note(reply_line(reply.stats, runtime.plan, len(ids) + len(reply.token_ids)))
+    if as_json:
+        names = ("text", "token_ids", "finish_reason", "seed")
+        content = {name: getattr(reply, name) for name in names}
+        print(json.dumps({**content, "stats": reply.stats.as_dict(), "plan": runtime.plan.as_dict()}), flush=True)
+    return INTERRUPTED_EXIT_CODE if reply.finish_reason == "interrupted" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

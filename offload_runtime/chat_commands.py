@@ -14,7 +14,7 @@ from scheduler.plan_table import format_plan
 from scheduler.sizes import format_size
 
 if TYPE_CHECKING:
-    from offload_runtime.chat import Chat
+    from offload_runtime.chat_session import Chat
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from loaders.spec import ModelSpec
 from offload_runtime.attention import ATTENTION_NAME
 from offload_runtime.draft import Draft
 from offload_runtime.model import Model
-from offload_runtime.planning import ModelFiles, Preparation
+from offload_runtime.planning import IOMode, ModelFiles, Preparation
 from offload_runtime.target import Target
 from scheduler.device_memory import DeviceMemory
 from scheduler.plan import Plan, Tier
@@ -48,7 +48,7 @@ def load_models(preparation: Preparation, build_tree: Callable[[Plan], Tree], pr
     plan, memory = preparation.plan, DeviceMemory(device)
     memory.transient(plan.workspace_bytes)
     with ExitStack() as resources:
-        load = _Loader(plan, memory, resources, progress)
+        load = _Loader(plan, preparation.options.io, memory, resources, progress)
         draft = None
         if preparation.draft and draft_skeleton:
             draft_model = load(preparation.draft, draft_skeleton, (Tier.DEVICE,) * len(draft_skeleton.units))
@@ -71,17 +71,22 @@ def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:
 @dataclass(frozen=True)
 class _Loader:
     plan: Plan
+    io: IOMode
     memory: DeviceMemory
     resources: ExitStack
     progress: Progress | None
 
     def __call__(self, files: ModelFiles, skeleton: Skeleton, tiers: tuple[Tier, ...]) -> Model:
-        reader = self.resources.enter_context(WeightReader(files.checkpoint.files))
-        if self.memory.device.type == "cpu":
-            self.memory.add(reader.bounce_bytes)
-        capacity = self.plan.context_length + self.plan.rows
-        model = Model(skeleton, files.checkpoint, tiers, self.plan.slots, capacity, reader, self.memory)
+        plan, progress, stage = self.plan, self.progress, f"loading {files.spec.name}"
+        model = Model(
+            skeleton,
+            files.checkpoint,
+            tiers,
+            plan.slots,
+            plan.cache_rows,
+            WeightReader(files.checkpoint.files, self.io, chunk_bytes=plan.read_chunk_bytes),
+            self.memory,
+            (lambda done, total: progress(stage, done, total)) if progress else None,
+        )
         self.resources.callback(model.close)
-        if Tier.DISK not in tiers:
-            reader.close()
         return model

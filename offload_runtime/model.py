@@ -5,6 +5,7 @@ are bound, just before it runs, to views of the ring slot that holds its bytes.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from offload_runtime.kv_cache import TreeCache
 from offload_runtime.rows import text_rows
 from scheduler.device_memory import DeviceMemory
 from scheduler.plan import Tier
-from scheduler.unit_memory import UnitBytes, UnitMemory
+from scheduler.unit_memory import Progress, UnitBytes, UnitMemory
 
 
 Parameters = tuple[nn.Parameter, ...]
@@ -49,6 +50,7 @@ class Model:
         capacity: int,
         reader: WeightReader,
         memory: DeviceMemory,
+        on_progress: Progress | None = None,
     ):
         self._model, self._memory = skeleton.model, memory
         self.should_stop: Callable[[], bool] = never
@@ -60,7 +62,7 @@ class Model:
         units = (*skeleton.units, skeleton.outer)
         sources, outer_source = map_sources(skeleton, checkpoint)
         unit_bytes = [UnitBytes(unit.layout.nbytes, source) for unit, source in zip(units, (*sources, outer_source))]
-        self._weights = UnitMemory(unit_bytes, (*tiers, Tier.DEVICE), slots, reader, memory)
+        self._weights = UnitMemory(unit_bytes, (*tiers, Tier.DEVICE), slots, reader, memory, on_progress)
         for index, buffer in self._weights.resident.items():
             units[index].bind(make_parameters(units[index].layout, buffer))
         self._add_hooks(skeleton.units)
@@ -110,6 +112,10 @@ class Model:
             logits = self.forward(piece, text_rows(self.cache.length, len(piece), self.device), logits_to_keep=1)
             self.cache.commit(range(len(piece)))
         return logits
+
+    def without_streaming(self) -> AbstractContextManager[None]:
+        """For the block, streamed layers compute on bytes of other layers: passes take the time of computation alone."""
+        return self._weights.ring.paused() if self._weights.ring else nullcontext()
 
     def close(self) -> None:
         """Stop streaming."""

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from offload_runtime.errors import UsageError
 from offload_runtime.planning import DEMO_TARGET, DTYPES, TREES, Options, resolve_draft
@@ -34,10 +35,10 @@ class SamplingOptions:
         if name not in SAMPLING:
             raise UsageError(f"there is no value {name!r}; there are {', '.join(SAMPLING)}")
         try:
-            value = None if text == "default" else SAMPLING[name].parse(text)
+            change: dict[str, Any] = {name: None if text == "default" else SAMPLING[name].parse(text)}
         except argparse.ArgumentTypeError as error:
             raise UsageError(f"{name}: {error}") from None
-        return replace(self, **{name: value})
+        return replace(self, **change)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> "SamplingOptions":
@@ -47,7 +48,7 @@ class SamplingOptions:
             options = options.with_value(name, "default" if value is None else str(value))
         return options
 
-    def as_arguments(self) -> dict[str, Number | None]:
+    def as_arguments(self) -> dict[str, Any]:
         """Keyword arguments for `OffloadRuntime.stream`."""
         return asdict(self)
 

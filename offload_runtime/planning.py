@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from loaders.direct_io import measure_read_bandwidth
 from loaders.safetensors_files import Checkpoint, read_checkpoint, read_json
-from loaders.spec import ModelSpec, read_spec
+from loaders.spec import ModelSpec, read_config, read_spec
 from offload_runtime.errors import ModelFilesError, UsageError
 from scheduler.machine import Machine, read_machine
 from scheduler.plan import Limits, Plan, Tier, make_plan
@@ -17,12 +18,17 @@ DEMO_TARGET, DEMO_DRAFT = DEMO_PAIR / "target", DEMO_PAIR / "draft"
 
 TREES = ("auto", "sequoia", "chain", "none")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+IOMode = Literal["auto", "direct", "buffered"]
+IO_MODES = get_args(IOMode)
 ACCEPTANCE_FILE = "acceptance.json"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may fix about a run; None and "auto" leave it to the planner. Sizes are bytes or text like "20GiB"."""
+    """What a user may fix about a run; None and "auto" leave it to the planner. Sizes are bytes or text like "20GiB".
+
+    share_layers: the files hold the target's first few layers only, and the others repeat them in turn.
+    """
 
     model: Path
     draft: Path | None = None
@@ -34,11 +40,13 @@ class Options:
     tree_size: int | str | None = None
     tree_depth: int | str | None = None
     context_length: int | None = None
+    io: IOMode = "auto"
+    share_layers: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, choices in (("tree", self.tree, TREES), ("dtype", self.dtype, DTYPES)):
-            if value not in choices:
-                raise UsageError(f"{name} {value!r} is none of {', '.join(choices)}")
+        for name, choices in (("tree", TREES), ("dtype", DTYPES), ("io", IO_MODES)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} {getattr(self, name)!r} is none of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class ModelFiles:
 class Preparation:
     """Everything that is decided before a weight is read."""
 
+    options: Options
     target: ModelFiles
     draft: ModelFiles | None
     machine: Machine
@@ -81,7 +90,7 @@ def prepare(options: Options) -> Preparation:
     try:
         machine = read_machine(options.device)
         limits = _limits(options)
-        target = _read(options.model, options.dtype, machine)
+        target = _read(options.model, options.dtype, machine, options.share_layers)
         draft = None if options.draft is None or options.tree == "none" else _read(options.draft, options.dtype, machine)
         plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
         if Tier.DISK in plan.tiers:
@@ -90,7 +99,7 @@ def prepare(options: Options) -> Preparation:
             plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Preparation(target, draft, machine, limits, plan)
+    return Preparation(options, target, draft, machine, limits, plan)
 
 
 def build_tree(plan: Plan, kind: str, acceptance: list[float]) -> Tree:
@@ -120,8 +129,12 @@ def _limits(options: Options) -> Limits:
     return Limits(**{name: None if value == "auto" else value for name, value in values.items()})
 
 
-def _read(directory: Path, dtype: str, machine: Machine) -> ModelFiles:
+def _read(directory: Path, dtype: str, machine: Machine, shared: bool = False) -> ModelFiles:
     checkpoint = read_checkpoint(directory)
+    if shared:
+        from loaders.random_checkpoint import share_layers
+
+        checkpoint = share_layers(checkpoint, read_config(directory)["num_hidden_layers"])
     spec = read_spec(directory, dtype, checkpoint)
     if dtype == "auto" and machine.device == "cpu" and spec.dtype != "float32" and not _cpu_has_bfloat16():
         spec = read_spec(directory, "float32", checkpoint)

@@ -1,12 +1,19 @@
 """What loading shows: one line per stage with bytes, rate and time left."""
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 
 class LoadingBar:
-    """A context manager to be called with (stage, bytes done, bytes in all); shows nothing where there is no terminal."""
+    """A context manager to call with (stage, bytes done, bytes in all); silent where there is no terminal."""
 
     def __init__(self, console: Console, quiet: bool = False):
         self._bars = Progress(

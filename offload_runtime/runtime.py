@@ -1,6 +1,7 @@
 """The facade: load a target and perhaps a draft, then generate."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from offload_runtime.errors import PromptError, UsageError
 from offload_runtime.generation_defaults import GenerationDefaults, override, read_generation_defaults
 from offload_runtime.loading import Progress, load_models
 from offload_runtime.model import never
-from offload_runtime.planning import Options, Preparation, build_tree, prepare, read_acceptance, resolve_draft
+from offload_runtime.planning import IOMode, Options, Preparation, build_tree, prepare, read_acceptance, resolve_draft
 from offload_runtime.prompt import Prompt, encode_prompt, is_chat, turn_end_tokens
 from offload_runtime.reply import Reply
 from offload_runtime.text import IncrementalText, StopStrings
@@ -43,13 +44,15 @@ class OffloadRuntime:
         tree_size: int | str | None = "auto",
         tree_depth: int | str | None = "auto",
         context_length: int | None = None,
+        io: IOMode = "auto",
         progress: Progress | None = None,
     ) -> "OffloadRuntime":
         """Plan and load.
 
         model, draft: checkpoint directories; draft "none" decodes plainly. device_memory, host_memory: caps, as bytes
         or text like "20GiB". dtype: of the computation; "auto" is the checkpoint's, or float32 on a CPU that has no
-        bfloat16 units. tree: "sequoia" (what "auto" takes), "chain" or "none".
+        bfloat16 units. tree: "sequoia" (what "auto" takes), "chain" or "none". io: how weights are read from disk:
+        "direct" past the page cache, "buffered" through it. progress: called while weights load.
         Raises an OffloadError that says what is wrong and what would work.
         """
         options = Options(
@@ -63,10 +66,12 @@ class OffloadRuntime:
             tree_size=tree_size,
             tree_depth=tree_depth,
             context_length=context_length,
+            io=io,
         )
-        return cls(options, prepare(options), progress)
+        return cls(prepare(options), progress)
 
-    def __init__(self, options: Options, preparation: Preparation, progress: Progress | None = None):
+    def __init__(self, preparation: Preparation, progress: Progress | None = None):
+        options = preparation.options
         self._directory = preparation.target.spec.directory
         if preparation.draft:
             _check_draft(preparation)
@@ -153,6 +158,20 @@ class OffloadRuntime:
         stops = StopStrings([stop] if isinstance(stop, str) else stop or [])
         self.last_reply = Reply(seed=seed)
         return self._stream(request, stops)
+
+    def forget(self) -> None:
+        """Drop the text in the KV caches: the next prompt is read whole, also where it begins like the last one."""
+        self._decoder.text = []
+
+    @contextmanager
+    def without_streaming(self) -> Iterator[None]:
+        """For the block, no weights move and replies are meaningless: their passes take the computing time alone."""
+        self.forget()
+        try:
+            with self._models.target.model.without_streaming():
+                yield
+        finally:
+            self.forget()
 
     def close(self) -> None:
         """Stop the streaming threads and let go of the model."""

@@ -91,7 +91,9 @@ def _parse(path: Path, content: dict[str, Any]) -> SavedChat:
         if not right:
             raise UsageError(f"{path}: is damaged: {what}")
 
-    messages, stretches, sampling = (content.get(name) for name in ("messages", "stretches", "sampling"))
+    messages: Any = content.get("messages")
+    stretches: Any = content.get("stretches")
+    sampling: Any = content.get("sampling")
     check(isinstance(content.get("raw"), bool), '"raw" is neither true nor false')
     check(isinstance(content.get("tokens"), str), '"tokens" is no text')
     check(isinstance(messages, list) and all(map(_is_message, messages)), '"messages" is no list of messages')
@@ -138,7 +140,6 @@ def _write_atomically(path: Path, text: str) -> None:
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,7 +23,7 @@ class Screen:
 
     def __init__(self, quiet: bool = False):
         self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self._quiet = quiet
+        self.quiet = quiet
         self._controls = CONTROLS if sys.stdout.isatty() else {}
         self._open_line = False
 
@@ -40,12 +41,16 @@ class Screen:
 
     def note(self, text: str) -> None:
         """Write what is good to know, dimmed."""
-        if not self._quiet:
+        if not self.quiet:
             self.console.print(text, style="dim")
 
     def say(self, text: str) -> None:
         """Write what was asked for, or must be known."""
         self.console.print(text)
+
+    def busy(self, what: str) -> AbstractContextManager[object]:
+        """A sign of life for the block, on a terminal."""
+        return nullcontext() if self.quiet or not self.console.is_terminal else self.console.status(what)
 
     def error(self, text: object) -> None:
         """Write what went wrong."""
@@ -78,9 +83,11 @@ def _session() -> "PromptSession[str]":
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import InMemoryHistory
     from prompt_toolkit.output import create_output
+    from prompt_toolkit.output.vt100 import Vt100_Output
 
     output = create_output(stdout=sys.stderr)
-    output.enable_cpr = False  # nothing here needs to know where the cursor is, and not every terminal answers
+    if isinstance(output, Vt100_Output):
+        output.enable_cpr = False  # nothing here needs to know where the cursor is, and not every terminal answers
     return PromptSession(
         multiline=True,  # a paste of several lines stays one message
         prompt_continuation=lambda width, line, wrapped: "... "[:width],

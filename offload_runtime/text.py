@@ -1,4 +1,4 @@
-"""From token ids to text, piece by piece: characters that several tokens share, and stop strings, never come out cut."""
+"""From token ids to text, piece by piece: characters made of several tokens, and stop strings, are never cut."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING

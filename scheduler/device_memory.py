@@ -29,6 +29,10 @@ class DeviceMemory:
         self._held += nbytes
         self._peak = max(self._peak, self._held)
 
+    def remove(self, nbytes: int) -> None:
+        """Count what was noted with `add` as freed."""
+        self._held -= nbytes
+
     def transient(self, nbytes: int) -> None:
         """Count memory that is needed for a moment on top of what stays."""
         self._peak = max(self._peak, self._held + nbytes)

@@ -4,7 +4,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +33,11 @@ class Machine:
     cores: int
     link_bandwidth: float | None = None
     disk_bandwidth: float | None = None
+
+    def without_gpu(self) -> "Machine":
+        """The same machine with its processor as the device."""
+        total, available = self.host_total, self.host_available
+        return replace(self, device="cpu", device_name="CPU", device_total=total, device_free=available)
 
 
 def read_machine(device: str = "auto") -> Machine:

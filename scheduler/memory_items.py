@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from loaders.direct_io import ALIGNMENT, CHUNK_BYTES, THREADS
 from loaders.spec import ITEMSIZE, ModelSpec
 from scheduler.machine import Machine
 from scheduler.sizes import GIB, MIB
@@ -14,11 +15,8 @@ DEVICE_SHARE_KEPT = 0.05
 PROCESS_BYTES = 1 * GIB
 HOST_SHARE_KEPT = 0.05
 
-# Four reader threads with a chunk of 8 MiB each, in host memory.
-BOUNCE_BYTES = 4 * 8 * MIB
-
-# Prefill runs in chunks: 512 rows keep a layer's matrix products near their peak, more only adds workspace.
-PREFILL_ROWS = 512
+# Most of a budget that goes to the buffers files are read through: tiny models run under tiny caps.
+READ_BUFFERS_SHARE = 1 / 32
 
 # Rows x hidden size alive at once: residual, norm, queries, keys, values, rotated copies, attention output.
 HIDDEN_COPIES = 8
@@ -64,33 +62,51 @@ def host_budget(machine: Machine, cap: int | None) -> int:
     return max(0, int(machine.host_available - machine.host_total * HOST_SHARE_KEPT) - PROCESS_BYTES)
 
 
-def pass_rows(tree_size: int, context_length: int) -> int:
-    """The most rows of one pass: a whole tree, or a chunk of the prompt."""
-    return max(tree_size, min(PREFILL_ROWS, context_length))
+@dataclass(frozen=True)
+class PassShape:
+    """The largest pass a plan makes room for: over `context_length` tokens, with a tree, in at most `rows` rows."""
+
+    context_length: int
+    tree_size: int
+    rows: int
+
+    @property
+    def cache_rows(self) -> int:
+        """Rows of a KV cache: the whole context, and the nodes of a tree behind it."""
+        return self.context_length + self.tree_size
 
 
-def fixed_items(models: Models, device: str, context_length: int, tree_size: int) -> tuple[PlanItem, ...]:
+def fixed_items(models: Models, device: str, shape: PassShape, read_chunk_bytes: int) -> tuple[PlanItem, ...]:
     """Everything but the target's layers: outer weights, draft, KV caches, workspace, buffers to read files through."""
-    (target, *drafts), rows = models, pass_rows(tree_size, context_length)
-    kv_bytes = sum(model.kv_bytes_per_token for model in models) * (context_length + rows)
+    target, *drafts = models
+    kv_bytes = sum(model.kv_bytes_per_token for model in models) * shape.cache_rows
     return (
         PlanItem("embeddings, norm and head", target.outer_bytes),
         *(PlanItem(f"draft {draft.name} ({draft.dtype})", weight_bytes(draft)) for draft in drafts),
-        PlanItem(f"KV cache{'s' * len(drafts)}, {context_length} + {rows} tokens", kv_bytes),
-        PlanItem(f"workspace, {rows} rows", workspace_bytes(models, context_length, tree_size)),
-        _read_buffers(models, device),
+        PlanItem(f"KV cache{'s' * len(drafts)}, {shape.context_length} + {shape.tree_size} tokens", kv_bytes),
+        PlanItem(f"workspace, {shape.rows} rows", workspace_bytes(models, shape)),
+        _read_buffers(models, device, read_chunk_bytes),
     )
 
 
-def _read_buffers(models: Models, device: str) -> PlanItem:
+def read_chunk_bytes(models: Models, budget: int) -> int:
+    """What one thread reads at once: 8 MiB, less where layers or the memory to read through are small."""
+    layer_share = max(unit.disk_bytes for model in models for unit in model.units) // THREADS
+    budget_share = int(budget * READ_BUFFERS_SHARE) // THREADS
+    wanted = min(CHUNK_BYTES, layer_share, budget_share)
+    return max(ALIGNMENT, wanted // ALIGNMENT * ALIGNMENT)
+
+
+def _read_buffers(models: Models, device: str, chunk_bytes: int) -> PlanItem:
     """Host memory that files are read through, loading and streaming; on a CPU host memory is the device.
 
     With a GPU a unit is staged whole before it is copied there.
     """
+    nbytes = THREADS * (chunk_bytes + 2 * ALIGNMENT)
     if device == "cpu":
-        return PlanItem("read buffers", device_bytes=BOUNCE_BYTES)
+        return PlanItem("read buffers", device_bytes=nbytes)
     staging = max(unit.nbytes for model in models for unit in model.units)
-    return PlanItem("read buffers", host_bytes=BOUNCE_BYTES + staging)
+    return PlanItem("read buffers", host_bytes=nbytes + staging)
 
 
 def weight_bytes(spec: ModelSpec) -> int:
@@ -98,16 +114,15 @@ def weight_bytes(spec: ModelSpec) -> int:
     return spec.outer_bytes + sum(unit.nbytes for unit in spec.units)
 
 
-def workspace_bytes(models: Models, context_length: int, tree_size: int) -> int:
+def workspace_bytes(models: Models, shape: PassShape) -> int:
     """Activations, masks and logits of the largest pass. Target and draft run in turn, so the larger one counts."""
-    rows = pass_rows(tree_size, context_length)
-    activations = max(_activation_bytes(model, rows, context_length) for model in models)
-    logits = tree_size * max(model.vocab_size for model in models) * LOGITS_ITEM_BYTES * LOGITS_COPIES
+    activations = max(_activation_bytes(model, shape) for model in models)
+    logits = shape.tree_size * max(model.vocab_size for model in models) * LOGITS_ITEM_BYTES * LOGITS_COPIES
     return activations + logits
 
 
-def _activation_bytes(spec: ModelSpec, rows: int, context_length: int) -> int:
+def _activation_bytes(spec: ModelSpec, shape: PassShape) -> int:
     per_row = HIDDEN_COPIES * spec.hidden_size + MLP_COPIES * spec.intermediate_size
-    keys = context_length + rows
+    keys = shape.cache_rows
     scores = spec.num_heads * keys * SCORES_BYTES if spec.model_type in WRITTEN_OUT_ATTENTION else 0
-    return rows * ((per_row + MASK_COPIES * keys) * ITEMSIZE[spec.dtype] + scores)
+    return shape.rows * ((per_row + MASK_COPIES * keys) * ITEMSIZE[spec.dtype] + scores)

@@ -41,6 +41,11 @@ def bytes_in(units: Sequence[UnitSpec], tiers: Sequence[Tier], tier: Tier) -> in
     return sum(unit.nbytes for unit, its in zip(units, tiers, strict=True) if its is tier)
 
 
+def device_bytes(units: Sequence[UnitSpec], placement: Placement) -> int:
+    """Bytes of resident units and slots."""
+    return bytes_in(units, placement.tiers, Tier.DEVICE) + placement.slots * placement.slot_bytes
+
+
 def wanted_slots(units: Sequence[UnitSpec]) -> int:
     """Two slots, or three where units are small or differ.
 
@@ -60,13 +65,11 @@ def place_on_device(units: Sequence[UnitSpec], room: int) -> Placement:
     where units differ in size.
     """
     wanted, smallest = wanted_slots(units), _placement(units, 0, 2)
+    if room < min(device_bytes(units, smallest), sum(unit.nbytes for unit in units)):
+        return smallest
     candidates = [_placement(units, resident, wanted) for resident in range(len(units), -1, -1)]
-
-    def resident_bytes(placement: Placement) -> int:
-        return bytes_in(units, placement.tiers, Tier.DEVICE)
-
-    fitting = [p for p in candidates if resident_bytes(p) + p.slots * p.slot_bytes <= room]
-    return max(fitting, key=resident_bytes, default=smallest)
+    fitting = [placement for placement in candidates if device_bytes(units, placement) <= room]
+    return max(fitting, key=lambda placement: bytes_in(units, placement.tiers, Tier.DEVICE), default=smallest)
 
 
 def place_on_host(units: Sequence[UnitSpec], placement: Placement, room: int) -> Placement:

@@ -10,8 +10,8 @@ from typing import Any
 
 from loaders.spec import ModelSpec
 from scheduler.machine import Machine
-from scheduler.memory_items import PlanItem, pass_rows, weight_bytes, workspace_bytes
-from scheduler.placement import Placement, Tier, bytes_in, place_on_device, place_on_host
+from scheduler.memory_items import PassShape, PlanItem, weight_bytes, workspace_bytes
+from scheduler.placement import Placement, Tier, bytes_in, device_bytes, place_on_device, place_on_host
 from scheduler.remedies import Shortage, refusal
 from scheduler.request import Limits, Request
 from scheduler.sizes import format_size
@@ -25,6 +25,7 @@ class Plan:
 
     `tiers` has one entry per unit. The tree has at most `tree_size` nodes, the root among them, none deeper than
     `tree_depth`; without a draft it is the root alone. `rows` is the most rows of one pass: prompts go in such chunks.
+    Files are read `read_chunk_bytes` at once by every reading thread.
     `streamed_bytes` counts, per pass, host units as they cross the link and disk units as they are read.
     """
 
@@ -40,6 +41,8 @@ class Plan:
     tree_size: int
     tree_depth: int
     rows: int
+    cache_rows: int
+    read_chunk_bytes: int
     workspace_bytes: int
     items: tuple[PlanItem, ...]
     device_budget: int
@@ -56,11 +59,6 @@ class Plan:
     def device_name(self) -> str:
         """The device as its maker calls it."""
         return self.machine.device_name
-
-    @property
-    def cache_rows(self) -> int:
-        """Rows of each KV cache: the context, and behind it the rows of a pass that are not yet verified."""
-        return self.context_length + self.rows
 
     @property
     def link_bandwidth(self) -> float | None:
@@ -84,7 +82,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON can hold it, the derived figures included."""
-        derived = ("device", "device_name", "cache_rows", "link_bandwidth", "device_bytes", "host_bytes", "disk_bytes")
+        derived = ("device", "device_name", "link_bandwidth", "device_bytes", "host_bytes", "disk_bytes")
         return {
             **asdict(self),
             "tiers": [tier.value for tier in self.tiers],
@@ -118,10 +116,13 @@ def _solve(request: Request) -> Plan | Shortage:
 
 
 def _attempts(request: Request) -> Iterator[Plan]:
-    """Everything on the device, then streaming with each tree in turn."""
-    yield _plan(request, request.resident_tree_size, Placement((Tier.DEVICE,) * len(request.spec.units), 0, 0))
-    for tree_size in request.streaming_tree_sizes:
-        yield _plan(request, tree_size, _place(request, tree_size))
+    """Everything on the device, then streaming, for each length of the context in turn."""
+    whole = Placement((Tier.DEVICE,) * len(request.spec.units), 0, 0)
+    for context_length in request.context_lengths:
+        for shape in request.shapes(context_length, (request.resident_tree_size,)):
+            yield _plan(request, shape, whole)
+        for shape in request.shapes(context_length, request.streaming_tree_sizes):
+            yield _plan(request, shape, _place(request, shape))
 
 
 def _shortage(plan: Plan) -> Shortage | None:
@@ -133,18 +134,19 @@ def _shortage(plan: Plan) -> Shortage | None:
     return None
 
 
-def _place(request: Request, tree_size: int) -> Placement:
+def _place(request: Request, shape: PassShape) -> Placement:
     """Units in what the fixed items leave of each memory."""
-    units, items = request.spec.units, request.fixed_items(tree_size)
-    placement = place_on_device(units, request.device_budget - sum(item.device_bytes for item in items))
-    if request.machine.device == "cpu":
+    units, items = request.spec.units, request.fixed_items(shape)
+    device_room = request.device_budget - sum(item.device_bytes for item in items)
+    placement = place_on_device(units, device_room)
+    if request.machine.device == "cpu" or device_bytes(units, placement) > device_room:
         return placement
     return place_on_host(units, placement, request.host_budget - sum(item.host_bytes for item in items))
 
 
-def _plan(request: Request, tree_size: int, placement: Placement) -> Plan:
+def _plan(request: Request, shape: PassShape, placement: Placement) -> Plan:
     """Write down a placement with all that follows from it."""
-    spec, tiers, context_length = request.spec, placement.tiers, request.context_length
+    spec, tiers = request.spec, placement.tiers
     host_bytes, disk_bytes = bytes_in(spec.units, tiers, Tier.HOST), _disk_bytes(spec, tiers)
     return Plan(
         model=spec.name,
@@ -155,12 +157,14 @@ def _plan(request: Request, tree_size: int, placement: Placement) -> Plan:
         tiers=tiers,
         slots=placement.slots,
         slot_bytes=placement.slot_bytes,
-        context_length=context_length,
-        tree_size=tree_size,
-        tree_depth=request.tree_depth(tree_size),
-        rows=pass_rows(tree_size, context_length),
-        workspace_bytes=workspace_bytes(request.models, context_length, tree_size),
-        items=(*_layer_items(spec, placement), *request.fixed_items(tree_size)),
+        context_length=shape.context_length,
+        tree_size=shape.tree_size,
+        tree_depth=request.tree_depth(shape.tree_size),
+        rows=shape.rows,
+        cache_rows=shape.cache_rows,
+        read_chunk_bytes=request.read_chunk_bytes,
+        workspace_bytes=workspace_bytes(request.models, shape),
+        items=(*_layer_items(spec, placement), *request.fixed_items(shape)),
         device_budget=request.device_budget,
         host_budget=request.host_budget,
         streamed_bytes=host_bytes + disk_bytes,
@@ -172,14 +176,18 @@ def _layer_items(spec: ModelSpec, placement: Placement) -> Iterator[PlanItem]:
     tiers = placement.tiers
     resident = tiers.count(Tier.DEVICE)
     if resident:
-        yield PlanItem(f"target, {resident} resident layers", bytes_in(spec.units, tiers, Tier.DEVICE))
+        yield PlanItem(f"target, {_count(resident, 'resident')}", bytes_in(spec.units, tiers, Tier.DEVICE))
     if placement.slots:
         yield PlanItem(
-            f"target, {len(tiers) - resident} streamed layers ({placement.slots} slots)",
+            f"target, {_count(len(tiers) - resident, 'streamed')} ({placement.slots} slots)",
             device_bytes=placement.slots * placement.slot_bytes,
             host_bytes=bytes_in(spec.units, tiers, Tier.HOST),
             disk_bytes=_disk_bytes(spec, tiers),
         )
+
+
+def _count(layers: int, kind: str) -> str:
+    return f"{layers} {kind} layer{'s' * (layers != 1)}"
 
 
 def _disk_bytes(spec: ModelSpec, tiers: tuple[Tier, ...]) -> int:

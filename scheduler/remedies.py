@@ -9,7 +9,7 @@ from scheduler.memory_items import CUDA_CONTEXT_BYTES, PROCESS_BYTES, PlanItem
 from scheduler.request import Limits, Request
 from scheduler.sizes import format_cap, format_size, parse_size
 
-SMALLEST_CONTEXT = 256
+SMALLEST_CONTEXT = 64
 SMALLEST_TREE = 8
 MOST_OPTIONS = 3
 
@@ -83,7 +83,7 @@ def _first_that_fits(alternatives: Iterator[Option], attempt: Attempt) -> tuple[
 
 
 def _shorter_contexts(request: Request) -> Iterator[Option]:
-    for length in _powers_below(request.context_length, SMALLEST_CONTEXT):
+    for length in _powers_below(request.context_lengths[-1], SMALLEST_CONTEXT):
         yield f"--context-length {length}", _limited(request, context_length=length)
 
 
@@ -107,10 +107,8 @@ def _smallest(request: Request) -> Iterator[Option]:
 
 def _without_gpu(request: Request) -> Iterator[Option]:
     """Host memory in place of the GPU's, in the same dtype: the one a CPU would choose may be larger."""
-    machine = request.machine
-    if machine.device == "cuda":
-        host = {"device_name": "CPU", "device_total": machine.host_total, "device_free": machine.host_available}
-        yield f"--device cpu --dtype {request.spec.dtype}", replace(request, machine=replace(machine, device="cpu", **host))
+    if request.machine.device == "cuda":
+        yield f"--device cpu --dtype {request.spec.dtype}", replace(request, machine=request.machine.without_gpu())
 
 
 def _raised_caps(request: Request, shortage: Shortage) -> Iterator[Option]:

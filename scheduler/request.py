@@ -1,13 +1,27 @@
 """What a plan is asked for: models, machine and limits, and what the defaults make of limits left open."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from loaders.errors import UnsupportedModelError
 from loaders.spec import ModelSpec
 from scheduler.machine import Machine
-from scheduler.memory_items import Models, PlanItem, device_budget, fixed_items, host_budget
+from scheduler.memory_items import (
+    Models,
+    PassShape,
+    PlanItem,
+    device_budget,
+    fixed_items,
+    host_budget,
+    read_chunk_bytes,
+)
 
-DEFAULT_CONTEXT = 4096
+# Contexts tried in turn where the user names none: a shorter one only where nothing fits with a longer one.
+DEFAULT_CONTEXTS = (4096, 2048, 1024, 512, 256)
+
+# A prompt is read in passes of so many rows: 512 keep a layer's matrix products near their peak, more only adds
+# workspace; fewer where memory is short.
+PREFILL_ROWS = (512, 256, 128, 64, 32)
 
 # Trees tried in turn when units stream. On a GPU the link is the bottleneck and hundreds of nodes are free; on a CPU
 # that reads from disk, tens. A smaller one is taken only where the workspace of a larger one leaves no room for a ring.
@@ -46,9 +60,9 @@ class Request:
     limits: Limits
 
     def __post_init__(self) -> None:
-        if self.context_length > self.spec.max_positions:
+        if self.context_lengths[0] > self.spec.max_positions:
             raise ValueError(
-                f"context_length {self.context_length} is more than the {self.spec.max_positions} positions "
+                f"context_length {self.context_lengths[0]} is more than the {self.spec.max_positions} positions "
                 f"{self.spec.name} was made for"
             )
         recurrent = [model for model in self.models if model.recurrent]
@@ -64,9 +78,18 @@ class Request:
         return (self.spec,) if self.draft is None else (self.spec, self.draft)
 
     @property
-    def context_length(self) -> int:
-        """Tokens the KV caches must hold, beside the rows of one pass."""
-        return self.limits.context_length or min(self.spec.max_positions, DEFAULT_CONTEXT)
+    def context_lengths(self) -> tuple[int, ...]:
+        """Tokens the KV caches must hold beside a tree: the lengths to try in turn, one if the user fixed it."""
+        if self.limits.context_length is not None:
+            return (self.limits.context_length,)
+        limit = self.spec.max_positions
+        return (min(limit, DEFAULT_CONTEXTS[0]), *(length for length in DEFAULT_CONTEXTS[1:] if length < limit))
+
+    def shapes(self, context_length: int, tree_sizes: tuple[int, ...]) -> Iterator[PassShape]:
+        """Passes to try in turn: a smaller tree only where none fits with a larger one."""
+        for tree_size in tree_sizes:
+            for rows in dict.fromkeys(max(tree_size, min(rows, context_length)) for rows in PREFILL_ROWS):
+                yield PassShape(context_length, tree_size, rows)
 
     @property
     def device_budget(self) -> int:
@@ -93,9 +116,15 @@ class Request:
             return (self.resident_tree_size,)
         return STREAMING_TREES[self.machine.device]
 
-    def fixed_items(self, tree_size: int) -> tuple[PlanItem, ...]:
+    @property
+    def read_chunk_bytes(self) -> int:
+        """What one thread reads from disk at once."""
+        budget = self.device_budget if self.machine.device == "cpu" else self.host_budget
+        return read_chunk_bytes(self.models, budget)
+
+    def fixed_items(self, shape: PassShape) -> tuple[PlanItem, ...]:
         """What needs memory besides the target's layers."""
-        return fixed_items(self.models, self.machine.device, self.context_length, tree_size)
+        return fixed_items(self.models, self.machine.device, shape, self.read_chunk_bytes)
 
     def tree_depth(self, tree_size: int) -> int:
         """Depth limit of a tree of `tree_size` nodes: 6 levels for 16 nodes, 10 for 64, 16 for 512, 18 for 1,024.

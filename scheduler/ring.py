@@ -8,7 +8,8 @@ after its copy (read after write), and overwritten after the computation that us
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class Ring:
         self._used_events = [self._stream.event() for _ in slots]
         self._changed = threading.Condition()
         self._filled = self._acquired = self._released = 0  # units so far; unit number k uses slot k % len(slots)
-        self._filling = self._closed = False
+        self._filling = self._closed = self._paused = False
         self._error: BaseException | None = None
         self.seconds_filling = 0.0
         self._thread = threading.Thread(target=self._read_ahead, name="ring", daemon=True)
@@ -43,6 +44,8 @@ class Ring:
 
         Raises what `fill` raised, if it failed.
         """
+        if self._paused:
+            return unit % len(self.slots)
         with self._changed:
             number = self._acquired
             assert self._order[number % len(self._order)] == unit, "units are used in the ring's order"
@@ -57,6 +60,8 @@ class Ring:
 
     def release(self) -> None:
         """The computation that uses the unit acquired last has been queued: its slot may be refilled behind it."""
+        if self._paused:
+            return
         self._used_events[self._released % len(self.slots)].record()
         with self._changed:
             self._released += 1
@@ -73,6 +78,20 @@ class Ring:
             self._filled = self._acquired = self._released = 0
             self._error = None
             self._changed.notify_all()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """For the block, units find whatever the slots hold and nothing is read: computation alone can be timed."""
+        self.rewind()
+        with self._changed:
+            self._changed.wait_for(lambda: self._filled == len(self.slots) + self._released or self._error is not None)
+            if self._error is not None:
+                raise self._error
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def close(self) -> None:
         """Stop the reader thread; waits for the fill in progress."""

@@ -1,6 +1,6 @@
 """Every unit's bytes in the tier that the plan gives it, and the ring that brings the streamed ones to the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +20,17 @@ class UnitBytes:
     source: UnitSource
 
 
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes to read in all."""
+
+
 class UnitMemory:
     """Loads units on construction; afterwards `resident[unit]` is a device buffer, or `ring` streams the unit.
 
     units: in the order in which every pass uses them.
     tiers: one per unit. Units of the host tier with one source share one host buffer.
     slots: number of ring slots, used when any unit is not resident.
+    reader: reads the units; closed here as soon as nothing more is to be read.
     """
 
     def __init__(
@@ -35,17 +40,28 @@ class UnitMemory:
         slots: int,
         reader: WeightReader,
         memory: DeviceMemory,
+        on_progress: Progress | None = None,
     ):
         self._units, self._reader, self._memory = tuple(units), reader, memory
         self._staging: Tensor | None = None
-        self.resident = {i: self._load_resident(unit) for i, unit in enumerate(units) if tiers[i] == Tier.DEVICE}
+        self.resident: dict[int, Tensor] = {}
         self._host: dict[UnitSource, Tensor] = {}
-        for unit, tier in zip(units, tiers):
-            if tier == Tier.HOST and unit.source not in self._host:
-                self._host[unit.source] = self._read(unit, torch.empty(unit.nbytes, dtype=torch.uint8))
-        streamed = [i for i in range(len(units)) if i not in self.resident]
-        self.streamed_bytes = sum(self._link_bytes(units[i]) for i in streamed)
-        self.ring = self._make_ring(streamed, slots) if streamed else None
+        self.ring: Ring | None = None
+        # On a CPU the buffers that files are read through lie in device memory too.
+        self._read_buffer_bytes = reader.bounce_bytes if memory.device.type == "cpu" else 0
+        memory.add(self._read_buffer_bytes)
+        try:
+            self._load(tiers, on_progress)
+            if Tier.DISK not in tiers:
+                self._stop_reading()
+            streamed = [index for index in range(len(units)) if index not in self.resident]
+            if streamed:
+                slot_bytes = max(units[index].nbytes for index in streamed)
+                self.ring = Ring(streamed, [memory.empty(slot_bytes) for _ in range(slots)], self._fill_slot)
+        except BaseException:
+            self.close()
+            raise
+        self.streamed_bytes = sum(self._link_bytes(units[index]) for index in streamed)
 
     @property
     def seconds_streaming(self) -> float:
@@ -53,25 +69,33 @@ class UnitMemory:
         return self.ring.seconds_filling if self.ring else 0.0
 
     def close(self) -> None:
-        """Stop streaming. The buffers are freed with this object."""
+        """Stop streaming and close the files. The buffers are freed with this object."""
         if self.ring:
             self.ring.close()
+        self._stop_reading()
+
+    def _load(self, tiers: Sequence[Tier], on_progress: Progress | None) -> None:
+        """Read what lies on the device or in host memory."""
+        loads = [unit for unit, tier in zip(self._units, tiers) if tier != Tier.DISK]
+        total = sum(unit.source.nbytes_on_disk for unit in loads)
+        for index, (unit, tier) in enumerate(zip(self._units, tiers)):
+            if tier == Tier.DEVICE:
+                self.resident[index] = self._memory.empty(unit.nbytes)
+                self._read_to_device(unit, self.resident[index])
+            elif tier == Tier.HOST and unit.source not in self._host:
+                self._host[unit.source] = torch.empty(unit.nbytes, dtype=torch.uint8)
+                self._reader.fill(unit.source, self._host[unit.source])
+            if on_progress and tier != Tier.DISK:
+                on_progress(self._reader.bytes_read, total)
+
+    def _stop_reading(self) -> None:
+        self._reader.close()
+        self._staging = None
+        self._memory.remove(self._read_buffer_bytes)
+        self._read_buffer_bytes = 0
 
     def _link_bytes(self, unit: UnitBytes) -> int:
         return unit.nbytes if unit.source in self._host else unit.source.nbytes_on_disk
-
-    def _make_ring(self, streamed: Sequence[int], slots: int) -> Ring:
-        slot_bytes = max(self._units[i].nbytes for i in streamed)
-        return Ring(streamed, [self._memory.empty(slot_bytes) for _ in range(slots)], self._fill_slot)
-
-    def _read(self, unit: UnitBytes, buffer: Tensor) -> Tensor:
-        self._reader.fill(unit.source, buffer)
-        return buffer
-
-    def _load_resident(self, unit: UnitBytes) -> Tensor:
-        buffer = self._memory.empty(unit.nbytes)
-        self._read_to_device(unit, buffer)
-        return buffer
 
     def _read_to_device(self, unit: UnitBytes, buffer: Tensor) -> None:
         """Read a unit from disk into a device buffer, through a staging buffer where the reader cannot write there."""
@@ -80,7 +104,8 @@ class UnitMemory:
             return
         if self._staging is None or len(self._staging) < unit.nbytes:
             self._staging = torch.empty(unit.nbytes, dtype=torch.uint8)
-        staged = self._read(unit, self._staging[: unit.nbytes])
+        staged = self._staging[: unit.nbytes]
+        self._reader.fill(unit.source, staged)
         buffer.copy_(staged)  # from pageable memory: finished for the host when it returns, so staging is free again
 
     def _fill_slot(self, index: int, slot: Tensor) -> None:

@@ -289,9 +289,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--target-steps", type=int, default=2100, help="steps of 2,048 tokens")
-    parser.add_argument("--draft-steps", type=int, default=600)
-    parser.add_argument("--distill-steps", type=int, default=900)
+    parser.add_argument("--target-steps", type=int, default=1600, help="steps of 2,048 tokens")
+    parser.add_argument("--draft-steps", type=int, default=500)
+    parser.add_argument("--distill-steps", type=int, default=700)
     parser.add_argument("--held-out-tokens", type=int, default=2**17, help="held-out tokens measured, at most")
     return parser.parse_args()
 

@@ -133,9 +133,9 @@ def draw_without_replacement(log_law: Tensor, count: int, generator: torch.Gener
     """`count` different tokens for each row of `log_law` [m, V]: int64 [m, count], -1 where no token is left.
 
     In drawing order: each token is drawn from the law less the tokens before it, renormalised. That is the order of
-    Gumbel-perturbed log-probabilities (the Gumbel-top-k trick, arXiv 1903.06059). The noise is float64, since uniform float32 numbers
-    lie on a grid of 6e-8: a token of probability 1e-9 would never be drawn, and among 128,256 tokens one in 130 draws
-    would meet an exact 0 and be wasted on any token at all.
+    Gumbel-perturbed log-probabilities (the Gumbel-top-k trick, arXiv 1903.06059). The noise is float64: uniform
+    float32 numbers lie on a grid of 6e-8, too coarse for the tail of a large vocabulary, where a token of probability
+    1e-9 would never come first.
     """
     uniform = torch.rand(log_law.shape, dtype=torch.float64, device=log_law.device, generator=generator)
     keys = uniform.log_().neg_().log_().neg_().add_(log_law).masked_fill_(log_law < _LEAST_LOG_PROBABILITY, -_INF)

@@ -48,7 +48,8 @@ def verify_top_down(
     node = 0
     while children := tree.children[node]:
         drawn = [tokens[child] for child in children]
-        accepted, weights = _test(drawn, probabilities(target_law(node)), probabilities(draft_law(node)), generator)
+        p, q = probabilities(target_law(node)), probabilities(draft_law(node))
+        accepted, weights = ratio_tests(drawn, p, q, generator)
         if accepted is None:
             return Verdict(path, draw(weights, generator))
         node = children[accepted]
@@ -56,11 +57,11 @@ def verify_top_down(
     return Verdict(path, draw(probabilities(target_law(node)), generator))
 
 
-def _test(drawn: list[int], p: Tensor, q: Tensor, generator: torch.Generator) -> tuple[int | None, Tensor]:
+def ratio_tests(drawn: list[int], p: Tensor, q: Tensor, generator: torch.Generator) -> tuple[int | None, Tensor]:
     """Place of the first accepted token in `drawn`, and the weights that the target has left when there is none.
 
     p and q [V] are the target's and the draft's weights: proportional to their laws, which saves normalising 128,256
-    numbers for each child. Both are overwritten. The device is waited for once per tested child.
+    numbers for each child. q is overwritten. The device is waited for once per tested child, mostly once per node.
     """
     for place, token in enumerate(drawn):
         assert token >= 0, "a child for which no token was left to draw must be pruned before verification"

@@ -3,9 +3,10 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from offload_runtime.text import IncrementalText, StopStrings
-from tokenizer_samples import SAMPLES
 from transformers import PreTrainedTokenizerBase
+
+from offload_runtime.text import IncrementalText, StopStrings
+from tests.tokenizer_samples import SAMPLES
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=40) | st.text("aé你😀\u200d ▁\n�", max_size=40)
 

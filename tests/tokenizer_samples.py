@@ -1,6 +1,7 @@
 """Small tokenizers of each kind that language models use, made on the spot: no download."""
 
 from collections.abc import Callable
+from copy import copy
 from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -76,3 +77,10 @@ SAMPLES: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "unigram": unigram,
     "word-piece": word_piece,
 }
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase, template: str | None) -> PreTrainedTokenizerBase:
+    """The same tokens with another chat template, or with none as base models come."""
+    changed = copy(tokenizer)
+    changed.chat_template = template
+    return changed

@@ -1,0 +1,105 @@
+"""The command line of the benchmark. Imports no torch, so that `--help` answers at once."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from offload_runtime.options import add_model_options, add_sampling_options, whole_number
+
+DESCRIPTION = """\
+Plain streamed decoding and tree decoding, one after the other, on the same prompts and within the same limits.
+Prints a table whose every term is explained below it, and JSON lines on request. Needs no model files: without
+--model the bundled demonstration pair runs, and --shape makes random weights in the shape of a known model."""
+
+EXAMPLES = """examples:
+  python scripts/benchmark_latency.py                                  the demonstration pair
+  python scripts/benchmark_latency.py -m DIR -d DRAFT_DIR              a model and its draft
+  python scripts/benchmark_latency.py -m DIR --cold                    weights read from the disk, never from its cache
+  python scripts/benchmark_latency.py --shape tiny                     a model of a few kilobytes, in seconds
+  python scripts/benchmark_latency.py --shape llama-3.2-1b --shape-dtype float32 --cold --device-memory 2GiB
+  python scripts/benchmark_latency.py --shape llama-2-70b --json -     made-up weights of 70B; JSON lines on stdout
+
+exit codes: 0 ok, 1 outputs differ in float32, 2 wrong use, 3 model files missing or damaged, 4 does not fit,
+5 draft does not match, 130 interrupted"""
+
+NEW_TOKENS, SHAPE_NEW_TOKENS = 64, 8
+MOST_CONTEXT_GRAIN = 64
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; exits with code 2 and a message where it is wrong."""
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.shape is None:
+        for name in ("draft_shape", "distinct_layers"):
+            if getattr(parsed, name) is not None:
+                parser.error(f"argument --{name.replace('_', '-')}: it goes with --shape")
+    elif parsed.model is not None:
+        parser.error("argument --shape: made-up weights or --model, not both")
+    elif parsed.draft not in ("auto", "none"):
+        parser.error("argument --draft: a trained draft cannot guess made-up weights; --draft-shape makes one up")
+    if parsed.max_new_tokens is None:
+        parsed.max_new_tokens = NEW_TOKENS if parsed.shape is None else SHAPE_NEW_TOKENS
+    return parsed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python scripts/benchmark_latency.py",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_model_options(parser)
+    add_sampling_options(parser)
+    _add_weight_options(parser)
+    _add_measurement_options(parser)
+    _add_output_options(parser)
+    parser.set_defaults(temperature=0.0, seed=0)  # greedy: both outputs must be the same
+    return parser
+
+
+def _add_weight_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("made-up weights").add_argument
+    add("--shape", metavar="NAME|FILE", help="random weights of a known model's shape, or of a config.json's")
+    add("--draft-shape", metavar="NAME|FILE", help="a draft of this shape; its guesses are almost always wrong")
+    add(
+        "--shape-dtype",
+        choices=("bfloat16", "float16", "float32"),
+        default="bfloat16",
+        help="type the made-up weights are stored in (default: bfloat16)",
+    )
+    add(
+        "--distinct-layers",
+        metavar="N",
+        type=whole_number(1),
+        help="write N layers and let the others repeat them: less disk and host memory, the same bytes on the link "
+        "(default: as many as half the free disk, and 8 GB, hold)",
+    )
+    add("--work-dir", metavar="DIR", type=Path, help="where to write made-up weights (default: for temporary files)")
+    add("--keep", action="store_true", help="keep made-up weights for the next run; needs --work-dir")
+
+
+def _add_measurement_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("measurement").add_argument
+    add("--prompts", metavar="FILE", type=Path, help="one prompt a line, or prompts separated by blank lines")
+    add("--prompt-tokens", metavar="N", type=whole_number(1), default=64, help="tokens of a made-up prompt")
+    add("--raw", action="store_true", help="continue the prompts as they are, without the chat template")
+    add(
+        "--new-tokens",
+        dest="max_new_tokens",
+        metavar="N",
+        type=whole_number(2),
+        help=f"tokens per reply (default: {NEW_TOKENS}; {SHAPE_NEW_TOKENS} with --shape)",
+    )
+    add("--repeats", metavar="N", type=whole_number(1), default=3, help="timed replies to each prompt (default: 3)")
+    add("--warmup", metavar="N", type=whole_number(0), default=1, help="replies that are not counted (default: 1)")
+    add("--cold", action="store_true", help="read weights past the page cache, also where they would fit into it")
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("output").add_argument
+    add("--json", metavar="FILE|-", help="write JSON lines; with - to stdout, and the table to stderr")
+    add("--markdown", action="store_true", help="write the table in Markdown")
+    add("--quiet", action="store_true", help="leave out the lines that show progress")

@@ -1,0 +1,59 @@
+"""Specifications of known models and made-up machines, written by hand, for the tests of the planner."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from loaders.spec import ModelSpec, UnitSpec
+from scheduler.machine import Machine
+from scheduler.plan import Limits
+from scheduler.sizes import GIB
+
+
+def model(name: str, sizes: list[int], outer: int, kv: int, **fields: object) -> ModelSpec:
+    """A specification by hand; `sizes` are the units' bytes, which are as many on disk."""
+    units = tuple(UnitSpec(f"model.layers.{index}", size, size) for index, size in enumerate(sizes))
+    spec = ModelSpec(
+        directory=Path(name),
+        name=name,
+        architecture="LlamaForCausalLM",
+        model_type="llama",
+        dtype="bfloat16",
+        stored_dtype="bfloat16",
+        units=units,
+        outer_bytes=outer,
+        disk_bytes=outer + sum(sizes),
+        vocab_size=32_000,
+        hidden_size=8192,
+        intermediate_size=28_672,
+        num_heads=64,
+        kv_bytes_per_token=kv,
+        max_positions=4096,
+        recurrent=False,
+    )
+    return replace(spec, **fields)  # type: ignore[arg-type]
+
+
+LLAMA2_70B = model("Llama-2-70b", [1_711_309_824] * 80, 1_048_592_384, 327_680)
+LLAMA3_70B = replace(LLAMA2_70B, name="Llama-3-70B", outer_bytes=4_202_708_992, vocab_size=128_256)
+LLAMA3_70B_INT4 = replace(
+    LLAMA3_70B, name="Llama-3-70B-int4", units=tuple(replace(unit, nbytes=444_500_000) for unit in LLAMA3_70B.units)
+)
+LLAMA3_8B_INT4 = model(
+    "Llama-3-8B-int4", [113_000_000] * 32, 2_101_354_496, 131_072, vocab_size=128_256, hidden_size=4096,
+    intermediate_size=14_336, num_heads=32,
+)  # fmt: skip
+LLAMA_68M = model("llama-68m", [19_000_000] * 2, 98_000_000, 6144, hidden_size=768, intermediate_size=3072)
+TINY = model(
+    "tiny", [2_150_400] * 6, 3_000_000, 4608, dtype="float32", vocab_size=4096, hidden_size=192, intermediate_size=512,
+    num_heads=6, max_positions=1024,
+)  # fmt: skip
+TINY_DRAFT = replace(TINY, name="tiny-draft", units=TINY.units[:1], outer_bytes=2_000_000, kv_bytes_per_token=1024)
+TINY_ROWS = Limits(context_length=64, tree_size=8)
+
+
+def gpu(free: int, host: int = 256 * GIB, link: float | None = 25e9, disk: float | None = None) -> Machine:
+    return Machine("cuda", "some GPU", free, free, host, host, 16, link, disk)
+
+
+def cpu(memory: int, disk: float | None = None) -> Machine:
+    return Machine("cpu", "some CPU", memory, memory, memory, memory, 8, None, disk)

@@ -1,0 +1,410 @@
+"""The chat: one prompt and out, commands, and a terminal of its own for Ctrl-C, Ctrl-D and pasted lines."""
+
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from offload_runtime.chat_session import Chat
+from offload_runtime.conversation import Conversation
+from offload_runtime.options import SamplingOptions
+from offload_runtime.progress import LoadingBar
+from offload_runtime.terminal import Screen
+from tests.scripted_runtime import BROKEN, STORY, ScriptedRuntime, run_chat
+
+ROOT = Path(__file__).parent.parent
+
+
+def chat_with(runtime: ScriptedRuntime, lines: list[str], raw: bool = False) -> Chat:
+    """A chat in which `lines` have been typed, followed by Ctrl-D."""
+    rest = iter(lines)
+
+    def read_line(prompt: str) -> str:
+        try:
+            return next(rest)
+        except StopIteration:
+            raise EOFError from None
+
+    conversation = Conversation(runtime.tokenizer, raw=raw)
+    chat = Chat(runtime, conversation, SamplingOptions(), Screen(), read_line)  # type: ignore[arg-type]
+    assert chat.run() == 0
+    return chat
+
+
+def contents(chat: Chat) -> list[str]:
+    return [message["content"] for message in chat.conversation.messages]
+
+
+# One prompt and out
+
+
+def test_a_prompt_is_answered_on_stdout_and_measured_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_chat(ScriptedRuntime(), ["-p", "hi"]) == 0
+    output = capsys.readouterr()
+    assert output.out == "hello world\n"
+    assert re.search(r"\d+ tokens · 1.3 tok/s · first token 4.9 s · 2.0 tokens/pass · context \d+/4096", output.err)
+    assert "demonstration" in output.err
+
+
+def test_quiet_leaves_the_reply(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_chat(ScriptedRuntime(), ["-p", "hi", "--quiet"]) == 0
+    assert capsys.readouterr() == ("hello world\n", "")
+
+
+def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = ScriptedRuntime([STORY])
+    assert run_chat(runtime, ["-p", "hi", "--json", "--seed", "7"]) == 0
+    output = capsys.readouterr()
+    content = json.loads(output.out)
+    assert {"text", "token_ids", "finish_reason", "stats", "plan"} <= set(content)
+    assert (content["text"], content["finish_reason"], content["seed"]) == (STORY, "stop", 7)
+    assert runtime.tokenizer.decode(content["token_ids"], skip_special_tokens=True) == STORY
+    assert output.out.count("\n") == 1 and output.err == ""
+
+
+def test_a_file_and_a_pipe_are_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("Grüße\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Grüße\n".encode())))
+    by_option, by_file, by_pipe = ScriptedRuntime(), ScriptedRuntime(), ScriptedRuntime()
+    assert run_chat(by_option, ["-p", "Grüße"]) == run_chat(by_file, ["-f", str(file)]) == run_chat(by_pipe, []) == 0
+    assert by_option.prompts == by_file.prompts == by_pipe.prompts
+
+
+def test_the_options_reach_the_runtime() -> None:
+    runtime = ScriptedRuntime()
+    assert run_chat(runtime, ["-p", "hi", "--temperature", "0.5", "--max-new-tokens", "3", "--system", "be kind"]) == 0
+    assert runtime.asked[0]["temperature"] == 0.5 and len(runtime.last_reply.token_ids) == 3
+    assert "be kind" in runtime.tokenizer.decode(runtime.prompts[0])
+
+
+@pytest.mark.parametrize("arguments", [["-p", ""], ["-p", " \n"], ["-f", "/nowhere/file"], ["-f", "/"]])
+def test_a_prompt_with_nothing_in_it_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_chat(ScriptedRuntime(), arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.startswith("error: ")
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "empty"), (b"abc\xff", "byte 3 is 0xff")])
+def test_a_pipe_with_no_text_in_it_exits_with_2(
+    content: bytes, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert run_chat(ScriptedRuntime(), []) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_errors_exit_with_their_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_chat(ScriptedRuntime([BROKEN]), ["-p", "hi", "--json"]) == 3
+    assert run_chat(ScriptedRuntime(context_length=4), ["-p", "hi hi hi hi"]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and "error: the disk broke\n" in output.err and "Traceback" not in output.err
+
+
+def test_a_missing_model_exits_with_3() -> None:
+    command = [sys.executable, "-m", "offload_runtime.chat", "-m", "/nowhere", "-p", "hi"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 3 and done.stdout == "" and done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = [sys.executable, "-m", "tests.scripted_runtime", "0", "-p", "hi", "--quiet"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+# Turns and commands
+
+
+def test_the_ids_of_past_turns_begin_the_next_prompt() -> None:
+    runtime = ScriptedRuntime(["Grüße 😀", "hello"])
+    chat = chat_with(runtime, ["one", "two"])
+    first, second = runtime.prompts
+    reply = [*runtime.tokenizer.encode("Grüße 😀", add_special_tokens=False), runtime.tokenizer.eos_token_id]
+    assert second[: len(first) + len(reply)] == first + reply
+    assert contents(chat) == ["one", "Grüße 😀", "two", "hello"]
+
+
+def test_lines_between_triple_quotes_are_one_message() -> None:
+    chat = chat_with(ScriptedRuntime(), ['"""', "one", "", "/two", '"""', '"""/bye"""', '  """three', 'four"""'])
+    assert contents(chat)[::2] == ["one\n\n/two", "/bye", "three\nfour"]
+
+
+def test_paths_and_pasted_lines_are_no_commands() -> None:
+    chat = chat_with(ScriptedRuntime(), ["/etc/passwd is what?", "/clear\nis a command", " /bye", "   "])
+    assert contents(chat)[::2] == ["/etc/passwd is what?", "/clear\nis a command", " /bye"]
+
+
+def test_bye_leaves() -> None:
+    assert contents(chat_with(ScriptedRuntime(), ["one", "/bye", "two"])) == ["one", "hello world"]
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    chat_with(ScriptedRuntime(), ["/help"])
+    output = capsys.readouterr()
+    for name in ["help", "clear", "regen", "system", "set", "stats", "plan", "save", "load", "undo", "bye"]:
+        assert f"/{name}" in output.err
+    assert output.out == ""
+
+
+def test_regen_replaces_the_reply_under_a_fresh_seed() -> None:
+    runtime = ScriptedRuntime(["first", "second", "third"])
+    chat = chat_with(runtime, ["/set seed 5", "hi", "/regen", "/regen 9", "/stats"])
+    assert contents(chat) == ["hi", "third"]
+    assert runtime.prompts[0] == runtime.prompts[1] == runtime.prompts[2]
+    assert [asked["seed"] for asked in runtime.asked] == [5, None, 9]
+
+
+def test_clear_undo_and_system() -> None:
+    runtime = ScriptedRuntime()
+    assert contents(chat_with(runtime, ["one", "two", "/undo", "three"]))[::2] == ["one", "three"]
+    assert contents(chat_with(runtime, ["/system be kind", "one", "/clear"])) == ["be kind"]
+    assert contents(chat_with(runtime, ["/system be kind", "one", "/system none"])) == ["one", "hello world"]
+
+
+def test_set_changes_values_and_refuses_bad_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    chat = chat_with(
+        ScriptedRuntime(),
+        ["hi", "/set temperature 0.2", "/set top-k=7", "/set top_p 3", "/set warmth 1", "/set seed", "/set"],
+    )
+    assert chat.sampling == SamplingOptions(temperature=0.2, top_k=7)
+    assert contents(chat) == ["hi", "hello world"]
+    shown = capsys.readouterr().err
+    assert shown.count("error: ") == 3 and "0.9 (default)" in shown
+
+
+def test_stats_show_the_seed_and_plan_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    chat_with(ScriptedRuntime(), ["/stats", "hi", "/stats", "/plan"])
+    shown = capsys.readouterr().err
+    assert re.search(r"seed +1001\n", shown) and "Plan for tiny" in shown
+
+
+def test_an_unknown_command_is_no_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert contents(chat_with(ScriptedRuntime(), ["/foo", "/undo", "/regen", "/save", "/load"])) == []
+    assert capsys.readouterr().err.count("error: ") == 5
+
+
+def test_a_full_context_stops_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = ScriptedRuntime([STORY], context_length=100)
+    chat = chat_with(runtime, ["one", "two"])
+    shown = capsys.readouterr().err
+    assert "The context is full (100 tokens): /undo" in shown
+    assert "error: the prompt has" in shown and "/clear" in shown.split("error: ")[1]
+    assert contents(chat)[::2] == ["one"] and len(runtime.last_reply.token_ids) < 100
+
+
+def test_a_limit_on_tokens_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    chat_with(ScriptedRuntime([STORY]), ["/set max_new_tokens 4", "hi"])
+    assert "max_new_tokens = 4" in capsys.readouterr().err
+
+
+def test_an_error_in_a_reply_keeps_the_conversation(capsys: pytest.CaptureFixture[str]) -> None:
+    chat = chat_with(ScriptedRuntime(["fine", BROKEN, BROKEN, "again"]), ["one", "two", "/regen", "three"])
+    assert contents(chat) == ["one", "fine", "three", "again"]
+    assert capsys.readouterr().err.count("error: the disk broke") == 2
+
+
+def test_raw_text_is_continued() -> None:
+    runtime = ScriptedRuntime([" world"])
+    assert contents(chat_with(runtime, ["hello", "!"], raw=True)) == ["hello", " world", "!", " world"]
+    assert runtime.tokenizer.decode(runtime.prompts[1]) == "hello world!"
+
+
+# Files
+
+
+def test_a_saved_chat_goes_on_with_its_ids(tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    first = ScriptedRuntime(["Grüße 😀"])
+    chat_with(first, ["/system be kind", "one", "/set temperature 0.3", f"/save {file}", "two"])
+    second = ScriptedRuntime()
+    chat = chat_with(second, [f"/load {file}", "two"])
+    assert second.prompts == first.prompts[1:]
+    assert chat.sampling.temperature == 0.3
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_only_saved_chats_are_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes, file = tmp_path / "notes.txt", tmp_path / "chat.json"
+    notes.write_text("dear diary")
+    chat_with(ScriptedRuntime(), ["one", f"/save {notes}", f"/save {file}", "two", f"/save {file}", "/save /no/dir/x"])
+    assert notes.read_text() == "dear diary"
+    assert len(json.loads(file.read_text())["messages"]) == 4
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+def damaged_files() -> Iterator[bytes]:
+    right = {"format": "offload_runtime chat, version 1", "raw": False, "tokens": "", "messages": [], "stretches": []}
+    user, assistant = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    changes: list[dict[str, object]] = [
+        {"format": "another"},
+        {"raw": 1},
+        {"raw": True},
+        {"messages": "no"},
+        {"messages": [user]},
+        {"messages": [user, user]},
+        {"messages": [user, {**assistant, "content": 3}]},
+        {"messages": [user, {**assistant, "content": "\ud800"}]},
+        {"messages": [{"role": "tool", "content": "x"}, assistant]},
+        {"stretches": [{"text": "a", "ids": [-1]}]},
+        {"stretches": [{"text": "a", "ids": [True]}]},
+        {"stretches": [{"ids": []}]},
+        {"sampling": {"temperature": -1}},
+        {"sampling": {"other": 1}},
+        {"sampling": []},
+    ]
+    for change in changes:
+        yield json.dumps({**right, "sampling": {}, **change}).encode()
+    yield from (b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000)
+
+
+@pytest.mark.parametrize("content", list(damaged_files()))
+def test_a_damaged_file_is_refused_and_the_chat_goes_on(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "chat.json"
+    file.write_bytes(content)
+    chat = chat_with(ScriptedRuntime(["fine"]), ["one", f"/load {file}", "two"])
+    assert contents(chat) == ["one", "fine", "two", "fine"]
+    assert capsys.readouterr().err.count(f"error: {file}: ") == 1
+
+
+def test_ids_of_another_vocabulary_are_not_taken_over(tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    runtime = ScriptedRuntime(["fine"])
+    chat_with(runtime, ["one", f"/save {file}"])
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "tokens": "another"}))
+    chat = chat_with(runtime, [f"/load {file}"])
+    assert contents(chat) == ["one", "fine"] and chat.conversation.stretches == []
+
+
+# Loading
+
+
+def test_the_loading_bar_counts_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
+    for width, force in ((100, True), (0, False)):
+        screen = Screen()
+        screen.console = type(screen.console)(stderr=True, force_terminal=force, width=100)
+        with LoadingBar(screen.console) as progress:
+            progress("reading target", 0, 10_000_000)
+            progress("reading target", 10_000_000, 10_000_000)
+        assert ("reading target" in capsys.readouterr().err) == bool(width)
+
+
+# In a terminal
+
+
+def _take_terminal() -> None:
+    """Make standard input the controlling terminal: Ctrl-C typed there is then a signal."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+class Terminal:
+    """The scripted chat on a pseudo terminal."""
+
+    def __init__(self, seconds_per_step: float = 0.0):
+        self._master, slave = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm", "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "tests.scripted_runtime", str(seconds_per_step)]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            preexec_fn=_take_terminal,
+        )  # fmt: skip
+        os.close(slave)
+        self.output = ""
+
+    def expect(self, text: str, seconds: float = 30) -> str:
+        """Read until `text` comes; return what came before it."""
+        deadline = time.monotonic() + seconds
+        while text not in self.output:
+            assert select.select([self._master], [], [], max(0, deadline - time.monotonic()))[0], self.output
+            self.output += os.read(self._master, 4096).decode(errors="replace")
+        before, _, self.output = self.output.partition(text)
+        return before
+
+    def send(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def exit_code(self) -> int:
+        while True:
+            try:
+                if not os.read(self._master, 4096):
+                    break
+            except OSError:  # how Linux says that the other side is closed
+                break
+        return self._process.wait(timeout=60)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._master)
+
+
+@pytest.fixture
+def slow() -> Iterator[Terminal]:
+    """A chat whose first reply takes seconds, at its first prompt."""
+    terminal = Terminal(seconds_per_step=0.05)
+    terminal.expect(">>>")
+    yield terminal
+    terminal.close()
+
+
+def test_ctrl_c_stops_the_reply_and_the_chat_goes_on(slow: Terminal) -> None:
+    slow.send("one\r")
+    slow.expect("once upon")
+    slow.send("\x03")
+    shown = slow.expect("stopped · ")
+    assert "Traceback" not in shown and "\x1b[31m" not in shown
+    slow.expect(">>>")
+    slow.send("two\r")
+    slow.expect("second reply")
+    slow.expect(">>>")
+    slow.send("\x04")
+    assert slow.exit_code() == 0
+
+
+def test_ctrl_c_twice_leaves_with_130(slow: Terminal) -> None:
+    slow.send("one\r")
+    slow.expect("once upon")
+    slow.send("\x03\x03")
+    assert slow.exit_code() == 130
+
+
+def test_ctrl_c_at_an_empty_prompt_hints_and_then_leaves(slow: Terminal) -> None:
+    slow.send("half a line\x03")
+    slow.send("\x03")
+    slow.expect("Ctrl-D or /bye leaves")
+    slow.expect(">>>")
+    slow.send("\x03")
+    assert slow.exit_code() == 130
+
+
+def test_pasted_lines_are_one_message_and_bye_leaves(slow: Terminal, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    slow.send("\x1b[200~first line\nsecond line\n/bye\x1b[201~\r")
+    slow.expect("once upon")
+    slow.send("\x03")
+    slow.expect(">>>")
+    slow.send(f"/save {file}\r")
+    slow.expect("saved 2 messages")
+    question, reply = json.loads(file.read_text())["messages"]
+    assert question["content"] == "first line\nsecond line\n/bye"
+    assert reply["content"] and STORY.startswith(reply["content"])
+    slow.send("/bye\r")
+    assert slow.exit_code() == 0

@@ -1,0 +1,140 @@
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sequoia_tree import DEFAULT_ACCEPTANCE, Tree, chain, expected_tokens, optimal_tree
+from sequoia_tree.construct import best_first
+from sequoia_tree.dynamic_program import dynamic_program
+
+# The whole vector that the paper prints; its tail goes up and down.
+PUBLISHED = [
+    *DEFAULT_ACCEPTANCE,
+    *(0.0007, 0.0006, 0.0004, 0.0004, 0.0005, 0.0006, 0.0004, 0.0003, 0.0002, 0.0004, 0.0001),
+]
+
+
+def trees_of(size):
+    """Every ordered tree of `size` nodes, as the depths that a walk down and to the right meets."""
+    walks = [[0]]
+    for _ in range(size - 1):
+        walks = [[*walk, depth] for walk in walks for depth in range(1, walk[-1] + 2)]
+    for walk in walks:
+        yield Tree(max((i for i in range(node) if walk[i] == walk[node] - 1), default=-1) for node in range(size))
+
+
+TREES = [tree for size in range(1, 9) for tree in trees_of(size)]
+
+
+def brute_force(acceptance, size, max_depth):
+    fitting = (tree for tree in TREES if tree.size <= size and tree.depth <= max_depth)
+    return max(expected_tokens(tree, acceptance) for tree in fitting)
+
+
+def vectors(max_children=5):
+    """Acceptance vectors in any order, with zeros among them."""
+    weights = st.lists(st.integers(0, 20), min_size=1, max_size=max_children)
+    return st.tuples(weights, st.integers(0, 20)).map(lambda w: np.array(w[0]) / max(1, sum(w[0]) + w[1]))
+
+
+def test_brute_force_sees_every_ordered_tree():
+    catalan = [math.comb(2 * n, n) // (n + 1) for n in range(8)]
+    assert [sum(tree.size == size for tree in TREES) for size in range(1, 9)] == catalan
+
+
+@settings(max_examples=40, deadline=None)
+@given(vectors(), st.integers(1, 8), st.integers(0, 7))
+def test_optimal_against_every_tree(acceptance, size, max_depth):
+    best = brute_force(acceptance, size, max_depth)
+    assert expected_tokens(optimal_tree(acceptance, size, max_depth), acceptance) == pytest.approx(best)
+    assert expected_tokens(dynamic_program(acceptance, size, max_depth), acceptance) == pytest.approx(best)
+
+
+@settings(max_examples=40, deadline=None)
+@given(vectors(8), st.integers(1, 60), st.integers(0, 9))
+def test_best_first_equals_the_dynamic_program_for_falling_vectors(acceptance, size, max_depth):
+    falling = np.sort(acceptance)[::-1]
+    trees = best_first(falling, size, max_depth), dynamic_program(falling, size, max_depth)
+    assert expected_tokens(trees[0], falling) == pytest.approx(expected_tokens(trees[1], falling))
+
+
+@settings(max_examples=60, deadline=None)
+@given(vectors(8), st.integers(1, 60), st.none() | st.integers(0, 6), st.none() | st.integers(0, 6))
+def test_limits_and_order(acceptance, size, max_depth, max_children):
+    tree = optimal_tree(acceptance, size, max_depth, max_children)
+    assert tree.size <= size
+    assert tree.depth <= (size if max_depth is None else max_depth)
+    assert max(tree.child_numbers) <= (len(acceptance) if max_children is None else max_children)
+    keys = list(zip(tree.depths, tree.parents, tree.child_numbers))
+    assert keys == sorted(keys)
+
+
+def test_best_first_is_not_optimal_when_a_later_child_is_likelier():
+    acceptance = np.array([0.4, 0.1, 0.5])
+    assert expected_tokens(optimal_tree(acceptance, 4), acceptance) == pytest.approx(2.0)
+    assert expected_tokens(best_first(acceptance, 4, 3), acceptance) == pytest.approx(1.66)
+
+
+@pytest.mark.parametrize(("size", "published"), [(768, 8.3), (2048, 9.3)])
+def test_published_tokens_per_pass(size, published):
+    assert published <= expected_tokens(optimal_tree(DEFAULT_ACCEPTANCE, size), DEFAULT_ACCEPTANCE) < published + 0.1
+
+
+def test_large_trees_take_milliseconds():
+    start = time.process_time()
+    tree = optimal_tree([*DEFAULT_ACCEPTANCE, *[0.0005] * 12], 4096, max_depth=64)
+    assert time.process_time() - start < 1
+    assert tree.size == 4096
+
+
+def test_the_whole_published_vector_goes_through_the_dynamic_program():
+    start = time.process_time()
+    tree = optimal_tree(PUBLISHED, 768, max_depth=18)
+    assert time.process_time() - start < 10
+    assert expected_tokens(tree, PUBLISHED) >= expected_tokens(optimal_tree(DEFAULT_ACCEPTANCE, 768, 18), PUBLISHED)
+
+
+def test_nodes_without_a_chance_are_left_out():
+    assert optimal_tree([0.0, 0.0], 10).parents == [-1]
+    assert optimal_tree([0.5, 0.25, 0.0], 10, max_depth=1).parents == [-1, 0, 0]
+    assert optimal_tree([0.5], 10).parents == chain(10).parents
+    assert optimal_tree([0.0, 0.5], 3, max_depth=1).parents == [-1, 0, 0]  # the second child needs the first
+
+
+def test_expected_tokens_by_hand():
+    tree = Tree([-1, 0, 0, 1, 2, 0])
+    assert expected_tokens(tree, [0.6, 0.3]) == pytest.approx(1 + 0.6 + 0.3 + 0.36 + 0.18)
+    assert expected_tokens(chain(4), [0.5]) == pytest.approx(1.875)
+    assert expected_tokens(chain(1), [0.5]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], 4), "at least one number"),
+        (([[0.5]], 4), "shape"),
+        (([0.5, -0.1], 4), "not negative"),
+        (([0.5, math.nan], 4), "finite"),
+        (([0.8, 0.3], 4), "sums to at most 1, got 1.1"),
+        (([0.5], 0), "at least 1, got 0"),
+        (([0.5], 4, -1), "max_depth must be 0 or more"),
+        (([0.5], 4, None, -1), "max_children must be 0 or more"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        optimal_tree(*arguments)
+
+
+def test_expected_tokens_and_chain_check_theirs():
+    with pytest.raises(ValueError, match="sums to at most 1"):
+        expected_tokens(chain(2), [0.8, 0.3])
+    with pytest.raises(ValueError, match="at least a root"):
+        chain(0)
+
+
+def test_a_vector_rounded_to_float32_is_fine():
+    optimal_tree(np.full(10, 0.1, dtype=np.float32), 4)

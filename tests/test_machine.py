@@ -1,0 +1,189 @@
+"""Reading the machine: host, container limits, and the GPU that CUDA would show, all from made-up systems."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import psutil
+import pytest
+
+from scheduler import machine as machine_module
+from scheduler.container import container_memory
+from scheduler.errors import MachineError
+from scheduler.machine import read_machine
+
+GB = 10**9
+NO_LIMIT_V1 = 9_223_372_036_854_771_712
+
+
+class FakeNVMLError(Exception):
+    pass
+
+
+def fake_nvml(*gpus: dict, broken: str | None = None) -> ModuleType:
+    """A stand-in for pynvml: each GPU has uuid, name, total, free, cores, clock."""
+    nvml = ModuleType("pynvml")
+
+    def start() -> None:
+        if broken:
+            raise FakeNVMLError(broken)
+
+    def by_uuid(uuid: str) -> dict:
+        found = [gpu for gpu in gpus if gpu["uuid"] == uuid]
+        if not found:
+            raise FakeNVMLError("Not Found")
+        return found[0]
+
+    functions = {
+        "NVMLError": FakeNVMLError,
+        "NVML_CLOCK_SM": 1,
+        "nvmlInit": start,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: len(gpus),
+        "nvmlDeviceGetHandleByIndex": lambda index: gpus[index],
+        "nvmlDeviceGetHandleByUUID": by_uuid,
+        "nvmlDeviceGetUUID": lambda gpu: gpu["uuid"],
+        "nvmlDeviceGetName": lambda gpu: gpu["name"],
+        "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(total=gpu["total"], free=gpu["free"]),
+        "nvmlDeviceGetNumGpuCores": lambda gpu: gpu["cores"],
+        "nvmlDeviceGetMaxClockInfo": lambda gpu, kind: gpu["clock"],
+    }
+    for name, function in functions.items():
+        setattr(nvml, name, function)
+    return nvml
+
+
+DISPLAY = {"uuid": "GPU-aaaa-1", "name": "GT 1030", "total": 2 * GB, "free": GB, "cores": 384, "clock": 1468}
+BIG = {"uuid": "GPU-bbbb-2", "name": b"RTX 4090", "total": 25 * GB, "free": 24 * GB, "cores": 16384, "clock": 3105}
+SLICE = {"uuid": "MIG-cccc-3", "name": "H100 1g.10gb", "total": 10 * GB, "free": 9 * GB, "cores": 1, "clock": 1}
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Replace pynvml and the variables CUDA reads."""
+
+    def replace(nvml: ModuleType | None, visible: str | None = None, order: str | None = None) -> None:
+        monkeypatch.setitem(sys.modules, "pynvml", nvml)
+        for name, value in (("CUDA_VISIBLE_DEVICES", visible), ("CUDA_DEVICE_ORDER", order)):
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+
+    return replace
+
+
+def test_cpu_is_its_own_device() -> None:
+    machine = read_machine("cpu")
+    assert machine.device == "cpu" and machine.device_name and machine.cores >= 1
+    assert (machine.device_total, machine.device_free) == (machine.host_total, machine.host_available)
+    assert 0 < machine.host_available <= machine.host_total <= psutil.virtual_memory().total
+    assert machine.link_bandwidth is None and machine.disk_bandwidth is None
+
+
+def test_gpu_figures_come_from_nvml(install: Install) -> None:
+    install(fake_nvml(BIG))
+    machine = read_machine("auto")
+    assert (machine.device, machine.device_name) == ("cuda", "RTX 4090")
+    assert (machine.device_total, machine.device_free) == (25 * GB, 24 * GB)
+    assert machine.without_gpu().device_free == machine.host_available
+
+
+@pytest.mark.parametrize(
+    ("visible", "order", "name"),
+    [
+        (None, None, "RTX 4090"),  # the fastest is CUDA's device 0, wherever it sits on the bus
+        (None, "PCI_BUS_ID", "GT 1030"),
+        ("1", None, "GT 1030"),
+        ("1,0", "PCI_BUS_ID", "RTX 4090"),
+        ("GPU-aaaa-1,GPU-bbbb-2", None, "GT 1030"),
+        ("GPU-bb", None, "RTX 4090"),
+    ],
+)
+def test_visible_devices_choose_the_gpu(install: Install, visible: str | None, order: str | None, name: str) -> None:
+    install(fake_nvml(DISPLAY, BIG), visible, order)
+    assert read_machine("cuda").device_name == name
+
+
+def test_a_slice_of_a_gpu_is_found_by_its_uuid(install: Install) -> None:
+    install(fake_nvml(BIG, SLICE), "MIG-cccc-3")
+    assert read_machine("cuda").device_total == 10 * GB
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "7", "GPU-zzzz", "GPU-", "MIG-none", "none"])
+def test_hidden_gpus_are_not_used(install: Install, visible: str) -> None:
+    install(fake_nvml(DISPLAY, BIG), visible)
+    assert read_machine("auto").device == "cpu"
+    with pytest.raises(MachineError, match="no NVIDIA GPU"):
+        read_machine("cuda")
+
+
+def test_without_driver_or_package_there_is_no_gpu(install: Install) -> None:
+    for nvml, reason in ((fake_nvml(broken="Driver Not Loaded"), "Driver Not Loaded"), (None, "nvidia-ml-py")):
+        install(nvml)
+        assert read_machine("auto").device == "cpu"
+        with pytest.raises(MachineError, match=reason):
+            read_machine("cuda")
+    install(fake_nvml())
+    with pytest.raises(MachineError, match="lists 0"):
+        read_machine("cuda")
+
+
+def test_unknown_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="auto, cpu, cuda"):
+        read_machine("cuda:1")
+
+
+def test_a_container_limit_counts_where_it_is_tighter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * GB, available=50 * GB))
+    for found, expected in (((8 * GB, 6 * GB), (8 * GB, 6 * GB)), ((99 * GB, 98 * GB), (64 * GB, 50 * GB))):
+        monkeypatch.setattr(machine_module, "container_memory", lambda found=found: found)
+        machine = read_machine("cpu")
+        assert (machine.host_total, machine.host_available) == expected
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_cgroup_v2_takes_the_tightest_parent_and_gives_cache_back(tmp_path: Path) -> None:
+    top = "sys/fs/cgroup/user"
+    root = write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/user/app\n",
+            f"{top}/memory.max": "8000\n",
+            f"{top}/memory.current": "5000\n",
+            f"{top}/memory.stat": "anon 3000\ninactive_file 1500\nactive_file 500\n",
+            f"{top}/app/memory.max": "max\n",
+            f"{top}/app/memory.current": "4000\n",
+        },
+    )
+    assert container_memory(root) == (8000, 5000)
+
+
+def test_cgroup_v1_inside_a_container_reads_the_mounts_top(tmp_path: Path) -> None:
+    top = "sys/fs/cgroup/memory"
+    root = write(
+        tmp_path,
+        {
+            "proc/self/cgroup": "5:devices:/docker/abc\n4:cpu,memory:/docker/abc\n0::/\n",
+            f"{top}/memory.limit_in_bytes": "4000",
+            f"{top}/memory.usage_in_bytes": "4500",
+            f"{top}/memory.stat": "cache 100\ntotal_inactive_file 200\ntotal_active_file 0\n",
+        },
+    )
+    assert container_memory(root) == (4000, 0)
+
+
+def test_no_limit_no_control_groups(tmp_path: Path) -> None:
+    assert container_memory(tmp_path) is None
+    root = write(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max"})
+    assert container_memory(root) is None

@@ -1,0 +1,120 @@
+"""The command line: every option reaches its place, bad values exit with 2, help and plan come without torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from offload_runtime.errors import UsageError
+from offload_runtime.options import SAMPLING, SamplingOptions, model_options, parse_chat_arguments, sampling_options
+from offload_runtime.planning import DEMO_DRAFT, DEMO_TARGET
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_nothing_given_is_the_bundled_pair() -> None:
+    options = model_options(parse_chat_arguments([]))
+    assert (options.model, options.draft) == (DEMO_TARGET, DEMO_DRAFT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "draft"),
+    [(["-m", "x"], None), (["-m", "x", "-d", "y"], Path("y")), (["-d", "none"], None), (["-d", "y"], Path("y"))],
+)
+def test_the_draft(arguments: list[str], draft: Path | None) -> None:
+    assert model_options(parse_chat_arguments(arguments)).draft == draft
+
+
+def test_model_options_are_read() -> None:
+    line = "-m x --device cpu --device-memory 1.5GiB --host-memory 2GB --dtype float32 --tree chain"
+    options = model_options(
+        parse_chat_arguments([*line.split(), "--tree-size=8", "--tree-depth=auto", "--context-length=99"])
+    )
+    assert (options.model, options.device, options.dtype, options.tree) == (Path("x"), "cpu", "float32", "chain")
+    assert (options.device_memory, options.host_memory) == (3 * 2**29, 2 * 10**9)
+    assert (options.tree_size, options.tree_depth, options.context_length) == (8, None, 99)
+
+
+def test_sampling_options_are_read() -> None:
+    assert sampling_options(parse_chat_arguments([])) == SamplingOptions()
+    line = "--temperature 0 --top-p .9 --top-k 40 --min-p 0 --repetition-penalty 1.1 --seed 7 --max-new-tokens 5"
+    expected = {"temperature": 0, "top_p": 0.9, "top_k": 40, "min_p": 0, "repetition_penalty": 1.1}
+    options = sampling_options(parse_chat_arguments(line.split()))
+    assert options.as_arguments() == {**expected, "seed": 7, "max_new_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--temperature -1",
+        "--temperature nan",
+        "--temperature inf",
+        "--temperature warm",
+        "--top-p 0",
+        "--top-p 1.1",
+        "--top-k 1.5",
+        "--min-p 2",
+        "--repetition-penalty 0",
+        "--seed -1",
+        "--seed 9223372036854775808",
+        "--max-new-tokens 0",
+        "--device-memory lots",
+        "--device tpu",
+        "--dtype int3",
+        "--tree bonsai",
+        "--tree-size 0",
+        "--tree-depth deep",
+        "--context-length 0",
+        "--prompt a --file b",
+        "--raw --system x",
+        "--temp 1",
+        "stray",
+    ],
+)
+def test_a_bad_value_exits_with_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_chat_arguments(line.split())
+    output = capsys.readouterr()
+    assert stopped.value.code == 2 and output.out == ""
+    assert "error: " in output.err and "Traceback" not in output.err
+
+
+def test_values_change_and_reset() -> None:
+    options = SamplingOptions().with_value("temperature", "0.5").with_value("seed", "3")
+    assert options == SamplingOptions(temperature=0.5, seed=3)
+    assert options.with_value("temperature", "default") == SamplingOptions(seed=3)
+
+
+@pytest.mark.parametrize(("name", "text"), [("temperature", "-1"), ("warmth", "1"), ("top_k", "")])
+def test_a_bad_value_is_refused_by_name(name: str, text: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        SamplingOptions().with_value(name, text)
+
+
+def test_values_survive_a_file() -> None:
+    options = SamplingOptions(temperature=0.7, top_k=3)
+    assert SamplingOptions.from_mapping(options.as_arguments()) == options
+    for damaged in ({"temperature": "hot"}, {"top_p": float("nan")}, {"other": 1}, {"seed": [1]}):
+        with pytest.raises(UsageError):
+            SamplingOptions.from_mapping(damaged)
+
+
+def test_every_sampling_value_is_a_field() -> None:
+    assert list(SAMPLING) == list(SamplingOptions().as_arguments())
+
+
+@pytest.mark.parametrize(("arguments", "answer"), [(["--help"], "--tree-size"), (["--plan"], "Plan for target")])
+def test_help_and_plan_do_not_import_torch(arguments: list[str], answer: str) -> None:
+    if arguments == ["--plan"] and not (DEMO_TARGET / "config.json").exists():
+        pytest.skip("the demonstration pair is not bundled here")
+    code = (
+        "import sys; from offload_runtime.chat import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as stopped: code = stopped.code\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'imported'\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert answer in done.stdout and done.stderr == ""

@@ -1,0 +1,334 @@
+"""The planner: what it promises for every machine, and the figures of known models on known cards."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loaders.errors import UnsupportedModelError
+from loaders.spec import ModelSpec, UnitSpec
+from scheduler.errors import DoesNotFitError
+from scheduler.machine import Machine
+from scheduler.placement import spread, wanted_slots
+from scheduler.plan import Limits, Plan, Tier, make_plan
+from scheduler.sizes import GIB, MIB, parse_size
+from tests.plan_samples import (
+    LLAMA2_70B,
+    LLAMA3_8B_INT4,
+    LLAMA3_70B,
+    LLAMA3_70B_INT4,
+    LLAMA_68M,
+    TINY,
+    TINY_DRAFT,
+    TINY_ROWS,
+    cpu,
+    gpu,
+    model,
+)
+
+
+def residents(plan: Plan) -> int:
+    return plan.tiers.count(Tier.DEVICE)
+
+
+# What holds for every machine
+
+
+UNIT_SIZES = st.lists(st.integers(1, 60).map(lambda size: size * 4 * MIB), min_size=1, max_size=24)
+EQUAL_UNITS = st.tuples(st.integers(1, 100 * MIB), st.integers(1, 96)).map(lambda pair: [pair[0]] * pair[1])
+ANY_MODEL = st.one_of(UNIT_SIZES, EQUAL_UNITS)
+BUDGETS = st.integers(0, 8 * GIB)
+SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_heads": 8}
+
+
+def check(plan: Plan, spec: ModelSpec) -> None:
+    """What every plan must satisfy."""
+    assert len(plan.tiers) == len(spec.units)
+    assert plan.device_bytes <= plan.device_budget and plan.host_bytes <= plan.host_budget
+    streamed = [unit for unit, tier in zip(spec.units, plan.tiers, strict=True) if tier is not Tier.DEVICE]
+    assert plan.slot_bytes == max((unit.nbytes for unit in streamed), default=0)
+    assert plan.slots in ((2, 3) if streamed else (0,))
+    assert plan.streamed_bytes == sum(unit.nbytes for unit in streamed)
+    if plan.device == "cpu":
+        assert Tier.HOST not in plan.tiers and plan.host_bytes == 0
+
+
+@settings(deadline=None)
+@given(ANY_MODEL, BUDGETS, BUDGETS, st.booleans())
+def test_every_plan_keeps_to_its_budgets(sizes: list[int], device: int, host: int, with_draft: bool) -> None:
+    spec = model("any", sizes, 10 * MIB, 4096, **SMALL)
+    draft = TINY_DRAFT if with_draft else None
+    for machine in (gpu(16 * GIB, 16 * GIB, 25e9, 2e9), cpu(16 * GIB, 2e9)):
+        try:
+            plan = make_plan(spec, draft, machine, Limits(device_memory=device, host_memory=host))
+        except DoesNotFitError as error:
+            assert error.needed > error.available and error.available in (device, host)
+            continue
+        check(plan, spec)
+        assert plan.device_budget <= device and (plan.device == "cuda" or plan.device_budget <= host)
+
+
+@settings(deadline=None)
+@given(ANY_MODEL, BUDGETS, BUDGETS, st.booleans())
+def test_more_memory_never_streams_more(sizes: list[int], budget: int, more: int, on_gpu: bool) -> None:
+    spec = model("any", sizes, 10 * MIB, 4096, **SMALL)
+    machine = gpu(32 * GIB) if on_gpu else cpu(32 * GIB)
+    try:
+        plan = make_plan(spec, TINY_DRAFT, machine, Limits(budget, tree_size=32))
+    except DoesNotFitError:
+        return
+    larger = make_plan(spec, TINY_DRAFT, machine, Limits(budget + more, tree_size=32))
+    assert larger.streamed_bytes <= plan.streamed_bytes
+
+
+@settings(deadline=None)
+@given(ANY_MODEL, BUDGETS, BUDGETS)
+def test_more_host_memory_never_reads_more_from_disk(sizes: list[int], budget: int, more: int) -> None:
+    spec = model("any", sizes, 10 * MIB, 4096, **SMALL)
+    machine = gpu(600 * MIB + 300 * MIB, 64 * GIB, disk=1e9)
+    try:
+        plan = make_plan(spec, None, machine, Limits(host_memory=budget))
+    except DoesNotFitError:
+        return
+    assert make_plan(spec, None, machine, Limits(host_memory=budget + more)).disk_bytes <= plan.disk_bytes
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.data())
+def test_residents_are_spread_evenly(total: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, total))
+    places = [place for place, marked in enumerate(spread(count, total)) if marked]
+    gaps = [after - before for before, after in zip(places, [*places[1:], places[0] + total], strict=True)]
+    assert len(places) == count and max(gaps) <= -(-total // count) and min(gaps) >= total // count
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2 * GIB))
+def test_whatever_is_suggested_works(budget: int) -> None:
+    machine, limits = cpu(8 * GIB), Limits(device_memory=budget, tree_size=256)
+    try:
+        make_plan(TINY, TINY_DRAFT, machine, limits)
+    except DoesNotFitError as error:
+        assert error.options
+        for flags in error.options:
+            make_plan(TINY, *apply(flags, TINY_DRAFT, machine, limits))
+
+
+def apply(flags: str, draft: ModelSpec | None, machine: Machine, limits: Limits) -> tuple:
+    """Read the flags of an option as the command line would."""
+    words = flags.split()
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        if name == "--draft":
+            draft = None
+        elif name == "--device":
+            machine = machine.without_gpu()
+        elif name != "--dtype":
+            limits = replace(limits, **{name.strip("-").replace("-", "_"): parse_size(value)})
+    return draft, machine, limits
+
+
+# Known models on known cards: resident layers and seconds per pass beside an 8B int4 draft
+
+
+@pytest.mark.parametrize(
+    ("spec", "memory", "link", "layers", "seconds"),
+    [
+        (LLAMA3_70B, 46 * GIB, 25e9, 18, 4.24),  # L40
+        (LLAMA3_70B, 24 * GIB, 25e9, 5, 5.13),  # RTX 4090
+        (LLAMA3_70B, 32 * GIB, 52e9, 9, 2.34),  # RTX 5090
+        (LLAMA3_70B_INT4, 24 * GIB, 25e9, 25, 0.98),  # RTX 4090
+        (LLAMA3_70B_INT4, 32 * GIB, 52e9, 42, 0.32),  # RTX 5090
+    ],
+)
+def test_resident_layers_of_a_70b(spec: ModelSpec, memory: int, link: float, layers: int, seconds: float) -> None:
+    plan = make_plan(spec, LLAMA3_8B_INT4, gpu(memory, link=link))
+    assert residents(plan) == pytest.approx(layers, abs=max(2, layers // 8))
+    assert plan.seconds_per_pass == pytest.approx(seconds, rel=0.15)
+    assert plan.slots == 2 and plan.disk_bytes == 0
+
+
+def test_a_70b_without_a_draft() -> None:
+    card = make_plan(LLAMA2_70B, None, gpu(24 * GIB))  # RTX 3090, 4090
+    assert residents(card) in (10, 11) and (card.tree_size, card.tree_depth) == (1, 0)
+    assert residents(make_plan(LLAMA2_70B, None, gpu(46 * GIB))) in (22, 23, 24)
+    assert residents(make_plan(LLAMA2_70B, None, gpu(180 * GIB))) == 80
+
+
+def test_items_account_for_everything() -> None:
+    plan = make_plan(LLAMA2_70B, LLAMA_68M, gpu(24 * GIB))
+    items = {item.name: item for item in plan.items}
+    layers = residents(plan)
+    assert items[f"target, {layers} resident layers"].device_bytes == layers * 1_711_309_824
+    streamed = items[f"target, {80 - layers} streamed layers (2 slots)"]
+    assert streamed.device_bytes == 2 * 1_711_309_824 and streamed.host_bytes == plan.streamed_bytes
+    assert items["embeddings, norm and head"].device_bytes == LLAMA2_70B.outer_bytes
+    assert items["draft llama-68m (bfloat16)"].device_bytes == 136_000_000
+    assert items["KV caches, 4096 + 512 tokens"].device_bytes == 4608 * (327_680 + 6144)
+    assert items["workspace, 512 rows"].device_bytes == plan.workspace_bytes > 512 * 32_000 * 4
+    assert plan.cache_rows == 4096 + 512
+
+
+def test_written_out_attention_needs_room_for_scores() -> None:
+    kinds = (replace(LLAMA2_70B, model_type=name) for name in ("llama", "gemma2"))
+    plain, capped = (make_plan(kind, None, gpu(46 * GIB)) for kind in kinds)
+    assert capped.workspace_bytes - plain.workspace_bytes == 64 * 512 * 4608 * 12
+
+
+# Tiers
+
+
+def test_host_memory_first_then_disk() -> None:
+    plan = make_plan(LLAMA2_70B, None, gpu(24 * GIB, disk=2e9), Limits(host_memory=32 * GIB))
+    on_host, on_disk = plan.tiers.count(Tier.HOST), plan.tiers.count(Tier.DISK)
+    assert on_host in (18, 19) and residents(plan) + on_host + on_disk == 80
+    assert plan.seconds_per_pass == pytest.approx((on_host / 25e9 + on_disk / 2e9) * 1_711_309_824)
+    assert plan.host_bytes > (on_host + 1) * 1_711_309_824 > 30e9  # a unit is staged beside those that stay
+
+
+def test_without_a_gpu_the_rest_is_read_from_disk() -> None:
+    plan = make_plan(LLAMA2_70B, LLAMA_68M, cpu(64 * GIB, disk=2e9))
+    assert set(plan.tiers) == {Tier.DEVICE, Tier.DISK} and plan.host_budget == 0
+    assert plan.seconds_per_pass == pytest.approx(plan.disk_bytes / 2e9) and plan.link_bandwidth == 2e9
+    assert (plan.tree_size, plan.tree_depth, plan.rows) == (64, 10, 512)
+
+
+def test_disk_bytes_are_counted_as_stored() -> None:
+    stored = replace(TINY, units=tuple(replace(unit, disk_bytes=unit.nbytes // 2) for unit in TINY.units))
+    plan = make_plan(stored, None, cpu(GIB), replace(TINY_ROWS, device_memory=48 * MIB))
+    assert plan.slots and plan.streamed_bytes == plan.tiers.count(Tier.DISK) * 2_150_400 // 2
+
+
+def test_unknown_bandwidths_predict_nothing() -> None:
+    assert make_plan(LLAMA2_70B, None, gpu(24 * GIB, link=None)).seconds_per_pass is None
+    assert make_plan(LLAMA2_70B, None, gpu(24 * GIB, host=32 * GIB)).seconds_per_pass is None
+    assert make_plan(LLAMA2_70B, None, cpu(64 * GIB)).seconds_per_pass is None
+
+
+def test_three_slots_for_small_or_uneven_units_and_two_where_three_do_not_fit() -> None:
+    assert wanted_slots(LLAMA2_70B.units) == 2 and wanted_slots(TINY.units) == 3
+    mixture = [UnitSpec("", size * GIB, 0) for size in (1, 5, 1, 5)]
+    few_dense_layers_first = [UnitSpec("", size * GIB, 0) for size in (1, 1, 1, *[5] * 58)]
+    assert wanted_slots(mixture) == 3 and wanted_slots(few_dense_layers_first) == 2
+    tight = make_plan(TINY, None, cpu(GIB), replace(TINY_ROWS, device_memory=46 * MIB))
+    assert tight.slots == 3
+    needed = tight.device_bytes - residents(tight) * 2_150_400 - 2_150_400
+    assert make_plan(TINY, None, cpu(GIB), replace(TINY_ROWS, device_memory=needed)).slots == 2
+    with pytest.raises(DoesNotFitError):
+        make_plan(TINY, None, cpu(GIB), replace(TINY_ROWS, device_memory=needed - 1))
+
+
+# Budgets
+
+
+def test_margins_are_kept_and_caps_are_obeyed_as_far_as_memory_exists() -> None:
+    spec = TINY
+    assert make_plan(spec, None, gpu(20 * GIB)).device_budget == int(20 * GIB * 0.95) - 600 * MIB
+    assert make_plan(spec, None, gpu(20 * GIB, host=100 * GIB)).host_budget == 94 * GIB
+    assert make_plan(spec, None, gpu(20 * GIB), Limits(device_memory=20 * GIB)).device_budget == 20 * GIB - 600 * MIB
+    assert make_plan(spec, None, cpu(20 * GIB)).device_budget == 18 * GIB
+    assert make_plan(spec, None, cpu(20 * GIB), Limits(device_memory=30 * GIB)).device_budget == 20 * GIB
+    assert make_plan(spec, None, cpu(20 * GIB), Limits(9 * GIB, host_memory=8 * GIB)).device_budget == 8 * GIB
+
+
+# Trees and contexts
+
+
+def test_default_trees() -> None:
+    sizes = [
+        (make_plan(TINY, TINY_DRAFT, cpu(4 * GIB)), 16, 6),
+        (make_plan(TINY, TINY_DRAFT, gpu(4 * GIB)), 64, 10),
+        (make_plan(LLAMA2_70B, LLAMA_68M, gpu(24 * GIB)), 512, 16),
+        (make_plan(LLAMA2_70B, LLAMA_68M, gpu(24 * GIB), Limits(tree_size=768)), 768, 18),
+        (make_plan(LLAMA2_70B, LLAMA_68M, gpu(24 * GIB), Limits(tree_size=8, tree_depth=20)), 8, 7),
+        (make_plan(LLAMA2_70B, None, gpu(24 * GIB), Limits(tree_size=768, tree_depth=5)), 1, 0),
+    ]
+    for plan, size, depth in sizes:
+        assert (plan.tree_size, plan.tree_depth) == (size, depth)
+        assert plan.rows == max(512, size)
+
+
+def test_a_default_tree_shrinks_before_the_planner_gives_up_but_a_given_one_does_not() -> None:
+    wide = replace(LLAMA3_70B, units=LLAMA3_70B.units[:10])
+    fits_512 = make_plan(wide, LLAMA_68M, gpu(24 * GIB), Limits(tree_size=512))
+    budget = fits_512.device_bytes - residents(fits_512) * 1_711_309_824 - 100 * MIB
+    assert make_plan(wide, LLAMA_68M, gpu(24 * GIB), Limits(device_memory=budget)).tree_size == 256
+    with pytest.raises(DoesNotFitError) as caught:
+        make_plan(wide, LLAMA_68M, gpu(24 * GIB), Limits(device_memory=budget, tree_size=512))
+    assert "--tree-size 256" in caught.value.options
+
+
+def test_context_defaults_and_bounds() -> None:
+    long = replace(LLAMA2_70B, max_positions=131_072)
+    assert make_plan(long, None, gpu(24 * GIB)).context_length == 4096
+    assert make_plan(long, None, gpu(24 * GIB), Limits(context_length=32_768)).context_length == 32_768
+    assert make_plan(TINY, None, cpu(4 * GIB)).context_length == 1024
+    assert make_plan(TINY, None, cpu(4 * GIB), Limits(context_length=100)).rows == 100
+    with pytest.raises(ValueError, match="context_length 2048 is more than the 1024 positions tiny was made for"):
+        make_plan(TINY, None, cpu(GIB), Limits(context_length=2048))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"tree_size": 0}, {"tree_depth": 0}, {"tree_size": 2.5}, {"context_length": -1}, {"device_memory": -1}]
+)
+def test_limits_that_make_no_sense(bad: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Limits(**bad)
+
+
+def test_a_recurrent_model_streams_but_takes_no_draft() -> None:
+    recurrent = replace(LLAMA2_70B, recurrent=True)
+    assert make_plan(recurrent, None, gpu(24 * GIB)).slots == 2
+    with pytest.raises(UnsupportedModelError, match="--draft none"):
+        make_plan(recurrent, LLAMA_68M, gpu(24 * GIB))
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("spec", "draft", "machine", "limits", "options"),
+    [
+        (LLAMA2_70B, LLAMA_68M, gpu(24 * GIB), Limits(5 * GIB), ["--device-memory 6GiB", "--context-length 1024"]),
+        (LLAMA3_70B, LLAMA3_8B_INT4, gpu(12 * GIB), Limits(), ["--draft none"]),
+        (LLAMA3_70B, LLAMA3_8B_INT4, gpu(6 * GIB), Limits(), ["--device cpu --dtype bfloat16"]),
+        (LLAMA2_70B, None, gpu(24 * GIB), Limits(host_memory=GIB), ["--host-memory 1.7GiB"]),
+        (TINY, TINY_DRAFT, cpu(3 * GIB), Limits(MIB, MIB), ["--device-memory 70MiB --host-memory 70MiB"]),
+    ],
+)
+def test_refusals_itemise_and_their_options_work(
+    spec: ModelSpec, draft: ModelSpec | None, machine: Machine, limits: Limits, options: list[str]
+) -> None:
+    with pytest.raises(DoesNotFitError) as caught:
+        make_plan(spec, draft, machine, limits)
+    error = caught.value
+    assert list(error.options) == options
+    for flags in options:
+        check(make_plan(spec, *apply(flags, draft, machine, limits)), spec)
+    assert re.search(r"does not fit: at least [\d.]+ .?B of .*memory needed, [\d.]+ .?B may be used", str(error))
+    assert all(f"\n  {flags}" in str(error) for flags in options)
+    assert "\n  read buffers " in str(error) or "\n  target, " in str(error)
+    assert max(map(len, str(error).splitlines())) <= 120
+
+
+def test_a_machine_too_small_for_anything_is_told_so() -> None:
+    with pytest.raises(DoesNotFitError, match="needs a larger machine") as caught:
+        make_plan(LLAMA2_70B, LLAMA_68M, cpu(4 * GIB))
+    assert caught.value.options == ()
+
+
+def test_the_plan_can_be_written_as_json() -> None:
+    plan = make_plan(LLAMA2_70B, LLAMA_68M, gpu(24 * GIB, host=64 * GIB))
+    read = json.loads(json.dumps(plan.as_dict()))
+    assert read["tiers"].count("device") == residents(plan) and read["device"] == "cuda"
+    assert sum(item["device_bytes"] for item in read["items"]) == read["device_bytes"] == plan.device_bytes
+    assert read["machine"]["host_total"] == 64 * GIB and read["seconds_per_pass"] is None
+
+
+def test_planning_needs_no_torch() -> None:
+    command = "import sys, scheduler.machine, scheduler.plan_table; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0

@@ -1,0 +1,65 @@
+"""The plan as text."""
+
+from dataclasses import replace
+
+import pytest
+
+from loaders.spec import ModelSpec
+from scheduler.machine import Machine
+from scheduler.plan import Limits, make_plan
+from scheduler.plan_table import format_plan
+from scheduler.sizes import GIB
+from tests.plan_samples import LLAMA2_70B, LLAMA_68M, TINY, TINY_DRAFT, cpu, gpu
+
+
+def table(spec: ModelSpec, draft: ModelSpec | None, machine: Machine, limits: Limits | None = None) -> str:
+    text = format_plan(make_plan(spec, draft, machine, limits))
+    assert max(map(len, text.splitlines())) <= 100 and not text.endswith("\n")
+    return text
+
+
+def row(text: str, start: str) -> list[str]:
+    """The words of the one line that begins with `start`, after it."""
+    (line,) = [line.strip() for line in text.splitlines() if line.strip().startswith(start)]
+    return line.removeprefix(start).split()
+
+
+def test_a_gpu_with_all_three_tiers() -> None:
+    text = table(LLAMA2_70B, LLAMA_68M, gpu(24 * GIB, host=64 * GIB, disk=3e9))
+    assert "Plan for Llama-2-70b (bfloat16, 138 GB of weights)" in text
+    assert "on some GPU: 25.8 GB, 68.7 GB of memory beside it, link 25.0 GB/s, disk 3.00 GB/s" in text
+    assert row(text, "GPU") == ["memory", "disk"]
+    assert row(text, "target, 10 resident layers") == ["17.1", "GB", "-", "-"]
+    assert row(text, "target, 70 streamed layers (2 slots)")[:2] == ["3.42", "GB"]
+    assert row(text, "KV caches, 4096 + 512 tokens") == ["1.54", "GB", "-", "-"]
+    assert row(text, "total")[2] == "/"
+    assert "Tree: up to 512 nodes and 16 levels" in text
+
+
+def test_a_prediction_only_from_measured_bandwidths() -> None:
+    known = table(LLAMA2_70B, None, gpu(24 * GIB))
+    assert "Predicted: 4.79 s per pass; without a draft 0.21 tokens/s." in known
+    assert "No draft: each pass yields one token." in known
+    assert "link has been measured" in table(LLAMA2_70B, None, gpu(24 * GIB, link=None))
+    assert "disk has been measured" in table(LLAMA2_70B, None, gpu(24 * GIB, host=64 * GIB))
+    both = table(LLAMA2_70B, None, gpu(24 * GIB, host=64 * GIB, link=None))
+    assert "Speed: unknown until the link and the disk has been measured." in both
+
+
+def test_a_cpu_has_no_gpu_column() -> None:
+    text = table(LLAMA2_70B, LLAMA_68M, cpu(64 * GIB, disk=2e9))
+    assert "GPU" not in text and row(text, "memory") == ["disk"]
+    assert "8 cores, 68.7 GB of memory, disk 2.00 GB/s" in text
+    assert "from disk." in text
+
+
+@pytest.mark.parametrize(("machine", "place"), [(cpu(4 * GIB), "in memory"), (gpu(4 * GIB), "on the GPU")])
+def test_says_when_nothing_is_streamed(machine: Machine, place: str) -> None:
+    text = table(TINY, TINY_DRAFT, machine)
+    assert f"The model fits {place} whole: nothing is streamed." in text and "Predicted" not in text
+
+
+def test_long_names_are_cut() -> None:
+    name = "a-model-with-a-name-" + "that-goes-on-and-on-" * 6
+    text = table(replace(LLAMA2_70B, name=name), replace(LLAMA_68M, name=name), gpu(24 * GIB))
+    assert text.count("...") == 2

@@ -1,0 +1,181 @@
+import itertools
+import math
+
+import pytest
+import torch
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from sequoia_tree.sampling import Sampling, draw, draw_without_replacement, log_law, penalised, probabilities
+from tests.chi_square import p_value
+
+SHAPES = [
+    {},
+    {"temperature": 0.05},
+    {"temperature": 2.0},
+    {"top_k": 1},
+    {"top_k": 5},
+    {"top_k": 10_000},
+    {"top_p": 0.9},
+    {"top_p": 0.3, "temperature": 2.0},
+    {"top_p": 0.0},
+    {"min_p": 0.1},
+    {"min_p": 1.0},
+    {"temperature": 0.6, "top_k": 4, "top_p": 0.8, "min_p": 0.05},
+    {"temperature": 1.5, "top_k": 100, "top_p": 0.95},
+    {"repetition_penalty": 1.3, "temperature": 0.7, "top_p": 0.9},
+    {"repetition_penalty": 0.5, "top_k": 3},
+]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=generator(seed))
+
+
+def reference(logits, sampling, seen):
+    """The processors that `generate` would build, in its order."""
+    steps = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.repetition_penalty != 1:
+        steps.insert(0, RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.top_k:
+        steps.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        steps.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p:
+        steps.append(MinPLogitsWarper(sampling.min_p))
+    scores = logits.float()
+    for step in steps:
+        scores = step(seen, scores)
+    return scores.log_softmax(-1)
+
+
+@pytest.mark.parametrize("vocabulary", [1, 7, 300, 20_000])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_law_agrees_with_transformers(shape, vocabulary):
+    sampling = Sampling(**shape)
+    logits = 3 * normal(4, vocabulary)
+    seen = torch.randint(vocabulary, (4, 9), generator=generator())
+    law, expected = log_law(logits, sampling, seen), reference(logits, sampling, seen)
+    assert law.dtype == torch.float32
+    torch.testing.assert_close(law, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_ties_agree_with_transformers(shape):
+    sampling = Sampling(**shape)
+    logits = torch.randint(-2, 3, (50, 12), generator=generator()).float()
+    seen = torch.zeros(50, 1, dtype=torch.int64)
+    torch.testing.assert_close(log_law(logits, sampling, seen), reference(logits, sampling, seen))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_wide_ties_keep_as_many_tokens_as_transformers(shape):
+    """Hundreds of tokens tie at the edge; which of them top-p keeps depends on an unstable sort in transformers."""
+    sampling = Sampling(**shape)
+    logits = torch.randint(-2, 3, (3, 4000), generator=generator()).bfloat16()
+    seen = torch.zeros(3, 1, dtype=torch.int64)
+    law, expected = log_law(logits, sampling, seen), reference(logits, sampling, seen)
+    torch.testing.assert_close(law.sort().values, expected.sort().values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, {"temperature": 0.0}], ids=str)
+def test_logits_of_minus_infinity_stay_excluded(shape):
+    logits = normal(2, 400)
+    logits[:, 3:] = -math.inf
+    law = log_law(logits, Sampling(**shape))
+    assert (law[:, 3:] == -math.inf).all()
+    torch.testing.assert_close(law.exp().sum(-1), torch.ones(2))
+
+
+def test_temperature_0_is_the_argmax_of_the_penalised_logits():
+    logits = torch.tensor([[2.0, 1.9, -1.0]])
+    law = log_law(logits, Sampling(temperature=0, repetition_penalty=2.0), torch.tensor([[0]]))
+    assert law.tolist() == [[-math.inf, 0.0, -math.inf]]
+    assert log_law(logits, Sampling(temperature=0)).argmax() == 0
+
+
+def test_penalty_counts_a_token_once_and_skips_padding():
+    logits = torch.tensor([[2.0, -2.0, 1.0]])
+    sampling = Sampling(repetition_penalty=2.0)
+    assert penalised(logits, sampling, torch.tensor([[1, 0, 0, -1, 99]])).tolist() == [[1.0, -4.0, 1.0]]
+    assert penalised(logits, sampling, None) is logits
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -0.1},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"top_k": -1},
+        {"top_k": 2.5},
+        {"top_p": 1.1},
+        {"top_p": -0.1},
+        {"min_p": 2.0},
+        {"repetition_penalty": 0.0},
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_named(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        Sampling(**wrong)
+
+
+def law_of_draws(law, count):
+    """Exact probability of every sequence of `count` draws without replacement, [V] * count."""
+    joint = torch.zeros([len(law)] * count, dtype=torch.float64)
+    for sequence in itertools.permutations(range(len(law)), count):
+        probability, left = 1.0, 1.0
+        for token in sequence:
+            probability *= law[token] / left if left > 1e-12 else 0.0
+            left -= law[token]
+        joint[sequence] = probability
+    return joint
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("law", [[0.5, 0.3, 0.1, 0.07, 0.03], [0.25] * 4, [0.9, 0.0, 0.06, 0.04]], ids=str)
+def test_joint_law_of_draws_without_replacement(law, count):
+    samples = 100_000
+    log_laws = torch.tensor(law).log().expand(samples, -1)
+    tokens = draw_without_replacement(log_laws, count, generator(count))
+    places = (tokens * torch.tensor([len(law) ** i for i in reversed(range(count))])).sum(-1)
+    counts = torch.bincount(places, minlength=len(law) ** count)
+    assert p_value(counts, law_of_draws(law, count)) > 1e-3
+
+
+def test_a_law_gives_no_more_children_than_it_has_tokens():
+    log_laws = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5], [0.2, 0.3, 0.5]]).log()
+    tokens = draw_without_replacement(log_laws, 5, generator())
+    assert tokens.shape == (3, 5) and tokens.dtype == torch.int64
+    assert [[t for t in row if t >= 0] == row[: sum(t >= 0 for t in row)] for row in tokens.tolist()] == [True] * 3
+    assert [sorted(t for t in row if t >= 0) for row in tokens.tolist()] == [[1], [0, 2], [0, 1, 2]]
+
+
+def test_what_float32_cannot_hold_is_neither_drawn_nor_counted():
+    law = torch.tensor([[0.0, -70.0, -90.0, -200.0]])
+    assert draw_without_replacement(law, 3, generator()).tolist() == [[0, 1, -1]]
+    assert (probabilities(law) > 0).tolist() == [[True, True, False, False]]
+
+
+def test_a_generator_repeats_its_draws():
+    law = normal(3, 50).log_softmax(-1)
+    first, again, other = (draw_without_replacement(law, 4, generator(seed)).tolist() for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_one_draw_follows_weights_that_need_no_normalising():
+    weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.5, 0.0])
+    random = generator()
+    counts = torch.bincount(torch.tensor([draw(weights, random) for _ in range(20_000)]), minlength=6)
+    assert p_value(counts, weights / weights.sum()) > 1e-3
+    assert draw(torch.tensor([0.0, 1e-30, 0.0]), random) == 1

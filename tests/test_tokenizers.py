@@ -1,0 +1,101 @@
+"""Loading tokenizers from directories whole and broken, and telling equal vocabularies from different ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from loaders.errors import DraftMismatchError, ModelFilesError
+from loaders.tokenizers import check_same_tokens, load_tokenizer
+
+WORDS = ["<unk>", "a", "b", "c", "d"]
+
+
+def tokenizer_of(words: list[str], added: tuple[str, ...] = ()) -> PreTrainedTokenizerBase:
+    """A word-level tokenizer with these words as ids 0, 1, ..., then the added special tokens."""
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.add_special_tokens(list(added))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    tokenizer_of(WORDS, ("<end>",)).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_saved_tokenizer_comes_back(saved: Path) -> None:
+    assert load_tokenizer(saved).get_vocab() == tokenizer_of(WORDS, ("<end>",)).get_vocab()
+
+
+def test_tokenizer_json_alone_is_enough(saved: Path) -> None:
+    (saved / "tokenizer_config.json").unlink()
+    assert load_tokenizer(str(saved)).encode("a") == [1]
+
+
+def test_missing_files_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ModelFilesError, match=r"no tokenizer\. One of tokenizer\.json, tokenizer\.model"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ['{"version"', '{"version": "1.0", "model": 3}', "\x00"])
+def test_damaged_files_are_a_model_files_error(saved: Path, name: str, content: str) -> None:
+    if name == "tokenizer_config.json" and content.endswith("3}"):
+        pytest.skip("valid: an unknown key")
+    (saved / name).write_text(content)
+    with pytest.raises(ModelFilesError, match="the tokenizer cannot be loaded"):
+        load_tokenizer(saved)
+
+
+def test_code_in_the_directory_is_not_run(saved: Path) -> None:
+    (saved / "evil.py").write_text(f"open({str(saved / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    config = json.loads((saved / "tokenizer_config.json").read_text())
+    config.update(tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]})
+    (saved / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelFilesError):
+        load_tokenizer(saved)
+    assert not (saved / "ran").exists()
+
+
+def check(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, rows: tuple[int, int] = (8, 8)) -> None:
+    check_same_tokens(target, draft, *rows)
+
+
+def test_equal_and_padded_vocabularies_pass() -> None:
+    check(tokenizer_of(WORDS), tokenizer_of(WORDS), rows=(5, 128))
+    check(tokenizer_of(WORDS), tokenizer_of(WORDS), rows=(128, 5))
+
+
+def test_moved_tokens_are_named_at_the_lowest_id() -> None:
+    with pytest.raises(DraftMismatchError, match="token 'b' is 2 in the target and 4 in the draft.*--draft none"):
+        check(tokenizer_of(WORDS), tokenizer_of(["<unk>", "a", "d", "c", "b"]))
+
+
+def test_replaced_tokens_are_named() -> None:
+    with pytest.raises(DraftMismatchError, match="id 3 is 'c' in the target and 'x' in the draft"):
+        check(tokenizer_of(WORDS), tokenizer_of(["<unk>", "a", "b", "x", "y"]))
+
+
+def test_special_tokens_count() -> None:
+    with pytest.raises(DraftMismatchError, match="id 5 is '<user>' in the target and '<end>' in the draft"):
+        check(tokenizer_of(WORDS, ("<user>",)), tokenizer_of(WORDS, ("<end>",)))
+
+
+def test_a_token_of_one_side_needs_a_row_on_the_other() -> None:
+    extended = tokenizer_of(WORDS, ("<think>",))
+    check(extended, tokenizer_of(WORDS), rows=(6, 6))
+    check(tokenizer_of(WORDS), extended, rows=(6, 6))
+    with pytest.raises(DraftMismatchError, match="'<think>' is 5 in the target, but the draft has 5 tokens"):
+        check(extended, tokenizer_of(WORDS), rows=(6, 5))
+    with pytest.raises(DraftMismatchError, match="'<think>' is 5 in the draft, but the target has 5 tokens"):
+        check(tokenizer_of(WORDS), extended, rows=(5, 6))
+
+
+def test_a_moved_token_counts_where_its_id_is_free() -> None:
+    with pytest.raises(DraftMismatchError, match="token '<end>' is 5 in the target and 6 in the draft"):
+        check(tokenizer_of(WORDS, ("<end>",)), tokenizer_of([*WORDS, "e"], ("<end>",)))
