@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     PretrainedConfig,
@@ -87,7 +88,9 @@ def build_skeleton(
     """
     config = _load_config(Path(directory))
     with _explained(directory), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
+        )
     model.eval().requires_grad_(False)
     _compute_buffers(model, torch.device(device))
     model.tie_weights()
@@ -103,7 +106,8 @@ def _load_config(directory: Path) -> PretrainedConfig:
         )
     with _explained(directory):
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if is_encoder or config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModelError(
             f"{directory}: {model_type} is not a decoder-only language model; only those can be run."
         )
@@ -145,13 +149,18 @@ def _divide(model: PreTrainedModel, dtype: torch.dtype) -> Skeleton:
     prefixes = [f"{path}.{index}" for index in range(len(layers))]
     members: dict[str, list[list[str]]] = {prefix: [] for prefix in (*prefixes, "")}
     for names in _names_by_tensor(model):
-        homes = {name[: name.find(".", len(path) + 1)] if name.startswith(f"{path}.") else "" for name in names}
+        homes = {_home(name, path) for name in names}
         members[homes.pop() if len(homes) == 1 else ""].append(names)
     dtypes = _dtypes(model, dtype)
     units = [_unit(prefix, layer, members[prefix], dtypes) for prefix, layer in zip(prefixes, layers)]
     outer = _unit("", model, members[""], dtypes)
     tied = {name: names[0] for groups in members.values() for names in groups for name in names[1:]}
     return Skeleton(model, tuple(units), outer, tied)
+
+
+def _home(name: str, path: str) -> str:
+    """The decoder layer a tensor belongs to; empty for those outside of them."""
+    return name[: name.index(".", len(path) + 1)] if name.startswith(f"{path}.") else ""
 
 
 def _decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

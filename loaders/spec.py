@@ -91,7 +91,7 @@ def read_spec(directory: Path | str, dtype: str = "auto", checkpoint: Checkpoint
     return ModelSpec(
         directory=directory,
         name=directory.resolve().name,
-        architecture=next(iter(config.get("architectures") or ()), config["model_type"]),
+        architecture=_architecture(config),
         model_type=config["model_type"],
         dtype=dtype,
         stored_dtype=stored_dtype,
@@ -119,7 +119,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
         )
     if config.get("is_encoder_decoder"):
         raise UnsupportedModelError(f"{file}: {config['model_type']} is an encoder-decoder; only decoders can be run.")
-    if senses := [key for key in config if key in ("vision_config", "audio_config")]:
+    if senses := [key for key in ("vision_config", "audio_config") if config.get(key) is not None]:
         raise UnsupportedModelError(
             f"{file}: {config['model_type']} is multimodal ({senses[0]}); only language models can be run."
         )
@@ -166,7 +166,7 @@ def _sizes(
     """The fields of ModelSpec that the config states; what it leaves to defaults is read off the tensors."""
     vocabulary, width = max((t.shape for t in outer if len(t.shape) == 2), key=math.prod, default=(None, None))
     widest = max((max(t.shape) for t in layers[0] if len(t.shape) == 2), default=None)
-    cached = [t.shape[0] for tensors in layers for t in tensors if t.name.endswith(CACHED_PROJECTIONS)]
+    cached = [t.shape[0] for tensors in layers for t in tensors if _is_cached(t)]
     per_token = sum(cached) if cached or _is_recurrent(numbers.text) else len(layers) * numbers.cached_per_layer
     return {
         "vocab_size": numbers.get("vocab_size", default=vocabulary),
@@ -176,6 +176,15 @@ def _sizes(
         "kv_bytes_per_token": per_token * ITEMSIZE[dtype],
         "max_positions": numbers.get(*POSITION_LIMITS, default=NO_POSITION_LIMIT),
     }
+
+
+def _is_cached(tensor: StoredTensor) -> bool:
+    return len(tensor.shape) == 2 and tensor.name.endswith(CACHED_PROJECTIONS)
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else config["model_type"]
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -225,9 +234,15 @@ def _divide(config: dict[str, Any], checkpoint: Checkpoint) -> tuple[dict[str, l
             f"{absent[0]}. The files are incomplete or of another model; download them again."
         )
     outer = [tensor for tensor in used if not tensor.name.startswith(stack)]
-    if config.get("tie_word_embeddings", _text_config(config).get("tie_word_embeddings")) and len(outer) > 1:
-        outer = [tensor for tensor in outer if not tensor.name.endswith("lm_head.weight")]
+    if config.get("tie_word_embeddings", _text_config(config).get("tie_word_embeddings")):
+        outer = _without_tied_head(outer)
     return {f"{stack}{number}": stacks[stack][number] for number in range(count)}, outer
+
+
+def _without_tied_head(outer: list[StoredTensor]) -> list[StoredTensor]:
+    """Leave out a head that is stored although it is tied to an embedding, which then has the same shape."""
+    others = {tensor.shape for tensor in outer if not tensor.name.endswith("lm_head.weight")}
+    return [tensor for tensor in outer if not (tensor.name.endswith("lm_head.weight") and tensor.shape in others)]
 
 
 def _unit_spec(name: str, tensors: list[StoredTensor], dtype: str) -> UnitSpec:

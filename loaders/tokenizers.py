@@ -12,13 +12,18 @@ from .errors import DraftMismatchError, ModelFilesError
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 
 
+def has_tokenizer(directory: str | Path) -> bool:
+    """Whether the checkpoint in `directory` comes with a tokenizer."""
+    return any((Path(directory) / name).is_file() for name in VOCABULARY_FILES)
+
+
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in `directory`, without network and without running code from there.
 
     Raises ModelFilesError if its files are missing or cannot be read.
     """
     directory = Path(directory)
-    if not any((directory / name).is_file() for name in VOCABULARY_FILES):
+    if not has_tokenizer(directory):
         raise ModelFilesError(
             f"{directory}: no tokenizer. One of {', '.join(VOCABULARY_FILES)} is needed, none is there: "
             "copy the tokenizer's files beside the weights, or use token ids instead of text."

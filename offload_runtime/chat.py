@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _show_what_comes(screen, preparation, arguments)
     with screen.busy("starting PyTorch"):
         conversation = _new_conversation(options.model, arguments)  # before loading: refuses a base model at once
-    with _load(options, preparation, screen) as runtime:
+    with _load(preparation, screen) as runtime:
         if prompt is None:
             return _chat(runtime, conversation, sampling_options(arguments), screen)
         return _answer_once(runtime, conversation, sampling_options(arguments), screen, prompt, arguments.json)
@@ -72,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _given_prompt(arguments: argparse.Namespace) -> str | None:
     """The prompt of the command line, a file or a pipe; None for a chat. Raises UsageError for one with nothing in."""
     if arguments.prompt is not None:
-        prompt = _decoded(os.fsencode(arguments.prompt), "--prompt")
+        prompt = arguments.prompt
     elif arguments.file is not None:
         prompt = _decoded(_read_bytes(arguments.file), str(arguments.file)).removesuffix("\n")
     elif not sys.stdin.isatty():
@@ -116,12 +116,12 @@ def _new_conversation(model: Path, arguments: argparse.Namespace) -> "Conversati
     return Conversation(load_tokenizer(model), arguments.system, arguments.raw)
 
 
-def _load(options: Options, preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
+def _load(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
     from offload_runtime.progress import LoadingBar
     from offload_runtime.runtime import OffloadRuntime
 
     with LoadingBar(screen.console, screen.quiet) as progress:
-        return OffloadRuntime(options, preparation, progress)
+        return OffloadRuntime(preparation, progress)
 
 
 def _chat(

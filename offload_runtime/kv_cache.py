@@ -8,7 +8,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers import PretrainedConfig
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
+
+from offload_runtime.errors import UnsupportedModelError
 
 
 class TreeCacheLayer(CacheLayerMixin):
@@ -50,8 +60,6 @@ class TreeCacheLayer(CacheLayerMixin):
 
     def move(self, source: Tensor, begin: int) -> None:
         """Copy the rows `source` (int64) to the rows that start at `begin`."""
-        if not self.is_initialized:
-            return
         assert self.keys is not None and self.values is not None
         for rows in (self.keys, self.values):
             rows[:, :, begin : begin + len(source)] = rows.index_select(2, source)
@@ -61,14 +69,33 @@ class TreeCache(Cache):
     """Rows ``[0, length)`` are committed; rows ``[length, end)`` belong to the pass or the tree in progress.
 
     A pass that is abandoned leaves `length` and the committed rows as they were: `rollback` forgets the rest.
+
+    Layers that carry a state from token to token (state space, linear attention) keep transformers' own cache layer.
+    A state cannot be cut back, and it takes up several tokens at once only where it begins. So a cache that holds one
+    goes back to nothing where others go back to a row.
     """
 
-    def __init__(self, num_layers: int, capacity: int, on_allocate: Callable[[int], None] = lambda nbytes: None):
+    def __init__(self, config: PretrainedConfig, capacity: int, on_allocate: Callable[[int], None] = lambda nbytes: None):
         self.capacity = capacity
         self.on_allocate = on_allocate
         self.length = 0
         self.end = 0
-        super().__init__(layers=[TreeCacheLayer(self) for _ in range(num_layers)])
+        layers = [self._layer(layer) for layer in DynamicCache(config=config).layers]
+        self._states = [layer for layer in layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+        super().__init__(layers=layers)
+
+    def _layer(self, layer: CacheLayerMixin) -> CacheLayerMixin:
+        """What takes the place of transformers' `layer`."""
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            return layer
+        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+            return TreeCacheLayer(self)
+        raise UnsupportedModelError(f"its attention keeps a {type(layer).__name__}, which cannot hold a tree yet")
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether some layer carries a state, so that no tree can be held."""
+        return bool(self._states)
 
     def advance(self, rows: int) -> None:
         """The model has written `rows` further rows in every layer."""
@@ -79,19 +106,34 @@ class TreeCache(Cache):
     def commit(self, rows: Sequence[int]) -> None:
         """Keep the given uncommitted rows (ascending, relative to `length`) in that order and forget the others."""
         assert all(a < b for a, b in zip(rows, rows[1:])) and (not rows or self.length + rows[-1] < self.end)
+        assert not self._states or len(rows) == self.end - self.length, "a state has taken up every row"
         in_place = next((i for i, row in enumerate(rows) if row != i), len(rows))
         if in_place < len(rows):
-            device = next(layer.keys.device for layer in self.layers if layer.is_initialized)
-            source = torch.tensor([self.length + row for row in rows[in_place:]], device=device)
-            for layer in self.layers:
-                layer.move(source, self.length + in_place)
+            self._move([self.length + row for row in rows[in_place:]], self.length + in_place)
         self.length += len(rows)
         self.end = self.length
 
     def rollback(self) -> None:
         """Forget the rows that were not committed."""
+        if self._states and self.end != self.length:
+            self._restart()
         self.end = self.length
 
     def truncate(self, length: int) -> None:
-        """Keep the first `length` committed rows."""
+        """Keep at most the first `length` committed rows, ready for what follows them in the text."""
+        if self._states and length != self.length:
+            self._restart()
         self.length = self.end = min(length, self.length)
+
+    @torch.inference_mode()
+    def _restart(self) -> None:
+        self.length = 0
+        for layer in self._states:
+            layer.reset()
+
+    def _move(self, source: list[int], begin: int) -> None:
+        """Copy the rows `source` to the rows that start at `begin`, in every layer."""
+        layers = [layer for layer in self.layers if isinstance(layer, TreeCacheLayer) and layer.keys is not None]
+        rows = torch.tensor(source, device=layers[0].keys.device)
+        for layer in layers:
+            layer.move(rows, begin)

@@ -11,6 +11,7 @@ from loaders.skeleton import Skeleton, build_skeleton
 from loaders.spec import ModelSpec
 from offload_runtime.attention import ATTENTION_NAME
 from offload_runtime.draft import Draft
+from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.model import Model
 from offload_runtime.planning import IOMode, ModelFiles, Preparation
 from offload_runtime.target import Target
@@ -46,7 +47,7 @@ def load_models(preparation: Preparation, build_tree: Callable[[Plan], Tree], pr
         _exact(preparation.draft.spec, draft_skeleton) if preparation.draft and draft_skeleton else None,
     )
     plan, memory = preparation.plan, DeviceMemory(device)
-    memory.transient(plan.workspace_bytes)
+    memory.add(plan.workspace_bytes)  # activations come and go; the largest pass counts throughout
     with ExitStack() as resources:
         load = _Loader(plan, preparation.options.io, memory, resources, progress)
         draft = None
@@ -54,8 +55,19 @@ def load_models(preparation: Preparation, build_tree: Callable[[Plan], Tree], pr
             draft_model = load(preparation.draft, draft_skeleton, (Tier.DEVICE,) * len(draft_skeleton.units))
             draft = Draft(draft_model, build_tree(plan), preparation.target.spec.vocab_size, plan.rows)
         target = Target(load(preparation.target, target_skeleton, plan.tiers), plan.rows)
+        if draft:
+            _refuse_states(target.model, draft.model)
         return LoadedModels(plan, target, draft, memory, resources.pop_all())
-    raise AssertionError("unreachable")
+
+
+def _refuse_states(*models: Model) -> None:
+    """The plan refuses the recurrent models it knows; this is for those that only their cache tells."""
+    for model in models:
+        if model.cache.is_recurrent:
+            raise UnsupportedModelError(
+                f"{model.config.model_type} keeps a recurrent state, which cannot branch over a tree of drafts.\n"
+                "  --draft none decodes plainly"
+            )
 
 
 def _skeleton(files: ModelFiles, device: torch.device) -> Skeleton:

@@ -6,6 +6,7 @@ are bound, just before it runs, to views of the ring slot that holds its bytes.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ class Model:
         self.config = skeleton.config
         self.vocab_size: int = skeleton.config.vocab_size
         self._last_position: int = getattr(skeleton.config, "max_position_embeddings", None) or capacity
-        self.cache = TreeCache(len(skeleton.units), capacity, memory.add)
+        self.cache = TreeCache(skeleton.config, capacity, memory.add)
+        self._cache_argument = _cache_argument(skeleton.model)
         units = (*skeleton.units, skeleton.outer)
         sources, outer_source = map_sources(skeleton, checkpoint)
         unit_bytes = [UnitBytes(unit.layout.nbytes, source) for unit, source in zip(units, (*sources, outer_source))]
@@ -93,9 +95,9 @@ class Model:
                 input_ids=tokens[None],
                 # rows past the last position can never be accepted, but a table of learned positions must not overflow
                 position_ids=rows.row_positions.clamp(max=self._last_position - 1)[None],
-                past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=logits_to_keep,
+                **{self._cache_argument: self.cache},
             )
         self.cache.advance(len(tokens))
         self.streamed_total += self.streamed_bytes
@@ -154,3 +156,8 @@ class Model:
     def _release(self, module: nn.Module, args: Any, output: Any) -> None:
         assert self._weights.ring is not None
         self._weights.ring.release()
+
+
+def _cache_argument(model: nn.Module) -> str:
+    """Pure state-space models have a name of their own for the cache."""
+    return "cache_params" if "cache_params" in signature(model.forward).parameters else "past_key_values"

@@ -105,6 +105,15 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def utf8_text(text: str) -> str:
+    """A reader of text; bytes that are no UTF-8 reach a program as lone surrogates, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("is not UTF-8 text") from None
+    return text
+
+
 def count_or_auto(text: str) -> int | None:
     """A reader of an integer of at least 1, or of "auto", which gives None."""
     return None if text == "auto" else whole_number(1)(text)
@@ -185,9 +194,9 @@ def chat_parser() -> argparse.ArgumentParser:
     add_sampling_options(parser)
     group = parser.add_argument_group("prompt", "Without one, and without input piped in, a chat begins.")
     source = group.add_mutually_exclusive_group()
-    source.add_argument("--prompt", "-p", metavar="TEXT", help="answer this and exit")
+    source.add_argument("--prompt", "-p", metavar="TEXT", type=utf8_text, help="answer this and exit")
     source.add_argument("--file", "-f", metavar="FILE", type=Path, help="answer what this UTF-8 file says and exit")
-    group.add_argument("--system", metavar="TEXT", help="system message before the first prompt")
+    group.add_argument("--system", metavar="TEXT", type=utf8_text, help="system message before the first prompt")
     group.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     group = parser.add_argument_group("output")
     group.add_argument("--plan", action="store_true", help="print the plan and exit, without loading anything")

@@ -8,8 +8,7 @@ class DeviceMemory:
     """Allocates byte buffers on one device and counts them.
 
     On CUDA the peak is what PyTorch's allocator saw, activations included. A CPU has no such counter, so there the
-    peak is counted: every buffer handed out here or noted with `add`, and the largest transient need noted with
-    `transient`.
+    peak is counted: every buffer handed out here or noted with `add`.
     """
 
     def __init__(self, device: torch.device):
@@ -32,10 +31,6 @@ class DeviceMemory:
     def remove(self, nbytes: int) -> None:
         """Count what was noted with `add` as freed."""
         self._held -= nbytes
-
-    def transient(self, nbytes: int) -> None:
-        """Count memory that is needed for a moment on top of what stays."""
-        self._peak = max(self._peak, self._held + nbytes)
 
     @property
     def peak_bytes(self) -> int:

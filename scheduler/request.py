@@ -87,8 +87,10 @@ class Request:
 
     def shapes(self, context_length: int, tree_sizes: tuple[int, ...]) -> Iterator[PassShape]:
         """Passes to try in turn: a smaller tree only where none fits with a larger one."""
+        # a recurrent state takes up several tokens at once only where it begins, so a prompt is read in one pass
+        chunks = (context_length,) if self.spec.recurrent else PREFILL_ROWS
         for tree_size in tree_sizes:
-            for rows in dict.fromkeys(max(tree_size, min(rows, context_length)) for rows in PREFILL_ROWS):
+            for rows in dict.fromkeys(max(tree_size, min(rows, context_length)) for rows in chunks):
                 yield PassShape(context_length, tree_size, rows)
 
     @property

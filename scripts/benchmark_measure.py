@@ -1,135 +1,102 @@
-"""One mode of the benchmark: warm up, time replies, measure the link around them and the computation by itself."""
+"""One mode of the benchmark: warm up, time the replies, measure the link around them and the computation by itself."""
 
 import gc
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import islice
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import psutil
-from benchmark_link import Link, best, measure_link
+from benchmark_link import measure_link
+from benchmark_memory import host_bytes, peak_host_bytes, reset_peak_host_bytes
+from benchmark_records import Measurement, TimedReply, percentile
 
-from offload_runtime.decode import Step
+from offload_runtime.loading import Progress
 from offload_runtime.planning import Preparation
 from offload_runtime.prompt import Prompt
 from offload_runtime.runtime import OffloadRuntime
-from scheduler.plan import Plan
 
 WARM_UP_TOKENS = 8
-COMPUTE_STEPS = 5
+COMPUTE_PASSES = 5  # timed, after one that is not
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What every mode runs: each prompt `repeats` times, with the seed of its number. Token ids [prompt][n]."""
+    """What every mode runs: each prompt `repeats` times, with one seed per prompt and repeat."""
 
     prompts: Sequence[Prompt]
-    prompt_tokens: Sequence[int]
     repeats: int
     warmup: int
     seed: int
-    arguments: dict[str, Any]  # for `OffloadRuntime.stream`
+    max_new_tokens: int
+    sampling: dict[str, Any]  # the other arguments of `OffloadRuntime.stream`
+
+    def replies(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """(prompt number, repeat, arguments of `stream`); all prompts come before the first is repeated."""
+        for repeat in range(self.repeats):
+            for number, prompt in enumerate(self.prompts):
+                seed = self.seed + repeat * len(self.prompts) + number
+                yield number, repeat, self.arguments(prompt, self.max_new_tokens, seed)
+
+    def arguments(self, prompt: Prompt, max_new_tokens: int, seed: int = 0) -> dict[str, Any]:
+        return {"prompt": prompt, "max_new_tokens": max_new_tokens, "seed": seed, **self.sampling}
 
 
-@dataclass(frozen=True)
-class TimedReply:
-    """One reply. `rest` are the steps after the first, which alone also reads the prompt: each is one pass."""
-
-    prompt: int
-    repeat: int
-    steps: tuple[Step, ...]
-
-    @property
-    def token_ids(self) -> list[int]:
-        return [token for step in self.steps for token in step.token_ids]
-
-    @property
-    def rest(self) -> tuple[Step, ...]:
-        return self.steps[1:]
-
-    @property
-    def seconds_to_first_token(self) -> float:
-        return step_seconds(self.steps[0])
-
-    @property
-    def seconds_per_token(self) -> float | None:
-        """Of the tokens after the first step; None if there are none."""
-        tokens = sum(len(step.token_ids) for step in self.rest)
-        return sum(map(step_seconds, self.rest)) / tokens if tokens else None
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """All that was measured of one mode. Bytes, seconds, bytes per second; None where there is nothing to measure."""
-
-    mode: str
-    plan: Plan
-    replies: tuple[TimedReply, ...]
-    links: tuple[Link, ...]  # before and after the replies
-    direct: bool  # files are read past the page cache
-    compute_seconds: float | None  # of a pass with all weights in place
-    peak_device_bytes: int
-    peak_host_bytes: int
-    host_bytes_before: int
-
-    @cached_property
-    def steps(self) -> tuple[Step, ...]:
-        """The timed steps: of every reply all but the first."""
-        return tuple(step for reply in self.replies for step in reply.rest)
-
-    @property
-    def link(self) -> Link:
-        return best(self.links)
-
-    @property
-    def seconds(self) -> float:
-        return sum(map(step_seconds, self.steps))
-
-    @property
-    def streamed_bytes(self) -> int | None:
-        """Per pass."""
-        return self.steps[0].streamed_bytes if self.steps else None
-
-    @property
-    def tokens_per_pass(self) -> float | None:
-        return sum(len(step.token_ids) for step in self.steps) / len(self.steps) if self.steps else None
-
-    @property
-    def bytes_per_second(self) -> float | None:
-        """Achieved on the link, over passes and drafts."""
-        return sum(step.streamed_bytes for step in self.steps) / self.seconds if self.streamed_bytes else None
-
-    @property
-    def link_seconds(self) -> float | None:
-        """The least time for a pass's bytes at the measured bandwidth."""
-        return self.link.pass_seconds(self.plan, self.streamed_bytes) if self.streamed_bytes else None
-
-    @property
-    def link_share(self) -> float | None:
-        """Of the measured bandwidth."""
-        return self.link_seconds * len(self.steps) / self.seconds if self.link_seconds else None
-
-    @property
-    def limit_seconds(self) -> float | None:
-        """The larger of streaming alone and computing alone."""
-        return max(self.link_seconds, self.compute_seconds) if self.link_seconds and self.compute_seconds else None
-
-    @property
-    def limit_ratio(self) -> float | None:
-        """Seconds of a median pass over the limit."""
-        return percentile([step.target_seconds for step in self.steps], 50) / self.limit_seconds if self.limit_seconds else None
+def measure_mode(
+    mode: str,
+    preparation: Preparation,
+    workload: Workload,
+    loading: Progress,
+    on_reply: Callable[[TimedReply], None],
+) -> Measurement:
+    """Load, run the workload and let go of the model again; `on_reply` is called as replies finish."""
+    gc.collect()  # what the mode before has left
+    reset_peak_host_bytes()
+    before = host_bytes()
+    with OffloadRuntime(preparation, loading) as runtime:
+        direct = preparation.options.io == "direct"
+        files = preparation.target.checkpoint.files
+        links = [measure_link(runtime.plan, files, direct)]
+        _warm_up(runtime, workload)
+        replies = []
+        for number, repeat, arguments in workload.replies():
+            replies.append(_timed_reply(runtime, number, repeat, arguments))
+            on_reply(replies[-1])
+        peak_device, peak_host = runtime.last_reply.stats.peak_device_bytes, peak_host_bytes()
+        links.append(measure_link(runtime.plan, files, direct))
+        return Measurement(
+            mode=mode,
+            plan=runtime.plan,
+            replies=tuple(replies),
+            links=tuple(links),
+            direct=direct,
+            compute_seconds=_compute_seconds(runtime, workload),
+            peak_device_bytes=peak_device,
+            peak_host_bytes=peak_host,
+            host_bytes_before=before,
+        )
 
 
-def step_seconds(step: Step) -> float:
-    """Draft and pass."""
-    return step.draft_seconds + step.target_seconds
+def _warm_up(runtime: OffloadRuntime, workload: Workload) -> None:
+    for _ in range(workload.warmup):
+        runtime.forget()
+        arguments = workload.arguments(workload.prompts[0], min(WARM_UP_TOKENS, workload.max_new_tokens))
+        for _ in runtime.stream(**arguments):
+            pass
 
 
-def percentile(values: Sequence[float | None], percent: float) -> float | None:
-    """Between the two nearest values; None without values."""
-    known = [value for value in values if value is not None]
-    return float(np.percentile(known, percent)) if known else None
+def _timed_reply(runtime: OffloadRuntime, number: int, repeat: int, arguments: dict[str, Any]) -> TimedReply:
+    runtime.forget()  # else a repeat would find its prompt in the cache
+    return TimedReply(number, repeat, tuple(runtime.stream(**arguments)))
+
+
+def _compute_seconds(runtime: OffloadRuntime, workload: Workload) -> float | None:
+    """The median pass while nothing streams; None where nothing ever does, or every reply ends too early."""
+    if not runtime.plan.slots:
+        return None
+    seconds: list[float] = []
+    with runtime.without_streaming():
+        for number, _, arguments in workload.replies():
+            reply = _timed_reply(runtime, number, 0, arguments)
+            seconds += [step.target_seconds for step in reply.rest[1:]]
+            if len(seconds) >= COMPUTE_PASSES:
+                break
+    return percentile(seconds, 50)

@@ -23,7 +23,6 @@ exit codes: 0 ok, 1 outputs differ in float32, 2 wrong use, 3 model files missin
 5 draft does not match, 130 interrupted"""
 
 NEW_TOKENS, SHAPE_NEW_TOKENS = 64, 8
-MOST_CONTEXT_GRAIN = 64
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -75,7 +74,7 @@ def _add_weight_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=whole_number(1),
         help="write N layers and let the others repeat them: less disk and host memory, the same bytes on the link "
-        "(default: as many as half the free disk, and 8 GB, hold)",
+        "(default: as many as half the free disk holds, 16 GB at most)",
     )
     add("--work-dir", metavar="DIR", type=Path, help="where to write made-up weights (default: for temporary files)")
     add("--keep", action="store_true", help="keep made-up weights for the next run; needs --work-dir")

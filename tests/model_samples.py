@@ -42,7 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "granite": DENSE,
     "smollm3": DENSE,
     "starcoder2": DENSE,
-    "gpt_neox": DENSE,
+    "gpt_neox": DENSE | {"num_key_value_heads": 4},
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 96},
     "mixtral": EXPERTS,
     "qwen3_moe": EXPERTS,

@@ -122,7 +122,7 @@ def run_chat(runtime: ScriptedRuntime, arguments: Sequence[str]) -> int:
     try:
         chat.prepare = lambda options: SimpleNamespace(plan=runtime.plan, draft=None)  # type: ignore[assignment]
         chat._new_conversation = lambda model, options: Conversation(runtime.tokenizer, options.system, options.raw)
-        chat._load = lambda options, preparation, screen: runtime  # type: ignore[assignment]
+        chat._load = lambda preparation, screen: runtime  # type: ignore[assignment]
         return chat.main(arguments)
     finally:
         chat.prepare, chat._new_conversation, chat._load = kept

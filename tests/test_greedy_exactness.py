@@ -28,6 +28,7 @@ from tests.tiny_models import (
 
 NEW_TOKENS = 64
 OPTIONS = {"context_length": 128, "tree_size": 12, "tree_depth": 4}
+SMALL_TREE = {**OPTIONS, "tree_size": 5, "tree_depth": 2}
 SHARDED = {"llama", "mistral", "gemma2", "mixtral", "gpt_oss"}
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
@@ -44,25 +45,23 @@ def draft_of(architecture: str, kind: str) -> Path | str:
 
 
 @every_architecture
-@pytest.mark.parametrize("kind", ["none", "random", "perturbed", "itself"])
-def test_streamed_text_equals_generate(architecture, kind):
-    target = target_of(architecture)
+@pytest.mark.parametrize(
+    "kind, tokens_per_pass",
+    [("none", (1, 1)), ("random", (1, 1.5)), ("perturbed", (1.5, 4.5)), ("itself", (4.5, 5))],
+)
+def test_streamed_text_equals_generate(architecture, kind, tokens_per_pass):
+    target, draft = target_of(architecture), draft_of(architecture, kind)
     expected = greedy(target, PROMPT, NEW_TOKENS)
     assert len(set(expected)) > 12, "a text that repeats itself proves little"
-    with streaming_runtime(target, draft_of(architecture, kind), **OPTIONS) as runtime:
+    options = SMALL_TREE if kind == "random" else OPTIONS
+    with streaming_runtime(target, draft, **options) as runtime:
         assert set(runtime.plan.tiers) == {Tier.DISK}
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
-    assert reply.token_ids == expected
-    assert reply.finish_reason == "length"
+    least, most = tokens_per_pass
+    assert (reply.token_ids, reply.finish_reason) == (expected, "length")
+    assert least <= reply.stats.tokens_per_pass <= most
     assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
     assert reply.stats.streamed_bytes >= reply.stats.passes * runtime.plan.streamed_bytes > 0
-    print(architecture, kind, reply.stats.tokens_per_pass)
-    if kind == "none":
-        assert reply.stats.tokens_per_pass == 1
-    if kind == "perturbed":
-        assert 1.5 < reply.stats.tokens_per_pass < 4.5
-    if kind == "itself":
-        assert reply.stats.tokens_per_pass > 4.5
 
 
 @every_architecture
@@ -95,37 +94,40 @@ def test_every_node_of_a_tree_sees_its_own_path_alone(architecture):
             text += [*(tokens[i] for i in path), 7]
 
 
-@pytest.mark.parametrize("tree", ["sequoia", "chain"])
-@pytest.mark.parametrize("noise", [0.003, 0.03])
-@pytest.mark.parametrize("size, depth", [(2, 1), (5, 4), (40, 3), (64, 10)])
-def test_any_tree_is_exact(tree, noise, size, depth):
+@pytest.mark.parametrize("tree, size, depth", [("chain", 2, 1), ("chain", 9, 8), ("sequoia", 40, 3), ("sequoia", 64, 10)])
+def test_any_tree_is_exact(tree, size, depth):
     target = target_of("llama")
     options = {"tree": tree, "tree_size": size, "tree_depth": depth, "context_length": 256}
-    with OffloadRuntime.from_pretrained(target, perturbed(target, noise), device="cpu", **options) as runtime:
+    with OffloadRuntime.from_pretrained(target, draft_of("llama", "perturbed"), device="cpu", **options) as runtime:
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)
-    assert 1 < reply.stats.tokens_per_pass <= depth + 1
+    assert 1.5 < reply.stats.tokens_per_pass <= depth + 1
 
 
-def large_target() -> Path:
-    return checkpoint("llama", intermediate_size=6144, num_hidden_layers=16)
-
-
-@pytest.mark.parametrize("resident_layers", [0, 5])
-def test_a_model_larger_than_memory(resident_layers):
-    """Some layers resident, the others read from disk in every pass; the files alone are larger than the cap."""
-    target, draft = large_target(), checkpoint("llama", num_hidden_layers=1)
-    layer_bytes = weights_bytes(target) // 16
-    with streaming_runtime(target, draft, spare=(resident_layers + 1) * layer_bytes, **OPTIONS) as runtime:
-        assert weights_bytes(target) > runtime.plan.device_budget
-        assert runtime.plan.tiers.count(Tier.DEVICE) >= resident_layers and Tier.DISK in runtime.plan.tiers
+@pytest.mark.parametrize("spare_layers", [0, 4])
+def test_a_model_larger_than_memory(spare_layers):
+    """Its files alone exceed the cap; with some room to spare, resident layers alternate with streamed ones."""
+    target, draft = checkpoint("llama", intermediate_size=2048, num_hidden_layers=12), checkpoint("llama", seed=1)
+    layer_bytes = weights_bytes(target) // 12
+    with streaming_runtime(target, draft, spare=spare_layers * layer_bytes, **SMALL_TREE) as runtime:
+        assert runtime.plan.device_budget < weights_bytes(target)
+        assert (Tier.DEVICE in runtime.plan.tiers) == (spare_layers > 0) and Tier.DISK in runtime.plan.tiers
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
-        assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)
-        assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
+    assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)
+    assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
 
 
-def test_a_prompt_longer_than_one_pass():
-    """The text is read in several passes, of which the last also holds the tree."""
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_a_prompt_longer_than_one_pass(architecture):
+    """It is read in several passes, of which the last also holds the tree."""
+    target = target_of(architecture)
+    prompt = torch.randint(96, (101,), generator=torch.Generator().manual_seed(0)).tolist()
+    options = {**OPTIONS, "context_length": 128}
+    with streaming_runtime(target, draft_of(architecture, "perturbed"), **options) as runtime:
+        assert runtime.plan.rows < 50
+        reply = runtime.generate(prompt, max_new_tokens=20, temperature=0)
+    assert reply.token_ids == greedy(target, prompt, 20)
+    assert reply.stats.streamed_bytes >= (reply.stats.passes + 3) * runtime.plan.streamed_bytes
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

@@ -5,7 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from transformers import LlamaConfig
+
 from offload_runtime.kv_cache import TreeCache
+
+TWO_LAYERS = LlamaConfig(num_hidden_layers=2)
 
 
 def fill(cache: TreeCache, values: list[int]) -> torch.Tensor:
@@ -26,7 +30,7 @@ def committed(cache: TreeCache, layer: int = 0) -> tuple[list[float], list[float
     st.lists(st.tuples(st.integers(1, 6), st.integers(0, 2**6 - 1)), min_size=1, max_size=6),
 )
 def test_commit_keeps_the_named_rows_in_order(passes):
-    cache = TreeCache(2, capacity=64)
+    cache = TreeCache(TWO_LAYERS, capacity=64)
     expected: list[float] = []
     number = 0
     for count, chosen in passes:
@@ -43,7 +47,7 @@ def test_commit_keeps_the_named_rows_in_order(passes):
 
 
 def test_rollback_and_truncate_leave_committed_rows():
-    cache = TreeCache(2, capacity=8)
+    cache = TreeCache(TWO_LAYERS, capacity=8)
     fill(cache, [1, 2, 3])
     cache.commit([0, 1, 2])
     fill(cache, [7, 8])
@@ -56,7 +60,7 @@ def test_rollback_and_truncate_leave_committed_rows():
 
 
 def test_rows_of_several_passes_can_be_committed_together():
-    cache = TreeCache(2, capacity=8)
+    cache = TreeCache(TWO_LAYERS, capacity=8)
     fill(cache, [1])
     cache.commit([0])
     fill(cache, [2, 3])
@@ -67,13 +71,13 @@ def test_rows_of_several_passes_can_be_committed_together():
 
 def test_allocation_is_reported_once():
     sizes: list[int] = []
-    cache = TreeCache(2, capacity=8, on_allocate=sizes.append)
+    cache = TreeCache(TWO_LAYERS, capacity=8, on_allocate=sizes.append)
     fill(cache, [1])
     fill(cache, [2])
     assert sizes == [8 * 4] * 4
 
 
 def test_more_rows_than_capacity_is_a_bug():
-    cache = TreeCache(1, capacity=2)
+    cache = TreeCache(TWO_LAYERS, capacity=2)
     with pytest.raises(AssertionError):
         cache.update(torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 1), 0)

@@ -67,6 +67,8 @@ def test_sampling_options_are_read() -> None:
         "--tree-depth deep",
         "--context-length 0",
         "--prompt a --file b",
+        "--prompt a\udcff",
+        "--system a\udcff",
         "--raw --system x",
         "--temp 1",
         "stray",

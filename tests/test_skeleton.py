@@ -9,9 +9,9 @@ from loaders.skeleton import build_skeleton, make_parameters
 from tests.model_samples import SMALL, reference, save_small_model
 
 
-def config_directory(directory, model_type, **changes):
+def config_directory(directory, base, **changes):
     """A directory that holds a config and nothing else: a skeleton needs no weights."""
-    config = CONFIG_MAPPING[model_type](**SMALL.get(model_type, {})).to_dict() | changes
+    config = CONFIG_MAPPING[base](**SMALL.get(base, {})).to_dict() | changes
     (directory / "config.json").write_text(json.dumps(config))
     return directory
 
@@ -27,7 +27,7 @@ def fill_with_ones(unit):
     return parameters
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "deepseek_v3", "gpt2"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "deepseek_v3", "gpt_neox"])
 def test_only_computed_buffers_have_values_and_they_are_right(tmp_path, model_type):
     save_small_model(model_type, tmp_path)
     skeleton, expected = build(tmp_path), reference(tmp_path)
@@ -86,10 +86,10 @@ def test_what_transformers_keeps_in_float32_stays_float32(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "changes", "message"),
+    ("base", "changes", "message"),
     [
         ("t5", {}, "encoder-decoder"),
-        ("bert", {}, "bert is not a decoder-only language model|has no list"),
+        ("bert", {}, "bert is not a decoder-only language model"),
         ("vit", {}, "vit is not a decoder-only language model"),
         ("llama", {"vision_config": {}}, "multimodal"),
         ("llama", {"quantization_config": {"quant_method": "awq"}}, r"packed \(awq\)"),
@@ -98,9 +98,9 @@ def test_what_transformers_keeps_in_float32_stays_float32(tmp_path):
         ("llama", {"hidden_act": "gulu"}, "cannot build the model of this config.json"),
     ],
 )
-def test_what_cannot_be_run_is_refused(tmp_path, model_type, changes, message):
+def test_what_cannot_be_run_is_refused(tmp_path, base, changes, message):
     with pytest.raises(UnsupportedModelError, match=message) as caught:
-        build(config_directory(tmp_path, model_type, **changes))
+        build(config_directory(tmp_path, base, **changes))
     assert str(tmp_path) in str(caught.value)
 
 

@@ -60,7 +60,7 @@ def test_bytes_are_counted_in_the_compute_dtype(llama):
     spec, half = read_spec(llama), read_spec(llama, "bfloat16", read_checkpoint(llama))
     assert half.dtype == "bfloat16" and half.stored_dtype == "float32"
     assert half.units[0].nbytes < spec.units[0].nbytes and half.units[0].disk_bytes == spec.units[0].disk_bytes
-    assert half.outer_bytes * 2 == spec.outer_bytes + 128  # the norm is padded to 256 bytes
+    assert half.outer_bytes * 2 == spec.outer_bytes + 2 * 128  # the norm is padded to 256 bytes
     assert half.kv_bytes_per_token * 2 == spec.kv_bytes_per_token
     with pytest.raises(ValueError, match="dtype must be auto"):
         read_spec(llama, "int4")
@@ -80,6 +80,14 @@ def test_sizes_are_those_of_the_skeleton(tmp_path, model_type):
 
 def test_a_head_that_is_tied_but_stored_counts_once(changed):
     directory = changed(tie_word_embeddings=True)
+    assert read_spec(directory).outer_bytes == 4 * (96 * 64 + 64)
+
+
+def test_a_tied_head_that_is_stored_in_place_of_the_embedding_counts(changed):
+    def without_embedding(tensors):
+        return {name: tensor for name, tensor in tensors.items() if "embed" not in name}
+
+    directory = changed(tie_word_embeddings=True, tensors=without_embedding)
     assert read_spec(directory).outer_bytes == 4 * (96 * 64 + 64)
 
 

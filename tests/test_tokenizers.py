@@ -72,7 +72,7 @@ def test_equal_and_padded_vocabularies_pass() -> None:
 
 
 def test_moved_tokens_are_named_at_the_lowest_id() -> None:
-    with pytest.raises(DraftMismatchError, match="token 'b' is 2 in the target and 4 in the draft.*--draft none"):
+    with pytest.raises(DraftMismatchError, match=r"token 'b' is 2 in the target and 4 in the draft.*--draft none"):
         check(tokenizer_of(WORDS), tokenizer_of(["<unk>", "a", "d", "c", "b"]))
 
 

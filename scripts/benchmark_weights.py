@@ -1,0 +1,125 @@
+"""Random weights in the shape of a model, written to disk for the run and removed with it."""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loaders.random_checkpoint import SHAPES, write_random_checkpoint
+from loaders.safetensors_files import read_json
+from loaders.skeleton import build_skeleton
+from offload_runtime.errors import UsageError
+from scheduler.sizes import format_size
+
+MOST_BYTES = 16_000_000_000  # written without being asked to
+DISK_SHARE = 0.5
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """Directories of made-up models; `distinct_layers` of the target's `layers` are on disk, the others repeat them."""
+
+    target: Path
+    draft: Path | None
+    layers: int
+    distinct_layers: int
+
+
+@contextmanager
+def made_up_weights(arguments: argparse.Namespace, note: Note) -> Iterator[MadeUp]:
+    """Write what `--shape` and `--draft-shape` ask for; everything is removed after the block unless it is to be kept.
+
+    Raises UsageError for unknown shapes, ModelFilesError for full disks.
+    """
+    config, draft_config = shape_config(arguments.shape), None
+    if arguments.draft_shape is not None:
+        draft_config = {**shape_config(arguments.draft_shape), "vocab_size": config["vocab_size"]}
+    with _work_directory(arguments) as parent:
+        target, distinct = _write(arguments, arguments.shape, config, parent, arguments.distinct_layers, note)
+        draft = None
+        if draft_config is not None:
+            draft, _ = _write(arguments, arguments.draft_shape, draft_config, parent / "draft", None, note)
+        yield MadeUp(target, draft, config["num_hidden_layers"], distinct)
+
+
+def shape_config(shape: str) -> dict[str, Any]:
+    """The config of a known shape, or of a config.json. Raises UsageError."""
+    if shape in SHAPES:
+        return dict(SHAPES[shape])
+    if not Path(shape).is_file():
+        raise UsageError(f"{shape!r} is neither a config.json nor a shape; the shapes are {', '.join(SHAPES)}")
+    config = read_json(Path(shape))
+    if not isinstance(config.get("num_hidden_layers"), int) or not isinstance(config.get("vocab_size"), int):
+        raise UsageError(f"{shape}: it states no num_hidden_layers or vocab_size; is it a config.json?")
+    return config
+
+
+@contextmanager
+def _work_directory(arguments: argparse.Namespace) -> Iterator[Path]:
+    if arguments.keep:
+        if arguments.work_dir is None:
+            raise UsageError("--keep needs --work-dir DIR, to know where")
+        yield arguments.work_dir
+        return
+    if arguments.work_dir is not None:
+        arguments.work_dir.mkdir(parents=True, exist_ok=True)
+    with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="benchmark-", dir=arguments.work_dir) as directory:
+        yield Path(directory)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that gigabytes are removed before the process goes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _write(
+    arguments: argparse.Namespace, shape: str, config: dict[str, Any], parent: Path, distinct: int | None, note: Note
+) -> tuple[Path, int]:
+    """The directory with the weights, and how many layers it holds; kept ones are found again."""
+    parent.mkdir(parents=True, exist_ok=True)
+    layer_bytes, outer_bytes = _sizes(config, arguments.shape_dtype, parent)
+    distinct = min(distinct or _affordable_layers(layer_bytes, outer_bytes, parent), config["num_hidden_layers"])
+    if arguments.keep:
+        parent = parent / f"{arguments.shape_dtype}-{distinct}-layers-seed-{arguments.seed}"
+    directory = parent / (Path(shape).resolve().parent.name if Path(shape).is_file() else shape)
+    if directory.exists():
+        note(f"using the random weights in {directory}")
+        return directory, distinct
+    note(f"writing {format_size(outer_bytes + distinct * layer_bytes)} of random weights to {directory}")
+    unfinished = directory.with_name(f"{directory.name}.unfinished")
+    dtype = getattr(torch, arguments.shape_dtype)
+    write_random_checkpoint(config, unfinished, dtype, seed=arguments.seed, distinct_layers=distinct)
+    return unfinished.rename(directory), distinct
+
+
+def _sizes(config: dict[str, Any], dtype: str, work_directory: Path) -> tuple[int, int]:
+    """Bytes of the largest layer, and of everything outside the layers."""
+    with tempfile.TemporaryDirectory(dir=work_directory) as directory:
+        (Path(directory) / "config.json").write_text(json.dumps(config))
+        skeleton = build_skeleton(directory, getattr(torch, dtype), "cpu", attn_implementation="eager")
+    return max(unit.layout.nbytes for unit in skeleton.units), skeleton.outer.layout.nbytes
+
+
+def _affordable_layers(layer_bytes: int, outer_bytes: int, directory: Path) -> int:
+    room = min(MOST_BYTES, int(shutil.disk_usage(directory).free * DISK_SHARE))
+    return max(1, (room - outer_bytes) // layer_bytes)
