@@ -46,11 +46,15 @@ NO_POSITION_LIMIT = 2**31 - 1  # for configs that state none
 
 @dataclass(frozen=True)
 class UnitSpec:
-    """One decoder layer: its name, the bytes of its flat buffer in the compute dtype, and its bytes on disk."""
+    """One decoder layer: its name, the bytes of its flat buffer in the compute dtype, and its bytes on disk.
+
+    `stored_at` says where those begin; layers of made-up weights that repeat each other have it in common.
+    """
 
     name: str
     nbytes: int
     disk_bytes: int
+    stored_at: tuple[Path, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -246,7 +250,8 @@ def _without_tied_head(outer: list[StoredTensor]) -> list[StoredTensor]:
 
 
 def _unit_spec(name: str, tensors: list[StoredTensor], dtype: str) -> UnitSpec:
-    return UnitSpec(name, _buffer_bytes(tensors, dtype), sum(tensor.nbytes for tensor in tensors))
+    nbytes, disk_bytes = _buffer_bytes(tensors, dtype), sum(tensor.nbytes for tensor in tensors)
+    return UnitSpec(name, nbytes, disk_bytes, min((tensor.file, tensor.offset) for tensor in tensors))
 
 
 def _buffer_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, UsageError, exit_code
 from offload_runtime.options import SamplingOptions, model_options, parse_chat_arguments, sampling_options
-from offload_runtime.planning import Options, Preparation, prepare
+from offload_runtime.planning import Preparation, prepare
 from scheduler.plan_table import format_plan
 
 # The rest is imported where it is used: `--help` and `--plan` answer sooner than torch can be imported.
@@ -110,7 +110,6 @@ def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argp
 
 def _new_conversation(model: Path, arguments: argparse.Namespace) -> "Conversation":
     from loaders.tokenizers import load_tokenizer
-
     from offload_runtime.conversation import Conversation
 
     return Conversation(load_tokenizer(model), arguments.system, arguments.raw)
@@ -124,9 +123,7 @@ def _load(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
         return OffloadRuntime(preparation, progress)
 
 
-def _chat(
-    runtime: "OffloadRuntime", conversation: "Conversation", sampling: SamplingOptions, screen: "Screen"
-) -> int:
+def _chat(runtime: "OffloadRuntime", conversation: "Conversation", sampling: SamplingOptions, screen: "Screen") -> int:
     from offload_runtime.chat_session import Chat
     from offload_runtime.terminal import line_reader
 

@@ -107,7 +107,7 @@ class Chat:
         self.screen.end_reply()
         if not reply.token_ids:
             self.conversation.restore(before)
-            self.screen.note("stopped before the first token: the conversation is as it was")
+            self.screen.note("\nstopped before the first token: the conversation is as it was")
             return
         self.conversation.add_reply(reply.token_ids, reply.text, self.runtime.end_token_ids)
         self.last_reply = reply

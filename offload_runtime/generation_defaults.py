@@ -41,7 +41,8 @@ def read_generation_defaults(directory: Path, config_end_tokens: int | list[int]
 
 def override(sampling: Sampling, **values: float | int | None) -> Sampling:
     """`sampling` with the values that are not None. Raises UsageError for a value that cannot be."""
+    given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     try:
-        return replace(sampling, **{name: value for name, value in values.items() if value is not None})
+        return replace(sampling, **given)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error

@@ -5,6 +5,7 @@ here is preallocated at full length and the attention mask alone carries the win
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class TreeCacheLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.keys = self._allocate(key_states)
         self.values = self._allocate(value_states)
+        self.device = key_states.device
         self.is_initialized = True
 
     def _allocate(self, like: Tensor) -> Tensor:
@@ -59,7 +61,7 @@ class TreeCacheLayer(CacheLayerMixin):
         return self._cache.capacity
 
     def move(self, source: Tensor, begin: int) -> None:
-        """Copy the rows `source` (int64) to the rows that start at `begin`."""
+        """Copy the rows `source` (int64, on the cache's device) to the rows that start at `begin`."""
         assert self.keys is not None and self.values is not None
         for rows in (self.keys, self.values):
             rows[:, :, begin : begin + len(source)] = rows.index_select(2, source)
@@ -84,7 +86,7 @@ class TreeCache(Cache):
         self._states = [layer for layer in layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
         super().__init__(layers=layers)
 
-    def _layer(self, layer: CacheLayerMixin) -> CacheLayerMixin:
+    def _layer(self, layer: Any) -> Any:
         """What takes the place of transformers' `layer`."""
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             return layer
@@ -133,7 +135,7 @@ class TreeCache(Cache):
 
     def _move(self, source: list[int], begin: int) -> None:
         """Copy the rows `source` to the rows that start at `begin`, in every layer."""
-        layers = [layer for layer in self.layers if isinstance(layer, TreeCacheLayer) and layer.keys is not None]
-        rows = torch.tensor(source, device=layers[0].keys.device)
+        layers = [layer for layer in self.layers if isinstance(layer, TreeCacheLayer) and layer.is_initialized]
+        index = torch.tensor(source, device=layers[0].device)
         for layer in layers:
-            layer.move(rows, begin)
+            layer.move(index, begin)

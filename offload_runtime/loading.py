@@ -11,7 +11,7 @@ from loaders.skeleton import Skeleton, build_skeleton
 from loaders.spec import ModelSpec
 from offload_runtime.attention import ATTENTION_NAME
 from offload_runtime.draft import Draft
-from offload_runtime.errors import UnsupportedModelError
+from offload_runtime.errors import MachineError, UnsupportedModelError
 from offload_runtime.model import Model
 from offload_runtime.planning import IOMode, ModelFiles, Preparation
 from offload_runtime.target import Target
@@ -40,6 +40,11 @@ class LoadedModels:
 def load_models(preparation: Preparation, build_tree: Callable[[Plan], Tree], progress: Progress | None) -> LoadedModels:
     """Build both skeletons, plan anew with their exact sizes, and load every unit into its tier."""
     device = torch.device(preparation.machine.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MachineError(
+            f"PyTorch {torch.__version__} cannot use {preparation.machine.device_name}, which the driver lists: its CUDA "
+            "version and the driver's may not match.\n  --device cpu   runs without"
+        )
     target_skeleton = _skeleton(preparation.target, device)
     draft_skeleton = _skeleton(preparation.draft, device) if preparation.draft else None
     preparation = preparation.with_specs(

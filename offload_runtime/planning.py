@@ -1,13 +1,14 @@
 """From what the user asks for to a plan, without reading a weight and without importing torch."""
 
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
 from loaders.direct_io import measure_read_bandwidth
 from loaders.safetensors_files import Checkpoint, read_checkpoint, read_json
 from loaders.spec import ModelSpec, read_config, read_spec
-from offload_runtime.errors import ModelFilesError, UsageError
+from offload_runtime.errors import MachineError, ModelFilesError, UsageError
 from scheduler.machine import Machine, read_machine
 from scheduler.plan import Limits, Plan, Tier, make_plan
 from scheduler.sizes import parse_size
@@ -88,7 +89,7 @@ def prepare(options: Options) -> Preparation:
     Raises ModelFilesError, UnsupportedModelError, MachineError, DoesNotFitError or UsageError.
     """
     try:
-        machine = read_machine(options.device)
+        machine = read_machine(_usable_device(options.device))
         limits = _limits(options)
         target = _read(options.model, options.dtype, machine, options.share_layers)
         draft = None if options.draft is None or options.tree == "none" else _read(options.draft, options.dtype, machine)
@@ -118,6 +119,23 @@ def read_acceptance(draft: Path) -> list[float]:
     if not isinstance(values, list):
         raise ModelFilesError(f'{path}: has no list "positional". Measure it again or remove the file.')
     return values
+
+
+def _usable_device(device: str) -> str:
+    """Take the GPU out of the question where the installed PyTorch has no CUDA; asked without importing it.
+
+    Raises MachineError where "cuda" was asked for.
+    """
+    build = version("torch")
+    if not build.endswith("+cpu") or device == "cpu":
+        return device
+    if device == "cuda":
+        raise MachineError(
+            f"the installed PyTorch ({build}) is built without CUDA.\n"
+            "  pip install --force-reinstall torch   installs the CUDA build where there is one\n"
+            "  --device cpu                          runs without"
+        )
+    return "cpu"
 
 
 def _limits(options: Options) -> Limits:

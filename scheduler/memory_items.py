@@ -15,8 +15,8 @@ DEVICE_SHARE_KEPT = 0.05
 PROCESS_BYTES = 1 * GIB
 HOST_SHARE_KEPT = 0.05
 
-# Most of a budget that goes to the buffers files are read through: tiny models run under tiny caps.
-READ_BUFFERS_SHARE = 1 / 32
+# Bytes that all reading threads hold at once, as a share of the largest layer: small against a ring of two.
+READ_BUFFERS_SHARE = 1 / 2
 
 # Rows x hidden size alive at once: residual, norm, queries, keys, values, rotated copies, attention output.
 HIDDEN_COPIES = 8
@@ -46,6 +46,20 @@ class PlanItem:
     disk_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class PassShape:
+    """The largest pass a plan makes room for: over `context_length` tokens, with a tree, in at most `rows` rows."""
+
+    context_length: int
+    tree_size: int
+    rows: int
+
+    @property
+    def cache_rows(self) -> int:
+        """Rows of a KV cache: the whole context, and the nodes of a tree behind it."""
+        return self.context_length + self.tree_size
+
+
 def device_budget(machine: Machine, cap: int | None) -> int:
     """Bytes that may be used on the device: the cap as far as memory exists, else what is free less the margin."""
     if machine.device == "cpu":
@@ -62,21 +76,7 @@ def host_budget(machine: Machine, cap: int | None) -> int:
     return max(0, int(machine.host_available - machine.host_total * HOST_SHARE_KEPT) - PROCESS_BYTES)
 
 
-@dataclass(frozen=True)
-class PassShape:
-    """The largest pass a plan makes room for: over `context_length` tokens, with a tree, in at most `rows` rows."""
-
-    context_length: int
-    tree_size: int
-    rows: int
-
-    @property
-    def cache_rows(self) -> int:
-        """Rows of a KV cache: the whole context, and the nodes of a tree behind it."""
-        return self.context_length + self.tree_size
-
-
-def fixed_items(models: Models, device: str, shape: PassShape, read_chunk_bytes: int) -> tuple[PlanItem, ...]:
+def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem, ...]:
     """Everything but the target's layers: outer weights, draft, KV caches, workspace, buffers to read files through."""
     target, *drafts = models
     kv_bytes = sum(model.kv_bytes_per_token for model in models) * shape.cache_rows
@@ -85,24 +85,26 @@ def fixed_items(models: Models, device: str, shape: PassShape, read_chunk_bytes:
         *(PlanItem(f"draft {draft.name} ({draft.dtype})", weight_bytes(draft)) for draft in drafts),
         PlanItem(f"KV cache{'s' * len(drafts)}, {shape.context_length} + {shape.tree_size} tokens", kv_bytes),
         PlanItem(f"workspace, {shape.rows} rows", workspace_bytes(models, shape)),
-        _read_buffers(models, device, read_chunk_bytes),
+        _read_buffers(models, device),
     )
 
 
-def read_chunk_bytes(models: Models, budget: int) -> int:
-    """What one thread reads at once: 8 MiB, less where layers or the memory to read through are small."""
-    layer_share = max(unit.disk_bytes for model in models for unit in model.units) // THREADS
-    budget_share = int(budget * READ_BUFFERS_SHARE) // THREADS
-    wanted = min(CHUNK_BYTES, layer_share, budget_share)
-    return max(ALIGNMENT, wanted // ALIGNMENT * ALIGNMENT)
+def read_chunk_bytes(models: Models) -> int:
+    """What one thread reads at once: whole blocks, fewer where layers are small, as they are under small caps.
+
+    The models alone decide: were it to grow with the budget, a byte more memory could make a layer stream.
+    """
+    largest = max(unit.disk_bytes for model in models for unit in model.units)
+    share = int(largest * READ_BUFFERS_SHARE) // THREADS
+    return max(ALIGNMENT, min(CHUNK_BYTES, share) // ALIGNMENT * ALIGNMENT)
 
 
-def _read_buffers(models: Models, device: str, chunk_bytes: int) -> PlanItem:
+def _read_buffers(models: Models, device: str) -> PlanItem:
     """Host memory that files are read through, loading and streaming; on a CPU host memory is the device.
 
     With a GPU a unit is staged whole before it is copied there.
     """
-    nbytes = THREADS * (chunk_bytes + 2 * ALIGNMENT)
+    nbytes = THREADS * (read_chunk_bytes(models) + 2 * ALIGNMENT)
     if device == "cpu":
         return PlanItem("read buffers", device_bytes=nbytes)
     staging = max(unit.nbytes for model in models for unit in model.units)

@@ -41,6 +41,12 @@ def bytes_in(units: Sequence[UnitSpec], tiers: Sequence[Tier], tier: Tier) -> in
     return sum(unit.nbytes for unit, its in zip(units, tiers, strict=True) if its is tier)
 
 
+def host_bytes(units: Sequence[UnitSpec], tiers: Sequence[Tier]) -> int:
+    """Bytes of the buffers behind the units in HOST; units that are the same bytes on disk share one."""
+    places = ((unit.stored_at or index, unit.nbytes) for index, unit in enumerate(units) if tiers[index] is Tier.HOST)
+    return sum(dict(places).values())
+
+
 def device_bytes(units: Sequence[UnitSpec], placement: Placement) -> int:
     """Bytes of resident units and slots."""
     return bytes_in(units, placement.tiers, Tier.DEVICE) + placement.slots * placement.slot_bytes
@@ -76,12 +82,10 @@ def place_on_host(units: Sequence[UnitSpec], placement: Placement, room: int) ->
     """Move streamed units from DISK to HOST, evenly, as many bytes as `room` holds."""
     streamed = [index for index, tier in enumerate(placement.tiers) if tier is Tier.DISK]
 
-    def host_bytes(tiers: tuple[Tier, ...]) -> int:
-        return bytes_in(units, tiers, Tier.HOST)
-
     candidates = [_with_host(placement.tiers, streamed, count) for count in range(len(streamed), -1, -1)]
-    fitting = [tiers for tiers in candidates if host_bytes(tiers) <= room]
-    return replace(placement, tiers=max(fitting, key=host_bytes, default=placement.tiers))
+    fitting = [tiers for tiers in candidates if host_bytes(units, tiers) <= room]
+    most = max(fitting, key=lambda tiers: bytes_in(units, tiers, Tier.HOST), default=placement.tiers)
+    return replace(placement, tiers=most)
 
 
 def _placement(units: Sequence[UnitSpec], resident: int, slots: int) -> Placement:

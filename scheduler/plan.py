@@ -10,8 +10,8 @@ from typing import Any
 
 from loaders.spec import ModelSpec
 from scheduler.machine import Machine
-from scheduler.memory_items import PassShape, PlanItem, weight_bytes, workspace_bytes
-from scheduler.placement import Placement, Tier, bytes_in, device_bytes, place_on_device, place_on_host
+from scheduler.memory_items import PassShape, PlanItem, read_chunk_bytes, weight_bytes, workspace_bytes
+from scheduler.placement import Placement, Tier, bytes_in, device_bytes, host_bytes, place_on_device, place_on_host
 from scheduler.remedies import Shortage, refusal
 from scheduler.request import Limits, Request
 from scheduler.sizes import format_size
@@ -23,9 +23,10 @@ __all__ = ["Limits", "Plan", "PlanItem", "Tier", "make_plan"]
 class Plan:
     """Sizes in bytes, bandwidths in bytes per second, times in seconds; what is unknown is None.
 
-    `tiers` has one entry per unit. The tree has at most `tree_size` nodes, the root among them, none deeper than
-    `tree_depth`; without a draft it is the root alone. `rows` is the most rows of one pass: prompts go in such chunks.
-    Files are read `read_chunk_bytes` at once by every reading thread.
+    `tiers` has one entry per unit. `context_wanted` is what `context_length` would be if there were memory for it. The
+    tree has at most `tree_size` nodes, the root among them, none deeper than `tree_depth`; without a draft it is the
+    root alone. `rows` is the most rows of one pass: prompts go in such chunks. KV caches have `cache_rows`. Every
+    reading thread reads `read_chunk_bytes` at once.
     `streamed_bytes` counts, per pass, host units as they cross the link and disk units as they are read.
     """
 
@@ -38,6 +39,7 @@ class Plan:
     slots: int
     slot_bytes: int
     context_length: int
+    context_wanted: int
     tree_size: int
     tree_depth: int
     rows: int
@@ -147,7 +149,7 @@ def _place(request: Request, shape: PassShape) -> Placement:
 def _plan(request: Request, shape: PassShape, placement: Placement) -> Plan:
     """Write down a placement with all that follows from it."""
     spec, tiers = request.spec, placement.tiers
-    host_bytes, disk_bytes = bytes_in(spec.units, tiers, Tier.HOST), _disk_bytes(spec, tiers)
+    from_host, disk_bytes = bytes_in(spec.units, tiers, Tier.HOST), _disk_bytes(spec, tiers)
     return Plan(
         model=spec.name,
         draft=request.draft.name if request.draft else None,
@@ -158,17 +160,18 @@ def _plan(request: Request, shape: PassShape, placement: Placement) -> Plan:
         slots=placement.slots,
         slot_bytes=placement.slot_bytes,
         context_length=shape.context_length,
+        context_wanted=request.context_lengths[0],
         tree_size=shape.tree_size,
         tree_depth=request.tree_depth(shape.tree_size),
         rows=shape.rows,
         cache_rows=shape.cache_rows,
-        read_chunk_bytes=request.read_chunk_bytes,
+        read_chunk_bytes=read_chunk_bytes(request.models),
         workspace_bytes=workspace_bytes(request.models, shape),
         items=(*_layer_items(spec, placement), *request.fixed_items(shape)),
         device_budget=request.device_budget,
         host_budget=request.host_budget,
-        streamed_bytes=host_bytes + disk_bytes,
-        seconds_per_pass=_seconds_per_pass(request.machine, host_bytes, disk_bytes),
+        streamed_bytes=from_host + disk_bytes,
+        seconds_per_pass=_seconds_per_pass(request.machine, from_host, disk_bytes),
     )
 
 
@@ -181,7 +184,7 @@ def _layer_items(spec: ModelSpec, placement: Placement) -> Iterator[PlanItem]:
         yield PlanItem(
             f"target, {_count(len(tiers) - resident, 'streamed')} ({placement.slots} slots)",
             device_bytes=placement.slots * placement.slot_bytes,
-            host_bytes=bytes_in(spec.units, tiers, Tier.HOST),
+            host_bytes=host_bytes(spec.units, tiers),
             disk_bytes=_disk_bytes(spec, tiers),
         )
 
@@ -210,4 +213,5 @@ def _effect(request: Request) -> str | None:
     outcome = _solve(request)
     if isinstance(outcome, Shortage):
         return None
-    return f"streams {format_size(outcome.streamed_bytes)} per pass" if outcome.slots else "nothing is streamed"
+    streamed = f"streams {format_size(outcome.streamed_bytes)} per pass" if outcome.slots else "nothing is streamed"
+    return f"{streamed}, context of {outcome.context_length} tokens"

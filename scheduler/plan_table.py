@@ -50,19 +50,24 @@ def _summary(plan: Plan) -> Iterator[str]:
     if not plan.slots:
         yield f"The model fits {place} whole: nothing is streamed."
     else:
-        yield f"Each pass streams {format_size(plan.streamed_bytes)}{_origins(plan)}."
+        yield _streaming(plan)
         yield _prediction(plan)
+    if plan.context_length < plan.context_wanted:
+        yield f"Context: {plan.context_length} tokens, for want of memory; with more it would be {plan.context_wanted}."
     if plan.draft is None:
         yield "No draft: each pass yields one token."
     else:
         yield f"Tree: up to {plan.tree_size} nodes and {plan.tree_depth} levels, checked in one pass."
 
 
-def _origins(plan: Plan) -> str:
-    from_host = plan.streamed_bytes - plan.disk_bytes
-    if from_host and plan.disk_bytes:
-        return f": {format_size(from_host)} from memory, {format_size(plan.disk_bytes)} from disk"
-    return " from disk" if plan.disk_bytes else " from memory"
+def _streaming(plan: Plan) -> str:
+    total, from_disk = format_size(plan.streamed_bytes), plan.disk_bytes
+    if plan.device == "cpu":
+        return f"On the CPU, layers stream from disk: {total} in each pass."
+    from_host = plan.streamed_bytes - from_disk
+    if from_host and from_disk:
+        return f"Each pass streams {total}: {format_size(from_host)} from memory, {format_size(from_disk)} from disk."
+    return f"Each pass streams {total} from {'disk' if from_disk else 'memory'}."
 
 
 def _prediction(plan: Plan) -> str:

@@ -43,7 +43,7 @@ def refusal(request: Request, shortage: Shortage, attempt: Attempt) -> DoesNotFi
     lines = [
         _headline(request, shortage),
         *_itemised(shortage),
-        "Options that work here:" if options else "Nothing smaller fits either: the model needs a larger machine.",
+        "Options that work here:" if options else "Nothing smaller fits either: the model needs more memory.",
         *advice,
     ]
     return DoesNotFitError("\n".join(lines), shortage.needed, shortage.available, tuple(flags for flags, _ in options))
@@ -112,7 +112,7 @@ def _without_gpu(request: Request) -> Iterator[Option]:
 
 
 def _raised_caps(request: Request, shortage: Shortage) -> Iterator[Option]:
-    """Caps raised to what is needed: as far as that is free, less what the process itself takes."""
+    """Caps raised to exactly what is needed: as far as that is free, less what the process itself takes."""
     if shortage.needed > _unused(request.machine, shortage.memory):
         return
     cap = format_cap(shortage.needed)

@@ -6,21 +6,13 @@ from dataclasses import dataclass, fields
 from loaders.errors import UnsupportedModelError
 from loaders.spec import ModelSpec
 from scheduler.machine import Machine
-from scheduler.memory_items import (
-    Models,
-    PassShape,
-    PlanItem,
-    device_budget,
-    fixed_items,
-    host_budget,
-    read_chunk_bytes,
-)
+from scheduler.memory_items import Models, PassShape, PlanItem, device_budget, fixed_items, host_budget
 
 # Contexts tried in turn where the user names none: a shorter one only where nothing fits with a longer one.
 DEFAULT_CONTEXTS = (4096, 2048, 1024, 512, 256)
 
-# A prompt is read in passes of so many rows: 512 keep a layer's matrix products near their peak, more only adds
-# workspace; fewer where memory is short.
+# Rows of the passes that read a prompt, tried in turn: 512 keep a layer's matrix products near their peak, and more
+# only adds workspace. Fewer only where nothing fits with more; never fewer than the tree has nodes.
 PREFILL_ROWS = (512, 256, 128, 64, 32)
 
 # Trees tried in turn when units stream. On a GPU the link is the bottleneck and hundreds of nodes are free; on a CPU
@@ -86,7 +78,7 @@ class Request:
         return (min(limit, DEFAULT_CONTEXTS[0]), *(length for length in DEFAULT_CONTEXTS[1:] if length < limit))
 
     def shapes(self, context_length: int, tree_sizes: tuple[int, ...]) -> Iterator[PassShape]:
-        """Passes to try in turn: a smaller tree only where none fits with a larger one."""
+        """Passes to try in turn: each tree with all its numbers of rows before the next smaller tree."""
         # a recurrent state takes up several tokens at once only where it begins, so a prompt is read in one pass
         chunks = (context_length,) if self.spec.recurrent else PREFILL_ROWS
         for tree_size in tree_sizes:
@@ -118,15 +110,9 @@ class Request:
             return (self.resident_tree_size,)
         return STREAMING_TREES[self.machine.device]
 
-    @property
-    def read_chunk_bytes(self) -> int:
-        """What one thread reads from disk at once."""
-        budget = self.device_budget if self.machine.device == "cpu" else self.host_budget
-        return read_chunk_bytes(self.models, budget)
-
     def fixed_items(self, shape: PassShape) -> tuple[PlanItem, ...]:
         """What needs memory besides the target's layers."""
-        return fixed_items(self.models, self.machine.device, shape, self.read_chunk_bytes)
+        return fixed_items(self.models, self.machine.device, shape)
 
     def tree_depth(self, tree_size: int) -> int:
         """Depth limit of a tree of `tree_size` nodes: 6 levels for 16 nodes, 10 for 64, 16 for 512, 18 for 1,024.

@@ -12,6 +12,7 @@ from scheduler.device_memory import DeviceMemory
 from scheduler.plan import Tier
 from scheduler.ring import Ring
 
+
 @dataclass(frozen=True)
 class UnitBytes:
     """What one unit needs: its size in the device's layout, and where it lies on disk."""

@@ -10,7 +10,7 @@ import torch
 from loaders.direct_io import measure_read_bandwidth
 from scheduler.plan import Plan, Tier
 
-SECONDS = 1.0
+SECONDS = 0.5  # per measurement
 COPY_BYTES = 1 << 28
 COPIES = 8
 

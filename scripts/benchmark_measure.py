@@ -54,10 +54,11 @@ def measure_mode(
     with OffloadRuntime(preparation, loading) as runtime:
         direct = preparation.options.io == "direct"
         files = preparation.target.checkpoint.files
-        links = [measure_link(runtime.plan, files, direct)]
+        links, replies = [], []
         _warm_up(runtime, workload)
-        replies = []
         for number, repeat, arguments in workload.replies():
+            if number == 0:
+                links.append(measure_link(runtime.plan, files, direct))
             replies.append(_timed_reply(runtime, number, repeat, arguments))
             on_reply(replies[-1])
         peak_device, peak_host = runtime.last_reply.stats.peak_device_bytes, peak_host_bytes()

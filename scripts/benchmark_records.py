@@ -45,7 +45,7 @@ class Measurement:
     mode: str
     plan: Plan
     replies: tuple[TimedReply, ...]
-    links: tuple[Link, ...]  # before and after the replies
+    links: tuple[Link, ...]  # measured before every repeat and after the last
     direct: bool  # files are read past the page cache
     compute_seconds: float | None  # of a pass with all weights in place
     peak_device_bytes: int

@@ -99,4 +99,4 @@ def _origin(m: Measurement) -> str:
 def _link(m: Measurement) -> str:
     rates = {name: rate for name, rate in asdict(m.link).items() if rate}
     measured = ", ".join(f"{name} {write_bytes(rate)}/s" for name, rate in rates.items())
-    return f"{measured} (the larger of before and after)" if measured else "link not measured"
+    return f"{measured} (the most of {len(m.links)} measurements)" if measured else "link not measured"

@@ -49,7 +49,7 @@ CHAT_TEMPLATE = (
 )
 LONG_WINDOW, CONTEXT = 2048, 4096  # tokens: longest training window, advertised context
 STEP_TOKENS = 2048  # tokens per optimizer step
-LONG_SHARE, DECAY_SHARE = 0.1, 0.4  # last parts of a run: long windows; falling learning rate
+LONG_SHARE, DECAY_SHARE = 0.1, 0.35  # last parts of a run: long windows; falling learning rate
 MATRIX_RATE, VECTOR_RATE, DISTILL_RATE_SCALE = 0.02, 3e-3, 0.7
 
 Loss = Callable[[LlamaForCausalLM, torch.Tensor], torch.Tensor]
@@ -289,10 +289,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--target-steps", type=int, default=1600, help="steps of 2,048 tokens")
-    parser.add_argument("--draft-steps", type=int, default=500)
-    parser.add_argument("--distill-steps", type=int, default=700)
-    parser.add_argument("--held-out-tokens", type=int, default=2**17, help="held-out tokens measured, at most")
+    parser.add_argument("--target-steps", type=int, default=1400, help="steps of 2,048 tokens")
+    parser.add_argument("--draft-steps", type=int, default=400)
+    parser.add_argument("--distill-steps", type=int, default=500)
+    parser.add_argument("--held-out-tokens", type=int, default=2**16, help="held-out tokens measured, at most")
     return parser.parse_args()
 
 

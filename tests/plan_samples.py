@@ -48,7 +48,13 @@ TINY = model(
     num_heads=6, max_positions=1024,
 )  # fmt: skip
 TINY_DRAFT = replace(TINY, name="tiny-draft", units=TINY.units[:1], outer_bytes=2_000_000, kv_bytes_per_token=1024)
-TINY_ROWS = Limits(context_length=64, tree_size=8)
+# A context so short that prompts are read in passes of 32 rows, whatever memory there is.
+TINY_ROWS = Limits(context_length=32, tree_size=8)
+# 2 MB of weights, of which 0.4 MB stay on the device.
+SMALLEST = model(
+    "smallest", [200_000] * 8, 400_000, 512, dtype="float32", vocab_size=512, hidden_size=64, intermediate_size=256,
+    num_heads=4,
+)  # fmt: skip
 
 
 def gpu(free: int, host: int = 256 * GIB, link: float | None = 25e9, disk: float | None = None) -> Machine:

@@ -15,13 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from loaders.random_checkpoint import SHAPES, write_random_checkpoint
+from offload_runtime import OffloadRuntime
+from offload_runtime.chat import main
 from offload_runtime.chat_session import Chat
 from offload_runtime.conversation import Conversation
 from offload_runtime.options import SamplingOptions
 from offload_runtime.progress import LoadingBar
 from offload_runtime.terminal import Screen
 from tests.scripted_runtime import BROKEN, STORY, ScriptedRuntime, run_chat
+from tests.tokenizer_samples import byte_level
 
 ROOT = Path(__file__).parent.parent
 
@@ -126,6 +131,48 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+# A model of random weights under the real runtime
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    write_random_checkpoint(SHAPES["tiny"], directory, torch.float32)
+    byte_level().save_pretrained(directory)
+    return directory
+
+
+def test_json_from_the_real_runtime(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-m", str(model), "-p", "hi", "--json", "--max-new-tokens", "5", "--seed", "3"]) == 0
+    output = capsys.readouterr()
+    content = json.loads(output.out)
+    assert (len(content["token_ids"]), content["finish_reason"], content["seed"]) == (5, "length", 3)
+    assert content["stats"]["passes"] == 5 and content["plan"]["draft"] is None and output.err == ""
+
+
+def test_turns_over_the_real_runtime_are_those_of_a_fresh_one(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = iter(["/set max_new_tokens 6", "hello", "world", "/undo", "again", "/bye"])
+    with OffloadRuntime.from_pretrained(model, draft="none", device="cpu") as runtime:
+        conversation = Conversation(runtime.tokenizer)
+        chat = Chat(runtime, conversation, SamplingOptions(temperature=0), Screen(), lambda prompt: next(lines))
+        assert chat.run() == 0
+        assert contents(chat)[::2] == ["hello", "again"] and "error" not in capsys.readouterr().err
+        ids = [token for stretch in conversation.stretches for token in stretch.ids]
+        runtime.forget()
+        whole = runtime.generate(ids[:-6], temperature=0, max_new_tokens=6)
+        assert whole.token_ids == ids[-6:]
+
+
+def test_a_base_model_is_refused_before_it_is_loaded(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (model / "chat_template.jinja").rename(model / "no_template")
+    try:
+        assert main(["-m", str(model), "-p", "hi"]) == 2
+        assert "--raw" in capsys.readouterr().err
+        assert main(["-m", str(model), "-p", "hi", "--raw", "--max-new-tokens", "1"]) == 0
+    finally:
+        (model / "no_template").rename(model / "chat_template.jinja")
 
 
 # Turns and commands

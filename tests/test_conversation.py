@@ -27,9 +27,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def rendered(conversation: Conversation) -> str:
-    text = conversation.tokenizer.apply_chat_template(
-        conversation.messages, tokenize=False, add_generation_prompt=True
-    )
+    text = conversation.tokenizer.apply_chat_template(conversation.messages, tokenize=False, add_generation_prompt=True)
     assert isinstance(text, str)
     return text
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from transformers import LlamaConfig
 
 from offload_runtime.kv_cache import TreeCache

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loaders.direct_io import ALIGNMENT, CHUNK_BYTES, THREADS
 from loaders.errors import UnsupportedModelError
 from loaders.spec import ModelSpec, UnitSpec
 from scheduler.errors import DoesNotFitError
@@ -23,6 +24,7 @@ from tests.plan_samples import (
     LLAMA3_70B,
     LLAMA3_70B_INT4,
     LLAMA_68M,
+    SMALLEST,
     TINY,
     TINY_DRAFT,
     TINY_ROWS,
@@ -40,7 +42,7 @@ def residents(plan: Plan) -> int:
 
 
 UNIT_SIZES = st.lists(st.integers(1, 60).map(lambda size: size * 4 * MIB), min_size=1, max_size=24)
-EQUAL_UNITS = st.tuples(st.integers(1, 100 * MIB), st.integers(1, 96)).map(lambda pair: [pair[0]] * pair[1])
+EQUAL_UNITS = st.tuples(st.integers(1, 100 * MIB), st.integers(1, 48)).map(lambda pair: [pair[0]] * pair[1])
 ANY_MODEL = st.one_of(UNIT_SIZES, EQUAL_UNITS)
 BUDGETS = st.integers(0, 8 * GIB)
 SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_heads": 8}
@@ -54,6 +56,8 @@ def check(plan: Plan, spec: ModelSpec) -> None:
     assert plan.slot_bytes == max((unit.nbytes for unit in streamed), default=0)
     assert plan.slots in ((2, 3) if streamed else (0,))
     assert plan.streamed_bytes == sum(unit.nbytes for unit in streamed)
+    assert plan.tree_size <= plan.rows and plan.cache_rows == plan.context_length + plan.tree_size
+    assert plan.context_length <= plan.context_wanted
     if plan.device == "cpu":
         assert Tier.HOST not in plan.tiers and plan.host_bytes == 0
 
@@ -76,14 +80,43 @@ def test_every_plan_keeps_to_its_budgets(sizes: list[int], device: int, host: in
 @settings(deadline=None)
 @given(ANY_MODEL, BUDGETS, BUDGETS, st.booleans())
 def test_more_memory_never_streams_more(sizes: list[int], budget: int, more: int, on_gpu: bool) -> None:
+    """For one context, tree and number of rows: a context of 32 tokens beside a tree of 32 leaves one shape of pass."""
+    spec = model("any", sizes, 10 * MIB, 4096, **SMALL)
+    machine, limits = gpu(32 * GIB) if on_gpu else cpu(32 * GIB), Limits(budget, context_length=32, tree_size=32)
+    try:
+        plan = make_plan(spec, TINY_DRAFT, machine, limits)
+    except DoesNotFitError:
+        return
+    larger = make_plan(spec, TINY_DRAFT, machine, replace(limits, device_memory=budget + more))
+    assert larger.streamed_bytes <= plan.streamed_bytes and larger.rows == plan.rows == 32
+
+
+@settings(deadline=None)
+@given(ANY_MODEL, BUDGETS, BUDGETS, st.booleans())
+def test_more_memory_never_shortens_the_context(sizes: list[int], budget: int, more: int, on_gpu: bool) -> None:
+    """It may stream more for a longer one, but never for the same shape of pass."""
     spec = model("any", sizes, 10 * MIB, 4096, **SMALL)
     machine = gpu(32 * GIB) if on_gpu else cpu(32 * GIB)
     try:
-        plan = make_plan(spec, TINY_DRAFT, machine, Limits(budget, tree_size=32))
+        plan = make_plan(spec, TINY_DRAFT, machine, Limits(budget))
     except DoesNotFitError:
         return
-    larger = make_plan(spec, TINY_DRAFT, machine, Limits(budget + more, tree_size=32))
-    assert larger.streamed_bytes <= plan.streamed_bytes
+    larger = make_plan(spec, TINY_DRAFT, machine, Limits(budget + more))
+    assert larger.context_length >= plan.context_length and larger.read_chunk_bytes == plan.read_chunk_bytes
+    if (larger.cache_rows, larger.rows) == (plan.cache_rows, plan.rows):
+        assert larger.streamed_bytes <= plan.streamed_bytes
+
+
+@settings(deadline=None)
+@given(ANY_MODEL, st.integers(0, 64 * MIB), st.sampled_from([None, 100, 4096]))
+def test_what_is_said_to_be_needed_is_enough_and_no_more(sizes: list[int], budget: int, context: int | None) -> None:
+    spec, machine = model("any", sizes, 10 * MIB, 4096, **SMALL), cpu(32 * GIB)
+    try:
+        make_plan(spec, TINY_DRAFT, machine, Limits(budget, context_length=context))
+    except DoesNotFitError as error:
+        assert make_plan(spec, TINY_DRAFT, machine, Limits(error.needed, context_length=context)).slots in (0, 2)
+        with pytest.raises(DoesNotFitError):
+            make_plan(spec, TINY_DRAFT, machine, Limits(error.needed - 1, context_length=context))
 
 
 @settings(deadline=None)
@@ -108,9 +141,9 @@ def test_residents_are_spread_evenly(total: int, data: st.DataObject) -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 2 * GIB))
-def test_whatever_is_suggested_works(budget: int) -> None:
-    machine, limits = cpu(8 * GIB), Limits(device_memory=budget, tree_size=256)
+@given(st.integers(1, 48 * MIB), st.sampled_from([None, 64, 1024]), st.sampled_from([None, 256]))
+def test_whatever_is_suggested_works(budget: int, context: int | None, tree_size: int | None) -> None:
+    machine, limits = cpu(8 * GIB), Limits(budget, context_length=context, tree_size=tree_size)
     try:
         make_plan(TINY, TINY_DRAFT, machine, limits)
     except DoesNotFitError as error:
@@ -176,7 +209,7 @@ def test_items_account_for_everything() -> None:
 def test_written_out_attention_needs_room_for_scores() -> None:
     kinds = (replace(LLAMA2_70B, model_type=name) for name in ("llama", "gemma2"))
     plain, capped = (make_plan(kind, None, gpu(46 * GIB)) for kind in kinds)
-    assert capped.workspace_bytes - plain.workspace_bytes == 64 * 512 * 4608 * 12
+    assert capped.workspace_bytes - plain.workspace_bytes == 64 * 512 * (4096 + 1) * 12
 
 
 # Tiers
@@ -199,7 +232,7 @@ def test_without_a_gpu_the_rest_is_read_from_disk() -> None:
 
 def test_disk_bytes_are_counted_as_stored() -> None:
     stored = replace(TINY, units=tuple(replace(unit, disk_bytes=unit.nbytes // 2) for unit in TINY.units))
-    plan = make_plan(stored, None, cpu(GIB), replace(TINY_ROWS, device_memory=48 * MIB))
+    plan = make_plan(stored, None, cpu(GIB), replace(TINY_ROWS, device_memory=12 * MIB))
     assert plan.slots and plan.streamed_bytes == plan.tiers.count(Tier.DISK) * 2_150_400 // 2
 
 
@@ -214,7 +247,7 @@ def test_three_slots_for_small_or_uneven_units_and_two_where_three_do_not_fit() 
     mixture = [UnitSpec("", size * GIB, 0) for size in (1, 5, 1, 5)]
     few_dense_layers_first = [UnitSpec("", size * GIB, 0) for size in (1, 1, 1, *[5] * 58)]
     assert wanted_slots(mixture) == 3 and wanted_slots(few_dense_layers_first) == 2
-    tight = make_plan(TINY, None, cpu(GIB), replace(TINY_ROWS, device_memory=46 * MIB))
+    tight = make_plan(TINY, None, cpu(GIB), replace(TINY_ROWS, device_memory=12 * MIB))
     assert tight.slots == 3
     needed = tight.device_bytes - residents(tight) * 2_150_400 - 2_150_400
     assert make_plan(TINY, None, cpu(GIB), replace(TINY_ROWS, device_memory=needed)).slots == 2
@@ -235,7 +268,7 @@ def test_margins_are_kept_and_caps_are_obeyed_as_far_as_memory_exists() -> None:
     assert make_plan(spec, None, cpu(20 * GIB), Limits(9 * GIB, host_memory=8 * GIB)).device_budget == 8 * GIB
 
 
-# Trees and contexts
+# Trees and contexts, and rows to read them with
 
 
 def test_default_trees() -> None:
@@ -253,13 +286,28 @@ def test_default_trees() -> None:
 
 
 def test_a_default_tree_shrinks_before_the_planner_gives_up_but_a_given_one_does_not() -> None:
-    wide = replace(LLAMA3_70B, units=LLAMA3_70B.units[:10])
-    fits_512 = make_plan(wide, LLAMA_68M, gpu(24 * GIB), Limits(tree_size=512))
-    budget = fits_512.device_bytes - residents(fits_512) * 1_711_309_824 - 100 * MIB
-    assert make_plan(wide, LLAMA_68M, gpu(24 * GIB), Limits(device_memory=budget)).tree_size == 256
+    wide, fixed = replace(LLAMA3_70B, units=LLAMA3_70B.units[:10]), Limits(context_length=4096, tree_size=512)
+    fits_512 = make_plan(wide, LLAMA_68M, gpu(24 * GIB), fixed)
+    capped = replace(fixed, device_memory=fits_512.device_bytes - residents(fits_512) * 1_711_309_824 - 100 * MIB)
+    assert make_plan(wide, LLAMA_68M, gpu(24 * GIB), replace(capped, tree_size=None)).tree_size == 256
     with pytest.raises(DoesNotFitError) as caught:
-        make_plan(wide, LLAMA_68M, gpu(24 * GIB), Limits(device_memory=budget, tree_size=512))
+        make_plan(wide, LLAMA_68M, gpu(24 * GIB), capped)
     assert "--tree-size 256" in caught.value.options
+
+
+def test_rows_shrink_before_the_tree_and_the_tree_before_the_context() -> None:
+    caps = range(45 * GIB // 10, 85 * GIB // 10, GIB // 10)
+    plans = [make_plan(LLAMA2_70B, LLAMA_68M, gpu(24 * GIB), Limits(cap)) for cap in caps]
+    shapes = [(plan.context_length, plan.tree_size, plan.rows) for plan in plans]
+    assert shapes == sorted(shapes) and (shapes[0], shapes[-1]) == ((256, 128, 128), (4096, 512, 512))
+    assert {(4096, 128, 128), (4096, 128, 256), (4096, 256, 512)} < set(shapes)
+
+
+def test_with_more_memory_the_default_context_grows_to_the_full() -> None:
+    plans = [make_plan(SMALLEST, None, cpu(4 * GIB), Limits(cap)) for cap in range(1_450_000, 10_000_000, 50_000)]
+    lengths = [plan.context_length for plan in plans]
+    assert lengths == sorted(lengths) and list(dict.fromkeys(lengths)) == [256, 512, 1024, 2048, 4096]
+    assert {plan.context_wanted for plan in plans} == {4096}
 
 
 def test_context_defaults_and_bounds() -> None:
@@ -282,9 +330,40 @@ def test_limits_that_make_no_sense(bad: dict) -> None:
 
 def test_a_recurrent_model_streams_but_takes_no_draft() -> None:
     recurrent = replace(LLAMA2_70B, recurrent=True)
-    assert make_plan(recurrent, None, gpu(24 * GIB)).slots == 2
+    plan = make_plan(recurrent, None, gpu(24 * GIB))
+    assert plan.slots == 2 and plan.rows == plan.context_length == 4096  # its prompts are read in one pass
     with pytest.raises(UnsupportedModelError, match="--draft none"):
         make_plan(recurrent, LLAMA_68M, gpu(24 * GIB))
+
+
+@pytest.mark.parametrize("context", [None, 256, 100])
+def test_a_model_of_2_mb_streams_under_a_cap_below_its_size(context: int | None) -> None:
+    limits = Limits(1_500_000, context_length=context)
+    assert limits.device_memory < SMALLEST.disk_bytes == 2_000_000
+    plan = make_plan(SMALLEST, None, cpu(4 * GIB), limits)
+    check(plan, SMALLEST)
+    assert plan.slots and plan.disk_bytes and plan.context_length == (context or 256)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "chunk"),
+    [
+        ([1000] * 8, ALIGNMENT),
+        ([2_150_400] * 6, 131_072),  # half a layer for all threads together, in whole blocks
+        ([1000, 2_150_400], 131_072),
+        ([2 * THREADS * CHUNK_BYTES - 1] * 2, CHUNK_BYTES - ALIGNMENT),
+        ([2 * THREADS * CHUNK_BYTES] * 2, CHUNK_BYTES),
+        ([1_711_309_824] * 80, CHUNK_BYTES),
+    ],
+)
+def test_read_buffers_follow_the_largest_layer_whatever_the_budget(sizes: list[int], chunk: int) -> None:
+    spec = model("any", sizes, 10 * MIB, 4096, **SMALL)
+    staging = max(sizes)
+    for machine, beside in ((cpu(8 * GIB), 0), (cpu(512 * GIB), 0), (gpu(8 * GIB), staging), (gpu(80 * GIB), staging)):
+        plan = make_plan(spec, None, machine)
+        (buffers,) = [item for item in plan.items if item.name == "read buffers"]
+        assert plan.read_chunk_bytes == chunk
+        assert buffers.device_bytes + buffers.host_bytes == THREADS * (chunk + 2 * ALIGNMENT) + beside
 
 
 # Refusals
@@ -293,11 +372,20 @@ def test_a_recurrent_model_streams_but_takes_no_draft() -> None:
 @pytest.mark.parametrize(
     ("spec", "draft", "machine", "limits", "options"),
     [
-        (LLAMA2_70B, LLAMA_68M, gpu(24 * GIB), Limits(5 * GIB), ["--device-memory 6GiB", "--context-length 1024"]),
+        (LLAMA2_70B, LLAMA_68M, gpu(24 * GIB), Limits(4 * GIB), ["--device-memory 4.5GiB"]),
+        (
+            LLAMA2_70B,
+            LLAMA_68M,
+            gpu(24 * GIB),
+            Limits(5 * GIB, context_length=4096),
+            ["--device-memory 5.7GiB", "--context-length 2048"],
+        ),
         (LLAMA3_70B, LLAMA3_8B_INT4, gpu(12 * GIB), Limits(), ["--draft none"]),
         (LLAMA3_70B, LLAMA3_8B_INT4, gpu(6 * GIB), Limits(), ["--device cpu --dtype bfloat16"]),
         (LLAMA2_70B, None, gpu(24 * GIB), Limits(host_memory=GIB), ["--host-memory 1.7GiB"]),
-        (TINY, TINY_DRAFT, cpu(3 * GIB), Limits(MIB, MIB), ["--device-memory 70MiB --host-memory 70MiB"]),
+        (TINY, TINY_DRAFT, cpu(3 * GIB), Limits(MIB, MIB), ["--device-memory 14.8MiB --host-memory 14.8MiB"]),
+        (SMALLEST, None, cpu(4 * GIB), Limits(390_000), ["--device-memory 1.4MiB"]),
+        (SMALLEST, None, cpu(4 * GIB), Limits(1_300_000), ["--device-memory 1.4MiB", "--context-length 128"]),
     ],
 )
 def test_refusals_itemise_and_their_options_work(
@@ -316,7 +404,7 @@ def test_refusals_itemise_and_their_options_work(
 
 
 def test_a_machine_too_small_for_anything_is_told_so() -> None:
-    with pytest.raises(DoesNotFitError, match="needs a larger machine") as caught:
+    with pytest.raises(DoesNotFitError, match="needs more memory") as caught:
         make_plan(LLAMA2_70B, LLAMA_68M, cpu(4 * GIB))
     assert caught.value.options == ()
 

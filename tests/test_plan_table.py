@@ -9,7 +9,7 @@ from scheduler.machine import Machine
 from scheduler.plan import Limits, make_plan
 from scheduler.plan_table import format_plan
 from scheduler.sizes import GIB
-from tests.plan_samples import LLAMA2_70B, LLAMA_68M, TINY, TINY_DRAFT, cpu, gpu
+from tests.plan_samples import LLAMA2_70B, LLAMA_68M, SMALLEST, TINY, TINY_DRAFT, cpu, gpu
 
 
 def table(spec: ModelSpec, draft: ModelSpec | None, machine: Machine, limits: Limits | None = None) -> str:
@@ -50,7 +50,14 @@ def test_a_cpu_has_no_gpu_column() -> None:
     text = table(LLAMA2_70B, LLAMA_68M, cpu(64 * GIB, disk=2e9))
     assert "GPU" not in text and row(text, "memory") == ["disk"]
     assert "8 cores, 68.7 GB of memory, disk 2.00 GB/s" in text
-    assert "from disk." in text
+    assert "On the CPU, layers stream from disk: " in text
+
+
+def test_says_when_memory_made_the_context_shorter() -> None:
+    note = "Context: 256 tokens, for want of memory; with more it would be 4096."
+    assert note in table(SMALLEST, None, cpu(4 * GIB), Limits(1_500_000))
+    assert "Context" not in table(SMALLEST, None, cpu(4 * GIB), Limits(1_500_000, context_length=256))
+    assert "Context" not in table(SMALLEST, None, cpu(4 * GIB))
 
 
 @pytest.mark.parametrize(("machine", "place"), [(cpu(4 * GIB), "in memory"), (gpu(4 * GIB), "on the GPU")])

@@ -87,9 +87,7 @@ def test_the_window_stays_short() -> None:
     assert len(text._window) < 8
 
 
-@given(
-    text=st.text("abc", max_size=30), stops=st.lists(st.text("abc", min_size=1, max_size=4)), size=st.integers(1, 7)
-)
+@given(text=st.text("abc", max_size=30), stops=st.lists(st.text("abc", min_size=1, max_size=4)), size=st.integers(1, 7))
 def test_stop_strings_cut_where_the_first_one_completes(text: str, stops: list[str], size: int) -> None:
     cut = text
     for end in range(len(text) + 1):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from offload_runtime import OffloadRuntime
@@ -33,7 +34,7 @@ BASE = {
     "tie_word_embeddings": False,
     "bos_token_id": 1,
     "eos_token_id": None,
-    "pad_token_id": 0,
+    "pad_token_id": None,
 }
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -60,6 +61,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt_oss": {**_EXPERTS, **_MIXED_WINDOWS, "rope_parameters": _YARN},
 }
 
+transformers.logging.disable_progress_bar()
 _DIRECTORY = Path(tempfile.mkdtemp(prefix="tiny-models-"))
 atexit.register(shutil.rmtree, _DIRECTORY, ignore_errors=True)
 

@@ -1,0 +1,151 @@
+"""Sampled text follows exactly the law of the target alone.
+
+A vocabulary of six tokens is small enough to enumerate the joint law of the first three with transformers. The whole
+runtime then writes three tokens with hundreds of seeds; the counts must fit that law, and must not fit it any more when
+one rule of exactness is broken. The trees are two levels deep, so that three tokens often take a bonus token and a
+second pass over what the first one left in the caches.
+"""
+
+from functools import cache
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import torch
+
+from offload_runtime import OffloadRuntime
+from offload_runtime import draft as draft_module
+from offload_runtime.decode import Decoder
+from offload_runtime.kv_cache import TreeCache
+from sequoia_tree.sampling import draw_without_replacement
+from tests.chi_square import p_value
+from tests.tiny_models import checkpoint, reference
+
+PROMPT, TOKENS, VOCABULARY = [3, 1, 4], 3, 6
+TINY = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.4,
+    "rope_parameters": None,
+}
+TARGET, DRAFT = checkpoint("llama", seed=2, **TINY), checkpoint("llama", seed=3, **TINY)
+TREES = {"sequoia": {"tree_size": 6, "tree_depth": 2}, "chain": {"tree_size": 3, "tree_depth": 2}, "none": {}}
+SAMPLES = 500
+
+
+@pytest.fixture(scope="module")
+def runtimes():
+    """One runtime per tree kind: the prefix cache makes a further text of the same prompt cheap."""
+    opened = {}
+
+    def runtime(tree: str) -> OffloadRuntime:
+        if tree not in opened:
+            options = {"device": "cpu", "context_length": 32, "tree": tree, **TREES[tree]}
+            opened[tree] = OffloadRuntime.from_pretrained(TARGET, DRAFT, **options)
+        return opened[tree]
+
+    yield runtime
+    for runtime in opened.values():
+        runtime.close()
+
+
+def shaped(logits, seen, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0):
+    """The law that generate's processors make of one row of logits, written down anew."""
+    scores = np.array(logits, dtype=np.float64)
+    for token in set(seen):
+        scores[token] *= repetition_penalty if scores[token] < 0 else 1 / repetition_penalty
+    law = np.exp((scores - scores.max()) / temperature)
+    order = np.argsort(-law)
+    if top_k:
+        law[order[top_k:]] = 0
+    law /= law.sum()
+    likelier = np.cumsum(law[order]) - law[order]  # the mass before each token
+    law[order[likelier >= top_p]] = 0
+    law[law < min_p * law.max()] = 0
+    return law / law.sum()
+
+
+@cache
+def logits_after(text: tuple[int, ...]) -> list[float]:
+    with torch.inference_mode():
+        return reference(TARGET)(torch.tensor([text])).logits[0, -1].tolist()
+
+
+def joint_law(**sampling) -> torch.Tensor:
+    """Probability of every continuation, [VOCABULARY] * TOKENS."""
+    law = np.ones([VOCABULARY] * TOKENS)
+    for tokens in product(range(VOCABULARY), repeat=TOKENS):
+        for i in range(TOKENS):
+            text = (*PROMPT, *tokens[:i])
+            law[tokens] *= shaped(logits_after(text), text, **sampling)[tokens[i]]
+    return torch.from_numpy(law)
+
+
+def sampled(runtime: OffloadRuntime, samples: int = SAMPLES, **sampling) -> torch.Tensor:
+    """How often each continuation was written, [VOCABULARY] * TOKENS."""
+    counts = torch.zeros([VOCABULARY] * TOKENS, dtype=torch.int64)
+    for seed in range(samples):
+        reply = runtime.generate(PROMPT, max_new_tokens=TOKENS, seed=seed, **{"temperature": 1.0, **sampling})
+        counts[tuple(reply.token_ids)] += 1
+    return counts
+
+
+def agreement(counts: torch.Tensor, law: torch.Tensor) -> float:
+    """Upper bound (Bonferroni) on the chance of a deviation as large, over the joint law and all its marginals."""
+    subsets = [places for size in range(TOKENS) for places in combinations(range(TOKENS), size)]
+    values = [p_value(counts.sum(places), law.sum(places)) for places in subsets if len(places) < TOKENS]
+    return min(1.0, len(values) * min(values))
+
+
+SAMPLINGS = [
+    ("none", {}),
+    ("chain", {}),
+    ("chain", {"temperature": 0.6, "top_p": 0.9}),
+    ("sequoia", {}),
+    ("sequoia", {"temperature": 0.6}),
+    ("sequoia", {"top_p": 0.9}),
+    ("sequoia", {"temperature": 1.5, "top_k": 4, "min_p": 0.1}),
+    ("sequoia", {"repetition_penalty": 2.0}),
+]
+
+
+@pytest.mark.parametrize("tree, sampling", SAMPLINGS, ids=str)
+def test_text_follows_the_law_of_the_target(tree, sampling, runtimes):
+    assert agreement(sampled(runtimes(tree), **sampling), joint_law(**sampling)) > 1e-4
+
+
+def drop_improbable(laws, count, generator):
+    tokens = draw_without_replacement(laws, count, generator)
+    return tokens.masked_fill(laws.exp().gather(-1, tokens.clamp(min=0)) < 0.2, -1)
+
+
+def most_likely(laws, count, generator):
+    return laws.topk(count).indices
+
+
+def keep_first_rows(cache, rows, commit=TreeCache.commit):
+    """As when a row of the accepted path has been overwritten before the path was gathered."""
+    commit(cache, range(len(rows)))
+
+
+def step_with_old_numbers(decoder, request, most_tokens, step=Decoder._step):
+    request.generator.manual_seed(request.generator.initial_seed())
+    return step(decoder, request, most_tokens)
+
+
+MISTAKES = {
+    "improbable children dropped": (draft_module, "draw_without_replacement", drop_improbable),
+    "most likely children instead of drawn ones": (draft_module, "draw_without_replacement", most_likely),
+    "wrong cache rows kept": (TreeCache, "commit", keep_first_rows),
+    "random numbers used again in the next pass": (Decoder, "_step", step_with_old_numbers),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_found(mistake, runtimes, monkeypatch):
+    monkeypatch.setattr(*MISTAKES[mistake])
+    assert agreement(sampled(runtimes("sequoia")), joint_law()) < 1e-8
