@@ -70,7 +70,9 @@ def tree_mask(
     assert batch_size == 1 and rows.visible.shape[0] == q_length and rows.past + len(rows.positions) == kv_length
     columns = torch.cat((torch.arange(rows.past, device=device), rows.positions))
     zero = torch.zeros((), dtype=torch.int64, device=device)
-    allowed = mask_function(zero, zero, rows.row_positions[:, None], columns[None, :]).expand(q_length, kv_length).clone()
+    allowed = (
+        mask_function(zero, zero, rows.row_positions[:, None], columns[None, :]).expand(q_length, kv_length).clone()
+    )
     allowed[:, rows.past :] &= rows.visible
     mask = torch.zeros(1, 1, q_length, kv_length, dtype=dtype, device=device)
     return mask.masked_fill_(~allowed, -torch.inf)

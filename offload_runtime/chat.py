@@ -145,7 +145,8 @@ def _answer_once(
 
     ids = conversation.add_user(prompt)
     with StopOnInterrupt() as stop:
-        reply = stream_reply(runtime, ids, sampling, stop.requested, (lambda text: None) if as_json else screen.write)
+        write = (lambda text: None) if as_json else screen.write
+        reply = stream_reply(runtime, conversation, ids, sampling, stop.requested, write)
     screen.end_reply()
     screen.note(reply_line(reply.stats, runtime.plan, len(ids) + len(reply.token_ids)))
     if as_json:

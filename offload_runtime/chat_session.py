@@ -24,13 +24,15 @@ MAKE_ROOM = "/undo takes back the last message and its reply, /clear begins a ne
 
 def stream_reply(
     runtime: "OffloadRuntime",
+    conversation: Conversation,
     ids: list[int],
     sampling: SamplingOptions,
     should_stop: Callable[[], bool],
     write: Callable[[str], None],
 ) -> "Reply":
-    """Generate a reply to the prompt `ids`, write its text as it comes, and return it, whole or stopped."""
-    for step in runtime.stream(ids, should_stop=should_stop, **sampling.as_arguments()):
+    """Generate a reply to the conversation's prompt `ids`, write its text as it comes, return it whole or stopped."""
+    ends = conversation.end_token_ids
+    for step in runtime.stream(ids, end_token_ids=ends, should_stop=should_stop, **sampling.as_arguments()):
         write(step.text)
     return runtime.last_reply
 
@@ -103,13 +105,16 @@ class Chat:
     def _reply(self, prompt_ids: Callable[[], list[int]], sampling: SamplingOptions) -> None:
         before = self.conversation.snapshot()
         ids = prompt_ids()
-        reply = stream_reply(self.runtime, ids, sampling, self._interrupt.requested, self.screen.write)
+        reply = stream_reply(
+            self.runtime, self.conversation, ids, sampling, self._interrupt.requested, self.screen.write
+        )
         self.screen.end_reply()
         if not reply.token_ids:
             self.conversation.restore(before)
             self.screen.note("\nstopped before the first token: the conversation is as it was")
             return
-        self.conversation.add_reply(reply.token_ids, reply.text, self.runtime.end_token_ids)
+        end_ids = self.runtime.end_token_ids | self.conversation.end_token_ids
+        self.conversation.add_reply(reply.token_ids, reply.text, end_ids)
         self.last_reply = reply
         self._report(reply, len(ids) + len(reply.token_ids))
 

@@ -6,12 +6,11 @@ text, so ids are kept, each stretch with the text it stands for, and only text t
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from jinja2.exceptions import TemplateError
-
 from offload_runtime.errors import UsageError
-from offload_runtime.prompt import render_chat
+from offload_runtime.prompt import render_chat, turn_end_tokens
 from offload_runtime.text import IncrementalText
 
 if TYPE_CHECKING:
@@ -51,6 +50,11 @@ class Conversation:
         """The system message, if there is one."""
         first = self.messages[:1]
         return first[0]["content"] if first and first[0]["role"] == "system" else None
+
+    @cached_property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end a reply beside the model's own: what the chat template puts behind one."""
+        return frozenset() if self.raw else turn_end_tokens(self.tokenizer)
 
     @property
     def token_count(self) -> int:
@@ -134,10 +138,7 @@ class Conversation:
     def _render(self, messages: list[Message], awaits_reply: bool = True) -> str:
         if self.raw:
             return "".join(message["content"] for message in messages)
-        try:
-            return render_chat(self.tokenizer, messages, add_generation_prompt=awaits_reply)
-        except TemplateError as error:
-            raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
+        return render_chat(self.tokenizer, messages, add_generation_prompt=awaits_reply)
 
     def _matching_stretches(self, rendering: str) -> list[Stretch]:
         """The known stretches that `rendering` begins with; a template may rewrite earlier turns."""

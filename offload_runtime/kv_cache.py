@@ -41,7 +41,9 @@ class TreeCacheLayer(CacheLayerMixin):
         self._cache.on_allocate(rows.nbytes)
         return rows
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Write ``[1, heads, n, head_dim]`` behind the filled rows; return views of all rows up to and including them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -77,7 +79,9 @@ class TreeCache(Cache):
     goes back to nothing where others go back to a row.
     """
 
-    def __init__(self, config: PretrainedConfig, capacity: int, on_allocate: Callable[[int], None] = lambda nbytes: None):
+    def __init__(
+        self, config: PretrainedConfig, capacity: int, on_allocate: Callable[[int], None] = lambda nbytes: None
+    ):
         self.capacity = capacity
         self.on_allocate = on_allocate
         self.length = 0

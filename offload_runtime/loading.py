@@ -37,7 +37,9 @@ class LoadedModels:
         self._resources.close()
 
 
-def load_models(preparation: Preparation, build_tree: Callable[[Plan], Tree], progress: Progress | None) -> LoadedModels:
+def load_models(
+    preparation: Preparation, build_tree: Callable[[Plan], Tree], progress: Progress | None
+) -> LoadedModels:
     """Build both skeletons, plan anew with their exact sizes, and load every unit into its tier."""
     device = torch.device(preparation.machine.device)
     if device.type == "cuda" and not torch.cuda.is_available():

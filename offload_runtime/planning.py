@@ -92,10 +92,12 @@ def prepare(options: Options) -> Preparation:
         machine = read_machine(_usable_device(options.device))
         limits = _limits(options)
         target = _read(options.model, options.dtype, machine, options.share_layers)
-        draft = None if options.draft is None or options.tree == "none" else _read(options.draft, options.dtype, machine)
+        draft = (
+            None if options.draft is None or options.tree == "none" else _read(options.draft, options.dtype, machine)
+        )
         plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
         if Tier.DISK in plan.tiers:
-            measured = measure_read_bandwidth(target.checkpoint.files)
+            measured = measure_read_bandwidth(target.checkpoint.files, chunk_bytes=plan.read_chunk_bytes)
             machine = replace(machine, disk_bandwidth=measured.bytes_per_second)
             plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from offload_runtime.errors import PromptError, UsageError
@@ -32,15 +33,21 @@ def encode_prompt(prompt: Prompt, tokenizer: Callable[[], PreTrainedTokenizerBas
 def render_chat(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool
 ) -> str:
-    """The text the model's chat template makes of the messages. Raises UsageError for a model without one."""
+    """The text the model's chat template makes of the messages.
+
+    Raises UsageError for a model without one, and for messages that the template refuses.
+    """
     if not tokenizer.chat_template:
         raise UsageError(
             "this model has no chat template: it continues text and does not answer.\n"
             "  use its -Instruct or -Chat variant, or --raw to continue your text"
         )
-    text = tokenizer.apply_chat_template(
-        [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
-    )
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TemplateError as error:
+        raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
     assert isinstance(text, str)
     return text
 

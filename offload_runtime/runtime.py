@@ -1,6 +1,6 @@
 """The facade: load a target and perhaps a draft, then generate."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -126,13 +126,14 @@ class OffloadRuntime:
         repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        end_token_ids: Collection[int] = (),
         should_stop: Callable[[], bool] = never,
     ) -> Iterator[Step]:
         """Generate step by step; each step carries the tokens and the text of one pass.
 
         max_new_tokens: None generates until an end token or a full context. Sampling values that are None come from
         the model's generation config. seed: makes the call repeatable; None draws a fresh one. stop: the text ends
-        before the first of these strings. should_stop: asked between two layers; the reply then ends "interrupted" and
+        before the first of these strings. end_token_ids: tokens that end the text beside the model's own. should_stop: asked between two layers; the reply then ends "interrupted" and
         keeps what it has. Raises UsageError or PromptError before anything runs.
         """
         sampling = override(
@@ -144,6 +145,7 @@ class OffloadRuntime:
             repetition_penalty=repetition_penalty,
         )
         ids = encode_prompt(prompt, lambda: self.tokenizer)
+        turn_ends = turn_end_tokens(self.tokenizer) if is_chat(prompt) else frozenset()
         self._check_prompt(ids)
         generator = torch.Generator(self._models.target.model.device)
         seed = generator.seed() if seed is None else generator.manual_seed(seed).initial_seed()
@@ -151,7 +153,7 @@ class OffloadRuntime:
             prompt=ids,
             sampling=sampling,
             max_new_tokens=self._room(ids, max_new_tokens),
-            end_token_ids=self.end_token_ids | (turn_end_tokens(self.tokenizer) if is_chat(prompt) else frozenset()),
+            end_token_ids=self.end_token_ids.union(end_token_ids, turn_ends),
             generator=generator,
             should_stop=should_stop,
         )

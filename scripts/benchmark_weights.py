@@ -46,11 +46,12 @@ def made_up_weights(arguments: argparse.Namespace, note: Note) -> Iterator[MadeU
     config, draft_config = shape_config(arguments.shape), None
     if arguments.draft_shape is not None:
         draft_config = {**shape_config(arguments.draft_shape), "vocab_size": config["vocab_size"]}
-    with _work_directory(arguments) as parent:
-        target, distinct = _write(arguments, arguments.shape, config, parent, arguments.distinct_layers, note)
+    with _work_directory(arguments) as directory:
+        writer = _Writer(directory, arguments.shape_dtype, note)
+        target, distinct = writer.write(arguments.shape, config, arguments.seed, arguments.distinct_layers)
         draft = None
-        if draft_config is not None:
-            draft, _ = _write(arguments, arguments.draft_shape, draft_config, parent / "draft", None, note)
+        if draft_config is not None:  # of another seed: the target's own shape must not make the target itself
+            draft, _ = writer.write(arguments.draft_shape, draft_config, arguments.seed + 1)
         yield MadeUp(target, draft, config["num_hidden_layers"], distinct)
 
 
@@ -92,24 +93,33 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _write(
-    arguments: argparse.Namespace, shape: str, config: dict[str, Any], parent: Path, distinct: int | None, note: Note
-) -> tuple[Path, int]:
-    """The directory with the weights, and how many layers it holds; kept ones are found again."""
-    parent.mkdir(parents=True, exist_ok=True)
-    layer_bytes, outer_bytes = _sizes(config, arguments.shape_dtype, parent)
-    distinct = min(distinct or _affordable_layers(layer_bytes, outer_bytes, parent), config["num_hidden_layers"])
-    if arguments.keep:
-        parent = parent / f"{arguments.shape_dtype}-{distinct}-layers-seed-{arguments.seed}"
-    directory = parent / (Path(shape).resolve().parent.name if Path(shape).is_file() else shape)
-    if directory.exists():
-        note(f"using the random weights in {directory}")
-        return directory, distinct
-    note(f"writing {format_size(outer_bytes + distinct * layer_bytes)} of random weights to {directory}")
-    unfinished = directory.with_name(f"{directory.name}.unfinished")
-    dtype = getattr(torch, arguments.shape_dtype)
-    write_random_checkpoint(config, unfinished, dtype, seed=arguments.seed, distinct_layers=distinct)
-    return unfinished.rename(directory), distinct
+@dataclass(frozen=True)
+class _Writer:
+    """Writes checkpoints into `directory`; those of an earlier run that were kept are used again."""
+
+    directory: Path
+    dtype: str
+    note: Note
+
+    def write(self, shape: str, config: dict[str, Any], seed: int, distinct: int | None = None) -> tuple[Path, int]:
+        """The directory with the weights, and how many of the layers it holds."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        layer_bytes, outer_bytes = _sizes(config, self.dtype, self.directory)
+        distinct = min(distinct or self._affordable(layer_bytes, outer_bytes), config["num_hidden_layers"])
+        name = Path(shape).resolve().parent.name if Path(shape).is_file() else shape
+        directory = self.directory / f"{self.dtype}-seed-{seed}-layers-{distinct}" / name
+        if directory.exists():
+            self.note(f"using the random weights in {directory}")
+            return directory, distinct
+        self.note(f"writing {format_size(outer_bytes + distinct * layer_bytes)} of random weights to {directory}")
+        unfinished = directory.with_name(f"{name}.unfinished")
+        write_random_checkpoint(config, unfinished, getattr(torch, self.dtype), seed, distinct_layers=distinct)
+        return unfinished.rename(directory), distinct
+
+    def _affordable(self, layer_bytes: int, outer_bytes: int) -> int:
+        """As many layers as half the free disk holds, within reason."""
+        room = min(MOST_BYTES, int(shutil.disk_usage(self.directory).free * DISK_SHARE))
+        return max(1, (room - outer_bytes) // layer_bytes)
 
 
 def _sizes(config: dict[str, Any], dtype: str, work_directory: Path) -> tuple[int, int]:
@@ -118,8 +128,3 @@ def _sizes(config: dict[str, Any], dtype: str, work_directory: Path) -> tuple[in
         (Path(directory) / "config.json").write_text(json.dumps(config))
         skeleton = build_skeleton(directory, getattr(torch, dtype), "cpu", attn_implementation="eager")
     return max(unit.layout.nbytes for unit in skeleton.units), skeleton.outer.layout.nbytes
-
-
-def _affordable_layers(layer_bytes: int, outer_bytes: int, directory: Path) -> int:
-    room = min(MOST_BYTES, int(shutil.disk_usage(directory).free * DISK_SHARE))
-    return max(1, (room - outer_bytes) // layer_bytes)
