@@ -117,7 +117,7 @@ def tree_attention(
 def _plain_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """Attention written out, for models that cap the scores (Gemma 2) or let a sink take part of the weight (gpt-oss)."""
+    """Attention written out, for models that cap scores (Gemma 2) or let a sink take part of the weight (gpt-oss)."""
     scores = query @ key.transpose(2, 3) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap

@@ -51,7 +51,8 @@ class Level:
     nodes, parents [p]: those nodes. paths [p, depth]: the nodes on the way from the root to each, root left out.
     visible [p, columns]: which of the tree's rows in the cache each parent sees; those of its own level come last.
     depths [columns]: the depths of those rows.
-    children, child_rows, child_numbers [c]: child node, its parent's index in `parents`, its rank among its siblings (from 0).
+    children, child_rows, child_numbers [c]: child node, its parent's index in `parents`, its rank among its siblings
+    (from 0).
     """
 
     nodes: tuple[int, ...]

@@ -5,6 +5,7 @@ here is preallocated at full length and the attention mask alone carries the win
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from offload_runtime.errors import UnsupportedModelError
 
 
 class TreeCacheLayer(CacheLayerMixin):
-    """Keys and values of one layer, each ``[1, heads, capacity, head_dim]``; `cache.end` says how many rows are filled."""
+    """Keys and values of one layer, each ``[1, heads, capacity, head_dim]``, filled up to row `cache.end`."""
 
     def __init__(self, cache: "TreeCache"):
         super().__init__()
@@ -44,7 +45,7 @@ class TreeCacheLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write ``[1, heads, n, head_dim]`` behind the filled rows; return views of all rows up to and including them."""
+        """Write ``[1, heads, n, head_dim]`` behind the filled rows; return views of all rows up to their end."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         begin, end = self._cache.end, self._cache.end + key_states.shape[2]
@@ -111,7 +112,7 @@ class TreeCache(Cache):
     @torch.inference_mode()
     def commit(self, rows: Sequence[int]) -> None:
         """Keep the given uncommitted rows (ascending, relative to `length`) in that order and forget the others."""
-        assert all(a < b for a, b in zip(rows, rows[1:])) and (not rows or self.length + rows[-1] < self.end)
+        assert all(a < b for a, b in pairwise(rows)) and (not rows or self.length + rows[-1] < self.end)
         assert not self._states or len(rows) == self.end - self.length, "a state has taken up every row"
         in_place = next((i for i, row in enumerate(rows) if row != i), len(rows))
         if in_place < len(rows):

@@ -44,8 +44,8 @@ def load_models(
     device = torch.device(preparation.machine.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise MachineError(
-            f"PyTorch {torch.__version__} cannot use {preparation.machine.device_name}, which the driver lists: its CUDA "
-            "version and the driver's may not match.\n  --device cpu   runs without"
+            f"PyTorch {torch.__version__} cannot use {preparation.machine.device_name}, which the driver lists: "
+            "its CUDA version and the driver's may not match.\n  --device cpu   runs without"
         )
     target_skeleton = _skeleton(preparation.target, device)
     draft_skeleton = _skeleton(preparation.draft, device) if preparation.draft else None
@@ -82,7 +82,7 @@ def _skeleton(files: ModelFiles, device: torch.device) -> Skeleton:
 
 
 def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:
-    """`spec` with the sizes of the real layouts: some tensors stay in float32, and fused ones are padded differently."""
+    """`spec` with the sizes of the real layouts: some tensors stay in float32, fused ones are padded differently."""
     units = tuple(replace(unit, nbytes=real.layout.nbytes) for unit, real in zip(spec.units, skeleton.units))
     return replace(spec, units=units, outer_bytes=skeleton.outer.layout.nbytes)
 

@@ -25,7 +25,6 @@ from scheduler.device_memory import DeviceMemory
 from scheduler.plan import Tier
 from scheduler.unit_memory import Progress, UnitBytes, UnitMemory
 
-
 Parameters = tuple[nn.Parameter, ...]
 
 

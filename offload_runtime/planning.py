@@ -113,7 +113,7 @@ def build_tree(plan: Plan, kind: str, acceptance: list[float]) -> Tree:
 
 
 def read_acceptance(draft: Path) -> list[float]:
-    """Positional acceptances measured for this draft, beside its weights; the published default where there are none."""
+    """Positional acceptances measured for this draft, beside its weights; where there are none, published ones."""
     path = draft / ACCEPTANCE_FILE
     if not path.exists():
         return list(DEFAULT_ACCEPTANCE)

@@ -133,8 +133,9 @@ class OffloadRuntime:
 
         max_new_tokens: None generates until an end token or a full context. Sampling values that are None come from
         the model's generation config. seed: makes the call repeatable; None draws a fresh one. stop: the text ends
-        before the first of these strings. end_token_ids: tokens that end the text beside the model's own. should_stop: asked between two layers; the reply then ends "interrupted" and
-        keeps what it has. Raises UsageError or PromptError before anything runs.
+        before the first of these strings. end_token_ids: tokens that end the text beside the model's own. should_stop:
+        asked between two layers; the reply then ends "interrupted" and keeps what it has. Raises UsageError or
+        PromptError before anything runs.
         """
         sampling = override(
             self._defaults.sampling,

@@ -158,10 +158,9 @@ def test_options_that_do_not_go_together(capsys, arguments):
 def test_help_needs_no_torch():
     code = (
         "import sys; sys.path.insert(0, 'scripts')\n"
-        "from benchmark_options import parse_arguments\n"
         "import benchmark_latency\n"
         "try: benchmark_latency.main(['--help'])\n"
-        "finally: assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "finally: assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -127,9 +127,10 @@ def most_likely(laws, count, generator):
     return laws.topk(count).indices
 
 
-def keep_first_rows(cache, rows, commit=TreeCache.commit):
-    """As when a row of the accepted path has been overwritten before the path was gathered."""
-    commit(cache, range(len(rows)))
+def keep_next_row(cache, rows, commit=TreeCache.commit):
+    """As when the last accepted row was overwritten before the path was gathered."""
+    last = cache.end - cache.length - 1
+    commit(cache, [*rows[:-1], min(rows[-1] + 1, last)] if rows else rows)
 
 
 def step_with_old_numbers(decoder, request, most_tokens, step=Decoder._step):
@@ -140,7 +141,7 @@ def step_with_old_numbers(decoder, request, most_tokens, step=Decoder._step):
 MISTAKES = {
     "improbable children dropped": (draft_module, "draw_without_replacement", drop_improbable),
     "most likely children instead of drawn ones": (draft_module, "draw_without_replacement", most_likely),
-    "wrong cache rows kept": (TreeCache, "commit", keep_first_rows),
+    "wrong cache rows kept": (TreeCache, "commit", keep_next_row),
     "random numbers used again in the next pass": (Decoder, "_step", step_with_old_numbers),
 }
 
