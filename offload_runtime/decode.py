@@ -59,25 +59,30 @@ class Decoder:
         self.text: list[int] = []
 
     def steps(self, request: Request) -> Iterator[Step]:
-        """Yield steps until an end token, `max_new_tokens`, or a stop; closing the iterator early is safe."""
-        self._begin(request)
-        produced = 0
+        """Yield steps until an end token, `max_new_tokens`, or a stop.
+
+        Closing the iterator early is safe, and several may take turns: each then reads its own text again.
+        """
+        text = list(request.prompt)
+        most_tokens = len(text) + request.max_new_tokens
+        finish_reason = None
         try:
-            finish_reason = None
             while finish_reason is None:
-                step = self._step(request, request.max_new_tokens - produced)
-                produced += len(step.token_ids)
+                self._take_up(text, request.should_stop)
+                step = self._step(request, most_tokens - len(text))
                 finish_reason = step.finish_reason
                 yield step
         finally:
             self._rollback()
 
-    def _begin(self, request: Request) -> None:
-        common = common_prefix(self.text, request.prompt)
-        self.text = list(request.prompt)
+    def _take_up(self, text: list[int], should_stop: Callable[[], bool]) -> None:
+        """Turn to `text`, which grows from here on. Of another text, the caches keep what both begin with."""
+        common = common_prefix(self.text, text) if self.text is not text else None
+        self.text = text
         for model in self._models():
-            model.cache.truncate(common)
-            model.should_stop = request.should_stop
+            model.should_stop = should_stop
+            if common is not None:
+                model.cache.truncate(common)
 
     def _models(self) -> list[Model]:
         return [self._target.model, *([self._draft.model] if self._draft else [])]

@@ -41,7 +41,8 @@ class DrawnTree:
     def paths(self, device: torch.device) -> Tensor:
         """Token ids ``[n, depth]`` on the way from the root to each node, filled up with the root's token."""
         rows = [[self.tokens[i] for i in self.tree.path(node)] for node in range(self.tree.size)]
-        return torch.tensor([[*row, *[self.tokens[0]] * (self.tree.depth - len(row))] for row in rows], device=device)
+        filled = [[*row, *[self.tokens[0]] * (self.tree.depth - len(row))] for row in rows]
+        return torch.tensor(filled, dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True)

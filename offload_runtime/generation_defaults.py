@@ -44,5 +44,7 @@ def override(sampling: Sampling, **values: float | int | None) -> Sampling:
     given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     try:
         return replace(sampling, **given)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise UsageError(str(error)) from error
+    except TypeError as error:
+        raise UsageError(f"sampling values must be numbers, not {given}") from error

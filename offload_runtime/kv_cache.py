@@ -4,7 +4,8 @@ transformers' own caches roll or drop rows on sliding layers and cannot be compa
 here is preallocated at full length and the attention mask alone carries the window.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -120,6 +121,16 @@ class TreeCache(Cache):
         self.length += len(rows)
         self.end = self.length
 
+    @contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """For the block a pass runs. A state may have taken up part of one that ends in the middle, and starts anew."""
+        try:
+            yield
+        except BaseException:
+            if self._states:
+                self._restart()
+            raise
+
     def rollback(self) -> None:
         """Forget the rows that were not committed."""
         if self._states and self.end != self.length:
@@ -134,7 +145,7 @@ class TreeCache(Cache):
 
     @torch.inference_mode()
     def _restart(self) -> None:
-        self.length = 0
+        self.length = self.end = 0
         for layer in self._states:
             layer.reset()
 

@@ -89,7 +89,7 @@ class Model:
         assert tokens.shape == rows.row_positions.shape and 1 <= logits_to_keep <= len(tokens)
         if self._weights.ring:
             self._weights.ring.rewind()
-        with attending(rows):
+        with attending(rows), self.cache.one_pass():
             output = self._model(
                 input_ids=tokens[None],
                 # rows past the last position can never be accepted, but a table of learned positions must not overflow
@@ -115,7 +115,7 @@ class Model:
         return logits
 
     def without_streaming(self) -> AbstractContextManager[None]:
-        """For the block, streamed layers compute on bytes of other layers: passes take the time of computation alone."""
+        """For the block, streamed layers compute on bytes of other layers: passes take the time of computing alone."""
         return self._weights.ring.paused() if self._weights.ring else nullcontext()
 
     def close(self) -> None:

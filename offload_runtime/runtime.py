@@ -148,8 +148,8 @@ class OffloadRuntime:
         ids = encode_prompt(prompt, lambda: self.tokenizer)
         turn_ends = turn_end_tokens(self.tokenizer) if is_chat(prompt) else frozenset()
         self._check_prompt(ids)
-        generator = torch.Generator(self._models.target.model.device)
-        seed = generator.seed() if seed is None else generator.manual_seed(seed).initial_seed()
+        stops = self._stop_strings(stop)
+        generator = _seeded(torch.Generator(self._models.target.model.device), seed)
         request = Request(
             prompt=ids,
             sampling=sampling,
@@ -158,9 +158,8 @@ class OffloadRuntime:
             generator=generator,
             should_stop=should_stop,
         )
-        stops = StopStrings([stop] if isinstance(stop, str) else stop or [])
-        self.last_reply = Reply(seed=seed)
-        return self._stream(request, stops)
+        self.last_reply = Reply(seed=generator.initial_seed())
+        return self._stream(request, stops, self.last_reply)
 
     def forget(self) -> None:
         """Drop the text in the KV caches: the next prompt is read whole, also where it begins like the last one."""
@@ -186,8 +185,7 @@ class OffloadRuntime:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _stream(self, request: Request, stops: StopStrings) -> Iterator[Step]:
-        reply = self.last_reply
+    def _stream(self, request: Request, stops: StopStrings, reply: Reply) -> Iterator[Step]:
         text = IncrementalText(self.tokenizer, request.prompt) if self._has_text else None
         try:
             for step in self._decoder.steps(request):
@@ -212,11 +210,30 @@ class OffloadRuntime:
         if not all(0 <= token < vocab_size for token in ids):
             raise PromptError(f"the prompt has token ids outside the vocabulary (0 to {vocab_size - 1})")
 
+    def _stop_strings(self, stop: str | Sequence[str] | None) -> StopStrings:
+        if stop and not self._has_text:
+            raise UsageError("stop strings need a tokenizer to be found with, and this model comes without one")
+        try:
+            return StopStrings([stop] if isinstance(stop, str) else stop or [])
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
     def _room(self, ids: list[int], max_new_tokens: int | None) -> int:
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+        if max_new_tokens is not None and not (isinstance(max_new_tokens, int) and max_new_tokens >= 1):
+            raise UsageError(f"max_new_tokens must be a whole number from 1 up, not {max_new_tokens!r}")
         room = self.context_length - len(ids)
         return room if max_new_tokens is None else min(room, max_new_tokens)
+
+
+def _seeded(generator: torch.Generator, seed: int | None) -> torch.Generator:
+    try:
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"seed must be a whole number of at most 64 bits, not {seed!r}") from error
+    return generator
 
 
 def _with_text(step: Step, text: IncrementalText, stops: StopStrings) -> Step:

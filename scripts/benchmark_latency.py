@@ -7,7 +7,6 @@ each result stands what bounds it, measured in the same run: the bandwidth of th
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin take the cores that read: 4 times slower passes
 
 from benchmark_options import parse_arguments
 

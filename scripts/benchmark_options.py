@@ -61,7 +61,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_weight_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("made-up weights").add_argument
-    add("--shape", metavar="NAME|FILE", help="random weights of a known model's shape, or of a config.json's")
+    add(
+        "--shape",
+        metavar="NAME|FILE",
+        help="random weights in the shape of a model (tiny, small, llama-3.2-1b, llama-2-70b, ...; others are listed "
+        "where a name is unknown) or of a config.json",
+    )
     add("--draft-shape", metavar="NAME|FILE", help="a draft of this shape; its guesses are almost always wrong")
     add(
         "--shape-dtype",

@@ -88,6 +88,7 @@ def figures(measurement: Measurement, outputs: str, speedup: float | None) -> di
         "streamed_bytes": m.streamed_bytes or None,
         "bytes_per_second": m.bytes_per_second,
         "link_bytes_per_second": asdict(m.link),
+        "link_measurements": [asdict(link) for link in m.links],
         "link_share": m.link_share,
         "link_seconds": m.link_seconds,
         "compute_seconds": m.compute_seconds,
@@ -172,6 +173,9 @@ class Report:
         for before, column in zip((None, *COLUMNS), COLUMNS):
             title = f"{before.title} {column.title}" if column.title == "p95" and before else column.title
             self.say(f"- {title}: {column.meaning}" if self._markdown else f"  {title:<12} {column.meaning}")
+
+        bullet = "-" if self._markdown else " "
+        self.say(f"{bullet} kB, MB and GB are powers of 1000; a dash says that there is nothing to measure")
 
     def _row(self, cells: Sequence[str]) -> None:
         if self._markdown:

@@ -28,7 +28,7 @@ def heading(plan: Plan, stored_dtype: str, workload: Workload) -> Iterator[str]:
     yield (
         f"{len(workload.prompts)} prompts x {workload.repeats} repeats, at most {workload.max_new_tokens} new tokens, "
         f"{'greedy' if temperature == 0 else f'temperature {temperature:g}'}, seeds from {workload.seed}; "
-        f"{workload.warmup} warm-up replies of {min(WARM_UP_TOKENS, workload.max_new_tokens)} tokens not counted"
+        f"not counted: {workload.warmup} warm-up x {min(WARM_UP_TOKENS, workload.max_new_tokens)} tokens"
     )
 
 

@@ -3,9 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from scheduler.plan import Limits, Tier, make_plan
+from scheduler.sizes import GIB
+from tests.plan_samples import LLAMA2_70B, gpu
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -186,3 +191,14 @@ def test_peak_memory_can_start_anew():
     del block
     benchmark_memory.reset_peak_host_bytes()
     assert benchmark_memory.peak_host_bytes() <= high
+
+
+def test_layers_that_share_their_bytes_share_host_memory():
+    """A 70B shape streams from the memory of a 16 GB host when its layers repeat two, and as many bytes a pass."""
+    units = tuple(replace(unit, stored_at=(Path("x"), index % 2)) for index, unit in enumerate(LLAMA2_70B.units))
+    machine, limits = gpu(24 * GIB, host=16 * GIB), Limits(context_length=128)
+    alone = make_plan(LLAMA2_70B, None, machine, limits)
+    shared = make_plan(replace(LLAMA2_70B, units=units), None, machine, limits)
+    assert Tier.DISK in alone.tiers and Tier.DISK not in shared.tiers
+    assert shared.streamed_bytes == alone.streamed_bytes
+    assert shared.host_bytes < 6 * GIB

@@ -18,6 +18,7 @@ from sequoia_tree import Tree
 from tests.tiny_models import (
     ARCHITECTURES,
     PROMPT,
+    RECURRENT,
     checkpoint,
     greedy,
     perturbed,
@@ -29,8 +30,8 @@ from tests.tiny_models import (
 NEW_TOKENS = 64
 OPTIONS = {"context_length": 128, "tree_size": 12, "tree_depth": 4}
 SMALL_TREE = {**OPTIONS, "tree_size": 5, "tree_depth": 2}
-RANDOM_DRAFT = checkpoint("llama", seed=1, num_hidden_layers=1)
 SHARDED = {"llama", "mistral", "gemma2", "mixtral", "gpt_oss"}
+TOKENS_PER_PASS = {"none": (1, 1), "random": (1, 1.5), "perturbed": (1.5, 4.5), "itself": (4.5, 5)}  # by draft
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
@@ -40,15 +41,13 @@ def target_of(architecture: str) -> Path:
 
 def draft_of(architecture: str, kind: str) -> Path | str:
     target = target_of(architecture)
-    return {"none": "none", "random": RANDOM_DRAFT, "perturbed": perturbed(target, 0.02), "itself": target}[kind]
+    random = checkpoint("llama", seed=1, num_hidden_layers=1)
+    return {"none": "none", "random": random, "perturbed": perturbed(target, 0.02), "itself": target}[kind]
 
 
 @every_architecture
-@pytest.mark.parametrize(
-    "kind, tokens_per_pass",
-    [("none", (1, 1)), ("random", (1, 1.5)), ("perturbed", (1.5, 4.5)), ("itself", (4.5, 5))],
-)
-def test_streamed_text_equals_generate(architecture, kind, tokens_per_pass):
+@pytest.mark.parametrize("kind", TOKENS_PER_PASS)
+def test_streamed_text_equals_generate(architecture, kind):
     target, draft = target_of(architecture), draft_of(architecture, kind)
     expected = greedy(target, PROMPT, NEW_TOKENS)
     assert len(set(expected)) > 12, "a text that repeats itself proves little"
@@ -56,7 +55,7 @@ def test_streamed_text_equals_generate(architecture, kind, tokens_per_pass):
     with streaming_runtime(target, draft, **options) as runtime:
         assert set(runtime.plan.tiers) == {Tier.DISK}
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
-    least, most = tokens_per_pass
+    least, most = TOKENS_PER_PASS[kind]
     assert (reply.token_ids, reply.finish_reason) == (expected, "length")
     assert least <= reply.stats.tokens_per_pass <= most
     assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
@@ -92,7 +91,9 @@ def test_every_node_of_a_tree_sees_its_own_path_alone(architecture):
             text += [*(tokens[i] for i in path), 7]
 
 
-@pytest.mark.parametrize("tree, size, depth", [("chain", 2, 1), ("chain", 9, 8), ("sequoia", 40, 3), ("sequoia", 64, 10)])
+@pytest.mark.parametrize(
+    "tree, size, depth", [("chain", 2, 1), ("chain", 9, 8), ("sequoia", 40, 3), ("sequoia", 64, 10)]
+)
 def test_any_tree_is_exact(tree, size, depth):
     target = target_of("llama")
     options = {"tree": tree, "tree_size": size, "tree_depth": depth, "context_length": 256}
@@ -107,7 +108,9 @@ def test_a_model_larger_than_memory(spare_layers):
     """Its files alone exceed the cap; with some room to spare, resident layers alternate with streamed ones."""
     target = checkpoint("llama", intermediate_size=2048, num_hidden_layers=12)
     layer_bytes = weights_bytes(target) // 12
-    with streaming_runtime(target, RANDOM_DRAFT, spare=spare_layers * layer_bytes, **SMALL_TREE) as runtime:
+    with streaming_runtime(
+        target, draft_of("llama", "random"), spare=spare_layers * layer_bytes, **SMALL_TREE
+    ) as runtime:
         assert runtime.plan.device_budget < weights_bytes(target)
         assert (Tier.DEVICE in runtime.plan.tiers) == (spare_layers > 0) and Tier.DISK in runtime.plan.tiers
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
@@ -120,12 +123,21 @@ def test_a_prompt_longer_than_one_pass(architecture):
     """It is read in several passes, of which the last also holds the tree."""
     target = target_of(architecture)
     prompt = torch.randint(96, (101,), generator=torch.Generator().manual_seed(0)).tolist()
-    options = {**OPTIONS, "context_length": 128}
-    with streaming_runtime(target, draft_of(architecture, "perturbed"), **options) as runtime:
+    with streaming_runtime(target, draft_of(architecture, "perturbed"), **OPTIONS) as runtime:
         assert runtime.plan.rows < 50
         reply = runtime.generate(prompt, max_new_tokens=20, temperature=0)
     assert reply.token_ids == greedy(target, prompt, 20)
     assert reply.stats.streamed_bytes >= (reply.stats.passes + 3) * runtime.plan.streamed_bytes
+
+
+@pytest.mark.parametrize("architecture", RECURRENT)
+def test_recurrent_models_stream_too(architecture):
+    """They cannot branch over a tree; a prompt is taken up at once, since a state continues by single tokens only."""
+    target, prompt = checkpoint(architecture), PROMPT * 4
+    with streaming_runtime(target, context_length=128) as runtime:
+        assert set(runtime.plan.tiers) == {Tier.DISK}
+        reply = runtime.generate(prompt, max_new_tokens=NEW_TOKENS, temperature=0)
+    assert reply.token_ids == greedy(target, prompt, NEW_TOKENS)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

@@ -62,6 +62,22 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 transformers.logging.disable_progress_bar()
+RECURRENT: dict[str, dict[str, Any]] = {
+    "qwen3_next": {
+        **_EXPERTS,
+        "num_experts": 4,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
+}
+
+_KINDS = {**ARCHITECTURES, **RECURRENT, "gpt2": {}}
 _DIRECTORY = Path(tempfile.mkdtemp(prefix="tiny-models-"))
 atexit.register(shutil.rmtree, _DIRECTORY, ignore_errors=True)
 
@@ -117,7 +133,7 @@ def weights_bytes(directory: Path) -> int:
 
 @cache
 def _checkpoint(architecture: str, seed: int, shards: bool, changes: tuple) -> Path:
-    config = AutoConfig.for_model(architecture, **{**BASE, **ARCHITECTURES[architecture], **dict(changes)})
+    config = AutoConfig.for_model(architecture, **{**BASE, **_KINDS[architecture], **dict(changes)})
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
