@@ -19,7 +19,7 @@ PREFILL_ROWS = (512, 256, 128, 64, 32)
 # that reads from disk, tens. A smaller one is taken only where the workspace of a larger one leaves no room for a ring.
 STREAMING_TREES = {"cuda": (512, 256, 128, 64), "cpu": (64, 32, 16)}
 # Where nothing streams, every node costs computing time.
-RESIDENT_TREE = {"cuda": 64, "cpu": 16}
+RESIDENT_TREE = {"cuda": 64, "cpu": 8}
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Request:
         return fixed_items(self.models, self.machine.device, shape)
 
     def tree_depth(self, tree_size: int) -> int:
-        """Depth limit of a tree of `tree_size` nodes: 6 levels for 16 nodes, 10 for 64, 16 for 512, 18 for 1,024.
+        """Depth limit of a tree of `tree_size` nodes: 4 levels for 8 nodes, 10 for 64, 16 for 512, 18 for 1,024.
 
         Twice the binary logarithm follows the depths published for trees of positional acceptance (18 at 768 nodes).
         """

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
-from benchmark_options import parse_arguments
+from latency.options import parse_arguments
 
 from loaders.direct_io import measure_read_bandwidth
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, UsageError, exit_code
@@ -25,10 +25,10 @@ from offload_runtime.planning import IOMode, Options, Preparation, prepare
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 if TYPE_CHECKING:
-    from benchmark_measure import Workload
-    from benchmark_records import Measurement, TimedReply
-    from benchmark_report import Report
-    from benchmark_weights import MadeUp, Note
+    from latency.measure import Workload
+    from latency.records import Measurement, TimedReply
+    from latency.report import Report
+    from latency.weights import MadeUp, Note
 
 CONTEXT_GRAIN = 64
 
@@ -54,14 +54,14 @@ def _run(arguments: argparse.Namespace) -> int:
         lines = _open_lines(arguments.json, resources)
         options, made_up = model_options(arguments), None
         if arguments.shape is not None:
-            from benchmark_weights import made_up_weights
+            from latency.weights import made_up_weights
 
             made_up = resources.enter_context(made_up_weights(arguments, note))
             options = _made_up_options(options, made_up, arguments)
         modes = {"plain": prepare(replace(options, draft=None, tree="none"))}
         if options.draft is not None and options.tree != "none":
             modes["tree"] = prepare(options)
-        from benchmark_report import Report
+        from latency.report import Report
 
         report = Report(sys.stderr if lines is sys.stdout else sys.stdout, lines, arguments.markdown)
         return _benchmark(arguments, modes, made_up, report, note)
@@ -96,8 +96,8 @@ def _benchmark(
     note: "Note",
 ) -> int:
     """Measure mode after mode and write what comes of it; the exit code."""
-    from benchmark_report import figures
-    from benchmark_summary import compare, mode_lines, remarks, speedup
+    from latency.report import figures
+    from latency.summary import compare, mode_lines, remarks, speedup
 
     workload = _workload(arguments, modes["plain"])
     io = _reading(modes["plain"], arguments.cold, note)
@@ -119,8 +119,8 @@ def _benchmark(
 
 
 def _workload(arguments: argparse.Namespace, preparation: Preparation) -> "Workload":
-    from benchmark_measure import Workload
-    from benchmark_prompts import prompts_for
+    from latency.measure import Workload
+    from latency.prompts import prompts_for
 
     spec = preparation.target.spec
     seed = arguments.seed
@@ -158,8 +158,8 @@ def _begin(
     report: "Report",
 ) -> None:
     """Write what is going to run."""
-    from benchmark_report import environment
-    from benchmark_summary import heading, sharing
+    from latency.report import environment
+    from latency.summary import heading, sharing
 
     *_, last = modes.values()
     spec = last.target.spec
@@ -191,8 +191,8 @@ def _begin(
 def _measure(
     mode: str, preparation: Preparation, workload: "Workload", report: "Report", note: "Note", quiet: bool
 ) -> "Measurement":
-    from benchmark_measure import measure_mode
-    from benchmark_report import reply_record, write_seconds
+    from latency.measure import measure_mode
+    from latency.report import reply_record, write_seconds
     from rich.console import Console
 
     from offload_runtime.progress import LoadingBar

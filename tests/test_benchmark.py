@@ -16,10 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark_latency  # noqa: E402
-import benchmark_measure  # noqa: E402
-import benchmark_memory  # noqa: E402
-from benchmark_link import Link, best  # noqa: E402
-from benchmark_prompts import read_prompts  # noqa: E402
+from latency import measure, memory  # noqa: E402
+from latency.link import Link, best  # noqa: E402
+from latency.prompts import read_prompts  # noqa: E402
 
 QUICK = ["--repeats", "1", "--warmup", "0", "--new-tokens", "4", "--prompt-tokens", "8", "--quiet"]
 FIGURES = {
@@ -114,7 +113,7 @@ def test_made_up_weights_vanish_whatever_happens(tmp_path, monkeypatch, failure,
         assert list(tmp_path.rglob("model.safetensors"))
         raise failure
 
-    monkeypatch.setattr(benchmark_measure, "measure_mode", fail)
+    monkeypatch.setattr(measure, "measure_mode", fail)
     arguments = [*QUICK, "--shape", "tiny", "--work-dir", str(tmp_path)]
     if code is None:
         with pytest.raises(failure):
@@ -186,11 +185,11 @@ def test_the_larger_bandwidth_counts():
 
 def test_peak_memory_can_start_anew():
     block = bytearray(64 << 20)
-    high = benchmark_memory.peak_host_bytes()
+    high = memory.peak_host_bytes()
     assert high >= len(block)
     del block
-    benchmark_memory.reset_peak_host_bytes()
-    assert benchmark_memory.peak_host_bytes() <= high
+    memory.reset_peak_host_bytes()
+    assert memory.peak_host_bytes() <= high
 
 
 def test_layers_that_share_their_bytes_share_host_memory():

@@ -273,7 +273,7 @@ def test_margins_are_kept_and_caps_are_obeyed_as_far_as_memory_exists() -> None:
 
 def test_default_trees() -> None:
     sizes = [
-        (make_plan(TINY, TINY_DRAFT, cpu(4 * GIB)), 16, 6),
+        (make_plan(TINY, TINY_DRAFT, cpu(4 * GIB)), 8, 4),
         (make_plan(TINY, TINY_DRAFT, gpu(4 * GIB)), 64, 10),
         (make_plan(LLAMA2_70B, LLAMA_68M, gpu(24 * GIB)), 512, 16),
         (make_plan(LLAMA2_70B, LLAMA_68M, gpu(24 * GIB), Limits(tree_size=768)), 768, 18),

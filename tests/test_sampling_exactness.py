@@ -120,7 +120,7 @@ SAMPLINGS = [
     ("sequoia", {}),
     ("sequoia", {"temperature": 0.6}),
     ("sequoia", {"top_p": 0.9}),
-    ("sequoia", {"temperature": 1.5, "top_k": 4, "min_p": 0.1}),
+    ("sequoia", {"temperature": 1.5, "top_k": 4, "min_p": 0.05}),
     ("sequoia", {"repetition_penalty": 2.0}),
 ]
 
@@ -155,7 +155,7 @@ def step_with_old_numbers(decoder, request, most_tokens, step=Decoder._step):
 MISTAKES = {
     "improbable children dropped": (200, draft_module, "draw_without_replacement", drop_improbable),
     "most likely children instead of drawn ones": (100, draft_module, "draw_without_replacement", most_likely),
-    "wrong cache rows kept": (300, TreeCache, "commit", keep_next_row),
+    "wrong cache rows kept": (500, TreeCache, "commit", keep_next_row),
     "random numbers used again in the next pass": (400, Decoder, "_step", step_with_old_numbers),
 }
 

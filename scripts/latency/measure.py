@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmark_link import measure_link
-from benchmark_memory import host_bytes, peak_host_bytes, reset_peak_host_bytes
-from benchmark_records import Measurement, TimedReply, percentile
-
+from latency.link import measure_link
+from latency.memory import host_bytes, peak_host_bytes, reset_peak_host_bytes
+from latency.records import Measurement, TimedReply, percentile
 from offload_runtime.loading import Progress
 from offload_runtime.planning import Preparation
 from offload_runtime.prompt import Prompt

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 import torch
-from benchmark_measure import WARM_UP_TOKENS, Workload
-from benchmark_records import Measurement, percentile
-from benchmark_report import write_bytes, write_seconds
 
+from latency.measure import WARM_UP_TOKENS, Workload
+from latency.records import Measurement, percentile
+from latency.report import write_bytes, write_seconds
 from scheduler.plan import Plan, Tier
 
 LOOPS_NOTE = "The demonstration's greedy text soon repeats itself and is easy to guess; see --temperature 0.7 as well."

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from typing import Any, TextIO
 
 import torch
-from benchmark_records import Measurement, TimedReply, percentile
 
+from latency.records import Measurement, TimedReply, percentile
 from scheduler.plan import Plan, Tier
 from scheduler.sizes import format_size
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from benchmark_link import Link, best
 
+from latency.link import Link, best
 from offload_runtime.decode import Step
 from scheduler.plan import Plan
 

@@ -1,0 +1,1 @@
+"""What the latency benchmark is made of."""
