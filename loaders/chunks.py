@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .sources import ByteRun
+from loaders.sources import ByteRun
 
 MAX_GAP_BYTES = 1 << 16  # reading over bytes that nobody wants (a stored inv_freq) is cheaper than one more request
 

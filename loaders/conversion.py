@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
-from .errors import ModelFilesError, UnsupportedModelError
-from .safetensors_files import StoredTensor
+from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.safetensors_files import StoredTensor
 
 # Columns of a numbered row. A conversion that moves data within rows, or computes, would disturb them.
 COLUMNS = 4

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from .errors import ModelFilesError
+from loaders.errors import ModelFilesError
 
 ALIGNMENT = 4096  # O_DIRECT wants offset, length and address at multiples of the disk's block: 512 or 4096
 THREADS = 8
@@ -216,7 +216,9 @@ class Workers:
             future.result()
 
     def close(self) -> None:
+        """Let running work end, then free the memory."""
         self._pool.shutdown()
+        self._memories = queue.SimpleQueue()
 
 
 Extent = tuple[OpenFile, int, int]  # file, first byte, byte after the last

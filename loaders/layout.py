@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .spec import aligned
+from loaders.spec import aligned
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import psutil
 import torch
 from torch import Tensor
 
-from .chunks import Chunk, Piece, cut
-from .direct_io import CHUNK_BYTES, THREADS, FileTable, Workers, round_up
-from .errors import ModelFilesError
-from .sources import UnitSource
+from loaders.chunks import Chunk, Piece, cut
+from loaders.direct_io import CHUNK_BYTES, THREADS, FileTable, Workers, round_up
+from loaders.errors import ModelFilesError
+from loaders.sources import UnitSource
 
 MIN_CHUNK_BYTES = 1 << 20  # small units are cut finer, to occupy all threads
 SERIAL_ELEMENTS = 32768  # torch casts so many in the calling thread; more would start an OpenMP team per reading thread

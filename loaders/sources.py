@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from .conversion import Part, model_parts
-from .errors import ModelFilesError, UnsupportedModelError
-from .layout import TensorPlace
-from .safetensors_files import STORED_ITEMSIZE, Checkpoint, StoredTensor
-from .skeleton import Skeleton, Unit
+from loaders.conversion import Part, model_parts
+from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.layout import TensorPlace
+from loaders.safetensors_files import STORED_ITEMSIZE, Checkpoint, StoredTensor
+from loaders.skeleton import Skeleton, Unit
 
 CHUNK = 8 << 20  # bytes read at a time to compare two tensors
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelFilesError, UnsupportedModelError
-from .safetensors_files import Checkpoint, StoredTensor, read_checkpoint, read_json
+from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.safetensors_files import Checkpoint, StoredTensor, read_checkpoint, read_json
 
 # Every tensor of a unit's buffer starts at a multiple of this many bytes: kernels pick other code paths for addresses
 # that are not aligned, and CUDA's own allocator promises as much.
@@ -41,6 +41,7 @@ NUMBER = re.compile(r"\.\d+\.")
 POSITION_LIMITS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "context_length",
 )  # fmt: skip
+LONG_ROPE = ("longrope", "su")  # "su" in older configs of Phi-3
 NO_POSITION_LIMIT = 2**31 - 1  # for configs that state none
 
 
@@ -163,6 +164,20 @@ class _Numbers:
             return 2 * head_dim
         return 2 * head_dim * self.get("num_key_value_heads", "num_kv_heads", default=self.heads)
 
+    @property
+    def positions(self) -> int:
+        """Up to where the model's text may grow: under longrope, up to where it changes all rotations of a text.
+
+        Which pass crosses that border depends on the tree, so text beyond it would too.
+        """
+        limit = self.get(*POSITION_LIMITS, default=NO_POSITION_LIMIT)
+        rotations = self.text.get("rope_parameters") or self.text.get("rope_scaling")
+        if not isinstance(rotations, dict) or rotations.get("rope_type", rotations.get("type")) not in LONG_ROPE:
+            return limit
+        stated = self.text.get("original_max_position_embeddings")
+        border = rotations.get("original_max_position_embeddings") if stated is None else stated
+        return min(limit, border) if type(border) is int and border > 0 else limit
+
 
 def _sizes(
     numbers: _Numbers, layers: list[list[StoredTensor]], outer: list[StoredTensor], dtype: str
@@ -178,7 +193,7 @@ def _sizes(
         "intermediate_size": numbers.get("intermediate_size", "n_inner", "ffn_dim", default=widest),
         "num_heads": numbers.heads,
         "kv_bytes_per_token": per_token * ITEMSIZE[dtype],
-        "max_positions": numbers.get(*POSITION_LIMITS, default=NO_POSITION_LIMIT),
+        "max_positions": numbers.positions,
     }
 
 
@@ -232,10 +247,11 @@ def _divide(config: dict[str, Any], checkpoint: Checkpoint) -> tuple[dict[str, l
             stacks[match[1] or ""][int(match[2])].append(tensor)
     stack = max(stacks, key=lambda name: sum(t.nbytes for layer in stacks[name].values() for t in layer), default="")
     count = _Numbers(checkpoint.directory, config).layers
-    if absent := [number for number in range(count) if number not in stacks[stack]]:
+    absent = next((number for number in range(count) if number not in stacks[stack]), None)
+    if absent is not None:
         raise ModelFilesError(
             f"{checkpoint.directory}: config.json says {count} layers, but the files hold no tensor of layer "
-            f"{absent[0]}. The files are incomplete or of another model; download them again."
+            f"{absent}. The files are incomplete or of another model; download them again."
         )
     outer = [tensor for tensor in used if not tensor.name.startswith(stack)]
     if config.get("tie_word_embeddings", _text_config(config).get("tie_word_embeddings")):

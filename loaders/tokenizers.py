@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .errors import DraftMismatchError, ModelFilesError
+from loaders.errors import DraftMismatchError, ModelFilesError
 
 # One of these holds the vocabulary, whatever the kind of tokenizer.
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")

@@ -73,7 +73,8 @@ class Decoder:
                 finish_reason = step.finish_reason
                 yield step
         finally:
-            self._rollback()
+            if self.text is text:  # another iterator that took over has rolled back, and may be in the middle of a pass
+                self._rollback()
 
     def _take_up(self, text: list[int], should_stop: Callable[[], bool]) -> None:
         """Turn to `text`, which grows from here on. Of another text, the caches keep what both begin with."""

@@ -143,6 +143,11 @@ class TreeCache(Cache):
             self._restart()
         self.length = self.end = min(length, self.length)
 
+    def free(self) -> None:
+        """Let go of all rows; nothing can be cached any more."""
+        self.layers.clear()
+        self._states.clear()
+
     @torch.inference_mode()
     def _restart(self) -> None:
         self.length = self.end = 0

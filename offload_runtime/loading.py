@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class LoadedModels:
-    """Target, draft if there is one, and the memory they share. `close` stops their threads."""
+    """Target, draft if there is one, and the memory they share. `close` stops their threads and frees it."""
 
     plan: Plan
     target: Target
@@ -97,13 +97,17 @@ class _Loader:
 
     def __call__(self, files: ModelFiles, skeleton: Skeleton, tiers: tuple[Tier, ...]) -> Model:
         plan, progress, stage = self.plan, self.progress, f"loading {files.spec.name}"
+        reader = self.resources.enter_context(
+            WeightReader(files.checkpoint.files, self.io, chunk_bytes=plan.read_chunk_bytes)
+        )
         model = Model(
             skeleton,
             files.checkpoint,
             tiers,
             plan.slots,
             plan.cache_rows,
-            WeightReader(files.checkpoint.files, self.io, chunk_bytes=plan.read_chunk_bytes),
+            files.spec.max_positions,
+            reader,
             self.memory,
             (lambda done, total: progress(stage, done, total)) if progress else None,
         )

@@ -4,13 +4,14 @@ transformers' modelling code runs unchanged. The weights reach it in forward pre
 are bound, just before it runs, to views of the ring slot that holds its bytes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from loaders.layout import Layout
 from loaders.reader import WeightReader
@@ -18,7 +19,7 @@ from loaders.safetensors_files import Checkpoint
 from loaders.skeleton import Skeleton, Unit, make_parameters
 from loaders.sources import map_sources
 from offload_runtime.attention import PassRows, attending
-from offload_runtime.errors import Interrupted
+from offload_runtime.errors import Interrupted, UnsupportedModelError
 from offload_runtime.kv_cache import TreeCache
 from offload_runtime.rows import text_rows
 from scheduler.device_memory import DeviceMemory
@@ -39,6 +40,7 @@ class Model:
     tiers: where each decoder layer lives; embeddings, final norm and head are always resident.
     slots: ring slots for the layers that stream.
     capacity: rows of the KV cache, committed and in progress together.
+    positions: how many the model was made for.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Model:
         tiers: tuple[Tier, ...],
         slots: int,
         capacity: int,
+        positions: int,
         reader: WeightReader,
         memory: DeviceMemory,
         on_progress: Progress | None = None,
@@ -57,16 +60,16 @@ class Model:
         self.device = memory.device
         self.config = skeleton.config
         self.vocab_size: int = skeleton.config.vocab_size
-        self._last_position: int = getattr(skeleton.config, "max_position_embeddings", None) or capacity
+        self._last_position = positions - 1
         self.cache = TreeCache(skeleton.config, capacity, memory.add)
-        self._cache_argument = _cache_argument(skeleton.model)
+        self._cache_argument = _cache_argument(skeleton.model, self.cache)
         units = (*skeleton.units, skeleton.outer)
         sources, outer_source = map_sources(skeleton, checkpoint)
         unit_bytes = [UnitBytes(unit.layout.nbytes, source) for unit, source in zip(units, (*sources, outer_source))]
         self._weights = UnitMemory(unit_bytes, (*tiers, Tier.DEVICE), slots, reader, memory, on_progress)
         for index, buffer in self._weights.resident.items():
             units[index].bind(make_parameters(units[index].layout, buffer))
-        self._add_hooks(skeleton.units)
+        self._hooks = list(self._add_hooks(skeleton.units))
         self.streamed_total = 0
 
     @property
@@ -74,33 +77,31 @@ class Model:
         """Bytes that cross the link in every pass."""
         return self._weights.streamed_bytes
 
-    @property
-    def seconds_streaming(self) -> float:
-        """Seconds in which the link was busy, summed since loading."""
-        return self._weights.seconds_streaming
-
     @torch.inference_mode()
     def forward(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor:
         """Run ``tokens [n]`` as the given rows, behind what the cache holds.
 
-        Returns float logits ``[logits_to_keep, vocab]`` of the last rows. The new cache rows stay uncommitted.
+        Returns logits ``[logits_to_keep, vocab]`` of the last rows. The new cache rows stay uncommitted.
         Raises Interrupted between two layers when `should_stop` says so.
         """
+        if not self._hooks:
+            raise RuntimeError("the model is closed")
         assert tokens.shape == rows.row_positions.shape and 1 <= logits_to_keep <= len(tokens)
         if self._weights.ring:
             self._weights.ring.rewind()
         with attending(rows), self.cache.one_pass():
             output = self._model(
                 input_ids=tokens[None],
-                # rows past the last position can never be accepted, but a table of learned positions must not overflow
-                position_ids=rows.row_positions.clamp(max=self._last_position - 1)[None],
+                # Rows past the last position are never part of a text, but a table of learned positions must not
+                # overflow, nor rotations switch to those of longer texts.
+                position_ids=rows.row_positions.clamp(max=self._last_position)[None],
                 use_cache=True,
                 logits_to_keep=logits_to_keep,
                 **{self._cache_argument: self.cache},
             )
         self.cache.advance(len(tokens))
         self.streamed_total += self.streamed_bytes
-        return output.logits[0]
+        return output.logits[0, -logits_to_keep:]
 
     def read(self, tokens: Sequence[int], most_rows: int) -> Tensor:
         """Append text to the cache, at most `most_rows` tokens a pass; logits ``[1, vocab]`` after its end.
@@ -119,14 +120,19 @@ class Model:
         return self._weights.ring.paused() if self._weights.ring else nullcontext()
 
     def close(self) -> None:
-        """Stop streaming."""
+        """Stop streaming and free weights and cache, whoever still holds this object."""
         self._weights.close()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._model.to_empty(device="meta")
+        self.cache.free()
 
-    def _add_hooks(self, units: tuple[Unit, ...]) -> None:
+    def _add_hooks(self, units: tuple[Unit, ...]) -> Iterator[RemovableHandle]:
         ring = self._weights.ring
         shared: dict[tuple[int, Layout], Parameters] = {}
         for index, unit in enumerate(units):
-            unit.module.register_forward_pre_hook(self._poll)
+            yield unit.module.register_forward_pre_hook(self._poll)
             if index in self._weights.resident:
                 continue
             assert ring is not None
@@ -136,8 +142,8 @@ class Model:
                 if key not in shared:
                     shared[key] = make_parameters(unit.layout, buffer[: unit.layout.nbytes])
                 slots.append(shared[key])
-            unit.module.register_forward_pre_hook(self._bind_next(index, unit, slots))
-            unit.module.register_forward_hook(self._release)
+            yield unit.module.register_forward_pre_hook(self._bind_next(index, unit, slots))
+            yield unit.module.register_forward_hook(self._release)
 
     def _poll(self, module: nn.Module, args: Any) -> None:
         if self.should_stop():
@@ -157,6 +163,18 @@ class Model:
         self._weights.ring.release()
 
 
-def _cache_argument(model: nn.Module) -> str:
-    """Pure state-space models have a name of their own for the cache."""
-    return "cache_params" if "cache_params" in signature(model.forward).parameters else "past_key_values"
+def _cache_argument(model: nn.Module, cache: TreeCache) -> str:
+    """What the model calls its cache: pure state-space models have a name of their own.
+
+    Raises UnsupportedModelError for a model that takes no cache from outside, or cannot be told where in the text a
+    row stands: it counts the rows in its cache (as for ALiBi), and those of a tree are not in the text's order.
+    """
+    parameters = signature(model.forward).parameters
+    if cache.is_recurrent and "cache_params" in parameters:
+        return "cache_params"
+    if not {"past_key_values", "position_ids"} <= parameters.keys():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no positions or no cache from outside, so it cannot run over a tree of "
+            "drafts: it is not supported"
+        )
+    return "past_key_values"

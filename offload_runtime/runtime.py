@@ -1,5 +1,6 @@
 """The facade: load a target and perhaps a draft, then generate."""
 
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -80,6 +81,7 @@ class OffloadRuntime:
             return build_tree(plan, options.tree, read_acceptance(options.draft) if options.draft else [])
 
         self._models = load_models(preparation, tree_for, progress)
+        self._close = weakref.finalize(self, self._models.close)  # also where this is dropped, or the program ends
         self.plan = self._models.plan
         self._decoder = Decoder(self._models.target, self._models.draft)
         self._has_text = has_tokenizer(self._directory)
@@ -137,6 +139,8 @@ class OffloadRuntime:
         asked between two layers; the reply then ends "interrupted" and keeps what it has. Raises UsageError or
         PromptError before anything runs.
         """
+        if not self._close.alive:
+            raise UsageError("this runtime is closed: load the model again")
         sampling = override(
             self._defaults.sampling,
             temperature=temperature,
@@ -176,8 +180,8 @@ class OffloadRuntime:
             self.forget()
 
     def close(self) -> None:
-        """Stop the streaming threads and let go of the model."""
-        self._models.close()
+        """Stop the streaming threads and free the models' memory."""
+        self._close()
 
     def __enter__(self) -> "OffloadRuntime":
         return self

@@ -7,7 +7,6 @@ after its copy (read after write), and overwritten after the computation that us
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -31,28 +30,27 @@ class Ring:
         self._stream = CopyStream(slots[0].device)
         self._filled_events = [self._stream.event() for _ in slots]
         self._used_events = [self._stream.event() for _ in slots]
+        self._record_all_used()  # what was queued before may still compute on memory that the slots were given
         self._changed = threading.Condition()
         self._filled = self._acquired = self._released = 0  # units so far; unit number k uses slot k % len(slots)
         self._filling = self._closed = self._paused = False
         self._error: BaseException | None = None
-        self.seconds_filling = 0.0
         self._thread = threading.Thread(target=self._read_ahead, name="ring", daemon=True)
         self._thread.start()
 
     def acquire(self, unit: int) -> int:
         """Wait until `unit`, which must be next in order, is in its slot; return the slot's index.
 
-        Raises what `fill` raised, if it failed.
+        Raises what `fill` raised, if it failed, and RuntimeError when the ring is closed.
         """
         if self._paused:
             return unit % len(self.slots)
         with self._changed:
             number = self._acquired
             assert self._order[number % len(self._order)] == unit, "units are used in the ring's order"
-            self._changed.wait_for(lambda: self._filled > number or self._error is not None)
+            self._changed.wait_for(lambda: self._filled > number or self._error is not None or self._closed)
             if self._filled <= number:
-                assert self._error is not None
-                raise self._error
+                raise self._error or RuntimeError("the ring is closed: no more units come")
             self._acquired += 1
         slot = number % len(self.slots)
         self._filled_events[slot].wait()
@@ -73,8 +71,7 @@ class Ring:
             if self._error is None and self._acquired == self._released and self._acquired % len(self._order) == 0:
                 return
             self._changed.wait_for(lambda: not self._filling)
-            for event in self._used_events:
-                event.record()  # the abandoned pass may still compute on any slot
+            self._record_all_used()  # the abandoned pass may still compute on any slot
             self._filled = self._acquired = self._released = 0
             self._error = None
             self._changed.notify_all()
@@ -94,14 +91,20 @@ class Ring:
             self._paused = False
 
     def close(self) -> None:
-        """Stop the reader thread; waits for the fill in progress."""
+        """Stop the reader thread; waits for the fill in progress, so that the slots' memory may go to others."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        self._stream.synchronize()
+
+    def _record_all_used(self) -> None:
+        for event in self._used_events:
+            event.record()
 
     def _read_ahead(self) -> None:
-        with self._stream.active():
+        # slots that were made in inference mode can be written in it alone
+        with torch.inference_mode(), self._stream.active():
             while (number := self._next_number()) is not None:
                 error = self._fill_slot(number)
                 with self._changed:
@@ -121,13 +124,10 @@ class Ring:
 
     def _fill_slot(self, number: int) -> BaseException | None:
         slot = number % len(self.slots)
-        started = time.perf_counter()
         try:
             self._used_events[slot].wait()
-            with torch.inference_mode(False):
-                self._fill(self._order[number % len(self._order)], self.slots[slot])
+            self._fill(self._order[number % len(self._order)], self.slots[slot])
             self._filled_events[slot].record()
         except BaseException as error:  # handed to the caller of acquire, whatever it is
             return error
-        self.seconds_filling += time.perf_counter() - started
         return None

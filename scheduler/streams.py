@@ -18,9 +18,6 @@ class Event(Protocol):
     def wait(self) -> None:
         """Let the current stream start nothing further before the marked work is done; the host goes on."""
 
-    def synchronize(self) -> None:
-        """Let the host wait for the marked work."""
-
 
 class FinishedEvent:
     """The event of a device that works synchronously."""
@@ -29,14 +26,11 @@ class FinishedEvent:
 
     def wait(self) -> None: ...
 
-    def synchronize(self) -> None: ...
-
 
 class CopyStream:
     """A stream beside the computing one."""
 
     def __init__(self, device: torch.device):
-        self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def active(self) -> AbstractContextManager:
@@ -45,3 +39,8 @@ class CopyStream:
 
     def event(self) -> Event:
         return FinishedEvent() if self._stream is None else torch.cuda.Event()
+
+    def synchronize(self) -> None:
+        """Let the host wait until every copy queued here has ended."""
+        if self._stream is not None:
+            self._stream.synchronize()

@@ -64,16 +64,14 @@ class UnitMemory:
             raise
         self.streamed_bytes = sum(self._link_bytes(units[index]) for index in streamed)
 
-    @property
-    def seconds_streaming(self) -> float:
-        """Seconds in which the link was busy, summed since the start."""
-        return self.ring.seconds_filling if self.ring else 0.0
-
     def close(self) -> None:
-        """Stop streaming and close the files. The buffers are freed with this object."""
+        """Stop streaming, close the files and let go of all buffers."""
         if self.ring:
             self.ring.close()
         self._stop_reading()
+        self.ring = None
+        self.resident.clear()
+        self._host.clear()
 
     def _load(self, tiers: Sequence[Tier], on_progress: Progress | None) -> None:
         """Read what lies on the device or in host memory."""

@@ -1,6 +1,6 @@
 """A runtime that says what it is told to, for tests of the chat; and that chat, to run in a terminal of its own.
 
-    python -m tests.scripted_runtime SECONDS_PER_STEP [chat options]
+python -m tests.scripted_runtime SECONDS_PER_STEP [chat options]
 """
 
 import sys

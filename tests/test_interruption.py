@@ -8,7 +8,7 @@ import pytest
 
 from loaders.reader import WeightReader
 from offload_runtime import OffloadRuntime
-from offload_runtime.errors import ModelFilesError
+from offload_runtime.errors import ModelFilesError, UsageError
 from offload_runtime.model import Model
 from scheduler.plan import Tier
 from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
@@ -173,3 +173,16 @@ def test_a_state_that_took_up_half_a_pass_starts_anew():
         assert stopped.token_ids == greedy(target, PROMPT, 1)
         prompt = [*PROMPT, stopped.token_ids[0] ^ 1]
         assert write(runtime, prompt).token_ids == greedy(target, prompt, NEW_TOKENS)
+
+
+def test_a_closed_runtime_says_so(expected):
+    """Instead of waiting for layers that no thread reads any more."""
+    runtime = streaming_runtime(*models(), **OPTIONS)
+    steps = runtime.stream(LONG_PROMPT, temperature=0)
+    assert next(steps).token_ids == expected[: len(runtime.last_reply.token_ids)]
+    runtime.close()
+    runtime.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        list(steps)
+    with pytest.raises(UsageError, match="closed"):
+        write(runtime)

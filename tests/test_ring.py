@@ -98,6 +98,13 @@ def test_an_error_reaches_the_caller_and_the_ring_recovers(closing):
     assert [use(ring, unit) for unit in (0, 1)] == [0, 1]
 
 
+def test_slots_made_in_inference_mode_are_filled(closing):
+    with torch.inference_mode():
+        buffers = slots()
+    ring = closing(Ring([0, 1, 2], buffers, lambda unit, slot: slot.fill_(unit)))
+    assert [use(ring, unit) for unit in (0, 1, 2)] == [0, 1, 2]
+
+
 def test_close_stops_the_thread():
     before = threading.active_count()
     ring = Ring([0, 1], slots(2), lambda unit, slot: None)

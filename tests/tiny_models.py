@@ -61,7 +61,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt_oss": {**_EXPERTS, **_MIXED_WINDOWS, "rope_parameters": _YARN},
 }
 
-transformers.logging.disable_progress_bar()
 RECURRENT: dict[str, dict[str, Any]] = {
     "qwen3_next": {
         **_EXPERTS,
@@ -76,7 +75,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
     },
     "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
 }
-
+transformers.logging.disable_progress_bar()
 _KINDS = {**ARCHITECTURES, **RECURRENT, "gpt2": {}}
 _DIRECTORY = Path(tempfile.mkdtemp(prefix="tiny-models-"))
 atexit.register(shutil.rmtree, _DIRECTORY, ignore_errors=True)
@@ -106,8 +105,9 @@ def reference(directory: Path) -> PreTrainedModel:
 
 def greedy(directory: Path, prompt: Sequence[int], count: int, **options: Any) -> list[int]:
     """The new tokens of transformers' own greedy `generate`."""
-    output = reference(directory).generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False, **options)
-    return output[0, len(prompt) :].tolist()
+    ids = torch.tensor([prompt])
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "do_sample": False, **options}
+    return reference(directory).generate(ids, **options)[0, len(prompt) :].tolist()
 
 
 def streaming_runtime(model: Path, draft: Path | str = "none", spare: int = 0, **options: Any) -> OffloadRuntime:
