@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -21,8 +19,6 @@ from loaders.sources import UnitSource
 
 MIN_CHUNK_BYTES = 1 << 20  # small units are cut finer, to occupy all threads
 SERIAL_ELEMENTS = 32768  # torch casts so many in the calling thread; more would start an OpenMP team per reading thread
-
-Progress = Callable[[int], None]
 
 
 def choose_io(file_bytes: int, available_bytes: int) -> Literal["direct", "buffered"]:
@@ -56,9 +52,6 @@ class WeightReader:
             self._insist_on_direct()
         self._workers = Workers(threads, self._chunk_bytes)
         self._lock = threading.Lock()
-        self._fills = 0  # running now
-        self._busy_since = 0.0
-        self._seconds_before = 0.0
         self.bytes_read = 0  # disk bytes that reached a buffer
 
     def __enter__(self) -> WeightReader:
@@ -82,17 +75,10 @@ class WeightReader:
         """Memory the reader holds for itself."""
         return self._workers.bounce_bytes
 
-    @property
-    def seconds_busy(self) -> float:
-        """Wall-clock seconds during which at least one fill was running."""
-        with self._lock:
-            return self._seconds_before + (time.perf_counter() - self._busy_since if self._fills else 0.0)
-
-    def fill(self, source: UnitSource, buffer: Tensor, on_progress: Progress | None = None) -> None:
+    def fill(self, source: UnitSource, buffer: Tensor) -> None:
         """Read every run of `source` to its place in `buffer` (uint8 [nbytes], on the CPU); the padding stays as it is.
 
-        `on_progress` is called from the reading threads with the disk bytes each read has added. Raises
-        ModelFilesError, naming file and offset, if a file is shorter than needed or cannot be read; the buffer's
+        Raises ModelFilesError, naming file and offset, if a file is shorter than needed or cannot be read; the buffer's
         content is undefined then.
         """
         target = _bytes_of(buffer)
@@ -101,14 +87,10 @@ class WeightReader:
 
         def read(chunk: Chunk, memory: memoryview) -> None:
             self._read(chunk, target, memory)
-            count = sum(piece.stop - piece.start for piece in chunk.pieces)
             with self._lock:
-                self.bytes_read += count
-            if on_progress:
-                on_progress(count)
+                self.bytes_read += sum(piece.stop - piece.start for piece in chunk.pieces)
 
-        with self._busy():
-            self._workers.run(chunks, read)
+        self._workers.run(chunks, read)
 
     def _read(self, chunk: Chunk, target: memoryview, memory: memoryview) -> None:
         file = self._files[chunk.file]
@@ -129,20 +111,6 @@ class WeightReader:
         if refused:
             self._files.close()
             raise ModelFilesError(f"{refused[0]}: its filesystem refuses direct reads. Use io='auto' or io='buffered'.")
-
-    @contextmanager
-    def _busy(self) -> Iterator[None]:
-        with self._lock:
-            self._fills += 1
-            if self._fills == 1:
-                self._busy_since = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._fills -= 1
-                if self._fills == 0:
-                    self._seconds_before += time.perf_counter() - self._busy_since
 
 
 def _wants_direct(paths: list[Path]) -> bool:

@@ -121,7 +121,8 @@ def _explained(directory: Path | str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, KeyError, ImportError, StrictDataclassError) as error:
         raise UnsupportedModelError(
-            f"{directory}: transformers {transformers.__version__} cannot build the model of this config.json: {error}"
+            f"{directory}: transformers {transformers.__version__} cannot build the model of this config.json: "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 

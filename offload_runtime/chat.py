@@ -1,13 +1,18 @@
 """Chat with a model that is larger than the device's memory: `python -m offload_runtime.chat --help`."""
 
 import argparse
+import errno
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` runs, Ctrl-C ends this without a traceback
 
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, UsageError, exit_code
 from offload_runtime.options import SamplingOptions, model_options, parse_chat_arguments, sampling_options
@@ -30,9 +35,7 @@ GREETING = "/help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. Every error of the user's ends here, as a message on stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a reply may hold characters that the terminal's encoding has not
+    _prepare_streams()
     try:
         return _run(parse_chat_arguments(arguments))
     except OffloadError as error:
@@ -42,9 +45,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(file=sys.stderr)
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
-        # Whoever read stdout has enough, as `head` has. What is buffered must not fail again when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read stdout has enough, as `head` has
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _drop_output()
+        print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
+        return 1
+
+
+def _prepare_streams() -> None:
+    """Let any text be written, and nothing be read or written where the caller closed a stream."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a reply may hold characters that the terminal's encoding has not
+
+
+def _drop_output() -> None:
+    """Send what stdout still buffers nowhere: it must not fail again when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -58,6 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UsageError("--json answers one prompt: give --prompt TEXT or --file FILE, or pipe the prompt in")
     from offload_runtime.terminal import Screen
 
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings are for those who program with it
     screen = Screen(quiet=arguments.quiet or arguments.json)
     preparation = prepare(options)
     _show_what_comes(screen, preparation, arguments)
@@ -157,4 +181,5 @@ def _answer_once(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -28,15 +28,16 @@ class Command:
 
 def is_command(line: str) -> bool:
     """Whether a line is meant as a command: a slash and one word of letters. A path, or several lines, are not."""
-    return re.fullmatch(r"/[a-z]+( .*)?", line.rstrip()) is not None
+    return re.fullmatch(r"/[a-zA-Z]+( .*)?", line.rstrip()) is not None
 
 
 def run_command(chat: "Chat", line: str) -> None:
     """Carry out a command line. Raises UsageError for an unknown command or a wrong argument."""
     name, _, argument = line.strip().partition(" ")
-    if name not in COMMANDS:
+    command = COMMANDS.get(name.lower())
+    if command is None:
         raise UsageError(f"there is no command {name}; /help lists them (a space before the slash makes it a message)")
-    COMMANDS[name].run(chat, argument.strip())
+    command.run(chat, argument.strip())
 
 
 def _help(chat: "Chat", argument: str) -> None:
@@ -51,7 +52,8 @@ def _help(chat: "Chat", argument: str) -> None:
 
 def _clear(chat: "Chat", argument: str) -> None:
     chat.conversation.clear()
-    chat.screen.note("the conversation is empty; the system message stays")
+    stays = "" if chat.conversation.system is None else "; the system message stays"
+    chat.screen.note(f"the conversation is empty{stays}")
 
 
 def _regenerate(chat: "Chat", argument: str) -> None:

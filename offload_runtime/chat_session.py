@@ -100,7 +100,8 @@ class Chat:
             act(text)
         except OffloadError as error:
             self.conversation.restore(before)
-            self.screen.error(f"{error}\n{MAKE_ROOM}" if isinstance(error, PromptError) else error)
+            too_long = isinstance(error, PromptError) and len(self.conversation.messages) > 1
+            self.screen.error(f"{error}\n{MAKE_ROOM}" if too_long else error)
 
     def _reply(self, prompt_ids: Callable[[], list[int]], sampling: SamplingOptions) -> None:
         before = self.conversation.snapshot()

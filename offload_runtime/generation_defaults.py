@@ -31,12 +31,15 @@ def read_generation_defaults(directory: Path, config_end_tokens: int | list[int]
     values = {name: stated[name] for name in SAMPLING_FIELDS if stated.get(name) is not None}
     if not stated.get("do_sample"):
         values["temperature"] = 0.0
-    end_tokens = stated.get("eos_token_id", config_end_tokens)
+    stated_ends = stated.get("eos_token_id", config_end_tokens)
+    end_tokens = [stated_ends] if isinstance(stated_ends, int) else stated_ends or []
+    if not isinstance(end_tokens, list) or not all(isinstance(token, int) for token in end_tokens):
+        raise ModelFilesError(f"{path}: eos_token_id must be a token id or a list of them, not {stated_ends!r}.")
     try:
         sampling = Sampling(**values)
     except (TypeError, ValueError) as error:
         raise ModelFilesError(f"{path}: {error}. Correct or remove the file.") from error
-    return GenerationDefaults(sampling, frozenset([end_tokens] if isinstance(end_tokens, int) else end_tokens or ()))
+    return GenerationDefaults(sampling, frozenset(end_tokens))
 
 
 def override(sampling: Sampling, **values: float | int | None) -> Sampling:

@@ -93,8 +93,8 @@ def real_number(low: float, high: float | None = None, above: bool = False) -> C
 
 
 def _range(low: float, high: float | None, above: bool = False) -> str:
-    start = f"above {low:g}" if above else f"at least {low:g}"
-    return start if high is None else f"{start} and at most {high:g}"
+    start = f"above {low}" if above else f"at least {low}"
+    return start if high is None else f"{start} and at most {high}"
 
 
 def size(text: str) -> int:
@@ -185,6 +185,7 @@ def chat_parser() -> argparse.ArgumentParser:
     """The parser of `python -m offload_runtime.chat`."""
     parser = argparse.ArgumentParser(
         prog="python -m offload_runtime.chat",
+        usage="%(prog)s [OPTIONS]",
         description="Chat with a language model that is larger than the device's memory.",
         epilog=CHAT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -118,8 +118,10 @@ def read_acceptance(draft: Path) -> list[float]:
     if not path.exists():
         return list(DEFAULT_ACCEPTANCE)
     values = read_json(path).get("positional")
-    if not isinstance(values, list):
-        raise ModelFilesError(f'{path}: has no list "positional". Measure it again or remove the file.')
+    try:
+        optimal_tree(values, 1)  # refuses what no acceptances can be
+    except (TypeError, ValueError) as error:
+        raise ModelFilesError(f'{path}: "positional" is wrong: {error}. Measure it again or remove the file.') from error
     return values
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
-from offload_runtime.errors import PromptError, UsageError
+from offload_runtime.errors import ModelFilesError, PromptError, UsageError
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """Raw text, token ids, or chat messages with "role" and "content"."""
@@ -35,7 +35,8 @@ def render_chat(
 ) -> str:
     """The text the model's chat template makes of the messages.
 
-    Raises UsageError for a model without one, and for messages that the template refuses.
+    Raises UsageError for a model without one and for messages that the template refuses, ModelFilesError for a template
+    that is none.
     """
     if not tokenizer.chat_template:
         raise UsageError(
@@ -46,6 +47,8 @@ def render_chat(
         text = tokenizer.apply_chat_template(
             [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
         )
+    except TemplateSyntaxError as error:
+        raise ModelFilesError(f"the model's chat template is damaged: {error}") from error
     except TemplateError as error:
         raise UsageError(f"the model's chat template refuses this conversation: {error}") from error
     assert isinstance(text, str)

@@ -17,6 +17,7 @@ from offload_runtime.errors import PromptError, UsageError
 from offload_runtime.generation_defaults import GenerationDefaults, override, read_generation_defaults
 from offload_runtime.loading import Progress, load_models
 from offload_runtime.model import never
+from offload_runtime.out_of_memory import out_of_memory_explained
 from offload_runtime.planning import IOMode, Options, Preparation, build_tree, prepare, read_acceptance, resolve_draft
 from offload_runtime.prompt import Prompt, encode_prompt, is_chat, turn_end_tokens
 from offload_runtime.reply import Reply
@@ -80,7 +81,8 @@ class OffloadRuntime:
         def tree_for(plan: Plan) -> Tree:
             return build_tree(plan, options.tree, read_acceptance(options.draft) if options.draft else [])
 
-        self._models = load_models(preparation, tree_for, progress)
+        with out_of_memory_explained(preparation.plan):
+            self._models = load_models(preparation, tree_for, progress)
         self._close = weakref.finalize(self, self._models.close)  # also where this is dropped, or the program ends
         self.plan = self._models.plan
         self._decoder = Decoder(self._models.target, self._models.draft)
@@ -192,13 +194,14 @@ class OffloadRuntime:
     def _stream(self, request: Request, stops: StopStrings, reply: Reply) -> Iterator[Step]:
         text = IncrementalText(self.tokenizer, request.prompt) if self._has_text else None
         try:
-            for step in self._decoder.steps(request):
-                step = _with_text(step, text, stops) if text else step
-                reply.add(step)
-                reply.stats.peak_device_bytes = self._models.memory.peak_bytes
-                yield step
-                if step.finish_reason:
-                    return
+            with out_of_memory_explained(self.plan):
+                for step in self._decoder.steps(request):
+                    step = _with_text(step, text, stops) if text else step
+                    reply.add(step)
+                    reply.stats.peak_device_bytes = self._models.memory.peak_bytes
+                    yield step
+                    if step.finish_reason:
+                        return
         finally:
             reply.finish_reason = reply.finish_reason or "interrupted"
 

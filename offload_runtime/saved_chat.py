@@ -40,12 +40,21 @@ def save_chat(path: Path, conversation: Conversation, sampling: SamplingOptions)
         "stretches": [{"text": stretch.text, "ids": stretch.ids} for stretch in conversation.stretches],
         "sampling": sampling.as_arguments(),
     }
-    if path.exists():
-        _read_json(path)
+    _refuse_to_overwrite(path)
     try:
         _write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _refuse_to_overwrite(path: Path) -> None:
+    """Raise UsageError where `path` is something else than a saved chat."""
+    if not path.exists():
+        return
+    try:
+        _read_json(path)
+    except UsageError as error:
+        raise UsageError(f"{error}\n  it is left as it is: only saved chats are overwritten") from error
 
 
 def load_chat(path: Path, conversation: Conversation) -> SamplingOptions:
@@ -77,6 +86,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is not a saved chat (not UTF-8 text)") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is not a saved chat ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

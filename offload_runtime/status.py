@@ -14,7 +14,7 @@ def plan_line(plan: Plan) -> str:
     names = plan.model if plan.draft is None else f"{plan.model}, drafted by {plan.draft}"
     parts = [names, f"{plan.dtype} on {plan.device_name}", _streaming(plan)]
     if plan.draft is not None:
-        parts.append(f"trees of {plan.tree_size} tokens")
+        parts.append(f"trees of {plan.tree_size} token{'' if plan.tree_size == 1 else 's'}")
     return " · ".join([*parts, f"context {plan.context_length}"])
 
 

@@ -22,7 +22,9 @@ class Screen:
     """Where a chat writes. `quiet` leaves out the notes; answers to commands and errors always come."""
 
     def __init__(self, quiet: bool = False):
-        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        # Lines are broken between words for people only: what a program reads keeps its lines.
+        keep_lines = not sys.stderr.isatty()
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=keep_lines)
         self.quiet = quiet
         self._controls = CONTROLS if sys.stdout.isatty() else {}
         self._open_line = False

@@ -12,8 +12,8 @@ from loaders.spec import ModelSpec
 from scheduler.machine import Machine
 from scheduler.memory_items import PassShape, PlanItem, read_chunk_bytes, weight_bytes, workspace_bytes
 from scheduler.placement import Placement, Tier, bytes_in, device_bytes, host_bytes, place_on_device, place_on_host
+from scheduler.plan_request import Limits, PlanRequest
 from scheduler.remedies import Shortage, refusal
-from scheduler.request import Limits, Request
 from scheduler.sizes import format_size
 
 __all__ = ["Limits", "Plan", "PlanItem", "Tier", "make_plan"]
@@ -99,14 +99,14 @@ def make_plan(spec: ModelSpec, draft: ModelSpec | None, machine: Machine, limits
     Raises DoesNotFitError, itemised and with options that work here, where not even two slots fit; ValueError for
     limits that make no sense; UnsupportedModelError for a draft beside a model whose state cannot branch.
     """
-    request = Request(spec, draft, machine, limits or Limits())
+    request = PlanRequest(spec, draft, machine, limits or Limits())
     outcome = _solve(request)
     if isinstance(outcome, Shortage):
         raise refusal(request, outcome, _effect)
     return outcome
 
 
-def _solve(request: Request) -> Plan | Shortage:
+def _solve(request: PlanRequest) -> Plan | Shortage:
     """The first attempt that fits, else the shortage that misses least."""
     shortages: list[Shortage] = []
     for plan in _attempts(request):
@@ -117,7 +117,7 @@ def _solve(request: Request) -> Plan | Shortage:
     return min(shortages, key=lambda shortage: shortage.needed - shortage.available)
 
 
-def _attempts(request: Request) -> Iterator[Plan]:
+def _attempts(request: PlanRequest) -> Iterator[Plan]:
     """Everything on the device, then streaming, for each length of the context in turn."""
     whole = Placement((Tier.DEVICE,) * len(request.spec.units), 0, 0)
     for context_length in request.context_lengths:
@@ -136,7 +136,7 @@ def _shortage(plan: Plan) -> Shortage | None:
     return None
 
 
-def _place(request: Request, shape: PassShape) -> Placement:
+def _place(request: PlanRequest, shape: PassShape) -> Placement:
     """Units in what the fixed items leave of each memory."""
     units, items = request.spec.units, request.fixed_items(shape)
     device_room = request.device_budget - sum(item.device_bytes for item in items)
@@ -146,7 +146,7 @@ def _place(request: Request, shape: PassShape) -> Placement:
     return place_on_host(units, placement, request.host_budget - sum(item.host_bytes for item in items))
 
 
-def _plan(request: Request, shape: PassShape, placement: Placement) -> Plan:
+def _plan(request: PlanRequest, shape: PassShape, placement: Placement) -> Plan:
     """Write down a placement with all that follows from it."""
     spec, tiers = request.spec, placement.tiers
     from_host, disk_bytes = bytes_in(spec.units, tiers, Tier.HOST), _disk_bytes(spec, tiers)
@@ -208,7 +208,7 @@ def _seconds_per_pass(machine: Machine, host_bytes: int, disk_bytes: int) -> flo
     return sum(time for time in times if time) if times and None not in times else None
 
 
-def _effect(request: Request) -> str | None:
+def _effect(request: PlanRequest) -> str | None:
     """What running `request` comes to, in a few words; None if it does not fit."""
     outcome = _solve(request)
     if isinstance(outcome, Shortage):

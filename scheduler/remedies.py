@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from scheduler.errors import DoesNotFitError
 from scheduler.machine import Machine
 from scheduler.memory_items import CUDA_CONTEXT_BYTES, PROCESS_BYTES, PlanItem
-from scheduler.request import Limits, Request
+from scheduler.plan_request import Limits, PlanRequest
 from scheduler.sizes import format_cap, format_size, parse_size
 
 SMALLEST_CONTEXT = 64
 SMALLEST_TREE = 8
 MOST_OPTIONS = 3
 
-Attempt = Callable[[Request], str | None]
-Option = tuple[str, Request]
+Attempt = Callable[[PlanRequest], str | None]
+Option = tuple[str, PlanRequest]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Shortage:
         return item.device_bytes if self.memory == "device" else item.host_bytes
 
 
-def refusal(request: Request, shortage: Shortage, attempt: Attempt) -> DoesNotFitError:
+def refusal(request: PlanRequest, shortage: Shortage, attempt: Attempt) -> DoesNotFitError:
     """The error for `shortage`. `attempt` says what a changed request comes to, None if it does not fit either."""
     options = _working_options(request, shortage, attempt)
     width = max((len(flags) for flags, _ in options), default=0)
@@ -49,7 +49,7 @@ def refusal(request: Request, shortage: Shortage, attempt: Attempt) -> DoesNotFi
     return DoesNotFitError("\n".join(lines), shortage.needed, shortage.available, tuple(flags for flags, _ in options))
 
 
-def _headline(request: Request, shortage: Shortage) -> str:
+def _headline(request: PlanRequest, shortage: Shortage) -> str:
     machine, on_gpu = request.machine, shortage.memory == "device" and request.machine.device == "cuda"
     total, free = (
         (machine.device_total, machine.device_free) if on_gpu else (machine.host_total, machine.host_available)
@@ -66,7 +66,7 @@ def _itemised(shortage: Shortage) -> Iterator[str]:
     return (f"  {name:<{width}}  {format_size(nbytes):>8}" for name, nbytes in rows)
 
 
-def _working_options(request: Request, shortage: Shortage, attempt: Attempt) -> list[tuple[str, str]]:
+def _working_options(request: PlanRequest, shortage: Shortage, attempt: Attempt) -> list[tuple[str, str]]:
     """(flags, effect) of up to three options that fit, one of a kind; a combination only where no single one does."""
     singles = [_raised_caps(request, shortage), _shorter_contexts(request), _smaller_trees(request), _no_draft(request)]
     for kinds in (singles, [_smallest(request), _without_gpu(request)]):
@@ -82,36 +82,36 @@ def _first_that_fits(alternatives: Iterator[Option], attempt: Attempt) -> tuple[
     return next(((flags, effect) for flags, effect in effects if effect is not None), None)
 
 
-def _shorter_contexts(request: Request) -> Iterator[Option]:
+def _shorter_contexts(request: PlanRequest) -> Iterator[Option]:
     for length in _powers_below(request.context_lengths[-1], SMALLEST_CONTEXT):
         yield f"--context-length {length}", _limited(request, context_length=length)
 
 
-def _smaller_trees(request: Request) -> Iterator[Option]:
+def _smaller_trees(request: PlanRequest) -> Iterator[Option]:
     if request.draft is not None:
         for size in _powers_below(request.streaming_tree_sizes[-1], SMALLEST_TREE):
             yield f"--tree-size {size}", _limited(request, tree_size=size)
 
 
-def _no_draft(request: Request) -> Iterator[Option]:
+def _no_draft(request: PlanRequest) -> Iterator[Option]:
     if request.draft is not None:
         yield "--draft none", replace(request, draft=None)
 
 
-def _smallest(request: Request) -> Iterator[Option]:
+def _smallest(request: PlanRequest) -> Iterator[Option]:
     """No draft and a short context: the least that can be run."""
     for flags, changed in _no_draft(request):
         for more, smaller in _shorter_contexts(changed):
             yield f"{flags} {more}", smaller
 
 
-def _without_gpu(request: Request) -> Iterator[Option]:
+def _without_gpu(request: PlanRequest) -> Iterator[Option]:
     """Host memory in place of the GPU's, in the same dtype: the one a CPU would choose may be larger."""
     if request.machine.device == "cuda":
         yield f"--device cpu --dtype {request.spec.dtype}", replace(request, machine=request.machine.without_gpu())
 
 
-def _raised_caps(request: Request, shortage: Shortage) -> Iterator[Option]:
+def _raised_caps(request: PlanRequest, shortage: Shortage) -> Iterator[Option]:
     """Caps raised to exactly what is needed: as far as that is free, less what the process itself takes."""
     if shortage.needed > _unused(request.machine, shortage.memory):
         return
@@ -121,7 +121,7 @@ def _raised_caps(request: Request, shortage: Shortage) -> Iterator[Option]:
     yield flags, _limited(request, **dict.fromkeys(raised, parse_size(cap)))
 
 
-def _caps_below(request: Request, shortage: Shortage) -> list[str]:
+def _caps_below(request: PlanRequest, shortage: Shortage) -> list[str]:
     """The limits that keep the memory which is short below what is needed: on a CPU both may."""
     names = ("device_memory", "host_memory") if request.machine.device == "cpu" else (f"{shortage.memory}_memory",)
     caps = {name: getattr(request.limits, name) for name in names}
@@ -134,7 +134,7 @@ def _unused(machine: Machine, memory: str) -> int:
     return machine.host_available - PROCESS_BYTES
 
 
-def _limited(request: Request, **changes: int) -> Request:
+def _limited(request: PlanRequest, **changes: int) -> PlanRequest:
     limits: Limits = replace(request.limits, **changes)
     return replace(request, limits=limits)
 

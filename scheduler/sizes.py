@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-KIB, MIB, GIB = 1024, 1024**2, 1024**3
+MIB, GIB = 1024**2, 1024**3
 
 _FACTORS = {"": 1, "b": 1} | {
     unit: base**power

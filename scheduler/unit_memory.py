@@ -75,8 +75,9 @@ class UnitMemory:
 
     def _load(self, tiers: Sequence[Tier], on_progress: Progress | None) -> None:
         """Read what lies on the device or in host memory."""
-        loads = [unit for unit, tier in zip(self._units, tiers) if tier != Tier.DISK]
-        total = sum(unit.source.nbytes_on_disk for unit in loads)
+        to_device = [unit.source for unit, tier in zip(self._units, tiers) if tier == Tier.DEVICE]
+        to_host = {unit.source for unit, tier in zip(self._units, tiers) if tier == Tier.HOST}
+        total = sum(source.nbytes_on_disk for source in (*to_device, *to_host))
         for index, (unit, tier) in enumerate(zip(self._units, tiers)):
             if tier == Tier.DEVICE:
                 self.resident[index] = self._memory.empty(unit.nbytes)

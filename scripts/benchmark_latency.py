@@ -7,6 +7,7 @@ each result stands what bounds it, measured in the same run: the bandwidth of th
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -43,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return INTERRUPTED_EXIT_CODE
+    except BrokenPipeError:
+        # Whoever read stdout has enough, as `head` has. What is buffered must not fail again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -113,7 +118,8 @@ def _benchmark(
     for measurement in measured:
         report.say_all(mode_lines(measurement))
     if measured[1:]:
-        report.say_all(remarks(measured[-1], gain, outputs, made_up is not None, arguments.model is None))
+        demonstration = made_up is None and arguments.model is None
+        report.say_all(remarks(measured[-1], gain, outputs, made_up is not None, demonstration))
     report.legend()
     return 1 if "differ" in outputs and modes["plain"].plan.dtype == "float32" else 0
 

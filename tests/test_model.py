@@ -8,7 +8,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from offload_runtime import OffloadRuntime
-from offload_runtime.errors import UnsupportedModelError, UsageError
+from offload_runtime.errors import DoesNotFitError, UnsupportedModelError, UsageError
+from offload_runtime.model import Model
 from tests.tiny_models import BASE, PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 TREE = {"tree_size": 12, "tree_depth": 4}
@@ -81,3 +82,18 @@ def test_everything_may_happen_in_inference_mode():
     with torch.inference_mode(), streaming_runtime(target, perturbed(target, 0.02), **TREE) as runtime:
         reply = runtime.generate(PROMPT, max_new_tokens=20, temperature=0)
     assert reply.token_ids == greedy(target, PROMPT, 20)
+
+
+def test_a_gpu_out_of_memory_is_explained_and_generation_goes_on(monkeypatch):
+    target = checkpoint("llama")
+    with OffloadRuntime.from_pretrained(target, "none", device="cpu", context_length=64) as runtime:
+        with monkeypatch.context() as patch:
+            patch.setattr(Model, "forward", lambda *arguments, **options: _run_out_of_memory())
+            with pytest.raises(DoesNotFitError, match="--device-memory"):
+                runtime.generate(list(PROMPT), max_new_tokens=4)
+        reply = runtime.generate(list(PROMPT), max_new_tokens=4, temperature=0)
+    assert reply.token_ids == greedy(target, PROMPT, 4)
+
+
+def _run_out_of_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory")

@@ -1,8 +1,8 @@
 """Sampled text follows exactly the law of the target alone.
 
 A vocabulary of six tokens is small enough to enumerate the joint law of the first three with transformers. The whole
-runtime then writes three tokens with twelve thousand seeds in all; the counts must fit that law, and must not fit it any
-more when one rule of exactness is broken. The trees are two levels deep, so that three tokens often take a bonus
+runtime then writes three tokens with twelve thousand seeds in all; the counts must fit that law, and must not fit it
+any more when one rule of exactness is broken. The trees are two levels deep, so that three tokens often take a bonus
 token and a second pass over what the first one left in the caches.
 """
 

@@ -12,6 +12,9 @@ from latency.records import Measurement, percentile
 from latency.report import write_bytes, write_seconds
 from scheduler.plan import Plan, Tier
 
+RESIDENT_NOTE = (
+    "Nothing is streamed: a tree is made for passes that wait for the link. --device-memory SIZE lets layers stream."
+)
 LOOPS_NOTE = "The demonstration's greedy text soon repeats itself and is easy to guess; see --temperature 0.7 as well."
 RANDOM_NOTE = "Random weights: tokens per pass and tokens per second mean nothing, the seconds of passes and drafts do."
 ROUNDING_NOTE = "In {dtype} a pass over a tree rounds differently than one over a token: outputs are equal up to ties."
@@ -73,6 +76,8 @@ def remarks(tree: Measurement, gain: float | None, outputs: str, random: bool, d
     """What to make of the tree's figures."""
     if gain:
         yield f"tree: {gain:.2f} x the tokens per second of plain decoding; outputs: {_explained(outputs)}"
+    if not tree.plan.slots:
+        yield RESIDENT_NOTE
     if random:
         yield RANDOM_NOTE
     if demonstration and outputs != "sampled":

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import sys
@@ -72,12 +73,22 @@ def _work_directory(arguments: argparse.Namespace) -> Iterator[Path]:
     if arguments.keep:
         if arguments.work_dir is None:
             raise UsageError("--keep needs --work-dir DIR, to know where")
+        _make_directory(arguments.work_dir)
         yield arguments.work_dir
         return
     if arguments.work_dir is not None:
-        arguments.work_dir.mkdir(parents=True, exist_ok=True)
+        _make_directory(arguments.work_dir)
     with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="benchmark-", dir=arguments.work_dir) as directory:
         yield Path(directory)
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--work-dir {directory}: cannot be made ({error.strerror})") from error
+    if not os.access(directory, os.W_OK):
+        raise UsageError(f"--work-dir {directory}: cannot be written to")
 
 
 @contextmanager
@@ -103,7 +114,6 @@ class _Writer:
 
     def write(self, shape: str, config: dict[str, Any], seed: int, distinct: int | None = None) -> tuple[Path, int]:
         """The directory with the weights, and how many of the layers it holds."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         layer_bytes, outer_bytes = _sizes(config, self.dtype, self.directory)
         distinct = min(distinct or self._affordable(layer_bytes, outer_bytes), config["num_hidden_layers"])
         name = Path(shape).resolve().parent.name if Path(shape).is_file() else shape

@@ -43,7 +43,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Request:
+class PlanRequest:
     """Everything a plan depends on. Raises ValueError or UnsupportedModelError where no machine could run it."""
 
     spec: ModelSpec
