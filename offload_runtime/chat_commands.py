@@ -67,18 +67,23 @@ def _system(chat: "Chat", argument: str) -> None:
 
 
 def _set(chat: "Chat", argument: str) -> None:
-    if argument:
-        name, _, text = argument.replace("=", " ", 1).partition(" ")
-        if not text.strip():
-            raise UsageError(f"/set {name} needs a value, or default")
-        chat.sampling = chat.sampling.with_value(name.replace("-", "_"), text.strip())
-    chat.screen.say(_sampling_lines(chat))
+    if not argument:
+        chat.screen.say(_sampling_lines(chat))
+        return
+    name, _, text = argument.replace("=", " ", 1).partition(" ")
+    if not text.strip():
+        raise UsageError(f"/set {name} needs a value, or default")
+    name = name.replace("-", "_")
+    chat.sampling = chat.sampling.with_value(name, text.strip())
+    chat.screen.say(_sampling_lines(chat, name))
 
 
-def _sampling_lines(chat: "Chat") -> str:
-    """Every sampling value in force, and where it comes from."""
+def _sampling_lines(chat: "Chat", only: str | None = None) -> str:
+    """Every sampling value in force or `only` one, and where it comes from."""
     lines = []
     for name, value in chat.sampling.as_arguments().items():
+        if only not in (None, name):
+            continue
         default = getattr(chat.runtime.generation_defaults, name, {"seed": "fresh"}.get(name, "none"))
         lines.append(f"  {name:<20} {f'{default} (default)' if value is None else value:<16}  {SAMPLING[name].help}")
     return "\n".join(lines)

@@ -117,11 +117,11 @@ def read_acceptance(draft: Path) -> list[float]:
     path = draft / ACCEPTANCE_FILE
     if not path.exists():
         return list(DEFAULT_ACCEPTANCE)
-    values = read_json(path).get("positional")
+    values: list[float] = read_json(path).get("positional", [])
     try:
         optimal_tree(values, 1)  # refuses what no acceptances can be
     except (TypeError, ValueError) as error:
-        raise ModelFilesError(f'{path}: "positional" is wrong: {error}. Measure it again or remove the file.') from error
+        raise ModelFilesError(f'{path}: "positional" is wrong: {error}. Correct or remove the file.') from error
     return values
 
 

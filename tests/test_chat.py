@@ -133,6 +133,25 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("options", [["--quiet"], ["--json"]])
+def test_a_full_disk_is_no_traceback(options: list[str]) -> None:
+    command = [sys.executable, "-m", "tests.scripted_runtime", "0", "-p", "hi", *options]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written (No space left on device)\n"
+
+
+@pytest.mark.parametrize(
+    ("rest", "code", "out", "error"),
+    [("<&-", 2, "", "error: the prompt is empty\n"), ("-p hi >&-", 0, "", ""), ("-p hi 2>&-", 0, "Grüße", "")],
+)
+def test_closed_streams_are_read_and_written_nowhere(rest: str, code: int, out: str, error: str) -> None:
+    command = f"{sys.executable} -m tests.scripted_runtime 0 --quiet {rest}"
+    done = subprocess.run(command, cwd=ROOT, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.partition(" ")[0], done.stderr) == (code, out, error)
+
+
 # A model of random weights under the real runtime
 
 
@@ -246,6 +265,12 @@ def test_an_unknown_command_is_no_message(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err.count("error: ") == 5
 
 
+def test_commands_may_be_written_in_capitals(capsys: pytest.CaptureFixture[str]) -> None:
+    assert contents(chat_with(ScriptedRuntime(), ["/Foo", "/HELP"])) == []
+    shown = capsys.readouterr().err
+    assert "error: there is no command /Foo" in shown and "/regen" in shown
+
+
 def test_a_full_context_stops_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     runtime = ScriptedRuntime([STORY], context_length=100)
     chat = chat_with(runtime, ["one", "two"])
@@ -292,7 +317,8 @@ def test_only_saved_chats_are_overwritten(tmp_path: Path, capsys: pytest.Capture
     chat_with(ScriptedRuntime(), ["one", f"/save {notes}", f"/save {file}", "two", f"/save {file}", "/save /no/dir/x"])
     assert notes.read_text() == "dear diary"
     assert len(json.loads(file.read_text())["messages"]) == 4
-    assert capsys.readouterr().err.count("error: ") == 2
+    shown = capsys.readouterr().err
+    assert shown.count("error: ") == 2 and shown.count("only saved chats are overwritten") == 1
 
 
 def damaged_files() -> Iterator[bytes]:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from offload_runtime.conversation import Conversation
-from offload_runtime.errors import UsageError
+from offload_runtime.errors import ModelFilesError, UsageError
 from tests.tokenizer_samples import SAMPLES, with_template
 
 ALTERNATING = (
@@ -156,6 +156,11 @@ def test_a_base_model_needs_raw() -> None:
         Conversation(tokenizer)
     with pytest.raises(UsageError, match="--raw"):
         Conversation(tokenizer, system="be kind", raw=True)
+
+
+def test_a_damaged_template_is_a_damaged_file() -> None:
+    with pytest.raises(ModelFilesError, match="template is damaged"):
+        Conversation(with_template(SAMPLES["byte-level"](), "{% if %}"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,6 +10,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from offload_runtime.errors import ModelFilesError
+from offload_runtime.planning import read_acceptance
+
 PAIR = Path(__file__).resolve().parents[1] / "offload_runtime" / "demo_pair"
 NAMES = ("target", "draft")
 MODEL_FILES = (
@@ -111,3 +114,10 @@ def test_recorded_acceptance_is_a_law():
     assert 0.5 < sum(positional) <= 1
     assert positional[0] == pytest.approx(recorded["one_minus_tv"]["0.6"], abs=1e-3)
     assert recorded["temperature"] == 0.6 and recorded["positions"] > 10_000
+
+
+@pytest.mark.parametrize("positional", [None, [], [0.5, "much"], [0.7, 0.7], [-0.1], {"first": 0.5}])
+def test_acceptances_that_cannot_be_are_refused(positional, tmp_path):
+    (tmp_path / "acceptance.json").write_text(json.dumps({"positional": positional}))
+    with pytest.raises(ModelFilesError, match=r"acceptance\.json: \"positional\" is wrong"):
+        read_acceptance(tmp_path)

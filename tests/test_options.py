@@ -83,6 +83,13 @@ def test_a_bad_value_exits_with_2(line: str, capsys: pytest.CaptureFixture[str])
     assert "error: " in output.err and "Traceback" not in output.err
 
 
+def test_bounds_are_written_in_full() -> None:
+    with pytest.raises(UsageError, match="at least 0 and at most 9223372036854775807"):
+        SamplingOptions().with_value("seed", "-1")
+    with pytest.raises(UsageError, match=r"above 0 and at most 1$"):
+        SamplingOptions().with_value("top_p", "0")
+
+
 def test_values_change_and_reset() -> None:
     options = SamplingOptions().with_value("temperature", "0.5").with_value("seed", "3")
     assert options == SamplingOptions(temperature=0.5, seed=3)
