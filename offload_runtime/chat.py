@@ -1,8 +1,6 @@
 """Chat with a model that is larger than the device's memory: `python -m offload_runtime.chat --help`."""
 
 import argparse
-import errno
-import io
 import json
 import os
 import signal
@@ -14,7 +12,8 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` runs, Ctrl-C ends this without a traceback
 
-from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, UsageError, exit_code
+from offload_runtime.command_line import run_command
+from offload_runtime.errors import INTERRUPTED_EXIT_CODE, UsageError
 from offload_runtime.options import SamplingOptions, model_options, parse_chat_arguments, sampling_options
 from offload_runtime.planning import Preparation, prepare
 from scheduler.plan_table import format_plan
@@ -34,40 +33,8 @@ GREETING = "/help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code. Every error of the user's ends here, as a message on stderr."""
-    _prepare_streams()
-    try:
-        return _run(parse_chat_arguments(arguments))
-    except OffloadError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return INTERRUPTED_EXIT_CODE
-    except BrokenPipeError:
-        _drop_output()  # whoever read stdout has enough, as `head` has
-        return 0
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _drop_output()
-        print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
-        return 1
-
-
-def _prepare_streams() -> None:
-    """Let any text be written, and nothing be read or written where the caller closed a stream."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # it stays open
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a reply may hold characters that the terminal's encoding has not
-
-
-def _drop_output() -> None:
-    """Send what stdout still buffers nowhere: it must not fail again when Python exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Run the command line; return the exit code."""
+    return run_command(lambda: _run(parse_chat_arguments(arguments)))
 
 
 def _run(arguments: argparse.Namespace) -> int:

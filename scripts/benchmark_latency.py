@@ -7,7 +7,6 @@ each result stands what bounds it, measured in the same run: the bandwidth of th
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 from latency.options import parse_arguments
 
 from loaders.direct_io import measure_read_bandwidth
-from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, UsageError, exit_code
+from offload_runtime.command_line import run_command
+from offload_runtime.errors import UsageError
 from offload_runtime.options import model_options, sampling_options
 from offload_runtime.planning import IOMode, Options, Preparation, prepare
 
@@ -35,19 +35,8 @@ CONTEXT_GRAIN = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code. Every error of the user's ends here, as a message on stderr."""
-    try:
-        return _run(parse_arguments(arguments))
-    except OffloadError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return INTERRUPTED_EXIT_CODE
-    except BrokenPipeError:
-        # Whoever read stdout has enough, as `head` has. What is buffered must not fail again when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    """Run the command line; return the exit code."""
+    return run_command(lambda: _run(parse_arguments(arguments)))
 
 
 def _run(arguments: argparse.Namespace) -> int:

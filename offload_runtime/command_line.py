@@ -1,0 +1,47 @@
+"""What every command of the project does around its work: streams for any text, errors as messages and exit codes."""
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, exit_code
+
+
+def run_command(run: Callable[[], int]) -> int:
+    """Run a command and return its exit code. Every error of the user's ends here, as a message on stderr."""
+    _prepare_streams()
+    try:
+        return run()
+    except OffloadError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
+    except BrokenPipeError:
+        _drop_output()  # whoever read stdout has enough, as `head` has
+        return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _drop_output()
+        print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
+        return 1
+
+
+def _prepare_streams() -> None:
+    """Let any text be written, and nothing be read or written where the caller closed a stream."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # it stays open
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a reply may hold characters that the terminal's encoding has not
+
+
+def _drop_output() -> None:
+    """Send what stdout still buffers nowhere: it must not fail again when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
