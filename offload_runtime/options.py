@@ -203,7 +203,7 @@ def chat_parser() -> argparse.ArgumentParser:
     group.add_argument("--plan", action="store_true", help="print the plan and exit, without loading anything")
     group.add_argument("--json", action="store_true", help="print one JSON object instead of text; needs a prompt")
     group.add_argument("--quiet", action="store_true", help="print the reply and errors only")
-    group = parser.add_argument_group("for scripts", "Scripts may insist on what always holds: nothing is fetched and nothing is asked.")
+    group = parser.add_argument_group("for scripts", "What scripts may insist on; it always holds.")
     group.add_argument("--offline", action="store_true", help="never use the network")
     group.add_argument("--yes", action="store_true", help="never ask before a large step")
     return parser
