@@ -16,8 +16,8 @@ class Tree:
     """A rooted tree over nodes 0 … size − 1, every parent before its children.
 
     Node 0 is the root: the last accepted token, whose parent is -1. The children of a node are ordered, as they are
-    drawn one after another. The lists handed out are shared; do not write to them. ValueError for parents that form
-    no such tree.
+    drawn one after another. The lists and the mask handed out are shared; do not write to them. ValueError for parents
+    that form no such tree.
     """
 
     parents: list[int]
@@ -82,6 +82,11 @@ class Tree:
 
     def ancestor_mask(self) -> NDArray[np.bool_]:
         """bool [size, size]: entry (i, j) tells whether j is i or an ancestor of i, so whether i attends to j."""
+        return self._ancestors
+
+    @cached_property
+    def _ancestors(self) -> NDArray[np.bool_]:
+        """Made once: a static tree is scored in every pass."""
         mask = np.eye(self.size, dtype=np.bool_)
         for node, parent in enumerate(self.parents[1:], 1):
             mask[node] |= mask[parent]
