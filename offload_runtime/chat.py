@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     options = model_options(arguments)
     if arguments.plan:
-        plan = prepare(options).plan
-        print(json.dumps(plan.as_dict()) if arguments.json else format_plan(plan), flush=True)
+        preparation = prepare(options)
+        print(json.dumps(preparation.plan.as_dict()) if arguments.json else _plan_text(preparation), flush=True)
         return 0
     prompt = _given_prompt(arguments)
     if prompt is None and arguments.json:
@@ -58,6 +58,12 @@ def _run(arguments: argparse.Namespace) -> int:
         if prompt is None:
             return _chat(runtime, conversation, sampling_options(arguments), screen)
         return _answer_once(runtime, conversation, sampling_options(arguments), screen, prompt, arguments.json)
+
+
+def _plan_text(preparation: Preparation) -> str:
+    from offload_runtime.forecast import forecast
+
+    return "\n".join([format_plan(preparation.plan), *forecast(preparation)])
 
 
 def _given_prompt(arguments: argparse.Namespace) -> str | None:

@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from offload_runtime.draft import Draft, DrawnTree
+from offload_runtime.draft import Draft
+from offload_runtime.drawn_tree import DrawnTree
 from offload_runtime.errors import Interrupted
 from offload_runtime.model import Model, never
-from offload_runtime.repetition import SeenTokens
 from offload_runtime.target import Target
-from sequoia_tree.sampling import Sampling, log_law, penalised
-from sequoia_tree.verify import Verdict, verify_greedy, verify_top_down
+from offload_runtime.tree_policy import PassFacts, PlainDecoding, TreePolicy
+from offload_runtime.verification import Scored, verify
+from sequoia_tree.sampling import Sampling
+from sequoia_tree.verify import Verdict
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Step:
     """What one step of the loop produced, and what it cost.
 
     token_ids: the new tokens, at least one unless the step was interrupted.
-    drafted, accepted: draft tokens in the tree, and how many of them verification accepted.
+    method: how it drafted. drafted, accepted: draft tokens in the tree, and how many of them verification accepted.
+    predicted_tokens, predicted_seconds: what the choice of the tree expected of the step; None where nothing was known.
     draft_seconds, target_seconds: wall time. streamed_bytes: what crossed the link, reading the prompt included.
     finish_reason: None until the last step, then "stop" (an end token or stop string), "length" or "interrupted".
     """
@@ -34,11 +36,17 @@ class Step:
     streamed_bytes: int
     finish_reason: str | None = None
     text: str = ""
+    method: str = "none"
+    predicted_tokens: float | None = None
+    predicted_seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Request:
-    """One generation: the prompt's token ids and how to continue them."""
+    """One generation: the prompt's token ids and how to continue them.
+
+    repeatable: the same random numbers are to bring the same text again, so trees must not depend on what was learnt.
+    """
 
     prompt: Sequence[int]
     sampling: Sampling
@@ -46,16 +54,18 @@ class Request:
     end_token_ids: frozenset[int]
     generator: torch.Generator
     should_stop: Callable[[], bool] = never
+    repeatable: bool = False
 
 
 class Decoder:
     """Runs requests one after the other over the caches of one target and, unless it decodes plainly, one draft.
 
-    `text` is what the caches hold a beginning of: a new prompt that begins like it is not read again.
+    policy: chooses what the draft does. `text` is what the caches hold a beginning of: a new prompt that begins like it
+    is not read again.
     """
 
-    def __init__(self, target: Target, draft: Draft | None):
-        self._target, self._draft = target, draft
+    def __init__(self, target: Target, draft: Draft | None = None, policy: TreePolicy | None = None):
+        self._target, self._draft, self._policy = target, draft, policy or PlainDecoding()
         self.text: list[int] = []
 
     def steps(self, request: Request) -> Iterator[Step]:
@@ -98,21 +108,24 @@ class Decoder:
         started = drafted_at = time.perf_counter()
         tokens: list[int] = []
         drafted, accepted, finish_reason = 0, 0, None
+        method = self._policy.method(request.sampling, len(self.text), request.repeatable)
         try:
-            drawn = self._grow(request)
+            drawn = method.grow(self.text, request.sampling, request.generator)
             drafted_at = time.perf_counter()
             logits = self._target.score(self.text, drawn)
         except Interrupted:
             self._rollback()
             finish_reason = "interrupted"
         else:
-            verdict = verify(drawn, logits, self.text, request)
+            scored = Scored.of(drawn, logits, self.text, request.sampling)
+            verdict = verify(scored, method.rule, request.generator)
+            self._policy.learn(method, scored, verdict)
             self._commit(drawn, verdict)
             drafted, accepted = drawn.tree.size - 1, len(verdict.path)
             accepted_tokens = [drawn.tokens[node] for node in verdict.path]
             tokens, finish_reason = cut([*accepted_tokens, verdict.bonus], request.end_token_ids, most_tokens)
             self.text += tokens
-        return Step(
+        step = Step(
             token_ids=tokens,
             drafted=drafted,
             accepted=accepted,
@@ -120,34 +133,22 @@ class Decoder:
             target_seconds=time.perf_counter() - drafted_at,
             streamed_bytes=self._target.model.streamed_total - streamed,
             finish_reason=finish_reason,
+            method=method.name,
+            predicted_tokens=method.predicted_tokens,
+            predicted_seconds=method.predicted_seconds,
         )
+        if tokens:
+            self._policy.passed(method, request.sampling, self._facts(step))
+        return step
 
-    def _grow(self, request: Request) -> DrawnTree:
-        if self._draft is None:
-            return DrawnTree.root_only(self.text[-1])
-        return self._draft.grow(self.text, request.sampling, request.generator)
+    def _facts(self, step: Step) -> PassFacts:
+        fresh_text = self._target.text_rows - 1
+        return PassFacts(step.accepted + 1, step.drafted + 1, fresh_text, step.draft_seconds, step.target_seconds)
 
     def _commit(self, drawn: DrawnTree, verdict: Verdict) -> None:
         self._target.commit(verdict.path)
         if self._draft is not None:
-            self._draft.commit([drawn.source_nodes[node] for node in verdict.path])
-
-
-def verify(drawn: DrawnTree, logits: Tensor, text: Sequence[int], request: Request) -> Verdict:
-    """Choose the accepted path and the bonus token from the target's ``logits [n, vocab]`` at every node."""
-    sampling = request.sampling
-    seen = None
-    if sampling.repetition_penalty != 1:
-        seen = SeenTokens(text, logits.device).at(drawn.paths(logits.device))
-    if sampling.temperature == 0:
-        best = penalised(logits, sampling, seen).argmax(dim=-1).tolist()
-        return verify_greedy(drawn.tree, drawn.tokens, best)
-
-    def target_law(node: int) -> Tensor:
-        row = slice(node, node + 1)
-        return log_law(logits[row], sampling, None if seen is None else seen[row])[0]
-
-    return verify_top_down(drawn.tree, drawn.tokens, target_law, drawn.draft_law, request.generator)
+            self._draft.commit(drawn.draft_columns(verdict.path))
 
 
 def cut(tokens: list[int], end_token_ids: frozenset[int], most_tokens: int) -> tuple[list[int], str | None]:

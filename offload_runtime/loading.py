@@ -17,7 +17,6 @@ from offload_runtime.planning import IOMode, ModelFiles, Preparation
 from offload_runtime.target import Target
 from scheduler.device_memory import DeviceMemory
 from scheduler.plan import Plan, Tier
-from sequoia_tree import Tree
 
 Progress = Callable[[str, int, int], None]
 """Called with what is loading, the bytes read so far, and the bytes in all."""
@@ -37,9 +36,7 @@ class LoadedModels:
         self._resources.close()
 
 
-def load_models(
-    preparation: Preparation, build_tree: Callable[[Plan], Tree], progress: Progress | None
-) -> LoadedModels:
+def load_models(preparation: Preparation, progress: Progress | None) -> LoadedModels:
     """Build both skeletons, plan anew with their exact sizes, and load every unit into its tier."""
     device = torch.device(preparation.machine.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -60,7 +57,7 @@ def load_models(
         draft = None
         if preparation.draft and draft_skeleton:
             draft_model = load(preparation.draft, draft_skeleton, (Tier.DEVICE,) * len(draft_skeleton.units))
-            draft = Draft(draft_model, build_tree(plan), preparation.target.spec.vocab_size, plan.rows)
+            draft = Draft(draft_model, preparation.target.spec.vocab_size, plan.rows)
         target = Target(load(preparation.target, target_skeleton, plan.tiers), plan.rows)
         if draft:
             _refuse_states(target.model, draft.model)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offload_runtime.errors import UsageError
-from offload_runtime.planning import DEMO_TARGET, DTYPES, TREES, Options, resolve_draft
+from offload_runtime.planning import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft
 from scheduler.machine import DEVICES
 from scheduler.sizes import parse_size
 
@@ -146,7 +146,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--host-memory", metavar="SIZE", type=size, help="use at most this much of the host's memory: 32GiB")
     add("--dtype", choices=DTYPES, default="auto", help="type to compute in (default: auto)")
     add("--context-length", metavar="N", type=whole_number(1), help="most tokens of prompts and replies together")
-    add("--tree", choices=TREES, default="auto", help="shape of what the draft proposes (default: auto)")
+    add(
+        "--tree",
+        choices=TREES,
+        default="auto",
+        help="what the draft proposes; auto: what is fastest here; sequoia: the best static tree; adaptive: grown for "
+        "each context; chain, chains, specinfer, topk: for comparison; none: plain decoding (default: auto)",
+    )
+    add(
+        "--verification",
+        choices=RULES,
+        default="auto",
+        help="rule that accepts drafts when sampling; all are exact; auto: the tree's own (default: auto)",
+    )
     add("--tree-size", metavar="N", type=count_or_auto, help="most tokens in a tree (default: auto)")
     add("--tree-depth", metavar="N", type=count_or_auto, help="most levels of a tree (default: auto)")
 
@@ -161,7 +173,10 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 def model_options(arguments: argparse.Namespace) -> Options:
     """The model options in parsed arguments, with the bundled pair filled in."""
     model = DEMO_TARGET if arguments.model is None else Path(arguments.model)
-    names = ("device", "device_memory", "host_memory", "dtype", "tree", "tree_size", "tree_depth", "context_length")
+    names = (
+        *("device", "device_memory", "host_memory", "dtype", "context_length"),
+        *("tree", "verification", "tree_size", "tree_depth"),
+    )
     values = {name: getattr(arguments, name) for name in names}
     return Options(model=model, draft=resolve_draft(model, arguments.draft), **values)
 

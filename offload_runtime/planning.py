@@ -6,22 +6,35 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from loaders.direct_io import measure_read_bandwidth
-from loaders.safetensors_files import Checkpoint, read_checkpoint, read_json
+from loaders.safetensors_files import Checkpoint, read_checkpoint
 from loaders.spec import ModelSpec, read_config, read_spec
-from offload_runtime.errors import MachineError, ModelFilesError, UsageError
+from offload_runtime.acceptance_store import Setting, load_beside
+from offload_runtime.errors import MachineError, UsageError
 from scheduler.machine import Machine, read_machine
 from scheduler.plan import Limits, Plan, Tier, make_plan
 from scheduler.sizes import parse_size
-from sequoia_tree import DEFAULT_ACCEPTANCE, Tree, chain, optimal_tree
+from sequoia_tree import DEFAULT_ACCEPTANCE
 
 DEMO_PAIR = Path(__file__).parent / "demo_pair"
 DEMO_TARGET, DEMO_DRAFT = DEMO_PAIR / "target", DEMO_PAIR / "draft"
 
-TREES = ("auto", "sequoia", "chain", "none")
+# The rules that may verify each kind of tree, its own first: what was drawn in one way needs the test made for it.
+_DRAWN = ("top-down", "traversal", "match")
+TREE_RULES = {
+    "auto": ("traversal", "top-down", "match"),
+    "sequoia": _DRAWN,
+    "adaptive": ("traversal", "top-down", "match"),
+    "chain": _DRAWN,
+    "chains": _DRAWN,
+    "specinfer": ("multi-round", "match"),
+    "topk": ("match",),
+    "none": ("match",),
+}
+TREES = tuple(TREE_RULES)
+RULES = ("auto", "top-down", "traversal", "match", "multi-round")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 IOMode = Literal["auto", "direct", "buffered"]
 IO_MODES = get_args(IOMode)
-ACCEPTANCE_FILE = "acceptance.json"
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ class Options:
     host_memory: int | str | None = None
     dtype: str = "auto"
     tree: str = "auto"
+    verification: str = "auto"
     tree_size: int | str | None = None
     tree_depth: int | str | None = None
     context_length: int | None = None
@@ -45,9 +59,18 @@ class Options:
     share_layers: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("tree", TREES), ("dtype", DTYPES), ("io", IO_MODES)):
+        for name, choices in (("tree", TREES), ("verification", RULES), ("dtype", DTYPES), ("io", IO_MODES)):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} {getattr(self, name)!r} is none of {', '.join(choices)}")
+        if self.verification not in ("auto", *TREE_RULES[self.tree]):
+            raise UsageError(
+                f"{self.verification} cannot verify {self.tree} trees exactly; {', '.join(TREE_RULES[self.tree])} can"
+            )
+
+    @property
+    def rule(self) -> str:
+        """The rule that trees are verified by above temperature 0."""
+        return TREE_RULES[self.tree][0] if self.verification == "auto" else self.verification
 
 
 @dataclass(frozen=True)
@@ -105,24 +128,14 @@ def prepare(options: Options) -> Preparation:
     return Preparation(options, target, draft, machine, limits, plan)
 
 
-def build_tree(plan: Plan, kind: str, acceptance: list[float]) -> Tree:
-    """The static tree every pass uses: the best one for `acceptance`, or a chain."""
-    if kind == "chain":
-        return chain(min(plan.tree_size, plan.tree_depth + 1))
-    return optimal_tree(acceptance, plan.tree_size, plan.tree_depth)
-
-
 def read_acceptance(draft: Path) -> list[float]:
-    """Positional acceptances measured for this draft, beside its weights; where there are none, published ones."""
-    path = draft / ACCEPTANCE_FILE
-    if not path.exists():
-        return list(DEFAULT_ACCEPTANCE)
-    values: list[float] = read_json(path).get("positional", [])
-    try:
-        optimal_tree(values, 1)  # refuses what no acceptances can be
-    except (TypeError, ValueError) as error:
-        raise ModelFilesError(f'{path}: "positional" is wrong: {error}. Correct or remove the file.') from error
-    return values
+    """Acceptance by child number measured for this draft, beside its weights; where there is none, published ones.
+
+    Raises ModelFilesError where the file is damaged.
+    """
+    measured = load_beside(draft)
+    nearest = measured and (measured.nearest(Setting(temperature=0.6)) or measured.nearest(Setting(temperature=0)))
+    return nearest[0].falling().tolist() if nearest else list(DEFAULT_ACCEPTANCE)
 
 
 def _usable_device(device: str) -> str:

@@ -11,7 +11,9 @@ class ReplyStats:
     """Sums over the steps of one reply. Seconds are wall time inside the runtime, not in its consumer.
 
     passes: steps that produced tokens, each one pass of the target over a tree (the first may take several over a long
-    prompt). link_bytes_per_second: streamed bytes over all seconds, so a link that idles shows.
+    prompt). link_bytes_per_second: streamed bytes over all seconds, so a link that idles shows. methods: passes by the
+    kind of tree. predicted_passes: those for which the choice of the tree made a prediction; predicted_tokens and
+    predicted_seconds are its sums over them, measured_tokens and measured_seconds what came of them.
     """
 
     passes: int = 0
@@ -23,6 +25,12 @@ class ReplyStats:
     seconds_to_first_token: float | None = None
     streamed_bytes: int = 0
     peak_device_bytes: int = 0
+    methods: dict[str, int] = field(default_factory=dict)
+    predicted_passes: int = 0
+    predicted_tokens: float = 0.0
+    predicted_seconds: float = 0.0
+    measured_tokens: int = 0
+    measured_seconds: float = 0.0
 
     def add(self, step: Step) -> None:
         self.draft_seconds += step.draft_seconds
@@ -36,6 +44,13 @@ class ReplyStats:
         self.tokens += len(step.token_ids)
         self.drafted += step.drafted
         self.accepted += step.accepted
+        self.methods[step.method] = self.methods.get(step.method, 0) + 1
+        if step.predicted_tokens is not None and step.predicted_seconds is not None:
+            self.predicted_passes += 1
+            self.predicted_tokens += step.predicted_tokens
+            self.predicted_seconds += step.predicted_seconds
+            self.measured_tokens += step.accepted + 1
+            self.measured_seconds += step.draft_seconds + step.target_seconds
 
     @property
     def seconds(self) -> float:

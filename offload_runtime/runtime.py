@@ -12,19 +12,20 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from loaders.tokenizers import check_same_tokens, has_tokenizer, load_tokenizer
+from offload_runtime.automatic_tree import MAX_DEPTH, AutomaticTree
 from offload_runtime.decode import Decoder, Request, Step
 from offload_runtime.errors import PromptError, UsageError
 from offload_runtime.generation_defaults import GenerationDefaults, override, read_generation_defaults
-from offload_runtime.loading import Progress, load_models
+from offload_runtime.learned_acceptance import LearnedAcceptance
+from offload_runtime.loading import LoadedModels, Progress, load_models
 from offload_runtime.model import never
 from offload_runtime.out_of_memory import out_of_memory_explained
-from offload_runtime.planning import IOMode, Options, Preparation, build_tree, prepare, read_acceptance, resolve_draft
+from offload_runtime.planning import IOMode, Options, Preparation, prepare, resolve_draft
 from offload_runtime.prompt import Prompt, encode_prompt, is_chat, turn_end_tokens
 from offload_runtime.reply import Reply
 from offload_runtime.text import IncrementalText, StopStrings
-from scheduler.plan import Plan
+from offload_runtime.tree_policy import FixedTree, TreePolicy
 from sequoia_tree.sampling import Sampling
-from sequoia_tree.tree import Tree
 
 
 class OffloadRuntime:
@@ -46,6 +47,7 @@ class OffloadRuntime:
         tree_size: int | str | None = "auto",
         tree_depth: int | str | None = "auto",
         context_length: int | None = None,
+        verification: str = "auto",
         io: IOMode = "auto",
         progress: Progress | None = None,
     ) -> "OffloadRuntime":
@@ -65,6 +67,7 @@ class OffloadRuntime:
             host_memory=host_memory,
             dtype=dtype,
             tree=tree,
+            verification=verification,
             tree_size=tree_size,
             tree_depth=tree_depth,
             context_length=context_length,
@@ -78,14 +81,13 @@ class OffloadRuntime:
         if preparation.draft:
             _check_draft(preparation)
 
-        def tree_for(plan: Plan) -> Tree:
-            return build_tree(plan, options.tree, read_acceptance(options.draft) if options.draft else [])
-
+        known = LearnedAcceptance(options.model, options.draft) if options.draft and preparation.draft else None
         with out_of_memory_explained(preparation.plan):
-            self._models = load_models(preparation, tree_for, progress)
+            self._models = load_models(preparation, progress)
         self._close = weakref.finalize(self, self._models.close)  # also where this is dropped, or the program ends
         self.plan = self._models.plan
-        self._decoder = Decoder(self._models.target, self._models.draft)
+        policy = _tree_policy(self._models, options, known) if known else None
+        self._decoder = Decoder(self._models.target, self._models.draft, policy)
         self._has_text = has_tokenizer(self._directory)
         self.last_reply = Reply()
 
@@ -163,6 +165,7 @@ class OffloadRuntime:
             end_token_ids=self.end_token_ids.union(end_token_ids, turn_ends),
             generator=generator,
             should_stop=should_stop,
+            repeatable=seed is not None,
         )
         self.last_reply = Reply(seed=generator.initial_seed())
         return self._stream(request, stops, self.last_reply)
@@ -230,6 +233,14 @@ class OffloadRuntime:
             raise UsageError(f"max_new_tokens must be a whole number from 1 up, not {max_new_tokens!r}")
         room = self.context_length - len(ids)
         return room if max_new_tokens is None else min(room, max_new_tokens)
+
+
+def _tree_policy(models: LoadedModels, options: Options, known: LearnedAcceptance) -> TreePolicy:
+    assert models.draft is not None
+    if options.tree != "auto":
+        return FixedTree(models.draft, models.plan, options.tree, options.rule, known)
+    depth = options.tree_depth if isinstance(options.tree_depth, int) else MAX_DEPTH
+    return AutomaticTree(models.draft, models.target, models.plan, depth, options.rule, known)
 
 
 def _seeded(generator: torch.Generator, seed: int | None) -> torch.Generator:

@@ -14,7 +14,7 @@ def plan_line(plan: Plan) -> str:
     names = plan.model if plan.draft is None else f"{plan.model}, drafted by {plan.draft}"
     parts = [names, f"{plan.dtype} on {plan.device_name}", _streaming(plan)]
     if plan.draft is not None:
-        parts.append(f"trees of {plan.tree_size} token{'' if plan.tree_size == 1 else 's'}")
+        parts.append(f"trees of up to {plan.tree_size} token{'' if plan.tree_size == 1 else 's'}")
     return " · ".join([*parts, f"context {plan.context_length}"])
 
 
@@ -31,11 +31,19 @@ def reply_line(stats: "ReplyStats", plan: Plan, tokens_in_context: int) -> str:
     parts = [f"{stats.tokens} token{'' if stats.tokens == 1 else 's'}", f"{_short(stats.tokens_per_second)} tok/s"]
     if stats.seconds_to_first_token is not None:
         parts.append(f"first token {_short(stats.seconds_to_first_token)} s")
-    parts.append(f"{stats.tokens_per_pass:.1f} tokens/pass")
+    parts.append(f"{stats.tokens_per_pass:.1f} tokens/pass{_predicted(stats)}")
     if stats.streamed_bytes:
         source = "disk" if Tier.DISK in plan.tiers else "link"
         parts.append(f"{source} {format_size(int(stats.link_bytes_per_second))}/s")
     return " · ".join([*parts, f"context {tokens_in_context}/{plan.context_length}"])
+
+
+def _predicted(stats: "ReplyStats") -> str:
+    """What the choice of the tree expected, where it chose all but a few."""
+    if not stats.predicted_passes or 2 * stats.predicted_passes < stats.passes:
+        return ""
+    tokens, seconds = stats.predicted_tokens, stats.predicted_seconds
+    return f" (predicted {tokens / stats.predicted_passes:.1f} at {_short(tokens / seconds)} tok/s)"
 
 
 def _short(value: float) -> str:

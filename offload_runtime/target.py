@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from offload_runtime.draft import DrawnTree
+from offload_runtime.drawn_tree import DrawnTree
 from offload_runtime.model import Model
 from offload_runtime.rows import text_and_tree_rows
 
@@ -13,13 +13,14 @@ from offload_runtime.rows import text_and_tree_rows
 class Target:
     """Scores trees; its cache holds a beginning of the text and is brought up to date with the tree's own pass.
 
-    most_rows: most rows of one pass; a longer text is read in several.
+    most_rows: most rows of one pass; a longer text is read in several. text_rows: of the text in the latest pass, the
+    root among them.
     """
 
     def __init__(self, model: Model, most_rows: int):
         self.model = model
         self._most_rows = most_rows
-        self._text_rows = 0
+        self.text_rows = 1
 
     @torch.inference_mode()
     def score(self, text: Sequence[int], drawn: DrawnTree) -> Tensor:
@@ -30,15 +31,15 @@ class Target:
         if surplus > 0:
             self.model.read(text[cache.length : cache.length + surplus], self._most_rows)
         unread = text[cache.length :]
-        self._text_rows = len(unread)
+        self.text_rows = len(unread)
         device = self.model.device
         ancestors = torch.from_numpy(drawn.tree.ancestor_mask()).to(device)
-        depths = torch.tensor(drawn.tree.depths, dtype=torch.int64, device=device)
+        depths = torch.from_numpy(drawn.tree.depth_array).to(device)
         tokens = torch.tensor([*unread, *drawn.tokens[1:]], device=device)
         rows = text_and_tree_rows(cache.length, len(unread), ancestors, depths)
         return self.model.forward(tokens, rows, logits_to_keep=nodes)
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the text's rows and those of the accepted nodes."""
-        before_root = self._text_rows - 1
-        self.model.cache.commit([*range(self._text_rows), *(before_root + node for node in path)])
+        before_root = self.text_rows - 1
+        self.model.cache.commit([*range(self.text_rows), *(before_root + node for node in path)])

@@ -4,7 +4,8 @@
 
 Tokenizer, target and draft are trained on conversations about the standard library of the running interpreter
 (`demo_corpus.py`); the draft is then distilled from the target. Both are written as bf16 safetensors that transformers
-loads without further code, together with the draft's measured acceptance (`draft/acceptance.json`).
+loads without further code, together with the draft's acceptance (`draft/acceptance.json`, measured by
+`measure_acceptance.py`).
 
 The same seed, interpreter and torch build give the same weights on a CPU; on CUDA, up to the kernels' rounding. The
 default steps and the measurements took about 65 CPU-minutes on one thread of a busy machine of two x86-64 cores, 95
@@ -13,22 +14,24 @@ minutes by the clock. An interrupted run goes on from its last checkpoint in --w
 
 import argparse
 import copy
-import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
 import torch
 import torch.nn.functional as F
+from acceptance.prompts import STANDARD_LIBRARY
 from demo_corpus import Message, build_corpus
-from demo_measurement import WINDOW, held_out_loss, measure_acceptance, next_token_loss
+from demo_measurement import WINDOW, held_out_loss, next_token_loss
+from measure_acceptance import main as measure_acceptance
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -296,7 +299,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
     options = parse_arguments()
     torch.set_num_threads(options.threads)
     logging.disable_progress_bar()
@@ -321,12 +324,13 @@ def main() -> None:
     losses["draft after distillation"] = held_out_loss(draft, held_out)
     for window in (WINDOW, LONG_WINDOW, CONTEXT):
         losses[f"target, windows of {window} tokens"] = held_out_loss(target, held_out, window)
-    acceptance = measure_acceptance(target, draft, held_out, temperature=0.6, seed=options.seed)
-    (options.output / "draft" / "acceptance.json").write_text(json.dumps(asdict(acceptance), indent=2) + "\n")
     for name, loss in losses.items():
         print(f"held-out loss, {name}: {loss:.3f} nats a token (perplexity {math.exp(loss):.1f})")
-    print(json.dumps(asdict(acceptance), indent=2))
+    prompts = options.work_dir / "prompts.txt"
+    prompts.write_text("\n".join(STANDARD_LIBRARY))
+    pair = ("--model", str(options.output / "target"), "--draft", str(options.output / "draft"))
+    return measure_acceptance([*pair, "--prompts", str(prompts), "--output", "beside", "--quiet"])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,7 +4,8 @@ Numbers in, numbers out: nothing here knows a model or a file. This module needs
 tensors are `sequoia_tree.sampling` and `sequoia_tree.verify`.
 """
 
+from sequoia_tree.baselines import best_chains, chains, k_ary
 from sequoia_tree.construct import DEFAULT_ACCEPTANCE, chain, expected_tokens, optimal_tree
 from sequoia_tree.tree import Tree
 
-__all__ = ["DEFAULT_ACCEPTANCE", "Tree", "chain", "expected_tokens", "optimal_tree"]
+__all__ = ["DEFAULT_ACCEPTANCE", "Tree", "best_chains", "chain", "chains", "expected_tokens", "k_ary", "optimal_tree"]

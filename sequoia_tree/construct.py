@@ -35,12 +35,8 @@ def optimal_tree(
     ValueError: acceptance empty, not one-dimensional, negative, not finite or with a sum above 1; size below 1; a
     negative limit.
     """
-    vector = _checked(acceptance)[:max_children]
-    if size < 1:
-        raise ValueError(f"size counts the root and must be at least 1, got {size}")
-    for name, limit in (("max_depth", max_depth), ("max_children", max_children)):
-        if limit is not None and limit < 0:
-            raise ValueError(f"{name} must be 0 or more, or None for no limit, got {limit}")
+    check_limits(size, max_depth=max_depth, max_children=max_children)
+    vector = checked_acceptance(acceptance)[:max_children]
     depth = size - 1 if max_depth is None else min(max_depth, size - 1)
     build = best_first if np.all(np.diff(vector) <= 0) else dynamic_program
     return _level_by_level(build(vector, size, depth))
@@ -52,12 +48,21 @@ def expected_tokens(tree: Tree, acceptance: ArrayLike) -> float:
     The root counts 1, the bonus token. A child beyond the end of `acceptance` is never accepted. ValueError as for
     `optimal_tree`.
     """
-    chances = [1.0, *_checked(acceptance).tolist()]  # by child number; the root's is 0
-    reach: list[float] = []
-    for parent, number in zip(tree.parents, tree.child_numbers):
-        chance = chances[number] if number < len(chances) else 0.0
-        reach.append(chance * reach[parent] if reach else 1.0)
-    return math.fsum(reach)
+    return math.fsum(expected_reach(tree, acceptance).tolist())
+
+
+def expected_reach(tree: Tree, acceptance: ArrayLike) -> NDArray[np.float64]:
+    """The chance that each node is accepted, float64 [size]: the product of the acceptances on its path.
+
+    The root's is 1. ValueError as for `optimal_tree`.
+    """
+    chances = np.array([1.0, *checked_acceptance(acceptance), 0.0])  # by child number; the root's is 0
+    reach = chances[tree.child_number_array.clip(max=len(chances) - 1)]
+    further = tree.parent_array.clip(min=0)
+    while further.any():  # each round doubles the generations that the products cover
+        reach *= reach[further]
+        further = further[further]
+    return reach
 
 
 def chain(size: int) -> Tree:
@@ -87,8 +92,12 @@ def best_first(acceptance: NDArray[np.float64], size: int, max_depth: int) -> Tr
     return Tree(parents)
 
 
-def _checked(acceptance: ArrayLike) -> NDArray[np.float64]:
-    vector = np.asarray(acceptance, dtype=np.float64)
+def checked_acceptance(acceptance: ArrayLike) -> NDArray[np.float64]:
+    """`acceptance` as float64 [children]. ValueError where it is not what `optimal_tree` asks for."""
+    try:
+        vector = np.asarray(acceptance, dtype=np.float64)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"acceptance must be a list of numbers ({error})") from error
     if vector.ndim != 1 or vector.size == 0:
         raise ValueError(f"acceptance must be a list of at least one number, got shape {vector.shape}")
     if not np.all(np.isfinite(vector)) or vector.min() < 0:
@@ -96,6 +105,15 @@ def _checked(acceptance: ArrayLike) -> NDArray[np.float64]:
     if vector.sum() > 1 + _SUM_SLACK:
         raise ValueError(f"at most one child is accepted, so acceptance sums to at most 1, got {vector.sum():.6f}")
     return vector
+
+
+def check_limits(size: int, **limits: int | None) -> None:
+    """ValueError for a `size` below 1 and for negative limits, which are called by their names."""
+    if size < 1:
+        raise ValueError(f"size counts the root and must be at least 1, got {size}")
+    for name, limit in limits.items():
+        if limit is not None and limit < 0:
+            raise ValueError(f"{name} must be 0 or more, or None for no limit, got {limit}")
 
 
 def _level_by_level(tree: Tree) -> Tree:

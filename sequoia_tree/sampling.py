@@ -144,9 +144,21 @@ def draw_without_replacement(log_law: Tensor, count: int, generator: torch.Gener
     return torch.nn.functional.pad(tokens, (0, count - tokens.shape[-1]), value=-1)
 
 
+def draw_with_replacement(log_law: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` tokens for each row of `log_law` [m, V], each drawn from the whole law: int64 [m, count]."""
+    law = probabilities(log_law)
+    return torch.stack([draw_rows(law, generator) for _ in range(count)], dim=1)
+
+
 def draw(weights: Tensor, generator: torch.Generator) -> int:
     """One token with probability proportional to `weights` [V], which are not negative and need not sum to 1."""
+    return int(draw_rows(weights[None], generator))
+
+
+def draw_rows(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """One token for each row of `weights` [m, V], as `draw` draws it: int64 [m]."""
     cumulative = weights.cumsum(-1, dtype=torch.float64)
-    uniform = torch.rand(1, dtype=torch.float64, device=weights.device, generator=generator)
+    uniform = torch.rand(len(weights), 1, dtype=torch.float64, device=weights.device, generator=generator)
     # `right`: the first token whose cumulative weight exceeds the point, so never one of weight 0
-    return int(torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).clamp(max=len(weights) - 1))
+    tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+    return tokens.clamp(max=weights.shape[-1] - 1)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import index
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+_MOST_NODES = 1_000_000  # in a file; a pass over a thousandth of that is already long
+_MOST_BYTES = 64 * _MOST_NODES  # so that a checkpoint named by mistake is not read
 
 
 @dataclass(frozen=True)
@@ -16,15 +24,29 @@ class Tree:
     """A rooted tree over nodes 0 … size − 1, every parent before its children.
 
     Node 0 is the root: the last accepted token, whose parent is -1. The children of a node are ordered, as they are
-    drawn one after another. The lists and the mask handed out are shared; do not write to them. ValueError for parents
-    that form no such tree.
+    drawn one after another. The lists and arrays handed out are shared; do not write to them. The arrays are made
+    without a loop over nodes or levels, as a tree that adapts to its text is a new one in every pass. ValueError for
+    parents that form no such tree.
     """
 
     parents: list[int]
+    _parent_array: Ints = field(compare=False, repr=False)
 
     def __init__(self, parents: Iterable[int]) -> None:
         object.__setattr__(self, "parents", [index(parent) for parent in parents])
-        _check(self.parents)
+        object.__setattr__(self, "_parent_array", _checked(self.parents))
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Tree:
+        """The tree that `save` wrote to `path`. ValueError, naming the file, for anything else; OSError as open's."""
+        try:
+            return cls(_parents_in(read_json(Path(path))))
+        except ValueError as error:
+            raise ValueError(f"{path} holds no tree: {error}") from error
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the tree to `path` as JSON: {"parents": [-1, 0, …]}. OSError as open's."""
+        Path(path).write_text(json.dumps({"parents": self.parents}) + "\n", encoding="utf-8")
 
     def __hash__(self) -> int:
         return hash(tuple(self.parents))
@@ -37,15 +59,43 @@ class Tree:
     @property
     def depth(self) -> int:
         """Depth of the deepest node; 0 for the root alone."""
-        return max(self.depths)
+        return int(self.depth_array.max())
+
+    @property
+    def parent_array(self) -> Ints:
+        """`parents` as int64 [size]."""
+        return self._parent_array
+
+    @cached_property
+    def depth_array(self) -> Ints:
+        """`depths` as int64 [size]."""
+        return _steps_to_root(self.parent_array.clip(min=0))
+
+    @cached_property
+    def child_count_array(self) -> Ints:
+        """How many children each node has, int64 [size]."""
+        return np.bincount(self.parent_array[1:], minlength=self.size)
+
+    @cached_property
+    def child_number_array(self) -> Ints:
+        """`child_numbers` as int64 [size]."""
+        numbers = np.zeros(self.size, dtype=np.int64)
+        by_parent = self._by_parent
+        elders = self._first_places[self.parent_array[by_parent]]  # nodes listed before the first of its siblings
+        numbers[by_parent] = np.arange(1, self.size) - elders
+        return numbers
+
+    @cached_property
+    def post_order(self) -> Ints:
+        """All nodes, int64 [size]: every subtree before its root, siblings in drawing order, so the root last."""
+        order = np.empty(self.size, dtype=np.int64)
+        order[self._post_places] = np.arange(self.size)
+        return order
 
     @cached_property
     def depths(self) -> list[int]:
         """Distance of each node from the root."""
-        depths = [0]
-        for parent in self.parents[1:]:
-            depths.append(depths[parent] + 1)
-        return depths
+        return self.depth_array.tolist()
 
     @cached_property
     def children(self) -> list[list[int]]:
@@ -58,11 +108,7 @@ class Tree:
     @cached_property
     def child_numbers(self) -> list[int]:
         """Which child of its parent each node is, counted from 1; 0 for the root."""
-        numbers = [0] * self.size
-        for siblings in self.children:
-            for number, node in enumerate(siblings, 1):
-                numbers[node] = number
-        return numbers
+        return self.child_number_array.tolist()
 
     @cached_property
     def levels(self) -> list[list[int]]:
@@ -86,11 +132,44 @@ class Tree:
 
     @cached_property
     def _ancestors(self) -> NDArray[np.bool_]:
-        """Made once: a static tree is scored in every pass."""
-        mask = np.eye(self.size, dtype=np.bool_)
-        for node, parent in enumerate(self.parents[1:], 1):
-            mask[node] |= mask[parent]
-        return mask
+        """Made once: a static tree is scored in every pass. Bits, not bytes, are gathered, as that is the slow part."""
+        bits = np.packbits(np.eye(self.size, dtype=np.bool_), axis=1)
+        further = self.parent_array.clip(min=0)
+        while further.any():  # each round doubles the number of generations that are covered
+            bits |= bits[further]
+            further = further[further]
+        bits |= bits[further]
+        return np.unpackbits(bits, axis=1, count=self.size).view(np.bool_)
+
+    @cached_property
+    def _by_parent(self) -> Ints:
+        """The nodes without the root, int64 [size - 1], siblings side by side in drawing order."""
+        return np.argsort(self.parent_array[1:], kind="stable") + 1
+
+    @cached_property
+    def _first_places(self) -> Ints:
+        """Where in `_by_parent` each node's children begin, int64 [size]."""
+        return np.cumsum(self.child_count_array) - self.child_count_array
+
+    @cached_property
+    def _first_leaves(self) -> Ints:
+        """The leaf below each node that first children alone lead to, int64 [size]; a leaf's own is itself."""
+        leaves = np.arange(self.size)
+        inner = self.child_count_array > 0
+        leaves[inner] = self._by_parent[self._first_places[inner]]
+        while not np.array_equal(further := leaves[leaves], leaves):
+            leaves = further
+        return leaves
+
+    @cached_property
+    def _post_places(self) -> Ints:
+        """Place of each node in the post-order, int64 [size]."""
+        following = self.parent_array.clip(min=0)
+        siblings = self._by_parent
+        younger = siblings[1:]
+        have_younger = self.parent_array[siblings[:-1]] == self.parent_array[younger]
+        following[siblings[:-1][have_younger]] = self._first_leaves[younger[have_younger]]
+        return self.size - 1 - _steps_to_root(following)
 
     def prune(self, alive: Sequence[bool]) -> tuple[Tree, list[int]]:
         """The tree of the nodes that are alive together with all their ancestors, and those nodes' present ids.
@@ -109,11 +188,64 @@ class Tree:
         return Tree(new_ids[self.parents[node]] for node in kept), kept
 
 
-def _check(parents: list[int]) -> None:
+def _checked(parents: list[int]) -> Ints:
+    """`parents` as an array. ValueError where they form no tree."""
     if not parents:
         raise ValueError("a tree has at least a root; got no parents")
     if parents[0] != -1:
-        raise ValueError(f"parents[0] is the root's and must be -1, got {parents[0]}")
-    for node, parent in enumerate(parents[1:], 1):
-        if not 0 <= parent < node:
-            raise ValueError(f"parents[{node}] must be an earlier node, 0 to {node - 1}, got {parent}")
+        raise ValueError(f"parents[0] is the root's and must be -1, got {_shown(parents[0])}")
+    try:
+        array = np.array(parents, dtype=np.int64)
+    except OverflowError:  # beyond 64 bits, so out of range in any case
+        array = np.array([max(-2, min(parent, len(parents))) for parent in parents])
+    wrong = (array < 0) | (array >= np.arange(len(parents)))
+    wrong[0] = False
+    if wrong.any():
+        node = int(wrong.argmax())
+        raise ValueError(f"parents[{node}] must be an earlier node, 0 to {node - 1}, got {_shown(parents[node])}")
+    return array
+
+
+def _steps_to_root(following: Ints) -> Ints:
+    """How often each node goes on to following[node] until it is at node 0, which follows itself.
+
+    Each round doubles the steps that are looked ahead, so a chain takes no more than log2(size) rounds.
+    """
+    steps = np.ones_like(following)
+    steps[0] = 0
+    while following.any():
+        steps += steps[following]
+        following = following[following]
+    return steps
+
+
+def read_json(path: Path) -> object:
+    """What the JSON file `path` holds. ValueError where it is not JSON or larger than any tree; OSError as open's."""
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes, more than any tree of {_MOST_NODES:,} nodes")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("its brackets nest too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"it is not JSON ({error})") from error
+
+
+def _parents_in(content: object) -> list[int]:
+    """The value of "parents" in `content`. ValueError unless it is a list of integers of bearable length."""
+    if not isinstance(content, dict) or "parents" not in content:
+        raise ValueError('it must be an object with the key "parents", such as {"parents": [-1, 0, 0]}')
+    parents = content["parents"]
+    if not isinstance(parents, list):
+        raise ValueError(f'"parents" must be a list of integers, got {_shown(parents)}')
+    if len(parents) > _MOST_NODES:
+        raise ValueError(f"it has {len(parents):,} nodes; at most {_MOST_NODES:,} are read")
+    for node, parent in enumerate(parents):
+        if type(parent) is not int:  # True is an int to isinstance
+            raise ValueError(f"parents[{node}] must be an integer, got {_shown(parent)}")
+    return parents
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,17 +1,44 @@
-"""Which path of a tree is accepted: rules whose text is exactly the target's."""
+"""Which path of a tree is accepted: rules whose text is exactly the target's.
+
+The rules are worked out for all nodes at once and read by the host at the end: a device is waited for once or twice in
+a pass, however many nodes there are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sequoia_tree.sampling import draw, probabilities
+from sequoia_tree.families import Family, families
+from sequoia_tree.sampling import draw, draw_rows
 from sequoia_tree.tree import Tree
 
-Law = Callable[[int], Tensor]  # node id -> log-probabilities [V] of the token after it
+# Numbers of a block of laws that is worked on at once: 16 MB of float32 stay near the processor's caches.
+_BLOCK = 1 << 22
+_LARGEST = 1e37  # a factor that a float32 probability can be multiplied with
+
+
+@dataclass(frozen=True)
+class Laws:
+    """The laws that a tree is verified against, each a function of node ids, int64 [m].
+
+    They return new float32 tensors [m, V] on the generator's device, whose rows sum to 1: `target` the law of the token
+    after each node, `draft` the law from which the children of each node were drawn.
+    """
+
+    target: Callable[[Tensor], Tensor]
+    draft: Callable[[Tensor], Tensor]
+    vocab_size: int
+
+    @property
+    def most_rows(self) -> int:
+        """Rows to ask for at once."""
+        return max(1, _BLOCK // self.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -21,56 +48,183 @@ class Verdict:
     path: list[int]
     bonus: int
 
+    @property
+    def last(self) -> int:
+        """The node after which the bonus token comes."""
+        return self.path[-1] if self.path else 0
 
-def verify_greedy(tree: Tree, tokens: list[int], best: list[int]) -> Verdict:
+
+Rule = Callable[[Tree, Tensor, Laws, torch.Generator], Verdict]
+
+
+def verify_top_down(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Generator) -> Verdict:
+    """Sequoia's rule (arXiv 2402.12374, algorithm 2): ratio tests of the children in drawing order, from the root down.
+
+    tokens: int64 [n], node i's token; the root's is not read. The children of a node must have been drawn without
+    replacement from the draft's law and none dropped; then the tokens follow the target's law exactly.
+    """
+    return _ratio_tests(tree, tokens, laws, generator, replacement=False)
+
+
+def verify_multi_round(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Generator) -> Verdict:
+    """SpecInfer's rule (arXiv 2305.09781): as `verify_top_down`, for children drawn *with* replacement."""
+    return _ratio_tests(tree, tokens, laws, generator, replacement=True)
+
+
+def verify_traversal(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Generator) -> Verdict:
+    """Bottom-up traversal (arXiv 2505.12398), for trees as `verify_top_down` takes them; accepts more.
+
+    A node's weight is what the ratios along its path leave of its chance; it is accepted with what its children leave
+    of that, once they and all before it are refused. Weights do not depend on what is accepted, so they are found
+    level by level; the first node in post-order that passes its test is the answer.
+    """
+    arriving = torch.ones(tree.size, dtype=torch.float64, device=tokens.device)
+    leaving = arriving.clone()
+    for depth in range(tree.depth):
+        level = np.flatnonzero(tree.depth_array == depth)
+        for family in families(tree, level, laws.most_rows, tokens.device):
+            refused = _refuse(family, tokens, laws, arriving[family.parents], replacement=False)
+            leaving[family.parents] = refused.weight
+            children = family.children[family.present]
+            arriving[children] = leaving[children] = refused.chances[family.present]
+    order = torch.from_numpy(tree.post_order).to(tokens.device)
+    uniform = _uniform(tree.size, tokens.device, generator)
+    passed = (uniform < leaving[order]).int()
+    passed[-1] = 1  # the root comes last, and is accepted when nothing else is
+    path = tree.path(int(order[passed.argmax()]))
+    return Verdict(path, _bonus(tree, path, tokens, laws, arriving, generator))
+
+
+def verify_match(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Generator) -> Verdict:
+    """Sample the target's token after each node and go on to the child that has it, if there is one.
+
+    Exact for any tree whose tokens do not depend on these samples, however they were chosen.
+    """
+    root = torch.zeros(1, dtype=torch.int64, device=tokens.device)
+    bonus = draw(laws.target(root)[0], generator)
+    return follow(tree, tokens, Verdict([], bonus), range(1, tree.size), laws, generator)
+
+
+RULES: dict[str, Rule] = {
+    "top-down": verify_top_down,
+    "traversal": verify_traversal,
+    "match": verify_match,
+    "multi-round": verify_multi_round,
+}
+
+
+def follow(
+    tree: Tree, tokens: Tensor, verdict: Verdict, nodes: Sequence[int], laws: Laws, generator: torch.Generator
+) -> Verdict:
+    """Go on from `verdict` by matching: as long as the bonus token is that of a child among `nodes`.
+
+    `nodes` hold tokens that may be chosen in any way, but not by looking at the samples drawn here or at the bonus.
+    """
+    chosen = np.full(tree.size, -1, dtype=np.int64)
+    chosen[verdict.last] = verdict.bonus
+    ids = torch.tensor(nodes, dtype=torch.int64, device=tokens.device)
+    samples = [draw_rows(laws.target(piece), generator) for piece in ids.split(laws.most_rows)]
+    chosen[nodes] = torch.cat(samples).cpu().numpy()
+    return _descend(tree, tokens, chosen, verdict.path, frozenset(nodes))
+
+
+def verify_greedy(tree: Tree, tokens: Tensor, best: Tensor) -> Verdict:
     """Accept what the target would have chosen: tokens[i] is node i's token, best[i] the target's argmax after node i.
 
     Exact for any tree, however its tokens were chosen.
     """
-    path: list[int] = []
-    node = 0
-    while (child := next((c for c in tree.children[node] if tokens[c] == best[node]), None)) is not None:
-        path.append(child)
-        node = child
-    return Verdict(path, best[node])
+    return _descend(tree, tokens, best.cpu().numpy(), [], None)
 
 
-def verify_top_down(
-    tree: Tree, tokens: list[int], target_law: Law, draft_law: Law, generator: torch.Generator
+def _descend(
+    tree: Tree, tokens: Tensor, chosen: NDArray[np.int64], path: list[int], among: frozenset[int] | None
 ) -> Verdict:
-    """Sequoia's rule (arXiv 2402.12374, algorithm 2): ratio tests of the children in drawing order, from the root down.
+    """From the end of `path` down through children (those in `among`) that hold the token chosen at their parent."""
+    hits = np.flatnonzero(tokens.cpu().numpy()[1:] == chosen[tree.parent_array[1:]]) + 1
+    matching = {tree.parents[node]: int(node) for node in hits[::-1] if among is None or int(node) in among}
+    path = list(path)
+    node = path[-1] if path else 0
+    while node in matching:
+        node = matching[node]
+        path.append(node)
+    return Verdict(path, int(chosen[node]))
 
-    tokens[i] is node i's token, the root's is not read. Both laws give float32 log-probabilities [V] on the
-    generator's device, and are asked only for the nodes on the way. The children of a node must have been drawn
-    without replacement from `draft_law` and none dropped; then the tokens follow the target's law exactly.
-    """
+
+def _ratio_tests(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Generator, replacement: bool) -> Verdict:
+    chances = torch.zeros(tree.size, dtype=torch.float64, device=tokens.device)
+    full = torch.ones_like(chances)
+    for family in families(tree, np.arange(tree.size), laws.most_rows, tokens.device):
+        refused = _refuse(family, tokens, laws, full[family.parents], replacement)
+        chances[family.children[family.present]] = refused.chances[family.present]
+    passed = (_uniform(tree.size, tokens.device, generator) < chances).cpu().numpy()
+    first_passed = {tree.parents[node]: int(node) for node in np.flatnonzero(passed)[::-1]}
     path: list[int] = []
     node = 0
-    while children := tree.children[node]:
-        drawn = [tokens[child] for child in children]
-        p, q = probabilities(target_law(node)), probabilities(draft_law(node))
-        accepted, weights = ratio_tests(drawn, p, q, generator)
-        if accepted is None:
-            return Verdict(path, draw(weights, generator))
-        node = children[accepted]
+    while node in first_passed:
+        node = first_passed[node]
         path.append(node)
-    return Verdict(path, draw(probabilities(target_law(node)), generator))
+    return Verdict(path, _bonus(tree, path, tokens, laws, full, generator, replacement))
 
 
-def ratio_tests(drawn: list[int], p: Tensor, q: Tensor, generator: torch.Generator) -> tuple[int | None, Tensor]:
-    """Place of the first accepted token in `drawn`, and the weights that the target has left when there is none.
+@dataclass(frozen=True)
+class _Refused:
+    """What m parents are left with once all their children are refused.
 
-    p and q [V] are the target's and the draft's weights: proportional to their laws, which saves normalising 128,256
-    numbers for each child. q is overwritten. The device is waited for once per tested child, mostly once per node.
+    chances: float64 [m, most children], of each child, once its elder siblings are refused. weight: float64 [m].
+    left: float32 [m, V], proportional to what the target has left.
     """
-    for place, token in enumerate(drawn):
-        assert token >= 0, "a child for which no token was left to draw must be pruned before verification"
-        uniform = torch.rand((), dtype=p.dtype, device=p.device, generator=generator)
-        u, p_sum, q_sum, p_token, q_token = torch.stack((uniform, p.sum(), q.sum(), p[token], q[token])).tolist()
-        assert q_token > 0, f"child token {token} was not drawn from the draft law less its elder siblings"
-        if u * p_sum * q_token < p_token * q_sum:  # u < p(token) / q(token), normalised
-            return place, p
-        residual = torch.sub(p, q, alpha=p_sum / q_sum).clamp_(min=0)
-        p = torch.where(residual.sum() > 0, residual, p)  # p equals q up to rounding: go on with p itself
-        q[token] = 0
-    return None, p
+
+    chances: Tensor
+    weight: Tensor
+    left: Tensor
+
+
+def _refuse(family: Family, tokens: Tensor, laws: Laws, weight: Tensor, replacement: bool) -> _Refused:
+    """The ratio tests of every child against what its elder siblings leave, for parents that arrive with `weight`.
+
+    With weight A, target law p and draft law q, a child's chance is min(1, A p / q); refusing it leaves the positive
+    part of A p - q, whose sum S makes the weight S / (S + 1 - A). Weight 1 stays 1: Sequoia's rule. Laws are kept
+    unnormalised, beside their sums in float64.
+    """
+    p, q = laws.target(family.parents), laws.draft(family.parents)
+    p_sum, q_sum = p.sum(-1, dtype=torch.float64), q.sum(-1, dtype=torch.float64)
+    drawn = tokens[family.children]
+    chances = torch.zeros(drawn.shape, dtype=torch.float64, device=drawn.device)
+    weight = weight.clone()
+    for number, count in enumerate(family.having):
+        token = drawn[:count, number, None]
+        a, p_whole = weight[:count], p_sum[:count]
+        p_token, q_token = (law[:count].gather(1, token)[:, 0].double() for law in (p, q))
+        q_whole = torch.maximum(q_sum[:count], q_token)
+        chances[:count, number] = (a * p_token * q_whole / (p_whole * q_token)).clamp_(max=1)
+        q_share = (p_whole / (a * q_whole)).clamp_(max=_LARGEST).float()
+        left = p[:count].addcmul_(q[:count], q_share[:, None], value=-1).clamp_(min=0).sum(-1, dtype=torch.float64)
+        part = a * left / p_whole
+        p_sum[:count] = torch.where(left > 0, left, p_whole)
+        weight[:count] = torch.where(part > 0, part / (part + 1 - a), (a == 1).double())
+        if not replacement:
+            q_sum[:count] = q_whole - q_token
+            q[:count].scatter_(1, token, 0)
+    return _Refused(chances, weight, p)
+
+
+def _bonus(
+    tree: Tree,
+    path: list[int],
+    tokens: Tensor,
+    laws: Laws,
+    arriving: Tensor,
+    generator: torch.Generator,
+    replacement: bool = False,
+) -> int:
+    """A token from what the target has left at the end of `path`, all children there being refused."""
+    node = np.array(path[-1:] or [0])
+    law = laws.target(torch.from_numpy(node).to(tokens.device))[0]
+    for family in families(tree, node, 1, tokens.device):
+        left = _refuse(family, tokens, laws, arriving[family.parents], replacement).left[0]
+        law = torch.where(left.sum() > 0, left, law)  # p equals q up to rounding: go on with p itself
+    return draw(law, generator)
+
+
+def _uniform(count: int, device: torch.device, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, dtype=torch.float64, device=device, generator=generator)

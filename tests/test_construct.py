@@ -1,3 +1,4 @@
+import itertools
 import math
 import time
 
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sequoia_tree import DEFAULT_ACCEPTANCE, Tree, chain, expected_tokens, optimal_tree
-from sequoia_tree.construct import best_first
+from sequoia_tree.construct import best_first, expected_reach
 from sequoia_tree.dynamic_program import dynamic_program
 
 # The whole vector that the paper prints; its tail goes up and down.
@@ -29,9 +30,18 @@ def trees_of(size):
 TREES = [tree for size in range(1, 9) for tree in trees_of(size)]
 
 
-def brute_force(acceptance, size, max_depth):
-    fitting = (tree for tree in TREES if tree.size <= size and tree.depth <= max_depth)
+def brute_force(acceptance, size, max_depth, max_children):
+    fitting = (
+        tree
+        for tree in TREES
+        if tree.size <= size and tree.depth <= max_depth and max(tree.child_numbers) <= max_children
+    )
     return max(expected_tokens(tree, acceptance) for tree in fitting)
+
+
+def reach_by_walking(tree, acceptance):
+    chances = [*acceptance, *[0.0] * tree.size]
+    return [math.prod(chances[tree.child_numbers[step] - 1] for step in tree.path(node)) for node in range(tree.size)]
 
 
 def vectors(max_children=5):
@@ -46,11 +56,31 @@ def test_brute_force_sees_every_ordered_tree():
 
 
 @settings(max_examples=40, deadline=None)
-@given(vectors(), st.integers(1, 8), st.integers(0, 7))
-def test_optimal_against_every_tree(acceptance, size, max_depth):
-    best = brute_force(acceptance, size, max_depth)
-    assert expected_tokens(optimal_tree(acceptance, size, max_depth), acceptance) == pytest.approx(best)
-    assert expected_tokens(dynamic_program(acceptance, size, max_depth), acceptance) == pytest.approx(best)
+@given(vectors(), st.integers(1, 8), st.integers(0, 7), st.integers(0, 7))
+def test_optimal_against_every_tree(acceptance, size, max_depth, max_children):
+    best = brute_force(acceptance, size, max_depth, max_children)
+    tree = optimal_tree(acceptance, size, max_depth, max_children)
+    assert tree.size <= size and tree.depth <= max_depth and max(tree.child_numbers) <= max_children
+    assert expected_tokens(tree, acceptance) == pytest.approx(best)
+    by_program = dynamic_program(acceptance[:max_children], size, max_depth)
+    assert expected_tokens(by_program, acceptance) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("acceptance", [(0.6, 0.2, 0.1, 0.05), (0.1, 0.5, 0.0, 0.4), (0.5, 0.5), (0.0, 1.0)])
+def test_optimal_under_every_limit(acceptance):
+    for size, max_depth, max_children in itertools.product((5, 8), range(8), range(5)):
+        best = brute_force(acceptance, size, max_depth, max_children)
+        tree = optimal_tree(acceptance, size, max_depth, max_children)
+        assert expected_tokens(tree, acceptance) == pytest.approx(best), (size, max_depth, max_children)
+
+
+@settings(deadline=None)
+@given(vectors(), st.lists(st.integers(0, 10**6), max_size=40))
+def test_expected_reach_against_walking_down(acceptance, choices):
+    tree = Tree([-1, *(choice % node for node, choice in enumerate(choices, 1))])
+    expected = reach_by_walking(tree, acceptance)
+    assert expected_reach(tree, acceptance) == pytest.approx(expected)
+    assert expected_tokens(tree, acceptance) == pytest.approx(sum(expected))
 
 
 @settings(max_examples=40, deadline=None)

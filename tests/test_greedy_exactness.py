@@ -7,12 +7,13 @@ a little noise (accepted here and there, so that paths end in the middle of tree
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from loaders.safetensors_files import read_checkpoint
 from offload_runtime import OffloadRuntime
-from offload_runtime.draft import DrawnTree
+from offload_runtime.drawn_tree import DrawnTree
 from scheduler.plan import Tier
 from sequoia_tree import Tree
 from tests.tiny_models import (
@@ -77,12 +78,12 @@ def test_every_node_of_a_tree_sees_its_own_path_alone(architecture):
     """Twice in a row, so that the second tree stands on rows that were moved when the first one's path was kept."""
     parents = [-1, 0, 0, 0, 1, 1, 2, 4, 4, 7, 7, 10]  # the deepest path leaves every sliding window
     target, tree = target_of(architecture), Tree(parents)
-    nodes = list(range(tree.size))
+    nodes, none = range(tree.size), np.full(tree.size, -1)
     text, generator = list(PROMPT), torch.Generator().manual_seed(0)
     with OffloadRuntime.from_pretrained(target, "none", device="cpu", context_length=128) as runtime:
         for path in ([2, 6], [1, 4, 7, 10]):
             tokens = [text[-1], *torch.randint(96, (tree.size - 1,), generator=generator).tolist()]
-            logits = runtime._models.target.score(text, DrawnTree(tree, tokens, nodes))
+            logits = runtime._models.target.score(text, DrawnTree(tree, tokens, tree.size, none, None, none))
             for node in nodes:
                 alone = text + [tokens[i] for i in tree.path(node)]
                 expected = reference(target)(torch.tensor([alone])).logits[0, -1]
@@ -91,7 +92,21 @@ def test_every_node_of_a_tree_sees_its_own_path_alone(architecture):
             text += [*(tokens[i] for i in path), 7]
 
 
-@pytest.mark.parametrize("tree, size, depth", [("chain", 9, 8), ("sequoia", 40, 3), ("sequoia", 64, 10)])
+@pytest.mark.parametrize(
+    "tree, size, depth",
+    [
+        ("chain", 9, 8),
+        ("sequoia", 40, 3),
+        ("sequoia", 64, 10),
+        ("adaptive", 2, 1),
+        ("adaptive", 24, 5),
+        ("adaptive", 64, 10),
+        ("chains", 20, 6),
+        ("specinfer", 20, 6),
+        ("topk", 20, 6),
+        ("auto", 32, 8),
+    ],
+)
 def test_any_tree_is_exact(tree, size, depth):
     target = target_of("llama")
     options = {"tree": tree, "tree_size": size, "tree_depth": depth, "context_length": 256}

@@ -35,13 +35,54 @@ def test_what_a_tree_derives_from_its_parents(tree):
     assert tree.depth == len(tree.levels) - 1 == max(tree.depths)
 
 
+def post_order_of(tree, node):
+    return [*(below for child in tree.children[node] for below in post_order_of(tree, child)), node]
+
+
+def check_arrays(tree):
+    parents = tree.parents
+    expected = {
+        "parent_array": parents,
+        "depth_array": [len(path_to_root(tree, node)) - 1 for node in range(tree.size)],
+        "child_count_array": [parents.count(node) for node in range(tree.size)],
+        "child_number_array": [0, *(parents[: node + 1].count(parents[node]) for node in range(1, tree.size))],
+        "post_order": post_order_of(tree, 0),
+    }
+    for name, values in expected.items():
+        array = getattr(tree, name)
+        assert array.dtype == np.int64 and array.tolist() == values, name
+        assert getattr(tree, name) is array, f"{name} is made anew each time"
+
+
+@settings(deadline=None)
+@given(trees(60))
+def test_arrays_against_slow_and_obvious_code(tree):
+    check_arrays(tree)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 64, 65])
+def test_arrays_and_mask_of_the_longest_and_the_widest_trees(size):
+    for tree in (Tree(range(-1, size - 1)), Tree([-1] + [0] * (size - 1))):
+        check_arrays(tree)
+        assert tree.ancestor_mask().tolist() == naive_mask(tree)
+
+
+def test_lists_hold_plain_integers():
+    tree = Tree(np.array([-1, 0, 1, 1]))
+    for numbers in (tree.parents, tree.depths, tree.child_numbers, *tree.children, *tree.levels, [tree.depth]):
+        assert all(type(number) is int for number in numbers)
+
+
+def naive_mask(tree):
+    return [[j in path_to_root(tree, i) for j in range(tree.size)] for i in range(tree.size)]
+
+
 @settings(deadline=None)
 @given(trees())
 def test_ancestor_mask_against_walking_up(tree):
     mask = tree.ancestor_mask()
     assert mask.dtype == np.bool_
-    naive = [[j in path_to_root(tree, i) for j in range(tree.size)] for i in range(tree.size)]
-    assert np.array_equal(mask, naive)
+    assert mask.tolist() == naive_mask(tree)
 
 
 @settings(deadline=None)
@@ -68,6 +109,10 @@ def test_prune_wants_one_value_per_node_and_the_root():
         ([-1, -1], r"parents\[1\]"),
         ([-1, 1], r"parents\[1\]"),
         ([-1, 0, 3], r"parents\[2\].*0 to 1, got 3"),
+        ([-1, 0, -2, 9], r"parents\[2\].*0 to 1, got -2"),
+        ([-1, 0, 10**30], r"parents\[2\].*0 to 1, got 10{30}$"),
+        ([-1, 0, -(10**30)], r"parents\[2\].*0 to 1, got -10{30}$"),
+        ([-(10**30), 0], r"parents\[0\].* got -10{30}$"),
     ],
 )
 def test_parents_that_form_no_tree_are_refused(parents, message):

@@ -1,0 +1,149 @@
+"""The tree of fewest seconds per token: chosen by what passes and drafts take here and what this pair accepts."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from offload_runtime.draft import Draft
+from offload_runtime.learned_acceptance import LearnedAcceptance
+from offload_runtime.methods import PLAIN, Method, adaptive_method, static_method
+from offload_runtime.model import Model
+from offload_runtime.rows import text_rows
+from offload_runtime.target import Target
+from offload_runtime.tree_policy import NEWS, PassFacts
+from offload_runtime.verification import Scored
+from scheduler.cost import PassTimes
+from scheduler.plan import Plan
+from sequoia_tree.acceptance import Acceptance
+from sequoia_tree.choose import Choice, Chooser, Correction, Yield, damped
+from sequoia_tree.sampling import Sampling
+from sequoia_tree.verify import Verdict
+
+MAX_DEPTH = 64  # where the user names no depth: paths that long are accepted from drafts that are all but the target
+# Positions that must be known before trees are grown by them; until then the static tree is the better one.
+LEAST_POSITIONS = 300.0
+_CALIBRATION_SECONDS = 0.25  # after which no further size is timed
+
+
+@dataclass
+class _Setting:
+    """What is kept for one sampling."""
+
+    chooser: Chooser
+    corrections: dict[str, Correction] = field(
+        default_factory=lambda: {"static": Correction(), "adaptive": Correction()}
+    )
+    positions: float = -1.0  # known when `yields` were made
+    vector: tuple[float, ...] = ()
+    choice: Choice | None = None
+    method: Method = PLAIN
+
+
+class AutomaticTree:
+    """Chooses among plain decoding, the static tree and adaptive ones, with their nodes and levels.
+
+    max_depth: most levels. rule: for trees above temperature 0.
+    """
+
+    def __init__(self, draft: Draft, target: Target, plan: Plan, max_depth: int, rule: str, known: LearnedAcceptance):
+        self._draft, self._target, self._plan, self._rule, self._known = draft, target, plan, rule, known
+        self._max_depth = max_depth
+        self._pass_times, self._level_times = PassTimes(floor=plan.seconds_per_pass or 0.0), PassTimes()
+        self._settings: dict[Sampling, _Setting] = {}
+        self._planned: dict[Sampling, Method] = {}
+
+    def method(self, sampling: Sampling, text_length: int, repeatable: bool) -> Method:
+        if repeatable and sampling.temperature:
+            if sampling not in self._planned:
+                self._planned[sampling] = self._as_planned(sampling)
+            return self._planned[sampling]
+        if not self._level_times.known:
+            self._calibrate()
+        return self._choose(sampling, text_length)
+
+    def learn(self, method: Method, scored: Scored, verdict: Verdict) -> None:
+        self._known.learn(scored, verdict)
+
+    def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
+        rows = facts.nodes + facts.fresh_text
+        if rows <= self._plan.rows:  # else it took several passes
+            self._pass_times.add(rows, facts.target_seconds)
+        if method.draft_rows and not facts.fresh_text:
+            levels = len(method.draft_rows)
+            self._level_times.add(round(sum(method.draft_rows) / levels), facts.draft_seconds / levels)
+        setting = self._settings.get(sampling)
+        if setting is None or setting.choice is None or method is not setting.method:
+            return
+        setting.chooser.passed(facts.draft_seconds + facts.target_seconds)
+        for name, correction in setting.corrections.items():
+            if name == setting.choice.method:
+                correction.add(facts.tokens, setting.choice.uncorrected_tokens)
+            else:
+                correction.idle()
+
+    def _as_planned(self, sampling: Sampling) -> Method:
+        """By what was known at the start, of the planned size: the same whatever else was generated, however fast."""
+        known = self._known.measured(sampling)
+        kind = "adaptive" if known.positions >= LEAST_POSITIONS else "static"
+        return self._build(kind, sampling, known, self._plan.tree_size, self._plan.tree_depth)
+
+    def _choose(self, sampling: Sampling, text_length: int) -> Method:
+        started = time.perf_counter()
+        if sampling not in self._settings:
+            self._settings[sampling] = _Setting(Chooser(self._plan.tree_size, self._max_depth))
+        setting = self._settings[sampling]
+        known = self._known.now(sampling)
+        renewed = known.positions > NEWS * setting.positions
+        if renewed:
+            setting.positions, setting.vector = known.positions, tuple(damped((known + Acceptance.prior()).falling()))
+        kinds = ("static", "adaptive") if known.positions >= LEAST_POSITIONS else ("static",)
+        yields = {kind: Yield(setting.vector, setting.corrections[kind].factor) for kind in kinds}
+        before = setting.choice
+        choice = setting.chooser.current(yields, self._pass_times.seconds, self._level_times.seconds, text_length)
+        if renewed or before is None or _tree(choice) != _tree(before):
+            setting.method = self._build(choice.method, sampling, known, choice.size, choice.depth)
+        if choice is not before:
+            setting.method = replace(
+                setting.method, predicted_tokens=choice.tokens_per_pass, predicted_seconds=choice.seconds_per_pass
+            )
+        setting.choice = choice
+        setting.chooser.took(time.perf_counter() - started)
+        return setting.method
+
+    def _build(self, kind: str, sampling: Sampling, known: Acceptance, size: int, depth: int) -> Method:
+        if kind == "adaptive":
+            return adaptive_method(self._draft, known, sampling, size, depth, self._rule)
+        if kind == "static":
+            vector = damped((known + Acceptance.prior()).falling())
+            return static_method("sequoia", self._draft, vector, size, depth, self._rule)
+        return PLAIN
+
+    def _calibrate(self) -> None:
+        """Time the draft, and a target that needs no link, over a few sizes."""
+        largest = max(1, self._plan.tree_size - 1)
+        _time_passes(self._draft.model, largest, self._level_times.add)
+        if not self._plan.slots:
+            _time_passes(self._target.model, largest, self._pass_times.add)
+
+
+def _tree(choice: Choice) -> tuple[str, int, int]:
+    return choice.method, choice.size, choice.depth
+
+
+def _time_passes(model: Model, largest: int, add: Callable[[int, float], None]) -> None:
+    """Passes over 1, 4, 16, … and `largest` made-up rows behind what the cache holds, which stays as it is."""
+    cache, spent = model.cache, 0.0
+    for rows in (*(4**k for k in range(8) if 4**k < largest), largest):
+        if spent > _CALIBRATION_SECONDS or cache.length + rows > cache.capacity:
+            return
+        times = []
+        for _ in range(2):  # the first of a size also pays for memory and for choosing kernels
+            started = time.perf_counter()
+            tokens = torch.zeros(rows, dtype=torch.int64, device=model.device)
+            model.forward(tokens, text_rows(cache.length, rows, model.device), rows)[-1, 0].item()
+            cache.rollback()
+            times.append(time.perf_counter() - started)
+        spent += sum(times)
+        add(rows, min(times))

@@ -1,0 +1,55 @@
+"""A tree with a token at every node: what the draft hands to the target's pass and to verification."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sequoia_tree.tree import Tree
+
+
+@dataclass(frozen=True)
+class DrawnTree:
+    """The first `drawn` nodes have their tokens from the draft; those behind them were chosen in other ways.
+
+    tokens: one per node; the root's is the last token of the text.
+    columns: int64 [n], the row of each node in the draft's cache, behind the text; -1 where it was not computed.
+    laws: log-probabilities [rows, vocab] that children were drawn from. At temperature 0, where nothing is drawn, those
+    before any temperature. law_rows: int64 [n], the node's row of `laws`; -1 for nodes under which nothing was drawn.
+    """
+
+    tree: Tree
+    tokens: list[int]
+    drawn: int
+    columns: NDArray[np.int64]
+    laws: Tensor | None
+    law_rows: NDArray[np.int64]
+
+    @classmethod
+    def root_only(cls, token: int) -> "DrawnTree":
+        """The tree of plain decoding."""
+        none = np.array([-1])
+        return cls(Tree([-1]), [token], 1, none, None, none)
+
+    @property
+    def drawn_part(self) -> Tree:
+        """The tree of the nodes that the draft drew."""
+        return self.tree if self.drawn == self.tree.size else Tree(self.tree.parents[: self.drawn])
+
+    def draft_law(self, nodes: Tensor) -> Tensor:
+        """Log-probabilities ``[m, vocab]`` from which the children of nodes, int64 [m], were drawn."""
+        assert self.laws is not None
+        return self.laws[torch.from_numpy(self.law_rows).to(nodes.device)[nodes]]
+
+    def draft_columns(self, path: list[int]) -> list[int]:
+        """Rows of the draft's cache that hold the beginning of `path`, as far as it was computed."""
+        columns = self.columns[path]
+        computed = np.count_nonzero(np.cumprod(columns >= 0))
+        return columns[:computed].tolist()
+
+    def paths(self, device: torch.device) -> Tensor:
+        """Token ids ``[n, n]`` on the way from the root to each node, filled up with the root's token."""
+        tokens = torch.tensor(self.tokens, device=device)
+        return torch.where(torch.from_numpy(self.tree.ancestor_mask()).to(device), tokens, tokens[0])

@@ -1,0 +1,33 @@
+"""What trees are expected to bring, before anything is loaded. Imports no torch."""
+
+from collections.abc import Iterator
+
+from offload_runtime import acceptance_store
+from offload_runtime.acceptance_store import Setting
+from offload_runtime.planning import Preparation
+from sequoia_tree import expected_tokens, optimal_tree
+from sequoia_tree.acceptance import Acceptance
+
+_TYPICAL = Setting(temperature=0.6)
+
+
+def forecast(preparation: Preparation) -> Iterator[str]:
+    """Lines for the end of a plan: tokens per pass of the largest static tree, and what that makes of its seconds."""
+    plan, draft = preparation.plan, preparation.options.draft
+    if preparation.draft is None or draft is None:
+        return
+    pair = acceptance_store.load(preparation.options.model, draft)
+    known = pair.nearest(_TYPICAL) if pair else None
+    acceptance = (known[0] if known else Acceptance.prior()).falling()
+    tree = optimal_tree(acceptance, plan.tree_size, plan.tree_depth)
+    tokens = expected_tokens(tree, acceptance)
+    source = (
+        "measured for this pair" if known else "published for Llama-3 8B drafting for 70B; this pair is not measured"
+    )
+    yield f"Expected: {tokens:.1f} tokens per pass with a static tree, by the acceptance {source}."
+    if plan.seconds_per_pass:
+        yield f"With the draft about {_pace(tokens / plan.seconds_per_pass)} tokens/s, less the time of drafting."
+
+
+def _pace(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"

@@ -1,0 +1,79 @@
+"""What is known of a pair's acceptance: measured before, and refined by every pass that the runtime makes."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from offload_runtime import acceptance_store
+from offload_runtime.acceptance_store import Setting
+from offload_runtime.verification import Scored
+from sequoia_tree.acceptance import MAX_CHILDREN, Acceptance
+from sequoia_tree.families import families
+from sequoia_tree.observe import observe, observe_greedy
+from sequoia_tree.sampling import Sampling
+from sequoia_tree.verify import Verdict
+
+# Positions that another setting's table counts as at most, so that a hundred passes at this one soon outweigh it.
+_BORROWED = 300.0
+# Positions after which only every eighth pass is looked at: what is left to learn is not worth the time.
+_ENOUGH = 2000.0
+_SPARSELY = 8
+
+
+class LearnedAcceptance:
+    """Tables by sampling. What is learnt from a pass serves later passes only, so exactness is never at stake."""
+
+    def __init__(self, target: Path, draft: Path):
+        """Raises ModelFilesError where the file beside the draft's weights is damaged."""
+        self._measured = acceptance_store.load(target, draft)
+        self._learnt: dict[Setting, Acceptance] = {}
+        self._passes = 0
+
+    def measured(self, sampling: Sampling) -> Acceptance:
+        """What was known before the first pass: of this setting, or a little from the nearest one."""
+        nearest = self._measured and self._measured.nearest(_setting(sampling))
+        if not nearest:
+            return Acceptance.empty()
+        table, exact = nearest
+        return table if exact else table.at_most(_BORROWED)
+
+    def now(self, sampling: Sampling) -> Acceptance:
+        """What is known by now."""
+        learnt = self._learnt.get(_setting(sampling))
+        return self.measured(sampling) + learnt if learnt else self.measured(sampling)
+
+    def learn(self, scored: Scored, verdict: Verdict) -> None:
+        """Take note of the positions on the accepted path whose children were drawn without replacement."""
+        self._passes += 1
+        sampling = scored.sampling
+        if self._passes % _SPARSELY and self.now(sampling).positions > _ENOUGH:
+            return
+        nodes = np.array([0, *verdict.path])
+        nodes = nodes[scored.drawn.law_rows[nodes] >= 0]
+        if len(nodes):
+            seen = (_drawn if sampling.temperature else _greedy)(scored, nodes)
+            setting = _setting(sampling)
+            self._learnt[setting] = self._learnt.get(setting, Acceptance.empty()) + seen
+
+
+def _setting(sampling: Sampling) -> Setting:
+    return Setting(**asdict(sampling))
+
+
+@torch.inference_mode()
+def _drawn(scored: Scored, nodes: np.ndarray) -> Acceptance:
+    laws, device = scored.laws, scored.logits.device
+    tokens = torch.tensor(scored.drawn.tokens, device=device)
+    seen = Acceptance.empty()
+    for family in families(scored.drawn.drawn_part, nodes, laws.most_rows, device):
+        children = torch.where(family.present, tokens[family.children], -1)[:, : MAX_CHILDREN - 1]
+        seen += observe(laws.target(family.parents), laws.draft(family.parents), children)
+    return seen
+
+
+@torch.inference_mode()
+def _greedy(scored: Scored, nodes: np.ndarray) -> Acceptance:
+    ids = torch.from_numpy(nodes).to(scored.logits.device)
+    return observe_greedy(scored.penalised(ids), scored.drawn.draft_law(ids))

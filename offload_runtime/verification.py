@@ -1,0 +1,69 @@
+"""From the target's logits to the accepted path, under the request's sampling."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from offload_runtime.drawn_tree import DrawnTree
+from offload_runtime.repetition import SeenTokens
+from sequoia_tree.sampling import Sampling, log_law, penalised, probabilities
+from sequoia_tree.verify import RULES, Laws, Verdict, follow, verify_greedy
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A drawn tree with the target's ``logits [n, vocab]`` at its nodes, under a text and a sampling."""
+
+    drawn: DrawnTree
+    logits: Tensor
+    sampling: Sampling
+    seen: Tensor | None
+
+    @classmethod
+    def of(cls, drawn: DrawnTree, logits: Tensor, text: Sequence[int], sampling: Sampling) -> "Scored":
+        seen = None
+        if sampling.repetition_penalty != 1:
+            seen = SeenTokens(text, logits.device).at(drawn.paths(logits.device))
+        return cls(drawn, logits, sampling, seen)
+
+    @cached_property
+    def laws(self) -> Laws:
+        laws = Laws(self._target_law, self._draft_law, self.logits.shape[-1])
+        nodes = torch.arange(len(self.logits), device=self.logits.device)
+        if len(nodes) > laws.most_rows:
+            return laws
+        table = self._target_law(nodes)  # of a small tree all at once: many short steps would take longer
+        return replace(laws, target=lambda ids: table[ids])
+
+    def penalised(self, nodes: Tensor) -> Tensor:
+        """The target's logits ``[m, vocab]`` after the given nodes, int64 [m], before any temperature."""
+        return penalised(self.logits[nodes], self.sampling, None if self.seen is None else self.seen[nodes])
+
+    def _target_law(self, nodes: Tensor) -> Tensor:
+        seen = None if self.seen is None else self.seen[nodes]
+        return probabilities(log_law(self.logits[nodes], self.sampling, seen))
+
+    def _draft_law(self, nodes: Tensor) -> Tensor:
+        return probabilities(self.drawn.draft_law(nodes))
+
+
+@torch.inference_mode()
+def verify(scored: Scored, rule: str, generator: torch.Generator) -> Verdict:
+    """The path and the bonus token. `rule`, a key of `RULES`, is for nodes that were drawn; others are matched."""
+    drawn, laws = scored.drawn, scored.laws
+    tokens = torch.tensor(drawn.tokens, device=scored.logits.device)
+    if scored.sampling.temperature == 0:
+        best = [scored.penalised(nodes).argmax(dim=-1) for nodes in _pieces(drawn.tree.size, laws, tokens.device)]
+        return verify_greedy(drawn.tree, tokens, torch.cat(best))
+    tree = drawn.drawn_part
+    verdict = RULES[rule](tree, tokens[: tree.size], laws, generator)
+    if tree.size < drawn.tree.size:
+        verdict = follow(drawn.tree, tokens, verdict, range(tree.size, drawn.tree.size), laws, generator)
+    return verdict
+
+
+def _pieces(count: int, laws: Laws, device: torch.device) -> tuple[Tensor, ...]:
+    return torch.arange(count, device=device).split(laws.most_rows)

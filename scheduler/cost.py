@@ -1,0 +1,129 @@
+"""How long a pass takes over its rows, learnt from the passes that were run."""
+
+import math
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass, field
+
+_WINDOW = 9  # measurements of one size that are remembered: four slow ones in a row do not move their median
+_HALF_LIFE = 32  # passes after which a size that was not measured again counts half
+_LEAST_WEIGHT = 0.05  # of the oldest sizes, which often are all that is known about the price of a row
+
+
+@dataclass
+class _SizeClass:
+    """The latest measurements, (seconds, rows), of sizes within a factor of 1.4; `last`: when the newest was added."""
+
+    last: int = 0
+    recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+
+    def point(self, now: int) -> tuple[float, float, float]:
+        """(rows, seconds, weight). Of two measurements the shorter: what disturbs a pass makes it longer."""
+        seconds, rows = sorted(self.recent)[(len(self.recent) - 1) // 2]
+        return rows, seconds, max(_LEAST_WEIGHT, 0.5 ** ((now - self.last) / _HALF_LIFE))
+
+
+class PassTimes:
+    """Seconds of a pass as a function of its rows; also of a draft's level as a function of the level's.
+
+    Medians of the latest measurements of each size. The longer a size was not measured, the further it moves towards
+    one line, fixed + per_row · rows, fitted to the relative errors of all sizes: a line alone would miss the knee where
+    computing outgrows the link, medians alone would believe for ever in a size once measured at a bad moment. Beyond
+    the sizes measured the line's slope goes on. Between two of them stands the least that is plausible: a size thought
+    too quick is tried and measured, one thought too slow never is.
+
+    floor: seconds that no pass goes below, such as streamed bytes over bandwidth; dropped where a measurement does.
+    per_row: the slope while all measurements are of one size. ValueError for numbers below 0 or not finite.
+    """
+
+    def __init__(self, floor: float = 0.0, per_row: float = 0.0):
+        for name, value in (("floor", floor), ("per_row", per_row)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be 0 or more seconds, got {value}")
+        self._floor, self._prior = floor, per_row
+        self._classes: dict[int, _SizeClass] = {}
+        self._added = 0
+        self._curve: _Curve | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether anything was measured."""
+        return self._added > 0
+
+    def add(self, rows: int, seconds: float) -> None:
+        """Take note of one pass. ValueError for less than one row, or for a time that is not positive and finite.
+
+        Of several passes timed together add their mean, once, at the mean of their rows: on a line it is right.
+        """
+        if rows < 1 or not 0 < seconds < math.inf:
+            raise ValueError(f"a pass has at least 1 row and takes a positive time, got {rows} rows in {seconds} s")
+        self._added += 1
+        # bit_length of the square: two classes per power of two, so 64, 96 and 128 rows are kept apart
+        sizes = self._classes.setdefault((rows * rows).bit_length(), _SizeClass())
+        sizes.last = self._added
+        sizes.recent.append((seconds, rows))
+        self._curve = None
+
+    def seconds(self, rows: int) -> float:
+        """Predicted seconds; never fewer for more rows. Before any measurement: the floor and the slope given."""
+        if not self.known:
+            return max(self._floor, self._prior * rows)
+        if self._curve is None:
+            points = [self._classes[key].point(self._added) for key in sorted(self._classes)]
+            self._curve = _Curve.through(points, self._prior)
+        return max(min(self._floor, self._curve.seconds[0]), self._curve.at(rows))
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Points of rising rows and seconds, and the slope beyond them."""
+
+    rows: list[float]
+    seconds: list[float]
+    slope: float
+
+    @classmethod
+    def through(cls, points: list[tuple[float, float, float]], prior: float) -> "_Curve":
+        """From (rows, seconds, weight) by rising rows."""
+        fixed, slope = _line(points, prior)
+        shrunk = [(1 - weight) * (fixed + slope * x) + weight * y if len(points) > 1 else y for x, y, weight in points]
+        return cls([x for x, _, _ in points], _rising(shrunk, [weight for _, _, weight in points]), slope)
+
+    def at(self, rows: float) -> float:
+        place = bisect_left(self.rows, rows)
+        if place == len(self.rows):
+            return self.seconds[-1] + self.slope * (rows - self.rows[-1])
+        x, y = self.rows[place], self.seconds[place]
+        if place == 0:  # fewer rows never save more than their share
+            return max(y - self.slope * (x - rows), y * rows / x)
+        left, low = self.rows[place - 1], self.seconds[place - 1]
+        straight = low + (y - low) * (rows - left) / (x - left)
+        return min(straight, max(low, y * rows / x))  # as if all of the larger size's time were its rows'
+
+
+def _line(points: list[tuple[float, float, float]], prior: float) -> tuple[float, float]:
+    """(fixed, per_row), neither below 0, of least squared relative errors; the slope is `prior` for a single point."""
+    weights = [weight / seconds**2 for _, seconds, weight in points]
+    total = sum(weights)
+    mean_rows = sum(w * rows for w, (rows, _, _) in zip(weights, points)) / total
+    mean_seconds = sum(w * seconds for w, (_, seconds, _) in zip(weights, points)) / total
+    spread = sum(w * (rows - mean_rows) ** 2 for w, (rows, _, _) in zip(weights, points))
+    slope = prior
+    if len(points) > 1:
+        common = sum(w * (rows - mean_rows) * (t - mean_seconds) for w, (rows, t, _) in zip(weights, points))
+        slope = common / spread
+    slope = min(max(slope, 0.0), mean_seconds / mean_rows)
+    return mean_seconds - slope * mean_rows, slope
+
+
+def _rising(values: list[float], weights: list[float]) -> list[float]:
+    """The closest values, by weighted squares, that never fall: neighbours out of order are averaged."""
+    blocks: list[tuple[float, float, int]] = []  # mean, weight, number of values
+    for value, weight in zip(values, weights):
+        count = 1
+        while blocks and blocks[-1][0] > value:
+            mean, other, members = blocks.pop()
+            value = (value * weight + mean * other) / (weight + other)
+            weight, count = weight + other, count + members
+        blocks.append((value, weight, count))
+    return [value for value, _, count in blocks for _ in range(count)]

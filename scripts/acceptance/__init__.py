@@ -1,0 +1,1 @@
+"""What the measurement of acceptance is made of."""

@@ -1,0 +1,140 @@
+"""Writing replies with the target, and what both models' laws say at every token of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import count
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from offload_runtime.acceptance_store import Measurement, Setting
+from offload_runtime.loading import LoadedModels, Progress, load_models
+from offload_runtime.model import Model
+from offload_runtime.out_of_memory import out_of_memory_explained
+from offload_runtime.planning import Preparation
+from offload_runtime.prompt import Prompt, encode_prompt
+from offload_runtime.rows import text_rows
+from offload_runtime.runtime import OffloadRuntime
+from sequoia_tree.acceptance import Acceptance
+from sequoia_tree.observe import observe_greedy, observe_laws
+from sequoia_tree.sampling import Sampling, log_law
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the target writes: at least `positions` tokens per setting, replies of at most `max_new_tokens`."""
+
+    prompts: Sequence[Prompt]
+    max_new_tokens: int
+    positions: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt, by its number and as token ids, and the target's reply to it."""
+
+    number: int
+    prompt: list[int]
+    reply: list[int]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was seen at one setting. prompts: one table per prompt, whose replies may hang together."""
+
+    setting: Setting
+    prompts: tuple[Acceptance, ...]
+    agreement: float
+
+    @property
+    def total(self) -> Acceptance:
+        return sum(self.prompts, start=Acceptance.empty())
+
+    @property
+    def measurement(self) -> Measurement:
+        """As the store keeps it: child 1 gets the whole overlap of the laws, which is 1 - total variation."""
+        overlap = float(self.total.positional()[0]) if self.setting.temperature else None
+        return Measurement(self.total, self.agreement, overlap)
+
+
+def measure(
+    preparation: Preparation, workload: Workload, settings: Sequence[Setting], loading: Progress, note: Note
+) -> list[Measured]:
+    """Let the target write at every setting, then load both models anew and go through what was written."""
+    with OffloadRuntime(preparation, loading) as runtime:
+        texts = {setting: list(write_texts(runtime, workload, setting, note)) for setting in settings}
+    with closing(load_models(preparation, loading)) as models, out_of_memory_explained(models.plan):
+        return [_measured(models, setting, texts[setting], workload.seed, note) for setting in settings]
+
+
+def write_texts(runtime: OffloadRuntime, workload: Workload, setting: Setting, note: Note) -> Iterator[Text]:
+    """Replies to the prompts in turn, until there are enough tokens; greedy ones would only repeat themselves."""
+    written = 0
+    for number in count() if setting.temperature else range(len(workload.prompts)):
+        prompt = workload.prompts[number % len(workload.prompts)]
+        ids = encode_prompt(prompt, lambda: runtime.tokenizer)
+        room = min(workload.max_new_tokens, workload.positions - written)
+        reply = runtime.generate(prompt, max_new_tokens=room, seed=workload.seed + number, **asdict(setting))
+        yield Text(number % len(workload.prompts), ids, reply.token_ids)
+        written += len(reply.token_ids)
+        note(f"{_name(setting)}: {written}/{workload.positions} tokens written")
+        if written >= workload.positions:
+            return
+
+
+def observe_text(
+    models: LoadedModels, text: Text, setting: Setting, generator: torch.Generator
+) -> tuple[Acceptance, int]:
+    """What the contexts of a reply show, and at how many of them both models have the same argmax."""
+    assert models.draft is not None
+    target, draft, plan = models.target.model, models.draft.model, models.plan
+    sampling, table, agreements = Sampling(**asdict(setting)), Acceptance.empty(), 0
+    rows = min(plan.tree_size, plan.rows)  # for so many the plan has room for logits
+    for p, q in zip(_reply_logits(target, text, plan.rows, rows), _reply_logits(draft, text, plan.rows, rows)):
+        q = _fit(q, p.shape[1])
+        agreements += int((p.argmax(-1) == q.argmax(-1)).sum())
+        if setting.temperature == 0:
+            table += observe_greedy(p, q)
+        else:
+            table += observe_laws(log_law(p, sampling), log_law(q, sampling), generator)
+    return table, agreements
+
+
+def _measured(models: LoadedModels, setting: Setting, texts: Sequence[Text], seed: int, note: Note) -> Measured:
+    generator = torch.Generator(models.target.model.device).manual_seed(seed)
+    by_prompt: dict[int, Acceptance] = {}
+    agreements = 0
+    for done, text in enumerate(texts, start=1):
+        table, agreeing = observe_text(models, text, setting, generator)
+        by_prompt[text.number] = by_prompt.get(text.number, Acceptance.empty()) + table
+        agreements += agreeing
+        note(f"{_name(setting)}: {done}/{len(texts)} replies measured")
+    return Measured(setting, tuple(by_prompt.values()), agreements / sum(len(text.reply) for text in texts))
+
+
+def _reply_logits(model: Model, text: Text, most_rows: int, most_logits: int) -> Iterator[Tensor]:
+    """Logits [n, vocab] before every token of the reply, at most `most_logits` at a time."""
+    tokens = [min(token, model.vocab_size - 1) for token in (*text.prompt, *text.reply[:-1])]
+    first = len(text.prompt) - 1
+    model.cache.truncate(0)
+    if first:
+        model.read(tokens[:first], most_rows)
+    for begin in range(first, len(tokens), most_logits):
+        piece = torch.tensor(tokens[begin : begin + most_logits], device=model.device)
+        yield model.forward(piece, text_rows(model.cache.length, len(piece), model.device), len(piece))
+        model.cache.commit(range(len(piece)))
+
+
+def _fit(logits: Tensor, vocab_size: int) -> Tensor:
+    """Cut or pad the draft's logits [n, draft vocab] to the target's vocabulary; a padded token is never drawn."""
+    surplus = vocab_size - logits.shape[1]
+    return F.pad(logits, (0, surplus), value=-torch.inf) if surplus > 0 else logits[:, :vocab_size]
+
+
+def _name(setting: Setting) -> str:
+    return f"temperature {setting.temperature:g}" + (f", top-p {setting.top_p:g}" if setting.top_p < 1 else "")

@@ -1,0 +1,1 @@
+"""What the comparison of methods is made of."""

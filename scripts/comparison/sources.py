@@ -1,0 +1,115 @@
+"""Where replies come from: the pair of models, or laws that were recorded of it."""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+from comparison.cells import METHODS, Cell, Setting
+from comparison.measure import Steps, Workload
+from comparison.pair import Pair, load_key
+from comparison.prompts import digest, encoded_prompts
+from comparison.recording import Recording, record
+from comparison.replay import Replay
+from comparison.rounding import rounded_draft
+from comparison.texts import observe_beside
+from loaders.safetensors_files import read_checkpoint
+from loaders.spec import read_spec
+from offload_runtime.errors import UsageError
+from offload_runtime.options import model_options
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """setup: what all cells have in common. workload: of every setting. open: replies of the cells that are missing.
+
+    What `open` yields for a cell works until the next one is asked for.
+    """
+
+    setup: dict[str, Any]
+    workload: Callable[[Setting], Workload]
+    open: Callable[[Sequence[Cell]], Iterator[tuple[Cell, Steps]]]
+
+
+def pair_source(arguments: argparse.Namespace, kinds: list[Setting], note: Note) -> Source:
+    """The models themselves. Raises an OffloadError."""
+    pair = _pair(arguments)
+    draft = pair.options.draft
+    setup = {
+        "model": pair.options.model.resolve().name,
+        "draft": draft.resolve().name if draft and arguments.draft_bits is None else None,
+        "draft_bits": arguments.draft_bits,
+        "dtype": pair.options.dtype,
+        "prompts": digest(pair.prompts),
+        "reply_tokens": arguments.reply_tokens,
+        "seed": arguments.seed,
+    }
+    workload = _workload(arguments, [arguments.reply_tokens] * len(pair.prompts))
+    return Source(setup, lambda setting: workload, partial(_open_pair, arguments, pair, kinds, note))
+
+
+def recorded_source(arguments: argparse.Namespace, note: Note) -> Source:
+    """Recorded laws. Raises UsageError."""
+    recording = Recording.open(arguments.from_recorded)
+    note("recorded laws: an approximation, in which the laws of a node do not depend on the tokens of its branch")
+    setup = {**recording.identity(), "seed": arguments.seed}
+
+    def replies(wanted: Sequence[Cell]) -> Iterator[tuple[Cell, Steps]]:
+        for setting in dict.fromkeys(cell.setting for cell in wanted):
+            replay = Replay.of(recording.tape(setting), setting, arguments.seed)
+            for cell in wanted:
+                if cell.setting == setting:
+                    yield cell, replay.steps(cell)
+
+    return Source(setup, lambda setting: _workload(arguments, recording.lengths(setting)), replies)
+
+
+def record_pair(arguments: argparse.Namespace, kinds: list[Setting]) -> int:
+    """Write the file that --record names; returns the number of places in it."""
+    with _with_draft(arguments, _pair(arguments)) as pair:
+        return record(pair, kinds, arguments.contexts, arguments.seed, arguments.record)
+
+
+def _pair(arguments: argparse.Namespace) -> Pair:
+    """The pair as given; with --draft-bits its draft does not exist yet. Raises UsageError where there is no draft."""
+    options = model_options(arguments)
+    needs_draft = arguments.record is not None or set(arguments.methods) != {"plain"}
+    if needs_draft and options.draft is None and arguments.draft_bits is None:
+        raise UsageError("nothing to compare without a draft: --draft DIR, or --draft-bits 4 for the target's own")
+    vocab_size = read_spec(options.model, "auto", read_checkpoint(options.model)).vocab_size
+    prompts = encoded_prompts(arguments.prompts, options.model, vocab_size, arguments.raw)
+    return Pair(options, prompts, arguments.reply_tokens)
+
+
+@contextmanager
+def _with_draft(arguments: argparse.Namespace, pair: Pair) -> Iterator[Pair]:
+    """The pair with the draft that --draft-bits asks for, for the block."""
+    if arguments.draft_bits is None:
+        yield pair
+        return
+    with rounded_draft(pair.options.model, arguments.draft_bits) as directory:
+        yield replace(pair, options=replace(pair.options, draft=directory))
+
+
+def _workload(arguments: argparse.Namespace, reply_tokens: list[int]) -> Workload:
+    return Workload(reply_tokens, arguments.passes, arguments.replies, arguments.seed)
+
+
+def _open_pair(
+    arguments: argparse.Namespace, pair: Pair, kinds: list[Setting], note: Note, wanted: Sequence[Cell]
+) -> Iterator[tuple[Cell, Steps]]:
+    if not wanted:
+        return
+    with _with_draft(arguments, pair) as complete:
+        if arguments.draft_bits is not None:
+            note(f"measuring acceptance of the target's own draft at {arguments.contexts} places per sampling")
+            observe_beside(complete, kinds, arguments.contexts, arguments.seed)
+        for (method, size, depth), group in groupby(wanted, load_key):
+            with complete.runtime(method, size, depth) as runtime:
+                for cell in group:
+                    yield cell, complete.steps(runtime, cell.setting, METHODS[method].repeatable)

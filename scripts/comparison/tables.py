@@ -1,0 +1,137 @@
+"""The tables, in Markdown."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from comparison.cells import REFERENCE, Cell, Measured, Setting, cell
+from comparison.estimates import Estimate, paired_ratio, tokens_per_pass
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What there is to show: every method, size and setting, and what was measured so far."""
+
+    methods: Sequence[str]
+    sizes: Sequence[int]
+    depth: int
+    settings: Sequence[Setting]
+    measured: Mapping[Cell, Measured]
+
+    def at(self, method: str, size: int, setting: Setting) -> Measured | None:
+        return self.measured.get(cell(method, size, self.depth, setting))
+
+    def with_tokens_beyond_end(self) -> "Grid":
+        """The same with every last pass counted whole, as if no text had ended."""
+        return replace(self, measured={cell: found.with_tokens_beyond_end() for cell, found in self.measured.items()})
+
+
+def row(measured: Measured) -> str:
+    """A line for a cell that has just been measured."""
+    spent = _milliseconds(measured)
+    return (
+        f"{measured.cell}: {_written(tokens_per_pass(measured))} tokens per pass in {measured.passes} passes of "
+        f"{len(measured.replies)} replies, {spent} ms per token"
+    )
+
+
+def heading(setup: Mapping[str, Any], grid: Grid, beyond_end: bool) -> Iterator[str]:
+    """What was compared on what, and what the figures mean."""
+    drafted_by = f"itself in {setup['draft_bits']} bits" if setup.get("draft_bits") else setup["draft"]
+    yield f"# Tokens per pass: {setup['model']}, drafted by {drafted_by}"
+    yield ""
+    if "recorded_contexts" in setup:
+        yield (
+            f"Replayed on laws recorded at {setup['recorded_contexts']} places, **an approximation**: every node at "
+            "depth d under position t has the laws of position t + d, whatever the tokens on its branch. Acceptance "
+            "was measured on the same laws."
+        )
+    else:
+        last = "and so does one in which the text ends" if beyond_end else "one in which the text ends up to there"
+        yield (
+            f"Replies of {setup['reply_tokens']} tokens, fewer where the text ended; the pass that reaches them counts "
+            f"whole, {last}. Seeds from {setup['seed']}."
+        )
+    yield ""
+    yield (
+        "Tokens per pass: tokens of all replies over passes of the target, the first pass of a reply included. ± and "
+        f"ranges: 95 %, prompts taken as independent. Trees have at most {grid.depth} levels; a chain no more nodes."
+    )
+    yield ""
+
+
+def tables(grid: Grid) -> Iterator[str]:
+    """Lines of Markdown: for every setting tokens per pass, ratios to the reference, and milliseconds."""
+    for setting in grid.settings:
+        yield f"## {str(setting).capitalize()}"
+        yield ""
+        yield "Tokens per pass, the most of every tree size in bold:"
+        yield ""
+        yield from _table(grid, _best_in_bold(grid, setting))
+        if REFERENCE in grid.methods and len(grid.methods) > 1:
+            yield f"Ratio to `{REFERENCE}`, replies paired by prompt and seed:"
+            yield ""
+            yield from _table(grid, partial(_ratio, grid, setting))
+        yield "Milliseconds of draft + target in a pass, and per token (wall time on this machine):"
+        yield ""
+        yield from _table(grid, partial(_cost, grid, setting))
+
+
+def _table(grid: Grid, write: Callable[[str, int], str]) -> Iterator[str]:
+    yield _row("nodes", map(str, grid.sizes))
+    yield _row("---", ("---:" for _ in grid.sizes))
+    for method in grid.methods:
+        yield _row(method, (write(method, size) for size in grid.sizes))
+    yield ""
+
+
+def _row(first: str, cells: Iterator[str]) -> str:
+    return f"| {' | '.join((first, *cells))} |"
+
+
+def _best_in_bold(grid: Grid, setting: Setting) -> Callable[[str, int], str]:
+    def estimates(size: int) -> dict[str, Estimate]:
+        found = {method: grid.at(method, size, setting) for method in grid.methods}
+        return {method: tokens_per_pass(measured) for method, measured in found.items() if measured}
+
+    by_size = {size: estimates(size) for size in grid.sizes}
+
+    def write(method: str, size: int) -> str:
+        if method not in by_size[size]:
+            return MISSING
+        estimate = by_size[size][method]
+        text = _written(estimate)
+        best = max(other.value for other in by_size[size].values())
+        return f"**{text}**" if estimate.value == best and len(by_size[size]) > 1 else text
+
+    return write
+
+
+def _written(estimate: Estimate) -> str:
+    return f"{estimate.value:.2f}" + ("" if math.isnan(estimate.low) else f" ± {estimate.half_width:.2f}")
+
+
+def _ratio(grid: Grid, setting: Setting, method: str, size: int) -> str:
+    measured, reference = grid.at(method, size, setting), grid.at(REFERENCE, size, setting)
+    estimate = paired_ratio(measured, reference) if measured and reference else None
+    if estimate is None:
+        return MISSING
+    interval = "" if math.isnan(estimate.low) else f" ({estimate.low:.3f} to {estimate.high:.3f})"
+    return f"{estimate.value:.3f}{interval}"
+
+
+def _cost(grid: Grid, setting: Setting, method: str, size: int) -> str:
+    measured = grid.at(method, size, setting)
+    return _milliseconds(measured) if measured else MISSING
+
+
+def _milliseconds(measured: Measured) -> str:
+    if not measured.timed_passes:
+        return MISSING
+    seconds = measured.draft_seconds, measured.target_seconds
+    draft, target = (1000 * part / measured.timed_passes for part in seconds)
+    return f"{draft:.1f} + {target:.1f}, {(draft + target) / tokens_per_pass(measured).value:.2f}"

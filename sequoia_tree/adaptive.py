@@ -1,0 +1,112 @@
+"""Trees that are grown per context: the nodes of highest priority, found in waves of one shape.
+
+A node's priority is the product, along its path, of how likely each step was thought to be before its token was drawn.
+The tree of the n nodes of highest priority is what a heap would take one by one. As priorities only fall along paths
+and from sibling to sibling, that tree does not depend on the order of growing: a wave expands many nodes at once, the
+draft runs over all of them together, nothing is decided on the host, and every wave has the same shape.
+
+Exact under ratio tests: a priority depends on tokens already drawn and on the laws there, never on its own token; and
+whether a node is kept depends on higher priorities only, of which none belongs to a node below it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_NONE = -torch.inf
+# Added per child number, so that no two slots of a path or of one parent are equal; priorities are float64 for it.
+_TIE = 1e-9
+
+
+@dataclass(frozen=True)
+class Grown:
+    """The best nodes of a frontier, on the host; index 0 is the root.
+
+    parents, tokens: as of a tree. expanded: the number under which the frontier expanded each node, -1 for leaves.
+    """
+
+    parents: list[int]
+    tokens: list[int]
+    expanded: list[int]
+
+
+class Frontier:
+    """The slots of a growing tree: places for a further child under the nodes that were expanded.
+
+    waves, width: how many waves there will be and how many nodes each expands. children: most children of a node.
+    All state is on `device` and reused from tree to tree. Expanded nodes are numbered in order, the root is 0; those
+    of the current wave are `begin` to `end`. Where too few slots are open, a wave is filled up with nodes that have no
+    token (-1), no priority, and never a child.
+
+    parents, depths, tokens: int64 [expanded]. ancestors: bool [expanded, expanded], a node being its own.
+    """
+
+    def __init__(self, waves: int, width: int, children: int, device: torch.device):
+        self.width, self.children = width, children
+        capacity = 1 + waves * width
+        self.tokens, self.parents, self.depths, self._slot_of = torch.zeros(
+            4, capacity, dtype=torch.int64, device=device
+        )
+        self._own = torch.eye(capacity, dtype=torch.bool, device=device)
+        self.ancestors = torch.zeros_like(self._own)
+        self._priorities = torch.empty(capacity, dtype=torch.float64, device=device)  # logarithms, as in `_slots`
+        self._slots = torch.empty(capacity, children, dtype=torch.float64, device=device)
+        self._offers = torch.empty(capacity, children, dtype=torch.int64, device=device)
+        self._taken = torch.empty(capacity, children, dtype=torch.int64, device=device)  # expanded number, or -1
+        self._ties = torch.arange(1, children + 1, dtype=torch.float64, device=device) * _TIE
+
+    def restart(self, root_token: int) -> None:
+        """Begin a tree: the root is the first node to expand."""
+        self.begin, self.end, self._root_token = 0, 1, root_token
+        self.tokens[0], self.parents[0], self.depths[0], self._slot_of[0] = root_token, 0, 0, -1
+        self.ancestors[0] = self._own[0]
+        self._priorities[0] = 0.0
+        self._slots.fill_(_NONE)
+        self._taken.fill_(-1)
+
+    def open(self, tokens: Tensor, costs: Tensor) -> None:
+        """Offer children under the nodes of the current wave: tokens int64 [r, children] in drawing order, -1 for none.
+
+        costs [r, children]: what each child's log-priority loses against its parent's, from 0 up, rising along a row.
+        """
+        wave = slice(self.begin, self.end)
+        self._offers[wave] = tokens
+        # Where tokens end is known before any is drawn: when the law has no further token.
+        self._slots[wave] = (self._priorities[wave, None] - costs - self._ties).masked_fill_(tokens < 0, _NONE)
+
+    def expand(self) -> None:
+        """Turn the best slots that are open into the nodes of the next wave."""
+        begin, end = self.end, self.end + self.width
+        slots = self._slots.masked_fill(self._taken >= 0, _NONE).view(-1)
+        priorities, chosen = slots.topk(self.width, sorted=False)
+        alive = priorities > _NONE
+        numbers = torch.arange(begin, end, device=chosen.device)
+        taken = self._taken.view(-1)
+        taken[chosen] = torch.where(alive, numbers, taken[chosen])
+        parents = torch.where(alive, chosen // self.children, 0)
+        self.tokens[begin:end] = torch.where(alive, self._offers.view(-1)[chosen], -1)
+        self.parents[begin:end], self._priorities[begin:end], self._slot_of[begin:end] = parents, priorities, chosen
+        self.depths[begin:end] = self.depths[parents] + 1
+        self.ancestors[begin:end] = self.ancestors[parents] | self._own[begin:end]
+        self.begin, self.end = begin, end
+
+    def best(self, count: int) -> Grown:
+        """The root and the `count` nodes of highest priority below it, expanded or not; fewer where there are no more.
+
+        Siblings come in drawing order. The device is waited for, once.
+        """
+        priorities, chosen = self._slots.view(-1).topk(min(count, self._slots.numel()), sorted=False)
+        # In the order of (parent's expanded number, child number), parents come before their children.
+        chosen = chosen.masked_fill(priorities == _NONE, self._slots.numel()).sort().values
+        places = chosen.clamp(max=self._slots.numel() - 1)
+        parents = torch.searchsorted(chosen, self._slot_of[places // self.children]) + 1
+        parents.masked_fill_(places < self.children, 0)
+        tokens, expanded = self._offers.view(-1)[places], self._taken.view(-1)[places]
+        table = torch.stack((parents, tokens, expanded, chosen)).cpu()
+        kept = table[:3, table[3] < self._slots.numel()].tolist()
+        roots = (-1, self._root_token, 0)
+        parents_, tokens_, expanded_ = ([root, *rest] for root, rest in zip(roots, kept))
+        return Grown(parents_, tokens_, expanded_)

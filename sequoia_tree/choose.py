@@ -1,0 +1,367 @@
+"""Which method, how many nodes, how deep: the tree of most tokens per second on this machine (Sequoia, section 3.3).
+
+seconds per token = (pass_seconds(n) + draft_seconds(method, n, d)) / tokens(n, d)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sequoia_tree.construct import check_limits, checked_acceptance
+
+Floats = NDArray[np.float64]
+Seconds = Callable[[int], float]  # rows -> seconds
+
+PLAIN = "none"  # the method of plain decoding
+_NEAR = 1.01  # times as slow as the fastest: then fewer nodes are the better choice
+_KEPT = 1.03  # times as slow as the fastest: then changing is not worth it
+
+
+def damped(acceptance: ArrayLike, power: float = 0.7) -> Floats:
+    """The vector with its first entry raised to `power`; the others share what that leaves as they did before.
+
+    Acceptances along a path hang together: some contexts accept nearly everything. So paths reach deeper than
+    independent acceptances say, most under traversal verification, and the best tree is deeper. ValueError as for
+    `optimal_tree`, and for a power that is not above 0 and at most 1.
+    """
+    vector = checked_acceptance(acceptance).copy()
+    if not 0 < power <= 1:
+        raise ValueError(f"power must be above 0 and at most 1 (which changes nothing), got {power}")
+    first = vector[0] ** power
+    vector[1:] *= (1 - first) / (1 - vector[0]) if vector[0] < 1 else 0.0
+    vector[0] = first
+    return vector
+
+
+def reach_by_size(acceptance: ArrayLike, size: int, max_depth: int) -> Floats:
+    """Expected tokens, float64 [size], of the best tree of at most 1, 2, … `size` nodes, none deeper than `max_depth`.
+
+    Exact for a vector that never increases. In any other the entries that rise above an earlier one are lowered to it:
+    a bound from below, where `optimal_tree` would search for seconds. ValueError as for `optimal_tree`.
+    """
+    check_limits(size, max_depth=max_depth)
+    products = np.ones(1)
+    for level in _best_by_depth(_never_rising(checked_acceptance(acceptance)), size, max_depth):
+        products = level.products
+    return np.cumsum(np.pad(products, (0, size - len(products))))
+
+
+@dataclass(frozen=True)
+class Yield:
+    """What a method brings: 1 + factor · (F - 1) tokens per pass, F being the expected tokens for `acceptance`.
+
+    factor: the measured correction, see `Correction`. ValueError as for `optimal_tree`, or for a negative factor.
+    """
+
+    acceptance: tuple[float, ...]
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "acceptance", tuple(checked_acceptance(self.acceptance).tolist()))
+        if not 0 <= self.factor < math.inf:
+            raise ValueError(f"factor must be 0 or more, got {self.factor}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method with the limits of its tree, and what is predicted of it.
+
+    depth: the depth limit; 0 for plain decoding, whose method is "none" and whose size is 1. tokens_per_pass: with the
+    measured correction; uncorrected_tokens: without, as `Correction.add` wants it. seconds_per_pass: drafting included.
+    """
+
+    method: str
+    size: int
+    depth: int
+    tokens_per_pass: float
+    seconds_per_pass: float
+    uncorrected_tokens: float
+
+    @property
+    def seconds_per_token(self) -> float:
+        return self.seconds_per_pass / self.tokens_per_pass
+
+
+def choose(
+    yields: Mapping[str, Yield],
+    pass_seconds: Seconds,
+    level_seconds: Seconds,
+    max_size: int,
+    max_depth: int,
+    sizes: Sequence[int] | None = None,
+    current: Choice | None = None,
+) -> Choice:
+    """The fastest of plain decoding and every method of `yields` at every size and depth; the smaller on near ties.
+
+    pass_seconds: of a target pass over so many nodes. level_seconds: of a draft pass over so many. "adaptive" drafts
+    the root and then d - 1 waves of (n - 1) // (d - 1) rows; any other method goes level by level, with a row for every
+    node that has children. sizes: those to consider beside 1; by default powers of two, those times 1.5, and max_size.
+    current: kept where it is nearly as good. ValueError for limits below 1 node or 0 levels, for a method named
+    "none", and for times that are negative or not finite, or a pass that takes none.
+    """
+    check_limits(max_size, max_depth=max_depth)
+    if PLAIN in yields:
+        raise ValueError(f'"{PLAIN}" names plain decoding, which is always considered and has no yield')
+    grid = tuple(sorted({min(size, max_size) for size in sizes or _default_sizes(max_size)} - {1}))
+    check_limits(min(grid, default=1))
+    passes = _times(pass_seconds, grid)
+    choices = [Choice(PLAIN, 1, 0, 1.0, float(_times(pass_seconds, (1,))[0]), 1.0)]
+    for method, yielded in yields.items():
+        growth = _growth(yielded.acceptance, grid, max_depth)
+        if growth.depths:
+            drafts = (_wave_seconds if method == "adaptive" else _level_seconds)(growth, level_seconds)
+            choices += _best_of_each_size(method, yielded, growth, passes + drafts, current)
+    return _preferred(choices, current)
+
+
+def _default_sizes(max_size: int) -> list[int]:
+    powers = [2**k for k in range(max_size.bit_length())]
+    return [max_size, *powers, *(power + power // 2 for power in powers[1:])]
+
+
+def _times(seconds: Seconds, sizes: Sequence[int]) -> Floats:
+    times = np.array([seconds(size) for size in sizes], dtype=np.float64)
+    if not np.all(np.isfinite(times) & (times > 0)):
+        raise ValueError(f"a pass takes a positive time, got {times.tolist()} s for {list(sizes)} nodes")
+    return times
+
+
+def _best_of_each_size(
+    method: str, yielded: Yield, growth: _Growth, seconds: Floats, current: Choice | None
+) -> Iterator[Choice]:
+    """The best depth of each size, and the depth of `current` beside it; seconds [depths, sizes]."""
+    tokens = 1 + yielded.factor * (growth.tokens - 1)
+    best = (seconds / tokens).argmin(axis=0)
+    for column, size in enumerate(growth.sizes):
+        rows = {int(best[column])}
+        if current and (current.method, current.size) == (method, size):
+            rows.add(min(current.depth, growth.depths) - 1)
+        for row in rows:
+            cell = row, column
+            yield Choice(method, size, row + 1, float(tokens[cell]), float(seconds[cell]), float(growth.tokens[cell]))
+
+
+def _preferred(choices: list[Choice], current: Choice | None) -> Choice:
+    fastest = min(choice.seconds_per_token for choice in choices)
+    if current:
+        for choice in choices:
+            same = (choice.method, choice.size, choice.depth) == (current.method, current.size, current.depth)
+            if same and choice.seconds_per_token <= _KEPT * fastest:
+                return choice
+    near = (choice for choice in choices if choice.seconds_per_token <= _NEAR * fastest)
+    return min(near, key=lambda choice: (choice.size, choice.seconds_per_token))
+
+
+@dataclass(frozen=True)
+class _Growth:
+    """What follows from an acceptance vector, for depth limits 1 … `depths` (more change nothing) and each size.
+
+    tokens: float64 [depths, sizes], expected. parents: int64 [depths, sizes, depths], how many nodes of each level, the
+    root's first, have children.
+    """
+
+    sizes: tuple[int, ...]
+    depths: int
+    tokens: Floats
+    parents: NDArray[np.int64]
+
+
+@lru_cache(maxsize=16)  # times change more often than acceptances
+def _growth(acceptance: tuple[float, ...], sizes: tuple[int, ...], max_depth: int) -> _Growth:
+    if not sizes:
+        return _Growth(sizes, 0, np.empty((0, 0)), np.empty((0, 0, 0), np.int64))
+    limits = list(_best_by_depth(_never_rising(acceptance), sizes[-1], max_depth))
+    depths, widths = len(limits), len(sizes) + 1
+    tokens = np.empty((depths, len(sizes)))
+    parents = np.zeros((depths, len(sizes), depths), dtype=np.int64)
+    for row, nodes in enumerate(limits):
+        tokens[row] = np.cumsum(nodes.products)[np.minimum(sizes, len(nodes.products)) - 1]
+        # a node has children where its first child is among the nodes taken; each stands for its parent, a level up
+        firsts = np.flatnonzero(nodes.firsts)
+        cells = np.searchsorted(sizes, firsts, side="right") * depths + nodes.depths[firsts] - 1
+        counts = np.bincount(cells, minlength=widths * depths).reshape(widths, depths)
+        parents[row] = counts.cumsum(axis=0)[:-1]
+    return _Growth(sizes, depths, tokens, parents)
+
+
+def _level_seconds(growth: _Growth, level_seconds: Seconds) -> Floats:
+    """Drafting times [depths, sizes] of static trees: one draft pass for every level that has children."""
+    return _draft_times(growth.parents, level_seconds).sum(axis=2)
+
+
+def _wave_seconds(growth: _Growth, level_seconds: Seconds) -> Floats:
+    """Drafting times [depths, sizes] of adaptive trees: the root, then waves of equal width."""
+    waves = np.arange(growth.depths)[:, None]  # a depth limit of 1 needs none
+    widths = np.maximum((np.array(growth.sizes) - 1) // np.maximum(waves, 1), 1)
+    return _draft_times(np.ones(1, dtype=np.int64), level_seconds) + waves * _draft_times(widths, level_seconds)
+
+
+def _draft_times(rows: NDArray[np.int64], level_seconds: Seconds) -> Floats:
+    """Seconds of draft passes over `rows`, of any shape; none for no row."""
+    table = np.zeros(int(rows.max()) + 1)
+    for count in np.unique(rows[rows > 0]):
+        table[count] = level_seconds(int(count))
+    if not np.all(np.isfinite(table)) or table.min() < 0:
+        raise ValueError(f"a draft pass takes a time of 0 or more, got {table.min()} to {table.max()} s")
+    return table[rows]
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """The likeliest nodes in the order a best tree takes them: path products, depths, whether a first child; [n]."""
+
+    products: Floats
+    depths: NDArray[np.int64]
+    firsts: NDArray[np.bool_]
+
+
+def _best_by_depth(acceptance: Floats, size: int, max_depth: int) -> Iterator[_Nodes]:
+    """The `size` likeliest nodes for depth limits 1, 2, …, up to the limit where nothing changes; ties as `best_first`.
+
+    Level by level: the best nodes of a level are children of the best of the level above, and a node that is not
+    among the best at one limit is not at a deeper one, nor is anything below it.
+    """
+    best = _Nodes(np.ones(1), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.bool_))
+    level = np.ones(1)
+    for depth in range(1, max_depth + 1):
+        least = best.products[size - 1] if len(best.products) == size else 0.0
+        candidates = np.outer(level, acceptance).ravel()
+        places = np.flatnonzero(candidates > least)
+        if not len(places):
+            return
+        places = places[np.argsort(-candidates[places], kind="stable")[:size]]
+        level = candidates[places]
+        products = np.concatenate((best.products, level))
+        order = np.argsort(-products, kind="stable")[:size]
+        depths = np.concatenate((best.depths, np.full(len(level), depth)))
+        firsts = np.concatenate((best.firsts, places % len(acceptance) == 0))
+        best = _Nodes(products[order], depths[order], firsts[order])
+        yield best
+
+
+def _never_rising(acceptance: ArrayLike) -> Floats:
+    return np.minimum.accumulate(np.asarray(acceptance))
+
+
+class Correction:
+    """Running ratio of measured to predicted tokens per pass, the one that every pass yields left out.
+
+    A pass counts half after 69 more. The ratio starts at 1 and drifts back there while the method is not used, so that
+    one that did badly is tried again after some hundred passes.
+    """
+
+    _DECAY = 0.99
+    _PRIOR_PASSES = 2  # as many passes, as predicted, stand for not knowing
+
+    def __init__(self) -> None:
+        self._measured = self._predicted = self._prior = 0.0
+
+    @property
+    def factor(self) -> float:
+        """For `Yield`."""
+        total = self._predicted + self._prior
+        return (self._measured + self._prior) / total if total else 1.0
+
+    def add(self, tokens: float, uncorrected_tokens: float) -> None:
+        """A pass of this method yielded `tokens`, where acceptances alone predicted `uncorrected_tokens`.
+
+        Count what verification accepted, before an end token or a limit cuts it. ValueError for less than 1 token.
+        """
+        if not (1 <= tokens < math.inf and 1 <= uncorrected_tokens < math.inf):
+            raise ValueError(f"a pass yields at least 1 token, got {tokens} where {uncorrected_tokens} were predicted")
+        self.idle()
+        self._measured += tokens - 1
+        self._predicted += uncorrected_tokens - 1
+        self._prior = self._prior or self._PRIOR_PASSES * (uncorrected_tokens - 1)
+
+    def idle(self) -> None:
+        """A pass went by that tells nothing about this method."""
+        self._measured *= self._DECAY
+        self._predicted *= self._DECAY
+
+
+class Chooser:
+    """Keeps the choice up to date at little cost: after the first one, choosing takes under 1 % of the passes' time.
+
+    It chooses again when something has moved by more than 10 % since the last time: a yield, a time, the context. It
+    reads no clock; tell it by `passed` and `took` what things took.
+    """
+
+    _MOVED = 0.1
+    _SHARE = 0.01
+
+    def __init__(self, max_size: int, max_depth: int, sizes: Sequence[int] | None = None) -> None:
+        self._limits = max_size, max_depth, sizes
+        self._choice: Choice | None = None
+        self._seen: _Inputs | None = None  # what the choice was made from
+        self._chose = False  # whether the last call of `current` did
+        self._cost: float | None = None  # seconds of the last choice; None until the first one is told
+        self._choosing = self._in_passes = 0.0
+
+    def current(
+        self, yields: Mapping[str, Yield], pass_seconds: Seconds, level_seconds: Seconds, context_length: int
+    ) -> Choice:
+        """The choice to use now, as `choose` makes it; the same object while it stands."""
+
+        def inputs(size: int) -> _Inputs:
+            times = [seconds(rows) for seconds in (pass_seconds, level_seconds) for rows in (1, size, self._limits[0])]
+            return _Inputs(dict(yields), (*times, context_length))
+
+        choice = self._choice
+        self._chose = choice is None or (
+            self._affordable and (self._seen is None or inputs(choice.size).moved_from(self._seen, self._MOVED))
+        )
+        if choice is None or self._chose:
+            choice = choose(yields, pass_seconds, level_seconds, *self._limits, current=choice)
+            self._choice, self._seen = choice, inputs(choice.size)
+        return choice
+
+    def passed(self, seconds: float) -> None:
+        """A pass went by, which took so long with its drafting."""
+        self._in_passes += seconds
+
+    def took(self, seconds: float) -> None:
+        """The last call of `current` took so long, together with building the tree it chose."""
+        if self._cost is not None:
+            self._choosing += seconds
+        if self._chose:
+            self._cost = seconds
+
+    @property
+    def _affordable(self) -> bool:
+        return self._choosing + (self._cost or 0.0) <= self._SHARE * self._in_passes
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a choice depends on. numbers: seconds of some passes and levels, and the length of the context."""
+
+    yields: dict[str, Yield]
+    numbers: tuple[float, ...]
+
+    def moved_from(self, old: _Inputs, share: float) -> bool:
+        """Whether anything differs by more than that share of what it was."""
+        if self.yields.keys() != old.yields.keys():
+            return True
+        factors = [(new.factor, old.yields[method].factor) for method, new in self.yields.items()]
+        if any(abs(new - was) > share * was for new, was in [*factors, *zip(self.numbers, old.numbers)]):
+            return True
+        return any(
+            _distance(new.acceptance, old.yields[method].acceptance) > share for method, new in self.yields.items()
+        )
+
+
+def _distance(new: tuple[float, ...], old: tuple[float, ...]) -> float:
+    """Sum of the differences as a share of the first acceptance or of its rest, whichever is less: 0.98 is no 0.96."""
+    if new == old:
+        return 0.0
+    difference = sum(abs(a - b) for a, b in zip_longest(new, old, fillvalue=0.0))
+    least = min(old[0], 1 - old[0])
+    return difference / least if least > 0 else math.inf

@@ -1,0 +1,51 @@
+"""Parents with their children as index tensors, so that rules work on many nodes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sequoia_tree.tree import Tree
+
+
+@dataclass(frozen=True)
+class Family:
+    """m parents, those with the most children first, and their children.
+
+    parents: int64 [m]. children: int64 [m, most children], in drawing order, 0 beyond a parent's last child.
+    having: for each child number from 1 up, how many of the parents have that many children.
+    """
+
+    parents: Tensor
+    children: Tensor
+    having: list[int]
+
+    @property
+    def present(self) -> Tensor:
+        """bool [m, most children]: which entries of `children` are children."""
+        return self.children > 0  # no child is the root
+
+
+def families(tree: Tree, parents: NDArray[np.int64], most: int, device: torch.device) -> Iterator[Family]:
+    """The given nodes as families of at most `most` parents each; nodes without children are left out."""
+    counts = tree.child_count_array[parents]
+    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    parents, counts = parents[order], counts[order]
+    by_parent = np.argsort(tree.parent_array[1:], kind="stable") + 1
+    first = np.concatenate(([0], np.cumsum(tree.child_count_array)))[parents]
+    for begin in range(0, len(parents), most):
+        piece = slice(begin, begin + most)
+        numbers = np.arange(counts[begin])
+        present = numbers < counts[piece, None]
+        places = np.where(present, first[piece, None] + numbers, 0)
+        children = np.where(present, by_parent[places], 0)
+        yield Family(
+            torch.from_numpy(parents[piece]).to(device),
+            torch.from_numpy(children).to(device),
+            present.sum(axis=0).tolist(),
+        )

@@ -1,0 +1,93 @@
+"""The frontier takes what a heap would take, whatever the waves."""
+
+import heapq
+import math
+
+import pytest
+import torch
+
+from sequoia_tree.adaptive import Frontier
+from sequoia_tree.tree import Tree
+
+CHILDREN = 5
+
+
+def offers(path: tuple[int, ...], runs_out: bool) -> tuple[list[int], list[float]]:
+    """Tokens and costs of the children of a node, a function of the tokens on its path alone."""
+    random = torch.Generator().manual_seed(hash(path) % 2**31)
+    tokens = torch.randperm(40, generator=random)[:CHILDREN].tolist()
+    costs = torch.rand(CHILDREN, generator=random, dtype=torch.float64).cumsum(0).mul_(2).tolist()
+    if runs_out:
+        count = int(torch.randint(0, CHILDREN + 1, (), generator=random)) if path else 2
+        tokens = [*tokens[:count], *[-1] * (CHILDREN - count)]
+    return tokens, costs
+
+
+def heap_paths(count: int, max_depth: int, runs_out: bool) -> set[tuple[int, ...]]:
+    """Paths of the `count` nodes that a heap takes one by one."""
+    heap, taken = [], set()
+
+    def push(path: tuple[int, ...], priority: float) -> None:
+        if len(path) < max_depth:
+            for token, cost in zip(*offers(path, runs_out)):
+                if token >= 0:
+                    heapq.heappush(heap, (priority + cost, (*path, token)))
+
+    push((), 0.0)
+    while heap and len(taken) < count:
+        priority, path = heapq.heappop(heap)
+        taken.add(path)
+        push(path, priority)
+    return taken
+
+
+def grow(waves: int, width: int, count: int, runs_out: bool):
+    frontier = Frontier(waves, width, CHILDREN, torch.device("cpu"))
+    for _ in range(2):  # the second tree finds what the first has left behind
+        frontier.restart(7)
+        for wave in range(waves + 1):
+            if wave:
+                frontier.expand()
+            paths = []
+            for node in range(frontier.begin, frontier.end):
+                ids = frontier.ancestors[node, : frontier.end].nonzero()[:, 0].tolist()
+                assert ids[-1] == node and len(ids) == frontier.depths[node] + 1
+                paths.append(tuple(frontier.tokens[ids[1:]].tolist()))
+            tokens, costs = zip(*(offers(path, runs_out) for path in paths))
+            frontier.open(torch.tensor(tokens), torch.tensor(costs))
+    return frontier.best(count)
+
+
+@pytest.mark.parametrize("runs_out", [False, True])
+@pytest.mark.parametrize("waves, width, count", [(0, 1, 4), (1, 3, 6), (3, 8, 10), (4, 30, 30), (6, 40, 25)])
+def test_wide_waves_grow_what_a_heap_takes(waves, width, count, runs_out):
+    grown = grow(waves, width, count, runs_out)
+    tree = Tree(grown.parents)
+    paths = [tuple(grown.tokens[node] for node in tree.path(node)) for node in range(tree.size)]
+    assert len(set(paths)) == tree.size and grown.tokens[0] == 7
+    assert set(paths[1:]) == heap_paths(count, waves + 1, runs_out)
+    for node in range(tree.size):
+        order = [offers(paths[node], runs_out)[0].index(grown.tokens[child]) for child in tree.children[node]]
+        assert order == list(range(len(order))), "siblings are taken in drawing order, without gaps"
+        assert grown.expanded[node] >= 0 or not tree.children[node]
+
+
+def test_narrow_waves_still_grow_a_tree():
+    grown = grow(waves=5, width=2, count=20, runs_out=False)
+    tree = Tree(grown.parents)
+    assert tree.size == 21
+    assert sum(expanded > 0 for expanded in grown.expanded) <= 10
+
+
+def test_equal_priorities_leave_no_orphans():
+    frontier = Frontier(3, 4, 3, torch.device("cpu"))
+    frontier.restart(0)
+    for wave in range(4):
+        if wave:
+            frontier.expand()
+        count = frontier.end - frontier.begin
+        frontier.open(torch.arange(3).repeat(count, 1), torch.zeros(count, 3))
+    for count in range(1, 30):
+        grown = frontier.best(count)
+        assert Tree(grown.parents).size == count + 1
+        assert math.isfinite(sum(grown.expanded))
