@@ -78,6 +78,17 @@ def verify_traversal(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Ge
     of that, once they and all before it are refused. Weights do not depend on what is accepted, so they are found
     level by level; the first node in post-order that passes its test is the answer.
     """
+    arriving, leaving = traversal_weights(tree, tokens, laws)
+    order = torch.from_numpy(tree.post_order).to(tokens.device)
+    uniform = _uniform(tree.size, tokens.device, generator)
+    passed = (uniform < leaving[order]).int()
+    passed[-1] = 1  # the root comes last, and is accepted when nothing else is
+    path = tree.path(int(order[passed.argmax()]))
+    return Verdict(path, _bonus(tree, path, tokens, laws, arriving, generator))
+
+
+def traversal_weights(tree: Tree, tokens: Tensor, laws: Laws) -> tuple[Tensor, Tensor]:
+    """Of every node, float64 [n]: the weight it arrives with, and its chance once all nodes before it are refused."""
     arriving = torch.ones(tree.size, dtype=torch.float64, device=tokens.device)
     leaving = arriving.clone()
     for depth in range(tree.depth):
@@ -87,12 +98,7 @@ def verify_traversal(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Ge
             leaving[family.parents] = refused.weight
             children = family.children[family.present]
             arriving[children] = leaving[children] = refused.chances[family.present]
-    order = torch.from_numpy(tree.post_order).to(tokens.device)
-    uniform = _uniform(tree.size, tokens.device, generator)
-    passed = (uniform < leaving[order]).int()
-    passed[-1] = 1  # the root comes last, and is accepted when nothing else is
-    path = tree.path(int(order[passed.argmax()]))
-    return Verdict(path, _bonus(tree, path, tokens, laws, arriving, generator))
+    return arriving, leaving
 
 
 def verify_match(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Generator) -> Verdict:
@@ -151,11 +157,7 @@ def _descend(
 
 
 def _ratio_tests(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Generator, replacement: bool) -> Verdict:
-    chances = torch.zeros(tree.size, dtype=torch.float64, device=tokens.device)
-    full = torch.ones_like(chances)
-    for family in families(tree, np.arange(tree.size), laws.most_rows, tokens.device):
-        refused = _refuse(family, tokens, laws, full[family.parents], replacement)
-        chances[family.children[family.present]] = refused.chances[family.present]
+    chances = ratio_chances(tree, tokens, laws, replacement)
     passed = (_uniform(tree.size, tokens.device, generator) < chances).cpu().numpy()
     first_passed = {tree.parents[node]: int(node) for node in np.flatnonzero(passed)[::-1]}
     path: list[int] = []
@@ -163,7 +165,18 @@ def _ratio_tests(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Genera
     while node in first_passed:
         node = first_passed[node]
         path.append(node)
+    full = torch.ones_like(chances)
     return Verdict(path, _bonus(tree, path, tokens, laws, full, generator, replacement))
+
+
+def ratio_chances(tree: Tree, tokens: Tensor, laws: Laws, replacement: bool) -> Tensor:
+    """Of every node, float64 [n]: its chance once its parent is accepted and its elder siblings are refused."""
+    chances = torch.zeros(tree.size, dtype=torch.float64, device=tokens.device)
+    for family in families(tree, np.arange(tree.size), laws.most_rows, tokens.device):
+        full = torch.ones(len(family.parents), dtype=torch.float64, device=tokens.device)
+        refused = _refuse(family, tokens, laws, full, replacement)
+        chances[family.children[family.present]] = refused.chances[family.present]
+    return chances
 
 
 @dataclass(frozen=True)

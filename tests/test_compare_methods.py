@@ -317,6 +317,8 @@ def test_default_prompts_are_held_out():
         (("--temperatures", "-1"), "out of range"),
         (("--draft-bits", "7"), "none of 2, 3, 4"),
         (("--tree", "chain"), "--methods"),
+        (("--verification", "match"), "--methods"),
+        (("--tree-depth", "3"), "--depth"),
         (("--from-recorded", "laws", "--methods", "auto"), "measured times"),
         (("--from-recorded", "laws", "--model", "here"), "the recording has fixed it"),
         (("--draft", "here", "--draft-bits", "4"), "not both"),

@@ -30,12 +30,7 @@ METHODS = {
     "sequoia": Method("sequoia", "top-down", "Sequoia's static tree and rule"),
     "sequoia-traversal": Method("sequoia", "traversal", "Sequoia's static tree, verified from its leaves up"),
     "adaptive": Method("adaptive", "traversal", "a tree grown for the text, verified from its leaves up"),
-    "auto": Method(
-        "auto",
-        "auto",
-        "what the runtime chooses by itself within this size and depth; draws its own seeds",
-        repeatable=False,
-    ),
+    "auto": Method("auto", "auto", "what the runtime takes to be fastest; with seeds of its own", repeatable=False),
 }
 
 

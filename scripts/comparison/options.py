@@ -34,14 +34,15 @@ exit codes: 0 ok, 2 wrong use, 3 model files missing or damaged, 4 does not fit,
 """
 
 DRAFT_BITS = (2, 3, 4)
+_INSTEAD = {"tree": "--methods", "verification": "--methods", "tree_size": "--sizes", "tree_depth": "--depth"}
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; exits with code 2 and a message where it is wrong."""
     parser = _parser()
     parsed = parser.parse_args(arguments)
-    for name, instead in (("tree", "--methods"), ("tree_size", "--sizes"), ("tree_depth", "--depth")):
-        if getattr(parsed, name) != parser.get_default(name) and getattr(parsed, name) is not None:
+    for name, instead in _INSTEAD.items():
+        if getattr(parsed, name) not in ("auto", None):
             parser.error(f"argument --{name.replace('_', '-')}: here it is {instead} that says it")
     if parsed.draft_bits is not None and parsed.draft != "auto":
         parser.error("argument --draft-bits: the target drafts for itself, or --draft does, not both")

@@ -32,10 +32,9 @@ class Grid:
 
 def row(measured: Measured) -> str:
     """A line for a cell that has just been measured."""
-    spent = _milliseconds(measured)
     return (
         f"{measured.cell}: {_written(tokens_per_pass(measured))} tokens per pass in {measured.passes} passes of "
-        f"{len(measured.replies)} replies, {spent} ms per token"
+        f"{len(measured.replies)} replies; ms of draft + target, and per token: {_milliseconds(measured)}"
     )
 
 
@@ -60,6 +59,7 @@ def heading(setup: Mapping[str, Any], grid: Grid, beyond_end: bool) -> Iterator[
     yield (
         "Tokens per pass: tokens of all replies over passes of the target, the first pass of a reply included. ± and "
         f"ranges: 95 %, prompts taken as independent. Trees have at most {grid.depth} levels; a chain no more nodes."
+        + (" auto makes as few of the nodes as it takes to be fastest." if "auto" in grid.methods else "")
     )
     yield ""
 
