@@ -10,7 +10,8 @@ from offload_runtime.draft import Draft, draft_law
 from offload_runtime.drawn_tree import DrawnTree
 from offload_runtime.repetition import SeenTokens
 from offload_runtime.static_growth import likeliest
-from sequoia_tree.adaptive import Frontier
+from offload_runtime.text_candidates import RepeatedText, with_candidates
+from sequoia_tree.adaptive import Frontier, Grown
 from sequoia_tree.sampling import Sampling, draw_without_replacement
 from sequoia_tree.tree import Tree
 
@@ -20,6 +21,8 @@ Costs = Callable[[Tensor, Tensor], Tensor]
 
 class AdaptiveGrowth:
     """Trees of at most `size` nodes and `depth` levels.
+
+    Where the text repeats itself, a few of the nodes go on as it did before.
 
     The draft runs over the root and then over depth - 1 waves of nodes. Together they expand about as many nodes as the
     tree will have: more than its inner nodes, so that the best ones are among them.
@@ -31,6 +34,7 @@ class AdaptiveGrowth:
         self._waves = depth - 1
         width = max(1, (size - 1) // max(1, self._waves))
         self._frontier = Frontier(self._waves, width, children, draft.model.device)
+        self._repeated = RepeatedText()
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -53,11 +57,9 @@ class AdaptiveGrowth:
             laws.append(draft_law(logits, sampling, seen, self._paths(text[-1]) if seen else None))
             tokens = draw(laws[-1], frontier.children, generator)
             frontier.open(tokens, costs(laws[-1], tokens))
-        grown = frontier.best(self._size - 1)
-        tree, expanded = Tree(grown.parents), np.array(grown.expanded)
-        law_rows = np.where(tree.child_count_array > 0, expanded, -1)
-        columns = np.where(expanded > 0, expanded - 1, -1)
-        return DrawnTree(tree, grown.tokens, tree.size, columns, torch.cat(laws), law_rows)
+        candidates = self._repeated.candidates(text, self._size, self._waves + 1)
+        grown = frontier.best(self._size - 1 - candidates.most)
+        return with_candidates(_drawn_tree(grown, torch.cat(laws)), candidates)
 
     def _run_wave(self) -> Tensor:
         frontier = self._frontier
@@ -68,3 +70,10 @@ class AdaptiveGrowth:
         frontier = self._frontier
         wave = slice(frontier.begin, frontier.end)
         return torch.where(frontier.ancestors[wave], frontier.tokens.clamp(min=0), root_token)
+
+
+def _drawn_tree(grown: Grown, laws: Tensor) -> DrawnTree:
+    tree, expanded = Tree(grown.parents), np.array(grown.expanded)
+    law_rows = np.where(tree.child_count_array > 0, expanded, -1)
+    columns = np.where(expanded > 0, expanded - 1, -1)  # the root's row belongs to the text
+    return DrawnTree(tree, grown.tokens, tree.size, columns, laws, law_rows)

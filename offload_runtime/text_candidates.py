@@ -44,8 +44,8 @@ class RepeatedText:
 def with_candidates(drawn: DrawnTree, candidates: Candidates) -> DrawnTree:
     """The tree with the candidates below it: from where no drawn node holds the next of them, as a chain.
 
-    They are chosen by looking at the text and at drawn tokens, never at the target's: matched after the drawn nodes have
-    been tested, they keep the law exact.
+    They are chosen by looking at the text and at drawn tokens, never at the target's: matched once the drawn nodes
+    have been tested, they keep the law exact.
     """
     tree, node, place = drawn.tree, 0, 0
     children: dict[tuple[int, int], int] = {}

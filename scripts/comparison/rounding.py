@@ -53,13 +53,13 @@ class Grid:
     def _round(self, groups: Tensor) -> Tensor:
         step = self.step(groups)
         divisor = torch.where(step > 0, step, 1.0)
-        least = torch.zeros_like(step) if self.symmetric else _least_and_spread(groups)[0]
+        least = step * (1 - self.levels) / 2 if self.symmetric else _least_and_spread(groups)[0]
         return least + (groups - least).div(divisor).round() * step
 
 
 GRIDS = {
     2: Grid(levels=4, group=32, symmetric=False),
-    3: Grid(levels=7, group=64, symmetric=True),
+    3: Grid(levels=8, group=64, symmetric=True),
     4: Grid(levels=16, group=32, symmetric=False),
 }
 
