@@ -2,6 +2,9 @@
 
     python scripts/compare_methods.py --help
 
+With --same-contexts all methods draft wherever a pass of one of them, the driver, begins, and what each would yield
+there on average is compared: contexts are the driver's, and another method's own tokens per pass differ a little.
+
 With --from-recorded the models are replaced by laws recorded along texts, which is an approximation: nodes get the laws
 of their position, whatever their branch.
 """
@@ -62,19 +65,17 @@ def _measure(
     arguments: argparse.Namespace, kinds: list[Setting], source: "Source", note: Callable[[str], None]
 ) -> "Grid":
     """Measure the cells that are missing; the whole grid as far as it is known."""
-    from comparison.measure import measure_cell
     from comparison.records import Cells, environment
     from comparison.tables import Grid, row
 
-    wanted = list(cells(arguments.methods, arguments.sizes, arguments.depth, kinds))
+    wanted = list(cells(arguments.methods, arguments.sizes, arguments.depth, kinds, arguments.driver))
     with closing(Cells(source.setup, environment(), arguments.json, arguments.resume)) as kept:
         known = {cell for cell in wanted if kept.has(cell, source.workload(cell.setting))}
         missing = [] if arguments.only_tables else [cell for cell in wanted if cell not in known]
-        for number, (cell, steps) in enumerate(source.open(missing), start=1):
-            measured = measure_cell(cell, steps, source.workload(cell.setting))
+        for number, measured in enumerate(source.measure(missing), start=1):
             kept.add(measured)
             note(f"{number}/{len(missing)} {row(measured)}")
-        return Grid(arguments.methods, arguments.sizes, arguments.depth, kinds, kept.measured)
+        return Grid(arguments.methods, arguments.sizes, arguments.depth, kinds, kept.measured, arguments.driver)
 
 
 def _show(arguments: argparse.Namespace, source: "Source", grid: "Grid") -> None:

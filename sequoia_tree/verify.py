@@ -214,7 +214,7 @@ def _refuse(family: Family, tokens: Tensor, laws: Laws, weight: Tensor, replacem
         left = p[:count].addcmul_(q[:count], q_share[:, None], value=-1).clamp_(min=0).sum(-1, dtype=torch.float64)
         part = a * left / p_whole
         p_sum[:count] = torch.where(left > 0, left, p_whole)
-        weight[:count] = torch.where(part > 0, part / (part + 1 - a), (a == 1).double())
+        weight[:count] = torch.where(part > 0, (part / (part + 1 - a)).clamp_(max=1), (a == 1).double())
         if not replacement:
             q_sum[:count] = q_whole - q_token
             q[:count].scatter_(1, token, 0)

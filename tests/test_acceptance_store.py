@@ -160,6 +160,10 @@ def test_fingerprints_tell_models_apart(models, tmp_path):
     for file in models[0].iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     assert store.fingerprint(copy) == store.fingerprint(models[0])
+    weights = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2] + bytes(len(weights) - len(weights) // 2))
+    assert store.fingerprint(copy) != store.fingerprint(models[0]), "a fine-tune"
+    (copy / "model.safetensors").write_bytes(weights)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
     assert store.fingerprint(copy) != store.fingerprint(models[0])

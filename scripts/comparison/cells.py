@@ -12,13 +12,15 @@ REFERENCE = "sequoia"
 class Method:
     """A row of the comparison: arguments of `OffloadRuntime.from_pretrained`, and what they mean.
 
-    repeatable: what it does follows from the models' laws and the seed; no clock decides.
+    repeatable: what it does follows from the models' laws and the seed; no clock decides. is_damped: its tree is made
+    for damped acceptances, which the runtime does only where it chooses the tree itself.
     """
 
     tree: str
     verification: str
     meaning: str
     repeatable: bool = True
+    is_damped: bool = False
 
 
 METHODS = {
@@ -29,6 +31,9 @@ METHODS = {
     "topk": Method("topk", "match", "Sequoia's tree filled with the likeliest tokens"),
     "sequoia": Method("sequoia", "top-down", "Sequoia's static tree and rule"),
     "sequoia-traversal": Method("sequoia", "traversal", "Sequoia's static tree, verified from its leaves up"),
+    "sequoia-damped": Method(
+        "sequoia", "traversal", "the deeper static tree that auto makes; with --same-contexts", is_damped=True
+    ),
     "adaptive": Method("adaptive", "traversal", "a tree grown for the text, verified from its leaves up"),
     "auto": Method("auto", "auto", "what the runtime takes to be fastest; with seeds of its own", repeatable=False),
 }
@@ -47,32 +52,38 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """One method with trees of at most `size` nodes, root included, and `depth` levels, under one sampling."""
+    """One method with trees of at most `size` nodes, root included, and `depth` levels, under one sampling.
+
+    driver: the method in whose replies it drafts without writing them; None where it writes its own.
+    """
 
     method: str
     size: int
     depth: int
     temperature: float
     top_p: float
+    driver: str | None = None
 
     @property
     def setting(self) -> Setting:
         return Setting(self.temperature, self.top_p)
 
     def __str__(self) -> str:
-        return f"{self.method}, {self.size} nodes, {self.setting}"
+        contexts = f", in contexts of {self.driver}" if self.driver else ""
+        return f"{self.method}, {self.size} nodes, {self.setting}{contexts}"
 
 
 @dataclass(frozen=True)
 class CountedReply:
     """prompt: its number. tokens: those of the text; passes: of the target.
 
-    beyond_end: tokens that the last pass accepted behind the text's end token, and that nobody sees.
+    beyond_end: tokens that the last pass accepted behind the text's end token, and that nobody sees. In a reply that
+    another method writes, passes are the contexts in it, and tokens the sum of what they yield on average.
     """
 
     prompt: int
     seed: int
-    tokens: int
+    tokens: float
     passes: int
     beyond_end: int
 
@@ -88,7 +99,7 @@ class Measured:
     target_seconds: float
 
     @property
-    def tokens(self) -> int:
+    def tokens(self) -> float:
         return sum(reply.tokens for reply in self.replies)
 
     @property
@@ -110,8 +121,12 @@ class Measured:
     def from_record(cls, record: Mapping[str, Any]) -> "Measured":
         """ValueError, KeyError or TypeError where it is no such record."""
         numbers = (record["size"], record["depth"], record["temperature"], record["top_p"])
-        cell = Cell(str(record["method"]), *numbers)
-        if cell.method not in METHODS or not all(isinstance(value, int | float) for value in numbers):
+        cell = Cell(str(record["method"]), *numbers, record.get("driver"))
+        if (
+            cell.method not in METHODS
+            or cell.driver not in (None, *METHODS)
+            or not all(isinstance(value, int | float) for value in numbers)
+        ):
             raise ValueError(f"there is no such cell: {cell}")
         replies = tuple(CountedReply(*reply) for reply in record["replies"])
         if not replies or not all(reply.passes > 0 and reply.tokens > 0 for reply in replies):
@@ -126,17 +141,24 @@ def settings(temperatures: Iterable[float], top_ps: Iterable[float]) -> list[Set
     return list(dict.fromkeys(pairs))
 
 
-def cells(methods: Iterable[str], sizes: Iterable[int], depth: int, kinds: Iterable[Setting]) -> Iterator[Cell]:
+def cells(
+    methods: Iterable[str], sizes: Iterable[int], depth: int, kinds: Iterable[Setting], driver: str | None = None
+) -> Iterator[Cell]:
     """All cells, by size, then method, then setting: what loads the same way follows one another."""
     kinds = list(kinds)
     methods = list(methods)
-    all_cells = (cell(method, size, depth, kind) for size in sizes for method in methods for kind in kinds)
+    all_cells = (cell(method, size, depth, kind, driver) for size in sizes for method in methods for kind in kinds)
     return iter(dict.fromkeys(all_cells))
 
 
-def cell(method: str, size: int, depth: int, setting: Setting) -> Cell:
-    """The cell that stands for these limits: a chain ends at the depth limit, and plain decoding has no tree."""
+def cell(method: str, size: int, depth: int, setting: Setting, driver: str | None = None) -> Cell:
+    """The cell that stands for these limits: a chain ends at the depth limit, and plain decoding has no tree.
+
+    In contexts of a driver they stay as they are, for those depend on the size of the driver's tree.
+    """
     depth = min(depth, size - 1)
+    if driver is not None:
+        return Cell(method, size, depth, setting.temperature, setting.top_p, driver)
     if method == "plain":
         size, depth = 1, 0
     if method == "chain":

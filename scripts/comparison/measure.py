@@ -21,6 +21,10 @@ class Workload:
     replies: int
     seed: int
 
+    def reply(self, number: int) -> tuple[int, int]:
+        """The prompt's number and the seed of every cell's reply of this number."""
+        return number % len(self.reply_tokens), self.seed + number
+
     def is_done(self, cell: Cell, replies: int, passes: int) -> bool:
         """Whether a cell has enough. Greedy replies never differ, so a prompt is answered once."""
         if cell.temperature == 0 and replies >= len(self.reply_tokens):
@@ -53,8 +57,7 @@ def measure_cell(cell: Cell, steps: Steps, workload: Workload) -> Measured:
     for number in count():
         if workload.is_done(cell, number, tally.passes):
             break
-        prompt = number % len(workload.reply_tokens)
-        seed = workload.seed + number
+        prompt, seed = workload.reply(number)
         with closing(steps(prompt, seed)) as reply:  # type: ignore[type-var]
             tally.replies.append(_count(prompt, seed, reply, workload.reply_tokens[prompt], tally))
     return Measured(cell, tuple(tally.replies), tally.timed_passes, tally.draft_seconds, tally.target_seconds)

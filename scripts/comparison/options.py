@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from comparison.cells import METHODS, MOST_DEPTH
+from comparison.cells import METHODS, MOST_DEPTH, REFERENCE
 from offload_runtime.options import Number, add_model_options, real_number, whole_number
 
 DESCRIPTION = """\
@@ -18,6 +18,13 @@ Of a pass in which the text ends, the tokens up to its end count (see --beyond-e
 Intervals (95 %) treat the prompts as independent; ratios compare replies to the same prompts with the same seeds."""
 
 EPILOG = """\
+the same contexts: with --same-contexts one method, the driver, writes the replies. At the start of each of its passes
+every method drafts its tree under the same text, the target scores it, and what counts is how many tokens the method's
+rule yields from that tree on average over the rule's own random numbers (at temperature 0 and where nodes are matched:
+how many it yields). Only the driver's verdict goes into the text. Intervals of ratios are several times narrower than
+those of replies that part, and nothing is timed. The contexts are those of the driver: tokens per pass of another
+method by itself, whose passes start elsewhere, differ a little.
+
 recorded laws: --record FILE saves the laws of both models along texts that the target writes; --from-recorded FILE
 replays the same draft, trees and verification on them, without the models. That is an approximation: every node at
 depth d under position t gets the laws recorded at position t + d, whatever the tokens on its branch.
@@ -27,6 +34,7 @@ examples:
   python scripts/compare_methods.py --draft-bits 4 --json cells.jsonl          the target drafts for itself, rounded
   python scripts/compare_methods.py --resume cells.jsonl --plots docs          go on where a run was ended
   python scripts/compare_methods.py --resume a.jsonl b.jsonl --markdown t.md   one table of what two runs measured
+  python scripts/compare_methods.py --same-contexts --passes 600 --reply-tokens 24   narrow ratios, soon
   python scripts/compare_methods.py --record laws.safetensors --contexts 4000
   python scripts/compare_methods.py --from-recorded laws.safetensors --sizes 64,256
 
@@ -48,8 +56,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error("argument --draft-bits: the target drafts for itself, or --draft does, not both")
     if parsed.from_recorded is not None:
         _check_replay(parser, parsed)
-    if parsed.methods is None:
-        parsed.methods = tuple(name for name in METHODS if parsed.from_recorded is None or METHODS[name].repeatable)
+    _check_methods(parser, parsed)
     if parsed.record is not None and (parsed.resume or parsed.from_recorded):
         parser.error("argument --record: it measures no cells, so it goes with neither --resume nor --from-recorded")
     if parsed.json is None and len(parsed.resume) == 1:
@@ -61,9 +68,39 @@ def _check_replay(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -
     for name in ("model", "prompts", "draft_bits"):
         if getattr(parsed, name) is not None:
             parser.error(f"argument --{name.replace('_', '-')}: the recording has fixed it")
+
+
+def _check_methods(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Fill in methods and driver; exits where they cannot be compared in this way."""
+    if parsed.same_contexts and (parsed.record or parsed.from_recorded):
+        parser.error(
+            "argument --same-contexts: it needs the models, so it goes with neither --record nor --from-recorded"
+        )
+    if parsed.driver is not None and not parsed.same_contexts:
+        parser.error("argument --driver: it goes with --same-contexts")
+    if parsed.same_contexts and parsed.driver is None:
+        parsed.driver = REFERENCE
+    refused = {name: reason for name in METHODS if (reason := _refusal(parsed, name))}
+    if parsed.driver in refused:
+        parser.error(f"argument --driver: {parsed.driver} {refused[parsed.driver]}")
     for name in parsed.methods or ():
-        if not METHODS[name].repeatable:
-            parser.error(f"argument --methods: {name} chooses by measured times, which recorded laws do not have")
+        if name in refused:
+            parser.error(f"argument --methods: {name} {refused[name]}")
+    parsed.methods = parsed.methods or tuple(name for name in METHODS if name not in refused)
+
+
+def _refusal(parsed: argparse.Namespace, name: str) -> str | None:
+    """Why a method cannot be compared in this way; None where it can."""
+    method = METHODS[name]
+    if parsed.same_contexts and method.tree == "none":
+        return "drafts no tree, and yields one token in every context"
+    if parsed.same_contexts and not method.repeatable:
+        return "chooses by measured times, not by the context alone"
+    if parsed.from_recorded is not None and not method.repeatable:
+        return "chooses by measured times, which recorded laws do not have"
+    if method.is_damped and not parsed.same_contexts:
+        return "is a part of what auto does, so it is compared with --same-contexts only"
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_grid_options(parser: argparse.ArgumentParser) -> None:
     known = "; ".join(f"{name}: {method.meaning}" for name, method in METHODS.items())
     group = parser.add_argument_group("what to compare", "Lists are separated by commas.")
-    group.add_argument("--methods", metavar="NAMES", type=_listed(_method), help=f"{known} (default: all)")
+    group.add_argument("--methods", metavar="NAMES", type=_listed(_method), help=f"{known} (default: all that fit)")
     add = _adder(group)
     add("--sizes", "N", _listed(whole_number(2, 4096)), (16, 64, 256, 768), "nodes of the trees, root included")
     group.add_argument(
@@ -117,7 +154,18 @@ def _add_measurement_options(parser: argparse.ArgumentParser) -> None:
         help="let the target draft for itself, with the weights of its layers rounded to 2, 3 or 4 bits: written for "
         "the run and deleted afterwards",
     )
-    add("--passes", "N", whole_number(1), 200, "least passes of a cell")
+    group.add_argument(
+        "--same-contexts",
+        action="store_true",
+        help="let every method draft where the passes of one of them begin, and compare what they yield on average",
+    )
+    group.add_argument(
+        "--driver",
+        metavar="NAME",
+        type=_method,
+        help=f"the method that writes the replies of --same-contexts (default: {REFERENCE})",
+    )
+    add("--passes", "N", whole_number(1), 200, "least passes of a cell, or contexts of a size and sampling")
     add("--replies", "N", whole_number(1), 16, "least replies of a cell; at temperature 0 at most one to a prompt")
     add("--reply-tokens", "N", whole_number(1), 128, "tokens after which a reply ends")
     add("--seed", "N", whole_number(0, 2**62), 0, "reply r of every cell has seed N + r")

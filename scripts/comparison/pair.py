@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from comparison.cells import METHODS, MOST_DEPTH, Cell, Setting
 from comparison.measure import Steps
 from offload_runtime.decode import Step
-from offload_runtime.loading import Progress
-from offload_runtime.planning import Options
+from offload_runtime.loading import LoadedModels, Progress, load_models
+from offload_runtime.planning import Options, prepare
 from offload_runtime.runtime import OffloadRuntime
 
 
@@ -48,6 +48,17 @@ class Pair:
             progress=progress,
         ) as runtime:
             yield runtime
+
+    @contextmanager
+    def models(self, size: int, depth: int) -> Iterator[LoadedModels]:
+        """Both models, with room for trees of this size and depth. Raises an OffloadError."""
+        context_length = self.options.context_length or self.context_length(size)
+        options = replace(self.options, tree="sequoia", tree_size=size, tree_depth=depth, context_length=context_length)
+        loaded = load_models(prepare(options), None)
+        try:
+            yield loaded
+        finally:
+            loaded.close()
 
     def steps(self, runtime: OffloadRuntime, setting: Setting, seeded: bool = True) -> Steps:
         """Replies of `runtime` under a sampling; unless `seeded` with seeds of their own.

@@ -14,7 +14,7 @@ from offload_runtime.errors import UsageError
 _PANEL_INCHES = (4.2, 3.2)
 _LEGEND_INCHES = 0.6
 _MOST_COLUMNS = 3
-_MARKERS = "os^vD*PXh"
+_MARKERS = "os^vD*PXh<"
 # Text stays text, and the same figures give the same bytes.
 _STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "sequoia-offload", "font.size": 9.0}
 _AXES = {"nodes": "nodes of a tree", "temperature": "temperature", "top_p": "top-p"}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from comparison.cells import Setting
 from comparison.pair import Pair
-from comparison.texts import open_reader, write_texts
+from comparison.texts import reader_of, write_texts
 from offload_runtime.errors import UsageError
 
 FORMAT = "sequoia-offload recorded laws, version 1"
@@ -35,12 +35,9 @@ class Tape:
 def record(pair: Pair, settings: list[Setting], contexts: int, seed: int, file: Path) -> int:
     """Let the target write texts and save both models' logits along them; returns the number of places."""
     texts = write_texts(pair, settings, contexts, seed)
-    reader = open_reader(pair)
-    try:
-        flat = [text for setting in settings for text in texts[setting]]
+    flat = [text for setting in settings for text in texts[setting]]
+    with reader_of(pair) as reader:
         laws = [tuple(logits.to(STORED_TYPE) for logits in reader.logits(text)) for text in flat]
-    finally:
-        reader.models.close()
     target, draft = (torch.cat(side) for side in zip(*laws))
     lengths = torch.tensor([len(text.reply) for text in flat])
     tensors = {

@@ -8,14 +8,15 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from comparison.cells import METHODS, Cell, Setting
-from comparison.measure import Steps, Workload
+from comparison.cells import METHODS, Cell, Measured, Setting
+from comparison.measure import Workload, measure_cell
 from comparison.pair import Pair, load_key
 from comparison.prompts import digest, encoded_prompts
 from comparison.recording import Recording, record
 from comparison.replay import Replay
 from comparison.rounding import rounded_draft
-from comparison.texts import observe_beside
+from comparison.same_contexts import measure_same_contexts
+from comparison.texts import acceptance_tables, observe_beside
 from loaders.safetensors_files import read_checkpoint
 from loaders.spec import read_spec
 from offload_runtime.errors import UsageError
@@ -26,14 +27,11 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Source:
-    """setup: what all cells have in common. workload: of every setting. open: replies of the cells that are missing.
-
-    What `open` yields for a cell works until the next one is asked for.
-    """
+    """setup: what all cells have in common. workload: of every setting. measure: the cells that are missing."""
 
     setup: dict[str, Any]
     workload: Callable[[Setting], Workload]
-    open: Callable[[Sequence[Cell]], Iterator[tuple[Cell, Steps]]]
+    measure: Callable[[Sequence[Cell]], Iterator[Measured]]
 
 
 def pair_source(arguments: argparse.Namespace, kinds: list[Setting], note: Note) -> Source:
@@ -50,7 +48,11 @@ def pair_source(arguments: argparse.Namespace, kinds: list[Setting], note: Note)
         "seed": arguments.seed,
     }
     workload = _workload(arguments, [arguments.reply_tokens] * len(pair.prompts))
-    return Source(setup, lambda setting: workload, partial(_open_pair, arguments, pair, kinds, note))
+    if arguments.same_contexts:
+        measure = partial(_measure_same_contexts, arguments, pair, workload, note)
+    else:
+        measure = partial(_measure_pair, arguments, pair, kinds, workload, note)
+    return Source(setup, lambda setting: workload, measure)
 
 
 def recorded_source(arguments: argparse.Namespace, note: Note) -> Source:
@@ -59,14 +61,17 @@ def recorded_source(arguments: argparse.Namespace, note: Note) -> Source:
     note("recorded laws: an approximation, in which the laws of a node do not depend on the tokens of its branch")
     setup = {**recording.identity(), "seed": arguments.seed}
 
-    def replies(wanted: Sequence[Cell]) -> Iterator[tuple[Cell, Steps]]:
+    def workload(setting: Setting) -> Workload:
+        return _workload(arguments, recording.lengths(setting))
+
+    def measure(wanted: Sequence[Cell]) -> Iterator[Measured]:
         for setting in dict.fromkeys(cell.setting for cell in wanted):
             replay = Replay.of(recording.tape(setting), setting, arguments.seed)
             for cell in wanted:
                 if cell.setting == setting:
-                    yield cell, replay.steps(cell)
+                    yield measure_cell(cell, replay.steps(cell), workload(setting))
 
-    return Source(setup, lambda setting: _workload(arguments, recording.lengths(setting)), replies)
+    return Source(setup, workload, measure)
 
 
 def record_pair(arguments: argparse.Namespace, kinds: list[Setting]) -> int:
@@ -100,9 +105,14 @@ def _workload(arguments: argparse.Namespace, reply_tokens: list[int]) -> Workloa
     return Workload(reply_tokens, arguments.passes, arguments.replies, arguments.seed)
 
 
-def _open_pair(
-    arguments: argparse.Namespace, pair: Pair, kinds: list[Setting], note: Note, wanted: Sequence[Cell]
-) -> Iterator[tuple[Cell, Steps]]:
+def _measure_pair(
+    arguments: argparse.Namespace,
+    pair: Pair,
+    kinds: list[Setting],
+    workload: Workload,
+    note: Note,
+    wanted: Sequence[Cell],
+) -> Iterator[Measured]:
     if not wanted:
         return
     with _with_draft(arguments, pair) as complete:
@@ -112,4 +122,16 @@ def _open_pair(
         for (method, size, depth), group in groupby(wanted, load_key):
             with complete.runtime(method, size, depth) as runtime:
                 for cell in group:
-                    yield cell, complete.steps(runtime, cell.setting, METHODS[method].repeatable)
+                    steps = complete.steps(runtime, cell.setting, METHODS[method].repeatable)
+                    yield measure_cell(cell, steps, workload)
+
+
+def _measure_same_contexts(
+    arguments: argparse.Namespace, pair: Pair, workload: Workload, note: Note, wanted: Sequence[Cell]
+) -> Iterator[Measured]:
+    if not wanted:
+        return
+    with _with_draft(arguments, pair) as complete:
+        kinds = list(dict.fromkeys(cell.setting for cell in wanted))
+        tables = acceptance_tables(complete, kinds, arguments.contexts, arguments.seed, note)
+        yield from measure_same_contexts(complete, tables, workload, wanted)

@@ -14,16 +14,20 @@ MISSING = "–"
 
 @dataclass(frozen=True)
 class Grid:
-    """What there is to show: every method, size and setting, and what was measured so far."""
+    """What there is to show: every method, size and setting, and what was measured so far.
+
+    driver: the method in whose contexts all were measured; None where each wrote its own.
+    """
 
     methods: Sequence[str]
     sizes: Sequence[int]
     depth: int
     settings: Sequence[Setting]
     measured: Mapping[Cell, Measured]
+    driver: str | None = None
 
     def at(self, method: str, size: int, setting: Setting) -> Measured | None:
-        return self.measured.get(cell(method, size, self.depth, setting))
+        return self.measured.get(cell(method, size, self.depth, setting, self.driver))
 
     def with_tokens_beyond_end(self) -> "Grid":
         """The same with every last pass counted whole, as if no text had ended."""
@@ -32,18 +36,22 @@ class Grid:
 
 def row(measured: Measured) -> str:
     """A line for a cell that has just been measured."""
+    times = f"; ms of draft + target, and per token: {_milliseconds(measured)}" if measured.timed_passes else ""
     return (
         f"{measured.cell}: {_written(tokens_per_pass(measured))} tokens per pass in {measured.passes} passes of "
-        f"{len(measured.replies)} replies; ms of draft + target, and per token: {_milliseconds(measured)}"
+        f"{len(measured.replies)} replies{times}"
     )
 
 
 def heading(setup: Mapping[str, Any], grid: Grid, beyond_end: bool) -> Iterator[str]:
     """What was compared on what, and what the figures mean."""
     drafted_by = f"itself in {setup['draft_bits']} bits" if setup.get("draft_bits") else setup["draft"]
-    yield f"# Tokens per pass: {setup['model']}, drafted by {drafted_by}"
+    title = "Expected tokens per pass at the same contexts" if grid.driver else "Tokens per pass"
+    yield f"# {title}: {setup['model']}, drafted by {drafted_by}"
     yield ""
-    if "recorded_contexts" in setup:
+    if grid.driver:
+        yield _same_contexts(setup, grid.driver)
+    elif "recorded_contexts" in setup:
         yield (
             f"Replayed on laws recorded at {setup['recorded_contexts']} places, **an approximation**: every node at "
             "depth d under position t has the laws of position t + d, whatever the tokens on its branch. Acceptance "
@@ -56,16 +64,28 @@ def heading(setup: Mapping[str, Any], grid: Grid, beyond_end: bool) -> Iterator[
             f"whole, {last}. Seeds from {setup['seed']}."
         )
     yield ""
+    passes = "contexts" if grid.driver else "passes of the target, the first pass of a reply included"
     yield (
-        "Tokens per pass: tokens of all replies over passes of the target, the first pass of a reply included. ± and "
+        f"Tokens per pass: tokens of all replies over {passes}. ± and "
         f"ranges: 95 %, prompts taken as independent. Trees have at most {grid.depth} levels; a chain no more nodes."
         + (" auto makes as few of the nodes as it takes to be fastest." if "auto" in grid.methods else "")
     )
     yield ""
 
 
+def _same_contexts(setup: Mapping[str, Any], driver: str) -> str:
+    return (
+        f"Contexts are the starts of the passes in which `{driver}` writes replies of {setup['reply_tokens']} tokens, "
+        f"fewer where the text ended (seeds from {setup['seed']}). Every method drafts there and the target scores its "
+        "tree; what counts is how many tokens the method's rule yields from that tree on average over the rule's own "
+        "random numbers (at temperature 0, and where nodes are matched: how many it yields). The passes of another "
+        "method by itself start elsewhere, and its tokens per pass differ a little from these."
+    )
+
+
 def tables(grid: Grid) -> Iterator[str]:
-    """Lines of Markdown: for every setting tokens per pass, ratios to the reference, and milliseconds."""
+    """Lines of Markdown: for every setting tokens per pass, ratios to the reference, and milliseconds if timed."""
+    paired = "context by context" if grid.driver else "replies paired by prompt and seed"
     for setting in grid.settings:
         yield f"## {str(setting).capitalize()}"
         yield ""
@@ -73,12 +93,13 @@ def tables(grid: Grid) -> Iterator[str]:
         yield ""
         yield from _table(grid, _best_in_bold(grid, setting))
         if REFERENCE in grid.methods and len(grid.methods) > 1:
-            yield f"Ratio to `{REFERENCE}`, replies paired by prompt and seed:"
+            yield f"Ratio to `{REFERENCE}`, {paired}:"
             yield ""
             yield from _table(grid, partial(_ratio, grid, setting))
-        yield "Milliseconds of draft + target in a pass, and per token (wall time on this machine):"
-        yield ""
-        yield from _table(grid, partial(_cost, grid, setting))
+        if grid.driver is None:
+            yield "Milliseconds of draft + target in a pass, and per token (wall time on this machine):"
+            yield ""
+            yield from _table(grid, partial(_cost, grid, setting))
 
 
 def _table(grid: Grid, write: Callable[[str, int], str]) -> Iterator[str]:

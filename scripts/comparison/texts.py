@@ -1,7 +1,8 @@
 """Texts that the target writes, and what both models think of them place by place."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 
 import torch
@@ -10,11 +11,10 @@ from torch import Tensor
 
 from comparison.cells import Setting
 from comparison.pair import Pair
-from offload_runtime.acceptance_store import ACCEPTANCE_FILE, Measurement, PairAcceptance, write
+from offload_runtime.acceptance_store import ACCEPTANCE_FILE, Measurement, PairAcceptance, load, write
 from offload_runtime.acceptance_store import Setting as StoredSetting
-from offload_runtime.loading import LoadedModels, load_models
+from offload_runtime.loading import LoadedModels
 from offload_runtime.model import Model
-from offload_runtime.planning import prepare
 from offload_runtime.rows import text_rows
 from offload_runtime.runtime import OffloadRuntime
 from sequoia_tree.acceptance import Acceptance
@@ -73,10 +73,11 @@ class Reader:
         return ours, theirs
 
 
-def open_reader(pair: Pair) -> Reader:
-    """Load the pair; the caller closes `models`."""
-    options = replace(pair.options, context_length=pair.options.context_length or pair.context_length(2))
-    return Reader(load_models(prepare(replace(options, tree_size=2, tree_depth=1, tree="chain")), None))
+@contextmanager
+def reader_of(pair: Pair) -> Iterator[Reader]:
+    """The pair, loaded for the block."""
+    with pair.models(size=2, depth=1) as models:
+        yield Reader(models)
 
 
 @torch.inference_mode()
@@ -97,15 +98,35 @@ def _logits(model: Model, text: Text) -> Tensor:
 def observe_beside(pair: Pair, settings: list[Setting], contexts: int, seed: int) -> None:
     """Measure acceptance along texts that the target writes, and write it beside the draft's weights."""
     assert pair.options.draft is not None
-    texts = write_texts(pair, settings, contexts, seed)
-    reader = open_reader(pair)
-    try:
-        tables = {setting: _observe_texts(reader, setting, texts[setting], seed) for setting in settings}
-    finally:
-        reader.models.close()
-    measured = {StoredSetting(s.temperature, top_p=s.top_p): Measurement(table) for s, table in tables.items()}
+    tables = _observe(pair, settings, contexts, seed)
+    measured = {_stored(setting): Measurement(table) for setting, table in tables.items()}
     model, draft = pair.options.model, pair.options.draft
     write(draft / ACCEPTANCE_FILE, PairAcceptance(model.resolve().name, draft.name, measured), model)
+
+
+def acceptance_tables(
+    pair: Pair, settings: list[Setting], contexts: int, seed: int, note: Callable[[str], None]
+) -> dict[Setting, Acceptance]:
+    """Of every setting what was measured of the pair before; where nothing was, it is measured now and not kept."""
+    assert pair.options.draft is not None
+    known = load(pair.options.model, pair.options.draft)
+    measured = known.measurements if known else {}
+    tables = {s: measured[_stored(s)].acceptance for s in settings if _stored(s) in measured}
+    missing = [setting for setting in settings if setting not in tables]
+    if missing:
+        note(f"measuring acceptance at {contexts} places of each of: {'; '.join(map(str, missing))}")
+        tables.update(_observe(pair, missing, contexts, seed))
+    return tables
+
+
+def _stored(setting: Setting) -> StoredSetting:
+    return StoredSetting(setting.temperature, top_p=setting.top_p)
+
+
+def _observe(pair: Pair, settings: list[Setting], contexts: int, seed: int) -> dict[Setting, Acceptance]:
+    texts = write_texts(pair, settings, contexts, seed)
+    with reader_of(pair) as reader:
+        return {setting: _observe_texts(reader, setting, texts[setting], seed) for setting in settings}
 
 
 def _observe_texts(reader: Reader, setting: Setting, texts: list[Text], seed: int) -> Acceptance:

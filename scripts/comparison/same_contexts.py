@@ -1,0 +1,185 @@
+"""All methods at the same contexts: those in which the passes of one of them, the driver, begin.
+
+Each drafts its tree under the same text and the target scores it. What counts is the yield that its rule expects of the
+tree, which is far less noisy than a verdict's; the driver's verdict alone is kept. For the driver, the mean is that of
+its tokens per pass; for another method it is an average over contexts in which its own passes need not begin.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, groupby
+
+import torch
+
+from comparison.cells import METHODS, Cell, CountedReply, Measured, Setting
+from comparison.measure import Workload
+from comparison.pair import Pair
+from comparison.texts import sampling
+from offload_runtime.decode import cut
+from offload_runtime.draft import Draft
+from offload_runtime.errors import UsageError
+from offload_runtime.generation_defaults import read_generation_defaults
+from offload_runtime.loading import LoadedModels
+from offload_runtime.methods import Method, adaptive_method, static_method
+from offload_runtime.model import Model
+from offload_runtime.target import Target
+from offload_runtime.verification import Scored, verify
+from sequoia_tree.acceptance import Acceptance
+from sequoia_tree.choose import damped
+from sequoia_tree.expectation import expected_yield
+from sequoia_tree.sampling import Sampling
+from sequoia_tree.verify import Verdict
+
+Generators = Mapping[str, torch.Generator]
+
+
+def measure_same_contexts(
+    pair: Pair, tables: Mapping[Setting, Acceptance], workload: Workload, wanted: Sequence[Cell]
+) -> Iterator[Measured]:
+    """The cells, those of one size and setting together; all have the same driver. Raises an OffloadError."""
+    for size, same_size in groupby(sorted(wanted, key=lambda cell: cell.size), key=lambda cell: cell.size):
+        cells = list(same_size)
+        with pair.models(size, cells[0].depth) as models:
+            _check_prompts(pair, models)
+            for setting in dict.fromkeys(cell.setting for cell in cells):
+                here = [cell for cell in cells if cell.setting == setting]
+                side_by_side = SideBySide.of(pair, models, tables[setting], here)
+                yield from _measure(side_by_side, pair.prompts, workload, here)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """yields: tokens that each method yields, the bonus token included. token_ids: those that the driver wrote."""
+
+    yields: dict[str, float]
+    token_ids: list[int]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """A loaded pair, and methods by name: those with the same tree one after the other, the driver last."""
+
+    target: Target
+    draft: Draft
+    methods: Mapping[str, Method]
+    sampling: Sampling
+    end_token_ids: frozenset[int]
+    context_length: int
+
+    @classmethod
+    def of(cls, pair: Pair, models: LoadedModels, acceptance: Acceptance, cells: Sequence[Cell]) -> "SideBySide":
+        """For cells that differ in their methods alone; their driver takes part whether it is one of them or not."""
+        assert models.draft is not None and cells[0].driver is not None
+        how, driver = sampling(cells[0].setting), cells[0].driver
+        size, depth = cells[0].size, cells[0].depth
+        names = sorted({driver, *(cell.method for cell in cells)}, key=lambda name: _order(name, driver))
+        methods = {name: _build(name, models.draft, acceptance, how, size, depth) for name in names}
+        defaults = read_generation_defaults(pair.options.model, models.target.model.config.eos_token_id)
+        return cls(models.target, models.draft, methods, how, defaults.end_token_ids, models.plan.context_length)
+
+    def passes(self, prompt: Sequence[int], seed: int) -> Iterator[Pass]:
+        """Those of the reply that the driver writes with this seed, until it ends or the context is full."""
+        text, finish_reason = list(prompt), None
+        generators = self._generators(seed)
+        for model in self._models():
+            model.cache.truncate(0)
+        while finish_reason is None:
+            yields, accepted = self._pass(text, generators)
+            tokens, finish_reason = cut(accepted, self.end_token_ids, self.context_length - len(text))
+            text += tokens
+            yield Pass(yields, tokens)
+
+    def _generators(self, seed: int) -> Generators:
+        """By method. The driver's is the runtime's for this seed; the others know nothing of what it wrote."""
+        device, driver = self.target.model.device, list(self.methods)[-1]
+        seeds = {name: random.Random(f"{name} {seed}").getrandbits(62) for name in self.methods} | {driver: seed}
+        return {name: torch.Generator(device).manual_seed(number) for name, number in seeds.items()}
+
+    @torch.inference_mode()
+    def _pass(self, text: list[int], generators: Generators) -> tuple[dict[str, float], list[int]]:
+        """What each method yields under `text`, and the tokens of the driver's verdict, which the caches keep."""
+        yields = {}
+        for _, names in groupby(self.methods, _tree):
+            scored, found = self._try([*names], text, generators)
+            yields.update({name: _yield(scored, self.methods[name].rule, verdict) for name, verdict in found.items()})
+        verdict, drawn = list(found.values())[-1], scored.drawn  # the driver comes last
+        self.target.commit(verdict.path)
+        self.draft.commit(drawn.draft_columns(verdict.path))
+        return yields, [*(drawn.tokens[node] for node in verdict.path), verdict.bonus]
+
+    def _try(self, names: list[str], text: list[int], generators: Generators) -> tuple[Scored, dict[str, Verdict]]:
+        """One tree of methods that share it, after the last one is rolled back, and the verdict of each."""
+        for model in self._models():
+            model.cache.rollback()
+        drawn = self.methods[names[-1]].grow(text, self.sampling, generators[names[-1]])
+        scored = Scored.of(drawn, self.target.score(text, drawn), text, self.sampling)
+        return scored, {name: verify(scored, self.methods[name].rule, generators[name]) for name in names}
+
+    def _models(self) -> tuple[Model, Model]:
+        return self.target.model, self.draft.model
+
+
+def _tree(name: str) -> tuple[str, bool]:
+    """Methods of the same tree differ in the rule alone, so one drawn tree serves them all."""
+    return METHODS[name].tree, METHODS[name].is_damped
+
+
+def _order(name: str, driver: str) -> tuple[bool, tuple[str, bool], bool, str]:
+    return _tree(name) == _tree(driver), _tree(name), name == driver, name
+
+
+def _build(name: str, draft: Draft, acceptance: Acceptance, how: Sampling, size: int, depth: int) -> Method:
+    """As the runtime builds it: by itself, or where it chooses trees of its own."""
+    kind = METHODS[name]
+    if kind.tree == "adaptive":
+        return adaptive_method(draft, acceptance, how, size, depth, kind.verification)
+    vector = damped((acceptance + Acceptance.prior()).falling()) if kind.is_damped else acceptance.falling()
+    return static_method(kind.tree, draft, vector, size, depth, kind.verification)
+
+
+def _yield(scored: Scored, rule: str, verdict: Verdict) -> float:
+    """Expected tokens of a rule that has an expectation, else those of its verdict.
+
+    Nodes that the draft did not draw are matched once the rule has ended: of those the verdict's count.
+    """
+    if scored.sampling.temperature == 0 or rule == "match":
+        return len(verdict.path) + 1
+    drawn = scored.drawn
+    tokens = torch.tensor(drawn.tokens[: drawn.drawn], device=scored.logits.device)
+    matched = sum(node >= drawn.drawn for node in verdict.path)
+    return expected_yield(rule, drawn.drawn_part, tokens, scored.laws) + matched
+
+
+def _measure(
+    side_by_side: SideBySide, prompts: Sequence[Sequence[int]], workload: Workload, cells: Sequence[Cell]
+) -> Iterator[Measured]:
+    replies: dict[str, list[CountedReply]] = {cell.method: [] for cell in cells}
+    contexts = 0
+    for number in count():
+        if workload.is_done(cells[0], number, contexts):
+            break
+        prompt, seed = workload.reply(number)
+        passes = list(_first(side_by_side.passes(prompts[prompt], seed), workload.reply_tokens[prompt]))
+        contexts += len(passes)
+        for name, counted in replies.items():
+            tokens = sum(made.yields[name] for made in passes)
+            counted.append(CountedReply(prompt, seed, tokens, len(passes), beyond_end=0))
+    for cell in cells:
+        yield Measured(cell, tuple(replies[cell.method]), timed_passes=0, draft_seconds=0.0, target_seconds=0.0)
+
+
+def _first(passes: Iterator[Pass], enough: int) -> Iterator[Pass]:
+    """Passes up to the one that brings the reply to `enough` tokens."""
+    tokens = 0
+    for made in passes:
+        yield made
+        tokens += len(made.token_ids)
+        if tokens >= enough:
+            return
+
+
+def _check_prompts(pair: Pair, models: LoadedModels) -> None:
+    longest, room = max(map(len, pair.prompts)), models.plan.context_length
+    if longest >= room:
+        raise UsageError(f"a prompt has {longest} tokens, the context holds {room} for prompt and reply")

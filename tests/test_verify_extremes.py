@@ -1,0 +1,67 @@
+"""The ratio rules on laws at the edges of what float32 can hold: chances stay chances, and a token always comes out."""
+
+import pytest
+import torch
+
+from sequoia_tree import DEFAULT_ACCEPTANCE, optimal_tree
+from sequoia_tree.sampling import Sampling, draw_without_replacement, log_law, probabilities
+from sequoia_tree.verify import RULES, Laws, ratio_chances, traversal_weights
+
+TREE = optimal_tree(DEFAULT_ACCEPTANCE, 48, 12)
+
+
+def filled(target_logits, draft_logits, sampling):
+    """The tree with drawn tokens, without nodes for which none was left, and the laws at its nodes."""
+    generator = torch.Generator().manual_seed(0)
+    draft = log_law(draft_logits, sampling)
+    tokens = torch.zeros(TREE.size, dtype=torch.int64)
+    for node, children in enumerate(TREE.children):
+        if children:
+            tokens[children] = draw_without_replacement(draft[node : node + 1], len(children), generator)[0]
+    tree, kept = TREE.prune((tokens >= 0).tolist())
+    rows = torch.tensor(kept)
+    target = log_law(target_logits, sampling)
+    laws = Laws(
+        lambda nodes: probabilities(target[rows[nodes]]),
+        lambda nodes: probabilities(draft[rows[nodes]]),
+        target.shape[1],
+    )
+    return tree, tokens[rows], laws
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.6, 2.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+@pytest.mark.parametrize("distance", [0.0, 0.01, 1.0, 6.0], ids=lambda value: f"apart-{value}")
+def test_chances_are_chances(temperature, top_p, distance):
+    generator = torch.Generator().manual_seed(int(10 * distance))
+    draft = 4 * torch.randn(TREE.size, 40, generator=generator)
+    target = draft + distance * torch.randn(TREE.size, 40, generator=generator)
+    tree, tokens, laws = filled(target, draft, Sampling(temperature=temperature, top_p=top_p))
+    values = torch.cat((*traversal_weights(tree, tokens, laws), ratio_chances(tree, tokens, laws, replacement=False)))
+    assert torch.isfinite(values).all() and values.min() >= 0 and values.max() <= 1
+    for rule in ("traversal", "top-down", "match"):
+        verdict = RULES[rule](tree, tokens, laws, generator)
+        last = torch.tensor([verdict.last])
+        assert laws.target(last)[0, verdict.bonus] > 0
+        if distance == 0 and rule != "match":
+            assert not tree.children[verdict.last], "equal laws accept down to a leaf"
+
+
+def test_a_vocabulary_of_128_256_tokens():
+    generator = torch.Generator().manual_seed(0)
+    draft = 3 * torch.randn(TREE.size, 128_256, generator=generator)
+    tree, tokens, laws = filled(draft, draft, Sampling(temperature=0.6))
+    assert tree.size == TREE.size
+    for rule in ("traversal", "top-down"):
+        assert not tree.children[RULES[rule](tree, tokens, laws, generator).last]
+
+
+def test_more_children_than_tokens_of_positive_probability():
+    draft = torch.full((TREE.size, 40), -torch.inf)
+    draft[:, :3] = torch.tensor([0.0, -1.0, -2.0])
+    target = torch.zeros(TREE.size, 40)
+    tree, tokens, laws = filled(target, draft, Sampling())
+    assert tree.size < TREE.size and max(len(children) for children in tree.children) == 3
+    generator = torch.Generator().manual_seed(0)
+    bonuses = {RULES["traversal"](tree, tokens, laws, generator).bonus for _ in range(40)}
+    assert bonuses - {0, 1, 2}, "what the draft cannot propose still comes from the target"
