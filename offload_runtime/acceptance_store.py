@@ -150,16 +150,11 @@ def load(target: Path, draft: Path) -> PairAcceptance | None:
     That file counts if it was measured with this target or names none; None where there is nothing. Raises
     ModelFilesError where it is damaged. A damaged file in the cache counts for nothing, and `save` overwrites it.
     """
-    cached, beside = _cached(cache_file(target, draft)), _beside(draft)
+    beside = _beside(draft)
+    cached = _cached(cache_file(target, draft))
     if beside is None or beside[1] not in (None, fingerprint(target)):
         return cached
     return beside[0] if cached is None else beside[0].updated(cached)
-
-
-def load_beside(draft: Path) -> PairAcceptance | None:
-    """What the file beside the draft's weights says, whatever its target; None without one. Raises ModelFilesError."""
-    beside = _beside(draft)
-    return None if beside is None else beside[0]
 
 
 def save(pair: PairAcceptance, target: Path, draft: Path) -> bool:

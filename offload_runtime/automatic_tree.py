@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from offload_runtime.draft import Draft
@@ -55,13 +56,14 @@ class AutomaticTree:
         self._planned: dict[Sampling, Method] = {}
 
     def method(self, sampling: Sampling, text_length: int, repeatable: bool) -> Method:
-        if repeatable and sampling.temperature:
-            if sampling not in self._planned:
-                self._planned[sampling] = self._as_planned(sampling)
-            return self._planned[sampling]
         if not self._level_times.known:
             self._calibrate()
-        return self._choose(sampling, text_length)
+        times_known = self._pass_times.known or self._plan.seconds_per_pass
+        if times_known and not (repeatable and sampling.temperature):
+            return self._choose(sampling, text_length)
+        if sampling not in self._planned:
+            self._planned[sampling] = self._as_planned(sampling)
+        return self._planned[sampling]
 
     def learn(self, method: Method, scored: Scored, verdict: Verdict) -> None:
         self._known.learn(scored, verdict)
@@ -97,14 +99,14 @@ class AutomaticTree:
         known = self._known.now(sampling)
         renewed = known.positions > NEWS * setting.positions
         if renewed:
-            setting.positions, setting.vector = known.positions, tuple(damped((known + Acceptance.prior()).falling()))
+            setting.positions, setting.vector = known.positions, tuple(_vector(known, sampling))
         kinds = ("static", "adaptive") if known.positions >= LEAST_POSITIONS else ("static",)
         yields = {kind: Yield(setting.vector, setting.corrections[kind].factor) for kind in kinds}
         before = setting.choice
         choice = setting.chooser.current(yields, self._pass_times.seconds, self._level_times.seconds, text_length)
         if renewed or before is None or _tree(choice) != _tree(before):
             setting.method = self._build(choice.method, sampling, known, choice.size, choice.depth)
-        if choice is not before:
+        if choice is not before or setting.method.predicted_tokens is None:
             setting.method = replace(
                 setting.method, predicted_tokens=choice.tokens_per_pass, predicted_seconds=choice.seconds_per_pass
             )
@@ -116,8 +118,7 @@ class AutomaticTree:
         if kind == "adaptive":
             return adaptive_method(self._draft, known, sampling, size, depth, self._rule)
         if kind == "static":
-            vector = damped((known + Acceptance.prior()).falling())
-            return static_method("sequoia", self._draft, vector, size, depth, self._rule)
+            return static_method("sequoia", self._draft, _vector(known, sampling), size, depth, self._rule)
         return PLAIN
 
     def _calibrate(self) -> None:
@@ -126,6 +127,11 @@ class AutomaticTree:
         _time_passes(self._draft.model, largest, self._level_times.add)
         if not self._plan.slots:
             _time_passes(self._target.model, largest, self._pass_times.add)
+
+
+def _vector(known: Acceptance, sampling: Sampling) -> np.ndarray:
+    """Acceptance by child number, as good as the rule makes it: see `damped`."""
+    return damped(known.falling()) if sampling.temperature else known.falling()
 
 
 def _tree(choice: Choice) -> tuple[str, int, int]:

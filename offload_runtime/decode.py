@@ -9,6 +9,7 @@ import torch
 from offload_runtime.draft import Draft
 from offload_runtime.drawn_tree import DrawnTree
 from offload_runtime.errors import Interrupted
+from offload_runtime.methods import PLAIN
 from offload_runtime.model import Model, never
 from offload_runtime.target import Target
 from offload_runtime.tree_policy import PassFacts, PlainDecoding, TreePolicy
@@ -108,8 +109,9 @@ class Decoder:
         started = drafted_at = time.perf_counter()
         tokens: list[int] = []
         drafted, accepted, finish_reason = 0, 0, None
-        method = self._policy.method(request.sampling, len(self.text), request.repeatable)
+        method = PLAIN
         try:
+            method = self._policy.method(request.sampling, len(self.text), request.repeatable)
             drawn = method.grow(self.text, request.sampling, request.generator)
             drafted_at = time.perf_counter()
             logits = self._target.score(self.text, drawn)

@@ -28,21 +28,22 @@ class LearnedAcceptance:
     def __init__(self, target: Path, draft: Path):
         """Raises ModelFilesError where the file beside the draft's weights is damaged."""
         self._measured = acceptance_store.load(target, draft)
-        self._learnt: dict[Setting, Acceptance] = {}
+        self._now: dict[Sampling, Acceptance] = {}
         self._passes = 0
 
     def measured(self, sampling: Sampling) -> Acceptance:
         """What was known before the first pass: of this setting, or a little from the nearest one."""
-        nearest = self._measured and self._measured.nearest(_setting(sampling))
+        nearest = self._measured and self._measured.nearest(Setting(**asdict(sampling)))
         if not nearest:
             return Acceptance.empty()
         table, exact = nearest
         return table if exact else table.at_most(_BORROWED)
 
     def now(self, sampling: Sampling) -> Acceptance:
-        """What is known by now."""
-        learnt = self._learnt.get(_setting(sampling))
-        return self.measured(sampling) + learnt if learnt else self.measured(sampling)
+        """What is known by now: the same object until something is learnt."""
+        if sampling not in self._now:
+            self._now[sampling] = self.measured(sampling)
+        return self._now[sampling]
 
     def learn(self, scored: Scored, verdict: Verdict) -> None:
         """Take note of the positions on the accepted path whose children were drawn without replacement."""
@@ -53,13 +54,7 @@ class LearnedAcceptance:
         nodes = np.array([0, *verdict.path])
         nodes = nodes[scored.drawn.law_rows[nodes] >= 0]
         if len(nodes):
-            seen = (_drawn if sampling.temperature else _greedy)(scored, nodes)
-            setting = _setting(sampling)
-            self._learnt[setting] = self._learnt.get(setting, Acceptance.empty()) + seen
-
-
-def _setting(sampling: Sampling) -> Setting:
-    return Setting(**asdict(sampling))
+            self._now[sampling] = self.now(sampling) + (_drawn if sampling.temperature else _greedy)(scored, nodes)
 
 
 @torch.inference_mode()

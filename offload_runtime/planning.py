@@ -8,12 +8,10 @@ from typing import Literal, get_args
 from loaders.direct_io import measure_read_bandwidth
 from loaders.safetensors_files import Checkpoint, read_checkpoint
 from loaders.spec import ModelSpec, read_config, read_spec
-from offload_runtime.acceptance_store import Setting, load_beside
 from offload_runtime.errors import MachineError, UsageError
 from scheduler.machine import Machine, read_machine
 from scheduler.plan import Limits, Plan, Tier, make_plan
 from scheduler.sizes import parse_size
-from sequoia_tree import DEFAULT_ACCEPTANCE
 
 DEMO_PAIR = Path(__file__).parent / "demo_pair"
 DEMO_TARGET, DEMO_DRAFT = DEMO_PAIR / "target", DEMO_PAIR / "draft"
@@ -126,16 +124,6 @@ def prepare(options: Options) -> Preparation:
     except ValueError as error:
         raise UsageError(str(error)) from error
     return Preparation(options, target, draft, machine, limits, plan)
-
-
-def read_acceptance(draft: Path) -> list[float]:
-    """Acceptance by child number measured for this draft, beside its weights; where there is none, published ones.
-
-    Raises ModelFilesError where the file is damaged.
-    """
-    measured = load_beside(draft)
-    nearest = measured and (measured.nearest(Setting(temperature=0.6)) or measured.nearest(Setting(temperature=0)))
-    return nearest[0].falling().tolist() if nearest else list(DEFAULT_ACCEPTANCE)
 
 
 def _usable_device(device: str) -> str:

@@ -88,5 +88,4 @@ class FixedTree:
         size, depth = self._plan.tree_size, self._plan.tree_depth
         if self._tree == "adaptive":
             return adaptive_method(self._draft, known, sampling, size, depth, self._rule)
-        vector = (known if known.positions else Acceptance.prior()).falling()
-        return static_method(self._tree, self._draft, vector, size, depth, self._rule)
+        return static_method(self._tree, self._draft, known.falling(), size, depth, self._rule)

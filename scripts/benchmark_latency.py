@@ -2,8 +2,9 @@
 
     python scripts/benchmark_latency.py --help
 
-Both modes load under the same limits, one after the other, and answer the same prompts with the same seeds. Beside
-each result stands what bounds it, measured in the same run: the bandwidth of the link and the computing time.
+Both modes load under the same limits, one after the other, and answer the same prompts. Beside each result stands what
+bounds it, measured in the same run: the bandwidth of the link and the computing time. With --seed sampled replies can
+be repeated, and the tree is the planned one; without, it is chosen by measured times.
 """
 
 import argparse
@@ -118,7 +119,7 @@ def _workload(arguments: argparse.Namespace, preparation: Preparation) -> "Workl
     from latency.prompts import prompts_for
 
     spec = preparation.target.spec
-    seed = arguments.seed
+    seed = arguments.seed or 0
     prompts = prompts_for(
         spec.directory, spec.vocab_size, arguments.prompts, arguments.raw, arguments.prompt_tokens, seed
     )

@@ -38,6 +38,7 @@ class Stats:
     streamed_bytes: int = 0
     link_bytes_per_second: float = 1.6e9
     peak_device_bytes: int = 10_000_000
+    predicted_passes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from offload_runtime import acceptance_store
 from offload_runtime.errors import ModelFilesError
-from offload_runtime.planning import read_acceptance
 
 PAIR = Path(__file__).resolve().parents[1] / "offload_runtime" / "demo_pair"
 NAMES = ("target", "draft")
@@ -120,4 +120,4 @@ def test_recorded_acceptance_is_a_law():
 def test_acceptances_that_cannot_be_are_refused(positional, tmp_path):
     (tmp_path / "acceptance.json").write_text(json.dumps({"positional": positional}))
     with pytest.raises(ModelFilesError, match=r"acceptance\.json: \"positional\" is wrong"):
-        read_acceptance(tmp_path)
+        acceptance_store.load(tmp_path, tmp_path)

@@ -14,7 +14,7 @@ from scheduler.plan import Tier
 from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 LONG_PROMPT = PROMPT * 4  # more than one pass holds
-OPTIONS = {"context_length": 96, "tree_size": 6, "tree_depth": 2}
+OPTIONS = {"context_length": 96, "tree": "sequoia", "tree_size": 6, "tree_depth": 2}
 NEW_TOKENS = 8
 
 
@@ -69,6 +69,16 @@ def test_a_stop_while_sampling_leaves_no_trace(runtime):
     for n in (0, 3, 8, 15):
         write(runtime, temperature=1, seed=8, should_stop=StopAt(n))
         assert write(runtime, temperature=1, seed=7).token_ids == whole
+
+
+def test_a_stop_while_models_are_timed(expected):
+    """Before the first step of all; the next call times what the stopped one did not come to."""
+    options = {"device": "cpu", **OPTIONS, "tree": "auto"}
+    for n in (0, 2, 5, 9, 17, 33):
+        with OffloadRuntime.from_pretrained(*models(), **options) as runtime:
+            stopped = write(runtime, should_stop=StopAt(n))
+            assert (stopped.finish_reason, stopped.token_ids) == ("interrupted", []), n
+            assert write(runtime).token_ids == expected, n
 
 
 @pytest.mark.parametrize("leave", ["close", "collect"])
@@ -145,7 +155,7 @@ def rows(monkeypatch):
 @pytest.mark.parametrize("tree", ["sequoia", "none"])
 def test_only_new_tokens_are_read(architecture, tree, rows):
     target, draft = models(architecture)
-    with OffloadRuntime.from_pretrained(target, draft, device="cpu", tree=tree, **OPTIONS) as runtime:
+    with OffloadRuntime.from_pretrained(target, draft, device="cpu", **{**OPTIONS, "tree": tree}) as runtime:
         text = [*PROMPT, *write(runtime, PROMPT).token_ids]
         continued = [*text, 90, 91, 92]
         prompts = [
@@ -159,7 +169,7 @@ def test_only_new_tokens_are_read(architecture, tree, rows):
         for prompt, new in prompts:
             rows.clear()
             assert write(runtime, prompt).token_ids == greedy(target, prompt, NEW_TOKENS)
-            nodes = loaded.draft.tree.size if loaded.draft else 1
+            nodes = OPTIONS["tree_size"] if loaded.draft else 1
             assert 1 <= rows[loaded.target.model][0] - (nodes - 1) <= new
             assert loaded.draft is None or rows[loaded.draft.model][0] <= new + 1  # it does not read leaves
 

@@ -12,7 +12,7 @@ from offload_runtime.errors import DoesNotFitError, UnsupportedModelError, Usage
 from offload_runtime.model import Model
 from tests.tiny_models import BASE, PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
-TREE = {"tree_size": 12, "tree_depth": 4}
+TREE = {"tree": "sequoia", "tree_size": 12, "tree_depth": 4}
 BORDER = 40
 LONG_ROPE = {
     "rope_type": "longrope",

@@ -11,7 +11,7 @@ from offload_runtime.text import REPLACEMENT
 from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed
 from tests.tokenizer_samples import byte_level
 
-OPTIONS = {"device": "cpu", "context_length": 96, "tree_size": 12, "tree_depth": 4}
+OPTIONS = {"device": "cpu", "context_length": 96, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
 NEW_TOKENS = 24
 VOCABULARY = 320  # of the tokenizer
 
@@ -117,7 +117,7 @@ def test_repetition_penalty_equals_that_of_generate(tree, penalty):
     target = checkpoint("qwen2")
     expected = greedy(target, PROMPT, NEW_TOKENS, repetition_penalty=penalty)
     assert expected != greedy(target, PROMPT, NEW_TOKENS)
-    with OffloadRuntime.from_pretrained(target, perturbed(target, 0.02), tree=tree, **OPTIONS) as runtime:
+    with OffloadRuntime.from_pretrained(target, perturbed(target, 0.02), **{**OPTIONS, "tree": tree}) as runtime:
         reply = write(runtime, repetition_penalty=penalty)
         assert reply.token_ids == expected
         assert (reply.stats.tokens_per_pass > 1.2) == (tree != "none")

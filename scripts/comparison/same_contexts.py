@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, groupby
+from typing import TypeVar
 
 import torch
 
@@ -16,7 +17,7 @@ from comparison.cells import METHODS, Cell, CountedReply, Measured, Setting
 from comparison.measure import Workload
 from comparison.pair import Pair
 from comparison.texts import sampling
-from offload_runtime.decode import cut
+from offload_runtime.decode import Step, cut
 from offload_runtime.draft import Draft
 from offload_runtime.errors import UsageError
 from offload_runtime.generation_defaults import read_generation_defaults
@@ -54,6 +55,9 @@ class Pass:
 
     yields: dict[str, float]
     token_ids: list[int]
+
+
+Made = TypeVar("Made", Pass, Step)
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def _measure(
         if workload.is_done(cells[0], number, contexts):
             break
         prompt, seed = workload.reply(number)
-        passes = list(_first(side_by_side.passes(prompts[prompt], seed), workload.reply_tokens[prompt]))
+        passes = list(up_to(workload.reply_tokens[prompt], side_by_side.passes(prompts[prompt], seed)))
         contexts += len(passes)
         for name, counted in replies.items():
             tokens = sum(made.yields[name] for made in passes)
@@ -169,8 +173,8 @@ def _measure(
         yield Measured(cell, tuple(replies[cell.method]), timed_passes=0, draft_seconds=0.0, target_seconds=0.0)
 
 
-def _first(passes: Iterator[Pass], enough: int) -> Iterator[Pass]:
-    """Passes up to the one that brings the reply to `enough` tokens."""
+def up_to(enough: int, passes: Iterator[Made]) -> Iterator[Made]:
+    """Passes, or steps of a runtime, up to the one that brings the reply to `enough` tokens."""
     tokens = 0
     for made in passes:
         yield made

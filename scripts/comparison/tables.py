@@ -78,8 +78,9 @@ def _same_contexts(setup: Mapping[str, Any], driver: str) -> str:
         f"Contexts are the starts of the passes in which `{driver}` writes replies of {setup['reply_tokens']} tokens, "
         f"fewer where the text ended (seeds from {setup['seed']}). Every method drafts there and the target scores its "
         "tree; what counts is how many tokens the method's rule yields from that tree on average over the rule's own "
-        "random numbers (at temperature 0, and where nodes are matched: how many it yields). The passes of another "
-        "method by itself start elsewhere, and its tokens per pass differ a little from these."
+        "random numbers (at temperature 0, and where nodes are matched: how many it yields), those behind the text's "
+        "end among them. The passes of another method by itself start elsewhere, and its tokens per pass differ a "
+        "little from these."
     )
 
 

@@ -19,12 +19,12 @@ COMPUTE_PASSES = 5  # timed, after one that is not
 
 @dataclass(frozen=True)
 class Workload:
-    """What every mode runs: each prompt `repeats` times, with one seed per prompt and repeat."""
+    """What every mode runs: each prompt `repeats` times, with one seed per prompt and repeat if there is a `seed`."""
 
     prompts: Sequence[Prompt]
     repeats: int
     warmup: int
-    seed: int
+    seed: int | None
     max_new_tokens: int
     sampling: dict[str, Any]  # the other arguments of `OffloadRuntime.stream`
 
@@ -32,10 +32,10 @@ class Workload:
         """(prompt number, repeat, arguments of `stream`); all prompts come before the first is repeated."""
         for repeat in range(self.repeats):
             for number, prompt in enumerate(self.prompts):
-                seed = self.seed + repeat * len(self.prompts) + number
+                seed = None if self.seed is None else self.seed + repeat * len(self.prompts) + number
                 yield number, repeat, self.arguments(prompt, self.max_new_tokens, seed)
 
-    def arguments(self, prompt: Prompt, max_new_tokens: int, seed: int = 0) -> dict[str, Any]:
+    def arguments(self, prompt: Prompt, max_new_tokens: int, seed: int | None) -> dict[str, Any]:
         return {"prompt": prompt, "max_new_tokens": max_new_tokens, "seed": seed, **self.sampling}
 
 
@@ -78,7 +78,7 @@ def measure_mode(
 def _warm_up(runtime: OffloadRuntime, workload: Workload) -> None:
     for _ in range(workload.warmup):
         runtime.forget()
-        arguments = workload.arguments(workload.prompts[0], min(WARM_UP_TOKENS, workload.max_new_tokens))
+        arguments = workload.arguments(workload.prompts[0], min(WARM_UP_TOKENS, workload.max_new_tokens), workload.seed)
         for _ in runtime.stream(**arguments):
             pass
 

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_weight_options(parser)
     _add_measurement_options(parser)
     _add_output_options(parser)
-    parser.set_defaults(temperature=0.0, seed=0)  # greedy: both outputs must be the same
+    parser.set_defaults(temperature=0.0)  # greedy: both outputs must be the same
     return parser
 
 

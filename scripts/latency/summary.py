@@ -28,10 +28,11 @@ def heading(plan: Plan, stored_dtype: str, workload: Workload) -> Iterator[str]:
     threads = f"{plan.machine.cores} cores, {torch.get_num_threads()} threads"
     yield f"{plan.device_name}, {threads}; {versions}, {platform.system()}"
     temperature = workload.sampling["temperature"]
+    seeds = "fresh seeds" if workload.seed is None else f"seeds from {workload.seed}"
+    how = "greedy" if temperature == 0 else f"temperature {temperature:g}, {seeds}"
     yield (
         f"{len(workload.prompts)} prompts x {workload.repeats} repeats, at most {workload.max_new_tokens} new tokens, "
-        f"{'greedy' if temperature == 0 else f'temperature {temperature:g}'}, seeds from {workload.seed}; "
-        f"not counted: {workload.warmup} warm-up x {min(WARM_UP_TOKENS, workload.max_new_tokens)} tokens"
+        f"{how}; not counted: {workload.warmup} warm-up x {min(WARM_UP_TOKENS, workload.max_new_tokens)} tokens"
     )
 
 

@@ -49,10 +49,10 @@ def made_up_weights(arguments: argparse.Namespace, note: Note) -> Iterator[MadeU
         draft_config = {**shape_config(arguments.draft_shape), "vocab_size": config["vocab_size"]}
     with _work_directory(arguments) as directory:
         writer = _Writer(directory, arguments.shape_dtype, note)
-        target, distinct = writer.write(arguments.shape, config, arguments.seed, arguments.distinct_layers)
+        target, distinct = writer.write(arguments.shape, config, arguments.seed or 0, arguments.distinct_layers)
         draft = None
         if draft_config is not None:  # of another seed: the target's own shape must not make the target itself
-            draft, _ = writer.write(arguments.draft_shape, draft_config, arguments.seed + 1)
+            draft, _ = writer.write(arguments.draft_shape, draft_config, (arguments.seed or 0) + 1)
         yield MadeUp(target, draft, config["num_hidden_layers"], distinct)
 
 
