@@ -45,7 +45,7 @@ def families(tree: Tree, parents: NDArray[np.int64], most: int, device: torch.de
         places = np.where(present, first[piece, None] + numbers, 0)
         children = np.where(present, by_parent[places], 0)
         yield Family(
-            torch.from_numpy(parents[piece]).to(device),
-            torch.from_numpy(children).to(device),
+            torch.from_numpy(parents[piece]).to(device, non_blocking=True),
+            torch.from_numpy(children).to(device, non_blocking=True),
             present.sum(axis=0).tolist(),
         )

@@ -75,10 +75,11 @@ def penalised(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) ->
 def _nucleus(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """The highest of `scores` [n, V] with what top-k and top-p exclude set to -inf, and their token ids; both [n, w].
 
-    Sorting 128,256 scores takes 30 times as long as finding the 256 highest, which nearly always suffice.
+    Sorting 128,256 scores takes 30 times as long as finding the 256 highest, which nearly always suffice. A GPU sorts
+    them all: whether fewer suffice is a question it would have to be waited for.
     """
     vocabulary = scores.shape[-1]
-    width = max(_FIRST_WIDTH, 2 * sampling.top_k)
+    width = vocabulary if scores.is_cuda else max(_FIRST_WIDTH, 2 * sampling.top_k)
     while width < vocabulary:
         values, ids = _highest(scores, width)
         kept = _truncated(values, sampling, scores)
