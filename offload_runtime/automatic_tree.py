@@ -25,6 +25,9 @@ from sequoia_tree.verify import Verdict
 MAX_DEPTH = 64  # where the user names no depth: paths that long are accepted from drafts that are all but the target
 # Positions that must be known before trees are grown by them; until then the static tree is the better one.
 LEAST_POSITIONS = 300.0
+# What an adaptive tree is thought to accept beyond the static one of its size, until this pair's own passes tell: at
+# temperature 0, and above it. The least of what was measured on the bundled pair and on rounded copies of its target.
+_GREEDY_GAIN, _SAMPLING_GAIN = 1.15, 1.03
 _CALIBRATION_SECONDS = 0.25  # after which no further size is timed
 
 
@@ -81,7 +84,8 @@ class AutomaticTree:
         setting.chooser.passed(facts.draft_seconds + facts.target_seconds)
         for name, correction in setting.corrections.items():
             if name == setting.choice.method:
-                correction.add(facts.tokens, setting.choice.uncorrected_tokens)
+                drafted = _gain(name, sampling) * (setting.choice.uncorrected_tokens - 1)
+                correction.add(facts.tokens, 1 + drafted)
             else:
                 correction.idle()
 
@@ -101,7 +105,8 @@ class AutomaticTree:
         if renewed:
             setting.positions, setting.vector = known.positions, tuple(_vector(known, sampling))
         kinds = ("static", "adaptive") if known.positions >= LEAST_POSITIONS else ("static",)
-        yields = {kind: Yield(setting.vector, setting.corrections[kind].factor) for kind in kinds}
+        gains = {kind: _gain(kind, sampling) for kind in kinds}
+        yields = {kind: Yield(setting.vector, gains[kind] * setting.corrections[kind].factor) for kind in kinds}
         before = setting.choice
         choice = setting.chooser.current(yields, self._pass_times.seconds, self._level_times.seconds, text_length)
         if renewed or before is None or _tree(choice) != _tree(before):
@@ -127,6 +132,12 @@ class AutomaticTree:
         _time_passes(self._draft.model, largest, self._level_times.add)
         if not self._plan.slots:
             _time_passes(self._target.model, largest, self._pass_times.add)
+
+
+def _gain(kind: str, sampling: Sampling) -> float:
+    if kind == "static":
+        return 1.0
+    return _SAMPLING_GAIN if sampling.temperature else _GREEDY_GAIN
 
 
 def _vector(known: Acceptance, sampling: Sampling) -> np.ndarray:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sequoia_tree.tree import Tree
 
+_ROOT, _NONE = Tree([-1]), np.array([-1])
+
 
 @dataclass(frozen=True)
 class DrawnTree:
@@ -30,8 +32,7 @@ class DrawnTree:
     @classmethod
     def root_only(cls, token: int) -> "DrawnTree":
         """The tree of plain decoding."""
-        none = np.array([-1])
-        return cls(Tree([-1]), [token], 1, none, None, none)
+        return cls(_ROOT, [token], 1, _NONE, None, _NONE)
 
     @property
     def drawn_part(self) -> Tree:

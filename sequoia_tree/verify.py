@@ -126,6 +126,8 @@ def follow(
 
     `nodes` hold tokens that may be chosen in any way, but not by looking at the samples drawn here or at the bonus.
     """
+    if not nodes:
+        return verdict
     chosen = np.full(tree.size, -1, dtype=np.int64)
     chosen[verdict.last] = verdict.bonus
     ids = torch.tensor(nodes, dtype=torch.int64, device=tokens.device)

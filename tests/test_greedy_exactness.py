@@ -28,7 +28,7 @@ from tests.tiny_models import (
     weights_bytes,
 )
 
-NEW_TOKENS = 64
+NEW_TOKENS = 48
 OPTIONS = {"context_length": 128, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
 SMALL_TREE = {**OPTIONS, "tree_size": 5, "tree_depth": 2}
 SHARDED = {"llama", "mistral", "gemma2", "mixtral", "gpt_oss"}

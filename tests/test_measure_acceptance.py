@@ -97,17 +97,17 @@ def test_greedy_figures_are_those_of_transformers(capsys):
 
 
 def test_a_draft_that_is_the_target_is_always_accepted(capsys):
-    for found in figures(capsys, drafter=target()):
+    for found in figures(capsys, "--temperature", "0", "0.8", drafter=target()):
         assert found["acceptance"][0] == pytest.approx(1, abs=1e-5) and found["agreement"] == 1
 
 
 def test_a_streamed_target_gives_the_same_figures(capsys):
-    whole = figures(capsys, "--temperature", "0", "0.8")
+    whole = figures(capsys, "--temperature", "0.8")
     cap = prepare(
         Options(target(), draft(), device="cpu", context_length=64, tree_size=4, tree_depth=2)
     ).plan.device_bytes
     few = str(cap - weights_bytes(target()) // 4)
-    streamed = figures(capsys, "--temperature", "0", "0.8", "--device-memory", few)
+    streamed = figures(capsys, "--temperature", "0.8", "--device-memory", few)
     for one, other in zip(whole, streamed):
         assert one["acceptance"] == pytest.approx(other["acceptance"], abs=1e-5)
 

@@ -7,6 +7,7 @@ a second pass over what the first one left in the caches.
 """
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
@@ -26,7 +27,7 @@ from tests.chi_square import p_value
 from tests.tiny_models import checkpoint, reference
 
 PROMPT, TOKENS, VOCABULARY = [3, 1], 3, 6
-TEXTS = 400  # per setting, each about 20 ms
+TEXTS, SHAPED_TEXTS = 400, 200  # per setting, each about 10 ms; for the whole law, and where sampling cuts or bends it
 TINY = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
@@ -112,14 +113,24 @@ def joint_law(**sampling) -> torch.Tensor:
     return torch.from_numpy(law)
 
 
-def sampled(runtime: OffloadRuntime, texts: int, **sampling) -> tuple[torch.Tensor, float]:
+def sampled(runtime: OffloadRuntime, seeds: Sequence[int], **sampling) -> tuple[torch.Tensor, float]:
     """How often each continuation was written, [VOCABULARY] * TOKENS, and in which share of the texts by one pass."""
     counts, single_passes = torch.zeros([VOCABULARY] * TOKENS, dtype=torch.int64), 0
-    for seed in range(texts):
+    for seed in seeds:
         reply = runtime.generate(PROMPT, max_new_tokens=TOKENS, seed=seed, **{"temperature": 1.0, **sampling})
         counts[tuple(reply.token_ids)] += 1
         single_passes += reply.stats.passes == 1
-    return counts, single_passes / texts
+    return counts, single_passes / len(seeds)
+
+
+def assert_found(runtime: OffloadRuntime, most: int) -> None:
+    """Texts, looked at by fifties, show before there are `most` that they do not follow the law."""
+    counts, law = torch.zeros([VOCABULARY] * TOKENS, dtype=torch.int64), joint_law()
+    for seed in range(0, most, 50):
+        counts += sampled(runtime, range(seed, seed + 50))[0]
+        if agreement(counts, law) < 1e-8:
+            return
+    pytest.fail(f"{most} texts do not show the mistake")
 
 
 def agreement(counts: torch.Tensor, law: torch.Tensor) -> float:
@@ -153,7 +164,7 @@ SAMPLINGS = [
 
 @pytest.mark.parametrize("tree, sampling", SAMPLINGS, ids=str)
 def test_text_follows_the_law_of_the_target(tree, sampling, runtimes):
-    counts, single_passes = sampled(runtimes(tree), TEXTS, **sampling)
+    counts, single_passes = sampled(runtimes(tree), range(SHAPED_TEXTS if sampling else TEXTS), **sampling)
     assert agreement(counts, joint_law(**sampling)) > 1e-4
     assert tree == "none" or 0.05 < single_passes < 0.95, "both are to be covered: whole paths, and second passes"
 
@@ -184,29 +195,28 @@ def cost_of_the_token_itself(costs, law, tokens):
 
 DRAW, COMMIT, STEP = "draw_without_replacement", (TreeCache, "commit"), (Decoder, "_step")
 MISTAKES = [
-    ("sequoia", 200, (methods, DRAW), drop_improbable),
-    ("sequoia", 100, (methods, DRAW), most_likely),
-    ("sequoia", 500, COMMIT, keep_next_row),
-    ("sequoia", 400, STEP, step_with_old_numbers),
-    ("sequoia by traversal", 200, (methods, DRAW), drop_improbable),
-    ("sequoia by traversal", 200, (methods, DRAW), most_likely),
-    ("specinfer", 300, (methods, "draw_with_replacement"), most_likely),
-    ("adaptive", 200, (adaptive_growth, DRAW), drop_improbable),
-    ("adaptive", 200, (adaptive_growth, DRAW), most_likely),
-    ("adaptive", 500, (DrawnCosts, "__call__"), cost_of_the_token_itself),
-    ("adaptive", 500, COMMIT, keep_next_row),
-    ("adaptive", 800, STEP, step_with_old_numbers),
+    ("sequoia", (methods, DRAW), drop_improbable),
+    ("sequoia", (methods, DRAW), most_likely),
+    ("sequoia", COMMIT, keep_next_row),
+    ("sequoia", STEP, step_with_old_numbers),
+    ("sequoia by traversal", (methods, DRAW), drop_improbable),
+    ("sequoia by traversal", (methods, DRAW), most_likely),
+    ("specinfer", (methods, "draw_with_replacement"), most_likely),
+    ("adaptive", (adaptive_growth, DRAW), drop_improbable),
+    ("adaptive", (adaptive_growth, DRAW), most_likely),
+    ("adaptive", (DrawnCosts, "__call__"), cost_of_the_token_itself),
+    ("adaptive", COMMIT, keep_next_row),
+    ("adaptive", STEP, step_with_old_numbers),
 ]
 
 
-@pytest.mark.parametrize("tree, texts, place, mistake", MISTAKES, ids=lambda value: getattr(value, "__name__", None))
-def test_mistakes_are_found(tree, texts, place, mistake, monkeypatch):
+@pytest.mark.parametrize("tree, place, mistake", MISTAKES, ids=lambda value: getattr(value, "__name__", None))
+def test_mistakes_are_found(tree, place, mistake, monkeypatch):
     """Each mistake is made by a runtime of its own: how a method draws is settled when it is made."""
     monkeypatch.setattr(*place, mistake)
     monkeypatch.setitem(methods.DRAWINGS, "specinfer", methods.draw_with_replacement)
     with OffloadRuntime.from_pretrained(target(), draft(), device="cpu", context_length=32, **TREES[tree]) as runtime:
-        counts, _ = sampled(runtime, texts)
-    assert agreement(counts, joint_law()) < 1e-8
+        assert_found(runtime, 600)
 
 
 @pytest.mark.parametrize("half_noise", [False, True])

@@ -78,9 +78,9 @@ def test_sampled_text_with_candidates_follows_the_law_of_the_target(repeating, m
         return joined[-1]
 
     monkeypatch.setattr(adaptive_growth, "with_candidates", counted)
-    counts, _ = exactness.sampled(repeating, 400)
+    counts, _ = exactness.sampled(repeating, range(300))
     assert exactness.agreement(counts, exactness.joint_law()) > 1e-4
-    assert sum(tree.tree.size > tree.drawn for tree in joined) > 300
+    assert sum(tree.tree.size > tree.drawn for tree in joined) > 225
 
 
 def test_candidates_that_are_accepted_without_a_match_are_found(repeating, monkeypatch):
@@ -91,5 +91,4 @@ def test_candidates_that_are_accepted_without_a_match_are_found(repeating, monke
         return Verdict([*verdict.path, child], draw(laws.target(torch.tensor([child]))[0], generator))
 
     monkeypatch.setattr(verification, "follow", accept_unseen)
-    counts, _ = exactness.sampled(repeating, 300)
-    assert exactness.agreement(counts, exactness.joint_law()) < 1e-8
+    exactness.assert_found(repeating, 300)

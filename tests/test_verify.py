@@ -22,7 +22,7 @@ from sequoia_tree.verify import RULES, Laws, follow, verify_greedy, verify_top_d
 from tests.chi_square import p_value
 
 VOCABULARY = 4
-PASSES = 1000
+PASSES = 600
 STAR, BUSHY = Tree([-1, 0, 0, 0, 0]), Tree([-1, 0, 0, 1, 1, 2, 0, 3])
 TREES = {"chain": chain(4), "star": STAR, "bushy": BUSHY, "optimal": optimal_tree([0.5, 0.2, 0.1, 0.1], 10)}
 LAWS = {
@@ -88,12 +88,14 @@ def one_pass(tree, tokens, target, draft, generator, rule):
     return [*(tokens[node] for node in verdict.path), verdict.bonus]
 
 
-def two_tokens(tree, target, draft, rule=verify_top_down, children=sampled_children, reuse_noise=False):
+def two_tokens(
+    tree, target, draft, rule=verify_top_down, children=sampled_children, reuse_noise=False, passes=PASSES
+):
     """Counts [V, V] of the first two tokens after token 0, in as many passes as they take."""
     generator = torch.Generator().manual_seed(0)
     counts = torch.zeros(VOCABULARY, VOCABULARY)
     short: list[tuple[int, torch.Tensor]] = []  # first tokens that came alone, and the noise they were found with
-    for tokens in fill(tree, torch.zeros(PASSES, dtype=torch.int64), draft, children, generator):
+    for tokens in fill(tree, torch.zeros(passes, dtype=torch.int64), draft, children, generator):
         noise = generator.get_state()
         first, *more = one_pass(tree, tokens, target, draft, generator, rule)
         if more:
@@ -163,13 +165,13 @@ def test_rules_are_exact_where_draft_and_target_share_few_tokens(rule):
 @pytest.mark.parametrize("children", [improbable_dropped, most_likely_children])
 def test_biased_children_fail_the_same_test(children, rule):
     target, draft = tables(Sampling())
-    first, joint = exactness(two_tokens(BUSHY, target, draft, RULES[rule], children), target)
+    first, joint = exactness(two_tokens(BUSHY, target, draft, RULES[rule], children, passes=300), target)
     assert min(first, joint) < 1e-5
 
 
 def test_multi_round_fails_the_same_test_for_children_drawn_without_replacement():
     target, draft = tables(Sampling())
-    first, joint = exactness(two_tokens(STAR, target, draft, RULES["multi-round"]), target)
+    first, joint = exactness(two_tokens(STAR, target, draft, RULES["multi-round"], passes=1000), target)
     assert min(first, joint) < 1e-5
 
 
@@ -193,7 +195,7 @@ def test_traversal_accepts_more_than_top_down():
     lengths = {}
     for rule in ("top-down", "traversal"):
         generator = torch.Generator().manual_seed(0)
-        trees = fill(chain(6), torch.zeros(1000, dtype=torch.int64), draft, sampled_children, generator)
+        trees = fill(chain(6), torch.zeros(400, dtype=torch.int64), draft, sampled_children, generator)
         lengths[rule] = sum(len(one_pass(chain(6), t, target, draft, generator, RULES[rule])) for t in trees)
     assert lengths["traversal"] > 1.05 * lengths["top-down"]
 
