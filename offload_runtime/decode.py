@@ -106,12 +106,13 @@ class Decoder:
     def _step(self, request: Request, most_tokens: int) -> Step:
         """One tree, one pass, one verdict. An interrupted step leaves text and caches as they were."""
         streamed = self._target.model.streamed_total
-        started = drafted_at = time.perf_counter()
+        started = chosen_at = drafted_at = time.perf_counter()
         tokens: list[int] = []
         drafted, accepted, finish_reason = 0, 0, None
         method = PLAIN
         try:
             method = self._policy.method(request.sampling, len(self.text), request.repeatable)
+            chosen_at = time.perf_counter()
             drawn = method.grow(self.text, request.sampling, request.generator)
             drafted_at = time.perf_counter()
             logits = self._target.score(self.text, drawn)
@@ -140,12 +141,10 @@ class Decoder:
             predicted_seconds=method.predicted_seconds,
         )
         if tokens:
-            self._policy.passed(method, request.sampling, self._facts(step))
+            fresh_text = self._target.text_rows - 1
+            facts = PassFacts(accepted + 1, drafted + 1, fresh_text, drafted_at - chosen_at, step.target_seconds)
+            self._policy.passed(method, request.sampling, facts)
         return step
-
-    def _facts(self, step: Step) -> PassFacts:
-        fresh_text = self._target.text_rows - 1
-        return PassFacts(step.accepted + 1, step.drafted + 1, fresh_text, step.draft_seconds, step.target_seconds)
 
     def _commit(self, drawn: DrawnTree, verdict: Verdict) -> None:
         self._target.commit(verdict.path)

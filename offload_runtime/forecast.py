@@ -9,6 +9,8 @@ from sequoia_tree import expected_tokens, optimal_tree
 from sequoia_tree.acceptance import Acceptance
 
 _TYPICAL = Setting(temperature=0.6)
+_MEASURED = "measured for this pair"
+_PUBLISHED = "of Llama-3 8B and 70B as published\n(not measured for this pair: scripts/measure_acceptance.py does)"
 
 
 def forecast(preparation: Preparation) -> Iterator[str]:
@@ -21,9 +23,7 @@ def forecast(preparation: Preparation) -> Iterator[str]:
     acceptance = (known[0] if known else Acceptance.prior()).falling()
     tree = optimal_tree(acceptance, plan.tree_size, plan.tree_depth)
     tokens = expected_tokens(tree, acceptance)
-    source = (
-        "measured for this pair" if known else "published for Llama-3 8B drafting for 70B; this pair is not measured"
-    )
+    source = _MEASURED if known else _PUBLISHED
     yield f"Expected: {tokens:.1f} tokens per pass with a static tree, by the acceptance {source}."
     if plan.seconds_per_pass:
         yield f"With the draft about {_pace(tokens / plan.seconds_per_pass)} tokens/s, less the time of drafting."

@@ -1,6 +1,6 @@
 """One thread per test process: tiny models are quicker on one, and results do not depend on the machine's cores.
 
-The user's cache stays out of it: what is measured of a pair there would change trees, and tests would leave files in it.
+The user's cache stays out of it: what was measured of a pair there would change trees, and tests would write to it.
 """
 
 import atexit

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_greedy_text_stays_while_the_choice_changes(eager):
             methods.append(step.method)
             text += step.token_ids
             set_times(runtime, compute_bound if number % 4 < 2 else link_bound)
-    changes = sum(one != other for one, other in zip(methods, methods[1:]))
+    changes = sum(one != other for one, other in pairwise(methods))
     assert changes >= 4 and {"none", "sequoia"} <= set(methods)
     assert text == greedy(target(), PROMPT, NEW_TOKENS)
 
@@ -150,7 +151,8 @@ def test_predictions_are_reported():
 
 
 def test_an_unmeasured_link_is_measured_by_the_planned_tree():
-    with streaming_runtime(target(), perturbed(target(), 0.02), context_length=96, tree_size=12, tree_depth=4) as runtime:
+    options = {"context_length": 96, "tree_size": 12, "tree_depth": 4}
+    with streaming_runtime(target(), perturbed(target(), 0.02), **options) as runtime:
         policy = runtime._decoder._policy
         policy._plan = replace(policy._plan, seconds_per_pass=None)
         policy._pass_times = PassTimes()

@@ -113,7 +113,8 @@ def test_any_tree_is_exact(tree, size, depth):
     with OffloadRuntime.from_pretrained(target, draft_of("llama", "perturbed"), device="cpu", **options) as runtime:
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)
-    assert (tree == "auto" or 1.5 < reply.stats.tokens_per_pass) and reply.stats.tokens_per_pass <= depth + 1
+    assert reply.stats.tokens_per_pass <= depth + 1
+    assert tree == "auto" or reply.stats.tokens_per_pass > 1.3
 
 
 @pytest.mark.parametrize("spare_layers", [0, 7])

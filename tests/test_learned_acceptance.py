@@ -148,7 +148,7 @@ def test_a_damaged_file_is_refused(pair):
     file = pair[1] / ACCEPTANCE_FILE
     file.write_text("{")
     try:
-        with pytest.raises(ModelFilesError, match="acceptance.json"):
+        with pytest.raises(ModelFilesError, match=r"acceptance\.json"):
             LearnedAcceptance(*pair)
     finally:
         file.unlink()

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from offload_runtime import OffloadRuntime
-from offload_runtime import adaptive_growth, methods
+from offload_runtime import OffloadRuntime, adaptive_growth, methods
 from offload_runtime.decode import Decoder
 from offload_runtime.kv_cache import TreeCache
 from offload_runtime.static_growth import likeliest
@@ -189,7 +188,7 @@ def step_with_old_numbers(decoder, request, most_tokens, step=Decoder._step):
     return step(decoder, request, most_tokens)
 
 
-def cost_of_the_token_itself(costs, law, tokens):
+def cost_of_the_token_itself(costs, law, tokens, runs):
     return -law.gather(-1, tokens.clamp(min=0))
 
 

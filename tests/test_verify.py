@@ -88,9 +88,7 @@ def one_pass(tree, tokens, target, draft, generator, rule):
     return [*(tokens[node] for node in verdict.path), verdict.bonus]
 
 
-def two_tokens(
-    tree, target, draft, rule=verify_top_down, children=sampled_children, reuse_noise=False, passes=PASSES
-):
+def two_tokens(tree, target, draft, rule=verify_top_down, children=sampled_children, reuse_noise=False, passes=PASSES):
     """Counts [V, V] of the first two tokens after token 0, in as many passes as they take."""
     generator = torch.Generator().manual_seed(0)
     counts = torch.zeros(VOCABULARY, VOCABULARY)
