@@ -15,8 +15,8 @@ from sequoia_tree.adaptive import Frontier, Grown
 from sequoia_tree.sampling import Sampling, draw_without_replacement
 from sequoia_tree.tree import Tree
 
-Costs = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""What children lose of their parents' log-priority, [m, K], rising: of log-laws [m, V], tokens [m, K], runs [m]."""
+Costs = Callable[[Tensor, Tensor], Tensor]
+"""What children lose of their parents' log-priority: of log-laws [m, V] and tokens [m, K], float [m, K], rising."""
 
 
 class AdaptiveGrowth:
@@ -56,7 +56,7 @@ class AdaptiveGrowth:
                 logits = self._run_wave()
             laws.append(draft_law(logits, sampling, seen, self._paths(text[-1]) if seen else None))
             tokens = draw(laws[-1], frontier.children, generator)
-            frontier.open(tokens, costs(laws[-1], tokens, frontier.runs[frontier.begin : frontier.end]))
+            frontier.open(tokens, costs(laws[-1], tokens))
         candidates = self._repeated.candidates(text, self._size, self._waves + 1)
         grown = frontier.best(self._size - 1 - candidates.most)
         return with_candidates(_drawn_tree(grown, torch.cat(laws)), candidates)

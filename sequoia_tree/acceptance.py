@@ -22,6 +22,7 @@ MAX_CHILDREN = 32
 BIN_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)  # a context's bin: how many of these are ≤ m
 BINS = len(BIN_EDGES) + 1
 SCALES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+DAMPING = 0.6
 
 _TABLE, _SCALED = (BINS, MAX_CHILDREN), (len(SCALES),)
 _MIDDLES = (np.array((0.0, *BIN_EDGES)) + np.array((*BIN_EDGES, 1.0))) / 2
@@ -196,15 +197,16 @@ class Acceptance:
             shares[inside, 1:] = _tail(known.credits[inside, 1:].sum(0), left[inside, 1:].sum(0))
         return shares
 
-    def costs(self) -> NDArray[np.float32]:
+    def costs(self, damping: float = DAMPING) -> NDArray[np.float32]:
         """What taking child k under a node of bin b costs a path, in nats: float32 [BINS, MAX_CHILDREN].
 
-        -log of the chance that the child is the accepted one. Finite, and strictly rising from child to child; works
-        with nothing observed.
+        The priority of a node is exp(-(sum of the costs along its path)): -log of the chance of acceptance, damped for
+        first children, as acceptances along a path hang together. Finite, and strictly rising from child to child.
+        Works with nothing observed.
         """
         chances = self.first_child()[:, None]
         costs = -np.log((1 - chances) * self.shares().clip(_LEAST_SHARE))
-        costs[:, :1] = -np.log(chances)
+        costs[:, :1] = -damping * np.log(chances)
         return (np.maximum.accumulate(costs, axis=1) + _STEP * np.arange(MAX_CHILDREN)).astype(np.float32)
 
     def scale(self) -> float:

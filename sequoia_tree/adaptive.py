@@ -41,15 +41,14 @@ class Frontier:
     of the current wave are `begin` to `end`. Where too few slots are open, a wave is filled up with nodes that have no
     token (-1), no priority, and never a child.
 
-    parents, depths, tokens: int64 [expanded]. ancestors: bool [expanded, expanded], a node being its own. runs: int64
-    [expanded], how many steps down to the node, counted backwards from it, led to first children without a break.
+    parents, depths, tokens: int64 [expanded]. ancestors: bool [expanded, expanded], a node being its own.
     """
 
     def __init__(self, waves: int, width: int, children: int, device: torch.device):
         self.width, self.children = width, children
         capacity = 1 + waves * width
-        self.tokens, self.parents, self.depths, self.runs, self._slot_of = torch.zeros(
-            5, capacity, dtype=torch.int64, device=device
+        self.tokens, self.parents, self.depths, self._slot_of = torch.zeros(
+            4, capacity, dtype=torch.int64, device=device
         )
         self._own = torch.eye(capacity, dtype=torch.bool, device=device)
         self.ancestors = torch.zeros_like(self._own)
@@ -62,7 +61,7 @@ class Frontier:
     def restart(self, root_token: int) -> None:
         """Begin a tree: the root is the first node to expand."""
         self.begin, self.end, self._root_token = 0, 1, root_token
-        self.tokens[0], self.parents[0], self.depths[0], self.runs[0], self._slot_of[0] = root_token, 0, 0, 0, -1
+        self.tokens[0], self.parents[0], self.depths[0], self._slot_of[0] = root_token, 0, 0, -1
         self.ancestors[0] = self._own[0]
         self._priorities[0] = 0.0
         self._slots.fill_(_NONE)
@@ -91,7 +90,6 @@ class Frontier:
         self.tokens[begin:end] = torch.where(alive, self._offers.view(-1)[chosen], -1)
         self.parents[begin:end], self._priorities[begin:end], self._slot_of[begin:end] = parents, priorities, chosen
         self.depths[begin:end] = self.depths[parents] + 1
-        self.runs[begin:end] = torch.where(chosen % self.children == 0, self.runs[parents] + 1, 0)
         self.ancestors[begin:end] = self.ancestors[parents] | self._own[begin:end]
         self.begin, self.end = begin, end
 

@@ -79,9 +79,10 @@ def test_much_evidence_outweighs_the_prior():
     assert np.allclose(observed.first_child(), rates, atol=1e-3)
     assert np.allclose(observed.shares()[:, 1:5], [0.3, 0.2, 0.1, 0.1], atol=1e-3)
     assert np.all(observed.shares()[:, 8:] < 1e-3)
-    costs = observed.costs()
+    costs = observed.costs(damping=1.0)
     assert np.allclose(costs[:, 0], -np.log(rates), atol=1e-2)
     assert np.allclose(costs[5, 2:4], -np.log(later[5, 1:3]), atol=1e-2)
+    assert np.allclose(observed.costs(damping=0.5)[:, 0], costs[:, 0] / 2)
 
 
 def test_a_bin_with_few_contexts_follows_the_others():

@@ -188,7 +188,7 @@ def step_with_old_numbers(decoder, request, most_tokens, step=Decoder._step):
     return step(decoder, request, most_tokens)
 
 
-def cost_of_the_token_itself(costs, law, tokens, runs):
+def cost_of_the_token_itself(costs, law, tokens):
     return -law.gather(-1, tokens.clamp(min=0))
 
 
