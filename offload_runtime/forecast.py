@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from offload_runtime import acceptance_store
 from offload_runtime.acceptance_store import Setting
 from offload_runtime.planning import Preparation
-from sequoia_tree import expected_tokens, optimal_tree
 from sequoia_tree.acceptance import Acceptance
+from sequoia_tree.choose import reach_by_size
 
 _TYPICAL = Setting(temperature=0.6)
 _MEASURED = "measured for this pair"
@@ -21,8 +21,7 @@ def forecast(preparation: Preparation) -> Iterator[str]:
     pair = acceptance_store.load(preparation.options.model, draft)
     known = pair.nearest(_TYPICAL) if pair else None
     acceptance = (known[0] if known else Acceptance.prior()).falling()
-    tree = optimal_tree(acceptance, plan.tree_size, plan.tree_depth)
-    tokens = expected_tokens(tree, acceptance)
+    tokens = reach_by_size(acceptance, plan.tree_size, plan.tree_depth)[-1]
     source = _MEASURED if known else _PUBLISHED
     yield f"Expected: {tokens:.1f} tokens per pass with a static tree, by the acceptance {source}."
     if plan.seconds_per_pass:

@@ -34,15 +34,14 @@ DRAWINGS: dict[str, Drawing] = {"topk": likeliest, "specinfer": draw_with_replac
 class Method:
     """What one step does: `grow` drafts a tree under a text, `rule` (of `sequoia_tree.verify.RULES`) verifies it.
 
-    draft_rows: rows of each of its draft passes. drawn: whether children are drawn without replacement.
-    predicted_tokens, predicted_seconds: what a step is expected to yield and to take, drafting included.
+    draft_rows: rows of each of its draft passes. predicted_tokens, predicted_seconds: what a step is expected to yield
+    and to take, drafting included.
     """
 
     name: str
     grow: Grow
     rule: str
     draft_rows: tuple[int, ...] = ()
-    drawn: bool = True
     predicted_tokens: float | None = None
     predicted_seconds: float | None = None
 
@@ -59,9 +58,8 @@ def static_method(name: str, draft: Draft, acceptance: ArrayLike, size: int, dep
     tree = SHAPES[name](acceptance, size, depth)
     if tree.size == 1:
         return PLAIN
-    drawing = DRAWINGS.get(name, draw_without_replacement)
-    growth = StaticGrowth(draft, tree, drawing)
-    return Method(name, growth.grow, rule, growth.rows, drawing is draw_without_replacement)
+    growth = StaticGrowth(draft, tree, DRAWINGS.get(name, draw_without_replacement))
+    return Method(name, growth.grow, rule, growth.rows)
 
 
 def adaptive_method(

@@ -3,10 +3,7 @@
 import os
 import re
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from termination import ended_by_sigterm
 from torch import Tensor
 
 from loaders.safetensors_files import read_checkpoint
@@ -76,7 +74,7 @@ def rounded_draft(target: Path, bits: int) -> Iterator[Path]:
     For the block nothing is known of other drafts: the user's cache tells pairs apart by the shapes of their weights,
     which are the same for any number of bits.
     """
-    with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="rounded-") as parent, _cache_in(Path(parent)):
+    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="rounded-") as parent, _cache_in(Path(parent)):
         directory = Path(parent) / f"{target.resolve().name}-{bits}-bit"
         try:
             write_rounded(target, directory, GRIDS[bits])
@@ -118,16 +116,3 @@ def _cache_in(directory: Path) -> Iterator[None]:
         os.environ.pop(_CACHE)
         if before is not None:
             os.environ[_CACHE] = before
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, so that the files are removed before the process goes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -4,10 +4,7 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from termination import ended_by_sigterm
 
 from loaders.random_checkpoint import SHAPES, write_random_checkpoint
 from loaders.safetensors_files import read_json
@@ -78,7 +76,7 @@ def _work_directory(arguments: argparse.Namespace) -> Iterator[Path]:
         return
     if arguments.work_dir is not None:
         _make_directory(arguments.work_dir)
-    with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="benchmark-", dir=arguments.work_dir) as directory:
+    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="benchmark-", dir=arguments.work_dir) as directory:
         yield Path(directory)
 
 
@@ -89,19 +87,6 @@ def _make_directory(directory: Path) -> None:
         raise UsageError(f"--work-dir {directory}: cannot be made ({error.strerror})") from error
     if not os.access(directory, os.W_OK):
         raise UsageError(f"--work-dir {directory}: cannot be written to")
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise SystemExit, so that gigabytes are removed before the process goes."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @dataclass(frozen=True)
