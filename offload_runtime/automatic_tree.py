@@ -162,5 +162,7 @@ def _time_passes(model: Model, largest: int, add: Callable[[int, float], None]) 
             model.forward(tokens, text_rows(cache.length, rows, model.device), rows)[-1, 0].item()
             cache.rollback()
             times.append(time.perf_counter() - started)
+            if times[-1] > _CALIBRATION_SECONDS:
+                break
         spent += sum(times)
         add(rows, min(times))
