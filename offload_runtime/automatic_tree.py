@@ -111,13 +111,21 @@ class AutomaticTree:
         choice = setting.chooser.current(yields, self._pass_times.seconds, self._level_times.seconds, text_length)
         if renewed or before is None or _tree(choice) != _tree(before):
             setting.method = self._build(choice.method, sampling, known, choice.size, choice.depth)
-        if choice is not before or setting.method.predicted_tokens is None:
-            setting.method = replace(
-                setting.method, predicted_tokens=choice.tokens_per_pass, predicted_seconds=choice.seconds_per_pass
-            )
         setting.choice = choice
+        setting.method = self._predicted(setting.method, choice, yields)
         setting.chooser.took(time.perf_counter() - started)
         return setting.method
+
+    def _predicted(self, method: Method, choice: Choice, yields: dict[str, Yield]) -> Method:
+        """The method with what its next step is expected to yield and to take, by what is known now."""
+        levels = len(method.draft_rows)
+        drafting = levels * self._level_times.seconds(round(sum(method.draft_rows) / levels)) if levels else 0.0
+        factor = yields[choice.method].factor if choice.method in yields else 0.0
+        return replace(
+            method,
+            predicted_tokens=1 + factor * (choice.uncorrected_tokens - 1),
+            predicted_seconds=self._pass_times.seconds(choice.size) + drafting,
+        )
 
     def _build(self, kind: str, sampling: Sampling, known: Acceptance, size: int, depth: int) -> Method:
         if kind == "adaptive":
