@@ -25,8 +25,8 @@ from sequoia_tree.verify import Verdict
 MAX_DEPTH = 64  # where the user names no depth: paths that long are accepted from drafts that are all but the target
 # Positions that must be known before trees are grown by them; until then the static tree is the better one.
 LEAST_POSITIONS = 300.0
-# What an adaptive tree is thought to accept beyond the static one of its size, until its own passes tell: about what was
-# measured on the bundled pair and on rounded copies of its target, 1.13 and more at temperature 0, 0.86 to 1.17 above it
+# What an adaptive tree is thought to accept beyond the static one of its size, until its own passes tell. On the
+# bundled pair and on rounded copies of its target it was 1.13 and more at temperature 0, and 0.86 to 1.17 above it
 # (docs/comparison).
 _GREEDY_GAIN, _SAMPLING_GAIN = 1.15, 1.03
 _CALIBRATION_SECONDS = 0.25  # after which no further size is timed
