@@ -130,6 +130,20 @@ SAMPLING: dict[str, SamplingValue] = {
 }
 
 
+def model_parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser of a command that runs a model: with the model options, and with its texts shown as they stand."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [OPTIONS]",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_model_options(parser)
+    return parser
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Options that say what to load and where it may lie; `model_options` reads them back."""
     add = parser.add_argument_group("model").add_argument
@@ -198,15 +212,8 @@ exit codes: 0 ok, 1 failure of this program, 2 wrong use, 3 model files missing 
 
 def chat_parser() -> argparse.ArgumentParser:
     """The parser of `python -m offload_runtime.chat`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m offload_runtime.chat",
-        usage="%(prog)s [OPTIONS]",
-        description="Chat with a language model that is larger than the device's memory.",
-        epilog=CHAT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_model_options(parser)
+    description = "Chat with a language model that is larger than the device's memory."
+    parser = model_parser("python -m offload_runtime.chat", description, CHAT_EXAMPLES)
     add_sampling_options(parser)
     group = parser.add_argument_group("prompt", "Without one, and without input piped in, a chat begins.")
     source = group.add_mutually_exclusive_group()

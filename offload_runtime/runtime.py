@@ -55,8 +55,10 @@ class OffloadRuntime:
 
         model, draft: checkpoint directories; draft "none" decodes plainly. device_memory, host_memory: caps, as bytes
         or text like "20GiB". dtype: of the computation; "auto" is the checkpoint's, or float32 on a CPU that has no
-        bfloat16 units. tree: "sequoia" (what "auto" takes), "chain" or "none". io: how weights are read from disk:
-        "direct" past the page cache, "buffered" through it. progress: called while weights load.
+        bfloat16 units. tree: what the draft proposes, one of `planning.TREES`; "auto" takes what is fastest here.
+        verification: the rule that accepts drafts when sampling, one of `planning.RULES`; "auto" is the tree's own. io:
+        how weights are read from disk: "direct" past the page cache, "buffered" through it. progress: called while
+        weights load.
         Raises an OffloadError that says what is wrong and what would work.
         """
         options = Options(
@@ -80,7 +82,6 @@ class OffloadRuntime:
         self._directory = preparation.target.spec.directory
         if preparation.draft:
             _check_draft(preparation)
-
         known = LearnedAcceptance(options.model, options.draft) if options.draft and preparation.draft else None
         with out_of_memory_explained(preparation.plan):
             self._models = load_models(preparation, progress)

@@ -36,14 +36,13 @@ def families(tree: Tree, parents: NDArray[np.int64], most: int, device: torch.de
     counts = tree.child_count_array[parents]
     order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
     parents, counts = parents[order], counts[order]
-    by_parent = np.argsort(tree.parent_array[1:], kind="stable") + 1
-    first = np.concatenate(([0], np.cumsum(tree.child_count_array)))[parents]
+    first = tree.first_places[parents]
     for begin in range(0, len(parents), most):
         piece = slice(begin, begin + most)
         numbers = np.arange(counts[begin])
         present = numbers < counts[piece, None]
         places = np.where(present, first[piece, None] + numbers, 0)
-        children = np.where(present, by_parent[places], 0)
+        children = np.where(present, tree.by_parent[places], 0)
         yield Family(
             torch.from_numpy(parents[piece]).to(device, non_blocking=True),
             torch.from_numpy(children).to(device, non_blocking=True),

@@ -80,8 +80,8 @@ class Tree:
     def child_number_array(self) -> Ints:
         """`child_numbers` as int64 [size]."""
         numbers = np.zeros(self.size, dtype=np.int64)
-        by_parent = self._by_parent
-        elders = self._first_places[self.parent_array[by_parent]]  # nodes listed before the first of its siblings
+        by_parent = self.by_parent
+        elders = self.first_places[self.parent_array[by_parent]]  # nodes listed before the first of its siblings
         numbers[by_parent] = np.arange(1, self.size) - elders
         return numbers
 
@@ -142,13 +142,13 @@ class Tree:
         return np.unpackbits(bits, axis=1, count=self.size).view(np.bool_)
 
     @cached_property
-    def _by_parent(self) -> Ints:
+    def by_parent(self) -> Ints:
         """The nodes without the root, int64 [size - 1], siblings side by side in drawing order."""
         return np.argsort(self.parent_array[1:], kind="stable") + 1
 
     @cached_property
-    def _first_places(self) -> Ints:
-        """Where in `_by_parent` each node's children begin, int64 [size]."""
+    def first_places(self) -> Ints:
+        """Where in `by_parent` each node's children begin, int64 [size]."""
         return np.cumsum(self.child_count_array) - self.child_count_array
 
     @cached_property
@@ -156,7 +156,7 @@ class Tree:
         """The leaf below each node that first children alone lead to, int64 [size]; a leaf's own is itself."""
         leaves = np.arange(self.size)
         inner = self.child_count_array > 0
-        leaves[inner] = self._by_parent[self._first_places[inner]]
+        leaves[inner] = self.by_parent[self.first_places[inner]]
         while not np.array_equal(further := leaves[leaves], leaves):
             leaves = further
         return leaves
@@ -165,7 +165,7 @@ class Tree:
     def _post_places(self) -> Ints:
         """Place of each node in the post-order, int64 [size]."""
         following = self.parent_array.clip(min=0)
-        siblings = self._by_parent
+        siblings = self.by_parent
         younger = siblings[1:]
         have_younger = self.parent_array[siblings[:-1]] == self.parent_array[younger]
         following[siblings[:-1][have_younger]] = self._first_leaves[younger[have_younger]]

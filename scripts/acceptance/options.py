@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from offload_runtime.acceptance_store import Setting
-from offload_runtime.options import SAMPLING, add_model_options, whole_number
+from offload_runtime.options import SAMPLING, model_parser, whole_number
 
 DESCRIPTION = """\
 How often a draft's proposals are accepted by its target, by sampling setting, child number and the draft's own
@@ -55,15 +55,7 @@ def settings(arguments: argparse.Namespace) -> list[Setting]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python scripts/measure_acceptance.py",
-        usage="%(prog)s [OPTIONS]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_model_options(parser)
+    parser = model_parser("python scripts/measure_acceptance.py", DESCRIPTION, EPILOG)
     add = parser.add_argument_group("measurement").add_argument
     for name in ("temperature", "top_p"):
         option, value = f"--{name.replace('_', '-')}", SAMPLING[name]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from comparison.cells import METHODS, MOST_DEPTH, REFERENCE
-from offload_runtime.options import Number, add_model_options, real_number, whole_number
+from offload_runtime.options import Number, model_parser, real_number, whole_number
 
 DESCRIPTION = """\
 Tokens per pass of the target, by method, tree size and sampling, on one pair of models, prompts and seeds.
@@ -104,15 +104,7 @@ def _refusal(parsed: argparse.Namespace, name: str) -> str | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python scripts/compare_methods.py",
-        usage="%(prog)s [OPTIONS]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_model_options(parser)
+    parser = model_parser("python scripts/compare_methods.py", DESCRIPTION, EPILOG)
     _add_grid_options(parser)
     _add_measurement_options(parser)
     _add_output_options(parser)

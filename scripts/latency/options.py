@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from offload_runtime.options import add_model_options, add_sampling_options, whole_number
+from offload_runtime.options import add_sampling_options, model_parser, whole_number
 
 DESCRIPTION = """\
 Plain streamed decoding and tree decoding, one after the other, on the same prompts and within the same limits.
@@ -43,15 +43,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python scripts/benchmark_latency.py",
-        usage="%(prog)s [OPTIONS]",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_model_options(parser)
+    parser = model_parser("python scripts/benchmark_latency.py", DESCRIPTION, EXAMPLES)
     add_sampling_options(parser)
     _add_weight_options(parser)
     _add_measurement_options(parser)
