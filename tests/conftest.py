@@ -8,9 +8,20 @@ import os
 import shutil
 import tempfile
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
 _CACHE = tempfile.mkdtemp(prefix="sequoia-offload-cache-")
 os.environ["SEQUOIA_OFFLOAD_CACHE"] = _CACHE
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the GPU are skipped, with the reason, where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(
+                    pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() says there is none")
+                )
