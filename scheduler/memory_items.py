@@ -117,10 +117,14 @@ def weight_bytes(spec: ModelSpec) -> int:
 
 
 def workspace_bytes(models: Models, shape: PassShape) -> int:
-    """Activations, masks and logits of the largest pass. Target and draft run in turn, so the larger one counts."""
-    activations = max(_activation_bytes(model, shape) for model in models)
+    """What `activation_bytes` counts, and the logits. Target and draft run in turn, so the larger one counts."""
     logits = shape.tree_size * max(model.vocab_size for model in models) * LOGITS_ITEM_BYTES * LOGITS_COPIES
-    return activations + logits
+    return activation_bytes(models, shape) + logits
+
+
+def activation_bytes(models: Models, shape: PassShape) -> int:
+    """Activations and masks of the largest pass of the model that needs more."""
+    return max(_activation_bytes(model, shape) for model in models)
 
 
 def _activation_bytes(spec: ModelSpec, shape: PassShape) -> int:

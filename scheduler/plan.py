@@ -121,9 +121,9 @@ def _attempts(request: PlanRequest) -> Iterator[Plan]:
     """Everything on the device, then streaming, for each length of the context in turn."""
     whole = Placement((Tier.DEVICE,) * len(request.spec.units), 0, 0)
     for context_length in request.context_lengths:
-        for shape in request.shapes(context_length, (request.resident_tree_size,)):
+        for shape in request.resident_shapes(context_length):
             yield _plan(request, shape, whole)
-        for shape in request.shapes(context_length, request.streaming_tree_sizes):
+        for shape in request.streaming_shapes(context_length):
             yield _plan(request, shape, _place(request, shape))
 
 

@@ -6,14 +6,28 @@ from dataclasses import dataclass, fields
 from loaders.errors import UnsupportedModelError
 from loaders.spec import ModelSpec
 from scheduler.machine import Machine
-from scheduler.memory_items import Models, PassShape, PlanItem, device_budget, fixed_items, host_budget
+from scheduler.memory_items import (
+    Models,
+    PassShape,
+    PlanItem,
+    activation_bytes,
+    device_budget,
+    fixed_items,
+    host_budget,
+)
 
 # Contexts tried in turn where the user names none: a shorter one only where nothing fits with a longer one.
 DEFAULT_CONTEXTS = (4096, 2048, 1024, 512, 256)
 
-# Rows of the passes that read a prompt, tried in turn: 512 keep a layer's matrix products near their peak, and more
-# only adds workspace. Fewer only where nothing fits with more; never fewer than the tree has nodes.
+# Rows of the passes that read a prompt, tried in turn: 512 keep a layer's matrix products near their peak. Fewer only
+# where nothing fits with more; never fewer than the tree has nodes.
 PREFILL_ROWS = (512, 256, 128, 64, 32)
+# Tokens of a prompt that share a pass with the tree, tried before those where units stream: every further pass that a
+# prompt is cut into costs a stream of all weights.
+PROMPT_TOKENS = (8192, 4096, 2048, 1024)
+# What workspace such a prompt may take, as a share of the largest layer: more would cost every pass more than it saves
+# the first. Llama-70B in bfloat16 affords 2,048 tokens.
+PROMPT_SHARE = 0.5
 
 # Trees tried in turn when units stream. On a GPU the link is the bottleneck and hundreds of nodes are free; on a CPU
 # that reads from disk, tens. A smaller one is taken only where the workspace of a larger one leaves no room for a ring.
@@ -77,13 +91,31 @@ class PlanRequest:
         limit = self.spec.max_positions
         return (min(limit, DEFAULT_CONTEXTS[0]), *(length for length in DEFAULT_CONTEXTS[1:] if length < limit))
 
-    def shapes(self, context_length: int, tree_sizes: tuple[int, ...]) -> Iterator[PassShape]:
-        """Passes to try in turn: each tree with all its numbers of rows before the next smaller tree."""
+    def resident_shapes(self, context_length: int) -> Iterator[PassShape]:
+        """Passes to try in turn if nothing streams."""
+        yield from self._chunked(context_length, self._resident_tree_size)
+
+    def streaming_shapes(self, context_length: int) -> Iterator[PassShape]:
+        """Passes to try in turn if units stream: a tree with all its numbers of rows before the next smaller one."""
+        for tree_size in self.streaming_tree_sizes:
+            if not self.spec.recurrent:
+                yield from self._whole_prompts(context_length, tree_size)
+            yield from self._chunked(context_length, tree_size)
+
+    def _whole_prompts(self, context_length: int, tree_size: int) -> Iterator[PassShape]:
+        """Passes over a long prompt and the tree behind it, as far as `PROMPT_SHARE` allows."""
+        room = PROMPT_SHARE * max(unit.nbytes for unit in self.spec.units)
+        least = activation_bytes(self.models, next(self._chunked(context_length, tree_size)))
+        for tokens in dict.fromkeys(min(tokens, context_length) for tokens in PROMPT_TOKENS):
+            shape = PassShape(context_length, tree_size, tokens + tree_size - 1)
+            if activation_bytes(self.models, shape) - least <= room:
+                yield shape
+
+    def _chunked(self, context_length: int, tree_size: int) -> Iterator[PassShape]:
         # a recurrent state takes up several tokens at once only where it begins, so a prompt is read in one pass
         chunks = (context_length,) if self.spec.recurrent else PREFILL_ROWS
-        for tree_size in tree_sizes:
-            for rows in dict.fromkeys(max(tree_size, min(rows, context_length)) for rows in chunks):
-                yield PassShape(context_length, tree_size, rows)
+        for rows in dict.fromkeys(max(tree_size, min(rows, context_length)) for rows in chunks):
+            yield PassShape(context_length, tree_size, rows)
 
     @property
     def device_budget(self) -> int:
@@ -99,7 +131,7 @@ class PlanRequest:
         return 0 if self.machine.device == "cpu" else host_budget(self.machine, self.limits.host_memory)
 
     @property
-    def resident_tree_size(self) -> int:
+    def _resident_tree_size(self) -> int:
         """Nodes of the tree if nothing streams. Without a draft the tree is its root."""
         return 1 if self.draft is None else self.limits.tree_size or RESIDENT_TREE[self.machine.device]
 
@@ -107,7 +139,7 @@ class PlanRequest:
     def streaming_tree_sizes(self) -> tuple[int, ...]:
         """Nodes of the tree if units stream: the sizes to try in turn, one if the user fixed it."""
         if self.draft is None or self.limits.tree_size is not None:
-            return (self.resident_tree_size,)
+            return (self._resident_tree_size,)
         return STREAMING_TREES[self.machine.device]
 
     def fixed_items(self, shape: PassShape) -> tuple[PlanItem, ...]:

@@ -15,6 +15,7 @@ from loaders.errors import UnsupportedModelError
 from loaders.spec import ModelSpec, UnitSpec
 from scheduler.errors import DoesNotFitError
 from scheduler.machine import Machine
+from scheduler.memory_items import PassShape, workspace_bytes
 from scheduler.placement import spread, wanted_slots
 from scheduler.plan import Limits, Plan, Tier, make_plan
 from scheduler.sizes import GIB, MIB, parse_size
@@ -80,7 +81,7 @@ def test_every_plan_keeps_to_its_budgets(sizes: list[int], device: int, host: in
 @settings(deadline=None)
 @given(ANY_MODEL, BUDGETS, BUDGETS, st.booleans())
 def test_more_memory_never_streams_more(sizes: list[int], budget: int, more: int, on_gpu: bool) -> None:
-    """For one context, tree and number of rows: a context of 32 tokens beside a tree of 32 leaves one shape of pass."""
+    """For one context and tree; but for one layer, where the larger memory reads longer prompts in one pass."""
     spec = model("any", sizes, 10 * MIB, 4096, **SMALL)
     machine, limits = gpu(32 * GIB) if on_gpu else cpu(32 * GIB), Limits(budget, context_length=32, tree_size=32)
     try:
@@ -88,7 +89,9 @@ def test_more_memory_never_streams_more(sizes: list[int], budget: int, more: int
     except DoesNotFitError:
         return
     larger = make_plan(spec, TINY_DRAFT, machine, replace(limits, device_memory=budget + more))
-    assert larger.streamed_bytes <= plan.streamed_bytes and larger.rows == plan.rows == 32
+    longer_prompts = larger.rows > plan.rows
+    assert larger.streamed_bytes <= plan.streamed_bytes + longer_prompts * max(unit.nbytes for unit in spec.units)
+    assert larger.rows >= plan.rows or not larger.slots
 
 
 @settings(deadline=None)
@@ -202,14 +205,15 @@ def test_items_account_for_everything() -> None:
     assert items["embeddings, norm and head"].device_bytes == LLAMA2_70B.outer_bytes
     assert items["draft llama-68m (bfloat16)"].device_bytes == 136_000_000
     assert items["KV caches, 4096 + 512 tokens"].device_bytes == 4608 * (327_680 + 6144)
-    assert items["workspace, 512 rows"].device_bytes == plan.workspace_bytes > 512 * 32_000 * 4
+    assert items[f"workspace, {2048 + 511} rows"].device_bytes == plan.workspace_bytes > 512 * 32_000 * 4
     assert plan.cache_rows == 4096 + 512
 
 
 def test_written_out_attention_needs_room_for_scores() -> None:
-    kinds = (replace(LLAMA2_70B, model_type=name) for name in ("llama", "gemma2"))
-    plain, capped = (make_plan(kind, None, gpu(46 * GIB)) for kind in kinds)
-    assert capped.workspace_bytes - plain.workspace_bytes == 64 * 512 * (4096 + 1) * 12
+    written_out = replace(LLAMA2_70B, model_type="gemma2")
+    plain, more = (workspace_bytes((spec,), PassShape(4096, 1, 512)) for spec in (LLAMA2_70B, written_out))
+    assert more - plain == 64 * 512 * (4096 + 1) * 12
+    assert make_plan(written_out, None, gpu(46 * GIB)).rows == 512 < make_plan(LLAMA2_70B, None, gpu(46 * GIB)).rows
 
 
 # Tiers
@@ -227,7 +231,7 @@ def test_without_a_gpu_the_rest_is_read_from_disk() -> None:
     plan = make_plan(LLAMA2_70B, LLAMA_68M, cpu(64 * GIB, disk=2e9))
     assert set(plan.tiers) == {Tier.DEVICE, Tier.DISK} and plan.host_budget == 0
     assert plan.seconds_per_pass == pytest.approx(plan.disk_bytes / 2e9) and plan.link_bandwidth == 2e9
-    assert (plan.tree_size, plan.tree_depth, plan.rows) == (64, 10, 512)
+    assert (plan.tree_size, plan.tree_depth, plan.rows) == (64, 10, 2048 + 63)
 
 
 def test_disk_bytes_are_counted_as_stored() -> None:
@@ -282,13 +286,26 @@ def test_default_trees() -> None:
     ]
     for plan, size, depth in sizes:
         assert (plan.tree_size, plan.tree_depth) == (size, depth)
-        assert plan.rows == max(512, size)
+        assert plan.rows == (2048 + size - 1 if plan.slots else 512)
+
+
+def test_a_long_prompt_takes_one_stream_of_the_weights_for_at_most_a_layer() -> None:
+    for cap in range(8 * GIB, 46 * GIB, GIB):
+        long, short = (make_plan(LLAMA2_70B, LLAMA_68M, gpu(cap), Limits(context_length=n)) for n in (4096, 1024))
+        assert long.rows == 2048 + long.tree_size - 1 and short.rows == 1024 + short.tree_size - 1
+        shape = PassShape(4096, long.tree_size, 512)
+        assert long.workspace_bytes - workspace_bytes((LLAMA2_70B, LLAMA_68M), shape) <= 1_711_309_824 / 2
+
+
+def test_short_layers_leave_no_room_for_long_prompts() -> None:
+    assert make_plan(TINY, TINY_DRAFT, cpu(4 * GIB), Limits(device_memory=19 * MIB)).rows <= 512
 
 
 def test_a_default_tree_shrinks_before_the_planner_gives_up_but_a_given_one_does_not() -> None:
     wide, fixed = replace(LLAMA3_70B, units=LLAMA3_70B.units[:10]), Limits(context_length=4096, tree_size=512)
     fits_512 = make_plan(wide, LLAMA_68M, gpu(24 * GIB), fixed)
-    capped = replace(fixed, device_memory=fits_512.device_bytes - residents(fits_512) * 1_711_309_824 - 100 * MIB)
+    least = workspace_bytes((wide, LLAMA_68M), PassShape(4096, 512, 512)) - fits_512.workspace_bytes - 100 * MIB
+    capped = replace(fixed, device_memory=fits_512.device_bytes - residents(fits_512) * 1_711_309_824 + least)
     assert make_plan(wide, LLAMA_68M, gpu(24 * GIB), replace(capped, tree_size=None)).tree_size == 256
     with pytest.raises(DoesNotFitError) as caught:
         make_plan(wide, LLAMA_68M, gpu(24 * GIB), capped)
@@ -299,7 +316,7 @@ def test_rows_shrink_before_the_tree_and_the_tree_before_the_context() -> None:
     caps = range(45 * GIB // 10, 85 * GIB // 10, GIB // 10)
     plans = [make_plan(LLAMA2_70B, LLAMA_68M, gpu(24 * GIB), Limits(cap)) for cap in caps]
     shapes = [(plan.context_length, plan.tree_size, plan.rows) for plan in plans]
-    assert shapes == sorted(shapes) and (shapes[0], shapes[-1]) == ((256, 128, 128), (4096, 512, 512))
+    assert shapes == sorted(shapes) and (shapes[0], shapes[-1]) == ((256, 128, 128), (4096, 512, 2559))
     assert {(4096, 128, 128), (4096, 128, 256), (4096, 256, 512)} < set(shapes)
 
 

@@ -29,8 +29,8 @@ def test_a_gpu_with_all_three_tiers() -> None:
     assert "Plan for Llama-2-70b (bfloat16, 138 GB of weights)" in text
     assert "on some GPU: 25.8 GB, 68.7 GB of memory beside it, link 25.0 GB/s, disk 3.00 GB/s" in text
     assert row(text, "GPU") == ["memory", "disk"]
-    assert row(text, "target, 10 resident layers") == ["17.1", "GB", "-", "-"]
-    assert row(text, "target, 70 streamed layers (2 slots)")[:2] == ["3.42", "GB"]
+    assert row(text, "target, 9 resident layers") == ["15.4", "GB", "-", "-"]
+    assert row(text, "target, 71 streamed layers (2 slots)")[:2] == ["3.42", "GB"]
     assert row(text, "KV caches, 4096 + 512 tokens") == ["1.54", "GB", "-", "-"]
     assert row(text, "total")[2] == "/"
     assert "Tree: up to 512 nodes and 16 levels" in text
