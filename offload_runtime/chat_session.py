@@ -9,7 +9,7 @@ from offload_runtime.conversation import Conversation
 from offload_runtime.errors import OffloadError, PromptError, UsageError
 from offload_runtime.interrupt import StopOnInterrupt
 from offload_runtime.options import SamplingOptions
-from offload_runtime.status import reply_line
+from offload_runtime.status import plan_line, reply_line
 from offload_runtime.terminal import ReadLine, Screen
 
 if TYPE_CHECKING:
@@ -104,12 +104,16 @@ class Chat:
             self.screen.error(f"{error}\n{MAKE_ROOM}" if too_long else error)
 
     def _reply(self, prompt_ids: Callable[[], list[int]], sampling: SamplingOptions) -> None:
-        before = self.conversation.snapshot()
+        before, plan = self.conversation.snapshot(), self.runtime.plan
         ids = prompt_ids()
         reply = stream_reply(
             self.runtime, self.conversation, ids, sampling, self._interrupt.requested, self.screen.write
         )
         self.screen.end_reply()
+        if self.runtime.plan is not plan:
+            self.screen.note(
+                f"the device ran out of memory, so the models were loaded anew: {plan_line(self.runtime.plan)}"
+            )
         if not reply.token_ids:
             self.conversation.restore(before)
             self.screen.note("\nstopped before the first token: the conversation is as it was")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -56,6 +56,11 @@ class Request:
     generator: torch.Generator
     should_stop: Callable[[], bool] = never
     repeatable: bool = False
+
+    def after(self, tokens: Sequence[int]) -> "Request":
+        """What is left to generate when `tokens` were."""
+        left = self.max_new_tokens - len(tokens)
+        return replace(self, prompt=[*self.prompt, *tokens], max_new_tokens=left)
 
 
 class Decoder:

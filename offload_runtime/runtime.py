@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,13 @@ from offload_runtime.generation_defaults import GenerationDefaults, override, re
 from offload_runtime.learned_acceptance import LearnedAcceptance
 from offload_runtime.loading import LoadedModels, Progress, load_models
 from offload_runtime.model import never
-from offload_runtime.out_of_memory import out_of_memory_explained
+from offload_runtime.out_of_memory import free_unused_memory, out_of_memory_explained, tightened
 from offload_runtime.planning import IOMode, Options, Preparation, prepare, resolve_draft
 from offload_runtime.prompt import Prompt, encode_prompt, is_chat, turn_end_tokens
 from offload_runtime.reply import Reply
 from offload_runtime.text import IncrementalText, StopStrings
 from offload_runtime.tree_policy import FixedTree, TreePolicy
+from scheduler.plan import Plan
 from sequoia_tree.sampling import Sampling
 
 
@@ -79,18 +80,45 @@ class OffloadRuntime:
 
     def __init__(self, preparation: Preparation, progress: Progress | None = None):
         options = preparation.options
+        self._preparation, self._progress, self._tightened = preparation, progress, False
         self._directory = preparation.target.spec.directory
         if preparation.draft:
             _check_draft(preparation)
-        known = LearnedAcceptance(options.model, options.draft) if options.draft and preparation.draft else None
-        with out_of_memory_explained(preparation.plan):
-            self._models = load_models(preparation, progress)
-        self._close = weakref.finalize(self, self._models.close)  # also where this is dropped, or the program ends
-        self.plan = self._models.plan
-        policy = _tree_policy(self._models, options, known) if known else None
-        self._decoder = Decoder(self._models.target, self._models.draft, policy)
+        drafting = options.draft and preparation.draft
+        self._known = LearnedAcceptance(options.model, options.draft) if options.draft and drafting else None
+        self._resources = ExitStack()
+        self._close = weakref.finalize(self, self._resources.close)  # also where this is dropped, or the program ends
         self._has_text = has_tokenizer(self._directory)
         self.last_reply = Reply()
+        try:
+            self._load(preparation)
+            return
+        except torch.OutOfMemoryError:
+            pass  # its traceback holds on to what was loaded until this block is left
+        self._load_tightened(preparation.plan)
+
+    def _load(self, preparation: Preparation) -> None:
+        self._models = load_models(preparation, self._progress)
+        self._resources.callback(self._models.close)
+        self.plan = self._models.plan
+        policy = _tree_policy(self._models, preparation.options, self._known) if self._known else None
+        self._decoder = Decoder(self._models.target, self._models.draft, policy)
+
+    def _load_tightened(self, plan: Plan) -> None:
+        """Load anew, with less of the device's memory than `plan`. Once: where that is not enough, an error.
+
+        Where no plan with less fits, what is loaded stays; where loading fails, this runtime is closed.
+        """
+        preparation = tightened(self._preparation, plan)
+        self._tightened = True
+        self._resources.close()
+        free_unused_memory()
+        try:
+            with out_of_memory_explained(preparation.plan):
+                self._load(preparation)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def generation_defaults(self) -> Sampling:
@@ -198,16 +226,28 @@ class OffloadRuntime:
     def _stream(self, request: Request, stops: StopStrings, reply: Reply) -> Iterator[Step]:
         text = IncrementalText(self.tokenizer, request.prompt) if self._has_text else None
         try:
-            with out_of_memory_explained(self.plan):
-                for step in self._decoder.steps(request):
-                    step = _with_text(step, text, stops) if text else step
-                    reply.add(step)
-                    reply.stats.peak_device_bytes = self._models.memory.peak_bytes
-                    yield step
-                    if step.finish_reason:
-                        return
+            for step in self._steps(request, reply):
+                step = _with_text(step, text, stops) if text else step
+                reply.add(step)
+                reply.stats.peak_device_bytes = self._models.memory.peak_bytes
+                yield step
+                if step.finish_reason:
+                    return
         finally:
             reply.finish_reason = reply.finish_reason or "interrupted"
+
+    def _steps(self, request: Request, reply: Reply) -> Iterator[Step]:
+        """The decoder's steps; where the device runs out of memory, the rest of them after loading with less of it."""
+        if not self._tightened:
+            try:
+                yield from self._decoder.steps(request)
+                return
+            except torch.OutOfMemoryError:
+                pass  # its traceback holds on to the pass until this block is left
+            self._load_tightened(self.plan)
+            request = request.after(reply.token_ids)
+        with out_of_memory_explained(self.plan):
+            yield from self._decoder.steps(request)
 
     def _check_prompt(self, ids: list[int]) -> None:
         vocab_size = self._models.target.model.vocab_size

@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -289,6 +290,17 @@ def test_an_error_in_a_reply_keeps_the_conversation(capsys: pytest.CaptureFixtur
     chat = chat_with(ScriptedRuntime(["fine", BROKEN, BROKEN, "again"]), ["one", "two", "/regen", "three"])
     assert contents(chat) == ["one", "fine", "three", "again"]
     assert capsys.readouterr().err.count("error: the disk broke") == 2
+
+
+def test_loading_anew_with_less_memory_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    class Tightened(ScriptedRuntime):
+        def stream(self, *arguments, **options):
+            self.plan = replace(self.plan) if len(self.prompts) == 1 else self.plan
+            return super().stream(*arguments, **options)
+
+    chat = chat_with(Tightened(["fine"]), ["one", "two", "three"])
+    assert contents(chat)[-1] == "fine"
+    assert capsys.readouterr().err.count("ran out of memory, so the models were loaded anew") == 1
 
 
 def test_raw_text_is_continued() -> None:

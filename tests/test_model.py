@@ -1,6 +1,8 @@
 """The model under the decode loop: what it refuses, how far a text may grow, and what closing frees."""
 
 import gc
+import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from offload_runtime import OffloadRuntime
 from offload_runtime.errors import DoesNotFitError, UnsupportedModelError, UsageError
 from offload_runtime.model import Model
+from scheduler.device_memory import DeviceMemory
 from tests.tiny_models import BASE, PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 TREE = {"tree": "sequoia", "tree_size": 12, "tree_depth": 4}
@@ -84,16 +87,70 @@ def test_everything_may_happen_in_inference_mode():
     assert reply.token_ids == greedy(target, PROMPT, 20)
 
 
-def test_a_gpu_out_of_memory_is_explained_and_generation_goes_on(monkeypatch):
+def out_of_memory(monkeypatch, times):
+    """Let the next `times` passes run out of memory."""
+    left, forward = [times], Model.forward
+
+    def run(*arguments, **options):
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(Model, "forward", run)
+
+
+def resident_runtime(target):
+    """With room to plan with less."""
+    return OffloadRuntime.from_pretrained(target, perturbed(target, 0.02), device="cpu", context_length=64, **TREE)
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_out_of_memory_in_a_reply_plans_with_less_and_goes_on(monkeypatch, steps_before):
+    target, tokens = checkpoint("llama"), []
+    with resident_runtime(target) as runtime:
+        planned = runtime.plan.device_bytes
+        if not steps_before:
+            out_of_memory(monkeypatch, 1)
+        for number, step in enumerate(runtime.stream(PROMPT, max_new_tokens=20, temperature=0), start=1):
+            tokens += step.token_ids
+            if number == steps_before:
+                out_of_memory(monkeypatch, 1)
+        assert tokens == runtime.last_reply.token_ids == greedy(target, PROMPT, 20)
+        assert runtime.plan.device_bytes <= 0.9 * planned
+
+
+def test_out_of_memory_a_second_time_is_explained_and_the_next_reply_is_right(monkeypatch):
     target = checkpoint("llama")
-    with OffloadRuntime.from_pretrained(target, "none", device="cpu", context_length=64) as runtime:
-        with monkeypatch.context() as patch:
-            patch.setattr(Model, "forward", lambda *arguments, **options: _run_out_of_memory())
-            with pytest.raises(DoesNotFitError, match="--device-memory"):
-                runtime.generate(list(PROMPT), max_new_tokens=4)
-        reply = runtime.generate(list(PROMPT), max_new_tokens=4, temperature=0)
-    assert reply.token_ids == greedy(target, PROMPT, 4)
+    with resident_runtime(target) as runtime:
+        out_of_memory(monkeypatch, 2)
+        with pytest.raises(DoesNotFitError, match="--device-memory"):
+            runtime.generate(PROMPT, max_new_tokens=4)
+        assert runtime.generate(PROMPT, max_new_tokens=4, temperature=0).token_ids == greedy(target, PROMPT, 4)
 
 
-def _run_out_of_memory():
-    raise torch.OutOfMemoryError("CUDA out of memory")
+def test_out_of_memory_where_no_plan_with_less_fits_leaves_what_is_loaded(monkeypatch):
+    target = checkpoint("llama")
+    with streaming_runtime(target, context_length=64) as runtime:
+        out_of_memory(monkeypatch, 1)
+        with pytest.raises(DoesNotFitError, match="does not fit"):
+            runtime.generate(PROMPT, max_new_tokens=4)
+        assert runtime.generate(PROMPT, max_new_tokens=4, temperature=0).token_ids == greedy(target, PROMPT, 4)
+
+
+@pytest.mark.parametrize(("times", "fits"), [(1, True), (2, False)])
+def test_out_of_memory_while_loading_plans_with_less_once(monkeypatch, times, fits):
+    target, left, empty = checkpoint("llama"), [times], DeviceMemory.empty
+
+    def run_out(memory, nbytes):
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return empty(memory, nbytes)
+
+    monkeypatch.setattr(DeviceMemory, "empty", run_out)
+    threads = threading.active_count()
+    expected = nullcontext() if fits else pytest.raises(DoesNotFitError, match="--device-memory")
+    with expected, resident_runtime(target) as runtime:
+        assert runtime.generate(PROMPT, max_new_tokens=4, temperature=0).token_ids == greedy(target, PROMPT, 4)
+    assert threading.active_count() == threads
