@@ -256,10 +256,17 @@ class OffloadRuntime:
         if len(ids) >= self.context_length:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens, the context holds {self.context_length} for prompt and reply.\n"
-                f"  shorten the prompt, or start with --context-length {2 * len(ids)} if the model and memory allow"
+                f"  {self._longer_context(len(ids))}"
             )
         if not all(0 <= token < vocab_size for token in ids):
             raise PromptError(f"the prompt has token ids outside the vocabulary (0 to {vocab_size - 1})")
+
+    def _longer_context(self, tokens: int) -> str:
+        """What to do about a prompt of so many tokens."""
+        most = self._preparation.target.spec.max_positions
+        if tokens >= most:
+            return f"shorten the prompt: the model was made for {most} tokens"
+        return f"shorten the prompt, or start with --context-length {min(2 * tokens, most)} if memory allows"
 
     def _stop_strings(self, stop: str | Sequence[str] | None) -> StopStrings:
         if stop and not self._has_text:

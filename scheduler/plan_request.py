@@ -68,7 +68,7 @@ class PlanRequest:
     def __post_init__(self) -> None:
         if self.context_lengths[0] > self.spec.max_positions:
             raise ValueError(
-                f"context_length {self.context_lengths[0]} is more than the {self.spec.max_positions} positions "
+                f"a context of {self.context_lengths[0]} tokens is more than the {self.spec.max_positions} positions "
                 f"{self.spec.name} was made for"
             )
         recurrent = [model for model in self.models if model.recurrent]

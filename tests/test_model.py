@@ -10,7 +10,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from offload_runtime import OffloadRuntime
-from offload_runtime.errors import DoesNotFitError, UnsupportedModelError, UsageError
+from offload_runtime.errors import DoesNotFitError, PromptError, UnsupportedModelError, UsageError
 from offload_runtime.model import Model
 from scheduler.device_memory import DeviceMemory
 from tests.tiny_models import BASE, PROMPT, checkpoint, greedy, perturbed, streaming_runtime
@@ -85,6 +85,17 @@ def test_everything_may_happen_in_inference_mode():
     with torch.inference_mode(), streaming_runtime(target, perturbed(target, 0.02), **TREE) as runtime:
         reply = runtime.generate(PROMPT, max_new_tokens=20, temperature=0)
     assert reply.token_ids == greedy(target, PROMPT, 20)
+
+
+def test_a_prompt_too_long_is_told_what_the_model_can_hold():
+    with OffloadRuntime.from_pretrained(checkpoint("llama"), "none", device="cpu", context_length=16) as runtime:
+        most = BASE["max_position_embeddings"]
+        with pytest.raises(PromptError, match=f"--context-length {2 * 20} "):
+            runtime.generate([1] * 20)
+        with pytest.raises(PromptError, match=f"--context-length {most} "):
+            runtime.generate([1] * (most - 1))
+        with pytest.raises(PromptError, match=f"made for {most} tokens"):
+            runtime.generate([1] * most)
 
 
 def out_of_memory(monkeypatch, times):

@@ -333,7 +333,7 @@ def test_context_defaults_and_bounds() -> None:
     assert make_plan(long, None, gpu(24 * GIB), Limits(context_length=32_768)).context_length == 32_768
     assert make_plan(TINY, None, cpu(4 * GIB)).context_length == 1024
     assert make_plan(TINY, None, cpu(4 * GIB), Limits(context_length=100)).rows == 100
-    with pytest.raises(ValueError, match="context_length 2048 is more than the 1024 positions tiny was made for"):
+    with pytest.raises(ValueError, match="a context of 2048 tokens is more than the 1024 positions tiny was made for"):
         make_plan(TINY, None, cpu(GIB), Limits(context_length=2048))
 
 
