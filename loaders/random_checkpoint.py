@@ -5,29 +5,25 @@ Time and memory of a pass depend on shapes alone. There is no tokenizer: such a 
 
 from __future__ import annotations
 
-import json
-import math
 import re
-import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
+from loaders.checkpoint_writer import SHARD_BYTES, TensorEntry, write_checkpoint
 from loaders.errors import ModelFilesError
 from loaders.safetensors_files import Checkpoint
 
 SPREAD = 0.02  # standard deviation of matrix entries
 BLOCK_ELEMENTS = 4_194_319  # prime, so that repeats of the block never line up with the rows of a matrix
-SHARD_BYTES = 5_000_000_000
-DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def _shape(
@@ -89,21 +85,20 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A tensor to be written."""
+class RandomValues:
+    """Endless N(0, 0.02²) values: one block of about four million, repeated from a random offset for each tensor."""
 
-    name: str
-    shape: tuple[int, ...]
+    def __init__(self, dtype: torch.dtype, seed: int):
+        self._generator = torch.Generator().manual_seed(seed)
+        self._block = torch.randn(BLOCK_ELEMENTS, generator=self._generator).mul_(SPREAD).to(dtype)
 
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def is_scale(self) -> bool:
-        """Norm weights are ones; matrices and biases are drawn."""
-        return len(self.shape) == 1 and self.name.endswith(".weight")
+    def pieces(self, count: int) -> Iterator[Tensor]:
+        """`count` values, in pieces."""
+        offset = int(torch.randint(len(self._block), (), generator=self._generator))
+        while count:
+            piece = self._block[offset : offset + count]
+            yield piece
+            offset, count = 0, count - len(piece)
 
 
 def write_random_checkpoint(
@@ -124,28 +119,21 @@ def write_random_checkpoint(
     """
     config = _config_of(config)
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    entries = _entries(config, distinct_layers)
-    shards = _shards(entries, dtype.itemsize, shard_bytes)
-    _check_space(directory, sum(entry.count for entry in entries) * dtype.itemsize)
-    generator = torch.Generator().manual_seed(seed)
-    block = torch.randn(BLOCK_ELEMENTS, generator=generator).mul_(SPREAD).to(dtype)
-    names = _shard_names(len(shards))
-    for name, shard in zip(names, shards):
-        with (directory / name).open("wb") as file:
-            file.write(_header(shard, dtype))
-            for entry in shard:
-                _write_values(file, entry, block, generator)
-    if len(shards) > 1:
-        _write_index(directory, names, shards, dtype.itemsize)
+    random = RandomValues(dtype, seed)
+
+    def values(entry: TensorEntry) -> Iterable[Tensor]:
+        return [torch.ones(entry.count, dtype=dtype)] if _is_scale(entry) else random.pieces(entry.count)
+
+    write_checkpoint(directory, _entries(config, distinct_layers), dtype, values, shard_bytes)
     config.dtype = dtype
     config.save_pretrained(directory)
 
 
-def share_layers(checkpoint: Checkpoint, num_layers: int) -> Checkpoint:
-    """A checkpoint of `num_layers` decoder layers in which layer i stands where layer i % (layers on disk) does.
+def share_layers(checkpoint: Checkpoint, num_layers: int, stored: Sequence[int] | None = None) -> Checkpoint:
+    """A checkpoint of `num_layers` decoder layers in which layer i stands where layer `stored[i]` does on disk.
 
-    Nothing is written; `checkpoint` must hold layers 0 to some number, all of one shape.
+    None lends them in turn, layer i % (layers on disk) to layer i. Nothing is written; the layers on disk are of one
+    shape. Raises ModelFilesError where `stored` names layers that the files do not hold.
     """
     layers: dict[int, list[tuple[str, str]]] = {}
     prefix = _layer_prefix(checkpoint.tensors)
@@ -153,25 +141,38 @@ def share_layers(checkpoint: Checkpoint, num_layers: int) -> Checkpoint:
         if name.startswith(prefix):
             number, rest = name.removeprefix(prefix).split(".", 1)
             layers.setdefault(int(number), []).append((name, rest))
-    tensors = dict(checkpoint.tensors)
-    for layer in range(len(layers), num_layers):
-        for name, rest in layers[layer % len(layers)]:
+    stored = [layer % len(layers) for layer in range(num_layers)] if stored is None else stored
+    if len(stored) != num_layers or not layers.keys() >= set(stored):
+        raise ModelFilesError(
+            f"{checkpoint.directory}: {num_layers} layers are to be found in layers {sorted(set(stored))} of the "
+            f"files, which hold {sorted(layers)}. Write the checkpoint again."
+        )
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(prefix)}
+    for layer, source in enumerate(stored):
+        for name, rest in layers[source]:
             alias = f"{prefix}{layer}.{rest}"
-            tensors[alias] = replace(tensors[name], name=alias)
+            tensors[alias] = replace(checkpoint.tensors[name], name=alias)
     return Checkpoint(checkpoint.directory, tensors)
+
+
+def _is_scale(entry: TensorEntry) -> bool:
+    """Norm weights are ones; matrices and biases are drawn."""
+    return len(entry.shape) == 1 and entry.name.endswith(".weight")
 
 
 def _config_of(config: PretrainedConfig | Mapping[str, Any]) -> PretrainedConfig:
     return deepcopy(config) if isinstance(config, PretrainedConfig) else AutoConfig.for_model(**config)
 
 
-def _entries(config: PretrainedConfig, distinct_layers: int | None) -> list[_Entry]:
+def _entries(config: PretrainedConfig, distinct_layers: int | None) -> list[TensorEntry]:
     """Names and shapes of the tensors on disk; notes the architecture in `config`."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     config.architectures = [type(model).__name__]
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
-    entries = [_Entry(name, tuple(tensor.shape)) for name, tensor in revert_weight_conversion(model, state).items()]
+    entries = [
+        TensorEntry(name, tuple(tensor.shape)) for name, tensor in revert_weight_conversion(model, state).items()
+    ]
     if distinct_layers is None:
         return entries
     prefix = _layer_prefix(entry.name for entry in entries)
@@ -187,67 +188,3 @@ def _layer_prefix(names: Iterable[str]) -> str:
 def _layer_number(name: str, prefix: str) -> int:
     """The number of the layer that a tensor belongs to; -1 outside the layers."""
     return int(name.removeprefix(prefix).split(".", 1)[0]) if name.startswith(prefix) else -1
-
-
-def _shards(entries: list[_Entry], itemsize: int, shard_bytes: int) -> list[list[_Entry]]:
-    """The tensors in order, a new file begun where the last one would grow beyond `shard_bytes`."""
-    shards: list[list[_Entry]] = [[]]
-    filled = 0
-    for entry in entries:
-        nbytes = entry.count * itemsize
-        if shards[-1] and filled + nbytes > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(entry)
-        filled += nbytes
-    return shards
-
-
-def _shard_names(count: int) -> list[str]:
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
-
-
-def _header(shard: list[_Entry], dtype: torch.dtype) -> bytes:
-    """The length and the JSON that begin a safetensors file, padded so that the data starts at a multiple of 8."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    begin = 0
-    for entry in shard:
-        end = begin + entry.count * dtype.itemsize
-        entries[entry.name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(entry.shape), "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _write_values(file: BinaryIO, entry: _Entry, block: Tensor, generator: torch.Generator) -> None:
-    if entry.is_scale:
-        file.write(_bytes_of(torch.ones(entry.count, dtype=block.dtype)))
-        return
-    offset, left = int(torch.randint(len(block), (), generator=generator)), entry.count
-    while left:
-        part = block[offset : offset + left]
-        file.write(_bytes_of(part))
-        offset, left = 0, left - len(part)
-
-
-def _bytes_of(values: Tensor) -> memoryview:
-    return values.view(torch.uint8).numpy().data
-
-
-def _write_index(directory: Path, names: list[str], shards: list[list[_Entry]], itemsize: int) -> None:
-    weight_map = {entry.name: name for name, shard in zip(names, shards) for entry in shard}
-    total = sum(entry.count for shard in shards for entry in shard) * itemsize
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _check_space(directory: Path, needed: int) -> None:
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise ModelFilesError(
-            f"{directory}: {needed / 1e9:.1f} GB are needed, but {free / 1e9:.1f} GB are free on its disk. "
-            "Choose another directory, or write fewer distinct layers."
-        )

@@ -17,13 +17,12 @@ the user's cache under the fingerprints of both models. Imports no torch.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from loaders.cache_directory import cache_directory, write_whole
 from loaders.safetensors_files import read_checkpoint
 from offload_runtime.errors import ModelFilesError
 from sequoia_tree.acceptance import BIN_EDGES, SCALES, Acceptance
@@ -133,11 +132,8 @@ def fingerprint(directory: Path) -> str:
 
 
 def cache_file(target: Path, draft: Path) -> Path | None:
-    """The file in the user's cache for exactly this pair; None where the user has no cache.
-
-    Under $SEQUOIA_OFFLOAD_CACHE, else $XDG_CACHE_HOME/sequoia-offload, else ~/.cache/sequoia-offload.
-    """
-    directory = _cache_directory()
+    """The file in the user's cache (see `cache_directory`) for exactly this pair; None where the user has no cache."""
+    directory = cache_directory()
     if directory is None:
         return None
     pair = hashlib.sha256(f"{fingerprint(target)} {fingerprint(draft)}".encode()).hexdigest()
@@ -164,7 +160,6 @@ def save(pair: PairAcceptance, target: Path, draft: Path) -> bool:
         return False
     cached = _cached(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write(path, pair if cached is None else cached.updated(pair), target)
     except OSError:
         return False
@@ -187,26 +182,7 @@ def write(path: Path, pair: PairAcceptance, target: Path) -> None:
         "settings": [_entry(setting, measurement) for setting, measurement in pair.measurements.items()],
     }
     lines = (f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in record.items())
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write("{\n" + ",\n".join(lines) + "\n}\n")
-        Path(name).chmod(0o644)  # of a measurement nothing is private
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _cache_directory() -> Path | None:
-    own, shared = os.environ.get("SEQUOIA_OFFLOAD_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
-    if own:
-        return Path(own)
-    if Path(shared).is_absolute():  # the standard wants any other ignored
-        return Path(shared) / "sequoia-offload"
-    try:
-        return Path.home() / ".cache" / "sequoia-offload"
-    except RuntimeError:
-        return None
+    write_whole(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _cached(path: Path | None) -> PairAcceptance | None:

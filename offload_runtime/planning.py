@@ -153,11 +153,12 @@ def _limits(options: Options) -> Limits:
 
 
 def _read(directory: Path, dtype: str, machine: Machine, shared: bool = False) -> ModelFiles:
-    checkpoint = read_checkpoint(directory)
-    if shared:
+    checkpoint, config = read_checkpoint(directory), read_config(directory)
+    stored = config.get("stored_layers")  # of a widened model: which layer of the files each layer is
+    if shared or stored is not None:
         from loaders.random_checkpoint import share_layers
 
-        checkpoint = share_layers(checkpoint, read_config(directory)["num_hidden_layers"])
+        checkpoint = share_layers(checkpoint, config["num_hidden_layers"], stored)
     spec = read_spec(directory, dtype, checkpoint)
     if dtype == "auto" and machine.device == "cpu" and spec.dtype != "float32" and not _cpu_has_bfloat16():
         spec = read_spec(directory, "float32", checkpoint)

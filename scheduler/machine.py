@@ -2,26 +2,31 @@
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import psutil
 
 from scheduler.container import container_memory
 from scheduler.errors import MachineError
+from scheduler.nvml import GPUReading, read_gpu
+from scheduler.sizes import MIB
 
 DEVICES = ("auto", "cpu", "cuda")
+
+# Windows lets Linux pin about half a gigabyte to a gigabyte; asking for more fails, and CUDA stays in error after it.
+WSL_PINNED_BYTES = 512 * MIB
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Sizes in bytes, bandwidths in bytes per second (None: not measured).
+    """Sizes in bytes, bandwidths in bytes per second; None: not known.
 
     On `device` "cpu" the device is host memory: `device_total` and `device_free` repeat the host's figures.
+    link_bandwidth: from pinned host memory to the device; pageable_bandwidth: from any other. pinned_limit: most bytes
+    that can be pinned; None: no limit is known. flops: operations per second (2 for a product and its sum) of large
+    matrix products in the dtype computed in. memory_bandwidth: of the device's own memory. estimated: names of fields
+    that come from data sheets, not from measurements.
     """
 
     device: str
@@ -33,32 +38,64 @@ class Machine:
     cores: int
     link_bandwidth: float | None = None
     disk_bandwidth: float | None = None
+    pageable_bandwidth: float | None = None
+    pinned_limit: int | None = None
+    flops: float | None = None
+    memory_bandwidth: float | None = None
+    estimated: tuple[str, ...] = ()
+    driver: str | None = None
+    pcie: str | None = None
+    uuid: str | None = None
 
     def without_gpu(self) -> "Machine":
-        """The same machine with its processor as the device."""
+        """The same machine with its processor as the device, of whose speed nothing is known."""
         total, available = self.host_total, self.host_available
-        return replace(self, device="cpu", device_name="CPU", device_total=total, device_free=available)
+        return Machine("cpu", "CPU", total, available, total, available, self.cores, disk_bandwidth=self.disk_bandwidth)
 
 
-def read_machine(device: str = "auto") -> Machine:
+def read_machine(device: str = "auto", root: Path = Path("/")) -> Machine:
     """Ask the system and the NVIDIA driver (NVML) what is there; nothing is measured and CUDA is not started.
 
-    "auto" takes the GPU if there is one. Raises MachineError for "cuda" where NVML sees no usable GPU, ValueError for
-    a name that is none of `DEVICES`.
+    "auto" takes the GPU if there is one; what its link and slot should do is estimated. `root` is where /proc is looked
+    for. Raises MachineError for "cuda" where NVML sees no usable GPU, ValueError for a name that is none of `DEVICES`.
     """
     if device not in DEVICES:
         raise ValueError(f"device {device!r} is none of {', '.join(DEVICES)}; CUDA_VISIBLE_DEVICES chooses among GPUs")
     total, available = _host_memory()
-    name, device_total, device_free = _cpu_name(), total, available
-    if device != "cpu":
-        try:
-            name, device_total, device_free = _read_gpu()
-            device = "cuda"
-        except MachineError:
-            if device == "cuda":
-                raise
-            device = "cpu"
-    return Machine(device, name, device_total, device_free, total, available, _cores())
+    cpu = Machine("cpu", _cpu_name(), total, available, total, available, _cores())
+    if device == "cpu":
+        return cpu
+    try:
+        return _with_gpu(cpu, read_gpu(), root)
+    except MachineError:
+        if device == "cuda":
+            raise
+        return cpu
+
+
+def _with_gpu(cpu: Machine, gpu: GPUReading, root: Path) -> Machine:
+    nominal = gpu.pcie.bandwidth if gpu.pcie else None
+    return replace(
+        cpu,
+        device="cuda",
+        device_name=gpu.name,
+        device_total=gpu.total,
+        device_free=gpu.free,
+        link_bandwidth=nominal,
+        pinned_limit=WSL_PINNED_BYTES if _is_wsl(root) else None,
+        estimated=("link_bandwidth",) if nominal else (),
+        driver=gpu.driver,
+        pcie=str(gpu.pcie) if gpu.pcie else None,
+        uuid=gpu.uuid,
+    )
+
+
+def _is_wsl(root: Path) -> bool:
+    """Whether this is Linux under Windows, whose kernel says so."""
+    try:
+        return "microsoft" in (root / "proc/version").read_text().lower()
+    except OSError:
+        return False
 
 
 def _host_memory() -> tuple[int, int]:
@@ -81,69 +118,3 @@ def _cpu_name() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine() or "CPU"
-
-
-def _read_gpu() -> tuple[str, int, int]:
-    """(name, total, free) of the first GPU CUDA would show this process. Raises MachineError where there is none."""
-    with _nvml() as nvml:
-        handle = _visible_gpu(nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        name, memory = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetMemoryInfo(handle)
-        return _text(name), int(memory.total), int(memory.free)
-
-
-@contextmanager
-def _nvml() -> Iterator[ModuleType]:
-    """NVML, started for the block. Whatever it cannot answer becomes a MachineError with its reason."""
-    try:
-        import pynvml
-    except ImportError:
-        raise MachineError("no GPU can be looked for: the package nvidia-ml-py is not installed") from None
-    try:
-        pynvml.nvmlInit()
-        try:
-            yield pynvml
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
-        raise MachineError(
-            f"no NVIDIA GPU found (driver says: {error}); --device cpu runs without, --device auto decides"
-        ) from error
-
-
-def _visible_gpu(nvml: ModuleType, visible: str | None) -> Any:
-    """The NVML handle of CUDA's device 0. NVML ignores CUDA_VISIBLE_DEVICES, so its rules are applied here.
-
-    An entry is an index in CUDA's order, or a UUID that may be cut short; an entry that names nothing hides itself
-    and all that follow, so only the first one counts.
-    """
-    handles = _cuda_order(nvml)
-    entry = "0" if visible is None else visible.split(",")[0].strip()
-    if entry.startswith("MIG-"):
-        return nvml.nvmlDeviceGetHandleByUUID(entry)
-    if entry.isdigit():
-        chosen = handles[int(entry) : int(entry) + 1]
-    else:
-        chosen = [handle for handle in handles if entry and _text(nvml.nvmlDeviceGetUUID(handle)).startswith(entry)]
-    if len(chosen) != 1:
-        hidden = "" if visible is None else f", and CUDA_VISIBLE_DEVICES={visible!r} shows none of them"
-        raise MachineError(f"no NVIDIA GPU to use: the driver lists {len(handles)}{hidden}; --device cpu runs without")
-    return chosen[0]
-
-
-def _cuda_order(nvml: ModuleType) -> list[Any]:
-    """All handles in CUDA's order: fastest first unless CUDA_DEVICE_ORDER=PCI_BUS_ID, which is NVML's own order.
-
-    CUDA does not say how it ranks; cores x clock puts a display card behind the card people mean.
-    """
-    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-    if len(handles) < 2 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
-        return handles
-
-    def slowness(handle: Any) -> int:
-        return -nvml.nvmlDeviceGetNumGpuCores(handle) * nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
-
-    return sorted(handles, key=slowness)
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

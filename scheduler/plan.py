@@ -11,6 +11,7 @@ from typing import Any
 from loaders.spec import ModelSpec
 from scheduler.machine import Machine
 from scheduler.memory_items import PassShape, PlanItem, read_chunk_bytes, weight_bytes, workspace_bytes
+from scheduler.pass_cost import PassCost
 from scheduler.placement import Placement, Tier, bytes_in, device_bytes, host_bytes, place_on_device, place_on_host
 from scheduler.plan_request import Limits, PlanRequest
 from scheduler.remedies import Shortage, refusal
@@ -171,7 +172,7 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement) -> Plan:
         device_budget=request.device_budget,
         host_budget=request.host_budget,
         streamed_bytes=from_host + disk_bytes,
-        seconds_per_pass=_seconds_per_pass(request.machine, from_host, disk_bytes),
+        seconds_per_pass=_seconds_per_pass(request, placement, shape.context_length),
     )
 
 
@@ -198,14 +199,10 @@ def _disk_bytes(spec: ModelSpec, tiers: tuple[Tier, ...]) -> int:
     return sum(unit.disk_bytes for unit, tier in zip(spec.units, tiers, strict=True) if tier is Tier.DISK)
 
 
-def _seconds_per_pass(machine: Machine, host_bytes: int, disk_bytes: int) -> float | None:
-    """Each tier's bytes over its bandwidth; None if nothing streams or a bandwidth that counts is unknown.
-
-    The times add up: while a unit comes from disk it occupies a slot, and the other slots soon wait for it.
-    """
-    parts = [(host_bytes, machine.link_bandwidth), (disk_bytes, machine.disk_bandwidth)]
-    times = [nbytes / bandwidth if bandwidth else None for nbytes, bandwidth in parts if nbytes]
-    return sum(time for time in times if time) if times and None not in times else None
+def _seconds_per_pass(request: PlanRequest, placement: Placement, context_length: int) -> float | None:
+    """Of plain decoding in the middle of the context; None if nothing streams or a bandwidth that counts is unknown."""
+    cost = PassCost(request.spec, placement.tiers, placement.slots, request.machine)
+    return cost.seconds(1, 1, context_length // 2).total if placement.slots and cost.is_known else None
 
 
 def _effect(request: PlanRequest) -> str | None:

@@ -41,17 +41,8 @@ def by_kind(records: list[dict], kind: str) -> list[dict]:
 
 def test_streamed_shape_with_shared_layers(tmp_path, capsys):
     code, records = run(
-        *(
-            "--shape",
-            "small",
-            "--distinct-layers",
-            "2",
-            "--device-memory",
-            "64MiB",
-            "--work-dir",
-            str(tmp_path / "work"),
-        ),
-        *("--json", str(tmp_path / "lines")),
+        *("--shape", "small", "--distinct-layers", "2", "--dtype", "float32", "--device-memory", "64MiB"),
+        *("--work-dir", str(tmp_path / "work"), "--json", str(tmp_path / "lines")),
     )
     assert code == 0
     (settings,), (plain,) = by_kind(records, "run"), by_kind(records, "mode")

@@ -35,6 +35,11 @@ def fake_nvml(*gpus: dict, broken: str | None = None) -> ModuleType:
             raise FakeNVMLError("Not Found")
         return found[0]
 
+    def slot(gpu: dict) -> tuple[int, int]:
+        if "slot" not in gpu:
+            raise FakeNVMLError("Not Supported")
+        return gpu["slot"]
+
     functions = {
         "NVMLError": FakeNVMLError,
         "NVML_CLOCK_SM": 1,
@@ -48,6 +53,9 @@ def fake_nvml(*gpus: dict, broken: str | None = None) -> ModuleType:
         "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(total=gpu["total"], free=gpu["free"]),
         "nvmlDeviceGetNumGpuCores": lambda gpu: gpu["cores"],
         "nvmlDeviceGetMaxClockInfo": lambda gpu, kind: gpu["clock"],
+        "nvmlSystemGetDriverVersion": lambda: "580.65",
+        "nvmlDeviceGetMaxPcieLinkGeneration": lambda gpu: slot(gpu)[0],
+        "nvmlDeviceGetMaxPcieLinkWidth": lambda gpu: slot(gpu)[1],
     }
     for name, function in functions.items():
         setattr(nvml, name, function)
@@ -55,7 +63,15 @@ def fake_nvml(*gpus: dict, broken: str | None = None) -> ModuleType:
 
 
 DISPLAY = {"uuid": "GPU-aaaa-1", "name": "GT 1030", "total": 2 * GB, "free": GB, "cores": 384, "clock": 1468}
-BIG = {"uuid": "GPU-bbbb-2", "name": b"RTX 4090", "total": 25 * GB, "free": 24 * GB, "cores": 16384, "clock": 3105}
+BIG = {
+    "uuid": "GPU-bbbb-2",
+    "name": b"RTX 4090",
+    "total": 25 * GB,
+    "free": 24 * GB,
+    "cores": 16384,
+    "clock": 3105,
+    "slot": (4, 16),
+}
 SLICE = {"uuid": "MIG-cccc-3", "name": "H100 1g.10gb", "total": 10 * GB, "free": 9 * GB, "cores": 1, "clock": 1}
 
 Install = Callable[..., None]

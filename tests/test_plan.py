@@ -223,7 +223,8 @@ def test_host_memory_first_then_disk() -> None:
     plan = make_plan(LLAMA2_70B, None, gpu(24 * GIB, disk=2e9), Limits(host_memory=32 * GIB))
     on_host, on_disk = plan.tiers.count(Tier.HOST), plan.tiers.count(Tier.DISK)
     assert on_host in (18, 19) and residents(plan) + on_host + on_disk == 80
-    assert plan.seconds_per_pass == pytest.approx((on_host / 25e9 + on_disk / 2e9) * 1_711_309_824)
+    # the disk is read ahead while units from host memory cross the link: it alone is waited for
+    assert plan.seconds_per_pass == pytest.approx(on_disk * 1_711_309_824 / 2e9)
     assert plan.host_bytes > (on_host + 1) * 1_711_309_824 > 30e9  # a unit is staged beside those that stay
 
 

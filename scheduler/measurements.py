@@ -1,0 +1,89 @@
+"""What was measured of this machine, kept from one start to the next: bandwidths of disk and link, speed of the device.
+
+One JSON object in the user's cache: {subject: {"conditions": text, "date": ISO 8601, "figures": {name: number}}}. What
+was measured under other conditions (driver, PyTorch, dtype) or too long ago counts for nothing. Imports no torch.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from loaders.cache_directory import cache_directory, write_whole
+from loaders.direct_io import measure_read_bandwidth
+from scheduler.machine import Machine
+
+FILE = "measurements.json"
+MAX_BYTES = 1_000_000
+VALID_FOR = timedelta(days=7)
+
+Figures = dict[str, float]
+
+
+def recall(subject: str, conditions: str) -> Figures | None:
+    """The figures measured of `subject` under `conditions`; None where there are none, or only old ones."""
+    entry = _read().get(subject)
+    try:
+        age = datetime.now(timezone.utc) - datetime.fromisoformat(entry["date"])  # type: ignore[index]
+        figures = {str(name): float(value) for name, value in entry["figures"].items()}  # type: ignore[index]
+        fresh = entry["conditions"] == conditions and abs(age) <= VALID_FOR  # type: ignore[index]
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return None
+    return figures if fresh and all(0 < value < math.inf for value in figures.values()) else None
+
+
+def remember(subject: str, conditions: str, figures: Figures) -> None:
+    """Keep what was just measured, as far as the user's cache can be written."""
+    directory = cache_directory()
+    if directory is None:
+        return
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record = {**_read(), subject: {"conditions": conditions, "date": date, "figures": figures}}
+    try:
+        write_whole(directory / FILE, json.dumps(record, indent=1) + "\n")
+    except OSError:
+        return
+
+
+def read_bandwidth(files: Iterable[Path], chunk_bytes: int) -> float:
+    """Bytes per second that weights are read with from the disk of `files`, measured in half a second unless known."""
+    paths = list(files)
+    subject, conditions = f"disk {paths[0].stat().st_dev}", f"reads of {chunk_bytes} bytes"
+    known = recall(subject, conditions)
+    if known is None or "bytes_per_second" not in known:
+        known = {"bytes_per_second": measure_read_bandwidth(paths, chunk_bytes=chunk_bytes).bytes_per_second}
+        remember(subject, conditions, known)
+    return known["bytes_per_second"]
+
+
+def speed_subject(machine: Machine) -> str:
+    """What the figures of `with_measured_speed` are kept under."""
+    return f"device {machine.uuid or machine.device_name}"
+
+
+def speed_conditions(machine: Machine, dtype: str, torch_version: str) -> str:
+    """What must not have changed since: driver and PyTorch choose the kernels, cores the speed of a processor."""
+    return f"driver {machine.driver}, torch {torch_version}, {dtype}, {machine.cores} cores"
+
+
+def with_measured_speed(machine: Machine, figures: Figures) -> Machine:
+    """`machine` with measured figures (named as its fields) in place of estimates and of what was not known."""
+    fields = ("link_bandwidth", "pageable_bandwidth", "flops", "memory_bandwidth")
+    known: dict[str, Any] = {name: figures[name] for name in fields if name in figures}
+    return replace(machine, **known, estimated=tuple(name for name in machine.estimated if name not in known))
+
+
+def _read() -> dict[str, Any]:
+    """The whole record; empty where there is none that can be read."""
+    directory = cache_directory()
+    if directory is None:
+        return {}
+    try:
+        with (directory / FILE).open("rb") as file:
+            record = json.loads(file.read(MAX_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
