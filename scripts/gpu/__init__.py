@@ -1,0 +1,1 @@
+"""What the measurements on a GPU are made of: one module per section."""

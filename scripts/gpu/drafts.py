@@ -1,0 +1,60 @@
+"""(c) Levels of a draft that stays on the device, by their number of nodes."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from gpu.bench import Bench, Budget
+from gpu.records import DraftLevel, Record
+from offload_runtime.draft import Draft
+from offload_runtime.loading import LoadedModels
+
+SECTION = "c"
+RUNS = 9
+
+
+def run(bench: Bench, budget: Budget) -> Iterator[Record]:
+    for name, config in bench.scale.drafts.items():
+        budget.need(5.0 if bench.is_cuda else 0.0)
+        directory = bench.random(name, config, distinct_layers=2)
+        models = _load(bench, directory, config["num_hidden_layers"])
+        try:
+            yield from _levels(bench, name, models)
+        finally:
+            models.close()
+            bench.free()
+
+
+def _load(bench: Bench, directory: Path, layers: int) -> LoadedModels:
+    """The draft's shape by itself, all of it on the device."""
+    preparation = bench.prepare(
+        directory, tree="none", context_length=bench.scale.context + max(bench.scale.widths), share_layers=layers > 2
+    )
+    return bench.load(preparation)
+
+
+def _levels(bench: Bench, name: str, models: LoadedModels) -> Iterator[Record]:
+    model = models.target.model
+    draft = Draft(model, model.vocab_size, models.plan.rows)
+    text = [1] * (bench.scale.context // 2)
+    draft.read(text)
+    for rows in bench.scale.widths:
+        seconds = [_one_level(bench, draft, rows) for _ in range(1 + RUNS)][1:]
+        yield DraftLevel(SECTION, name, rows, False, median(seconds), RUNS, None)
+
+
+def _one_level(bench: Bench, draft: Draft, rows: int) -> float:
+    """Seconds until the host has the likeliest children of `rows` siblings, as growing a tree needs them."""
+    device = draft.model.device
+    tokens = torch.arange(rows, device=device)
+    depths = torch.ones(rows, dtype=torch.int64, device=device)
+    visible = torch.eye(rows, dtype=torch.bool, device=device)
+    bench.synchronize()
+    begin = time.perf_counter()
+    draft.forward(tokens, depths, visible).topk(4).indices.tolist()
+    elapsed = time.perf_counter() - begin
+    draft.model.cache.rollback()
+    return elapsed

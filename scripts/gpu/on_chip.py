@@ -1,0 +1,41 @@
+"""(e) Trees where nothing streams: the demonstration pair widened to Llama2-7B and a 68M draft, on the device whole."""
+
+from collections.abc import Iterator
+
+from gpu.bench import Bench, Budget
+from gpu.decoding import decode, decoding, prompts
+from gpu.records import Decoding, Missing, Record
+from offload_runtime.planning import DEMO_DRAFT, DEMO_TARGET
+
+SECTION = "e"
+TEMPERATURES = (0.0, 0.6)
+
+
+def run(bench: Bench, budget: Budget) -> Iterator[Record]:
+    scale = bench.scale
+    what = f"{scale.chip.shape} with {scale.chip_draft.shape}, all on the device"
+    target, draft = bench.widened(DEMO_TARGET, scale.chip), bench.widened(DEMO_DRAFT, scale.chip_draft)
+    options = {"dtype": bench.compute_dtype, "context_length": 512}
+    modes = {
+        "plain": bench.prepare(target, tree="none", **options),
+        "tree": bench.prepare(target, draft, **options),
+    }
+    if any(preparation.plan.slots for preparation in modes.values()):
+        yield Missing(SECTION, what, "skipped", f"it does not fit {modes['tree'].plan.device_name} whole")
+        return
+    small = decode(bench, bench.prepare(DEMO_TARGET, tree="none", dtype="float32"), *_asked(bench, 0.0, budget))
+    for number, temperature in enumerate(TEMPERATURES):
+        budget.need()
+        reference = ("the small model in float32", small) if temperature == 0 else None
+        plain: Decoding | None = None
+        for mode, preparation in modes.items():
+            share = budget.until(1 / (2 * (len(TEMPERATURES) - number) - (mode == "tree")))
+            replies = decode(bench, preparation, *_asked(bench, temperature, share))
+            record = decoding(SECTION, what, mode, bench.compute_dtype, temperature, replies, reference, plain)
+            plain = plain or record
+            yield record
+
+
+def _asked(bench: Bench, temperature: float, budget: Budget) -> tuple:
+    """The last arguments of `decode`."""
+    return prompts(bench), bench.scale.tree_tokens, temperature, budget, True

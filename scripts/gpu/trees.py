@@ -1,0 +1,14 @@
+"""Trees to time passes with: of the shape that real ones have, with made-up tokens."""
+
+import numpy as np
+
+from offload_runtime.drawn_tree import DrawnTree
+from sequoia_tree.construct import DEFAULT_ACCEPTANCE, optimal_tree
+
+
+def made_up_tree(nodes: int, root: int, vocab_size: int) -> DrawnTree:
+    """The best tree of so many nodes for the published acceptance; its tokens mean nothing."""
+    tree = optimal_tree(DEFAULT_ACCEPTANCE, nodes)
+    tokens = np.random.default_rng(0).integers(vocab_size, size=tree.size).tolist()
+    unknown = np.full(tree.size, -1)
+    return DrawnTree(tree, [root, *tokens[1:]], 1, unknown, None, unknown)

@@ -1,0 +1,169 @@
+"""Measure on one GPU what this project promises, in eight minutes, and write it down.
+
+    python scripts/gpu_report.py                         everything, into docs/measurements
+    python scripts/gpu_report.py --only a,b --minutes 4  some sections
+    python scripts/gpu_report.py --dry-run --output DIR  tiny shapes on any machine: does the script work?
+
+Sections:
+  a  bandwidths: host to device out of pinned and pageable memory, disk to host
+  b  passes of a 70B shape over trees of 1 to 4,096 nodes, the device capped to 16, 24 and 46 GiB, against the roofline
+     and the plan's prediction; the layers share host memory, and every one of them crosses the link
+  c  levels of resident drafts of 1B and 8B shapes
+  e  the demonstration pair widened to Llama2-7B and a 68M draft, on the device: trees against plain decoding
+  f  CPU offload of accelerate against ours on the same layers
+  g  the demonstration target widened to 70B, streamed, with the bundled draft: its text, acceptance and speed
+
+Needs 64 GB of host memory and 60 GB of disk (--work-dir says where; everything written there is removed). Results are
+written as they come. A section that fails or runs out of time is noted, and the others go on.
+"""
+
+import argparse
+import datetime
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
+
+from termination import ended_by_sigterm
+
+from offload_runtime.command_line import run_command
+from offload_runtime.errors import UsageError
+from offload_runtime.options import real_number
+
+# Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
+if TYPE_CHECKING:
+    from gpu.bench import Bench, Budget
+    from gpu.records import Record
+    from gpu.report import Report
+
+    Section = Callable[[Bench, Budget], Iterator[Record]]
+
+MEASUREMENTS = Path(__file__).resolve().parents[1] / "docs" / "measurements"
+MINUTES = 8.0
+SHARES = {"a": 0.05, "b": 0.38, "c": 0.07, "e": 0.12, "f": 0.14, "g": 0.24}  # of the time; what is left goes on
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return run_command(lambda: _run(_parser().parse_args(arguments)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.dry_run and arguments.output is None:
+        raise UsageError("--dry-run needs --output DIR: its figures must not stand among measurements")
+    import transformers
+
+    transformers.logging.disable_progress_bar()
+    with (
+        ended_by_sigterm(),
+        tempfile.TemporaryDirectory(prefix="gpu-report-", dir=arguments.work_dir) as directory,
+        _own_cache(Path(directory)),
+    ):
+        from gpu.bench import Bench
+        from gpu.report import Report
+        from gpu.scale import FULL, TINY
+
+        from scheduler.machine import read_machine
+
+        device = "cpu" if arguments.dry_run else "cuda"
+        bench = Bench(TINY if arguments.dry_run else FULL, device, Path(directory), _note(arguments.quiet))
+        date = datetime.date.today().isoformat()
+        output = arguments.output or MEASUREMENTS
+        report = Report(output, date, read_machine(device), arguments.dry_run, arguments.minutes)
+        _measure(bench, report, arguments.only, arguments.minutes * 60)
+        print("\n".join(map(str, report.files)))
+    return 0
+
+
+class _own_cache:  # used as a function
+    """For the block, what the runtime learns and measures is kept in a directory of the run's own."""
+
+    NAME = "SEQUOIA_OFFLOAD_CACHE"
+
+    def __init__(self, directory: Path):
+        self._directory, self._before = directory / "cache", os.environ.get(self.NAME)
+
+    def __enter__(self) -> None:
+        os.environ[self.NAME] = str(self._directory)
+
+    def __exit__(self, *exception: object) -> None:
+        del os.environ[self.NAME]
+        if self._before is not None:
+            os.environ[self.NAME] = self._before
+
+
+def _measure(bench: "Bench", report: "Report", only: Sequence[str], seconds: float) -> None:
+    """Run the sections one after the other, each up to its share of the time and what the ones before have left."""
+    from gpu.bench import Budget
+
+    begin = time.monotonic()
+    total, passed, took = sum(SHARES[letter] for letter in only), 0.0, {}
+    for letter in only:
+        passed += SHARES[letter]
+        started = time.monotonic()
+        bench.note(f"section {letter}")
+        _run_section(bench, report, letter, Budget(begin + seconds * passed / total))
+        took[letter] = time.monotonic() - started
+        report.finish(took)
+
+
+def _run_section(bench: "Bench", report: "Report", letter: str, budget: "Budget") -> None:
+    """All records of a section; whatever ends it early becomes a record too."""
+    from gpu.bench import OutOfTime
+    from gpu.records import Missing
+
+    what = f"section {letter}, what is not in the tables above"
+    try:
+        budget.need()
+        for record in _sections()[letter](bench, budget):
+            report.add(record)
+    except OutOfTime as error:
+        report.add(Missing(letter, what, "out of time", str(error)))
+    except Exception as error:  # the other sections are worth having, and the report says what this one died of
+        bench.note(f"  failed: {type(error).__name__}: {error}")
+        report.add(Missing(letter, what, "failed", f"{type(error).__name__}: {error}"))
+    bench.free()
+
+
+def _sections() -> dict[str, "Section"]:
+    from gpu import bandwidths, drafts, end_to_end, offloading, on_chip, passes
+
+    return {module.SECTION: module.run for module in (bandwidths, passes, drafts, on_chip, offloading, end_to_end)}
+
+
+def _note(quiet: bool) -> Callable[[str], None]:
+    return lambda text: None if quiet else print(text, file=sys.stderr, flush=True)
+
+
+def _letters(text: str) -> list[str]:
+    letters = [letter.strip() for letter in text.split(",")]
+    if unknown := [letter for letter in letters if letter not in SHARES]:
+        raise argparse.ArgumentTypeError(f"there is no section {unknown[0]!r}; there are {', '.join(SHARES)}")
+    return [letter for letter in SHARES if letter in letters]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python scripts/gpu_report.py",
+        usage="%(prog)s [OPTIONS]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--only", metavar="LETTERS", type=_letters, default=list(SHARES), help="sections to run: a,b (default: all)")
+    add("--minutes", metavar="N", type=real_number(0, above=True), default=MINUTES, help="for all (default: 8)")
+    add("--output", metavar="DIR", type=Path, help="where the report goes (default: docs/measurements)")
+    add("--work-dir", metavar="DIR", type=Path, help="where checkpoints are written (default: for temporary files)")
+    add("--dry-run", action="store_true", help="tiny shapes on the processor; the figures mean nothing")
+    add("--quiet", action="store_true", help="leave out the lines that show progress")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

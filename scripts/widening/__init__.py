@@ -1,0 +1,1 @@
+"""What embeds a small Llama in a large one is made of."""
