@@ -1,31 +1,129 @@
-"""What trees are expected to bring, before anything is loaded. Imports no torch."""
+"""What the draft is expected to bring, part by part, and what smaller weights would, before anything is loaded.
+
+Imports no torch.
+"""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from offload_runtime import acceptance_store
-from offload_runtime.acceptance_store import Setting
+from loaders.spec import ITEMSIZE, ModelSpec
+from offload_runtime.expected_acceptance import ExpectedAcceptance
 from offload_runtime.planning import Preparation
-from sequoia_tree.acceptance import Acceptance
+from offload_runtime.prediction import Prediction, predict
+from scheduler.errors import DoesNotFitError
+from scheduler.pass_cost import PassCost
+from scheduler.plan import Plan, Tier, make_plan
+from scheduler.sizes import format_size
 from sequoia_tree.choose import reach_by_size
 
-_TYPICAL = Setting(temperature=0.6)
 _MEASURED = "measured for this pair"
-_PUBLISHED = "of Llama-3 8B and 70B as published\n(not measured for this pair: scripts/measure_acceptance.py does)"
+_PUBLISHED = "published for Llama-3 8B and 70B"
+_UNMEASURED = "Not measured for this pair yet: scripts/measure_acceptance.py does."
+# Bits of a weight with its share of scales: 8-bit rows, and 4-bit groups of 128.
+_PACKED_BITS = {"8-bit": 8.0, "4-bit": 4.156}
 
 
 def forecast(preparation: Preparation) -> Iterator[str]:
-    """Lines for the end of a plan: tokens per pass of the largest static tree, and what that makes of its seconds."""
-    plan, draft = preparation.plan, preparation.options.draft
-    if preparation.draft is None or draft is None:
+    """Lines for the end of a plan."""
+    if preparation.acceptance is not None and preparation.plan.tree_depth:
+        yield from _with_draft(preparation, preparation.acceptance)
+    yield from _estimates(preparation.plan)
+    yield from _smaller_weights(preparation)
+
+
+def _with_draft(preparation: Preparation, acceptance: ExpectedAcceptance) -> Iterator[str]:
+    plan, target, draft = preparation.plan, preparation.target.spec, preparation.draft
+    by_child = acceptance.verified_by(preparation.options.rule)
+    cost = PassCost(target, plan.tiers, plan.slots, plan.machine)
+    source = _MEASURED if acceptance.measured else _PUBLISHED
+    if draft and cost.is_known and cost.knows_computing:
+        link = "link" if plan.device == "cuda" else "disk"
+        yield from _parts(predict(plan, target, draft.spec, by_child), link, source)
+    else:
+        tokens = reach_by_size(by_child, plan.tree_size, plan.tree_depth)[-1]
+        yield f"Expected: {tokens:.1f} tokens per pass with a static tree, by the acceptance {source}."
+        if plan.seconds_per_pass:
+            yield f"With the draft about {_pace(tokens / plan.seconds_per_pass)} tokens/s, less the time of drafting."
+    if not acceptance.measured:
+        yield _UNMEASURED
+
+
+def _parts(prediction: Prediction, link: str, source: str) -> Iterator[str]:
+    """The seconds per token and what they are made of. link: what streamed units come over."""
+    tree, one_pass = prediction.tree, prediction.tree_pass
+    if not tree.depth:
+        yield "With the draft: no faster here, since a tree costs more time than it saves; plain decoding it is."
         return
-    pair = acceptance_store.load(preparation.options.model, draft)
-    known = pair.nearest(_TYPICAL) if pair else None
-    acceptance = (known[0] if known else Acceptance.prior()).falling()
-    tokens = reach_by_size(acceptance, plan.tree_size, plan.tree_depth)[-1]
-    source = _MEASURED if known else _PUBLISHED
-    yield f"Expected: {tokens:.1f} tokens per pass with a static tree, by the acceptance {source}."
-    if plan.seconds_per_pass:
-        yield f"With the draft about {_pace(tokens / plan.seconds_per_pass)} tokens/s, less the time of drafting."
+    seconds = prediction.seconds_per_token
+    yield f"With the draft: {_seconds(seconds)} s per token, {_pace(1 / seconds)} tokens/s, predicted from"
+    yield f"  {tree.tokens_per_pass:.1f} tokens per pass of a static tree of {tree.size} nodes (acceptance {source})"
+    works = {"disk": one_pass.disk, link: one_pass.link, "computing": one_pass.compute}
+    parts = [f"{name} {_seconds(value)} s" for name, value in works.items() if value]
+    at_once = len(parts) > 1
+    yield f"  {_seconds(one_pass.total)} s per pass: {_listed(parts)}{', side by side' * at_once}"
+    drafting = f"{_seconds(prediction.draft_seconds)} s of drafting in {tree.depth} levels"
+    yield f"  {drafting}{f', while the {link} goes on' * at_once}"
+
+
+_ESTIMATES = {"link_bandwidth": "the link", "flops": "computing", "memory_bandwidth": "the GPU's memory"}
+
+
+def _estimates(plan: Plan) -> Iterator[str]:
+    names = [name for field, name in _ESTIMATES.items() if field in plan.machine.estimated]
+    if names:
+        yield f"Estimated from data sheets, not measured: the speed of {_listed(names)}."
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _smaller_weights(preparation: Preparation) -> Iterator[str]:
+    """What packed weights of the same model would come to, where they spare a tier."""
+    plan = preparation.plan
+    if not plan.slots or preparation.target.spec.stored_dtype not in ITEMSIZE:
+        return
+    for name, bits in _PACKED_BITS.items():
+        packed = _packed(preparation.target.spec, bits)
+        draft = preparation.draft.spec if preparation.draft else None
+        limits = replace(preparation.limits, tree_size=plan.tree_size, context_length=plan.context_length)
+        try:
+            smaller = make_plan(packed, draft, plan.machine, limits)
+        except DoesNotFitError:
+            continue
+        if gain := _gain(plan, smaller):
+            yield f"{name} weights (about {format_size(smaller.weight_bytes)}) would {gain}."
+
+
+def _packed(spec: ModelSpec, bits: float) -> ModelSpec:
+    """The same model with layers of so many bits a weight; embeddings and head as they are."""
+
+    def scaled(nbytes: int, itemsize: int) -> int:
+        return int(nbytes * bits / (8 * itemsize))
+
+    units = tuple(
+        replace(
+            unit,
+            nbytes=scaled(unit.nbytes, ITEMSIZE[spec.dtype]),
+            disk_bytes=scaled(unit.disk_bytes, ITEMSIZE[spec.stored_dtype]),
+        )
+        for unit in spec.units
+    )
+    return replace(spec, units=units)
+
+
+def _gain(plan: Plan, smaller: Plan) -> str | None:
+    """The step that smaller weights take; None where they only stream less."""
+    if not smaller.slots:
+        return f"fit {'the GPU' if plan.device == 'cuda' else 'into memory'} whole"
+    if Tier.DISK in plan.tiers and Tier.DISK not in smaller.tiers:
+        pace = f": about {_seconds(smaller.seconds_per_pass)} s per pass" if smaller.seconds_per_pass else ""
+        return f"fit into memory instead of coming from disk{pace}"
+    return None
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def _pace(value: float) -> str:

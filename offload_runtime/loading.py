@@ -15,6 +15,7 @@ from offload_runtime.errors import MachineError, UnsupportedModelError
 from offload_runtime.model import Model
 from offload_runtime.planning import IOMode, ModelFiles, Preparation
 from offload_runtime.target import Target
+from scheduler.bandwidth import with_speed
 from scheduler.device_memory import DeviceMemory
 from scheduler.plan import Plan, Tier
 
@@ -46,9 +47,10 @@ def load_models(preparation: Preparation, progress: Progress | None) -> LoadedMo
         )
     target_skeleton = _skeleton(preparation.target, device)
     draft_skeleton = _skeleton(preparation.draft, device) if preparation.draft else None
-    preparation = preparation.with_specs(
-        _exact(preparation.target.spec, target_skeleton),
-        _exact(preparation.draft.spec, draft_skeleton) if preparation.draft and draft_skeleton else None,
+    preparation = preparation.replanned(
+        target=_exact(preparation.target.spec, target_skeleton),
+        draft=_exact(preparation.draft.spec, draft_skeleton) if preparation.draft and draft_skeleton else None,
+        machine=with_speed(preparation.machine, preparation.target.spec.dtype),
     )
     plan, memory = preparation.plan, DeviceMemory(device)
     memory.add(plan.workspace_bytes)  # activations come and go; the largest pass counts throughout

@@ -192,7 +192,8 @@ def model_options(arguments: argparse.Namespace) -> Options:
         *("tree", "verification", "tree_size", "tree_depth"),
     )
     values = {name: getattr(arguments, name) for name in names}
-    return Options(model=model, draft=resolve_draft(model, arguments.draft), **values)
+    gpu = getattr(arguments, "gpu", None)
+    return Options(model=model, draft=resolve_draft(model, arguments.draft), gpu=gpu, **values)
 
 
 def sampling_options(arguments: argparse.Namespace) -> SamplingOptions:
@@ -204,6 +205,7 @@ CHAT_EXAMPLES = """examples:
   python -m offload_runtime.chat                                          chat with the demonstration pair
   python -m offload_runtime.chat -m DIR -d DRAFT_DIR                      chat with a model, sped up by a draft
   python -m offload_runtime.chat -m DIR --plan                            what would lie where, and how fast it may be
+  python -m offload_runtime.chat -m DIR --plan --gpu rtx-4090             the same for a card that is not here
   python -m offload_runtime.chat -m DIR -p "Why is the sky blue?" --json  one reply, as JSON
 
 exit codes: 0 ok, 1 failure of this program, 2 wrong use, 3 model files missing or damaged, 4 does not fit,
@@ -223,6 +225,12 @@ def chat_parser() -> argparse.ArgumentParser:
     group.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     group = parser.add_argument_group("output")
     group.add_argument("--plan", action="store_true", help="print the plan and exit, without loading anything")
+    group.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="with --plan: plan for this card instead of what is here (rtx-4090, l40, ...; all are listed where a name "
+        "is unknown); --host-memory is then the memory beside it",
+    )
     group.add_argument("--json", action="store_true", help="print one JSON object instead of text; needs a prompt")
     group.add_argument("--quiet", action="store_true", help="print the reply and errors only")
     group = parser.add_argument_group("for scripts", "What scripts may insist on; it always holds.")
@@ -235,6 +243,8 @@ def parse_chat_arguments(arguments: Sequence[str] | None = None) -> argparse.Nam
     """Parse a chat's command line; exits with code 2 and a message where it is wrong."""
     parser = chat_parser()
     parsed = parser.parse_args(arguments)
+    if parsed.gpu is not None and not parsed.plan:
+        parser.error("argument --gpu: it plans for a card that need not be here; add --plan")
     if parsed.raw and parsed.system is not None:
         parser.error("argument --system: --raw has no chat template that a system message could go into")
     return parsed

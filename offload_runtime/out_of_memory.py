@@ -9,7 +9,7 @@ import torch
 
 from offload_runtime.errors import DoesNotFitError
 from offload_runtime.planning import Preparation
-from scheduler.plan import Plan, make_plan
+from scheduler.plan import Plan
 from scheduler.sizes import format_cap, format_size
 
 SMALLER_SHARE = 0.9
@@ -22,10 +22,7 @@ def smaller_cap(plan: Plan) -> int:
 
 def tightened(preparation: Preparation, plan: Plan) -> Preparation:
     """The same with a tenth less device memory than `plan` takes. Raises DoesNotFitError where that is too little."""
-    limits = replace(preparation.limits, device_memory=smaller_cap(plan))
-    draft = preparation.draft.spec if preparation.draft else None
-    smaller = make_plan(preparation.target.spec, draft, preparation.machine, limits)
-    return replace(preparation, limits=limits, plan=smaller)
+    return preparation.replanned(limits=replace(preparation.limits, device_memory=smaller_cap(plan)))
 
 
 def free_unused_memory() -> None:

@@ -5,12 +5,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
-from loaders.direct_io import measure_read_bandwidth
 from loaders.safetensors_files import Checkpoint, read_checkpoint
 from loaders.spec import ModelSpec, read_config, read_spec
+from offload_runtime.best_plan import best_plan
 from offload_runtime.errors import MachineError, UsageError
+from offload_runtime.expected_acceptance import ExpectedAcceptance, expected_acceptance
+from scheduler.hardware import planned_machine, recognised, with_data_sheet
 from scheduler.machine import Machine, read_machine
-from scheduler.plan import Limits, Plan, Tier, make_plan
+from scheduler.measurements import read_bandwidth, with_known_speed
+from scheduler.plan import Limits, Plan, Tier
 from scheduler.sizes import parse_size
 
 DEMO_PAIR = Path(__file__).parent / "demo_pair"
@@ -39,7 +42,8 @@ IO_MODES = get_args(IOMode)
 class Options:
     """What a user may fix about a run; None and "auto" leave it to the planner. Sizes are bytes or text like "20GiB".
 
-    share_layers: the files hold the target's first few layers only, and the others repeat them in turn.
+    share_layers: the files hold the target's first few layers only, and the others repeat them in turn. gpu: plan for
+    this card (of `scheduler.hardware`) in place of the machine's own, with `host_memory` beside it, all free.
     """
 
     model: Path
@@ -55,6 +59,7 @@ class Options:
     context_length: int | None = None
     io: IOMode = "auto"
     share_layers: bool = False
+    gpu: str | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("tree", TREES), ("verification", RULES), ("dtype", DTYPES), ("io", IO_MODES)):
@@ -81,20 +86,29 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Everything that is decided before a weight is read."""
+    """Everything that is decided before a weight is read. acceptance: None without a draft."""
 
     options: Options
     target: ModelFiles
     draft: ModelFiles | None
     machine: Machine
     limits: Limits
+    acceptance: ExpectedAcceptance | None
     plan: Plan
 
-    def with_specs(self, target: ModelSpec, draft: ModelSpec | None) -> "Preparation":
-        """The same with exact specs in place of those read off the headers."""
-        files = replace(self.target, spec=target)
-        draft_files = replace(self.draft, spec=draft) if self.draft and draft else None
-        return replace(self, target=files, draft=draft_files, plan=make_plan(target, draft, self.machine, self.limits))
+    def replanned(
+        self,
+        target: ModelSpec | None = None,
+        draft: ModelSpec | None = None,
+        machine: Machine | None = None,
+        limits: Limits | None = None,
+    ) -> "Preparation":
+        """The same with exact specs in place of those read off the headers, a machine better known, or other limits."""
+        new_target = replace(self.target, spec=target or self.target.spec)
+        new_draft = replace(self.draft, spec=draft or self.draft.spec) if self.draft else None
+        machine, limits = machine or self.machine, limits or self.limits
+        plan = _plan(self.options, new_target, new_draft, machine, limits, self.acceptance)
+        return replace(self, target=new_target, draft=new_draft, machine=machine, limits=limits, plan=plan)
 
 
 def resolve_draft(model: Path, draft: str | Path | None) -> Path | None:
@@ -110,20 +124,50 @@ def prepare(options: Options) -> Preparation:
     Raises ModelFilesError, UnsupportedModelError, MachineError, DoesNotFitError or UsageError.
     """
     try:
-        machine = read_machine(_usable_device(options.device))
-        limits = _limits(options)
+        machine, limits = _machine(options), _limits(options)
         target = _read(options.model, options.dtype, machine, options.share_layers)
-        draft = (
-            None if options.draft is None or options.tree == "none" else _read(options.draft, options.dtype, machine)
-        )
-        plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
-        if Tier.DISK in plan.tiers:
-            measured = measure_read_bandwidth(target.checkpoint.files, chunk_bytes=plan.read_chunk_bytes)
-            machine = replace(machine, disk_bandwidth=measured.bytes_per_second)
-            plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
+        draft = acceptance = None
+        if options.draft is not None and options.tree != "none":
+            draft = _read(options.draft, options.dtype, machine)
+            acceptance = expected_acceptance(options.model, options.draft)
+        machine = _with_speed(machine, target.spec.dtype)
+        plan = _plan(options, target, draft, machine, limits, acceptance)
+        preparation = Preparation(options, target, draft, machine, limits, acceptance, plan)
+        if Tier.DISK not in plan.tiers:
+            return preparation
+        rate = read_bandwidth(target.checkpoint.files, plan.read_chunk_bytes)
+        return preparation.replanned(machine=replace(machine, disk_bandwidth=rate))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Preparation(options, target, draft, machine, limits, plan)
+
+
+def _plan(
+    options: Options,
+    target: ModelFiles,
+    draft: ModelFiles | None,
+    machine: Machine,
+    limits: Limits,
+    acceptance: ExpectedAcceptance | None,
+) -> Plan:
+    by_child = acceptance.verified_by(options.rule) if acceptance else ()
+    return best_plan(target.spec, draft.spec if draft else None, machine, limits, by_child)
+
+
+def _machine(options: Options) -> Machine:
+    """The machine to plan for: this one, or one with the GPU that is asked for by name."""
+    if options.gpu is None:
+        return read_machine(_usable_device(options.device))
+    host_memory = options.host_memory
+    return planned_machine(
+        options.gpu, read_machine("cpu"), parse_size(host_memory) if isinstance(host_memory, str) else host_memory
+    )
+
+
+def _with_speed(machine: Machine, dtype: str) -> Machine:
+    """What was measured at earlier starts, or else what a data sheet says of the GPU."""
+    machine = with_known_speed(machine, dtype, version("torch"))
+    gpu = recognised(machine.device_name) if machine.device == "cuda" else None
+    return with_data_sheet(machine, gpu) if gpu else machine
 
 
 def _usable_device(device: str) -> str:
@@ -149,6 +193,8 @@ def _limits(options: Options) -> Limits:
     for name in ("device_memory", "host_memory"):
         if isinstance(values[name], str):
             values[name] = parse_size(values[name])
+    if options.gpu is not None:
+        values["host_memory"] = None  # it is what the planned machine has, not a cap
     return Limits(**{name: None if value == "auto" else value for name, value in values.items()})
 
 

@@ -10,6 +10,7 @@ from scheduler.plan import Plan
 from sequoia_tree.choose import Choice, Yield, choose
 
 STATIC = "static"
+_LEAST_SECONDS = 1e-9  # of a pass on a machine of which nothing is known
 
 
 @dataclass(frozen=True)
@@ -32,27 +33,24 @@ class Prediction:
         return (self.tree_pass.total + self.draft_seconds) / self.tree.tokens_per_pass
 
 
-def predict(
-    plan: Plan, target: ModelSpec, draft: ModelSpec | None, acceptance: Sequence[float], sizes: Sequence[int]
-) -> Prediction:
-    """What passes under `plan` cost and yield; `acceptance` by child number, `sizes` of trees to consider."""
+def predict(plan: Plan, target: ModelSpec, draft: ModelSpec | None, acceptance: Sequence[float]) -> Prediction:
+    """What passes under `plan` cost and yield; `acceptance` by child number."""
     cost, context = PassCost(target, plan.tiers, plan.slots, plan.machine), plan.context_length // 2
+
+    def pass_seconds(nodes: int) -> float:
+        return max(cost.seconds(nodes, nodes, context).total, _LEAST_SECONDS)
+
     plain = cost.seconds(1, 1, context)
-    tree = Choice("none", 1, 0, 1.0, plain.total, 1.0)
+    tree = Choice("none", 1, 0, 1.0, pass_seconds(1), 1.0)
     if draft is not None and plan.tree_depth:
         drafting = resident_cost(draft, plan.machine)
         tree = choose(
             {STATIC: Yield(tuple(acceptance))},
-            lambda nodes: max(cost.seconds(nodes, nodes, context).total, _LEAST_SECONDS),
+            pass_seconds,
             lambda rows: drafting.seconds(rows, rows, context).total,
             plan.tree_size,
             plan.tree_depth,
-            sizes=[min(size, plan.tree_size) for size in sizes],
+            sizes=[max(2, plan.tree_size * share // 4) for share in (1, 2, 3, 4)],
         )
-    draft_seconds = tree.seconds_per_pass - cost.seconds(tree.size, tree.size, context).total
-    draft_seconds = max(0.0, draft_seconds) if tree.depth else 0.0
-    tree_pass = cost.seconds(tree.size, tree.size, context, gap=draft_seconds)
-    return Prediction(plain, tree, tree_pass, draft_seconds)
-
-
-_LEAST_SECONDS = 1e-9  # of a pass on a machine of which nothing is known
+    draft_seconds = max(0.0, tree.seconds_per_pass - pass_seconds(tree.size)) if tree.depth else 0.0
+    return Prediction(plain, tree, cost.seconds(tree.size, tree.size, context, gap=draft_seconds), draft_seconds)

@@ -69,6 +69,12 @@ def speed_conditions(machine: Machine, dtype: str, torch_version: str) -> str:
     return f"driver {machine.driver}, torch {torch_version}, {dtype}, {machine.cores} cores"
 
 
+def with_known_speed(machine: Machine, dtype: str, torch_version: str) -> Machine:
+    """`machine` with what was measured of its device at earlier starts, as far as that still holds."""
+    figures = recall(speed_subject(machine), speed_conditions(machine, dtype, torch_version))
+    return with_measured_speed(machine, figures) if figures else machine
+
+
 def with_measured_speed(machine: Machine, figures: Figures) -> Machine:
     """`machine` with measured figures (named as its fields) in place of estimates and of what was not known."""
     fields = ("link_bandwidth", "pageable_bandwidth", "flops", "memory_bandwidth")

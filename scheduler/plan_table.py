@@ -21,22 +21,25 @@ def _heading(plan: Plan) -> Iterator[str]:
     machine = plan.machine
     yield f"Plan for {plan.model} ({plan.dtype}, {format_size(plan.weight_bytes)} of weights)"
     if plan.device == "cuda":
-        memory = f"{format_size(machine.device_total)}, {format_size(machine.host_total)} of memory beside it"
+        memory = f"{format_size(machine.device_total)}, {format_size(machine.host_total)} of RAM beside it"
     else:
-        memory = f"{machine.cores} cores, {format_size(machine.host_total)} of memory"
+        memory = f"{machine.cores} cores, {format_size(machine.host_total)} of RAM"
     yield f"on {plan.device_name}: {memory}{_bandwidths(plan)}"
 
 
 def _bandwidths(plan: Plan) -> str:
-    machine = plan.machine
-    rates = {"link": machine.link_bandwidth if plan.device == "cuda" else None, "disk": machine.disk_bandwidth}
+    """The rates that are known; one that was not measured carries the slot it is guessed from."""
+    machine, link = plan.machine, "link"
+    if machine.pcie and "link_bandwidth" in machine.estimated:
+        link = f"{machine.pcie} about"
+    rates = {link: machine.link_bandwidth if plan.device == "cuda" else None, "disk": machine.disk_bandwidth}
     return "".join(f", {name} {format_size(int(rate))}/s" for name, rate in rates.items() if rate)
 
 
 def _table(plan: Plan) -> Iterator[str]:
     """One row per item and the totals; a machine without a GPU has no column for one."""
     on_gpu = plan.device == "cuda"
-    yield _row("", ["GPU", "memory", "disk"] if on_gpu else ["memory", "disk"])
+    yield _row("", ["GPU", "RAM", "disk"] if on_gpu else ["RAM", "disk"])
     for item in plan.items:
         cells = [item.device_bytes, item.host_bytes, item.disk_bytes]
         yield _row(item.name, [format_size(cell) if cell else "-" for cell in (cells if on_gpu else cells[::2])])
@@ -52,12 +55,27 @@ def _summary(plan: Plan) -> Iterator[str]:
     else:
         yield _streaming(plan)
         yield _prediction(plan)
+        prompt = plan.rows - plan.tree_size + 1
+        yield f"Prompts: up to {prompt} new tokens are read in one pass, together with the first tree."
     if plan.context_length < plan.context_wanted:
         yield f"Context: {plan.context_length} tokens, for want of memory; with more it would be {plan.context_wanted}."
     if plan.draft is None:
         yield "No draft: each pass yields one token."
     else:
         yield f"Tree: up to {plan.tree_size} nodes and {plan.tree_depth} levels, checked in one pass."
+    yield _margins(plan)
+
+
+def _margins(plan: Plan) -> str:
+    """What of each memory the plan leaves alone, whatever it is that needs it."""
+    machine = plan.machine
+    kept = {"RAM": machine.host_total - (plan.host_budget if plan.device == "cuda" else plan.device_budget)}
+    if plan.device == "cuda":
+        kept = {"the GPU": machine.device_total - plan.device_budget, **kept}
+    parts = (f"{format_size(max(0, nbytes))} of {name}" for name, nbytes in kept.items())
+    return (
+        f"Left to the system, other programs{', CUDA itself' * (plan.device == 'cuda')} or a cap: {', '.join(parts)}."
+    )
 
 
 def _streaming(plan: Plan) -> str:

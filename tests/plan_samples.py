@@ -42,6 +42,9 @@ LLAMA3_8B_INT4 = model(
     "Llama-3-8B-int4", [113_000_000] * 32, 2_101_354_496, 131_072, vocab_size=128_256, hidden_size=4096,
     intermediate_size=14_336, num_heads=32,
 )  # fmt: skip
+LLAMA3_8B = replace(
+    LLAMA3_8B_INT4, name="Llama-3-8B", units=tuple(replace(unit, nbytes=436_224_000) for unit in LLAMA3_8B_INT4.units)
+)
 LLAMA_68M = model("llama-68m", [19_000_000] * 2, 98_000_000, 6144, hidden_size=768, intermediate_size=3072)
 TINY = model(
     "tiny", [2_150_400] * 6, 3_000_000, 4608, dtype="float32", vocab_size=4096, hidden_size=192, intermediate_size=512,

@@ -11,7 +11,7 @@ import pytest
 from scheduler import machine as machine_module
 from scheduler.container import container_memory
 from scheduler.errors import MachineError
-from scheduler.machine import read_machine
+from scheduler.machine import WSL_PINNED_BYTES, read_machine
 
 GB = 10**9
 NO_LIMIT_V1 = 9_223_372_036_854_771_712
@@ -203,3 +203,25 @@ def test_no_limit_no_control_groups(tmp_path: Path) -> None:
     assert container_memory(tmp_path) is None
     root = write(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max"})
     assert container_memory(root) is None
+
+
+def test_what_the_driver_says_of_a_gpu(install: Install) -> None:
+    install(fake_nvml(BIG))
+    machine = read_machine("cuda")
+    assert (machine.driver, machine.pcie, machine.uuid) == ("580.65", "PCIe 4.0 x16", "GPU-bbbb-2")
+    assert machine.link_bandwidth == pytest.approx(25.2e9, rel=0.01) and machine.estimated == ("link_bandwidth",)
+
+
+def test_a_gpu_that_keeps_its_slot_to_itself(install: Install) -> None:
+    install(fake_nvml(DISPLAY))
+    machine = read_machine("cuda")
+    assert (machine.pcie, machine.link_bandwidth, machine.estimated) == (None, None, ())
+
+
+@pytest.mark.parametrize(
+    ("kernel", "limit"),
+    [("Linux version 5.15.153.1-microsoft-standard-WSL2", WSL_PINNED_BYTES), ("Linux version 6.1.0-debian", None)],
+)
+def test_under_windows_little_can_be_pinned(kernel: str, limit: int | None, install: Install, tmp_path: Path) -> None:
+    install(fake_nvml(BIG))
+    assert read_machine("cuda", write(tmp_path, {"proc/version": kernel})).pinned_limit == limit

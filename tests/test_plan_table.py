@@ -27,8 +27,8 @@ def row(text: str, start: str) -> list[str]:
 def test_a_gpu_with_all_three_tiers() -> None:
     text = table(LLAMA2_70B, LLAMA_68M, gpu(24 * GIB, host=64 * GIB, disk=3e9))
     assert "Plan for Llama-2-70b (bfloat16, 138 GB of weights)" in text
-    assert "on some GPU: 25.8 GB, 68.7 GB of memory beside it, link 25.0 GB/s, disk 3.00 GB/s" in text
-    assert row(text, "GPU") == ["memory", "disk"]
+    assert "on some GPU: 25.8 GB, 68.7 GB of RAM beside it, link 25.0 GB/s, disk 3.00 GB/s" in text
+    assert row(text, "GPU") == ["RAM", "disk"]
     assert row(text, "target, 9 resident layers") == ["15.4", "GB", "-", "-"]
     assert row(text, "target, 71 streamed layers (2 slots)")[:2] == ["3.42", "GB"]
     assert row(text, "KV caches, 4096 + 512 tokens") == ["1.54", "GB", "-", "-"]
@@ -48,8 +48,8 @@ def test_a_prediction_only_from_measured_bandwidths() -> None:
 
 def test_a_cpu_has_no_gpu_column() -> None:
     text = table(LLAMA2_70B, LLAMA_68M, cpu(64 * GIB, disk=2e9))
-    assert "GPU" not in text and row(text, "memory") == ["disk"]
-    assert "8 cores, 68.7 GB of memory, disk 2.00 GB/s" in text
+    assert "GPU" not in text and row(text, "RAM") == ["disk"]
+    assert "8 cores, 68.7 GB of RAM, disk 2.00 GB/s" in text
     assert "On the CPU, layers stream from disk: " in text
 
 
@@ -64,6 +64,18 @@ def test_says_when_memory_made_the_context_shorter() -> None:
 def test_says_when_nothing_is_streamed(machine: Machine, place: str) -> None:
     text = table(TINY, TINY_DRAFT, machine)
     assert f"The model fits {place} whole: nothing is streamed." in text and "Predicted" not in text
+
+
+def test_says_what_is_kept_out_of_the_budgets() -> None:
+    text = table(LLAMA2_70B, None, gpu(24 * GIB))
+    assert "Left to the system, other programs, CUDA itself or a cap: 1.92 GB of the GPU, 14.8 GB of RAM." in text
+    assert "or a cap: 60.1 GB of RAM." in table(LLAMA2_70B, None, cpu(64 * GIB, disk=2e9), Limits(8 * GIB))
+
+
+def test_an_estimated_link_is_named_by_its_slot() -> None:
+    machine = replace(gpu(24 * GIB), pcie="PCIe 4.0 x16", estimated=("link_bandwidth",))
+    assert "PCIe 4.0 x16 about 25.0 GB/s" in table(LLAMA2_70B, None, machine)
+    assert "PCIe" not in table(LLAMA2_70B, None, replace(machine, estimated=()))
 
 
 def test_long_names_are_cut() -> None:

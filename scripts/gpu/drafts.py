@@ -9,8 +9,10 @@ import torch
 
 from gpu.bench import Bench, Budget
 from gpu.records import DraftLevel, Record
+from loaders.spec import ModelSpec
 from offload_runtime.draft import Draft
 from offload_runtime.loading import LoadedModels
+from scheduler.pass_cost import PassCost, resident_cost
 
 SECTION = "c"
 RUNS = 9
@@ -20,30 +22,31 @@ def run(bench: Bench, budget: Budget) -> Iterator[Record]:
     for name, config in bench.scale.drafts.items():
         budget.need(5.0 if bench.is_cuda else 0.0)
         directory = bench.random(name, config, distinct_layers=2)
-        models = _load(bench, directory, config["num_hidden_layers"])
+        spec, models = _load(bench, directory, config["num_hidden_layers"])
         try:
-            yield from _levels(bench, name, models)
+            yield from _levels(bench, name, models, resident_cost(spec, models.plan.machine))
         finally:
             models.close()
             bench.free()
 
 
-def _load(bench: Bench, directory: Path, layers: int) -> LoadedModels:
+def _load(bench: Bench, directory: Path, layers: int) -> tuple[ModelSpec, LoadedModels]:
     """The draft's shape by itself, all of it on the device."""
     preparation = bench.prepare(
         directory, tree="none", context_length=bench.scale.context + max(bench.scale.widths), share_layers=layers > 2
     )
-    return bench.load(preparation)
+    return preparation.target.spec, bench.load(preparation)
 
 
-def _levels(bench: Bench, name: str, models: LoadedModels) -> Iterator[Record]:
+def _levels(bench: Bench, name: str, models: LoadedModels, cost: PassCost) -> Iterator[Record]:
     model = models.target.model
     draft = Draft(model, model.vocab_size, models.plan.rows)
     text = [1] * (bench.scale.context // 2)
     draft.read(text)
     for rows in bench.scale.widths:
         seconds = [_one_level(bench, draft, rows) for _ in range(1 + RUNS)][1:]
-        yield DraftLevel(SECTION, name, rows, False, median(seconds), RUNS, None)
+        predicted = cost.seconds(rows, rows, len(text)).total
+        yield DraftLevel(SECTION, name, rows, False, median(seconds), RUNS, predicted)
 
 
 def _one_level(bench: Bench, draft: Draft, rows: int) -> float:

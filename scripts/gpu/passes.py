@@ -12,13 +12,15 @@ import torch
 from latency.link import Link, measure_link
 
 from gpu.bench import Bench, Budget, OutOfTime
-from gpu.prediction import predicted_pass
 from gpu.records import Missing, Record, StreamedPass
 from gpu.trees import made_up_tree
+from loaders.spec import ModelSpec
 from offload_runtime.drawn_tree import DrawnTree
 from offload_runtime.loading import LoadedModels
 from offload_runtime.planning import Preparation
 from offload_runtime.target import Target
+from scheduler.machine import read_machine
+from scheduler.pass_cost import PassCost
 from scheduler.plan import Plan, Tier
 from scheduler.sizes import format_size
 
@@ -27,10 +29,10 @@ LEAST_SECONDS = 10.0  # to load for one more cap
 
 
 def run(bench: Bench, budget: Budget) -> Iterator[Record]:
-    caps = bench.scale.caps
+    caps, total = bench.scale.caps, read_machine(bench.device).device_total
     for number, cap in enumerate(caps):
         name = f"passes with the device capped to {format_size(cap)}"
-        if cap > (total := bench.prepare(_target(bench)).machine.device_total):
+        if cap > total:
             yield Missing(SECTION, name, "skipped", f"the device has {format_size(total)}")
             continue
         try:
@@ -80,14 +82,27 @@ def _all_sizes(
         budget.need(slowest * (scale.passes + 2))
         drawn = made_up_tree(nodes, text[-1], scale.target["vocab_size"])
         begin = time.perf_counter()
-        record = _measured(bench, models, link, cap, text, drawn)
+        predicted = _predicted(preparation.target.spec, plan, nodes, len(text))
+        record = _measured(bench, models, link, cap, text, drawn, predicted)
         slowest = max(slowest, (time.perf_counter() - begin) / (scale.passes + 2))
         bench.note(f"  {format_size(cap)}, {nodes} nodes: {record.seconds:.3f} s, {record.ratio:.3f} x the roofline")
         yield record
 
 
+def _predicted(spec: ModelSpec, plan: Plan, nodes: int, context: int) -> float | None:
+    """Seconds of a pass by the plan's cost model; None where a bandwidth that counts is not known."""
+    cost = PassCost(spec, plan.tiers, plan.slots, plan.machine)
+    return cost.seconds(nodes, nodes, context).total if cost.is_known else None
+
+
 def _measured(
-    bench: Bench, models: LoadedModels, link: Link, cap: int, text: list[int], drawn: DrawnTree
+    bench: Bench,
+    models: LoadedModels,
+    link: Link,
+    cap: int,
+    text: list[int],
+    drawn: DrawnTree,
+    predicted_seconds: float | None,
 ) -> StreamedPass:
     target, plan = models.target, models.plan
     seconds = time_passes(target, text, drawn, bench.scale.passes)
@@ -107,7 +122,7 @@ def _measured(
         link_bytes_per_second=_rate(plan, link),
         link_seconds=link.pass_seconds(plan, streamed) if streamed else None,
         compute_seconds=compute,
-        predicted_seconds=predicted_pass(plan, drawn.tree.size),
+        predicted_seconds=predicted_seconds,
         peak_device_bytes=models.memory.peak_bytes,
     )
 
