@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scheduler.cost import PassTimes
@@ -43,6 +43,12 @@ def predicted(method, yielded, pass_seconds, level_seconds, size, depth):
     return tokens, pass_seconds(size) + sum(level_seconds(n) for n in rows if n)
 
 
+def deepest(acceptance, size, max_depth):
+    """The depth limit from which on a deeper one brings the largest tree nothing: none beyond it is considered."""
+    tokens = [expected_tokens(optimal_tree(acceptance, size, depth), acceptance) for depth in range(max_depth + 1)]
+    return next((depth for depth in range(max_depth) if tokens[depth + 1] <= tokens[depth] + 1e-12), max_depth)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     falling_vectors(),
@@ -52,6 +58,7 @@ def predicted(method, yielded, pass_seconds, level_seconds, size, depth):
     st.integers(1, 30),
     st.integers(0, 7),
 )
+@example((0.5, 0.5), "adaptive", 1.0, (1.0, 0.0, 0.0, 0.03125), 4, 3)  # narrower waves would be cheaper for no gain
 def test_choice_against_every_size_and_depth(acceptance, method, factor, costs, max_size, max_depth):
     passes, levels = linear(*costs[:2]), linear(*costs[2:])
     yielded = Yield(acceptance, factor)
@@ -59,7 +66,7 @@ def test_choice_against_every_size_and_depth(acceptance, method, factor, costs, 
     every = {
         (size, depth): predicted(method, yielded, passes, levels, size, depth)
         for size in sizes
-        for depth in range(1, max_depth + 1)
+        for depth in range(1, deepest(acceptance, max_size, max_depth) + 1)
     }
     fastest = min([passes(1), *(seconds / tokens for tokens, seconds in every.values())])
     choice = choose({method: yielded}, passes, levels, max_size, max_depth, sizes)
