@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from loaders.direct_io import measure_read_bandwidth
+from loaders.hub import HubModel, find_model, read_hub_checkpoint
+from loaders.hub_names import hub_name, model_path
 from loaders.safetensors_files import Checkpoint, read_checkpoint
 from loaders.spec import ModelSpec, read_config, read_spec
 from offload_runtime.errors import MachineError, UsageError
@@ -39,7 +41,9 @@ IO_MODES = get_args(IOMode)
 class Options:
     """What a user may fix about a run; None and "auto" leave it to the planner. Sizes are bytes or text like "20GiB".
 
-    share_layers: the files hold the target's first few layers only, and the others repeat them in turn.
+    share_layers: the files hold the target's first few layers only, and the others repeat them in turn. model, draft:
+    directories, or names on the hub until `located` has put the directories of its cache in their place; sources says
+    then what these lack. offline: never use the network.
     """
 
     model: Path
@@ -55,6 +59,8 @@ class Options:
     context_length: int | None = None
     io: IOMode = "auto"
     share_layers: bool = False
+    offline: bool = False
+    sources: tuple[HubModel, ...] = ()
 
     def __post_init__(self) -> None:
         for name, choices in (("tree", TREES), ("verification", RULES), ("dtype", DTYPES), ("io", IO_MODES)):
@@ -73,10 +79,16 @@ class Options:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """One model on disk and what its headers say."""
+    """One model and what its headers say. source: what it is on the hub, where it came by its name."""
 
     spec: ModelSpec
     checkpoint: Checkpoint
+    source: HubModel | None = None
+
+    @property
+    def missing_bytes(self) -> int:
+        """What is to be downloaded before it can be loaded."""
+        return self.source.missing_bytes if self.source else 0
 
 
 @dataclass(frozen=True)
@@ -101,23 +113,36 @@ def resolve_draft(model: Path, draft: str | Path | None) -> Path | None:
     """The draft's directory; "auto" knows the bundled pair and decodes plainly otherwise, "none" always does."""
     if draft == "auto":
         return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else None
-    return None if draft in (None, "none") else Path(draft)
+    return None if draft in (None, "none") else model_path(draft)
+
+
+def located(options: Options) -> Options:
+    """The options with directories in place of hub names, and what the hub says of these. Raises ModelFilesError."""
+    paths = (options.model, options.draft if options.tree != "none" else None)
+    names = {path: name for path in paths if path is not None and (name := hub_name(path))}
+    found = {path: find_model(name, options.offline) for path, name in names.items()}
+    where: dict[Path | None, Path] = {path: source.directory for path, source in found.items()}
+    return replace(
+        options,
+        model=where.get(options.model, options.model),
+        draft=where.get(options.draft, options.draft),
+        sources=(*options.sources, *found.values()),
+    )
 
 
 def prepare(options: Options) -> Preparation:
-    """Read configs and headers, look at the machine and make the plan.
+    """Read configs and headers, from the hub where they are not on disk, look at the machine and make the plan.
 
     Raises ModelFilesError, UnsupportedModelError, MachineError, DoesNotFitError or UsageError.
     """
     try:
         machine = read_machine(_usable_device(options.device))
         limits = _limits(options)
-        target = _read(options.model, options.dtype, machine, options.share_layers)
-        draft = (
-            None if options.draft is None or options.tree == "none" else _read(options.draft, options.dtype, machine)
-        )
+        options = located(options)
+        target = _read(options, options.model, machine, options.share_layers)
+        draft = None if options.draft is None or options.tree == "none" else _read(options, options.draft, machine)
         plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
-        if Tier.DISK in plan.tiers:
+        if Tier.DISK in plan.tiers and not target.missing_bytes:
             measured = measure_read_bandwidth(target.checkpoint.files, chunk_bytes=plan.read_chunk_bytes)
             machine = replace(machine, disk_bandwidth=measured.bytes_per_second)
             plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
@@ -152,8 +177,10 @@ def _limits(options: Options) -> Limits:
     return Limits(**{name: None if value == "auto" else value for name, value in values.items()})
 
 
-def _read(directory: Path, dtype: str, machine: Machine, shared: bool = False) -> ModelFiles:
-    checkpoint, config = read_checkpoint(directory), read_config(directory)
+def _read(options: Options, directory: Path, machine: Machine, shared: bool = False) -> ModelFiles:
+    dtype, source = options.dtype, next((one for one in options.sources if one.directory == directory), None)
+    config = read_config(directory)  # refuses models before their headers are asked for
+    checkpoint = read_hub_checkpoint(source) if source else read_checkpoint(directory)
     stored = config.get("stored_layers")  # of a widened model: which layer of the files each layer is
     if shared or stored is not None:
         from loaders.random_checkpoint import share_layers
@@ -162,7 +189,7 @@ def _read(directory: Path, dtype: str, machine: Machine, shared: bool = False) -
     spec = read_spec(directory, dtype, checkpoint)
     if dtype == "auto" and machine.device == "cpu" and spec.dtype != "float32" and not _cpu_has_bfloat16():
         spec = read_spec(directory, "float32", checkpoint)
-    return ModelFiles(spec, checkpoint)
+    return ModelFiles(replace(spec, name=source.label) if source else spec, checkpoint, source)
 
 
 def _cpu_has_bfloat16() -> bool:
