@@ -27,6 +27,7 @@ from loaders.safetensors_files import (
     header_bytes,
     parse_header,
     read_checkpoint,
+    read_header,
     read_weight_map,
 )
 
@@ -116,7 +117,7 @@ def read_hub_checkpoint(model: HubModel) -> Checkpoint:
         return read_checkpoint(model.directory)
     weight_map = {} if SINGLE_FILE in files else read_weight_map(model.directory / INDEX)
     with explained(model.name), ThreadPoolExecutor(_THREADS) as pool:
-        headers = dict(zip(files, pool.map(lambda file: _remote_header(model, file), files.values())))
+        headers = dict(zip(files, pool.map(lambda file: _header(model, file), files.values())))
     return assemble(model.directory, weight_map, headers)
 
 
@@ -178,10 +179,12 @@ def _cached(name: HubName) -> HubModel | None:
     return HubModel(name, snapshot.name, snapshot)
 
 
-def _remote_header(model: HubModel, file: HubFile) -> dict[str, StoredTensor]:
+def _header(model: HubModel, file: HubFile) -> dict[str, StoredTensor]:
     path = model.directory / file.name
+    if path.is_file():
+        return read_header(path)
     try:
-        start = read_range(model, file, 0, min(_HEADER_GUESS, file.nbytes))
+        start = read_range(model, file, 0, min(_HEADER_GUESS, file.nbytes)) if file.nbytes else b""
         end = 8 + header_bytes(path, start, file.nbytes)
         if end > len(start):
             start += read_range(model, file, len(start), end)

@@ -128,7 +128,7 @@ class _Download:
             with open_range(self._model, file, part.have, file.nbytes) as response:
                 if response.status_code == 200:
                     part.restart()  # whoever answers knows no ranges
-                for chunk in response.iter_bytes(_CHUNK_BYTES):
+                for chunk in response.iter_bytes():  # as they come: nothing waits in memory when it breaks
                     if part.have + len(chunk) > file.nbytes:
                         raise ModelFilesError(f"{self._model.name}: the hub sends more of {file.name} than it lists.")
                     part.append(chunk)

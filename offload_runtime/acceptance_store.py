@@ -147,9 +147,9 @@ def load(target: Path, draft: Path) -> PairAcceptance | None:
     of the models is not downloaded. Raises ModelFilesError where it is damaged. A damaged file in the cache counts for
     nothing, and `save` overwrites it.
     """
-    if not (has_all_weights(target) and has_all_weights(draft)):
-        return None
     beside = _beside(draft)
+    if any((model / "config.json").is_file() and not has_all_weights(model) for model in (target, draft)):
+        return None
     cached = _cached(cache_file(target, draft))
     if beside is None or beside[1] not in (None, fingerprint(target)):
         return cached

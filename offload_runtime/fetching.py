@@ -92,21 +92,22 @@ def fetched(
     options: Options,
     yes: bool,
     quiet: bool,
-    describe: Callable[[Preparation], str] = lambda coming: format_plan(coming.plan),
+    describe: Callable[[Preparation], str] | None = None,
 ) -> Options:
     """The options of a command, with all files of their models on disk.
 
-    What is to be downloaded is planned by its headers and described before, unless `quiet`; more than ASK_ABOVE is
-    asked for on a terminal, unless `yes`. Raises UsageError where nobody can be asked or the answer is no, and what
-    `prepare` and `Download.run` raise.
+    What is to be downloaded is planned by its headers, and the plan shown unless `quiet`, as `describe` puts it or else
+    as a table; more than ASK_ABOVE is asked for on a terminal, unless `yes`. Raises UsageError where nobody can be
+    asked or the answer is no, and what `prepare` and `Download.run` raise.
     """
     options = located(options)
     download = Download.of(options)
     if not download.models:
         return options
-    plan = describe(prepare(options))  # refuses what cannot run before it is downloaded
+    preparation = prepare(options)  # refuses what cannot run before it is downloaded
     if not quiet:
-        print(plan, file=sys.stderr, flush=True)
+        text = describe(preparation) if describe else format_plan(preparation.plan)
+        print(text, file=sys.stderr, flush=True)
     download.check_disk()
     if download.nbytes > ASK_ABOVE and not yes:
         _ask(download)

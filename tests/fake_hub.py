@@ -1,0 +1,238 @@
+"""A server on loopback that speaks as much of the hub's protocol as a download asks for: no network, no real hub.
+
+Model info with the list of files, `resolve` with HEAD and GET, ranges, redirects of large files to another origin as to
+a content network, commits, branches, errors with the headers that tell them apart, and connections that break.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+LARGE = (".safetensors", ".gguf", ".bin", "tokenizer.json")  # files of large-file storage
+
+
+def commit_of(files: Mapping[str, bytes]) -> str:
+    """A commit's name: of its content, as git makes it."""
+    digest = hashlib.sha1()
+    for name, content in sorted(files.items()):
+        digest.update(name.encode() + b"\0" + content)
+    return digest.hexdigest()
+
+
+@dataclass
+class Repository:
+    """Commits of one model, by name; `branches` says which one each branch or tag stands for.
+
+    gated: the status that those get who may not read it. sizes: what the list says where it is not the truth.
+    """
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    gated: int | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def push(self, files: Mapping[str, bytes], branch: str = "main") -> str:
+        commit = commit_of(files)
+        self.commits[commit] = dict(files)
+        self.branches[branch] = commit
+        return commit
+
+    def resolve(self, revision: str) -> str | None:
+        return revision if revision in self.commits else self.branches.get(revision)
+
+
+@dataclass
+class FakeHub:
+    """What the server knows, how it misbehaves, and what it was asked.
+
+    break_after: bytes of a weight file after which the connection ends, once for each entry. failures: statuses that
+    the next requests for weights get. ranges: whether it knows range requests. hold: set to let weights flow; where it
+    is not, they stop after a first part, until it is.
+    """
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    break_after: list[int] = field(default_factory=list)
+    failures: list[int] = field(default_factory=list)
+    ranges: bool = True
+    damage: bool = False
+    plain_page: bool = False
+    hold: threading.Event = field(default_factory=threading.Event)
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    sent_bytes: int = 0
+    url: str = ""
+    content_url: str = ""
+
+    def __post_init__(self) -> None:
+        self.hold.set()
+
+    def add(self, name: str, source: Path | Mapping[str, bytes], **more: bytes) -> str:
+        """Publish a directory, or files by name, as the newest commit of a model; its commit."""
+        files = source if isinstance(source, Mapping) else {file.name: file.read_bytes() for file in source.iterdir()}
+        return self.repositories.setdefault(name, Repository()).push({**files, **more})
+
+    def asked(self, method: str, pattern: str) -> list[tuple[str, str, str | None]]:
+        """The requests so far whose path matches."""
+        return [request for request in self.requests if request[0] == method and re.search(pattern, request[1])]
+
+
+@contextmanager
+def serve() -> Iterator[FakeHub]:
+    """A hub that listens for the block; `url` is what HF_ENDPOINT has to be."""
+    hub = FakeHub()
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    with _listening(handler) as hub.url, _listening(handler) as hub.content_url:
+        try:
+            yield hub
+        finally:
+            hub.hold.set()
+
+
+@contextmanager
+def _listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    server.block_on_close = False
+    thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
+
+    def _answer(self) -> None:
+        path = self.path.split("?")[0]
+        self.hub.requests.append((self.command, unquote(path), self.headers.get("Range")))
+        if self.hub.plain_page:
+            self._send(200, b"<html>Please accept the terms of this wireless network.</html>", {})
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            self._info(match[1], unquote(match[2] or "main"))
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^/]+)", path):
+            self._resolve(match[1], unquote(match[2]), unquote(match[3]))
+        elif match := re.fullmatch(r"/content/([^/]+/[^/]+)/([^/]+)/([^/]+)", path):
+            self._content(self.hub.repositories[match[1]].commits[match[2]][match[3]])
+        else:
+            self._refuse(404, "EntryNotFound")
+
+    def _known(self, name: str, revision: str) -> tuple[Repository, str] | None:
+        repository = self.hub.repositories.get(name)
+        if repository is None:
+            self._refuse(401, "RepoNotFound")  # as the hub answers those who are not logged in
+            return None
+        commit = repository.resolve(revision)
+        if commit is None:
+            self._refuse(404, "RevisionNotFound")
+            return None
+        return repository, commit
+
+    def _info(self, name: str, revision: str) -> None:
+        if (known := self._known(name, revision)) is None:
+            return
+        repository, commit = known
+        siblings = [
+            self._listed(file, content, repository.sizes.get(file))
+            for file, content in repository.commits[commit].items()
+        ]
+        self._send_json({"id": name, "modelId": name, "sha": commit, "siblings": siblings, "tags": []})
+
+    def _listed(self, name: str, content: bytes, size: int | None) -> dict[str, Any]:
+        size = len(content) if size is None else size
+        entry: dict[str, Any] = {"rfilename": name, "size": size, "blobId": hashlib.sha1(content).hexdigest()}
+        if name.endswith(LARGE):
+            sha256 = hashlib.sha256(content).hexdigest()
+            entry["lfs"] = {"size": size, "sha256": sha256, "pointerSize": 134}
+        return entry
+
+    def _resolve(self, name: str, revision: str, file: str) -> None:
+        if (known := self._known(name, revision)) is None:
+            return
+        repository, commit = known
+        if repository.gated:
+            self._refuse(repository.gated, "GatedRepo")
+            return
+        content = repository.commits[commit].get(file)
+        if content is None:
+            self._refuse(404, "EntryNotFound", {"X-Repo-Commit": commit})
+            return
+        large = file.endswith(LARGE)
+        etag = (hashlib.sha256 if large else hashlib.sha1)(content).hexdigest()
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "X-Linked-Size": str(len(content))}
+        if not large:
+            self._send(200, content, headers)
+            return
+        target = f"{self.hub.content_url}/content/{name}/{commit}/{file}"
+        self._send(302, b"", {**headers, "X-Linked-Etag": f'"{etag}"', "Location": target})
+
+    def _content(self, content: bytes) -> None:
+        """A part of a large file, or all of it; the place where things go wrong."""
+        if self.hub.failures and self.command == "GET":
+            self._refuse(self.hub.failures.pop(0), "")
+            return
+        if self.hub.damage:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        start, stop, headers = 0, len(content), {"ETag": '"content"', "Accept-Ranges": "bytes"}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        ranged = bool(asked) and self.hub.ranges
+        if asked and ranged:
+            start, stop = int(asked[1]), min(int(asked[2] or stop - 1) + 1, stop)
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+        self._send(206 if ranged else 200, content[start:stop], headers, breaks=True)
+
+    def _refuse(self, status: int, code: str, headers: Mapping[str, str] | None = None) -> None:
+        message = {"X-Error-Code": code, "X-Error-Message": code} if code else {}
+        self._send(status, b"{}", {**message, **(headers or {})})
+
+    def _send_json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status: int, body: bytes, headers: Mapping[str, str], breaks: bool = False) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        hub, first = self.hub, len(body) // 2 if breaks else len(body)
+        if breaks and hub.break_after:
+            body = body[: hub.break_after.pop(0)]
+            self.close_connection = True
+            first = len(body)
+        self._write(body[:first], breaks)
+        if first < len(body):
+            hub.hold.wait()
+            self._write(body[first:], breaks)
+
+    def _write(self, body: bytes, counted: bool) -> None:
+        try:
+            self.wfile.write(body)
+            self.wfile.flush()
+        except OSError:
+            self.close_connection = True
+        if counted:
+            self.hub.sent_bytes += len(body)
