@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,15 +20,41 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import pytest
+from huggingface_hub import constants
+
+HEADER = 1 << 17  # bytes that are asked for to read a header; longer answers are weights
 LARGE = (".safetensors", ".gguf", ".bin", "tokenizer.json")  # files of large-file storage
 
 
-def commit_of(files: Mapping[str, bytes]) -> str:
+@dataclass(frozen=True)
+class Sparse:
+    """A file of any size that is zeros behind its beginning: for the headers of large models."""
+
+    head: bytes
+    nbytes: int
+
+    def __len__(self) -> int:
+        return self.nbytes
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self.nbytes)
+        return self.head[start:stop] + bytes(max(0, stop - max(start, len(self.head))))
+
+
+Content = bytes | Sparse
+
+
+def commit_of(files: Mapping[str, Content]) -> str:
     """A commit's name: of its content, as git makes it."""
     digest = hashlib.sha1()
     for name, content in sorted(files.items()):
-        digest.update(name.encode() + b"\0" + content)
+        digest.update(name.encode() + b"\0" + _known(content))
     return digest.hexdigest()
+
+
+def _known(content: Content) -> bytes:
+    return content.head if isinstance(content, Sparse) else content
 
 
 @dataclass
@@ -36,12 +64,12 @@ class Repository:
     gated: the status that those get who may not read it. sizes: what the list says where it is not the truth.
     """
 
-    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    commits: dict[str, dict[str, Content]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     gated: int | None = None
     sizes: dict[str, int] = field(default_factory=dict)
 
-    def push(self, files: Mapping[str, bytes], branch: str = "main") -> str:
+    def push(self, files: Mapping[str, Content], branch: str = "main") -> str:
         commit = commit_of(files)
         self.commits[commit] = dict(files)
         self.branches[branch] = commit
@@ -57,7 +85,7 @@ class FakeHub:
 
     break_after: bytes of a weight file after which the connection ends, once for each entry. failures: statuses that
     the next requests for weights get. ranges: whether it knows range requests. hold: set to let weights flow; where it
-    is not, they stop after a first part, until it is.
+    is not, they stop after their first half, until it is.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -75,10 +103,32 @@ class FakeHub:
     def __post_init__(self) -> None:
         self.hold.set()
 
-    def add(self, name: str, source: Path | Mapping[str, bytes], **more: bytes) -> str:
+    def add(self, name: str, source: Path | Mapping[str, Content]) -> str:
         """Publish a directory, or files by name, as the newest commit of a model; its commit."""
         files = source if isinstance(source, Mapping) else {file.name: file.read_bytes() for file in source.iterdir()}
-        return self.repositories.setdefault(name, Repository()).push({**files, **more})
+        return self.repositories.setdefault(name, Repository()).push(files)
+
+    def answer(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        """Be the hub that this process asks, with a cache of its own; no token of the user's leaves for it."""
+        values = {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(cache),
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN": True,
+            "HF_HUB_OFFLINE": False,
+        }
+        for name, value in values.items():
+            monkeypatch.setattr(constants, name, value)
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """Environment variables for a program that asks this hub, with HF_HOME and other caches in `home`."""
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))},
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+            "SEQUOIA_OFFLOAD_CACHE": str(home / "measured"),
+        }
 
     def asked(self, method: str, pattern: str) -> list[tuple[str, str, str | None]]:
         """The requests so far whose path matches."""
@@ -89,27 +139,26 @@ class FakeHub:
 def serve() -> Iterator[FakeHub]:
     """A hub that listens for the block; `url` is what HF_ENDPOINT has to be."""
     hub = FakeHub()
-    handler = type("Handler", (_Handler,), {"hub": hub})
-    with _listening(handler) as hub.url, _listening(handler) as hub.content_url:
-        try:
-            yield hub
-        finally:
-            hub.hold.set()
-
-
-@contextmanager
-def _listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     server.block_on_close = False
     thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01), daemon=True)
     thread.start()
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    hub.content_url = f"http://localhost:{server.server_port}"  # another host, as far as a client can tell
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield hub
     finally:
+        hub.hold.set()
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that leaves in the middle is no fault
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -160,11 +209,11 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         self._send_json({"id": name, "modelId": name, "sha": commit, "siblings": siblings, "tags": []})
 
-    def _listed(self, name: str, content: bytes, size: int | None) -> dict[str, Any]:
+    def _listed(self, name: str, content: Content, size: int | None) -> dict[str, Any]:
         size = len(content) if size is None else size
-        entry: dict[str, Any] = {"rfilename": name, "size": size, "blobId": hashlib.sha1(content).hexdigest()}
+        entry: dict[str, Any] = {"rfilename": name, "size": size, "blobId": hashlib.sha1(_known(content)).hexdigest()}
         if name.endswith(LARGE):
-            sha256 = hashlib.sha256(content).hexdigest()
+            sha256 = hashlib.sha256(_known(content)).hexdigest()
             entry["lfs"] = {"size": size, "sha256": sha256, "pointerSize": 134}
         return entry
 
@@ -180,21 +229,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound", {"X-Repo-Commit": commit})
             return
         large = file.endswith(LARGE)
-        etag = (hashlib.sha256 if large else hashlib.sha1)(content).hexdigest()
+        etag = (hashlib.sha256 if large else hashlib.sha1)(_known(content)).hexdigest()
         headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"', "X-Linked-Size": str(len(content))}
         if not large:
-            self._send(200, content, headers)
+            self._send(200, content[:], headers)
             return
         target = f"{self.hub.content_url}/content/{name}/{commit}/{file}"
         self._send(302, b"", {**headers, "X-Linked-Etag": f'"{etag}"', "Location": target})
 
-    def _content(self, content: bytes) -> None:
+    def _content(self, content: Content) -> None:
         """A part of a large file, or all of it; the place where things go wrong."""
         if self.hub.failures and self.command == "GET":
             self._refuse(self.hub.failures.pop(0), "")
             return
         if self.hub.damage:
-            content = content[:-1] + bytes([content[-1] ^ 1])
+            content = content[:-1] + bytes([content[-1:][0] ^ 1])
         start, stop, headers = 0, len(content), {"ETag": '"content"', "Accept-Ranges": "bytes"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         ranged = bool(asked) and self.hub.ranges
@@ -218,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        hub, first = self.hub, len(body) // 2 if breaks else len(body)
+        hub, first = self.hub, len(body) // 2 if breaks and len(body) > HEADER else len(body)
         if breaks and hub.break_after:
             body = body[: hub.break_after.pop(0)]
             self.close_connection = True

@@ -31,14 +31,8 @@ LLAMA = HubName("tiny/llama")
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub that this process asks, with a cache of its own; no token of the user's leaves for it."""
     with serve() as running:
-        constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+        running.answer(monkeypatch, tmp_path / "hub")
         monkeypatch.setattr(hub_download, "WAITS", (0.0, 0.0))
         yield running
 
@@ -320,7 +314,7 @@ def test_a_full_disk(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("loaders.hub_download._Part.append", full)
-    with pytest.raises(ModelFilesError, match="the disk is full .*kept.*\n  hf cache ls .*\n  HF_HOME=DIR"):
+    with pytest.raises(ModelFilesError, match=r"the disk is full .*kept.*\n  hf cache ls .*\n  HF_HOME=DIR"):
         download(model, Counted())
 
 
