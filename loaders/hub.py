@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 _COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _HEADER_GUESS = 1 << 17  # of a shard of a few GB the header has some 10 kB, of 10,000 experts about 1 MB
 _THREADS = 8
-_SECONDS = 10  # without an answer
 
 
 @dataclass(frozen=True)
@@ -81,17 +80,17 @@ class HubModel:
 def find_model(name: HubName, offline: bool = False) -> HubModel:
     """Ask the hub what `name` stands for, and put config.json and the index into the cache: two to five requests.
 
-    Offline, or where a commit is named that the cache has whole, nothing is asked. Raises ModelFilesError or
-    UnsupportedModelError that says what is wrong with the name, the repository or the connection.
+    Offline nothing is asked. Raises ModelFilesError or UnsupportedModelError that says what is wrong with the name, the
+    repository or the connection.
     """
     from huggingface_hub import HfApi, constants
 
     if offline or constants.HF_HUB_OFFLINE:
         return _cached(name) or not_in_cache(name, _snapshot(name), by_option=offline)
-    if name.revision and _COMMIT.fullmatch(name.revision) and (cached := _cached(name)):
-        return cached
     with explained(name, lambda: _cached(name) is not None):
-        info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True, timeout=_SECONDS)
+        info = HfApi().model_info(
+            name.repo, revision=name.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
         listed = dict(_listed(name, info.siblings or []))
         if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
             raise ModelFilesError(f"{name}: the hub names no commit for it, but {info.sha!r:.80}.")
@@ -211,12 +210,13 @@ def open_range(model: HubModel, file: HubFile, start: int, stop: int) -> Iterato
 
     Raises ModelFilesError if the hub sends other bytes, and what `explained` explains.
     """
-    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub import constants, get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
     url = hf_hub_url(model.name.repo, file.name, revision=model.commit)
     headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-    with get_session().stream("GET", url, headers=headers, timeout=_SECONDS) as response:
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT  # seconds without a byte
+    with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
         hf_raise_for_status(response)
         stated = response.headers.get("Content-Range", "")
         sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", stated)

@@ -96,6 +96,7 @@ class FakeHub:
     plain_page: bool = False
     hold: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    with_token: list[str] = field(default_factory=list)
     sent_bytes: int = 0
     url: str = ""
     content_url: str = ""
@@ -177,6 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = self.path.split("?")[0]
         self.hub.requests.append((self.command, unquote(path), self.headers.get("Range")))
+        if self.headers.get("Authorization"):
+            self.hub.with_token.append(path)
         if self.hub.plain_page:
             self._send(200, b"<html>Please accept the terms of this wireless network.</html>", {})
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):

@@ -185,9 +185,17 @@ def test_revisions_pin(hub: FakeHub) -> None:
         fetch(model)
         assert find_model(HubName("tiny/llama", revision), offline=True).directory == model.directory
     assert read_checkpoint(model.directory).tensors.keys() == ONE.keys()
-    hub.requests.clear()
-    assert find_model(HubName("tiny/llama", first)) == HubModel(HubName("tiny/llama", first), first, model.directory)
-    assert not hub.requests  # what a commit holds never changes
+
+
+def test_the_users_token_stays_with_the_hub(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    whole(hub)
+    model = find_model(LLAMA)
+    read_hub_checkpoint(model)
+    fetch(model)
+    paths = {path.split("/")[1] for path in hub.with_token}
+    assert paths == {"api", "tiny"} and hub.asked("GET", "/content/")
 
 
 def test_a_branch_that_moves_is_followed(hub: FakeHub) -> None:

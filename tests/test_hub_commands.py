@@ -113,8 +113,13 @@ def test_seventy_billion_parameters_are_planned_by_their_headers(
 def test_a_pinned_model_is_called_by_its_commit(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
     repository = hub.repositories["tiny/llama"]
     repository.branches["v1"] = repository.branches["main"]
-    assert main(["-m", "tiny/llama@v1", "--plan", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["model"] == f"tiny/llama@{repository.branches['v1'][:7]}"
+    assert main(["-m", "tiny/llama@v1", "-d", "tiny/draft", "--plan"]) == 0
+    output = capsys.readouterr()
+    assert (
+        output.out.startswith(f"Plan for tiny/llama@{repository.branches['v1'][:7]} (") and "draft draft" in output.out
+    )
+    assert "Expected: " in output.out  # of a pair of which nothing can be known yet
+    assert "Not downloaded yet: 11.0 MB of tiny/llama@v1 and tiny/draft into " in output.err
 
 
 # Download, question and the second run
