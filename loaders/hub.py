@@ -32,7 +32,7 @@ from loaders.safetensors_files import (
 )
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoSibling
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 _COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 _HEADER_GUESS = 1 << 17  # of a shard of a few GB the header has some 10 kB, of 10,000 experts about 1 MB
@@ -83,14 +83,12 @@ def find_model(name: HubName, offline: bool = False) -> HubModel:
     Offline nothing is asked. Raises ModelFilesError or UnsupportedModelError that says what is wrong with the name, the
     repository or the connection.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import constants
 
     if offline or constants.HF_HUB_OFFLINE:
         return _cached(name) or not_in_cache(name, _snapshot(name), by_option=offline)
     with explained(name, lambda: _cached(name) is not None):
-        info = HfApi().model_info(
-            name.repo, revision=name.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
-        )
+        info = _ask(name)
         listed = dict(_listed(name, info.siblings or []))
         if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
             raise ModelFilesError(f"{name}: the hub names no commit for it, but {info.sha!r:.80}.")
@@ -128,6 +126,17 @@ def fetch_file(repo: str, file: str, revision: str) -> Path:
     return Path(hf_hub_download(repo, file, revision=revision, tqdm_class=silent_tqdm))
 
 
+def _ask(name: HubName) -> ModelInfo:
+    """The hub's description of a model with its files; ValueError where the answer is none."""
+    from huggingface_hub import HfApi, constants
+
+    timeout = constants.HF_HUB_ETAG_TIMEOUT  # seconds
+    try:
+        return HfApi().model_info(name.repo, revision=name.revision, files_metadata=True, timeout=timeout)
+    except (KeyError, TypeError, AttributeError) as error:  # how the library meets JSON of another shape
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
 def _fetch_small(name: HubName, file: HubFile, commit: str) -> Path:
     """The directory of the snapshot, with a small file in it that the plan needs.
 
@@ -148,7 +157,7 @@ def _listed(name: HubName, siblings: list[RepoSibling]) -> Iterator[tuple[str, H
         if not isinstance(file, str) or "/" in file or "\\" in file:
             continue  # only what lies at the top is ever used
         sha256 = lfs.sha256 if lfs else None
-        if type(nbytes) is not int or nbytes < 0 or (sha256 is not None and not _SHA256.fullmatch(sha256)):
+        if type(nbytes) is not int or nbytes < 0 or not (sha256 is None or _SHA256.fullmatch(str(sha256))):
             raise ModelFilesError(f"{name}: the hub's list gives {file!r:.80} the size {nbytes!r} and hash {sha256!r}.")
         yield file, HubFile(file, nbytes, sha256)
 

@@ -84,7 +84,8 @@ class FakeHub:
     """What the server knows, how it misbehaves, and what it was asked.
 
     break_after: bytes of a weight file after which the connection ends, once for each entry. failures: statuses that
-    the next requests for weights get. ranges: whether it knows range requests. hold: set to let weights flow; where it
+    the next requests for weights get. ranges: whether it knows range requests. damage: flip a bit of every weight file.
+    page: what every request gets instead. hold: set to let weights flow; where it
     is not, they stop after their first half, until it is.
     """
 
@@ -93,7 +94,7 @@ class FakeHub:
     failures: list[int] = field(default_factory=list)
     ranges: bool = True
     damage: bool = False
-    plain_page: bool = False
+    page: bytes | None = None
     hold: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     with_token: list[str] = field(default_factory=list)
@@ -180,8 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, unquote(path), self.headers.get("Range")))
         if self.headers.get("Authorization"):
             self.hub.with_token.append(path)
-        if self.hub.plain_page:
-            self._send(200, b"<html>Please accept the terms of this wireless network.</html>", {})
+        if self.hub.page is not None:
+            self._send(200, self.hub.page, {})
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._info(match[1], unquote(match[2] or "main"))
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^/]+)", path):

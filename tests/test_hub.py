@@ -1,4 +1,4 @@
-"""Names, headers and downloads against a hub on loopback: the files, the requests they took, and every way to fail."""
+"""Models, headers and downloads against a hub on loopback: the files, the requests they took, and every way to fail."""
 
 import errno
 import hashlib
@@ -19,7 +19,7 @@ from loaders import hub_download
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.hub import HubModel, find_model, read_hub_checkpoint
 from loaders.hub_download import begun_bytes, download
-from loaders.hub_names import HubName, directory_name, hub_name, model_path
+from loaders.hub_names import HubName
 from loaders.safetensors_files import read_checkpoint
 from tests.fake_hub import FakeHub, serve
 
@@ -70,41 +70,6 @@ def fetch(model: HubModel) -> Counted:
 def partial_of(model: HubModel) -> Path:
     (file,) = (file for file in model.files if file.name == "model.safetensors")
     return model.directory.parents[1] / "blobs" / f"{file.sha256}.incomplete"
-
-
-# Names
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("org/name", HubName("org/name")),
-        ("meta-llama/Llama-3.3-70B_x", HubName("meta-llama/Llama-3.3-70B_x")),
-        ("org/name@v1.0", HubName("org/name", "v1.0")),
-        ("org/name@refs/pr/4", HubName("org/name", "refs/pr/4")),
-        ("org/name@" + "a" * 40, HubName("org/name", "a" * 40)),
-        *((text, None) for text in ("name", "name@main", "a/b/c", "/org/name", "org/na me", "org/name@", "", ".")),
-        *((text, None) for text in ("./org/name", "org/name/", "../org/name", "~/name", "org/..", "org/name@../../x")),
-    ],
-)
-def test_what_is_a_name(text: str, name: HubName | None) -> None:
-    assert hub_name(model_path(text)) == name
-    if name:
-        assert str(name) == text
-
-
-def test_a_path_that_exists_is_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert hub_name(Path("org/name")) == HubName("org/name")
-    (tmp_path / "org" / "name").mkdir(parents=True)
-    assert hub_name(Path("org/name")) is None
-    assert hub_name(model_path(Path("no/such"))) is None  # a Path is meant as one
-
-
-def test_a_snapshot_is_called_by_the_models_name(tmp_path: Path) -> None:
-    snapshot = tmp_path / "hub" / "models--tiny--llama--x" / "snapshots" / ("0" * 40)
-    assert directory_name(snapshot) == "x" and directory_name(tmp_path / "llama") == "llama"
-    assert directory_name(snapshot / "deeper") == "deeper"
 
 
 # What a name stands for, and headers before the download
@@ -409,9 +374,35 @@ def test_the_network_goes_away_in_the_middle(hub: FakeHub, monkeypatch: pytest.M
         download(model, Counted())
 
 
-def test_what_is_no_hub(hub: FakeHub) -> None:
-    hub.plain_page = True
-    assert "no answer of a hub" in error_of(LLAMA) and "proxy" in error_of(LLAMA)
+@pytest.mark.parametrize(
+    "page",
+    [
+        *(b"<html>Please accept the terms of this wireless network.</html>", b"", b"[]", b"null", b"{}", b"7"),
+        *(b'{"id": "x", "siblings": 3}', b'{"id": "x", "siblings": [{}]}', b'{"id": "x", "siblings": [[]]}'),
+        b'{"id": "x", "siblings": [{"rfilename": "a", "size": 1, "lfs": {"size": 1}}]}',
+    ],
+)
+def test_what_is_no_hub(hub: FakeHub, page: bytes) -> None:
+    hub.page = page
+    message = error_of(LLAMA)
+    assert ("no answer of a hub" in message and "proxy" in message) or "names no commit" in message
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"size": -1},
+        {"size": None},
+        {"size": "9"},
+        {"lfs": {"size": 9, "sha256": "../../x", "pointerSize": 1}},
+        {"lfs": {"size": 9, "sha256": 7, "pointerSize": 1}},
+    ],
+)
+def test_a_list_that_cannot_be_used(hub: FakeHub, entry: dict[str, object]) -> None:
+    listed = {"rfilename": "model.safetensors", "size": 9, "blobId": "x", **entry}
+    config = {"rfilename": "config.json", "size": 2, "blobId": "x"}
+    hub.page = json.dumps({"id": "tiny/llama", "sha": "a" * 40, "siblings": [config, listed]}).encode()
+    assert "the hub's list gives 'model.safetensors'" in error_of(LLAMA)
 
 
 def test_offline(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
