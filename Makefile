@@ -10,7 +10,7 @@ WORKERS ?= 2
 
 help:
 	@echo "make chat   install into $(VENV) if needed, then chat with the bundled demonstration pair"
-	@echo "            (other models: make chat ARGS='--model DIR --draft DIR'; all options: ARGS=--help)"
+	@echo "            (other models: make chat ARGS='--model DIR_OR_NAME'; all options: ARGS=--help)"
 	@echo "make test   install into $(VENV) if needed, then run the whole test suite"
 	@echo "make lint   ruff and mypy over the code"
 	@echo "make clean  remove $(VENV) and caches"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.needed_files import INDEX, SINGLE_FILE
 
 STORED_ITEMSIZE = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -57,17 +58,33 @@ def read_checkpoint(directory: Path | str) -> Checkpoint:
     """
     directory = Path(directory)
     weight_map = _weight_map(directory)
-    shards = sorted(set(weight_map.values())) or ["model.safetensors"]
+    shards = _shards(weight_map)
     if absent := [shard for shard in shards if not (directory / shard).is_file()]:
         raise ModelFilesError(
             f"{directory}: {len(absent)} of {len(shards)} weight files are missing ({_some(absent)}). "
             "Download the model again; files that are already complete are kept."
         )
+    return assemble(directory, weight_map, {shard: read_header(directory / shard) for shard in shards})
+
+
+def has_all_weights(directory: Path) -> bool:
+    """Whether every weight file is there; the index alone may be where a model is not downloaded yet."""
+    try:
+        return all((directory / shard).is_file() for shard in _shards(_weight_map(directory)))
+    except ModelFilesError:
+        return False
+
+
+def assemble(
+    directory: Path, weight_map: Mapping[str, str], headers: Mapping[str, Mapping[str, StoredTensor]]
+) -> Checkpoint:
+    """The tensors of all files, given by the files' names, each from where `weight_map` places it.
+
+    Raises ModelFilesError where a tensor is not in its place.
+    """
     tensors: dict[str, StoredTensor] = {}
-    for shard in shards:
-        for name, tensor in read_header(directory / shard).items():
-            if weight_map.get(name, shard) == shard:
-                tensors[name] = tensor
+    for shard, header in headers.items():
+        tensors |= {name: tensor for name, tensor in header.items() if weight_map.get(name, shard) == shard}
     if lost := sorted(weight_map.keys() - tensors.keys()):
         where = directory / weight_map[lost[0]]
         raise ModelFilesError(f"{where}: the index places {_some(lost)} here, but the file does not hold it.")
@@ -78,14 +95,24 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file by name, checked; raises ModelFilesError."""
     with _readable(file), file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            raise _damaged(file, f"the header needs {length} bytes, the file has {max(size - 8, 0)} after its first 8")
-        text = stream.read(length)
+        text = stream.read(header_bytes(file, stream.read(8), size))
+    return parse_header(file, text, size)
+
+
+def header_bytes(file: Path, start: bytes, size: int) -> int:
+    """Bytes of the header behind the first 8 of a file of `size` bytes; `start` holds those. Raises ModelFilesError."""
+    length = int.from_bytes(start[:8], "little")
+    if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+        raise _damaged(file, f"the header needs {length} bytes, the file has {max(size - 8, 0)} after its first 8")
+    return length
+
+
+def parse_header(file: Path, text: bytes, size: int) -> dict[str, StoredTensor]:
+    """The tensors in the header `text` of a file of `size` bytes, all checked; `file` need not be there."""
     header = _parse_json(file, text)
     header.pop("__metadata__", None)
-    tensors = {name: _stored_tensor(file, name, entry, 8 + length) for name, entry in header.items()}
-    _check_extents(file, tensors.values(), 8 + length, size)
+    tensors = {name: _stored_tensor(file, name, entry, 8 + len(text)) for name, entry in header.items()}
+    _check_extents(file, tensors.values(), 8 + len(text), size)
     return tensors
 
 
@@ -98,11 +125,19 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _weight_map(directory: Path) -> dict[str, str]:
     """Tensor name to shard name as the index says; empty for a model in one file, which wins over an index."""
-    index = directory / "model.safetensors.index.json"
-    if (directory / "model.safetensors").is_file():
+    if (directory / SINGLE_FILE).is_file():
         return {}
-    if not index.is_file():
+    if not (directory / INDEX).is_file():
         raise ModelFilesError(_no_weights(directory))
+    return read_weight_map(directory / INDEX)
+
+
+def _shards(weight_map: Mapping[str, str]) -> list[str]:
+    return sorted(set(weight_map.values())) or [SINGLE_FILE]
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Tensor name to shard name, each the plain name of a file; raises ModelFilesError."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _damaged(index, "it has no `weight_map`")
@@ -112,9 +147,17 @@ def _weight_map(directory: Path) -> dict[str, str]:
     return weight_map
 
 
+def no_such_directory(directory: Path) -> str:
+    """What to say where a model was to be."""
+    return (
+        f"{directory}: no such directory, nor a name to look for on the hub, as org/name or org/name@revision is. "
+        "Give the directory of a model (config.json and *.safetensors files), or such a name."
+    )
+
+
 def _no_weights(directory: Path) -> str:
     if not directory.is_dir():
-        return f"{directory}: no such directory. Give the directory of a model: config.json and *.safetensors files."
+        return no_such_directory(directory)
     others = sorted(file.name for kind in ("*.bin", "*.pth", "*.gguf") for file in directory.glob(kind))
     found = f"It holds {_some(others)}; convert the model to safetensors." if others else "Download the model again."
     return f"{directory}: neither model.safetensors nor model.safetensors.index.json is there. {found}"

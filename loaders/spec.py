@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.safetensors_files import Checkpoint, StoredTensor, read_checkpoint, read_json
+from loaders.hub_names import directory_name
+from loaders.safetensors_files import Checkpoint, StoredTensor, no_such_directory, read_checkpoint, read_json
 
 # Every tensor of a unit's buffer starts at a multiple of this many bytes: kernels pick other code paths for addresses
 # that are not aligned, and CUDA's own allocator promises as much.
@@ -63,7 +64,7 @@ class ModelSpec:
     """What a plan has to know about a model. Bytes are in the compute dtype unless said otherwise."""
 
     directory: Path
-    name: str  # the directory's
+    name: str  # see `directory_name`
     architecture: str  # "LlamaForCausalLM"
     model_type: str
     dtype: str  # compute dtype: "float32", "bfloat16" or "float16"
@@ -95,7 +96,7 @@ def read_spec(directory: Path | str, dtype: str = "auto", checkpoint: Checkpoint
     units = tuple(_unit_spec(name, tensors, dtype) for name, tensors in layers.items())
     return ModelSpec(
         directory=directory,
-        name=directory.resolve().name,
+        name=directory_name(directory),
         architecture=_architecture(config),
         model_type=config["model_type"],
         dtype=dtype,
@@ -111,6 +112,8 @@ def read_spec(directory: Path | str, dtype: str = "auto", checkpoint: Checkpoint
 def read_config(directory: Path | str) -> dict[str, Any]:
     """`config.json` as it stands; refuses what can be seen from it alone to be no language model we can run."""
     file = Path(directory) / "config.json"
+    if not file.parent.is_dir():
+        raise ModelFilesError(no_such_directory(file.parent))
     if not file.is_file():
         raise ModelFilesError(f"{file}: no such file. Give the directory of a model: config.json and *.safetensors.")
     config = read_json(file)

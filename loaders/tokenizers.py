@@ -7,9 +7,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loaders.errors import DraftMismatchError, ModelFilesError
-
-# One of these holds the vocabulary, whatever the kind of tokenizer.
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+from loaders.needed_files import VOCABULARY_FILES
 
 
 def has_tokenizer(directory: str | Path) -> bool:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.cache_directory import cache_directory, write_whole
-from loaders.safetensors_files import read_checkpoint
+from loaders.safetensors_files import has_all_weights, read_checkpoint
 from offload_runtime.errors import ModelFilesError
 from sequoia_tree.acceptance import BIN_EDGES, SCALES, Acceptance
 
@@ -143,10 +143,13 @@ def cache_file(target: Path, draft: Path) -> Path | None:
 def load(target: Path, draft: Path) -> PairAcceptance | None:
     """What is known of the pair: the user's cache, then, for other settings, the file beside the draft's weights.
 
-    That file counts if it was measured with this target or names none; None where there is nothing. Raises
-    ModelFilesError where it is damaged. A damaged file in the cache counts for nothing, and `save` overwrites it.
+    That file counts if it was measured with this target or names none; None where there is nothing, and as long as one
+    of the models is not downloaded. Raises ModelFilesError where it is damaged. A damaged file in the cache counts for
+    nothing, and `save` overwrites it.
     """
     beside = _beside(draft)
+    if any((model / "config.json").is_file() and not has_all_weights(model) for model in (target, draft)):
+        return None
     cached = _cached(cache_file(target, draft))
     if beside is None or beside[1] not in (None, fingerprint(target)):
         return cached

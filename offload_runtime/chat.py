@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 from offload_runtime.command_line import run_command
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, UsageError
+from offload_runtime.fetching import Download, fetched
 from offload_runtime.options import SamplingOptions, model_options, parse_chat_arguments, sampling_options
 from offload_runtime.planning import Preparation, prepare
 from scheduler.plan_table import format_plan
@@ -28,7 +29,7 @@ DEMO_NOTE = (
     "No --model given: this is the bundled demonstration of the machinery. "
     "A model of a few million parameters does not converse."
 )
-NO_DRAFT_NOTE = "no draft given: plain decoding; --draft DIR speeds it up"
+NO_DRAFT_NOTE = "no draft given: plain decoding; --draft MODEL speeds it up"
 GREETING = "/help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves"
 
 
@@ -42,6 +43,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         preparation = prepare(options)
         print(json.dumps(preparation.plan.as_dict()) if arguments.json else _plan_text(preparation), flush=True)
+        download = Download.of(preparation.options)
+        if download.models and not arguments.quiet:
+            print(f"Not downloaded yet: {download}", file=sys.stderr)
         return 0
     prompt = _given_prompt(arguments)
     if prompt is None and arguments.json:
@@ -50,6 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings are for those who program with it
     screen = Screen(quiet=arguments.quiet or arguments.json)
+    options = fetched(options, arguments.yes, screen.quiet, _plan_text)
     preparation = prepare(options)
     _show_what_comes(screen, preparation, arguments)
     with screen.busy("starting PyTorch"):

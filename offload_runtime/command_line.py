@@ -13,6 +13,7 @@ from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, exit_cod
 def run_command(run: Callable[[], int]) -> int:
     """Run a command and return its exit code. Every error of the user's ends here, as a message on stderr."""
     _prepare_streams()
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings are for those who program with it
     try:
         return run()
     except OffloadError as error:

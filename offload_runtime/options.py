@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from loaders.hub_names import model_path
 from offload_runtime.errors import UsageError
 from offload_runtime.planning import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft
 from scheduler.machine import DEVICES
@@ -147,12 +148,17 @@ def model_parser(prog: str, description: str, epilog: str | None = None) -> argp
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Options that say what to load and where it may lie; `model_options` reads them back."""
     add = parser.add_argument_group("model").add_argument
-    add("--model", "-m", metavar="DIR", help="directory of the model (default: a bundled demonstration)")
+    add(
+        *("--model", "-m"),
+        metavar="MODEL",
+        help="directory of the model, or its name on the Hugging Face hub: org/name or org/name@revision "
+        "(default: a bundled demonstration)",
+    )
     add(
         *("--draft", "-d"),
-        metavar="DIR",
+        metavar="MODEL",
         default="auto",
-        help="directory of a small model with the same tokens; none: plain decoding; "
+        help="a small model with the same tokens, in the same way; none: plain decoding; "
         "auto: the demonstration's own draft, none for other models (default: auto)",
     )
     add("--device", choices=DEVICES, default="auto", help="where to compute (default: auto)")
@@ -175,6 +181,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--tree-size", metavar="N", type=count_or_auto, help="most tokens in a tree (default: auto)")
     add("--tree-depth", metavar="N", type=count_or_auto, help="most levels of a tree (default: auto)")
+    group = parser.add_argument_group("downloads", "Models by name go to the Hugging Face cache; HF_HOME moves it.")
+    group.add_argument("--offline", action="store_true", help="never use the network: what the cache has is used")
+    group.add_argument("--yes", action="store_true", help="never ask before a large step, such as more than 5 GB")
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -186,9 +195,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def model_options(arguments: argparse.Namespace) -> Options:
     """The model options in parsed arguments, with the bundled pair filled in."""
-    model = DEMO_TARGET if arguments.model is None else Path(arguments.model)
+    model = DEMO_TARGET if arguments.model is None else model_path(arguments.model)
     names = (
-        *("device", "device_memory", "host_memory", "dtype", "context_length"),
+        *("device", "device_memory", "host_memory", "dtype", "context_length", "offline"),
         *("tree", "verification", "tree_size", "tree_depth"),
     )
     values = {name: getattr(arguments, name) for name in names}
@@ -207,6 +216,7 @@ CHAT_EXAMPLES = """examples:
   python -m offload_runtime.chat -m DIR --plan                            what would lie where, and how fast it may be
   python -m offload_runtime.chat -m DIR --plan --gpu rtx-4090             the same for a card that is not here
   python -m offload_runtime.chat -m DIR -p "Why is the sky blue?" --json  one reply, as JSON
+  python -m offload_runtime.chat -m org/name --plan                       the same for a model that is not downloaded
 
 exit codes: 0 ok, 1 failure of this program, 2 wrong use, 3 model files missing or damaged, 4 does not fit,
 5 draft does not match, 130 interrupted"""
@@ -233,9 +243,6 @@ def chat_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--json", action="store_true", help="print one JSON object instead of text; needs a prompt")
     group.add_argument("--quiet", action="store_true", help="print the reply and errors only")
-    group = parser.add_argument_group("for scripts", "What scripts may insist on; it always holds.")
-    group.add_argument("--offline", action="store_true", help="never use the network")
-    group.add_argument("--yes", action="store_true", help="never ask before a large step")
     return parser
 
 

@@ -5,6 +5,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
+from loaders.hub import HubModel, find_model, read_hub_checkpoint
+from loaders.hub_names import hub_name, model_path
 from loaders.safetensors_files import Checkpoint, read_checkpoint
 from loaders.spec import ModelSpec, read_config, read_spec
 from offload_runtime.best_plan import best_plan
@@ -44,6 +46,8 @@ class Options:
 
     share_layers: the files hold the target's first few layers only, and the others repeat them in turn. gpu: plan for
     this card (of `scheduler.hardware`) in place of the machine's own, with `host_memory` beside it, all free.
+    model, draft: directories, or names on the hub until `located` has put the directories of its cache in their place;
+    sources says then what these lack. offline: never use the network.
     """
 
     model: Path
@@ -60,6 +64,8 @@ class Options:
     io: IOMode = "auto"
     share_layers: bool = False
     gpu: str | None = None
+    offline: bool = False
+    sources: tuple[HubModel, ...] = ()
 
     def __post_init__(self) -> None:
         for name, choices in (("tree", TREES), ("verification", RULES), ("dtype", DTYPES), ("io", IO_MODES)):
@@ -78,10 +84,16 @@ class Options:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """One model on disk and what its headers say."""
+    """One model and what its headers say. source: what it is on the hub, where it came by its name."""
 
     spec: ModelSpec
     checkpoint: Checkpoint
+    source: HubModel | None = None
+
+    @property
+    def missing_bytes(self) -> int:
+        """What is to be downloaded before it can be loaded."""
+        return self.source.missing_bytes if self.source else 0
 
 
 @dataclass(frozen=True)
@@ -115,25 +127,40 @@ def resolve_draft(model: Path, draft: str | Path | None) -> Path | None:
     """The draft's directory; "auto" knows the bundled pair and decodes plainly otherwise, "none" always does."""
     if draft == "auto":
         return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else None
-    return None if draft in (None, "none") else Path(draft)
+    return None if draft in (None, "none") else model_path(draft)
+
+
+def located(options: Options) -> Options:
+    """The options with directories in place of hub names, and what the hub says of these. Raises ModelFilesError."""
+    paths = (options.model, options.draft if options.tree != "none" else None)
+    names = {path: name for path in paths if path is not None and (name := hub_name(path))}
+    found = {path: find_model(name, options.offline) for path, name in names.items()}
+    where: dict[Path | None, Path] = {path: source.directory for path, source in found.items()}
+    return replace(
+        options,
+        model=where.get(options.model, options.model),
+        draft=where.get(options.draft, options.draft),
+        sources=(*options.sources, *found.values()),
+    )
 
 
 def prepare(options: Options) -> Preparation:
-    """Read configs and headers, look at the machine and make the plan.
+    """Read configs and headers, from the hub where they are not on disk, look at the machine and make the plan.
 
     Raises ModelFilesError, UnsupportedModelError, MachineError, DoesNotFitError or UsageError.
     """
     try:
         machine, limits = _machine(options), _limits(options)
-        target = _read(options.model, options.dtype, machine, options.share_layers)
+        options = located(options)
+        target = _read(options, options.model, machine, options.share_layers)
         draft = acceptance = None
         if options.draft is not None and options.tree != "none":
-            draft = _read(options.draft, options.dtype, machine)
+            draft = _read(options, options.draft, machine)
             acceptance = expected_acceptance(options.model, options.draft)
         machine = _with_speed(machine, target.spec.dtype)
         plan = _plan(options, target, draft, machine, limits, acceptance)
         preparation = Preparation(options, target, draft, machine, limits, acceptance, plan)
-        if Tier.DISK not in plan.tiers:
+        if Tier.DISK not in plan.tiers or target.missing_bytes:
             return preparation
         rate = read_bandwidth(target.checkpoint.files, plan.read_chunk_bytes)
         return preparation.replanned(machine=replace(machine, disk_bandwidth=rate))
@@ -198,8 +225,10 @@ def _limits(options: Options) -> Limits:
     return Limits(**{name: None if value == "auto" else value for name, value in values.items()})
 
 
-def _read(directory: Path, dtype: str, machine: Machine, shared: bool = False) -> ModelFiles:
-    checkpoint, config = read_checkpoint(directory), read_config(directory)
+def _read(options: Options, directory: Path, machine: Machine, shared: bool = False) -> ModelFiles:
+    dtype, source = options.dtype, next((one for one in options.sources if one.directory == directory), None)
+    config = read_config(directory)  # refuses models before their headers are asked for
+    checkpoint = read_hub_checkpoint(source) if source else read_checkpoint(directory)
     stored = config.get("stored_layers")  # of a widened model: which layer of the files each layer is
     if shared or stored is not None:
         from loaders.random_checkpoint import share_layers
@@ -208,7 +237,7 @@ def _read(directory: Path, dtype: str, machine: Machine, shared: bool = False) -
     spec = read_spec(directory, dtype, checkpoint)
     if dtype == "auto" and machine.device == "cpu" and spec.dtype != "float32" and not _cpu_has_bfloat16():
         spec = read_spec(directory, "float32", checkpoint)
-    return ModelFiles(spec, checkpoint)
+    return ModelFiles(replace(spec, name=source.label) if source else spec, checkpoint, source)
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from loaders.hub_names import model_path
 from loaders.tokenizers import check_same_tokens, has_tokenizer, load_tokenizer
 from offload_runtime.automatic_tree import MAX_DEPTH, AutomaticTree
 from offload_runtime.decode import Decoder, Request, Step
 from offload_runtime.errors import PromptError, UsageError
+from offload_runtime.fetching import Download
 from offload_runtime.generation_defaults import GenerationDefaults, override, read_generation_defaults
 from offload_runtime.learned_acceptance import LearnedAcceptance
 from offload_runtime.loading import LoadedModels, Progress, load_models
@@ -51,20 +53,22 @@ class OffloadRuntime:
         verification: str = "auto",
         io: IOMode = "auto",
         progress: Progress | None = None,
+        offline: bool = False,
     ) -> "OffloadRuntime":
-        """Plan and load.
+        """Plan, download what is missing and load.
 
-        model, draft: checkpoint directories; draft "none" decodes plainly. device_memory, host_memory: caps, as bytes
+        model, draft: checkpoint directories, or names on the hub, org/name or org/name@revision; a Path is always a
+        directory, and draft "none" decodes plainly. device_memory, host_memory: caps, as bytes
         or text like "20GiB". dtype: of the computation; "auto" is the checkpoint's, or float32 on a CPU that has no
         bfloat16 units. tree: what the draft proposes, one of `planning.TREES`; "auto" takes what is fastest here.
         verification: the rule that accepts drafts when sampling, one of `planning.RULES`; "auto" is the tree's own. io:
         how weights are read from disk: "direct" past the page cache, "buffered" through it. progress: called while
-        weights load.
+        weights are downloaded and loaded. offline: never use the network.
         Raises an OffloadError that says what is wrong and what would work.
         """
         options = Options(
-            model=Path(model),
-            draft=resolve_draft(Path(model), draft),
+            model=model_path(model),
+            draft=resolve_draft(model_path(model), draft),
             device=device,
             device_memory=device_memory,
             host_memory=host_memory,
@@ -75,8 +79,14 @@ class OffloadRuntime:
             tree_depth=tree_depth,
             context_length=context_length,
             io=io,
+            offline=offline,
         )
-        return cls(prepare(options), progress)
+        preparation = prepare(options)
+        download = Download.of(preparation.options)
+        if download.models:
+            download.run(progress)
+            preparation = prepare(preparation.options)
+        return cls(preparation, progress)
 
     def __init__(self, preparation: Preparation, progress: Progress | None = None):
         options = preparation.options

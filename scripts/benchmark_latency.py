@@ -22,6 +22,7 @@ from latency.options import parse_arguments
 from loaders.direct_io import measure_read_bandwidth
 from offload_runtime.command_line import run_command
 from offload_runtime.errors import UsageError
+from offload_runtime.fetching import fetched
 from offload_runtime.options import model_options, sampling_options
 from offload_runtime.planning import IOMode, Options, Preparation, prepare
 
@@ -53,6 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
             made_up = resources.enter_context(made_up_weights(arguments, note))
             options = _made_up_options(options, made_up, arguments)
+        options = fetched(options, arguments.yes, arguments.quiet)
         modes = {"plain": prepare(replace(options, draft=None, tree="none"))}
         if options.draft is not None and options.tree != "none":
             modes["tree"] = prepare(options)

@@ -18,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 
 from acceptance.options import parse_arguments, settings
 
+from loaders.hub_names import directory_name
 from offload_runtime.acceptance_store import ACCEPTANCE_FILE, PairAcceptance, cache_file, save, write
 from offload_runtime.command_line import run_command
 from offload_runtime.errors import UsageError
+from offload_runtime.fetching import fetched
 from offload_runtime.options import model_options
 from offload_runtime.planning import DEMO_TARGET, Preparation, prepare
 
@@ -38,11 +40,13 @@ def _run(arguments: argparse.Namespace) -> int:
     options = model_options(arguments)
     if options.draft is None or options.tree == "none":
         raise UsageError("acceptance is that of a draft: name one with --draft DIR")
+    options = fetched(options, arguments.yes, arguments.quiet)
+    assert options.draft is not None
     file = _file(arguments.output, options.draft)
     measured = _measure(arguments, prepare(options))
     pair = PairAcceptance(
-        target=options.model.resolve().name,
-        draft=options.draft.resolve().name,
+        target=directory_name(options.model),
+        draft=directory_name(options.draft),
         measurements={one.setting: one.measurement for one in measured},
     )
     # Printed first: what took long must not be lost where it cannot be kept.

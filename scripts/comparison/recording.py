@@ -14,6 +14,7 @@ from torch import Tensor
 from comparison.cells import Setting
 from comparison.pair import Pair
 from comparison.texts import reader_of, write_texts
+from loaders.hub_names import directory_name
 from offload_runtime.errors import UsageError
 
 FORMAT = "sequoia-offload recorded laws, version 1"
@@ -49,8 +50,8 @@ def record(pair: Pair, settings: list[Setting], contexts: int, seed: int, file: 
     }
     about = {
         "format": FORMAT,
-        "target": pair.options.model.resolve().name,
-        "draft": pair.options.draft.resolve().name if pair.options.draft else "",
+        "target": directory_name(pair.options.model),
+        "draft": directory_name(pair.options.draft) if pair.options.draft else "",
         "settings": json.dumps([asdict(setting) for setting in settings]),
         "seed": str(seed),
     }

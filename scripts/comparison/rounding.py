@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from termination import ended_by_sigterm
 from torch import Tensor
 
+from loaders.hub_names import directory_name
 from loaders.safetensors_files import read_checkpoint
 from offload_runtime.errors import ModelFilesError
 
@@ -75,7 +76,7 @@ def rounded_draft(target: Path, bits: int) -> Iterator[Path]:
     which are the same for any number of bits.
     """
     with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="rounded-") as parent, _cache_in(Path(parent)):
-        directory = Path(parent) / f"{target.resolve().name}-{bits}-bit"
+        directory = Path(parent) / f"{directory_name(target)}-{bits}-bit"
         try:
             write_rounded(target, directory, GRIDS[bits])
         except OSError as error:

@@ -17,9 +17,11 @@ from comparison.replay import Replay
 from comparison.rounding import rounded_draft
 from comparison.same_contexts import measure_same_contexts
 from comparison.texts import acceptance_tables, observe_beside
+from loaders.hub_names import directory_name
 from loaders.safetensors_files import read_checkpoint
 from loaders.spec import read_spec
 from offload_runtime.errors import UsageError
+from offload_runtime.fetching import fetched
 from offload_runtime.options import model_options
 
 Note = Callable[[str], None]
@@ -39,8 +41,8 @@ def pair_source(arguments: argparse.Namespace, kinds: list[Setting], note: Note)
     pair = _pair(arguments)
     draft = pair.options.draft
     setup = {
-        "model": pair.options.model.resolve().name,
-        "draft": draft.resolve().name if draft and arguments.draft_bits is None else None,
+        "model": directory_name(pair.options.model),
+        "draft": directory_name(draft) if draft and arguments.draft_bits is None else None,
         "draft_bits": arguments.draft_bits,
         "dtype": pair.options.dtype,
         "prompts": digest(pair.prompts),
@@ -86,6 +88,7 @@ def _pair(arguments: argparse.Namespace) -> Pair:
     needs_draft = arguments.record is not None or set(arguments.methods) != {"plain"}
     if needs_draft and options.draft is None and arguments.draft_bits is None:
         raise UsageError("nothing to compare without a draft: --draft DIR, or --draft-bits 4 for the target's own")
+    options = fetched(options, arguments.yes, arguments.quiet)
     vocab_size = read_spec(options.model, "auto", read_checkpoint(options.model)).vocab_size
     prompts = encoded_prompts(arguments.prompts, options.model, vocab_size, arguments.raw)
     return Pair(options, prompts, arguments.reply_tokens)

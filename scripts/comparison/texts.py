@@ -11,6 +11,7 @@ from torch import Tensor
 
 from comparison.cells import Setting
 from comparison.pair import Pair
+from loaders.hub_names import directory_name
 from offload_runtime.acceptance_store import ACCEPTANCE_FILE, Measurement, PairAcceptance, load, write
 from offload_runtime.acceptance_store import Setting as StoredSetting
 from offload_runtime.loading import LoadedModels
@@ -101,7 +102,7 @@ def observe_beside(pair: Pair, settings: list[Setting], contexts: int, seed: int
     tables = _observe(pair, settings, contexts, seed)
     measured = {_stored(setting): Measurement(table) for setting, table in tables.items()}
     model, draft = pair.options.model, pair.options.draft
-    write(draft / ACCEPTANCE_FILE, PairAcceptance(model.resolve().name, draft.name, measured), model)
+    write(draft / ACCEPTANCE_FILE, PairAcceptance(directory_name(model), draft.name, measured), model)
 
 
 def acceptance_tables(

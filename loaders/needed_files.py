@@ -1,0 +1,64 @@
+"""Which of a repository's files a run needs: a pure function of their names. No network, no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from loaders.errors import ModelFilesError, UnsupportedModelError
+
+SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+# One of these holds the vocabulary, whatever the kind of tokenizer.
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+
+# Files beside the weights, all small. None of them is code: what a repository would want to run stays there.
+_SMALL_FILES = {
+    *("config.json", "generation_config.json", "acceptance.json"),
+    *("quantization_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json"),
+    *VOCABULARY_FILES,
+}
+_FOREIGN_WEIGHTS = re.compile(r"\.(gguf|bin|pth?|ckpt|onnx|h5|msgpack|safetensors)$")
+
+
+def needs_index(names: Collection[str]) -> bool:
+    """Whether the weights are in shards, which the index names: one whole file wins over it, as in transformers."""
+    return SINGLE_FILE not in names and INDEX in names
+
+
+def needed_files(names: Collection[str], shards: Collection[str] = ()) -> list[str]:
+    """The files that a run needs among all those of a repository, the small ones first.
+
+    shards: the weight files that the index names, where `needs_index`; it never lists others of the same weights, such
+    as consolidated.safetensors. Raises UnsupportedModelError for weights in another format only, and ModelFilesError
+    where there are none, or where files are missing.
+    """
+    weights = sorted(shards) if needs_index(names) else [SINGLE_FILE]
+    small = sorted(name for name in names if name in _SMALL_FILES)
+    if needs_index(names):
+        small.append(INDEX)
+    elif SINGLE_FILE not in names:
+        raise _no_weights(names)
+    if "config.json" not in names:
+        raise ModelFilesError("it has no config.json, so it is no model that transformers could run.")
+    if absent := [name for name in weights if name not in names]:
+        raise ModelFilesError(
+            f"it is incomplete: {len(absent)} of {len(weights)} weight files that its index names are missing, "
+            f"the first is {absent[0]}."
+        )
+    return [*small, *weights]
+
+
+def _no_weights(names: Collection[str]) -> ModelFilesError | UnsupportedModelError:
+    found = sorted(name for name in names if _FOREIGN_WEIGHTS.search(name))
+    some = ", ".join(found[:2]) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
+    for suffixes, remedy in (
+        ((".gguf",), "GGUF files are not supported yet; use the repository that they were made from."),
+        ((".bin", ".pt", ".pth", ".ckpt"), "Such files can run code when read; use a repository with safetensors."),
+        ((".safetensors",), "These are adapters or parts of another program; use the repository of the whole model."),
+    ):
+        if any(name.endswith(suffixes) for name in found):
+            return UnsupportedModelError(f"it has no {SINGLE_FILE}, only {some}. {remedy}")
+    return ModelFilesError(f"it has no weights in safetensors format{f', only {some}' if some else ''}.")
