@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from loaders.spec import ALIGNMENT
 from loaders.safetensors_files import STORED_ITEMSIZE
 from loaders.sources import ByteRun, UnitSource
+from loaders.spec import ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Span:
 def spans(source: UnitSource, nbytes: int, span_bytes: int) -> tuple[Span, ...]:
     """The spans of at most `span_bytes` (a multiple of 256) that cover every run of a buffer of `nbytes`, in order.
 
-    Elements stay whole: every tensor begins at a multiple of 256, and no element is longer than that or of another size.
+    Elements stay whole: tensors begin at multiples of 256, which is a whole number of elements of any dtype.
     """
     assert span_bytes % ALIGNMENT == 0
     cells: dict[int, list[ByteRun]] = defaultdict(list)

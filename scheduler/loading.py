@@ -101,11 +101,12 @@ def _work_through(jobs: Sequence[Job], threads: int, tick: Callable[[], None], s
     pool = ThreadPoolExecutor(threads, thread_name_prefix="load")
     try:
         futures = [pool.submit(work, thread) for thread in range(threads)]
-        pending = True
-        while pending:
+        running = True
+        while running:
             done, pending = wait(futures, TICK_SECONDS, FIRST_EXCEPTION)
             for future in done:
                 future.result()
+            running = bool(pending)
             tick()
     except BaseException:
         halted.append(True)

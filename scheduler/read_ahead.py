@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import torch
 
-from loaders.spans import Span
 from loaders.sources import UnitSource
+from loaders.spans import Span
 from scheduler.host_memory import HostBuffer
 from scheduler.prefetch import Prefetcher
 from scheduler.streams import Streams

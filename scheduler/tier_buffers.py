@@ -1,4 +1,4 @@
-"""All memory that units take, on the device and in the host, before anything is read: what does not fit shows at once."""
+"""All memory that units take, on the device and in the host, before anything is read: a lack of it shows at once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from loaders.sources import UnitSource
-from loaders.spec import aligned
 from scheduler.device_memory import DeviceMemory
 from scheduler.host_memory import HostBuffer, HostMemory
 from scheduler.placement import Tier
-from scheduler.staging import LOADING_THREADS, SPAN_BYTES, STAGING_BUFFERS
+from scheduler.staging import staging_buffers
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,10 @@ def allocate_tiers(
 
 
 def _staging(units: Sequence[UnitBytes], tiers: Sequence[Tier], host: HostMemory) -> tuple[int, list[HostBuffer]]:
-    """(size, buffers): one per thread that loads, and as many as hold `STAGING_BUFFERS` units of the disk tier."""
+    """(size, buffers)."""
     loaded, from_disk = ([units[index].nbytes for index in _of(tiers, tier)] for tier in (Tier.DEVICE, Tier.DISK))
-    if not loaded and not from_disk:
-        return 0, []
-    span_bytes = aligned(min(SPAN_BYTES, max((*loaded, *from_disk))))
-    needed = -(-STAGING_BUFFERS * max(from_disk, default=0) // span_bytes)
-    buffers = [host.allocate(span_bytes) for _ in range(max(needed, LOADING_THREADS))]
+    span_bytes, count = staging_buffers(loaded, from_disk)
+    buffers = [host.allocate(span_bytes) for _ in range(count)]
     for buffer in buffers:
         host.pin(buffer)
     return span_bytes, buffers
