@@ -29,7 +29,8 @@ class Prefetcher(Generic[Item]):
     ):
         assert order and places >= 1 and threads >= 1
         self._order, self._places, self._fetch = tuple(order), places, fetch
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()  # entered as it is: Ctrl-C cannot come between taking it and being in its block
+        self._changed = threading.Condition(self._lock)
         self._begun = self._acquired = self._released = 0  # items so far
         self._fetching: set[int] = set()
         self._ready: set[int] = set()
@@ -44,7 +45,7 @@ class Prefetcher(Generic[Item]):
 
         Raises what `fetch` raised, if it failed, and RuntimeError when this is closed.
         """
-        with self._changed:
+        with self._lock:
             number = self._acquired
             assert self._order[number % len(self._order)] == item, "items are used in order"
             self._changed.wait_for(lambda: number in self._ready or self._is_lost(number))
@@ -61,7 +62,7 @@ class Prefetcher(Generic[Item]):
 
     def release(self) -> None:
         """The item acquired first of those not yet released is used up: its place may be taken."""
-        with self._changed:
+        with self._lock:
             self._released += 1
             self._changed.notify_all()
 
@@ -70,7 +71,7 @@ class Prefetcher(Generic[Item]):
 
         `meanwhile` is called while nothing is being fetched, if so.
         """
-        with self._changed:
+        with self._lock:
             if self._error is None and self._acquired == self._released and self._acquired % len(self._order) == 0:
                 return
             self._restarting = True
@@ -86,14 +87,14 @@ class Prefetcher(Generic[Item]):
 
     def wait_until_full(self) -> None:
         """Wait until every place holds an item that was not acquired; raises what a fetch raised."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: len(self._ready) == self._places or self._error is not None)
             if self._error is not None:
                 raise self._error
 
     def close(self) -> None:
         """End the threads, after the fetches under way."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
         for thread in self._threads:
@@ -106,7 +107,7 @@ class Prefetcher(Generic[Item]):
     def _work(self) -> None:
         while (number := self._next_number()) is not None:
             error = self._fetch_number(number)
-            with self._changed:
+            with self._lock:
                 self._fetching.remove(number)
                 if error is None:
                     self._ready.add(number)
@@ -115,7 +116,7 @@ class Prefetcher(Generic[Item]):
 
     def _next_number(self) -> int | None:
         """Wait until a place is free; None when this is closed."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._closed or self._may_begin())
             if self._closed:
                 return None

@@ -42,6 +42,15 @@ class Stream:
                 work()
 
 
+class Inline:
+    """The calling thread as a stream."""
+
+    def give(self, work: Callable[[], None]) -> None:
+        work()
+
+    def close(self) -> None: ...
+
+
 class FakeEvent:
     """Of `FakeStreams`, which may leave out waiting."""
 
@@ -67,23 +76,25 @@ class FakeEvent:
 class FakeStreams:
     """forgets: who does not heed events, "compute", "copy" or "host": what a missing wait would do.
 
-    copy_seconds: how late each copy comes. `compute` gives the computing stream work.
+    copy_seconds: how late each copy comes. `compute` gives the computing stream work. inline: computations run where
+    they are asked for, as PyTorch's do on a CPU; only copies come late then.
     """
 
     is_async = True
 
-    def __init__(self, copy_seconds: float = 0.0, forgets: str | None = None):
+    def __init__(self, copy_seconds: float = 0.0, forgets: str | None = None, inline: bool = False):
         self.copy_seconds, self.forgets = copy_seconds, forgets
-        self.computing, self._copying = Stream("compute"), Stream("copy")
+        self.computing: Stream | Inline = Inline() if inline else Stream("compute")
+        self._copying = Stream("copy")
         self._local = threading.local()
         self.host_waits = 0
         self.copies = 0
 
     @property
-    def current(self) -> Stream:
+    def current(self) -> Stream | Inline:
         return getattr(self._local, "stream", self.computing)
 
-    def name_of(self, stream: Stream) -> str:
+    def name_of(self, stream: Stream | Inline) -> str:
         return "compute" if stream is self.computing else "copy"
 
     @contextmanager
