@@ -6,7 +6,7 @@ from loaders.direct_io import ALIGNMENT, CHUNK_BYTES, THREADS
 from loaders.spec import ITEMSIZE, ModelSpec
 from scheduler.machine import Machine
 from scheduler.sizes import GIB, MIB
-from scheduler.staging import BOUNCE_CHUNK_BYTES, BOUNCE_CHUNKS, staging_buffers
+from scheduler.staging import BOUNCE_BYTES, staging_buffers
 
 # Kept out of the budget. On a GPU: the CUDA context with its kernels and matrix-product workspaces, and 5 % of what is
 # free for the allocator's fragments. On the host: the process itself (Python, torch, transformers) and 5 % of all
@@ -114,7 +114,7 @@ def _read_buffers(models: Models, device: str) -> PlanItem:
         return PlanItem("read buffers", device_bytes=nbytes)
     loaded = [size for model in models for size in (model.outer_bytes, *(unit.nbytes for unit in model.units))]
     span_bytes, count = staging_buffers(loaded, ())
-    return PlanItem("read buffers", host_bytes=nbytes + count * span_bytes + BOUNCE_CHUNKS * BOUNCE_CHUNK_BYTES)
+    return PlanItem("read buffers", host_bytes=nbytes + count * span_bytes + BOUNCE_BYTES)
 
 
 def weight_bytes(spec: ModelSpec) -> int:

@@ -23,7 +23,6 @@ class Ring:
     slots: device buffers, each large enough for any unit.
     fill: `fill(unit, slot)` writes a unit's bytes into a slot; called in a thread with the copying stream active.
     restart: called when the next unit filled is the first again, out of turn; nothing is being filled then.
-    threads: fills at once, for a device that works synchronously: with two the disk goes on while a fill ends.
     """
 
     def __init__(
@@ -33,17 +32,15 @@ class Ring:
         fill: Callable[[int, Tensor], None],
         streams: Streams | None = None,
         restart: Callable[[], None] = nothing,
-        threads: int = 1,
     ):
         assert len(slots) >= 2, "one slot computes while another fills"
         self._streams = streams or streams_of(slots[0].device)
-        assert threads == 1 or not self._streams.is_async, "copies of one stream have one order"
         self.slots, self._fill, self._restart = tuple(slots), fill, restart
         self._filled_events = [self._streams.event() for _ in slots]
         self._used_events = [self._streams.event() for _ in slots]
         self._record_all_used()  # what was queued before may still compute on memory that the slots were given
         self._paused = False
-        self._prefetcher = Prefetcher(order, len(slots), self._fill_slot, threads, "ring")
+        self._prefetcher = Prefetcher(order, len(slots), self._fill_slot, name="ring")
 
     def acquire(self, unit: int) -> int:
         """Wait until `unit`, which must be next in order, is in its slot; return the slot's index.

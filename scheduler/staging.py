@@ -15,6 +15,7 @@ from scheduler.sizes import MIB
 # empties another while two wait.
 BOUNCE_CHUNK_BYTES = 16 * MIB
 BOUNCE_CHUNKS = 4
+BOUNCE_BYTES = BOUNCE_CHUNKS * BOUNCE_CHUNK_BYTES
 # What is read from disk to be sent to a GPU is staged in spans: eight threads read 4 MiB each.
 SPAN_BYTES = 32 * MIB
 # While units are loaded to a GPU, every thread reads or sends a span of its own, and reads are in flight throughout.

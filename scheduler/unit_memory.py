@@ -13,15 +13,13 @@ from scheduler.device_memory import DeviceMemory
 from scheduler.host_memory import HostMemory, host_memory_for
 from scheduler.loading import Loader, Progress
 from scheduler.placement import Tier
+from scheduler.prefetch import nothing
 from scheduler.read_ahead import ReadAhead
 from scheduler.ring import Ring
 from scheduler.streams import Streams, streams_of
 from scheduler.tier_buffers import TierBuffers, UnitBytes, allocate_tiers
 
 __all__ = ["Progress", "UnitBytes", "UnitMemory"]
-
-# Slots that are filled at once where fills are reads: the disk goes on while the last bytes of a unit arrive.
-FILLS_AT_ONCE = 2
 
 
 class UnitMemory:
@@ -115,18 +113,13 @@ class UnitMemory:
         if not self._streamed:
             return
         from_disk = [index for index in self._streamed if self._tiers[index] is Tier.DISK]
-        if not self._streams.is_async:
-            self.ring = Ring(self._streamed, buffers.slots, self._fill_slot, self._streams, threads=FILLS_AT_ONCE)
-        elif not from_disk:
-            self.ring = Ring(self._streamed, buffers.slots, self._fill_slot, self._streams)
-        else:
-            order = [
-                (index, spans(self._units[index].source, self._units[index].nbytes, buffers.span_bytes))
-                for index in from_disk
-            ]
+        restart = nothing
+        if from_disk and self._streams.is_async:
+            units = {index: self._units[index] for index in from_disk}
+            order = [(index, spans(unit.source, unit.nbytes, buffers.span_bytes)) for index, unit in units.items()]
             self._read_ahead = ReadAhead(order, buffers.staging, self._reader.fill, self._streams)
             restart = self._read_ahead.restart
-            self.ring = Ring(self._streamed, buffers.slots, self._fill_slot, self._streams, restart)
+        self.ring = Ring(self._streamed, buffers.slots, self._fill_slot, self._streams, restart)
 
     def _fill_slot(self, index: int, slot: Tensor) -> None:
         assert self._buffers is not None

@@ -20,7 +20,7 @@ from scheduler.placement import spread, wanted_slots
 from scheduler.plan import Limits, Plan, Tier, make_plan
 from scheduler.plan_table import format_plan
 from scheduler.sizes import GIB, MIB, parse_size
-from scheduler.staging import BOUNCE_CHUNK_BYTES, BOUNCE_CHUNKS, LOADING_THREADS, SPAN_BYTES
+from scheduler.staging import BOUNCE_BYTES, LOADING_THREADS, SPAN_BYTES
 from tests.plan_samples import (
     LLAMA2_70B,
     LLAMA3_8B_INT4,
@@ -400,7 +400,7 @@ def test_a_model_of_2_mb_streams_under_a_cap_below_its_size(context: int | None)
 )
 def test_read_buffers_follow_the_largest_layer_whatever_the_budget(sizes: list[int], chunk: int) -> None:
     spec = model("any", sizes, 10 * MIB, 4096, **SMALL)
-    staging = BOUNCE_CHUNKS * BOUNCE_CHUNK_BYTES + LOADING_THREADS * min(SPAN_BYTES, max(*sizes, 10 * MIB))
+    staging = BOUNCE_BYTES + LOADING_THREADS * min(SPAN_BYTES, max(*sizes, 10 * MIB))
     for machine, beside in ((cpu(8 * GIB), 0), (cpu(512 * GIB), 0), (gpu(8 * GIB), staging), (gpu(80 * GIB), staging)):
         plan = make_plan(spec, None, machine)
         (buffers,) = [item for item in plan.items if item.name == "read buffers"]
