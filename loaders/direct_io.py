@@ -181,6 +181,7 @@ class Workers:
         self.threads = threads
         memory_bytes = round_up(chunk_bytes) + 2 * ALIGNMENT
         self.bounce_bytes = threads * memory_bytes
+        self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
         self._memories: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         memory = aligned_memory(self.bounce_bytes)  # in one piece, for huge pages to fit
@@ -191,7 +192,7 @@ class Workers:
         """Call `work(item, bounce memory)` for every item, in parallel, each thread taking the next one left.
 
         The first error stops the rest and is raised here, once no thread works on the items any more. Two callers
-        share the threads: the second's items begin as the first's run out.
+        share the threads: the second's items begin as the first's run out. Raises RuntimeError after `stop`.
         """
         left = iter(items)  # a list's iterator hands each item to one thread
         stop = threading.Event()
@@ -200,7 +201,7 @@ class Workers:
             memory = self._memories.get_nowait()  # never empty: there are as many as threads
             try:
                 for item in left:
-                    if stop.is_set():
+                    if stop.is_set() or self._stopped.is_set():
                         break
                     work(item, memory)
             finally:
@@ -214,6 +215,12 @@ class Workers:
             wait(futures)  # also when the caller is interrupted: nothing writes to its memory once this returns
         for future in futures:
             future.result()
+        if self._stopped.is_set():
+            raise RuntimeError("reading was stopped")
+
+    def stop(self) -> None:
+        """Let callers of `run` end after the items in work, now and later: nobody wants the rest any more."""
+        self._stopped.set()
 
     def close(self) -> None:
         """Let running work end, then free the memory."""

@@ -60,6 +60,10 @@ class WeightReader:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def stop(self) -> None:
+        """Let fills end early, now and later, with RuntimeError: nobody wants what they read. `close` follows."""
+        self._workers.stop()
+
     def close(self) -> None:
         """Let running fills end, then close all files."""
         self._workers.close()

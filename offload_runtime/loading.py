@@ -1,17 +1,19 @@
 """From a plan to loaded models."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
+from loaders.interrupts import interrupts_deferred
 from loaders.reader import WeightReader
 from loaders.skeleton import Skeleton, build_skeleton
 from loaders.spec import ModelSpec
 from offload_runtime.attention import ATTENTION_NAME
 from offload_runtime.draft import Draft
 from offload_runtime.errors import MachineError, UnsupportedModelError
+from offload_runtime.host_shortage import host_shortage_explained
 from offload_runtime.model import Model
 from offload_runtime.planning import IOMode, ModelFiles, Preparation
 from offload_runtime.target import Target
@@ -34,11 +36,27 @@ class LoadedModels:
     _resources: ExitStack
 
     def close(self) -> None:
-        self._resources.close()
+        with interrupts_deferred():
+            self._resources.close()
+
+
+@contextmanager
+def _resources() -> Iterator[ExitStack]:
+    """What is opened here is closed if the block fails, whole, however often Ctrl-C is pressed meanwhile."""
+    resources = ExitStack()
+    try:
+        yield resources
+    except BaseException:
+        with interrupts_deferred():
+            resources.close()
+        raise
 
 
 def load_models(preparation: Preparation, progress: Progress | None) -> LoadedModels:
-    """Build both skeletons, plan anew with their exact sizes, and load every unit into its tier."""
+    """Build both skeletons, plan anew with their exact sizes, and load every unit into its tier.
+
+    Raises DoesNotFitError where the host has less memory by now than the plan takes, ModelFilesError for damaged files.
+    """
     device = torch.device(preparation.machine.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise MachineError(
@@ -54,7 +72,7 @@ def load_models(preparation: Preparation, progress: Progress | None) -> LoadedMo
     )
     plan, memory = preparation.plan, DeviceMemory(device)
     memory.add(plan.workspace_bytes)  # activations come and go; the largest pass counts throughout
-    with ExitStack() as resources:
+    with host_shortage_explained(preparation), _resources() as resources:
         load = _Loader(plan, preparation.options.io, memory, resources, progress)
         draft = None
         if preparation.draft and draft_skeleton:
@@ -109,6 +127,7 @@ class _Loader:
             reader,
             self.memory,
             (lambda done, total: progress(stage, done, total)) if progress else None,
+            plan.machine.pinned_limit,
         )
         self.resources.callback(model.close)
         return model

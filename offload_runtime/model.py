@@ -23,7 +23,7 @@ from offload_runtime.errors import Interrupted, UnsupportedModelError
 from offload_runtime.kv_cache import TreeCache
 from offload_runtime.rows import text_rows
 from scheduler.device_memory import DeviceMemory
-from scheduler.plan import Tier
+from scheduler.placement import Tier
 from scheduler.unit_memory import Progress, UnitBytes, UnitMemory
 
 Parameters = tuple[nn.Parameter, ...]
@@ -38,7 +38,7 @@ class Model:
     """Loads its weights on construction; `forward` then runs passes over `cache`.
 
     tiers: where each decoder layer lives; embeddings, final norm and head are always resident.
-    slots: ring slots for the layers that stream.
+    slots: ring slots for the layers that stream. pinned_limit: most bytes of host memory to pin; None: no limit known.
     capacity: rows of the KV cache, committed and in progress together.
     positions: how many the model was made for.
     """
@@ -54,6 +54,7 @@ class Model:
         reader: WeightReader,
         memory: DeviceMemory,
         on_progress: Progress | None = None,
+        pinned_limit: int | None = None,
     ):
         self._model, self._memory = skeleton.model, memory
         self.should_stop: Callable[[], bool] = never
@@ -66,7 +67,8 @@ class Model:
         units = (*skeleton.units, skeleton.outer)
         sources, outer_source = map_sources(skeleton, checkpoint)
         unit_bytes = [UnitBytes(unit.layout.nbytes, source) for unit, source in zip(units, (*sources, outer_source))]
-        self._weights = UnitMemory(unit_bytes, (*tiers, Tier.DEVICE), slots, reader, memory, on_progress)
+        placed = (*tiers, Tier.DEVICE)
+        self._weights = UnitMemory(unit_bytes, placed, slots, reader, memory, on_progress, pinned_limit)
         for index, buffer in self._weights.resident.items():
             units[index].bind(make_parameters(units[index].layout, buffer))
         self._hooks = list(self._add_hooks(skeleton.units))

@@ -2,13 +2,18 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from scheduler.bounce import Link
+from scheduler.host_memory import host_memory_for
 from scheduler.machine import Machine
 from scheduler.measurements import Figures, recall, remember, speed_conditions, speed_subject, with_measured_speed
 from scheduler.sizes import MIB
+from scheduler.streams import streams_of
 
 COPY_BYTES = 128 * MIB
 REPEATS = 3
@@ -36,8 +41,7 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> Figures:
         "memory_bandwidth": _memory_bandwidth(device, dtype),
     }
     if device.type == "cuda":
-        figures["link_bandwidth"] = _copy_bandwidth(device, torch.empty(COPY_BYTES, dtype=torch.uint8, pin_memory=True))
-        figures["pageable_bandwidth"] = _copy_bandwidth(device, torch.zeros(COPY_BYTES, dtype=torch.uint8))
+        figures |= _link_figures(device)
     return figures
 
 
@@ -58,9 +62,22 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _copy_bandwidth(device: torch.device, host: Tensor) -> float:
-    place = torch.empty_like(host, device=device)
-    return len(host) / _seconds(device, lambda: place.copy_(host, non_blocking=True))
+def _link_figures(device: torch.device) -> Figures:
+    """Of copies out of pinned memory, if so much can be pinned, and of the way that any other memory takes."""
+    with closing(host_memory_for(device, None)) as host:
+        streams = streams_of(device)
+        link = Link(streams, host)
+        pageable, pinned = host.allocate(COPY_BYTES), host.allocate(COPY_BYTES)
+        for buffer in (pageable, pinned):
+            buffer.tensor.fill_(1)  # untouched memory is one page of zeros, which copies faster than memory does
+        host.pin(pinned)
+        place = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
+        with streams.copying():
+            figures = {"pageable_bandwidth": COPY_BYTES / _seconds(device, partial(link.send, place, pageable))}
+            if pinned.pinned:
+                figures["link_bandwidth"] = COPY_BYTES / _seconds(device, partial(link.send, place, pinned))
+        streams.synchronize()
+    return figures
 
 
 def _product_flops(device: torch.device, dtype: torch.dtype) -> float:

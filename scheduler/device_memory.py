@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from scheduler.host_memory import allocate
+
 
 class DeviceMemory:
     """Allocates byte buffers on one device and counts them.
@@ -19,9 +21,14 @@ class DeviceMemory:
             torch.cuda.reset_peak_memory_stats(device)
 
     def empty(self, nbytes: int) -> Tensor:
-        """An uninitialised uint8 buffer ``[nbytes]``."""
+        """A uint8 buffer ``[nbytes]`` of any content. Raises MemoryError on a CPU, PyTorch's OutOfMemoryError on a GPU.
+
+        On a CPU in huge pages: the system clears them several times as fast as the small ones that PyTorch takes.
+        """
+        on_cpu = self.device.type == "cpu"
+        buffer = allocate(nbytes) if on_cpu else torch.empty(nbytes, dtype=torch.uint8, device=self.device)
         self.add(nbytes)
-        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        return buffer
 
     def add(self, nbytes: int) -> None:
         """Count a buffer that was allocated elsewhere and stays."""

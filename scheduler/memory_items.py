@@ -6,6 +6,7 @@ from loaders.direct_io import ALIGNMENT, CHUNK_BYTES, THREADS
 from loaders.spec import ITEMSIZE, ModelSpec
 from scheduler.machine import Machine
 from scheduler.sizes import GIB, MIB
+from scheduler.staging import BOUNCE_BYTES, staging_buffers
 
 # Kept out of the budget. On a GPU: the CUDA context with its kernels and matrix-product workspaces, and 5 % of what is
 # free for the allocator's fragments. On the host: the process itself (Python, torch, transformers) and 5 % of all
@@ -38,12 +39,16 @@ Models = tuple[ModelSpec, ...]
 
 @dataclass(frozen=True)
 class PlanItem:
-    """One row of the plan: bytes held on the device and in host memory, and bytes read from disk in every pass."""
+    """One row of the plan: bytes held on the device and in host memory, and bytes read from disk in every pass.
+
+    pageable_bytes: what crosses the link in every pass out of host memory that cannot be pinned.
+    """
 
     name: str
     device_bytes: int = 0
     host_bytes: int = 0
     disk_bytes: int = 0
+    pageable_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,14 @@ def read_chunk_bytes(models: Models) -> int:
 def _read_buffers(models: Models, device: str) -> PlanItem:
     """Host memory that files are read through, loading and streaming; on a CPU host memory is the device.
 
-    With a GPU a unit is staged whole before it is copied there.
+    With a GPU what is loaded there is staged in spans, and what cannot be pinned crosses the link in chunks.
     """
     nbytes = THREADS * (read_chunk_bytes(models) + 2 * ALIGNMENT)
     if device == "cpu":
         return PlanItem("read buffers", device_bytes=nbytes)
-    staging = max(unit.nbytes for model in models for unit in model.units)
-    return PlanItem("read buffers", host_bytes=nbytes + staging)
+    loaded = [size for model in models for size in (model.outer_bytes, *(unit.nbytes for unit in model.units))]
+    span_bytes, count = staging_buffers(loaded, ())
+    return PlanItem("read buffers", host_bytes=nbytes + count * span_bytes + BOUNCE_BYTES)
 
 
 def weight_bytes(spec: ModelSpec) -> int:

@@ -12,11 +12,10 @@ from loaders.spec import ITEMSIZE, ModelSpec, UnitSpec
 from scheduler.machine import Machine
 from scheduler.pipeline import PassSeconds, Stage, simulate
 from scheduler.placement import Tier
+from scheduler.staging import STAGING_BUFFERS, pageable_units
 
 # Python of one of transformers' decoder layers with our hooks, without what it computes: 0.35 ms on an x86-64 core.
 LAYER_SECONDS = 0.35e-3
-# Host buffers that the disk tier is read ahead into, beside a GPU.
-STAGING_BUFFERS = 2
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,13 @@ class PassCost:
 
     def _stages(self, rows: int, context: int) -> Iterator[Stage]:
         on_gpu = self.machine.device == "cuda"
-        for unit, tier in zip(self.spec.units, self.tiers):
+        pageable = pageable_units(self.spec, self.tiers, self.machine.pinned_limit)
+        for index, (unit, tier) in enumerate(zip(self.spec.units, self.tiers)):
             compute = self._unit_seconds(unit, rows, context)
             if tier is Tier.DEVICE:
                 yield Stage(0.0, 0.0, compute)
             elif tier is Tier.HOST:
-                yield Stage(0.0, self._over(unit.nbytes, self.machine.link_bandwidth), compute)
+                yield Stage(0.0, self._over(unit.nbytes, self._link_bandwidth(index in pageable)), compute)
             elif on_gpu:
                 read = self._over(unit.disk_bytes, self.machine.disk_bandwidth)
                 yield Stage(read, self._over(unit.nbytes, self.machine.link_bandwidth), compute)
@@ -82,6 +82,11 @@ class PassCost:
         if tier is Tier.DEVICE:
             return 1.0
         return self.machine.link_bandwidth if tier is Tier.HOST else self.machine.disk_bandwidth
+
+    def _link_bandwidth(self, pageable: bool) -> float | None:
+        """Of the link out of pinned memory or out of any; where only one is known, both are thought alike."""
+        pinned, other = self.machine.link_bandwidth, self.machine.pageable_bandwidth
+        return other or pinned if pageable else pinned
 
     @staticmethod
     def _over(amount: float, rate: float | None) -> float:

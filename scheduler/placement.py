@@ -1,6 +1,6 @@
 """Which unit lives in which tier: as many on the device as fit, evenly over the depth; the rest streams."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -78,12 +78,20 @@ def place_on_device(units: Sequence[UnitSpec], room: int) -> Placement:
     return max(fitting, key=lambda placement: bytes_in(units, placement.tiers, Tier.DEVICE), default=smallest)
 
 
-def place_on_host(units: Sequence[UnitSpec], placement: Placement, room: int) -> Placement:
-    """Move streamed units from DISK to HOST, evenly, as many bytes as `room` holds."""
+def place_on_host(
+    units: Sequence[UnitSpec],
+    placement: Placement,
+    room: int,
+    staging: Callable[[Sequence[UnitSpec], Sequence[Tier]], int],
+) -> Placement:
+    """Move streamed units from DISK to HOST, evenly, as many bytes as `room` holds.
+
+    staging: the room that is taken by what the units left on DISK are read ahead into.
+    """
     streamed = [index for index, tier in enumerate(placement.tiers) if tier is Tier.DISK]
 
     candidates = [_with_host(placement.tiers, streamed, count) for count in range(len(streamed), -1, -1)]
-    fitting = [tiers for tiers in candidates if host_bytes(units, tiers) <= room]
+    fitting = [tiers for tiers in candidates if host_bytes(units, tiers) + staging(units, tiers) <= room]
     most = max(fitting, key=lambda tiers: bytes_in(units, tiers, Tier.HOST), default=placement.tiers)
     return replace(placement, tiers=most)
 

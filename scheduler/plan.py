@@ -16,6 +16,7 @@ from scheduler.placement import Placement, Tier, bytes_in, device_bytes, host_by
 from scheduler.plan_request import Limits, PlanRequest
 from scheduler.remedies import Shortage, refusal
 from scheduler.sizes import format_size
+from scheduler.staging import disk_staging_bytes, pageable_units
 
 __all__ = ["Limits", "Plan", "PlanItem", "Tier", "make_plan"]
 
@@ -79,13 +80,26 @@ class Plan:
         return sum(item.host_bytes for item in self.items)
 
     @property
+    def pageable_bytes(self) -> int:
+        """The part of `streamed_bytes` that crosses the link out of host memory that cannot be pinned."""
+        return sum(item.pageable_bytes for item in self.items)
+
+    @property
     def disk_bytes(self) -> int:
         """The part of `streamed_bytes` that is read from disk."""
         return sum(item.disk_bytes for item in self.items)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON can hold it, the derived figures included."""
-        derived = ("device", "device_name", "link_bandwidth", "device_bytes", "host_bytes", "disk_bytes")
+        derived = (
+            "device",
+            "device_name",
+            "link_bandwidth",
+            "device_bytes",
+            "host_bytes",
+            "pageable_bytes",
+            "disk_bytes",
+        )
         return {
             **asdict(self),
             "tiers": [tier.value for tier in self.tiers],
@@ -144,7 +158,8 @@ def _place(request: PlanRequest, shape: PassShape) -> Placement:
     placement = place_on_device(units, device_room)
     if request.machine.device == "cpu" or device_bytes(units, placement) > device_room:
         return placement
-    return place_on_host(units, placement, request.host_budget - sum(item.host_bytes for item in items))
+    room = request.host_budget - sum(item.host_bytes for item in items)
+    return place_on_host(units, placement, room, disk_staging_bytes)
 
 
 def _plan(request: PlanRequest, shape: PassShape, placement: Placement) -> Plan:
@@ -168,7 +183,7 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement) -> Plan:
         cache_rows=shape.cache_rows,
         read_chunk_bytes=read_chunk_bytes(request.models),
         workspace_bytes=workspace_bytes(request.models, shape),
-        items=(*_layer_items(spec, placement), *request.fixed_items(shape)),
+        items=(*_layer_items(spec, placement, request.machine), *request.fixed_items(shape)),
         device_budget=request.device_budget,
         host_budget=request.host_budget,
         streamed_bytes=from_host + disk_bytes,
@@ -176,7 +191,7 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement) -> Plan:
     )
 
 
-def _layer_items(spec: ModelSpec, placement: Placement) -> Iterator[PlanItem]:
+def _layer_items(spec: ModelSpec, placement: Placement, machine: Machine) -> Iterator[PlanItem]:
     tiers = placement.tiers
     resident = tiers.count(Tier.DEVICE)
     if resident:
@@ -187,7 +202,15 @@ def _layer_items(spec: ModelSpec, placement: Placement) -> Iterator[PlanItem]:
             device_bytes=placement.slots * placement.slot_bytes,
             host_bytes=host_bytes(spec.units, tiers),
             disk_bytes=_disk_bytes(spec, tiers),
+            pageable_bytes=_pageable_bytes(spec, tiers, machine.pinned_limit),
         )
+    if Tier.DISK in tiers and machine.device == "cuda":
+        yield PlanItem("staging, read ahead from disk", host_bytes=disk_staging_bytes(spec.units, tiers))
+
+
+def _pageable_bytes(spec: ModelSpec, tiers: tuple[Tier, ...], limit: int | None) -> int:
+    """Bytes per pass that cross the link out of memory that cannot be pinned."""
+    return sum(spec.units[index].nbytes for index in pageable_units(spec, tiers, limit))
 
 
 def _count(layers: int, kind: str) -> str:

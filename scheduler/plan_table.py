@@ -54,6 +54,8 @@ def _summary(plan: Plan) -> Iterator[str]:
         yield f"The model fits {place} whole: nothing is streamed."
     else:
         yield _streaming(plan)
+        if plan.pageable_bytes:
+            yield _pageable(plan)
         yield _prediction(plan)
         prompt = plan.rows - plan.tree_size + 1
         yield f"Prompts: up to {prompt} new tokens are read in one pass, together with the first tree."
@@ -86,6 +88,12 @@ def _streaming(plan: Plan) -> str:
     if from_host and from_disk:
         return f"Each pass streams {total}: {format_size(from_host)} from memory, {format_size(from_disk)} from disk."
     return f"Each pass streams {total} from {'disk' if from_disk else 'memory'}."
+
+
+def _pageable(plan: Plan) -> str:
+    limit, rate = plan.machine.pinned_limit or 0, plan.machine.pageable_bandwidth
+    speed = f"the link at {format_size(int(rate))}/s" if rate else "the link more slowly"
+    return f"No more than {format_size(limit)} can be pinned here: {format_size(plan.pageable_bytes)} cross {speed}."
 
 
 def _prediction(plan: Plan) -> str:

@@ -1,28 +1,25 @@
 """Every unit's bytes in the tier that the plan gives it, and the ring that brings the streamed ones to the device."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
 
-import torch
 from torch import Tensor
 
+from loaders.interrupts import interrupts_deferred
 from loaders.reader import WeightReader
-from loaders.sources import UnitSource
+from loaders.spans import spans
+from scheduler.bounce import Link
 from scheduler.device_memory import DeviceMemory
-from scheduler.plan import Tier
+from scheduler.host_memory import HostMemory, host_memory_for
+from scheduler.loading import Loader, Progress
+from scheduler.placement import Tier
+from scheduler.prefetch import nothing
+from scheduler.read_ahead import ReadAhead
 from scheduler.ring import Ring
+from scheduler.streams import Streams, streams_of
+from scheduler.tier_buffers import TierBuffers, UnitBytes, allocate_tiers
 
-
-@dataclass(frozen=True)
-class UnitBytes:
-    """What one unit needs: its size in the device's layout, and where it lies on disk."""
-
-    nbytes: int
-    source: UnitSource
-
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes read so far and the bytes to read in all."""
+__all__ = ["Progress", "UnitBytes", "UnitMemory"]
 
 
 class UnitMemory:
@@ -32,6 +29,9 @@ class UnitMemory:
     tiers: one per unit. Units of the host tier with one source share one host buffer.
     slots: number of ring slots, used when any unit is not resident.
     reader: reads the units; closed here as soon as nothing more is to be read.
+    pinned_limit: most bytes of host memory to pin for a GPU; None: as many as the system grants.
+    streams, host: what the device's streams and the host's memory are; tests put theirs here.
+    Raises MemoryError where the host has less memory than the units need.
     """
 
     def __init__(
@@ -42,77 +42,96 @@ class UnitMemory:
         reader: WeightReader,
         memory: DeviceMemory,
         on_progress: Progress | None = None,
+        pinned_limit: int | None = None,
+        streams: Streams | None = None,
+        host: HostMemory | None = None,
     ):
-        self._units, self._reader, self._memory = tuple(units), reader, memory
-        self._staging: Tensor | None = None
+        self._units, self._tiers = tuple(units), tuple(tiers)
+        self._reader, self._memory = reader, memory
+        self._streams = streams or streams_of(memory.device)
+        self._host = host or host_memory_for(memory.device, pinned_limit)
+        self._buffers: TierBuffers | None = None
+        self._read_ahead: ReadAhead | None = None
         self.resident: dict[int, Tensor] = {}
-        self._host: dict[UnitSource, Tensor] = {}
         self.ring: Ring | None = None
-        # On a CPU the buffers that files are read through lie in device memory too.
-        self._read_buffer_bytes = reader.bounce_bytes if memory.device.type == "cpu" else 0
+        # Where the reader writes to the device's memory itself, what it reads through lies there too.
+        self._read_buffer_bytes = 0 if self._streams.is_async else reader.bounce_bytes
         memory.add(self._read_buffer_bytes)
         try:
-            self._load(tiers, on_progress)
-            if Tier.DISK not in tiers:
-                self._stop_reading()
-            streamed = [index for index in range(len(units)) if index not in self.resident]
-            if streamed:
-                slot_bytes = max(units[index].nbytes for index in streamed)
-                self.ring = Ring(streamed, [memory.empty(slot_bytes) for _ in range(slots)], self._fill_slot)
+            self._link = Link(self._streams, self._host)
+            buffers = allocate_tiers(units, tiers, slots, memory, self._host, self._streams.is_async)
+            self._buffers, self.resident = buffers, buffers.resident
+            Loader(reader, self._link, self._streams, self._host, buffers).load(units, on_progress)
+            self._drop_what_only_loading_needed(buffers)
+            self._begin_streaming(buffers)
         except BaseException:
             self.close()
             raise
-        self.streamed_bytes = sum(self._link_bytes(units[index]) for index in streamed)
+        self.streamed_bytes = sum(self._link_bytes(index) for index in self._streamed)
+
+    @property
+    def pageable_bytes(self) -> int:
+        """Bytes of the host tier that could not be pinned."""
+        host = self._buffers.distinct_host if self._buffers else ()
+        return sum(len(buffer.tensor) for _, buffer in host if not buffer.pinned)
 
     def close(self) -> None:
-        """Stop streaming, close the files and let go of all buffers."""
-        if self.ring:
-            self.ring.close()
-        self._stop_reading()
-        self.ring = None
-        self.resident.clear()
-        self._host.clear()
+        """Stop streaming, close the files and let go of all buffers. Ctrl-C meanwhile is heeded when that is done."""
+        with interrupts_deferred(), ExitStack() as steps:  # the last one first, each whatever becomes of the others
+            steps.callback(self._let_go)
+            steps.callback(self._host.close)
+            steps.callback(self._streams.synchronize)
+            steps.callback(self._stop_reading)
+            if self._read_ahead:
+                steps.callback(self._read_ahead.close)
+            if self.ring:
+                steps.callback(self.ring.close)
+            self._reader.stop()
 
-    def _load(self, tiers: Sequence[Tier], on_progress: Progress | None) -> None:
-        """Read what lies on the device or in host memory."""
-        to_device = [unit.source for unit, tier in zip(self._units, tiers) if tier == Tier.DEVICE]
-        to_host = {unit.source for unit, tier in zip(self._units, tiers) if tier == Tier.HOST}
-        total = sum(source.nbytes_on_disk for source in (*to_device, *to_host))
-        for index, (unit, tier) in enumerate(zip(self._units, tiers)):
-            if tier == Tier.DEVICE:
-                self.resident[index] = self._memory.empty(unit.nbytes)
-                self._read_to_device(unit, self.resident[index])
-            elif tier == Tier.HOST and unit.source not in self._host:
-                self._host[unit.source] = torch.empty(unit.nbytes, dtype=torch.uint8)
-                self._reader.fill(unit.source, self._host[unit.source])
-            if on_progress and tier != Tier.DISK:
-                on_progress(self._reader.bytes_read, total)
+    @property
+    def _streamed(self) -> list[int]:
+        return [index for index, tier in enumerate(self._tiers) if tier is not Tier.DEVICE]
+
+    def _let_go(self) -> None:
+        self.ring = self._read_ahead = self._buffers = None
+        self.resident = {}
+
+    def _drop_what_only_loading_needed(self, buffers: TierBuffers) -> None:
+        if Tier.DISK not in self._tiers:
+            self._stop_reading()
+            while buffers.staging:
+                self._host.free(buffers.staging.pop())
+        if all(buffer.pinned for buffer in (*buffers.staging, *buffers.host.values())):
+            self._link.drop_bounce()
 
     def _stop_reading(self) -> None:
         self._reader.close()
-        self._staging = None
         self._memory.remove(self._read_buffer_bytes)
         self._read_buffer_bytes = 0
 
-    def _link_bytes(self, unit: UnitBytes) -> int:
-        return unit.nbytes if unit.source in self._host else unit.source.nbytes_on_disk
-
-    def _read_to_device(self, unit: UnitBytes, buffer: Tensor) -> None:
-        """Read a unit from disk into a device buffer, through a staging buffer where the reader cannot write there."""
-        if buffer.device.type == "cpu":
-            self._reader.fill(unit.source, buffer)
+    def _begin_streaming(self, buffers: TierBuffers) -> None:
+        if not self._streamed:
             return
-        if self._staging is None or len(self._staging) < unit.nbytes:
-            self._staging = torch.empty(unit.nbytes, dtype=torch.uint8)
-        staged = self._staging[: unit.nbytes]
-        self._reader.fill(unit.source, staged)
-        buffer.copy_(staged)  # from pageable memory: finished for the host when it returns, so staging is free again
+        from_disk = [index for index in self._streamed if self._tiers[index] is Tier.DISK]
+        restart = nothing
+        if from_disk and self._streams.is_async:
+            units = {index: self._units[index] for index in from_disk}
+            order = [(index, spans(unit.source, unit.nbytes, buffers.span_bytes)) for index, unit in units.items()]
+            self._read_ahead = ReadAhead(order, buffers.staging, self._reader.fill, self._streams)
+            restart = self._read_ahead.restart
+        self.ring = Ring(self._streamed, buffers.slots, self._fill_slot, self._streams, restart)
 
     def _fill_slot(self, index: int, slot: Tensor) -> None:
+        assert self._buffers is not None
         unit = self._units[index]
-        buffer = slot[: unit.nbytes]
-        host = self._host.get(unit.source)
-        if host is not None:
-            buffer.copy_(host, non_blocking=True)
+        if index in self._buffers.host:
+            self._link.send(slot[: unit.nbytes], self._buffers.host[index])
+        elif self._read_ahead is not None:
+            for span, staged in self._read_ahead.spans(index):
+                self._link.send(slot[span.start : span.stop], staged)
         else:
-            self._read_to_device(unit, buffer)
+            self._reader.fill(unit.source, slot[: unit.nbytes])
+
+    def _link_bytes(self, index: int) -> int:
+        unit = self._units[index]
+        return unit.nbytes if self._tiers[index] is Tier.HOST else unit.source.nbytes_on_disk

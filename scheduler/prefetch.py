@@ -1,0 +1,137 @@
+"""Threads that fetch items in a fixed cyclic order into a few places, as far ahead of their use as there are places."""
+
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+def nothing() -> None:
+    """The default for what is to be done besides."""
+
+
+class Prefetcher(Generic[Item]):
+    """Items come as they are acquired: `order[0], order[1], …, order[0], …`, the n-th in place n % places.
+
+    fetch: `fetch(item, place)` brings one; called in a thread, by several at once if there are several `threads`: the
+    next is begun before the last one has ended. It never waits for the end of a round: only where every place is full.
+    One thread acquires and releases.
+    """
+
+    def __init__(
+        self,
+        order: Sequence[Item],
+        places: int,
+        fetch: Callable[[Item, int], None],
+        threads: int = 1,
+        name: str = "prefetch",
+    ):
+        assert order and places >= 1 and threads >= 1
+        self._order, self._places, self._fetch = tuple(order), places, fetch
+        self._lock = threading.Lock()  # entered as it is: Ctrl-C cannot come between taking it and being in its block
+        self._changed = threading.Condition(self._lock)
+        self._begun = self._acquired = self._released = 0  # items so far
+        self._fetching: set[int] = set()
+        self._ready: set[int] = set()
+        self._closed = self._restarting = False
+        self._error: BaseException | None = None
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def acquire(self, item: Item) -> int:
+        """Wait until `item`, which must be next in order, is there; its place.
+
+        Raises what `fetch` raised, if it failed, and RuntimeError when this is closed.
+        """
+        with self._lock:
+            number = self._acquired
+            assert self._order[number % len(self._order)] == item, "items are used in order"
+            self._changed.wait_for(lambda: number in self._ready or self._is_lost(number))
+            if number not in self._ready:
+                raise self._error or RuntimeError("closed: nothing more comes")
+            self._ready.remove(number)
+            self._acquired += 1
+        return number % self._places
+
+    @property
+    def oldest(self) -> int:
+        """The place of the item that is released next."""
+        return self._released % self._places
+
+    def release(self) -> None:
+        """The item acquired first of those not yet released is used up: its place may be taken."""
+        with self._lock:
+            self._released += 1
+            self._changed.notify_all()
+
+    def restart(self, meanwhile: Callable[[], None] = nothing) -> None:
+        """Start over at the first item, if a round was abandoned in the middle or a fetch failed.
+
+        `meanwhile` is called while nothing is being fetched, if so.
+        """
+        with self._lock:
+            if self._error is None and self._acquired == self._released and self._acquired % len(self._order) == 0:
+                return
+            self._restarting = True
+            try:
+                self._changed.wait_for(lambda: not self._fetching)
+                meanwhile()
+                self._begun = self._acquired = self._released = 0
+                self._ready.clear()
+                self._error = None
+            finally:
+                self._restarting = False
+                self._changed.notify_all()
+
+    def wait_until_full(self) -> None:
+        """Wait until every place holds an item that was not acquired; raises what a fetch raised."""
+        with self._lock:
+            self._changed.wait_for(lambda: len(self._ready) == self._places or self._error is not None)
+            if self._error is not None:
+                raise self._error
+
+    def close(self) -> None:
+        """End the threads, after the fetches under way."""
+        with self._lock:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _is_lost(self, number: int) -> bool:
+        """Whether the item will not come."""
+        return self._closed or (self._error is not None and number not in self._fetching)
+
+    def _work(self) -> None:
+        while (number := self._next_number()) is not None:
+            error = self._fetch_number(number)
+            with self._lock:
+                self._fetching.remove(number)
+                if error is None:
+                    self._ready.add(number)
+                self._error = self._error or error
+                self._changed.notify_all()
+
+    def _next_number(self) -> int | None:
+        """Wait until a place is free; None when this is closed."""
+        with self._lock:
+            self._changed.wait_for(lambda: self._closed or self._may_begin())
+            if self._closed:
+                return None
+            number = self._begun
+            self._begun += 1
+            self._fetching.add(number)
+            return number
+
+    def _may_begin(self) -> bool:
+        blocked = self._error is not None or self._restarting
+        return not blocked and self._begun - self._released < self._places
+
+    def _fetch_number(self, number: int) -> BaseException | None:
+        try:
+            self._fetch(self._order[number % len(self._order)], number % self._places)
+        except BaseException as error:  # handed to the caller of acquire, whatever it is
+            return error
+        return None
