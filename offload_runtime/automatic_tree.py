@@ -162,7 +162,7 @@ def _time_passes(model: Model, largest: int, add: Callable[[int, float], None]) 
     """Passes over 1, 4, 16, … and `largest` made-up rows behind what the cache holds, which stays as it is."""
     cache, spent = model.cache, 0.0
     for rows in (*(4**k for k in range(8) if 4**k < largest), largest):
-        if spent > _CALIBRATION_SECONDS or cache.length + rows > cache.capacity:
+        if spent > _CALIBRATION_SECONDS or cache.length + rows > cache.scratch:
             return
         times = []
         for _ in range(2):  # the first of a size also pays for memory and for choosing kernels
