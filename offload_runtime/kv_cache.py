@@ -23,6 +23,7 @@ from transformers.cache_utils import (
 )
 
 from offload_runtime.errors import UnsupportedModelError
+from sequoia_tree.uploads import upload
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,6 @@ class TreeCache(Cache):
     def _move(self, source: list[int], begin: int) -> None:
         """Copy the rows `source` to the rows that start at `begin`, in every layer."""
         layers = [layer for layer in self.layers if isinstance(layer, TreeCacheLayer) and layer.is_initialized]
-        index = torch.tensor(source, device=layers[0].device)
+        index = upload(source, layers[0].device)
         for layer in layers:
             layer.move(index, begin)

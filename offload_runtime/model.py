@@ -28,6 +28,7 @@ from scheduler.device_memory import DeviceMemory
 from scheduler.padding import Padding
 from scheduler.plan import Tier
 from scheduler.unit_memory import Progress, UnitBytes, UnitMemory
+from sequoia_tree.uploads import upload
 
 Parameters = tuple[nn.Parameter, ...]
 _log = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ class Model:
         """
         assert tokens
         for begin in range(0, len(tokens), most_rows):
-            piece = torch.tensor(tokens[begin : begin + most_rows], device=self.device)
+            piece = upload(tokens[begin : begin + most_rows], self.device)
             logits = self.forward(piece, text_rows(self.cache.length, len(piece), self.device), logits_to_keep=1)
             self.cache.commit(range(len(piece)))
         return logits
