@@ -76,6 +76,7 @@ class Model:
             units[index].bind(make_parameters(units[index].layout, buffer))
         self._hooks = list(self._add_hooks(skeleton.units))
         self.streamed_total = 0
+        self.padded_total = 0
         self._padded: PaddedPasses | None = None
 
     def pad_passes(self, padding: Padding, run: Runner) -> None:
@@ -123,11 +124,13 @@ class Model:
         self._poll()
         try:
             with self._uninterrupted():
-                return self._padded.forward(tokens, rows)
+                logits = self._padded.forward(tokens, rows)
         except NotReplayable as reason:
             self._padded = None
             _log.info("%s runs without CUDA graphs: %s", self.config.model_type, reason)
             return None
+        self.padded_total += 1
+        return logits
 
     def _compute(self, tokens: Tensor, positions: Tensor, logits_to_keep: int = 0) -> Tensor:
         """transformers' own pass, over int64 [n] each; logits ``[logits_to_keep, vocab]``, of all rows if that is 0."""
@@ -162,6 +165,15 @@ class Model:
             logits = self.forward(piece, text_rows(self.cache.length, len(piece), self.device), logits_to_keep=1)
             self.cache.commit(range(len(piece)))
         return logits
+
+    @contextmanager
+    def unpadded(self) -> Iterator[None]:
+        """For the block, all passes run in their own shapes."""
+        padded, self._padded = self._padded, None
+        try:
+            yield
+        finally:
+            self._padded = padded
 
     def without_streaming(self) -> AbstractContextManager[None]:
         """For the block, streamed layers compute on bytes of other layers: passes take the time of computing alone."""

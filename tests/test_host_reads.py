@@ -17,10 +17,8 @@ from offload_runtime.verification import Scored, verify
 from sequoia_tree.sampling import Sampling
 from tests.tiny_models import PROMPT, checkpoint, perturbed
 
-WAITS = {
-    Tensor.tolist: "tolist", Tensor.item: "item", Tensor.cpu: "cpu", Tensor.nonzero: "nonzero", torch.nonzero: "nonzero",
-    Tensor.__bool__: "bool", Tensor.__int__: "int", Tensor.__index__: "index", torch.tensor: "tensor",
-}  # fmt: skip
+ANSWERS = ("tolist", "item", "cpu", "nonzero", "__bool__", "__int__", "__index__")
+WAITS = {**{getattr(Tensor, name): name for name in ANSWERS}, torch.nonzero: "nonzero", torch.tensor: "tensor"}
 
 
 class Waits(TorchFunctionMode):
@@ -79,8 +77,8 @@ def test_the_device_is_waited_for_once_a_tree(tree, penalty, temperature):
 def test_a_verdict_takes_two_answers(tree):
     """The path, and the token after it; `cpu` of the tokens follows an answer, with nothing queued in between."""
     waits = waits_of_a_step(tree, 8, 0.7)["verify"]
-    assert waits["mask"] == waits["tensor"] == waits["bool"] == waits["nonzero"] == 0
-    assert waits["int"] + waits["cpu"] <= 4
+    assert waits["mask"] == waits["tensor"] == waits["__bool__"] == waits["nonzero"] == 0
+    assert waits["__int__"] + waits["cpu"] <= 4
     assert waits == waits_of_a_step(tree, 3, 0.7)["verify"]
 
 

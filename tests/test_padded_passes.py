@@ -1,74 +1,18 @@
 """Passes of fixed shape compute what the others do, done anew or replayed, and hide what is not of the pass."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
 import pytest
 import torch
-from torch import Tensor
 
 from offload_runtime import OffloadRuntime
-from offload_runtime.attention import PassRows
 from offload_runtime.errors import Interrupted
-from offload_runtime.model import Model
 from offload_runtime.padded_passes import PaddedPasses, eagerly
-from offload_runtime.rows import text_and_tree_rows, text_rows
+from offload_runtime.rows import text_rows
 from scheduler.padding import Padding
-from sequoia_tree import Tree
+from tests.pass_samples import OPTIONS, PADDING, largest_difference, loaded, passes, text_of
 from tests.recorded_work import RecordedWork
 from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed
 
 ARCHITECTURES = ["llama", "gemma2", "mistral", "gemma3_text", "phi3", "mixtral", "gpt_oss"]
-TREE = Tree([-1, 0, 0, 0, 1, 1, 2, 4, 4, 7, 7, 10])  # its deepest path leaves every sliding window
-CONTEXT = 120
-PADDING = Padding(widths=(1, 8, 16), key_lengths=(48, 72, CONTEXT + 12 + 1), columns=16)
-LENGTHS = (1, 30, 61, 96)  # of texts before a pass: in the first key length, and in each behind it
-OPTIONS = {"tree": "sequoia", "tree_size": 12, "tree_depth": 4, "context_length": CONTEXT}
-
-
-@contextmanager
-def loaded(directory: Path) -> Iterator[Model]:
-    """A model with room for `CONTEXT` tokens and a tree."""
-    with OffloadRuntime.from_pretrained(directory, directory, device="cpu", **OPTIONS) as runtime:
-        yield runtime._models.target.model
-
-
-def text_of(length: int) -> list[int]:
-    return torch.randint(96, (length,), generator=torch.Generator().manual_seed(length)).tolist()
-
-
-def tree_rows(past: int, unread: int) -> PassRows:
-    ancestors, depths = torch.from_numpy(TREE.ancestor_mask()), torch.from_numpy(TREE.depth_array)
-    return text_and_tree_rows(past, unread, ancestors, depths)
-
-
-def passes(model: Model) -> list[Tensor]:
-    """Logits of passes over all kinds of rows behind texts of several lengths, each text read and then cut back to."""
-    results = []
-    for length in (*LENGTHS, *LENGTHS[::-1]):
-        model.cache.truncate(0)
-        model.read(text_of(length), most_rows=50)
-        for rows in (text_rows(length, 1, model.device), tree_rows(length, 1), tree_rows(length, 3)):
-            tokens = torch.tensor(text_of(len(rows.positions) + 200)[: len(rows.positions)])
-            results.append(model.forward(tokens, rows, len(tokens)).clone())
-            model.cache.rollback()
-        first, second = tree_rows(length, 1), tree_rows(length, 1)  # a tree in two levels: the second sees the first
-        model.forward(torch.arange(4), PassRows(length, first.positions[:4], first.visible[:4, :4]), 4)
-        rows = PassRows(length, second.positions, second.visible[4:])
-        results.append(model.forward(torch.arange(8), rows, 8).clone())
-        model.cache.commit([0, 1, 4])
-        results.append(model.read([7, 8], most_rows=50).clone())
-    return results
-
-
-def differences(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
-    """The largest difference of each pass, relative to its logits; not a number where it is none."""
-    return [float((a - b).abs().max() / b.abs().max().clamp(min=1)) for a, b in zip(ours, theirs, strict=True)]
-
-
-def largest(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    return float(torch.tensor(differences(ours, theirs)).max())  # torch's max of anything and nan is nan
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])
@@ -77,7 +21,7 @@ def test_padded_passes_equal_plain_ones(architecture):
         expected = passes(model)
         model.pad_passes(PADDING, eagerly)
         ours = passes(model)
-    assert largest(ours, expected) <= 1e-5
+    assert largest_difference(ours, expected) <= 1e-5
     assert all(torch.equal(a.argmax(-1), b.argmax(-1)) for a, b in zip(ours, expected))
 
 
@@ -90,7 +34,7 @@ def test_replayed_passes_equal_plain_ones(architecture):
         model.pad_passes(PADDING, recorded)
         ours = passes(model)
         assert model.replays
-    assert largest(ours, expected) <= 1e-5
+    assert largest_difference(ours, expected) <= 1e-5
     assert {keys for _, keys in recorded.shapes} == set(PADDING.key_lengths)
     assert {width for width, _ in recorded.shapes} == set(PADDING.widths) and recorded.replays > 2 * len(
         recorded.shapes
@@ -149,7 +93,7 @@ def test_faults_would_be_seen(fault):
         model.pad_passes(PADDING, RecordedWork())
         assert model._padded is not None
         fault(model._padded)
-        assert not largest(passes(model), expected) <= 1e-3
+        assert not largest_difference(passes(model), expected) <= 1e-3
 
 
 def test_a_model_whose_experts_the_host_picks_runs_as_it_is():

@@ -1,4 +1,4 @@
-"""(c) Levels of a draft that stays on the device, by their number of nodes."""
+"""(c) Levels of a draft that stays on the device, by their number of nodes: as they are, and as CUDA graphs."""
 
 import time
 from collections.abc import Iterator
@@ -9,8 +9,10 @@ import torch
 
 from gpu.bench import Bench, Budget
 from gpu.records import DraftLevel, Record
+from offload_runtime.cuda_graphs import CudaGraphs
 from offload_runtime.draft import Draft
 from offload_runtime.loading import LoadedModels
+from scheduler.padding import Padding
 
 SECTION = "c"
 RUNS = 9
@@ -41,9 +43,19 @@ def _levels(bench: Bench, name: str, models: LoadedModels) -> Iterator[Record]:
     draft = Draft(model, model.vocab_size, models.plan.rows)
     text = [1] * (bench.scale.context // 2)
     draft.read(text)
-    for rows in bench.scale.widths:
-        seconds = [_one_level(bench, draft, rows) for _ in range(1 + RUNS)][1:]
-        yield DraftLevel(SECTION, name, rows, False, median(seconds), RUNS, None)
+    with model.unpadded():
+        yield from (_level(bench, name, draft, rows) for rows in bench.scale.widths)
+    if bench.is_cuda:
+        model.pad_passes(Padding.of(max(bench.scale.widths), models.plan.cache_rows), CudaGraphs(model.device))
+        replayed = (_level(bench, name, draft, rows) for rows in bench.scale.widths)
+        yield from (level for level in replayed if level.graphs)
+
+
+def _level(bench: Bench, name: str, draft: Draft, rows: int) -> DraftLevel:
+    padded = draft.model.padded_total
+    seconds = [_one_level(bench, draft, rows) for _ in range(1 + RUNS)][1:]
+    graphs = draft.model.padded_total > padded
+    return DraftLevel(SECTION, name, rows, graphs, median(seconds), RUNS, None)
 
 
 def _one_level(bench: Bench, draft: Draft, rows: int) -> float:
