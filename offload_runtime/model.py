@@ -82,7 +82,7 @@ class Model:
     def pad_passes(self, padding: Padding, run: Runner) -> None:
         """From now on passes that fit the widest shape are padded and go through `run`.
 
-        Their logits are good until the next pass; `should_stop` is asked before one, not between its layers.
+        `should_stop` is asked before such a pass, not between its layers.
         """
         assert self._weights.ring is None, "a layer that streams lies in another slot from pass to pass"
         self._padded = PaddedPasses(self._compute, self.cache, self.device, padding, run)
@@ -107,7 +107,7 @@ class Model:
         if not self._hooks:
             raise RuntimeError("the model is closed")
         assert tokens.shape == rows.row_positions.shape and 1 <= logits_to_keep <= len(tokens)
-        logits = self._padded_logits(tokens, rows)
+        logits = self._padded_logits(tokens, rows, logits_to_keep)
         if logits is None:
             if self._weights.ring:
                 self._weights.ring.rewind()
@@ -115,16 +115,16 @@ class Model:
                 logits = self._compute(tokens, rows.row_positions, logits_to_keep)
         self.cache.advance(len(tokens))
         self.streamed_total += self.streamed_bytes
-        return logits[-logits_to_keep:]
+        return logits
 
-    def _padded_logits(self, tokens: Tensor, rows: PassRows) -> Tensor | None:
-        """Logits ``[n, vocab]`` of a pass in a fixed shape; None where it takes none."""
+    def _padded_logits(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor | None:
+        """The logits of a pass in a fixed shape; None where it takes none."""
         if self._padded is None or not self._padded.takes(rows):
             return None
         self._poll()
         try:
             with self._uninterrupted():
-                logits = self._padded.forward(tokens, rows)
+                logits = self._padded.forward(tokens, rows, logits_to_keep)
         except NotReplayable as reason:
             self._padded = None
             _log.info("%s runs without CUDA graphs: %s", self.config.model_type, reason)

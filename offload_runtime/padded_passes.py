@@ -61,13 +61,13 @@ class PaddedPasses:
         count, columns = rows.visible.shape
         return count <= self._padding.widths[-1] and columns <= self._padding.columns
 
-    def forward(self, tokens: Tensor, rows: PassRows) -> Tensor:
-        """Logits ``[n, vocab]`` of ``tokens [n]`` behind what the cache holds. The next pass overwrites them."""
+    def forward(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor:
+        """Run ``tokens [n]`` behind what the cache holds; logits ``[logits_to_keep, vocab]`` of the last rows."""
         shape = self._shape(rows)
         self._write(tokens, rows)
         self._run(shape, partial(self._work, *shape))
         assert self._logits is not None
-        return self._logits[: len(tokens)]
+        return self._logits[len(tokens) - logits_to_keep : len(tokens)].clone()  # the next pass writes over them
 
     def _shape(self, rows: PassRows) -> Shape:
         """The same key length for all passes over one tree, so that a level never needs a shape its parents do not."""
