@@ -69,13 +69,14 @@ def test_a_model_whose_experts_the_host_picks_runs_as_it_is():
     assert largest_difference(ours, plain) <= 1e-5
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-@pytest.mark.parametrize("tree", ["sequoia", "adaptive"])
-def test_a_step_waits_for_the_device_only_where_it_says_so(tree, temperature, monkeypatch):
+@pytest.mark.parametrize("sampling", [Sampling(0), Sampling(0.7), Sampling(0.7, 20, 0.9, 0.05, 1.1)])
+@pytest.mark.parametrize("tree", ["sequoia", "adaptive", "specinfer"])
+def test_a_step_waits_for_the_device_only_where_it_says_so(tree, sampling, monkeypatch):
     """Once for the tokens of a tree, once or twice for a verdict; anything else raises."""
-    sampling = Sampling(temperature)
     with _runtime(checkpoint("llama"), tree) as runtime:
-        runtime.generate(PROMPT, max_new_tokens=24, temperature=temperature)  # captures, and fills pools of memory
+        runtime.generate(
+            PROMPT, max_new_tokens=24, temperature=sampling.temperature
+        )  # captures, and fills pools of memory
         models, decoder = runtime._models, runtime._decoder
         generator = torch.Generator("cuda").manual_seed(0)
         text = decoder.text
