@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -74,23 +75,20 @@ def test_a_model_whose_experts_the_host_picks_runs_as_it_is():
 def test_a_step_waits_for_the_device_only_where_it_says_so(tree, sampling, monkeypatch):
     """Once for the tokens of a tree, once or twice for a verdict; anything else raises."""
     with _runtime(checkpoint("llama"), tree) as runtime:
-        runtime.generate(
-            PROMPT, max_new_tokens=24, temperature=sampling.temperature
-        )  # captures, and fills pools of memory
+        runtime.generate(PROMPT, max_new_tokens=24, temperature=sampling.temperature)
         models, decoder = runtime._models, runtime._decoder
-        generator = torch.Generator("cuda").manual_seed(0)
-        text = decoder.text
+        text, generator = decoder.text, torch.Generator(models.target.model.device).manual_seed(0)
         method = decoder._policy.method(sampling, len(text), False)
-        waits: dict[str, Counter] = {}
-        for _ in range(2):  # the first time pinned memory is made, too
-            with _only_counted_waits(monkeypatch) as waits["grow"]:
+        for checked in (False, False, True):  # until all shapes are captured and all pools of memory are filled
+            checking = partial(_only_counted_waits, monkeypatch) if checked else partial(nullcontext, Counter())
+            with checking() as grown:
                 drawn = method.grow(text, sampling, generator)
-            with _only_counted_waits(monkeypatch) as waits["score"]:
+            with checking() as scored:
                 logits = models.target.score(text, drawn)
-            with _only_counted_waits(monkeypatch) as waits["verify"]:
+            with checking() as verified:
                 verify(Scored.of(drawn, logits, text, sampling), method.rule, generator)
             decoder._rollback()
-    assert waits["grow"].total() == 1 and waits["score"].total() == 0 and 1 <= waits["verify"].total() <= 4
+    assert grown.total() == 1 and scored.total() == 0 and 1 <= verified.total() <= 4
 
 
 def test_memory_stays_as_it_is_over_100_levels():

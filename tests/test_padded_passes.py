@@ -120,6 +120,18 @@ def test_text_is_that_of_generate(architecture, tree):
     assert all(work.replays > 10 for work in recorded.values())
 
 
+def test_what_the_plan_says_is_replayed(monkeypatch):
+    """As where the device is a GPU; the tree's last levels and the prompt's first piece are of other shapes."""
+    target = checkpoint("llama")
+    monkeypatch.setattr("offload_runtime.loading.CudaGraphs", lambda device: RecordedWork())
+    monkeypatch.setattr("scheduler.plan.replayed", lambda models, device, shape: ("draft",))
+    options = {**OPTIONS, "tree": "auto", "tree_size": 40}
+    with OffloadRuntime.from_pretrained(target, perturbed(target, 0.02), device="cpu", **options) as runtime:
+        reply = runtime.generate(PROMPT, max_new_tokens=64, temperature=0)
+        assert runtime._models.draft.model.padded_total > 10 and not runtime._models.target.model.replays
+    assert reply.token_ids == greedy(target, PROMPT, 64)
+
+
 def test_a_seed_draws_the_same_tree_padded_or_not():
     target, texts = checkpoint("llama"), []
     for run in (None, RecordedWork()):
