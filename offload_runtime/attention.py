@@ -42,12 +42,42 @@ class PassRows:
         """int64 [n]."""
         return self.positions[-self.visible.shape[0] :]
 
+    def allowed(self, mask_function: Callable) -> Tensor:
+        """bool [n, past + m]: where each row may look, under a predicate of transformers."""
+        columns = torch.cat((torch.arange(self.past, device=self.positions.device), self.positions))
+        allowed = _permitted(mask_function, self.row_positions, columns).clone()
+        allowed[:, self.past :] &= self.visible
+        return allowed
 
-_current_rows: ContextVar[PassRows] = ContextVar("current_rows")
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """The w rows of a pass of fixed shape over the first k rows of the cache, whatever stands in them.
+
+    row_positions: int64 [w]. column_positions: int64 [k], of any value where nobody looks. visible: bool [w, k], at
+    least one of each row: a softmax over nothing is no number.
+    """
+
+    row_positions: Tensor
+    column_positions: Tensor
+    visible: Tensor
+
+    def allowed(self, mask_function: Callable) -> Tensor:
+        """bool [w, k], as of `PassRows`."""
+        return _permitted(mask_function, self.row_positions, self.column_positions) & self.visible
+
+
+def _permitted(mask_function: Callable, rows: Tensor, columns: Tensor) -> Tensor:
+    """The predicate at every pair of positions, int64 [n] and [k]: bool [n, k]."""
+    zero = torch.zeros((), dtype=torch.int64, device=rows.device)
+    return mask_function(zero, zero, rows[:, None], columns[None, :]).expand(len(rows), len(columns))
+
+
+_current_rows: ContextVar[PassRows | PaddedRows] = ContextVar("current_rows")
 
 
 @contextmanager
-def attending(rows: PassRows) -> Iterator[None]:
+def attending(rows: PassRows | PaddedRows) -> Iterator[None]:
     """While open, "tree" attention in this thread masks by `rows`."""
     token = _current_rows.set(rows)
     try:
@@ -66,14 +96,8 @@ def tree_mask(
     **kwargs: object,
 ) -> Tensor:
     """Additive mask ``[1, 1, q_length, kv_length]`` in `dtype`: 0 where a row may look, -inf elsewhere."""
-    rows = _current_rows.get()
-    assert batch_size == 1 and rows.visible.shape[0] == q_length and rows.past + len(rows.positions) == kv_length
-    columns = torch.cat((torch.arange(rows.past, device=device), rows.positions))
-    zero = torch.zeros((), dtype=torch.int64, device=device)
-    allowed = (
-        mask_function(zero, zero, rows.row_positions[:, None], columns[None, :]).expand(q_length, kv_length).clone()
-    )
-    allowed[:, rows.past :] &= rows.visible
+    allowed = _current_rows.get().allowed(mask_function)
+    assert batch_size == 1 and allowed.shape == (q_length, kv_length)
     mask = torch.zeros(1, 1, q_length, kv_length, dtype=dtype, device=device)
     return mask.masked_fill_(~allowed, -torch.inf)
 

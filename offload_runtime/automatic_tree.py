@@ -162,16 +162,22 @@ def _time_passes(model: Model, largest: int, add: Callable[[int, float], None]) 
     """Passes over 1, 4, 16, … and `largest` made-up rows behind what the cache holds, which stays as it is."""
     cache, spent = model.cache, 0.0
     for rows in (*(4**k for k in range(8) if 4**k < largest), largest):
-        if spent > _CALIBRATION_SECONDS or cache.length + rows > cache.capacity:
+        if spent > _CALIBRATION_SECONDS or cache.length + rows > cache.scratch:
             return
+        if model.replays:
+            _pass_seconds(model, rows)  # captures a graph, once and for all
         times = []
         for _ in range(2):  # the first of a size also pays for memory and for choosing kernels
-            started = time.perf_counter()
-            tokens = torch.zeros(rows, dtype=torch.int64, device=model.device)
-            model.forward(tokens, text_rows(cache.length, rows, model.device), rows)[-1, 0].item()
-            cache.rollback()
-            times.append(time.perf_counter() - started)
+            times.append(_pass_seconds(model, rows))
             if times[-1] > _CALIBRATION_SECONDS:
                 break
         spent += sum(times)
         add(rows, min(times))
+
+
+def _pass_seconds(model: Model, rows: int) -> float:
+    started = time.perf_counter()
+    tokens = torch.zeros(rows, dtype=torch.int64, device=model.device)
+    model.forward(tokens, text_rows(model.cache.length, rows, model.device), rows)[-1, 0].item()
+    model.cache.rollback()
+    return time.perf_counter() - started

@@ -1,6 +1,7 @@
 """A tree with a token at every node: what the draft hands to the target's pass and to verification."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sequoia_tree.tree import Tree
+from sequoia_tree.uploads import upload
 
 _ROOT, _NONE = Tree([-1]), np.array([-1])
 
@@ -42,7 +44,12 @@ class DrawnTree:
     def draft_law(self, nodes: Tensor) -> Tensor:
         """Log-probabilities ``[m, vocab]`` from which the children of nodes, int64 [m], were drawn."""
         assert self.laws is not None
-        return self.laws[torch.from_numpy(self.law_rows).to(nodes.device)[nodes]]
+        return self.laws[self._rows_on_device[nodes]]
+
+    @cached_property
+    def _rows_on_device(self) -> Tensor:
+        assert self.laws is not None
+        return upload(self.law_rows, self.laws.device)
 
     def draft_columns(self, path: list[int]) -> list[int]:
         """Rows of the draft's cache that hold the beginning of `path`, as far as it was computed."""
@@ -52,5 +59,5 @@ class DrawnTree:
 
     def paths(self, device: torch.device) -> Tensor:
         """Token ids ``[n, n]`` on the way from the root to each node, filled up with the root's token."""
-        tokens = torch.tensor(self.tokens, device=device)
-        return torch.where(torch.from_numpy(self.tree.ancestor_mask()).to(device), tokens, tokens[0])
+        tokens = upload(self.tokens, device)
+        return torch.where(upload(self.tree.ancestor_mask(), device), tokens, tokens[0])

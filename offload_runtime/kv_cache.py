@@ -6,6 +6,7 @@ here is preallocated at full length and the attention mask alone carries the win
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -22,10 +23,22 @@ from transformers.cache_utils import (
 )
 
 from offload_runtime.errors import UnsupportedModelError
+from sequoia_tree.uploads import upload
+
+
+@dataclass(frozen=True)
+class Places:
+    """The cache rows that a pass of fixed shape writes, int64 [w], and how many rows from the first it attends to."""
+
+    rows: Tensor
+    keys: int
 
 
 class TreeCacheLayer(CacheLayerMixin):
-    """Keys and values of one layer, each ``[1, heads, capacity, head_dim]``, filled up to row `cache.end`."""
+    """Keys and values of one layer, each ``[1, heads, capacity, head_dim]``, filled up to row `cache.end`.
+
+    They begin as zeros: a pass of fixed shape reads rows that were never written, and nothing may come of 0 weight.
+    """
 
     def __init__(self, cache: "TreeCache"):
         super().__init__()
@@ -39,18 +52,27 @@ class TreeCacheLayer(CacheLayerMixin):
 
     def _allocate(self, like: Tensor) -> Tensor:
         _, heads, _, head_dim = like.shape
-        rows = torch.empty(1, heads, self._cache.capacity, head_dim, dtype=like.dtype, device=like.device)
+        rows = torch.zeros(1, heads, self._cache.capacity, head_dim, dtype=like.dtype, device=like.device)
         self._cache.on_allocate(rows.nbytes)
         return rows
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write ``[1, heads, n, head_dim]`` behind the filled rows; return views of all rows up to their end."""
+        """Write ``[1, heads, n, head_dim]`` behind the filled rows; return views of all rows up to their end.
+
+        In a pass of fixed shape: write where its places say, return views of the rows it attends to.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        places = self._cache.places
+        if places is not None:
+            self.keys.index_copy_(2, places.rows, key_states)
+            self.values.index_copy_(2, places.rows, value_states)
+            return self.keys[:, :, : places.keys], self.values[:, :, : places.keys]
         begin, end = self._cache.end, self._cache.end + key_states.shape[2]
-        assert self.keys is not None and self.values is not None and end <= self._cache.capacity
+        assert end <= self._cache.scratch
         self.keys[:, :, begin:end] = key_states
         self.values[:, :, begin:end] = value_states
         return self.keys[:, :, :end], self.values[:, :, :end]
@@ -59,10 +81,11 @@ class TreeCacheLayer(CacheLayerMixin):
         return self._cache.end
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._cache.end + query_length, 0
+        places = self._cache.places
+        return (self._cache.end + query_length if places is None else places.keys), 0
 
     def get_max_length(self) -> int:
-        return self._cache.capacity
+        return self._cache.scratch
 
     def move(self, source: Tensor, begin: int) -> None:
         """Copy the rows `source` (int64, on the cache's device) to the rows that start at `begin`."""
@@ -76,6 +99,8 @@ class TreeCache(Cache):
 
     A pass that is abandoned leaves `length` and the committed rows as they were: `rollback` forgets the rest.
 
+    The last of the `capacity` rows is scratch: padding is written there, and nothing else.
+
     Layers that carry a state from token to token (state space, linear attention) keep transformers' own cache layer.
     A state cannot be cut back, and it takes up several tokens at once only where it begins. So a cache that holds one
     goes back to nothing where others go back to a row.
@@ -85,6 +110,8 @@ class TreeCache(Cache):
         self, config: PretrainedConfig, capacity: int, on_allocate: Callable[[int], None] = lambda nbytes: None
     ):
         self.capacity = capacity
+        self.scratch = capacity - 1
+        self.places: Places | None = None
         self.on_allocate = on_allocate
         self.length = 0
         self.end = 0
@@ -108,7 +135,16 @@ class TreeCache(Cache):
     def advance(self, rows: int) -> None:
         """The model has written `rows` further rows in every layer."""
         self.end += rows
-        assert self.end <= self.capacity
+        assert self.end <= self.scratch
+
+    @contextmanager
+    def writing_at(self, places: Places) -> Iterator[None]:
+        """For the block, passes write and read where `places` says, wherever the filled rows end."""
+        self.places = places
+        try:
+            yield
+        finally:
+            self.places = None
 
     @torch.inference_mode()
     def commit(self, rows: Sequence[int]) -> None:
@@ -157,6 +193,6 @@ class TreeCache(Cache):
     def _move(self, source: list[int], begin: int) -> None:
         """Copy the rows `source` to the rows that start at `begin`, in every layer."""
         layers = [layer for layer in self.layers if isinstance(layer, TreeCacheLayer) and layer.is_initialized]
-        index = torch.tensor(source, device=layers[0].device)
+        index = upload(source, layers[0].device)
         for layer in layers:
             layer.move(index, begin)

@@ -13,6 +13,7 @@ from sequoia_tree.acceptance import MAX_CHILDREN, Acceptance
 from sequoia_tree.families import families
 from sequoia_tree.observe import observe, observe_greedy
 from sequoia_tree.sampling import Sampling
+from sequoia_tree.uploads import upload
 from sequoia_tree.verify import Verdict
 
 # Positions that another setting's table counts as at most, so that a hundred passes at this one soon outweigh it.
@@ -60,7 +61,7 @@ class LearnedAcceptance:
 @torch.inference_mode()
 def _drawn(scored: Scored, nodes: np.ndarray) -> Acceptance:
     laws, device = scored.laws, scored.logits.device
-    tokens = torch.tensor(scored.drawn.tokens, device=device)
+    tokens = upload(scored.drawn.tokens, device)
     seen = Acceptance.empty()
     for family in families(scored.drawn.drawn_part, nodes, laws.most_rows, device):
         children = torch.where(family.present, tokens[family.children], -1)[:, : MAX_CHILDREN - 1]
@@ -70,5 +71,5 @@ def _drawn(scored: Scored, nodes: np.ndarray) -> Acceptance:
 
 @torch.inference_mode()
 def _greedy(scored: Scored, nodes: np.ndarray) -> Acceptance:
-    ids = torch.from_numpy(nodes).to(scored.logits.device)
+    ids = upload(nodes, scored.logits.device)
     return observe_greedy(scored.penalised(ids), scored.drawn.draft_law(ids))

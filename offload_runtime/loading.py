@@ -11,6 +11,7 @@ from loaders.reader import WeightReader
 from loaders.skeleton import Skeleton, build_skeleton
 from loaders.spec import ModelSpec
 from offload_runtime.attention import ATTENTION_NAME
+from offload_runtime.cuda_graphs import CudaGraphs
 from offload_runtime.draft import Draft
 from offload_runtime.errors import MachineError, UnsupportedModelError
 from offload_runtime.host_shortage import host_shortage_explained
@@ -19,6 +20,7 @@ from offload_runtime.planning import IOMode, ModelFiles, Preparation
 from offload_runtime.target import Target
 from scheduler.bandwidth import with_speed
 from scheduler.device_memory import DeviceMemory
+from scheduler.padding import Padding
 from scheduler.plan import Plan, Tier
 
 Progress = Callable[[str, int, int], None]
@@ -81,6 +83,9 @@ def load_models(preparation: Preparation, progress: Progress | None) -> LoadedMo
         target = Target(load(preparation.target, target_skeleton, plan.tiers), plan.rows)
         if draft:
             _refuse_states(target.model, draft.model)
+        for role, model in (("target", target.model), ("draft", draft.model if draft else None)):
+            if model and role in plan.graphs and not model.cache.is_recurrent:
+                model.pad_passes(Padding.of(plan.tree_size, plan.cache_rows), CudaGraphs(device))
         return LoadedModels(plan, target, draft, memory, resources.pop_all())
 
 

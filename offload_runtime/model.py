@@ -4,8 +4,9 @@ transformers' modelling code runs unchanged. The weights reach it in forward pre
 are bound, just before it runs, to views of the ring slot that holds its bytes.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -21,12 +22,16 @@ from loaders.sources import map_sources
 from offload_runtime.attention import PassRows, attending
 from offload_runtime.errors import Interrupted, UnsupportedModelError
 from offload_runtime.kv_cache import TreeCache
+from offload_runtime.padded_passes import NotReplayable, PaddedPasses, Runner
 from offload_runtime.rows import text_rows
 from scheduler.device_memory import DeviceMemory
+from scheduler.padding import Padding
 from scheduler.placement import Tier
 from scheduler.unit_memory import Progress, UnitBytes, UnitMemory
+from sequoia_tree.uploads import upload
 
 Parameters = tuple[nn.Parameter, ...]
+_log = logging.getLogger(__name__)
 
 
 def never() -> bool:
@@ -73,6 +78,21 @@ class Model:
             units[index].bind(make_parameters(units[index].layout, buffer))
         self._hooks = list(self._add_hooks(skeleton.units))
         self.streamed_total = 0
+        self.padded_total = 0
+        self._padded: PaddedPasses | None = None
+
+    def pad_passes(self, padding: Padding, run: Runner) -> None:
+        """From now on passes that fit the widest shape are padded and go through `run`.
+
+        `should_stop` is asked before such a pass, not between its layers.
+        """
+        assert self._weights.ring is None, "a layer that streams lies in another slot from pass to pass"
+        self._padded = PaddedPasses(self._compute, self.cache, self.device, padding, run)
+
+    @property
+    def replays(self) -> bool:
+        """Whether small passes take fixed shapes: asked for, and not found to be impossible."""
+        return self._padded is not None
 
     @property
     def streamed_bytes(self) -> int:
@@ -89,21 +109,52 @@ class Model:
         if not self._hooks:
             raise RuntimeError("the model is closed")
         assert tokens.shape == rows.row_positions.shape and 1 <= logits_to_keep <= len(tokens)
-        if self._weights.ring:
-            self._weights.ring.rewind()
-        with attending(rows), self.cache.one_pass():
-            output = self._model(
-                input_ids=tokens[None],
-                # Rows past the last position are never part of a text, but a table of learned positions must not
-                # overflow, nor rotations switch to those of longer texts.
-                position_ids=rows.row_positions.clamp(max=self._last_position)[None],
-                use_cache=True,
-                logits_to_keep=logits_to_keep,
-                **{self._cache_argument: self.cache},
-            )
+        logits = self._padded_logits(tokens, rows, logits_to_keep)
+        if logits is None:
+            if self._weights.ring:
+                self._weights.ring.rewind()
+            with attending(rows), self.cache.one_pass():
+                logits = self._compute(tokens, rows.row_positions, logits_to_keep)
         self.cache.advance(len(tokens))
         self.streamed_total += self.streamed_bytes
+        return logits
+
+    def _padded_logits(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor | None:
+        """The logits of a pass in a fixed shape; None where it takes none."""
+        if self._padded is None or not self._padded.takes(rows):
+            return None
+        self._poll()
+        try:
+            with self._uninterrupted():
+                logits = self._padded.forward(tokens, rows, logits_to_keep)
+        except NotReplayable as reason:
+            self._padded = None
+            _log.info("%s runs without CUDA graphs: %s", self.config.model_type, reason)
+            return None
+        self.padded_total += 1
+        return logits
+
+    def _compute(self, tokens: Tensor, positions: Tensor, logits_to_keep: int = 0) -> Tensor:
+        """transformers' own pass, over int64 [n] each; logits ``[logits_to_keep, vocab]``, of all rows if that is 0."""
+        output = self._model(
+            input_ids=tokens[None],
+            # Rows past the last position are never part of a text, but a table of learned positions must not
+            # overflow, nor rotations switch to those of longer texts.
+            position_ids=positions.clamp(max=self._last_position)[None],
+            use_cache=True,
+            logits_to_keep=logits_to_keep,
+            **{self._cache_argument: self.cache},
+        )
         return output.logits[0, -logits_to_keep:]
+
+    @contextmanager
+    def _uninterrupted(self) -> Iterator[None]:
+        """For the block nobody is asked whether to stop: a pass that is being captured has no middle."""
+        should_stop, self.should_stop = self.should_stop, never
+        try:
+            yield
+        finally:
+            self.should_stop = should_stop
 
     def read(self, tokens: Sequence[int], most_rows: int) -> Tensor:
         """Append text to the cache, at most `most_rows` tokens a pass; logits ``[1, vocab]`` after its end.
@@ -112,10 +163,19 @@ class Model:
         """
         assert tokens
         for begin in range(0, len(tokens), most_rows):
-            piece = torch.tensor(tokens[begin : begin + most_rows], device=self.device)
+            piece = upload(tokens[begin : begin + most_rows], self.device)
             logits = self.forward(piece, text_rows(self.cache.length, len(piece), self.device), logits_to_keep=1)
             self.cache.commit(range(len(piece)))
         return logits
+
+    @contextmanager
+    def unpadded(self) -> Iterator[None]:
+        """For the block, all passes run in their own shapes."""
+        padded, self._padded = self._padded, None
+        try:
+            yield
+        finally:
+            self._padded = padded
 
     def without_streaming(self) -> AbstractContextManager[None]:
         """For the block, streamed layers compute on bytes of other layers: passes take the time of computing alone."""
@@ -127,6 +187,7 @@ class Model:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._padded = None
         self._model.to_empty(device="meta")
         self.cache.free()
 
@@ -147,7 +208,7 @@ class Model:
             yield unit.module.register_forward_pre_hook(self._bind_next(index, unit, slots))
             yield unit.module.register_forward_hook(self._release)
 
-    def _poll(self, module: nn.Module, args: Any) -> None:
+    def _poll(self, *hook_arguments: Any) -> None:
         if self.should_stop():
             raise Interrupted
 

@@ -18,6 +18,8 @@ def text_and_tree_rows(past: int, count: int, ancestors: Tensor, depths: Tensor)
     ancestors: bool [n, n], row i marks node i and its ancestors. depths: int64 [n]. Returns count + n - 1 rows.
     """
     before_root, nodes = count - 1, len(depths)
+    if not before_root:
+        return PassRows(past, past + depths, ancestors)
     rows = before_root + nodes
     visible = torch.zeros(rows, rows, dtype=torch.bool, device=depths.device)
     visible[:before_root, :before_root] = torch.ones_like(visible[:before_root, :before_root]).tril_()

@@ -13,6 +13,7 @@ from offload_runtime.drawn_tree import DrawnTree
 from offload_runtime.repetition import SeenTokens
 from sequoia_tree.sampling import Sampling
 from sequoia_tree.tree import Tree
+from sequoia_tree.uploads import upload
 
 Drawing = Callable[[Tensor, int, torch.Generator], Tensor]
 """Children for each row of log-laws [m, V]: int64 [m, count] in drawing order, -1 where there is none."""
@@ -101,7 +102,7 @@ def _inner_nodes(tree: Tree) -> NDArray[np.int64]:
 
 def _levels(tree: Tree, device: torch.device) -> list[Level]:
     inner = _inner_nodes(tree)
-    ancestors = torch.from_numpy(tree.ancestor_mask())
+    ancestors = tree.ancestor_mask()
     levels = []
     for depth in range(tree.depth):
         parents = inner[tree.depth_array[inner] == depth]
@@ -111,13 +112,13 @@ def _levels(tree: Tree, device: torch.device) -> list[Level]:
         numbers = tree.child_number_array[children] - 1
         levels.append(
             Level(
-                parents=torch.from_numpy(parents).to(device),
-                visible=ancestors[parents][:, columns].to(device),
-                depths=torch.from_numpy(tree.depth_array[columns]).to(device),
-                ancestors=ancestors[parents].to(device),
-                children=torch.from_numpy(children).to(device),
-                child_rows=torch.from_numpy(rows).to(device),
-                child_numbers=torch.from_numpy(numbers).to(device),
+                parents=upload(parents, device),
+                visible=upload(ancestors[parents][:, columns], device),
+                depths=upload(tree.depth_array[columns], device),
+                ancestors=upload(ancestors[parents], device),
+                children=upload(children, device),
+                child_rows=upload(rows, device),
+                child_numbers=upload(numbers, device),
                 width=int(numbers.max()) + 1,
             )
         )

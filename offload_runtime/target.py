@@ -1,6 +1,7 @@
 """The target: one pass over the text it has not read yet and a whole tree behind it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,6 +9,21 @@ from torch import Tensor
 from offload_runtime.drawn_tree import DrawnTree
 from offload_runtime.model import Model
 from offload_runtime.rows import text_and_tree_rows
+from sequoia_tree.tree import Tree
+from sequoia_tree.uploads import upload
+
+
+@dataclass(frozen=True)
+class _TreeShape:
+    """A tree on the device: ancestors bool [n, n], depths int64 [n]."""
+
+    tree: Tree
+    ancestors: Tensor
+    depths: Tensor
+
+    @classmethod
+    def of(cls, tree: Tree, device: torch.device) -> "_TreeShape":
+        return cls(tree, upload(tree.ancestor_mask(), device), upload(tree.depth_array, device))
 
 
 class Target:
@@ -21,6 +37,7 @@ class Target:
         self.model = model
         self._most_rows = most_rows
         self.text_rows = 1
+        self._shape: _TreeShape | None = None
 
     @torch.inference_mode()
     def score(self, text: Sequence[int], drawn: DrawnTree) -> Tensor:
@@ -32,11 +49,10 @@ class Target:
             self.model.read(text[cache.length : cache.length + surplus], self._most_rows)
         unread = text[cache.length :]
         self.text_rows = len(unread)
-        device = self.model.device
-        ancestors = torch.from_numpy(drawn.tree.ancestor_mask()).to(device)
-        depths = torch.from_numpy(drawn.tree.depth_array).to(device)
-        tokens = torch.tensor([*unread, *drawn.tokens[1:]], device=device)
-        rows = text_and_tree_rows(cache.length, len(unread), ancestors, depths)
+        if self._shape is None or self._shape.tree is not drawn.tree:  # of static trees it stays for many passes
+            self._shape = _TreeShape.of(drawn.tree, self.model.device)
+        tokens = upload([*unread, *drawn.tokens[1:]], self.model.device)
+        rows = text_and_tree_rows(cache.length, len(unread), self._shape.ancestors, self._shape.depths)
         return self.model.forward(tokens, rows, logits_to_keep=nodes)
 
     def commit(self, path: Sequence[int]) -> None:

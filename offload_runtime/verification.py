@@ -10,6 +10,7 @@ from torch import Tensor
 from offload_runtime.drawn_tree import DrawnTree
 from offload_runtime.repetition import SeenTokens
 from sequoia_tree.sampling import Sampling, log_law, penalised, probabilities
+from sequoia_tree.uploads import upload
 from sequoia_tree.verify import RULES, Laws, Verdict, follow, verify_greedy
 
 
@@ -54,7 +55,7 @@ class Scored:
 def verify(scored: Scored, rule: str, generator: torch.Generator) -> Verdict:
     """The path and the bonus token. `rule`, a key of `RULES`, is for nodes that were drawn; others are matched."""
     drawn, laws = scored.drawn, scored.laws
-    tokens = torch.tensor(drawn.tokens, device=scored.logits.device)
+    tokens = upload(drawn.tokens, scored.logits.device)
     if scored.sampling.temperature == 0:
         best = [scored.penalised(nodes).argmax(dim=-1) for nodes in _pieces(drawn.tree.size, laws, tokens.device)]
         return verify_greedy(drawn.tree, tokens, torch.cat(best))

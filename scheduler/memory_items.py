@@ -1,10 +1,12 @@
 """What needs memory besides the target's layers, item by item, in bytes."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from loaders.direct_io import ALIGNMENT, CHUNK_BYTES, THREADS
 from loaders.spec import ITEMSIZE, ModelSpec
 from scheduler.machine import Machine
+from scheduler.padding import Padding
 from scheduler.sizes import GIB, MIB
 from scheduler.staging import BOUNCE_BYTES, staging_buffers
 
@@ -32,9 +34,13 @@ SCORES_BYTES = 4 + 4 + 4
 # Nodes x vocabulary in float32: the target's logits, the draft's laws kept for verification, one being shaped.
 LOGITS_COPIES = 3
 LOGITS_ITEM_BYTES = 4
+# What the driver keeps of one layer in one CUDA graph: some 45 kernels of transformers' code, at about 20 kB each.
+# Assumed from what others report of whole graphs; no measurement of ours stands behind it yet.
+GRAPH_LAYER_BYTES = 1 * MIB
 
 # Target, then draft if there is one.
 Models = tuple[ModelSpec, ...]
+ROLES = ("target", "draft")
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,20 @@ class PlanItem:
 
 @dataclass(frozen=True)
 class PassShape:
-    """The largest pass a plan makes room for: over `context_length` tokens, with a tree, in at most `rows` rows."""
+    """The largest pass a plan makes room for: over `context_length` tokens, with a tree, in at most `rows` rows.
+
+    streams: layers of the target may stream, so that its passes cannot be replayed as CUDA graphs.
+    """
 
     context_length: int
     tree_size: int
     rows: int
+    streams: bool = True
 
     @property
     def cache_rows(self) -> int:
-        """Rows of a KV cache: the whole context, and the nodes of a tree behind it."""
-        return self.context_length + self.tree_size
+        """Rows of a KV cache: the whole context, the nodes of a tree behind it, and one that padding is written to."""
+        return self.context_length + self.tree_size + 1
 
 
 def device_budget(machine: Machine, cap: int | None) -> int:
@@ -90,8 +100,32 @@ def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem
         *(PlanItem(f"draft {draft.name} ({draft.dtype})", weight_bytes(draft)) for draft in drafts),
         PlanItem(f"KV cache{'s' * len(drafts)}, {shape.context_length} + {shape.tree_size} tokens", kv_bytes),
         PlanItem(f"workspace, {shape.rows} rows", workspace_bytes(models, shape)),
+        *_graphs(models, device, shape),
         _read_buffers(models, device),
     )
+
+
+def replayed(models: Models, device: str, shape: PassShape) -> tuple[str, ...]:
+    """Of "target" and "draft", those whose passes are replayed as CUDA graphs: on the GPU whole, without a state."""
+    if device != "cuda" or any(model.recurrent for model in models):
+        return ()
+    return ROLES[shape.streams : len(models)]
+
+
+def _graphs(models: Models, device: str, shape: PassShape) -> Iterator[PlanItem]:
+    roles, padding = replayed(models, device, shape), Padding.of(shape.tree_size, shape.cache_rows)
+    if roles:
+        nbytes = sum(_graph_bytes(model, shape, padding) for role, model in zip(ROLES, models) if role in roles)
+        yield PlanItem(f"CUDA graphs, {padding.widths[-1]} rows", nbytes)
+
+
+def _graph_bytes(spec: ModelSpec, shape: PassShape, padding: Padding) -> int:
+    """The graphs of one key length, their pool, and what passes are copied into and their logits out of."""
+    rows = padding.widths[-1]
+    pool = _activation_bytes(spec, replace(shape, rows=rows))
+    logits = 2 * rows * spec.vocab_size * ITEMSIZE[spec.dtype]  # in the pool, and where they are copied to
+    masks = rows * (padding.columns + 2 * shape.cache_rows)  # booleans: as they come, and spread over the cache
+    return pool + logits + masks + len(padding.widths) * len(spec.units) * GRAPH_LAYER_BYTES
 
 
 def read_chunk_bytes(models: Models) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from loaders.spec import ModelSpec
 from scheduler.machine import Machine
-from scheduler.memory_items import PassShape, PlanItem, read_chunk_bytes, weight_bytes, workspace_bytes
+from scheduler.memory_items import PassShape, PlanItem, read_chunk_bytes, replayed, weight_bytes, workspace_bytes
 from scheduler.pass_cost import PassCost
 from scheduler.placement import Placement, Tier, bytes_in, device_bytes, host_bytes, place_on_device, place_on_host
 from scheduler.plan_request import Limits, PlanRequest
@@ -28,7 +28,8 @@ class Plan:
     `tiers` has one entry per unit. `context_wanted` is what `context_length` would be if there were memory for it. The
     tree has at most `tree_size` nodes, the root among them, none deeper than `tree_depth`; without a draft it is the
     root alone. `rows` is the most rows of one pass: prompts go in such chunks. KV caches have `cache_rows`. Every
-    reading thread reads `read_chunk_bytes` at once.
+    reading thread reads `read_chunk_bytes` at once. Of "target" and "draft", the passes of those in
+    `graphs` are replayed as CUDA graphs.
     `streamed_bytes` counts, per pass, host units as they cross the link and disk units as they are read.
     """
 
@@ -47,6 +48,7 @@ class Plan:
     rows: int
     cache_rows: int
     read_chunk_bytes: int
+    graphs: tuple[str, ...]
     workspace_bytes: int
     items: tuple[PlanItem, ...]
     device_budget: int
@@ -182,6 +184,7 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement) -> Plan:
         rows=shape.rows,
         cache_rows=shape.cache_rows,
         read_chunk_bytes=read_chunk_bytes(request.models),
+        graphs=replayed(request.models, request.machine.device, shape),
         workspace_bytes=workspace_bytes(request.models, shape),
         items=(*_layer_items(spec, placement, request.machine), *request.fixed_items(shape)),
         device_budget=request.device_budget,

@@ -93,7 +93,7 @@ class PlanRequest:
 
     def resident_shapes(self, context_length: int) -> Iterator[PassShape]:
         """Passes to try in turn if nothing streams."""
-        yield from self._chunked(context_length, self._resident_tree_size)
+        yield from self._chunked(context_length, self._resident_tree_size, streams=False)
 
     def streaming_shapes(self, context_length: int) -> Iterator[PassShape]:
         """Passes to try in turn if units stream: a tree with all its numbers of rows before the next smaller one."""
@@ -111,11 +111,11 @@ class PlanRequest:
             if activation_bytes(self.models, shape) - least <= room:
                 yield shape
 
-    def _chunked(self, context_length: int, tree_size: int) -> Iterator[PassShape]:
+    def _chunked(self, context_length: int, tree_size: int, streams: bool = True) -> Iterator[PassShape]:
         # a recurrent state takes up several tokens at once only where it begins, so a prompt is read in one pass
         chunks = (context_length,) if self.spec.recurrent else PREFILL_ROWS
         for rows in dict.fromkeys(max(tree_size, min(rows, context_length)) for rows in chunks):
-            yield PassShape(context_length, tree_size, rows)
+            yield PassShape(context_length, tree_size, rows, streams)
 
     @property
     def device_budget(self) -> int:

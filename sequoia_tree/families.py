@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sequoia_tree.tree import Tree
+from sequoia_tree.uploads import upload
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class Family:
     parents: Tensor
     children: Tensor
     having: list[int]
+
+    def children_or(self, other: int) -> Tensor:
+        """`children`, and `other` beyond a parent's last child."""
+        return self.children.masked_fill(~self.present, other)
 
     @property
     def present(self) -> Tensor:
@@ -44,7 +49,7 @@ def families(tree: Tree, parents: NDArray[np.int64], most: int, device: torch.de
         places = np.where(present, first[piece, None] + numbers, 0)
         children = np.where(present, tree.by_parent[places], 0)
         yield Family(
-            torch.from_numpy(parents[piece]).to(device, non_blocking=True),
-            torch.from_numpy(children).to(device, non_blocking=True),
+            upload(parents[piece], device),
+            upload(children, device),
             present.sum(axis=0).tolist(),
         )

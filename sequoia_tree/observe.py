@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sequoia_tree.acceptance import BIN_EDGES, BINS, MAX_CHILDREN, SCALES, Acceptance
 from sequoia_tree.sampling import draw_without_replacement, probabilities
+from sequoia_tree.uploads import upload
 
 _MOST_LOSS = 100.0  # nats; that of a token which the draft excludes is infinite
 _TINY = torch.finfo(torch.float32).tiny
@@ -80,7 +82,7 @@ def _normalised(weights: Tensor) -> Tensor:
 
 def _table(credit: Tensor, known: Tensor, largest: Tensor, losses: Tensor, scaled: int) -> Acceptance:
     """Sum credit [n, up to MAX_CHILDREN] where `known` over the bins of `largest` [n]; everything in one transfer."""
-    edges = torch.tensor(BIN_EDGES, dtype=largest.dtype, device=largest.device)
+    edges = upload(np.array(BIN_EDGES, dtype=np.float32), largest.device)
     bins = torch.bucketize(largest, edges, right=True)
     values = torch.stack((known, credit, credit**2)).double()
     sums = values.new_zeros(3, BINS, MAX_CHILDREN)

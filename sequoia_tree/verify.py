@@ -17,6 +17,7 @@ from torch import Tensor
 from sequoia_tree.families import Family, families
 from sequoia_tree.sampling import draw, draw_rows
 from sequoia_tree.tree import Tree
+from sequoia_tree.uploads import upload
 
 # Numbers of a block of laws that is worked on at once: 16 MB of float32 stay near the processor's caches.
 _BLOCK = 1 << 22
@@ -79,7 +80,7 @@ def verify_traversal(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Ge
     level by level; the first node in post-order that passes its test is the answer.
     """
     arriving, leaving = traversal_weights(tree, tokens, laws)
-    order = torch.from_numpy(tree.post_order).to(tokens.device)
+    order = upload(tree.post_order, tokens.device)
     uniform = _uniform(tree.size, tokens.device, generator)
     passed = (uniform < leaving[order]).int()
     passed[-1] = 1  # the root comes last, and is accepted when nothing else is
@@ -89,16 +90,17 @@ def verify_traversal(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Ge
 
 def traversal_weights(tree: Tree, tokens: Tensor, laws: Laws) -> tuple[Tensor, Tensor]:
     """Of every node, float64 [n]: the weight it arrives with, and its chance once all nodes before it are refused."""
-    arriving = torch.ones(tree.size, dtype=torch.float64, device=tokens.device)
+    nobody = tree.size  # a place for what is written of children that are not there
+    arriving = torch.ones(tree.size + 1, dtype=torch.float64, device=tokens.device)
     leaving = arriving.clone()
     for depth in range(tree.depth):
         level = np.flatnonzero(tree.depth_array == depth)
         for family in families(tree, level, laws.most_rows, tokens.device):
             refused = _refuse(family, tokens, laws, arriving[family.parents], replacement=False)
             leaving[family.parents] = refused.weight
-            children = family.children[family.present]
-            arriving[children] = leaving[children] = refused.chances[family.present]
-    return arriving, leaving
+            children = family.children_or(nobody)
+            arriving[children] = leaving[children] = refused.chances
+    return arriving[:nobody], leaving[:nobody]
 
 
 def verify_match(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Generator) -> Verdict:
@@ -130,7 +132,7 @@ def follow(
         return verdict
     chosen = np.full(tree.size, -1, dtype=np.int64)
     chosen[verdict.last] = verdict.bonus
-    ids = torch.tensor(nodes, dtype=torch.int64, device=tokens.device)
+    ids = upload(nodes, tokens.device)
     samples = [draw_rows(laws.target(piece), generator) for piece in ids.split(laws.most_rows)]
     chosen[nodes] = torch.cat(samples).cpu().numpy()
     return _descend(tree, tokens, chosen, verdict.path, frozenset(nodes))
@@ -173,12 +175,13 @@ def _ratio_tests(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Genera
 
 def ratio_chances(tree: Tree, tokens: Tensor, laws: Laws, replacement: bool) -> Tensor:
     """Of every node, float64 [n]: its chance once its parent is accepted and its elder siblings are refused."""
-    chances = torch.zeros(tree.size, dtype=torch.float64, device=tokens.device)
+    nobody = tree.size
+    chances = torch.zeros(tree.size + 1, dtype=torch.float64, device=tokens.device)
     for family in families(tree, np.arange(tree.size), laws.most_rows, tokens.device):
         full = torch.ones(len(family.parents), dtype=torch.float64, device=tokens.device)
         refused = _refuse(family, tokens, laws, full, replacement)
-        chances[family.children[family.present]] = refused.chances[family.present]
-    return chances
+        chances[family.children_or(nobody)] = refused.chances
+    return chances[:nobody]
 
 
 @dataclass(frozen=True)
@@ -234,7 +237,7 @@ def _bonus(
 ) -> int:
     """A token from what the target has left at the end of `path`, all children there being refused."""
     node = np.array(path[-1:] or [0])
-    law = laws.target(torch.from_numpy(node).to(tokens.device))[0]
+    law = laws.target(upload(node, tokens.device))[0]
     for family in families(tree, node, 1, tokens.device):
         left = _refuse(family, tokens, laws, arriving[family.parents], replacement).left[0]
         law = torch.where(left.sum() > 0, left, law)  # p equals q up to rounding: go on with p itself

@@ -59,7 +59,7 @@ def check(plan: Plan, spec: ModelSpec) -> None:
     assert plan.slot_bytes == max((unit.nbytes for unit in streamed), default=0)
     assert plan.slots in ((2, 3) if streamed else (0,))
     assert plan.streamed_bytes == sum(unit.nbytes for unit in streamed)
-    assert plan.tree_size <= plan.rows and plan.cache_rows == plan.context_length + plan.tree_size
+    assert plan.tree_size <= plan.rows and plan.cache_rows == plan.context_length + plan.tree_size + 1
     assert plan.context_length <= plan.context_wanted
     if plan.device == "cpu":
         assert Tier.HOST not in plan.tiers and plan.host_bytes == 0
@@ -185,7 +185,7 @@ def apply(flags: str, draft: ModelSpec | None, machine: Machine, limits: Limits)
 )
 def test_resident_layers_of_a_70b(spec: ModelSpec, memory: int, link: float, layers: int, seconds: float) -> None:
     plan = make_plan(spec, LLAMA3_8B_INT4, gpu(memory, link=link))
-    assert residents(plan) == pytest.approx(layers, abs=max(2, layers // 8))
+    assert residents(plan) == pytest.approx(layers, abs=max(2, layers // 6))
     assert plan.seconds_per_pass == pytest.approx(seconds, rel=0.15)
     assert plan.slots == 2 and plan.disk_bytes == 0
 
@@ -206,15 +206,29 @@ def test_items_account_for_everything() -> None:
     assert streamed.device_bytes == 2 * 1_711_309_824 and streamed.host_bytes == plan.streamed_bytes
     assert items["embeddings, norm and head"].device_bytes == LLAMA2_70B.outer_bytes
     assert items["draft llama-68m (bfloat16)"].device_bytes == 136_000_000
-    assert items["KV caches, 4096 + 512 tokens"].device_bytes == 4608 * (327_680 + 6144)
+    assert items["KV caches, 4096 + 512 tokens"].device_bytes == 4609 * (327_680 + 6144)
     assert items[f"workspace, {2048 + 511} rows"].device_bytes == plan.workspace_bytes > 512 * 32_000 * 4
-    assert plan.cache_rows == 4096 + 512
+    assert 4_000_000 < items["CUDA graphs, 128 rows"].device_bytes < 60_000_000  # of the small draft alone
+    assert plan.cache_rows == 4096 + 512 + 1
+
+
+def test_what_lies_on_a_gpu_whole_is_replayed_as_cuda_graphs() -> None:
+    whole, small = gpu(192 * GIB), gpu(24 * GIB)
+    assert make_plan(LLAMA2_70B, LLAMA_68M, small).graphs == ("draft",)
+    assert make_plan(LLAMA2_70B, None, small).graphs == ()
+    assert make_plan(LLAMA2_70B, LLAMA_68M, whole).graphs == ("target", "draft")
+    assert make_plan(LLAMA2_70B, None, whole).graphs == ("target",)
+    assert make_plan(replace(LLAMA2_70B, recurrent=True), None, whole).graphs == ()
+    assert make_plan(TINY, TINY_DRAFT, cpu(64 * GIB)).graphs == ()
+    with_graphs, without = (make_plan(LLAMA2_70B, draft, small) for draft in (LLAMA_68M, None))
+    assert ["CUDA graphs" in item.name for item in with_graphs.items].count(True) == 1
+    assert not any("CUDA graphs" in item.name for item in without.items)
 
 
 def test_written_out_attention_needs_room_for_scores() -> None:
     written_out = replace(LLAMA2_70B, model_type="gemma2")
     plain, more = (workspace_bytes((spec,), PassShape(4096, 1, 512)) for spec in (LLAMA2_70B, written_out))
-    assert more - plain == 64 * 512 * (4096 + 1) * 12
+    assert more - plain == 64 * 512 * (4096 + 2) * 12
     assert make_plan(written_out, None, gpu(46 * GIB)).rows == 512 < make_plan(LLAMA2_70B, None, gpu(46 * GIB)).rows
 
 
@@ -341,8 +355,8 @@ def test_rows_shrink_before_the_tree_and_the_tree_before_the_context() -> None:
     caps = range(45 * GIB // 10, 85 * GIB // 10, GIB // 10)
     plans = [make_plan(LLAMA2_70B, LLAMA_68M, gpu(24 * GIB), Limits(cap)) for cap in caps]
     shapes = [(plan.context_length, plan.tree_size, plan.rows) for plan in plans]
-    assert shapes == sorted(shapes) and (shapes[0], shapes[-1]) == ((256, 128, 128), (4096, 512, 2559))
-    assert {(4096, 128, 128), (4096, 128, 256), (4096, 256, 512)} < set(shapes)
+    assert shapes == sorted(shapes) and (shapes[0], shapes[-1]) == ((256, 64, 128), (4096, 512, 2559))
+    assert {(4096, 128, 256), (4096, 256, 256), (4096, 256, 512)} < set(shapes)
 
 
 def test_with_more_memory_the_default_context_grows_to_the_full() -> None:
@@ -420,7 +434,7 @@ def test_read_buffers_follow_the_largest_layer_whatever_the_budget(sizes: list[i
             LLAMA_68M,
             gpu(24 * GIB),
             Limits(5 * GIB, context_length=4096),
-            ["--device-memory 5.7GiB", "--context-length 2048"],
+            ["--device-memory 5.7GiB", "--context-length 1024"],
         ),
         (LLAMA3_70B, LLAMA3_8B_INT4, gpu(12 * GIB), Limits(), ["--draft none"]),
         (LLAMA3_70B, LLAMA3_8B_INT4, gpu(6 * GIB), Limits(), ["--device cpu --dtype bfloat16"]),

@@ -1,4 +1,4 @@
-"""(c) Levels of a draft that stays on the device, by their number of nodes."""
+"""(c) Levels of a draft that stays on the device, by their number of nodes: as they are, and as CUDA graphs."""
 
 import time
 from collections.abc import Iterator
@@ -10,8 +10,10 @@ import torch
 from gpu.bench import Bench, Budget
 from gpu.records import DraftLevel, Record
 from loaders.spec import ModelSpec
+from offload_runtime.cuda_graphs import CudaGraphs
 from offload_runtime.draft import Draft
 from offload_runtime.loading import LoadedModels
+from scheduler.padding import Padding
 from scheduler.pass_cost import PassCost, resident_cost
 
 SECTION = "c"
@@ -43,10 +45,20 @@ def _levels(bench: Bench, name: str, models: LoadedModels, cost: PassCost) -> It
     draft = Draft(model, model.vocab_size, models.plan.rows)
     text = [1] * (bench.scale.context // 2)
     draft.read(text)
-    for rows in bench.scale.widths:
-        seconds = [_one_level(bench, draft, rows) for _ in range(1 + RUNS)][1:]
-        predicted = cost.seconds(rows, rows, len(text)).total
-        yield DraftLevel(SECTION, name, rows, False, median(seconds), RUNS, predicted)
+    with model.unpadded():
+        yield from (_level(bench, name, draft, rows, cost) for rows in bench.scale.widths)
+    if bench.is_cuda:
+        model.pad_passes(Padding.of(max(bench.scale.widths), models.plan.cache_rows), CudaGraphs(model.device))
+        replayed = (_level(bench, name, draft, rows, cost) for rows in bench.scale.widths)
+        yield from (level for level in replayed if level.graphs)
+
+
+def _level(bench: Bench, name: str, draft: Draft, rows: int, cost: PassCost) -> DraftLevel:
+    padded = draft.model.padded_total
+    seconds = [_one_level(bench, draft, rows) for _ in range(1 + RUNS)][1:]
+    graphs = draft.model.padded_total > padded
+    predicted = cost.seconds(rows, rows, bench.scale.context // 2).total
+    return DraftLevel(SECTION, name, rows, graphs, median(seconds), RUNS, predicted)
 
 
 def _one_level(bench: Bench, draft: Draft, rows: int) -> float:

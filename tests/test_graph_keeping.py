@@ -1,0 +1,118 @@
+"""Which graphs are made, kept and let go, and what happens where none can be made: with a CUDA that only pretends."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from offload_runtime.cuda_graphs import CudaGraphs
+from offload_runtime.padded_passes import NotReplayable
+
+SMALL, WIDE, LONG = (1, 1024), (8, 1024), (1, 1536)
+
+
+class PretendedCuda:
+    """Captures by noting work down, and replays by doing it again. streams: entered, and set as current."""
+
+    def __init__(self) -> None:
+        self.alive = 0
+        self.pools: list[int] = []
+        self.streams: list[object] = []
+        self.refuses: Exception | None = None
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cuda = self
+
+        class Stream:
+            device = "pretended"
+
+            def __init__(self, device: object = None) -> None:
+                pass
+
+            def wait_stream(self, other: object) -> None:
+                pass
+
+        class CUDAGraph:
+            def __init__(self) -> None:
+                self.work = lambda: None
+                cuda.alive += 1
+
+            def __del__(self) -> None:
+                cuda.alive -= 1
+
+            def replay(self) -> None:
+                self.work()
+
+        @contextmanager
+        def graph(made: CUDAGraph, pool: int, stream: Stream, capture_error_mode: str):
+            assert capture_error_mode == "thread_local"
+            cuda.pools.append(pool)
+            cuda.streams.append(stream)
+            yield
+            if cuda.refuses:
+                raise cuda.refuses
+
+        @contextmanager
+        def entered(stream: Stream):
+            yield
+
+        pools = iter(range(1000))
+        self.current = Stream()
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", CUDAGraph)
+        monkeypatch.setattr(torch.cuda, "graph", graph)
+        monkeypatch.setattr(torch.cuda, "stream", entered)
+        monkeypatch.setattr(torch.cuda, "set_stream", self.streams.append)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.current)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    pretended = PretendedCuda()
+    pretended.install(monkeypatch)
+    return pretended
+
+
+def test_a_shape_is_done_captured_and_then_replayed(cuda):
+    done = []
+    graphs = CudaGraphs(torch.device("cpu"))
+    for _ in range(5):
+        graphs(SMALL, lambda: done.append(1))
+    assert len(done) == 2 and cuda.alive == 1  # once as it is, once while capturing; replays do not come by here
+    assert cuda.streams[-1] is cuda.current
+
+
+def test_graphs_of_one_key_length_share_a_pool_and_go_when_it_changes(cuda):
+    graphs = CudaGraphs(torch.device("cpu"))
+    for shape in (SMALL, WIDE, SMALL, LONG, LONG):
+        graphs(shape, lambda: None)
+    assert cuda.alive == 1 and len(cuda.pools) == 3
+    assert cuda.pools[0] == cuda.pools[1] != cuda.pools[2]
+    graphs(SMALL, lambda: None)
+    assert cuda.alive == 1 and len(set(cuda.pools)) == 3, "a pool that was let go is not taken up again"
+
+
+def test_work_that_reads_the_device_is_refused_before_it_is_captured(cuda):
+    graphs = CudaGraphs(torch.device("cpu"))
+    with pytest.raises(NotReplayable, match="wait"):
+        graphs(SMALL, lambda: int(torch.arange(3).sum()))
+    assert cuda.pools == []
+
+
+def test_work_that_cuda_cannot_capture_is_refused(cuda):
+    cuda.refuses = RuntimeError("operation not permitted when stream is capturing")
+    graphs = CudaGraphs(torch.device("cpu"))
+    with pytest.raises(NotReplayable, match="not permitted"):
+        graphs(SMALL, lambda: None)
+    assert cuda.streams[-1] is cuda.current
+
+
+def test_a_device_out_of_memory_is_no_refusal(cuda):
+    """The plan is tightened for it; and a mistake in the work itself is nobody's refusal either."""
+    cuda.refuses = torch.OutOfMemoryError("out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaGraphs(torch.device("cpu"))(SMALL, lambda: None)
+    with pytest.raises(RuntimeError, match="shape") as caught:
+        CudaGraphs(torch.device("cpu"))(SMALL, lambda: torch.zeros(2).view(3))
+    assert not isinstance(caught.value, NotReplayable)
