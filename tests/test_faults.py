@@ -45,9 +45,10 @@ def held() -> tuple[set[threading.Thread], int]:
 @pytest.fixture(autouse=True)
 def nothing_left_behind(pair, expected):
     """No thread and no open file, whatever happened."""
-    before = held()
+    threads, files = held()
     yield
-    assert held() == before
+    threads_after, files_after = held()
+    assert threads_after <= threads and files_after <= files
 
 
 # Shards

@@ -82,7 +82,7 @@ def loaded(weights, tiers, granted=None, limit=None, slots=2, **device):
     finally:
         streams.close()
         assert not pinning.held
-        assert set(threading.enumerate()) == threads and open_files() == files
+        assert set(threading.enumerate()) <= threads and open_files() <= files
 
 
 def run_pass(memory, weights, compute_seconds=0.0, until=None):
