@@ -58,7 +58,10 @@ class StaticGrowth:
 
     @torch.inference_mode()
     def grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator) -> DrawnTree:
-        """The tree with its tokens, the root being the last of `text`; without nodes for which none was left."""
+        """The tree with its tokens, the root being the last of `text`; without nodes for which none was left.
+
+        The device is waited for once, for the tokens.
+        """
         draft = self._draft
         seen = SeenTokens(text, draft.model.device) if sampling.repetition_penalty != 1 else None
         tokens = torch.full((self.tree.size,), text[-1], device=draft.model.device)

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 
 from loaders.spec import ITEMSIZE, ModelSpec, UnitSpec
 from scheduler.machine import Machine
+from scheduler.padding import WIDTHS
 from scheduler.pipeline import PassSeconds, Stage, simulate
 from scheduler.placement import Tier
 from scheduler.staging import STAGING_BUFFERS, pageable_units
 
 # Python of one of transformers' decoder layers with our hooks, without what it computes: 0.35 ms on an x86-64 core.
 LAYER_SECONDS = 0.35e-3
+# Replayed as part of a CUDA graph its kernels, some 45, still take a few microseconds each: assumed, not measured.
+REPLAYED_LAYER_SECONDS = 0.1e-3
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,13 @@ class PassCost:
     def _unit_seconds(self, unit: UnitSpec, rows: int, context: int) -> float:
         weights = 2 * rows * unit.nbytes / ITEMSIZE[self.spec.dtype]
         attention = 4 * rows * (context + rows) * self.spec.hidden_size
-        return max(self._compute_seconds(unit.nbytes, weights + attention), LAYER_SECONDS * self.knows_computing)
+        return max(self._compute_seconds(unit.nbytes, weights + attention), self._launch_seconds(rows))
+
+    def _launch_seconds(self, rows: int) -> float:
+        if not self.knows_computing:
+            return 0.0
+        replayed = self.machine.device == "cuda" and not self.slots and rows <= WIDTHS[-1]
+        return REPLAYED_LAYER_SECONDS if replayed else LAYER_SECONDS
 
     def _head_seconds(self, nodes: int) -> float:
         values = self.spec.vocab_size * self.spec.hidden_size
