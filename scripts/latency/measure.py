@@ -3,9 +3,10 @@
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from latency.link import measure_link
+from latency.link import Link, measure_link
 from latency.memory import host_bytes, peak_host_bytes, reset_peak_host_bytes
 from latency.records import Measurement, TimedReply, percentile
 from offload_runtime.loading import Progress
@@ -57,11 +58,11 @@ def measure_mode(
         _warm_up(runtime, workload)
         for number, repeat, arguments in workload.replies():
             if number == 0:
-                links.append(measure_link(runtime.plan, files, direct))
+                links.append(_link(runtime, files, direct))
             replies.append(_timed_reply(runtime, number, repeat, arguments))
             on_reply(replies[-1])
         peak_device, peak_host = runtime.last_reply.stats.peak_device_bytes, peak_host_bytes()
-        links.append(measure_link(runtime.plan, files, direct))
+        links.append(_link(runtime, files, direct))
         return Measurement(
             mode=mode,
             plan=runtime.plan,
@@ -73,6 +74,12 @@ def measure_mode(
             peak_host_bytes=peak_host,
             host_bytes_before=before,
         )
+
+
+def _link(runtime: OffloadRuntime, files: Sequence[Path], direct: bool) -> Link:
+    """With every slot full: a ring that still reads ahead would take its share of the bandwidth."""
+    with runtime.without_streaming():
+        return measure_link(runtime.plan, files, direct)
 
 
 def _warm_up(runtime: OffloadRuntime, workload: Workload) -> None:
