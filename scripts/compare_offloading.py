@@ -167,8 +167,8 @@ def _heading(plan: Plan, job: Job, arguments: argparse.Namespace) -> Iterator[st
 
     stored = read_spec(Path(job.model)).stored_dtype
     yield f"{plan.model}: {format_size(plan.weight_bytes)} of weights, stored in {stored}, computed in {job.dtype}"
-    layers = f"{len(job.streamed_layers)} of {len(plan.tiers)} layers on disk"
-    yield f"{plan.device_name}, {plan.machine.cores} cores; {layers}; ours holds at most {format_size(job.device_memory)}"
+    placed = f"{len(job.streamed_layers)} of {len(plan.tiers)} layers on disk, ours in {format_size(job.device_memory)}"
+    yield f"{plan.device_name}, {plan.machine.cores} cores; {placed}"
     yield f"{arguments.rounds} rounds, each {len(job.tokens)} tokens of prompt and {job.passes} passes of one token"
 
 

@@ -110,6 +110,11 @@ class Limit:
     def seconds(self) -> float:
         return max(self.read_seconds, self.compute_seconds)
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        derived = {"seconds": self.seconds, "read_seconds": self.read_seconds}
+        return {**derived, "compute_seconds": self.compute_seconds, "disk_bytes_per_second": list(self.disk)}
+
     def ratio(self, ours: Runs) -> float:
         """The median pass over it."""
         assert ours.median is not None
