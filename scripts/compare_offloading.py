@@ -47,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with ExitStack() as resources:
         lines = _open_lines(arguments.json, resources)
         model = resources.enter_context(_model(arguments, note))
-        directory = Path(resources.enter_context(tempfile.TemporaryDirectory(dir=arguments.work_dir)))
+        directory = resources.enter_context(_own_files(arguments))
         preparation = _prepare(arguments, model)
         job = _job(arguments, preparation)
         _say_all(_heading(preparation.plan, job, arguments))
@@ -74,6 +74,18 @@ def _model(arguments: argparse.Namespace, note: Any) -> Iterator[Path]:
     arguments.distinct_layers = config["num_hidden_layers"]  # other programs know no layers that share their bytes
     with made_up_weights(arguments, note) as made_up:
         yield made_up.target
+
+
+@contextmanager
+def _own_files(arguments: argparse.Namespace) -> Iterator[Path]:
+    """A directory for what the programs write, gone after the block."""
+    from latency.weights import make_directory
+    from termination import ended_by_sigterm
+
+    if arguments.work_dir is not None:
+        make_directory(arguments.work_dir)
+    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="offloading-", dir=arguments.work_dir) as directory:
+        yield Path(directory)
 
 
 def _prepare(arguments: argparse.Namespace, model: Path) -> Preparation:
