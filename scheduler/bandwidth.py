@@ -17,8 +17,10 @@ from scheduler.streams import streams_of
 
 COPY_BYTES = 128 * MIB
 REPEATS = 3
-# Square matrices of this size reach the peak of a GPU's tensor cores; on a processor a product of 512 takes 1 to 10 ms.
-PRODUCT_SIZE = {"cuda": 4096, "cpu": 512}
+LONG_SECONDS = 0.5  # what takes so long is not repeated
+PRODUCT_SIZE = 4096  # square matrices of this size reach the peak of a GPU's tensor cores
+# On a processor: of a few rows, where weights cost most, and of as many as a tree has, where multiplying them does.
+FEW_ROWS, MANY_ROWS = 2, 64
 # Larger than the caches: weights are read once in a pass.
 SWEEP_BYTES = {"cuda": 512 * MIB, "cpu": 64 * MIB}
 
@@ -36,11 +38,11 @@ def with_speed(machine: Machine, dtype: str) -> Machine:
 @torch.inference_mode()
 def measure_speed(device: torch.device, dtype: torch.dtype) -> Figures:
     """The fields of Machine that say how fast the device computes and, on a GPU, how fast the link to it is."""
-    figures = {
-        "flops": _product_flops(device, dtype),
-        "memory_bandwidth": _memory_bandwidth(device, dtype),
-    }
-    if device.type == "cuda":
+    figures = {"memory_bandwidth": _weights_bytes(device) / _product_seconds(device, dtype, rows=1)}
+    if device.type == "cpu":
+        figures |= _processor_speed(device, dtype)
+    else:
+        figures["flops"] = _peak_flops(device, dtype)
         figures |= _link_figures(device)
     return figures
 
@@ -54,6 +56,8 @@ def _seconds(device: torch.device, work: Callable[[], object]) -> float:
         work()
         _synchronize(device)
         times.append(time.perf_counter() - started)
+        if times[-1] > LONG_SECONDS:
+            return times[-1]
     return min(times[1:])
 
 
@@ -80,15 +84,30 @@ def _link_figures(device: torch.device) -> Figures:
     return figures
 
 
-def _product_flops(device: torch.device, dtype: torch.dtype) -> float:
-    size = PRODUCT_SIZE[device.type]
-    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    return 2 * size**3 / _seconds(device, lambda: left @ right)
+def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    left, right = (torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, dtype=dtype, device=device) for _ in range(2))
+    return 2 * PRODUCT_SIZE**3 / _seconds(device, lambda: left @ right)
 
 
-def _memory_bandwidth(device: torch.device, dtype: torch.dtype) -> float:
-    """Of a product of a large matrix with one vector, as in a pass of one row."""
+def _processor_speed(device: torch.device, dtype: torch.dtype) -> Figures:
+    """A product takes a time for its weights, whatever the rows, and then one for every row: two sizes tell them apart.
+
+    Small square products, which the caches hold, run up to twice as fast as those of a tree with a layer's weights.
+    """
+    few, many = (_product_seconds(device, dtype, rows) for rows in (FEW_ROWS, MANY_ROWS))
+    nbytes = _weights_bytes(device)
+    per_row = max((many - few) / (MANY_ROWS - FEW_ROWS), many / MANY_ROWS / 2)  # noise must not make rows free
+    weights = max(few - FEW_ROWS * per_row, few / 2)
+    return {"flops": 2 * nbytes / dtype.itemsize / per_row, "product_bandwidth": nbytes / weights}
+
+
+def _weights_bytes(device: torch.device) -> int:
+    return SWEEP_BYTES[device.type]
+
+
+def _product_seconds(device: torch.device, dtype: torch.dtype, rows: int) -> float:
+    """Of a large matrix, read from memory, with `rows` rows."""
     columns = 4096
-    matrix = torch.ones(SWEEP_BYTES[device.type] // columns // dtype.itemsize, columns, dtype=dtype, device=device)
-    vector = torch.ones(1, columns, dtype=dtype, device=device)
-    return matrix.nbytes / _seconds(device, lambda: nn.functional.linear(vector, matrix))
+    matrix = torch.ones(_weights_bytes(device) // columns // dtype.itemsize, columns, dtype=dtype, device=device)
+    values = torch.ones(rows, columns, dtype=dtype, device=device)
+    return _seconds(device, lambda: nn.functional.linear(values, matrix))

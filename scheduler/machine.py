@@ -25,8 +25,9 @@ class Machine:
     On `device` "cpu" the device is host memory: `device_total` and `device_free` repeat the host's figures.
     link_bandwidth: from pinned host memory to the device; pageable_bandwidth: from any other. pinned_limit: most bytes
     that can be pinned; None: no limit is known. flops: operations per second (2 for a product and its sum) of large
-    matrix products in the dtype computed in. memory_bandwidth: of the device's own memory. estimated: names of fields
-    that come from data sheets, not from measurements.
+    matrix products in the dtype computed in. memory_bandwidth: of the device's own memory, as a product of one row has
+    it. product_bandwidth: on a CPU the same for a few rows, whose products lay the weights out anew. estimated: names
+    of fields that come from data sheets, not from measurements.
     """
 
     device: str
@@ -42,6 +43,7 @@ class Machine:
     pinned_limit: int | None = None
     flops: float | None = None
     memory_bandwidth: float | None = None
+    product_bandwidth: float | None = None
     estimated: tuple[str, ...] = ()
     driver: str | None = None
     pcie: str | None = None

@@ -1,6 +1,7 @@
 """What passes are predicted to cost: bytes over bandwidths and operations over speed, put through the ring.
 
-unit     max(weights / memory bandwidth, operations / speed, launching its kernels)
+unit     GPU: max(weights / memory bandwidth, operations / speed, launching its kernels), which go on side by side;
+         CPU: weights / bandwidth + operations / speed + Python, which follow one another
 pass     units, read, copied and computed side by side as the ring allows, then the head over the nodes of the tree
 level    the same for a draft that is resident, over the nodes of one level
 """
@@ -71,7 +72,9 @@ class PassCost:
     def _unit_seconds(self, unit: UnitSpec, rows: int, context: int) -> float:
         weights = 2 * rows * unit.nbytes / ITEMSIZE[self.spec.dtype]
         attention = 4 * rows * (context + rows) * self.spec.hidden_size
-        return max(self._compute_seconds(unit.nbytes, weights + attention), self._launch_seconds(rows))
+        computing, launching = self._compute_seconds(unit.nbytes, rows, weights + attention), self._launch_seconds(rows)
+        # a processor launches what it then computes itself; beside a GPU the host goes ahead
+        return computing + launching if self.machine.device == "cpu" else max(computing, launching)
 
     def _launch_seconds(self, rows: int) -> float:
         if not self.knows_computing:
@@ -81,10 +84,14 @@ class PassCost:
 
     def _head_seconds(self, nodes: int) -> float:
         values = self.spec.vocab_size * self.spec.hidden_size
-        return self._compute_seconds(values * ITEMSIZE[self.spec.dtype], 2 * nodes * values)
+        return self._compute_seconds(values * ITEMSIZE[self.spec.dtype], nodes, 2 * nodes * values)
 
-    def _compute_seconds(self, nbytes: int, operations: float) -> float:
-        return max(self._over(nbytes, self.machine.memory_bandwidth), self._over(operations, self.machine.flops))
+    def _compute_seconds(self, nbytes: int, rows: int, operations: float) -> float:
+        """Products of `rows` rows with weights of `nbytes`."""
+        machine, multiplying = self.machine, self._over(operations, self.machine.flops)
+        if machine.device == "cpu" and rows > 1:  # it lays weights out anew, then multiplies
+            return self._over(nbytes, machine.product_bandwidth or machine.memory_bandwidth) + multiplying
+        return max(self._over(nbytes, machine.memory_bandwidth), multiplying)
 
     def _bandwidth(self, tier: Tier) -> float | None:
         """Of what the tier is limited by; any number for the device itself."""

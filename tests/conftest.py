@@ -10,8 +10,11 @@ import tempfile
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("shared", deadline=None)  # times of a machine that others use, too, say nothing
+settings.load_profile("shared")
 _CACHE = tempfile.mkdtemp(prefix="sequoia-offload-cache-")
 os.environ["SEQUOIA_OFFLOAD_CACHE"] = _CACHE
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)

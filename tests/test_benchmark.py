@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from offload_runtime.decode import Step
+from scheduler.pass_cost import PassCost
 from scheduler.plan import Limits, Tier, make_plan
 from scheduler.sizes import GIB
 from tests.plan_samples import LLAMA2_70B, gpu
@@ -18,11 +20,14 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import benchmark_latency  # noqa: E402
 from latency import measure, memory  # noqa: E402
 from latency.link import Link, best  # noqa: E402
+from latency.prediction import predict_passes  # noqa: E402
 from latency.prompts import read_prompts  # noqa: E402
+from latency.records import TimedReply  # noqa: E402
 
 QUICK = ["--repeats", "1", "--warmup", "0", "--new-tokens", "4", "--prompt-tokens", "8", "--quiet"]
 FIGURES = {
     "seconds_per_token_p50", "seconds_per_token_p95", "seconds_to_first_token", "tokens_per_pass", "pass_seconds_p50",
+    "predicted_pass_seconds", "prediction_ratio",
     "draft_seconds", "streamed_bytes", "bytes_per_second", "link_share", "limit_ratio", "peak_device_bytes",
     "peak_host_bytes", "outputs", "plan",
 }  # fmt: skip
@@ -57,6 +62,7 @@ def test_streamed_shape_with_shared_layers(tmp_path, capsys):
     assert plain["limit_ratio"] == pytest.approx(plain["pass_seconds_p50"] / limit)
     assert plain["link_share"] == pytest.approx(plain["bytes_per_second"] / plain["link_bytes_per_second"]["disk"])
     assert plain["tokens_per_pass"] == 1 and plain["draft_seconds"] is None
+    assert plain["predicted_pass_seconds"] > 0 and plain["prediction_ratio"] > 0
     assert plain["peak_device_bytes"] <= 64 << 20 < plain["peak_host_bytes"]
     assert [len(reply["token_ids"]) for reply in by_kind(records, "reply")] == [4, 4]
     shown = capsys.readouterr().out
@@ -174,6 +180,24 @@ def test_prompt_files(tmp_path):
 
 def test_the_larger_bandwidth_counts():
     assert best([Link(disk=1.0), Link(disk=3.0, pinned=2.0), Link()]) == Link(disk=3.0, pinned=2.0)
+
+
+def test_every_timed_pass_is_predicted_at_its_own_rows_and_context():
+    plan = replace(
+        make_plan(LLAMA2_70B, None, gpu(24 * GIB), Limits(context_length=128)),
+        machine=replace(gpu(24 * GIB), flops=1e14, memory_bandwidth=1e12, link_bandwidth=2e10, disk_bandwidth=2e9),
+    )
+    steps = [step(4, 5), step(0, 1, draft_seconds=0.5), step(4000, 3), step(0, 1)]
+    predicted = predict_passes(plan, LLAMA2_70B, [TimedReply(0, 100, 0, tuple(steps))])
+    cost = PassCost(LLAMA2_70B, plan.tiers, plan.slots, plan.machine)
+    expected = [cost.seconds(1, 1, 104, gap=0.5), cost.seconds(4001, 4001, 105), cost.seconds(1, 1, 108)]
+    assert predicted == tuple(seconds.total for seconds in expected) and predicted[1] > predicted[2] > predicted[0]
+    blind = replace(plan, machine=replace(plan.machine, link_bandwidth=None))
+    assert predict_passes(blind, LLAMA2_70B, [TimedReply(0, 100, 0, tuple(steps))]) is None
+
+
+def step(drafted: int, tokens: int, draft_seconds: float = 0.0) -> Step:
+    return Step([7] * tokens, drafted, tokens - 1, draft_seconds, target_seconds=1.0, streamed_bytes=0)
 
 
 def test_peak_memory_can_start_anew():

@@ -113,7 +113,9 @@ def test_measured_figures_replace_estimates_without_torch() -> None:
 def test_a_processor_can_be_measured() -> None:
     torch = bandwidth.torch
     figures = measure_speed(torch.device("cpu"), torch.float32)
-    assert figures.keys() == {"flops", "memory_bandwidth"} and all(value > 1e6 for value in figures.values())
+    assert figures.keys() == {"flops", "memory_bandwidth", "product_bandwidth"} and all(
+        value > 1e6 for value in figures.values()
+    )
 
 
 @pytest.mark.gpu

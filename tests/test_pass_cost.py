@@ -1,12 +1,81 @@
-"""What launching a resident model's kernels is thought to cost."""
+"""The cost model of a pass: what counts on a processor and on a GPU, and how a processor's speed is measured."""
 
 from dataclasses import replace
 
 import pytest
+import torch
 
-from scheduler.pass_cost import LAYER_SECONDS, REPLAYED_LAYER_SECONDS, resident_cost
+from scheduler import bandwidth
+from scheduler.bandwidth import FEW_ROWS, MANY_ROWS, measure_speed
+from scheduler.machine import Machine
+from scheduler.pass_cost import LAYER_SECONDS, REPLAYED_LAYER_SECONDS, PassCost, resident_cost
+from scheduler.placement import Tier
 from scheduler.sizes import GIB
-from tests.plan_samples import LLAMA_68M, cpu, gpu
+from tests.plan_samples import LLAMA2_70B, LLAMA_68M, cpu, gpu
+
+SPEED = {"flops": 1e11, "memory_bandwidth": 2e10, "product_bandwidth": 5e9}
+CPU = Machine("cpu", "test CPU", 64 * GIB, 48 * GIB, 64 * GIB, 48 * GIB, cores=2, disk_bandwidth=2e9, **SPEED)
+LAYER = LLAMA2_70B.units[0].nbytes
+HEAD = 2 * LLAMA2_70B.vocab_size * LLAMA2_70B.hidden_size  # bytes in bfloat16, and operations of a row
+LAYERS = len(LLAMA2_70B.units)
+
+
+def attention(rows: int, context: int) -> float:
+    return 4 * rows * (context + rows) * LLAMA2_70B.hidden_size
+
+
+def test_one_row_on_a_processor_reads_the_weights_once():
+    expected = LAYERS * (LAYER / 2e10 + LAYER_SECONDS) + HEAD / 2e10
+    assert resident_cost(LLAMA2_70B, CPU).seconds(1, 1, 0).total == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rows", [2, 64])
+def test_more_rows_on_a_processor_lay_weights_out_and_then_multiply(rows):
+    operations = rows * LAYER + attention(rows, 100)  # two for each of the layer's two-byte weights
+    layer = LAYER / 5e9 + operations / 1e11 + LAYER_SECONDS
+    expected = LAYERS * layer + HEAD / 5e9 + rows * HEAD / 1e11
+    assert resident_cost(LLAMA2_70B, CPU).seconds(rows, rows, 100).total == pytest.approx(expected)
+
+
+def test_a_processor_of_which_less_is_known_reads_at_one_speed():
+    less = resident_cost(LLAMA2_70B, replace(CPU, product_bandwidth=None)).seconds(2, 2, 0).total
+    assert less < resident_cost(LLAMA2_70B, CPU).seconds(2, 2, 0).total
+
+
+def test_a_gpu_reads_and_multiplies_side_by_side():
+    machine = replace(gpu(200 * GIB), flops=1e14, memory_bandwidth=1e12, product_bandwidth=1.0)
+    layer = max(LAYER / 1e12, (8 * LAYER + attention(8, 0)) / 1e14)
+    expected = LAYERS * layer + max(HEAD / 1e12, 8 * HEAD / 1e14)
+    assert resident_cost(LLAMA2_70B, machine).seconds(8, 8, 0).total == pytest.approx(expected)
+
+
+def test_a_pass_from_disk_takes_the_disk_its_time():
+    cost = PassCost(LLAMA2_70B, (Tier.DISK,) * LAYERS, 2, CPU)
+    reading = sum(unit.disk_bytes for unit in LLAMA2_70B.units) / 2e9
+    assert cost.seconds(1, 1, 0).total == pytest.approx(reading, rel=0.03)
+
+
+def test_two_sizes_tell_weights_and_rows_apart(monkeypatch):
+    seconds = {1: 0.004, FEW_ROWS: 0.02 + FEW_ROWS * 0.001, MANY_ROWS: 0.02 + MANY_ROWS * 0.001}
+    monkeypatch.setattr(bandwidth, "_product_seconds", lambda device, dtype, rows: seconds[rows])
+    figures = measure_speed(torch.device("cpu"), torch.float32)
+    nbytes = bandwidth.SWEEP_BYTES["cpu"]
+    assert figures["memory_bandwidth"] == pytest.approx(nbytes / 0.004)
+    assert figures["product_bandwidth"] == pytest.approx(nbytes / 0.02)
+    assert figures["flops"] == pytest.approx(2 * nbytes / 4 / 0.001)
+
+
+def test_noise_makes_neither_rows_nor_weights_free(monkeypatch):
+    monkeypatch.setattr(bandwidth, "_product_seconds", lambda device, dtype, rows: 0.01)
+    figures = measure_speed(torch.device("cpu"), torch.float32)
+    assert all(0 < value < 1e15 for value in figures.values())
+
+
+def test_slow_products_are_not_repeated(monkeypatch):
+    times = iter([0.0, 0.6, 1.0])
+    monkeypatch.setattr(bandwidth.time, "perf_counter", lambda: next(times))
+    assert bandwidth._seconds(torch.device("cpu"), lambda: None) == 0.6
+
 
 KNOWN = {"flops": 1e14, "memory_bandwidth": 1e15}  # so fast that launching is all that counts
 

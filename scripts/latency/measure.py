@@ -3,14 +3,16 @@
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from latency.link import measure_link
+from latency.link import Link, measure_link
 from latency.memory import host_bytes, peak_host_bytes, reset_peak_host_bytes
+from latency.prediction import predict_passes
 from latency.records import Measurement, TimedReply, percentile
 from offload_runtime.loading import Progress
 from offload_runtime.planning import Preparation
-from offload_runtime.prompt import Prompt
+from offload_runtime.prompt import Prompt, encode_prompt
 from offload_runtime.runtime import OffloadRuntime
 
 WARM_UP_TOKENS = 8
@@ -57,11 +59,11 @@ def measure_mode(
         _warm_up(runtime, workload)
         for number, repeat, arguments in workload.replies():
             if number == 0:
-                links.append(measure_link(runtime.plan, files, direct))
+                links.append(_link(runtime, files, direct))
             replies.append(_timed_reply(runtime, number, repeat, arguments))
             on_reply(replies[-1])
         peak_device, peak_host = runtime.last_reply.stats.peak_device_bytes, peak_host_bytes()
-        links.append(measure_link(runtime.plan, files, direct))
+        links.append(_link(runtime, files, direct))
         return Measurement(
             mode=mode,
             plan=runtime.plan,
@@ -69,10 +71,17 @@ def measure_mode(
             links=tuple(links),
             direct=direct,
             compute_seconds=_compute_seconds(runtime, workload),
+            predicted=predict_passes(runtime.plan, preparation.target.spec, replies),
             peak_device_bytes=peak_device,
             peak_host_bytes=peak_host,
             host_bytes_before=before,
         )
+
+
+def _link(runtime: OffloadRuntime, files: Sequence[Path], direct: bool) -> Link:
+    """With every slot full: a ring that still reads ahead would take its share of the bandwidth."""
+    with runtime.without_streaming():
+        return measure_link(runtime.plan, files, direct)
 
 
 def _warm_up(runtime: OffloadRuntime, workload: Workload) -> None:
@@ -85,7 +94,8 @@ def _warm_up(runtime: OffloadRuntime, workload: Workload) -> None:
 
 def _timed_reply(runtime: OffloadRuntime, number: int, repeat: int, arguments: dict[str, Any]) -> TimedReply:
     runtime.forget()  # else a repeat would find its prompt in the cache
-    return TimedReply(number, repeat, tuple(runtime.stream(**arguments)))
+    prompt_tokens = len(encode_prompt(arguments["prompt"], lambda: runtime.tokenizer))
+    return TimedReply(number, prompt_tokens, repeat, tuple(runtime.stream(**arguments)))
 
 
 def _compute_seconds(runtime: OffloadRuntime, workload: Workload) -> float | None:

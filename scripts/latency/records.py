@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 
 import numpy as np
 
@@ -16,6 +17,7 @@ class TimedReply:
     """One reply. `rest` are the steps after the first, which alone also reads the prompt: each is one pass."""
 
     prompt: int
+    prompt_tokens: int
     repeat: int
     steps: tuple[Step, ...]
 
@@ -48,6 +50,7 @@ class Measurement:
     links: tuple[Link, ...]  # measured before every repeat and after the last
     direct: bool  # files are read past the page cache
     compute_seconds: float | None  # of a pass with all weights in place
+    predicted: tuple[float, ...] | None  # seconds of `steps` by the cost model
     peak_device_bytes: int
     peak_host_bytes: int
     host_bytes_before: int
@@ -88,6 +91,17 @@ class Measurement:
     def link_share(self) -> float | None:
         """Of the measured bandwidth."""
         return self.link_seconds * len(self.steps) / self.seconds if self.link_seconds else None
+
+    @property
+    def predicted_seconds(self) -> float | None:
+        """Of a pass, mean over those that were run."""
+        return fmean(self.predicted) if self.predicted else None
+
+    @property
+    def prediction_ratio(self) -> float | None:
+        """Predicted over measured seconds, means over the passes."""
+        predicted = self.predicted_seconds
+        return predicted / fmean(step.target_seconds for step in self.steps) if predicted else None
 
     @property
     def limit_seconds(self) -> float | None:

@@ -52,6 +52,8 @@ COLUMNS = (
         "pass s", "pass_seconds_p50", write_seconds, "seconds of one pass of the target, verification included, median"
     ),
     Column("p95", "pass_seconds_p95", write_seconds, "of the column before, 95th percentile over passes"),
+    Column("pred. s", "predicted_pass_seconds", write_seconds, "seconds of a pass by the cost model, mean over passes"),
+    Column("of pass", "prediction_ratio", "{:.0%}".format, "the prediction's share of what passes took, means"),
     Column("draft s", "draft_seconds", write_seconds, "seconds the draft takes to grow one tree, median"),
     Column(
         "streamed", "streamed_bytes", write_bytes, "bytes that cross the link in a pass; the link leads to the device"
@@ -84,6 +86,8 @@ def figures(measurement: Measurement, outputs: str, speedup: float | None) -> di
         "tokens_per_pass": m.tokens_per_pass,
         "pass_seconds_p50": percentile(passes, 50),
         "pass_seconds_p95": percentile(passes, 95),
+        "predicted_pass_seconds": m.predicted_seconds,
+        "prediction_ratio": m.prediction_ratio,
         "draft_seconds": percentile([step.draft_seconds for step in m.steps], 50) if m.plan.draft else None,
         "streamed_bytes": m.streamed_bytes or None,
         "bytes_per_second": m.bytes_per_second,

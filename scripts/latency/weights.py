@@ -71,16 +71,17 @@ def _work_directory(arguments: argparse.Namespace) -> Iterator[Path]:
     if arguments.keep:
         if arguments.work_dir is None:
             raise UsageError("--keep needs --work-dir DIR, to know where")
-        _make_directory(arguments.work_dir)
+        make_directory(arguments.work_dir)
         yield arguments.work_dir
         return
     if arguments.work_dir is not None:
-        _make_directory(arguments.work_dir)
+        make_directory(arguments.work_dir)
     with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="benchmark-", dir=arguments.work_dir) as directory:
         yield Path(directory)
 
 
-def _make_directory(directory: Path) -> None:
+def make_directory(directory: Path) -> None:
+    """For `--work-dir`. Raises UsageError where it cannot be made or written to."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,0 +1,1 @@
+"""What the comparison of offloading programs is made of."""

@@ -1,0 +1,46 @@
+"""Passes of a program that reads through the page cache, timed one by one, each after its files have left the cache."""
+
+import time
+from importlib.metadata import version
+
+import torch
+from latency.memory import peak_host_bytes
+
+from offloading.job import Job, NextToken, Outcome, written_bytes
+from offloading.page_cache import cached_bytes, drop
+
+
+def run_passes(job: Job, next_token: NextToken, load_seconds: float, packages: tuple[str, ...]) -> Outcome:
+    """The prompt, then token after token. Dropping and looking at the cache lies outside of what is timed."""
+    tokens, seconds, cached = list(job.tokens), [], []
+    with torch.inference_mode():
+        for _ in range(1 + job.passes):
+            drop(job.files)
+            cached.append(cached_bytes(job.files))
+            begin = time.perf_counter()
+            tokens.append(next_token(tokens if not seconds else tokens[-1:]))
+            seconds.append(time.perf_counter() - begin)
+    return Outcome(
+        versions={name: version(name) for name in packages},
+        load_seconds=load_seconds,
+        token_ids=tokens[len(job.tokens) :],
+        first_seconds=seconds[0],
+        pass_seconds=seconds[1:],
+        cached_bytes=cached,
+        written_bytes=written_bytes(job),
+        peak_host_bytes=peak_host_bytes(),
+    )
+
+
+class Greedy:
+    """Runs a transformers model with a key-value cache: a NextToken."""
+
+    def __init__(self, model: torch.nn.Module, config: object):
+        from transformers import DynamicCache
+
+        self._model, self._cache = model, DynamicCache(config=config)
+
+    def __call__(self, tokens: list[int]) -> int:
+        ids = torch.tensor([list(tokens)])
+        output = self._model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        return int(output.logits[0, -1].argmax())
