@@ -103,3 +103,24 @@ def test_every_case_decodes_what_transformers_would_load():
     source, decoded = (load_file(path / "model.safetensors") for path in (checkpoint("llama"), directory / "decoded"))
     changed = {name for name in source if not torch.equal(source[name], decoded[name])}
     assert changed == {name for name in source if name.endswith("proj.weight")} and "llama" in ARCHITECTURES
+
+
+@pytest.mark.parametrize("case", ["awq experts", "MXFP4"])
+def test_only_the_experts_that_are_hit_are_decoded(case):
+    directory = packed_model(case)
+    with OffloadRuntime.from_pretrained(directory, "none", device="cpu", context_length=96) as runtime:
+        model = runtime._models.target.model._model
+        layers, seen = model.model.layers, []
+
+        def spoil(module, args, output):
+            module.down_proj.data.fill_(torch.nan)
+
+        def look(module, args):
+            seen.append((args[1], module.down_proj.data.clone()))
+
+        layers[0].mlp.experts.register_forward_hook(spoil, prepend=True)
+        layers[1].mlp.experts.register_forward_pre_hook(look)
+        runtime.generate(PROMPT[:1], max_new_tokens=4, temperature=0)
+    for index, decoded in seen:
+        whole = {expert for expert in range(4) if not decoded[expert].isnan().any()}
+        assert whole == set(index.flatten().tolist()) and len(whole) == 2
