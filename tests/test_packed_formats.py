@@ -19,7 +19,7 @@ from loaders.safetensors_files import read_checkpoint, read_header
 from loaders.skeleton import build_skeleton
 from loaders.sources import map_sources
 from loaders.spec import read_spec
-from tests.packed_models import CASES, compressed_config, gptq_config, packed_model
+from tests.packed_models import compressed_config, gptq_config, packed_model
 from tests.packed_samples import gptq, rewrite
 from tests.packed_weights import NAME, WEIGHTS, packed_weight
 from tests.tiny_models import checkpoint
@@ -351,12 +351,6 @@ def test_damaged_states_are_refused(changed, case):
 def read_everything(directory):
     read_spec(directory)
     map_sources(build_skeleton(directory, torch.float32, "cpu", "eager"), read_checkpoint(directory))
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_nothing_is_refused_that_is_right(case):
-    """The control."""
-    read_everything(packed_model(case))
 
 
 def test_matrices_that_are_used_transposed_are_refused(tmp_path):
