@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from loaders.decoding.plain import decode
 from loaders.errors import ModelFilesError, OffloadError, UnsupportedModelError
 from loaders.formats import METHODS, read_format
 from loaders.formats.weights import told_apart
-from loaders.safetensors_files import read_checkpoint, read_header
+from loaders.safetensors_files import STORED_ITEMSIZE, Checkpoint, read_checkpoint, read_header
 from loaders.skeleton import build_skeleton
 from loaders.sources import map_sources
 from loaders.spec import read_spec
@@ -89,6 +90,7 @@ def test_float8_that_is_no_number_stays_none():
         ({"quant_method": "awq", "bits": 3}, "bits is 3; 4 can be run"),
         ({"quant_method": "awq", "bits": True}, "bits is True"),
         ({"quant_method": "awq", "version": "gemv"}, "version is 'gemv'; gemm, GEMM can be run"),
+        ({"quant_method": "awq", "checkpoint_format": "gemv"}, "checkpoint_format is 'gemv'; gemm can be run"),
         ({"quant_method": "awq", "zero_point": False}, "zero_point is False"),
         ({"quant_method": "awq", "group_size": 0}, "group_size is 0"),
         ({"quant_method": "awq", "group_size": "128"}, "group_size is '128'"),
@@ -348,9 +350,45 @@ def test_damaged_states_are_refused(changed, case):
     assert refused > len(texts) / 2
 
 
-def read_everything(directory):
-    read_spec(directory)
-    map_sources(build_skeleton(directory, torch.float32, "cpu", "eager"), read_checkpoint(directory))
+def mutated(tensors, generator):
+    """One tensor gone, renamed, of another shape or of another dtype: as headers of damaged or foreign files say."""
+    name = generator.choice(sorted(tensors))
+    tensor = tensors.pop(name)
+    shape = list(tensor.shape) or [1]
+    shape[generator.randrange(len(shape))] = generator.choice([0, 1, 7, shape[0] + 1, 2 * shape[-1], 2**40])
+    dtype = generator.choice(sorted(STORED_ITEMSIZE))
+    change = generator.choice(["gone", "shape", "dtype", "rank", "name"])
+    if change == "shape":
+        tensors[name] = replace(tensor, shape=tuple(shape))
+    elif change == "dtype":
+        tensors[name] = replace(tensor, dtype=dtype)
+    elif change == "rank":
+        tensors[name] = replace(tensor, shape=generator.choice([(), (*shape, 1), tuple(shape[:1])]))
+    elif change == "name":
+        other = f"{name.rpartition('.')[0]}.{generator.choice(['qweight', 'scales', 'weight', 'weight_scale', 'x'])}"
+        tensors[other] = replace(tensor, name=other)
+    return f"{change} of {name}"
+
+
+@pytest.mark.parametrize("case", ["awq", "gptq in order of activations", "int4 groups", "FP8 blocks", "nf4", "MXFP4"])
+def test_headers_that_contradict_are_understood_or_refused(case):
+    """Never anything but our own error, whichever tensor it is that is wrong."""
+    directory, generator, refused = packed_model(case), random.Random(1), 0
+    for _ in range(25):
+        tensors = dict(read_checkpoint(directory).tensors)
+        what, checkpoint = mutated(tensors, generator), Checkpoint(directory, tensors)
+        try:
+            read_everything(directory, checkpoint)
+        except OffloadError as error:
+            refused += 1
+            assert len(str(error)) > 20, what
+    assert refused > 15
+
+
+def read_everything(directory, checkpoint=None):
+    checkpoint = checkpoint or read_checkpoint(directory)
+    read_spec(directory, "auto", checkpoint)
+    map_sources(build_skeleton(directory, torch.float32, "cpu", "eager", checkpoint), checkpoint)
 
 
 def test_matrices_that_are_used_transposed_are_refused(tmp_path):
