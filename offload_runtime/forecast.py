@@ -6,7 +6,7 @@ Imports no torch.
 from collections.abc import Iterator
 from dataclasses import replace
 
-from loaders.spec import ITEMSIZE, ModelSpec
+from loaders.spec import ITEMSIZE, ModelSpec, UnitSpec
 from offload_runtime.expected_acceptance import ExpectedAcceptance
 from offload_runtime.planning import Preparation
 from offload_runtime.prediction import Prediction, predict
@@ -81,7 +81,7 @@ def _listed(names: list[str]) -> str:
 def _smaller_weights(preparation: Preparation) -> Iterator[str]:
     """What packed weights of the same model would come to, where they spare a tier."""
     plan = preparation.plan
-    if not plan.slots or preparation.target.spec.stored_dtype not in ITEMSIZE:
+    if not plan.slots or any(unit.packed_bytes for unit in preparation.target.spec.units):
         return
     for name, bits in _PACKED_BITS.items():
         packed = _packed(preparation.target.spec, bits)
@@ -98,18 +98,11 @@ def _smaller_weights(preparation: Preparation) -> Iterator[str]:
 def _packed(spec: ModelSpec, bits: float) -> ModelSpec:
     """The same model with layers of so many bits a weight; embeddings and head as they are."""
 
-    def scaled(nbytes: int, itemsize: int) -> int:
-        return int(nbytes * bits / (8 * itemsize))
+    def packed(unit: UnitSpec) -> UnitSpec:
+        nbytes = int(unit.nbytes * bits / (8 * ITEMSIZE[spec.dtype]))
+        return replace(unit, nbytes=nbytes, packed_bytes=nbytes, decoded_bytes=unit.nbytes, disk_bytes=nbytes)
 
-    units = tuple(
-        replace(
-            unit,
-            nbytes=scaled(unit.nbytes, ITEMSIZE[spec.dtype]),
-            disk_bytes=scaled(unit.disk_bytes, ITEMSIZE[spec.stored_dtype]),
-        )
-        for unit in spec.units
-    )
-    return replace(spec, units=units)
+    return replace(spec, units=tuple(map(packed, spec.units)))
 
 
 def _gain(plan: Plan, smaller: Plan) -> str | None:

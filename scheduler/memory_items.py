@@ -97,10 +97,11 @@ def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem
     kv_bytes = sum(model.kv_bytes_per_token for model in models) * shape.cache_rows
     return (
         PlanItem("embeddings, norm and head", target.outer_bytes),
-        *(PlanItem(f"draft {draft.name} ({draft.dtype})", weight_bytes(draft)) for draft in drafts),
+        *(PlanItem(f"draft {draft.name} ({draft.weight_form})", weight_bytes(draft)) for draft in drafts),
         PlanItem(f"KV cache{'s' * len(drafts)}, {shape.context_length} + {shape.tree_size} tokens", kv_bytes),
         PlanItem(f"workspace, {shape.rows} rows", workspace_bytes(models, shape)),
         *_graphs(models, device, shape),
+        *_decoded_weights(models),
         _read_buffers(models, device),
     )
 
@@ -126,6 +127,12 @@ def _graph_bytes(spec: ModelSpec, shape: PassShape, padding: Padding) -> int:
     logits = 2 * rows * spec.vocab_size * ITEMSIZE[spec.dtype]  # in the pool, and where they are copied to
     masks = rows * (padding.columns + 2 * shape.cache_rows)  # booleans: as they come, and spread over the cache
     return pool + logits + masks + len(padding.widths) * len(spec.units) * GRAPH_LAYER_BYTES
+
+
+def _decoded_weights(models: Models) -> Iterator[PlanItem]:
+    """Packed weights are decoded just before use, those of one module at a time."""
+    if nbytes := sum(model.decode_bytes for model in models):
+        yield PlanItem("weights decoded for use", nbytes)
 
 
 def read_chunk_bytes(models: Models) -> int:

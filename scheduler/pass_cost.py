@@ -70,9 +70,10 @@ class PassCost:
                 yield Stage(0.0, self._over(unit.disk_bytes, self.machine.disk_bandwidth), compute)
 
     def _unit_seconds(self, unit: UnitSpec, rows: int, context: int) -> float:
-        weights = 2 * rows * unit.nbytes / ITEMSIZE[self.spec.dtype]
+        weights = 2 * rows * unit.weight_bytes / ITEMSIZE[self.spec.dtype]
         attention = 4 * rows * (context + rows) * self.spec.hidden_size
-        computing, launching = self._compute_seconds(unit.nbytes, rows, weights + attention), self._launch_seconds(rows)
+        moved = unit.nbytes + 2 * unit.decoded_bytes  # what is decoded is written and read again
+        computing, launching = self._compute_seconds(moved, rows, weights + attention), self._launch_seconds(rows)
         # a processor launches what it then computes itself; beside a GPU the host goes ahead
         return computing + launching if self.machine.device == "cpu" else max(computing, launching)
 

@@ -33,17 +33,25 @@ def model(name: str, sizes: list[int], outer: int, kv: int, **fields: object) ->
     return replace(spec, **fields)  # type: ignore[arg-type]
 
 
+def packed(unit: UnitSpec, nbytes: int) -> UnitSpec:
+    """The same layer in `nbytes` of packed weights."""
+    return replace(unit, nbytes=nbytes, disk_bytes=nbytes, packed_bytes=nbytes, decoded_bytes=unit.nbytes)
+
+
 LLAMA2_70B = model("Llama-2-70b", [1_711_309_824] * 80, 1_048_592_384, 327_680)
 LLAMA3_70B = replace(LLAMA2_70B, name="Llama-3-70B", outer_bytes=4_202_708_992, vocab_size=128_256)
 LLAMA3_70B_INT4 = replace(
-    LLAMA3_70B, name="Llama-3-70B-int4", units=tuple(replace(unit, nbytes=444_500_000) for unit in LLAMA3_70B.units)
+    LLAMA3_70B,
+    name="Llama-3-70B-int4",
+    units=tuple(packed(unit, 444_500_000) for unit in LLAMA3_70B.units),
+    decode_bytes=28_672 * 8192 * 2,
 )
-LLAMA3_8B_INT4 = model(
-    "Llama-3-8B-int4", [113_000_000] * 32, 2_101_354_496, 131_072, vocab_size=128_256, hidden_size=4096,
+LLAMA3_8B = model(
+    "Llama-3-8B", [436_224_000] * 32, 2_101_354_496, 131_072, vocab_size=128_256, hidden_size=4096,
     intermediate_size=14_336, num_heads=32,
 )  # fmt: skip
-LLAMA3_8B = replace(
-    LLAMA3_8B_INT4, name="Llama-3-8B", units=tuple(replace(unit, nbytes=436_224_000) for unit in LLAMA3_8B_INT4.units)
+LLAMA3_8B_INT4 = replace(
+    LLAMA3_8B, name="Llama-3-8B-int4", units=tuple(packed(unit, 113_000_000) for unit in LLAMA3_8B.units)
 )
 LLAMA_68M = model("llama-68m", [19_000_000] * 2, 98_000_000, 6144, hidden_size=768, intermediate_size=3072)
 TINY = model(

@@ -185,7 +185,7 @@ def apply(flags: str, draft: ModelSpec | None, machine: Machine, limits: Limits)
 )
 def test_resident_layers_of_a_70b(spec: ModelSpec, memory: int, link: float, layers: int, seconds: float) -> None:
     plan = make_plan(spec, LLAMA3_8B_INT4, gpu(memory, link=link))
-    assert residents(plan) == pytest.approx(layers, abs=max(2, layers // 6))
+    assert residents(plan) == pytest.approx(layers, abs=max(2, layers // 5))
     assert plan.seconds_per_pass == pytest.approx(seconds, rel=0.15)
     assert plan.slots == 2 and plan.disk_bytes == 0
 
