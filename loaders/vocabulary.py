@@ -45,6 +45,15 @@ def _ids_of(vocab: Any) -> dict[str, int]:
     return {entry[0]: index for index, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
 
 
+def compare_vocabularies(target: Path | str, draft: Path | str, target_rows: int, draft_rows: int) -> bool:
+    """`check_same_vocabulary` for two directories. False where one has no tokenizer.json to tell by."""
+    ours, theirs = read_vocabulary(target), read_vocabulary(draft)
+    if ours is None or theirs is None:
+        return False
+    check_same_vocabulary(ours, theirs, target_rows, draft_rows)
+    return True
+
+
 def check_same_vocabulary(
     target: Mapping[str, int], draft: Mapping[str, int], target_rows: int, draft_rows: int
 ) -> None:
@@ -74,7 +83,7 @@ def _first_difference(
             continue
         ours, theirs = (ours if index < target_rows else None), (theirs if index < draft_rows else None)
         for token in (ours, theirs):
-            if token in target and token in draft:
+            if token is not None and token in target and token in draft:
                 return f"token {token!r} is {target[token]} in the target and {draft[token]} in the draft"
         if ours is not None and theirs is not None:
             return f"id {index} is {ours!r} in the target and {theirs!r} in the draft"

@@ -15,8 +15,10 @@ _PUBLISHED = "of Llama-3 8B and 70B as published\n(not measured for this pair: s
 
 def forecast(preparation: Preparation) -> Iterator[str]:
     """Lines for the end of a plan: tokens per pass of the largest static tree, and what that makes of its seconds."""
-    plan, draft = preparation.plan, preparation.options.draft
-    if preparation.draft is None or draft is None:
+    plan, draft = preparation.plan, preparation.draft_directory
+    if draft is None:
+        if preparation.draft_note:
+            yield preparation.draft_note
         return
     pair = acceptance_store.load(preparation.options.model, draft)
     known = pair.nearest(_TYPICAL) if pair else None

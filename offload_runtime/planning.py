@@ -3,11 +3,13 @@
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from loaders.direct_io import measure_read_bandwidth
 from loaders.safetensors_files import Checkpoint, read_checkpoint
 from loaders.spec import ModelSpec, read_config, read_spec
+from loaders.vocabulary import compare_vocabularies
+from offload_runtime.draft_choice import DraftChoice, choose_draft
 from offload_runtime.errors import MachineError, UsageError
 from scheduler.machine import Machine, read_machine
 from scheduler.plan import Limits, Plan, Tier, make_plan
@@ -33,17 +35,19 @@ RULES = ("auto", "top-down", "traversal", "match", "multi-round")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 IOMode = Literal["auto", "direct", "buffered"]
 IO_MODES = get_args(IOMode)
+AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
 class Options:
     """What a user may fix about a run; None and "auto" leave it to the planner. Sizes are bytes or text like "20GiB".
 
+    draft: None for none; "auto" for a known one that is on this machine, or else what the text said before.
     share_layers: the files hold the target's first few layers only, and the others repeat them in turn.
     """
 
     model: Path
-    draft: Path | None = None
+    draft: Path | Literal["auto"] | None = None
     device: str = "auto"
     device_memory: int | str | None = None
     host_memory: int | str | None = None
@@ -81,7 +85,10 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Everything that is decided before a weight is read."""
+    """Everything that is decided before a weight is read.
+
+    draft_note: one line for the user on what was found where the choice of a draft was left open.
+    """
 
     options: Options
     target: ModelFiles
@@ -89,6 +96,12 @@ class Preparation:
     machine: Machine
     limits: Limits
     plan: Plan
+    draft_note: str | None = None
+
+    @property
+    def draft_directory(self) -> Path | None:
+        """Where the draft that is used lies."""
+        return self.draft.spec.directory if self.draft else None
 
     def with_specs(self, target: ModelSpec, draft: ModelSpec | None) -> "Preparation":
         """The same with exact specs in place of those read off the headers."""
@@ -97,25 +110,30 @@ class Preparation:
         return replace(self, target=files, draft=draft_files, plan=make_plan(target, draft, self.machine, self.limits))
 
 
-def resolve_draft(model: Path, draft: str | Path | None) -> Path | None:
-    """The draft's directory; "auto" knows the bundled pair and decodes plainly otherwise, "none" always does."""
-    if draft == "auto":
-        return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else None
+def resolve_draft(model: Path, draft: str | Path | None) -> Path | Literal["auto"] | None:
+    """The draft's directory; "auto" is that of the bundled pair, and left to `prepare` for other models."""
+    if draft == AUTO:
+        return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else AUTO
     return None if draft in (None, "none") else Path(draft)
 
 
 def prepare(options: Options) -> Preparation:
-    """Read configs and headers, look at the machine and make the plan.
+    """Read configs and headers, look at the machine, choose a draft where that was left open, and make the plan.
 
-    Raises ModelFilesError, UnsupportedModelError, MachineError, DoesNotFitError or UsageError.
+    Raises ModelFilesError, UnsupportedModelError, MachineError, DoesNotFitError, DraftMismatchError or UsageError.
     """
     try:
         machine = read_machine(_usable_device(options.device))
         limits = _limits(options)
         target = _read(options.model, options.dtype, machine, options.share_layers)
-        draft = (
-            None if options.draft is None or options.tree == "none" else _read(options.draft, options.dtype, machine)
-        )
+        choice = _choose(options, target.spec, machine, limits)
+        draft = _read(choice.directory, options.dtype, machine) if choice.directory else None
+        if draft:
+            compare_vocabularies(
+                target.spec.directory, draft.spec.directory, target.spec.vocab_size, draft.spec.vocab_size
+            )
+        elif options.draft == AUTO and options.tree == "auto":
+            limits = replace(limits, repeat_text=True)
         plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
         if Tier.DISK in plan.tiers:
             measured = measure_read_bandwidth(target.checkpoint.files, chunk_bytes=plan.read_chunk_bytes)
@@ -123,7 +141,16 @@ def prepare(options: Options) -> Preparation:
             plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Preparation(options, target, draft, machine, limits, plan)
+    return Preparation(options, target, draft, machine, limits, plan, choice.note)
+
+
+def _choose(options: Options, target: ModelSpec, machine: Machine, limits: Limits) -> DraftChoice:
+    """The draft that was named, none where none can be used, or the one to be found."""
+    if options.draft is None or options.tree == "none":
+        return DraftChoice()
+    if options.draft != AUTO:
+        return DraftChoice(options.draft)
+    return choose_draft(target, machine, limits, lambda directory: _read(directory, options.dtype, machine).spec)
 
 
 def _usable_device(device: str) -> str:
@@ -149,7 +176,8 @@ def _limits(options: Options) -> Limits:
     for name in ("device_memory", "host_memory"):
         if isinstance(values[name], str):
             values[name] = parse_size(values[name])
-    return Limits(**{name: None if value == "auto" else value for name, value in values.items()})
+    limits: dict[str, Any] = {name: None if value == "auto" else value for name, value in values.items()}
+    return Limits(**limits)
 
 
 def _read(directory: Path, dtype: str, machine: Machine, shared: bool = False) -> ModelFiles:
