@@ -26,6 +26,7 @@ from transformers import (
 
 from loaders.errors import UnsupportedModelError
 from loaders.layout import Layout
+from loaders.refused import WHAT_RUNS
 from loaders.spec import read_config
 
 # Where a tensor goes: a module's own `_parameters` or `_buffers`, and the key. Assigning there takes 1 to 1.7 µs,
@@ -87,7 +88,7 @@ def build_skeleton(
     be run; no code from the directory is executed.
     """
     config = _load_config(Path(directory))
-    with _explained(directory), torch.device("meta"):
+    with _explained(directory), _own_attention_explained(directory, attn_implementation), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
         )
@@ -106,11 +107,10 @@ def _load_config(directory: Path) -> PretrainedConfig:
         )
     with _explained(directory):
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    encodes = type(config) in MODEL_FOR_MASKED_LM_MAPPING or model_type == "bert-generation"
+    is_encoder = encodes and not getattr(config, "is_decoder", False)
     if is_encoder or config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedModelError(
-            f"{directory}: {model_type} is not a decoder-only language model; only those can be run."
-        )
+        raise UnsupportedModelError(f"{directory}: {model_type} is not a decoder-only language model. {WHAT_RUNS}.")
     return config
 
 
@@ -123,6 +123,20 @@ def _explained(directory: Path | str) -> Iterator[None]:
         raise UnsupportedModelError(
             f"{directory}: transformers {transformers.__version__} cannot build the model of this config.json: "
             f"{type(error).__name__}: {error}"
+        ) from error
+
+
+@contextmanager
+def _own_attention_explained(directory: Path | str, attn_implementation: str) -> Iterator[None]:
+    """Of models that choose among attention classes of their own, of which none has the name that was asked for."""
+    try:
+        yield
+    except KeyError as error:
+        if error.args != (attn_implementation,):
+            raise
+        raise UnsupportedModelError(
+            f"{directory}: transformers {transformers.__version__} runs this model through attention of its own, which "
+            f"takes no tree. {WHAT_RUNS}."
         ) from error
 
 
