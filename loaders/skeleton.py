@@ -30,6 +30,7 @@ from loaders.formats import read_format
 from loaders.formats.weights import told_apart
 from loaders.layout import Layout
 from loaders.packed import Packed, by_any_name, packed_parameters
+from loaders.refused import WHAT_RUNS
 from loaders.safetensors_files import Checkpoint, StoredTensor, read_checkpoint
 from loaders.spec import read_config
 
@@ -116,7 +117,7 @@ def build_skeleton(
     be run; no code from the directory is executed.
     """
     config = _load_config(Path(directory))
-    with _explained(directory), torch.device("meta"):
+    with _explained(directory), _own_attention_explained(directory, attn_implementation), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
         )
@@ -142,11 +143,10 @@ def _load_config(directory: Path) -> PretrainedConfig:
         )
     with _explained(directory):
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    encodes = type(config) in MODEL_FOR_MASKED_LM_MAPPING or model_type == "bert-generation"
+    is_encoder = encodes and not getattr(config, "is_decoder", False)
     if is_encoder or config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedModelError(
-            f"{directory}: {model_type} is not a decoder-only language model; only those can be run."
-        )
+        raise UnsupportedModelError(f"{directory}: {model_type} is not a decoder-only language model. {WHAT_RUNS}.")
     return config
 
 
@@ -159,6 +159,20 @@ def _explained(directory: Path | str) -> Iterator[None]:
         raise UnsupportedModelError(
             f"{directory}: transformers {transformers.__version__} cannot build the model of this config.json: "
             f"{type(error).__name__}: {error}"
+        ) from error
+
+
+@contextmanager
+def _own_attention_explained(directory: Path | str, attn_implementation: str) -> Iterator[None]:
+    """Of models that choose among attention classes of their own, of which none has the name that was asked for."""
+    try:
+        yield
+    except KeyError as error:
+        if error.args != (attn_implementation,):
+            raise
+        raise UnsupportedModelError(
+            f"{directory}: transformers {transformers.__version__} runs this model through attention of its own, which "
+            f"takes no tree. {WHAT_RUNS}."
         ) from error
 
 

@@ -14,6 +14,7 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.formats import read_format
 from loaders.formats.weights import Contents, Format, told_apart
 from loaders.hub_names import directory_name
+from loaders.refused import why_refused
 from loaders.safetensors_files import Checkpoint, StoredTensor, no_such_directory, read_checkpoint, read_json
 
 # Every tensor of a unit's buffer starts at a multiple of this many bytes: kernels pick other code paths for addresses
@@ -138,12 +139,8 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     config = read_json(file)
     if not isinstance(config.get("model_type"), str):
         raise ModelFilesError(f"{file}: it names no model_type. Is this the config.json of a transformers model?")
-    if config.get("is_encoder_decoder"):
-        raise UnsupportedModelError(f"{file}: {config['model_type']} is an encoder-decoder; only decoders can be run.")
-    if senses := [key for key in ("vision_config", "audio_config") if config.get(key) is not None]:
-        raise UnsupportedModelError(
-            f"{file}: {config['model_type']} is multimodal ({senses[0]}); only language models can be run."
-        )
+    if refusal := why_refused(config):
+        raise UnsupportedModelError(f"{file}: {refusal}")
     return config
 
 
@@ -153,6 +150,9 @@ class _Numbers:
     def __init__(self, directory: Path, config: dict[str, Any]):
         self.file = directory / "config.json"
         self.text = _text_config(config)
+        widths = self.text.get("intermediate_size")
+        if isinstance(widths, list) and widths and all(type(width) is int for width in widths):  # of each layer
+            self.text = {**self.text, "intermediate_size": max(widths)}
 
     def get(self, *names: str, default: int | None = None) -> int:
         """The first of `names` that is stated; raises ModelFilesError if it is no positive number."""
@@ -165,12 +165,15 @@ class _Numbers:
 
     @property
     def layers(self) -> int:
-        return self.get("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+        kinds = self.text.get("layers_block_type")  # of each layer: then their number may go without saying
+        default = len(kinds) if isinstance(kinds, list) and kinds else None
+        return self.get("num_hidden_layers", "n_layer", "n_layers", "num_layers", default=default)
 
     @property
     def heads(self) -> int:
         stateful = 1 if _is_recurrent(self.text) else None
-        return self.get("num_attention_heads", "n_head", "n_heads", "num_heads", default=stateful)
+        names = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
+        return self.get(*names, default=stateful)
 
     @property
     def cached_per_layer(self) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from loaders.errors import DraftMismatchError, ModelFilesError
+from loaders.errors import ModelFilesError
 from loaders.needed_files import VOCABULARY_FILES
+from loaders.vocabulary import check_same_vocabulary
 
 
 def has_tokenizer(directory: str | Path) -> bool:
@@ -26,10 +28,30 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             f"{directory}: no tokenizer. One of {', '.join(VOCABULARY_FILES)} is needed, none is there: "
             "copy the tokenizer's files beside the weights, or use token ids instead of text."
         )
+    _check_sentencepiece(directory)
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # damaged files raise whatever the parsers meet: KeyError, JSON errors, bare Exception
         raise ModelFilesError(f"{directory}: the tokenizer cannot be loaded: {_first_line(error)}") from error
+
+
+def _check_sentencepiece(directory: Path) -> None:
+    """Old checkpoints (Llama 2, Vicuna) may hold sentencepiece's own file alone, which takes its library to read."""
+    if not (directory / "tokenizer.model").is_file() or (directory / "tokenizer.json").is_file():
+        return
+    if missing := [name for name in ("sentencepiece", "google.protobuf") if not _is_installed(name)]:
+        packages = " ".join(name.removeprefix("google.") for name in missing)
+        raise ModelFilesError(
+            f"{directory}: it has a tokenizer.model and no tokenizer.json, and {packages} is needed to read that.\n"
+            f"  pip install {packages}   or copy a tokenizer.json of the same model there"
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that `module` would be in
+        return False
 
 
 def check_same_tokens(
@@ -38,36 +60,8 @@ def check_same_tokens(
     target_vocab_size: int,
     draft_vocab_size: int,
 ) -> None:
-    """Raise DraftMismatchError, naming the difference of lowest id, unless both mean the same token by every id.
-
-    Special and added tokens count like all others. The vocabulary sizes are the models' embedding rows, which are often
-    padded: a token that only one of the two knows is fine where the other has an unused row for its id.
-    """
-    difference = _first_difference(target.get_vocab(), draft.get_vocab(), target_vocab_size, draft_vocab_size)
-    if difference:
-        raise DraftMismatchError(
-            f"The draft's tokens are not the target's: {difference}. Pick a draft of the same family, or --draft none."
-        )
-
-
-def _first_difference(target: dict[str, int], draft: dict[str, int], target_rows: int, draft_rows: int) -> str | None:
-    """What is wrong at the lowest id at which something is."""
-    target_tokens = {index: token for token, index in target.items()}
-    draft_tokens = {index: token for token, index in draft.items()}
-    for index in sorted(target_tokens.keys() | draft_tokens.keys()):
-        ours, theirs = target_tokens.get(index), draft_tokens.get(index)
-        if ours == theirs:
-            continue
-        for token in (ours, theirs):
-            if token in target and token in draft:
-                return f"token {token!r} is {target[token]} in the target and {draft[token]} in the draft"
-        if ours is not None and theirs is not None:
-            return f"id {index} is {ours!r} in the target and {theirs!r} in the draft"
-        if index >= draft_rows:
-            return f"token {ours!r} is {index} in the target, but the draft has {draft_rows:,} tokens"
-        if index >= target_rows:
-            return f"token {theirs!r} is {index} in the draft, but the target has {target_rows:,} tokens"
-    return None
+    """`check_same_vocabulary` for loaded tokenizers and the rows of their models' embeddings."""
+    check_same_vocabulary(target.get_vocab(), draft.get_vocab(), target_vocab_size, draft_vocab_size)
 
 
 def _first_line(error: Exception) -> str:

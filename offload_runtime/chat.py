@@ -29,7 +29,6 @@ DEMO_NOTE = (
     "No --model given: this is the bundled demonstration of the machinery. "
     "A model of a few million parameters does not converse."
 )
-NO_DRAFT_NOTE = "no draft given: plain decoding; --draft MODEL speeds it up"
 GREETING = "/help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves"
 
 
@@ -106,8 +105,8 @@ def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argp
     if arguments.model is None:
         screen.note(DEMO_NOTE)
     screen.note(plan_line(preparation.plan))
-    if preparation.draft is None and arguments.draft == "auto" and arguments.tree != "none":
-        screen.note(NO_DRAFT_NOTE)
+    if preparation.draft_note:
+        screen.note(preparation.draft_note)
 
 
 def _new_conversation(model: Path, arguments: argparse.Namespace) -> "Conversation":

@@ -23,7 +23,8 @@ class Step:
     """What one step of the loop produced, and what it cost.
 
     token_ids: the new tokens, at least one unless the step was interrupted.
-    method: how it drafted. drafted, accepted: draft tokens in the tree, and how many of them verification accepted.
+    method: how it drafted, "none" where nothing was. drafted, accepted: draft tokens in the tree, and how many of them
+    verification accepted.
     predicted_tokens, predicted_seconds: what the choice of the tree expected of the step; None where nothing was known.
     draft_seconds, target_seconds: wall time. streamed_bytes: what crossed the link, reading the prompt included.
     finish_reason: None until the last step, then "stop" (an end token or stop string), "length" or "interrupted".
@@ -141,7 +142,7 @@ class Decoder:
             target_seconds=time.perf_counter() - drafted_at,
             streamed_bytes=self._target.model.streamed_total - streamed,
             finish_reason=finish_reason,
-            method=method.name,
+            method=method.name if drafted else PLAIN.name,
             predicted_tokens=method.predicted_tokens,
             predicted_seconds=method.predicted_seconds,
         )

@@ -25,6 +25,8 @@ _PACKED_BITS = {"8-bit": 8.0, "4-bit": 4.156}
 
 def forecast(preparation: Preparation) -> Iterator[str]:
     """Lines for the end of a plan."""
+    if preparation.draft_note:
+        yield preparation.draft_note
     if preparation.acceptance is not None and preparation.plan.tree_depth:
         yield from _with_draft(preparation, preparation.acceptance)
     yield from _estimates(preparation.plan)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, cache_utils
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
@@ -22,6 +22,7 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
+from loaders.refused import WHAT_RUNS
 from offload_runtime.errors import UnsupportedModelError
 from sequoia_tree.uploads import upload
 
@@ -32,6 +33,10 @@ class Places:
 
     rows: Tensor
     keys: int
+
+
+# In place of layers that cache nothing: without attention, or with another layer's keys. Not in transformers 5.17.
+_NO_CACHE: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
 
 
 class TreeCacheLayer(CacheLayerMixin):
@@ -115,17 +120,20 @@ class TreeCache(Cache):
         self.on_allocate = on_allocate
         self.length = 0
         self.end = 0
+        self._model_type = config.model_type
         layers = [self._layer(layer) for layer in DynamicCache(config=config).layers]
         self._states = [layer for layer in layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
         super().__init__(layers=layers)
 
     def _layer(self, layer: Any) -> Any:
         """What takes the place of transformers' `layer`."""
-        if isinstance(layer, LinearAttentionCacheLayerMixin):
+        if isinstance(layer, (LinearAttentionCacheLayerMixin, _NO_CACHE)):
             return layer
         if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
             return TreeCacheLayer(self)
-        raise UnsupportedModelError(f"its attention keeps a {type(layer).__name__}, which cannot hold a tree yet")
+        raise UnsupportedModelError(
+            f"{self._model_type}: its attention keeps a {type(layer).__name__}, which cannot hold a tree. {WHAT_RUNS}."
+        )
 
     @property
     def is_recurrent(self) -> bool:

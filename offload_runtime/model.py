@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from loaders.decoding.hooks import decode_before_use, scratch_bytes
 from loaders.layout import Layout
 from loaders.reader import WeightReader
+from loaders.refused import WHAT_RUNS
 from loaders.safetensors_files import Checkpoint
 from loaders.skeleton import Skeleton, Unit, make_parameters
 from loaders.sources import map_sources
@@ -240,6 +241,6 @@ def _cache_argument(model: nn.Module, cache: TreeCache) -> str:
     if not {"past_key_values", "position_ids"} <= parameters.keys():
         raise UnsupportedModelError(
             f"{type(model).__name__} takes no positions or no cache from outside, so it cannot run over a tree of "
-            "drafts: it is not supported"
+            f"drafts. {WHAT_RUNS}."
         )
     return "past_key_values"

@@ -159,7 +159,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         default="auto",
         help="a small model with the same tokens, in the same way; none: plain decoding; "
-        "auto: the demonstration's own draft, none for other models (default: auto)",
+        "auto: a known draft that is in the hub's cache, else what the text said before (default: auto)",
     )
     add("--device", choices=DEVICES, default="auto", help="where to compute (default: auto)")
     add("--device-memory", metavar="SIZE", type=size, help="use at most this much of the device's memory: 10GiB")

@@ -3,13 +3,15 @@
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from loaders.hub import HubModel, find_model, read_hub_checkpoint
 from loaders.hub_names import hub_name, model_path
 from loaders.safetensors_files import Checkpoint, read_checkpoint
 from loaders.spec import ModelSpec, read_config, read_spec
+from loaders.vocabulary import compare_vocabularies
 from offload_runtime.best_plan import best_plan
+from offload_runtime.draft_choice import DraftChoice, choose_draft
 from offload_runtime.errors import MachineError, UsageError
 from offload_runtime.expected_acceptance import ExpectedAcceptance, expected_acceptance
 from scheduler.hardware import planned_machine, recognised, with_data_sheet
@@ -38,20 +40,22 @@ RULES = ("auto", "top-down", "traversal", "match", "multi-round")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 IOMode = Literal["auto", "direct", "buffered"]
 IO_MODES = get_args(IOMode)
+AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
 class Options:
     """What a user may fix about a run; None and "auto" leave it to the planner. Sizes are bytes or text like "20GiB".
 
-    share_layers: the files hold the target's first few layers only, and the others repeat them in turn. gpu: plan for
-    this card (of `scheduler.hardware`) in place of the machine's own, with `host_memory` beside it, all free.
     model, draft: directories, or names on the hub until `located` has put the directories of its cache in their place;
-    sources says then what these lack. offline: never use the network.
+    sources says then what these lack. draft: None for none; "auto" for a known one that is on this machine, or else
+    what the text said before. share_layers: the files hold the target's first few layers only, and the others repeat
+    them in turn. gpu: plan for this card (of `scheduler.hardware`) in place of the machine's own, with `host_memory`
+    beside it, all free. offline: never use the network.
     """
 
     model: Path
-    draft: Path | None = None
+    draft: Path | Literal["auto"] | None = None
     device: str = "auto"
     device_memory: int | str | None = None
     host_memory: int | str | None = None
@@ -98,7 +102,10 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Everything that is decided before a weight is read. acceptance: None without a draft."""
+    """Everything that is decided before a weight is read. acceptance: None without a draft.
+
+    draft_note: one line for the user on what was found where the choice of a draft was left open.
+    """
 
     options: Options
     target: ModelFiles
@@ -107,6 +114,12 @@ class Preparation:
     limits: Limits
     acceptance: ExpectedAcceptance | None
     plan: Plan
+    draft_note: str | None = None
+
+    @property
+    def draft_directory(self) -> Path | None:
+        """Where the draft that is used lies."""
+        return self.draft.spec.directory if self.draft else None
 
     def replanned(
         self,
@@ -123,49 +136,65 @@ class Preparation:
         return replace(self, target=new_target, draft=new_draft, machine=machine, limits=limits, plan=plan)
 
 
-def resolve_draft(model: Path, draft: str | Path | None) -> Path | None:
-    """The draft's directory; "auto" knows the bundled pair and decodes plainly otherwise, "none" always does."""
-    if draft == "auto":
-        return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else None
+def resolve_draft(model: Path, draft: str | Path | None) -> Path | Literal["auto"] | None:
+    """The draft's directory or name; "auto" is that of the bundled pair, and left to `prepare` for other models."""
+    if draft == AUTO:
+        return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else AUTO
     return None if draft in (None, "none") else model_path(draft)
 
 
 def located(options: Options) -> Options:
     """The options with directories in place of hub names, and what the hub says of these. Raises ModelFilesError."""
-    paths = (options.model, options.draft if options.tree != "none" else None)
-    names = {path: name for path in paths if path is not None and (name := hub_name(path))}
+    draft = options.draft if isinstance(options.draft, Path) and options.tree != "none" else None
+    names = {path: name for path in (options.model, draft) if path is not None and (name := hub_name(path))}
     found = {path: find_model(name, options.offline) for path, name in names.items()}
-    where: dict[Path | None, Path] = {path: source.directory for path, source in found.items()}
+    where: dict[Path, Path] = {path: source.directory for path, source in found.items()}
     return replace(
         options,
         model=where.get(options.model, options.model),
-        draft=where.get(options.draft, options.draft),
+        draft=where.get(draft, draft) if draft else options.draft,
         sources=(*options.sources, *found.values()),
     )
 
 
 def prepare(options: Options) -> Preparation:
-    """Read configs and headers, from the hub where they are not on disk, look at the machine and make the plan.
+    """Read configs and headers, from the hub where they are not on disk, look at the machine, and make the plan.
 
-    Raises ModelFilesError, UnsupportedModelError, MachineError, DoesNotFitError or UsageError.
+    Where the choice of a draft was left open, it is made.
+
+    Raises ModelFilesError, UnsupportedModelError, MachineError, DoesNotFitError, DraftMismatchError or UsageError.
     """
     try:
         machine, limits = _machine(options), _limits(options)
         options = located(options)
         target = _read(options, options.model, machine, options.share_layers)
-        draft = acceptance = None
-        if options.draft is not None and options.tree != "none":
-            draft = _read(options, options.draft, machine)
-            acceptance = expected_acceptance(options.model, options.draft)
         machine = _with_speed(machine, target.spec.dtype)
+        choice = _choose(options, target.spec, machine, limits)
+        draft = acceptance = None
+        if choice.directory is not None:
+            draft = _read(options, choice.directory, machine)
+            one, other = target.spec, draft.spec
+            compare_vocabularies(one.directory, other.directory, one.vocab_size, other.vocab_size)
+            acceptance = expected_acceptance(options.model, choice.directory)
+        elif options.draft == AUTO and options.tree == "auto":
+            limits = replace(limits, repeat_text=True)
         plan = _plan(options, target, draft, machine, limits, acceptance)
-        preparation = Preparation(options, target, draft, machine, limits, acceptance, plan)
+        preparation = Preparation(options, target, draft, machine, limits, acceptance, plan, choice.note)
         if Tier.DISK not in plan.tiers or target.missing_bytes:
             return preparation
         rate = read_bandwidth(target.checkpoint.files, plan.read_chunk_bytes)
         return preparation.replanned(machine=replace(machine, disk_bandwidth=rate))
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _choose(options: Options, target: ModelSpec, machine: Machine, limits: Limits) -> DraftChoice:
+    """The draft that was named, none where none can be used, or the one to be found."""
+    if options.draft is None or options.tree == "none":
+        return DraftChoice()
+    if options.draft != AUTO:
+        return DraftChoice(options.draft)
+    return choose_draft(target, machine, limits, lambda directory: _read(options, directory, machine).spec)
 
 
 def _plan(
@@ -222,7 +251,8 @@ def _limits(options: Options) -> Limits:
             values[name] = parse_size(values[name])
     if options.gpu is not None:
         values["host_memory"] = None  # it is what the planned machine has, not a cap
-    return Limits(**{name: None if value == "auto" else value for name, value in values.items()})
+    limits: dict[str, Any] = {name: None if value == "auto" else value for name, value in values.items()}
+    return Limits(**limits)
 
 
 def _read(options: Options, directory: Path, machine: Machine, shared: bool = False) -> ModelFiles:

@@ -24,9 +24,10 @@ from offload_runtime.model import never
 from offload_runtime.out_of_memory import free_unused_memory, out_of_memory_explained, tightened
 from offload_runtime.planning import IOMode, Options, Preparation, prepare, resolve_draft
 from offload_runtime.prompt import Prompt, encode_prompt, is_chat, turn_end_tokens
+from offload_runtime.repeated_text_trees import RepeatedTextTrees
 from offload_runtime.reply import Reply
 from offload_runtime.text import IncrementalText, StopStrings
-from offload_runtime.tree_policy import FixedTree, TreePolicy
+from offload_runtime.tree_policy import FixedTree, PlainDecoding, TreePolicy
 from scheduler.plan import Plan
 from sequoia_tree.sampling import Sampling
 
@@ -58,7 +59,8 @@ class OffloadRuntime:
         """Plan, download what is missing and load.
 
         model, draft: checkpoint directories, or names on the hub, org/name or org/name@revision; a Path is always a
-        directory, and draft "none" decodes plainly. device_memory, host_memory: caps, as bytes
+        directory. draft "none" decodes plainly; "auto" takes a known draft that is on this machine, or else drafts what
+        the text said before. device_memory, host_memory: caps, as bytes
         or text like "20GiB". dtype: of the computation; "auto" is the checkpoint's, or float32 on a CPU that has no
         bfloat16 units. tree: what the draft proposes, one of `planning.TREES`; "auto" takes what is fastest here.
         verification: the rule that accepts drafts when sampling, one of `planning.RULES`; "auto" is the tree's own. io:
@@ -94,8 +96,8 @@ class OffloadRuntime:
         self._directory = preparation.target.spec.directory
         if preparation.draft:
             _check_draft(preparation)
-        drafting = options.draft and preparation.draft
-        self._known = LearnedAcceptance(options.model, options.draft) if options.draft and drafting else None
+        draft = preparation.draft_directory
+        self._known = LearnedAcceptance(options.model, draft) if draft else None
         self._resources = ExitStack()
         self._close = weakref.finalize(self, self._resources.close)  # also where this is dropped, or the program ends
         self._has_text = has_tokenizer(self._directory)
@@ -111,7 +113,7 @@ class OffloadRuntime:
         self._models = load_models(preparation, self._progress)
         self._resources.callback(self._models.close)
         self.plan = self._models.plan
-        policy = _tree_policy(self._models, preparation.options, self._known) if self._known else None
+        policy = _tree_policy(self._models, preparation.options, self._known)
         self._decoder = Decoder(self._models.target, self._models.draft, policy)
 
     def _load_tightened(self, plan: Plan) -> None:
@@ -293,12 +295,15 @@ class OffloadRuntime:
         return room if max_new_tokens is None else min(room, max_new_tokens)
 
 
-def _tree_policy(models: LoadedModels, options: Options, known: LearnedAcceptance) -> TreePolicy:
-    assert models.draft is not None
+def _tree_policy(models: LoadedModels, options: Options, known: LearnedAcceptance | None) -> TreePolicy:
+    target, draft, plan = models.target, models.draft, models.plan
+    if draft is None or known is None:
+        can_branch = plan.tree_size > 1 and not target.model.cache.is_recurrent
+        return RepeatedTextTrees(plan) if can_branch else PlainDecoding()
     if options.tree != "auto":
-        return FixedTree(models.draft, models.plan, options.tree, options.rule, known)
+        return FixedTree(draft, plan, options.tree, options.rule, known)
     depth = options.tree_depth if isinstance(options.tree_depth, int) else MAX_DEPTH
-    return AutomaticTree(models.draft, models.target, models.plan, depth, options.rule, known)
+    return AutomaticTree(draft, target, plan, depth, options.rule, known)
 
 
 def _seeded(generator: torch.Generator, seed: int | None) -> torch.Generator:
@@ -325,10 +330,10 @@ def _with_text(step: Step, text: IncrementalText, stops: StopStrings) -> Step:
 
 
 def _check_draft(preparation: Preparation) -> None:
-    """Refuse a draft whose tokens are not the target's, as far as both come with a tokenizer."""
+    """Refuse a draft whose tokens are not the target's; `prepare` has done so where both have a tokenizer.json."""
     assert preparation.draft is not None
     target, draft = preparation.target.spec, preparation.draft.spec
-    if has_tokenizer(target.directory) and has_tokenizer(draft.directory):
-        check_same_tokens(
-            load_tokenizer(target.directory), load_tokenizer(draft.directory), target.vocab_size, draft.vocab_size
-        )
+    directories = target.directory, draft.directory
+    if all(map(has_tokenizer, directories)) and not all((d / "tokenizer.json").is_file() for d in directories):
+        ours, theirs = map(load_tokenizer, directories)
+        check_same_tokens(ours, theirs, target.vocab_size, draft.vocab_size)

@@ -34,13 +34,17 @@ PROMPT_SHARE = 0.5
 STREAMING_TREES = {"cuda": (512, 256, 128, 64), "cpu": (64, 32, 16)}
 # Where nothing streams, every node costs computing time.
 RESIDENT_TREE = {"cuda": 64, "cpu": 8}
+# Trees of what the text said before, without a draft: a long quotation fills them. The root alone where even their
+# workspace is too much.
+REPEATED_TREES = {"cuda": (64, 16, 1), "cpu": (16, 1)}
 
 
 @dataclass(frozen=True)
 class Limits:
     """What the user fixed; None leaves the choice to the planner. Bytes, tokens, nodes, levels.
 
-    On a CPU the device is host memory, so both memory caps bind there. Raises ValueError for what can never be run.
+    On a CPU the device is host memory, so both memory caps bind there. repeat_text: without a draft, make room for
+    trees of what the text said before. Raises ValueError for what can never be run.
     """
 
     device_memory: int | None = None
@@ -48,9 +52,12 @@ class Limits:
     context_length: int | None = None
     tree_size: int | None = None
     tree_depth: int | None = None
+    repeat_text: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
+            if field.name == "repeat_text":
+                continue
             value, least = getattr(self, field.name), 0 if field.name.endswith("memory") else 1
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"{field.name} must be a whole number from {least} up, not {value!r}")
@@ -93,7 +100,8 @@ class PlanRequest:
 
     def resident_shapes(self, context_length: int) -> Iterator[PassShape]:
         """Passes to try in turn if nothing streams."""
-        yield from self._chunked(context_length, self._resident_tree_size, streams=False)
+        for tree_size in self._resident_tree_sizes:
+            yield from self._chunked(context_length, tree_size, streams=False)
 
     def streaming_shapes(self, context_length: int) -> Iterator[PassShape]:
         """Passes to try in turn if units stream: a tree with all its numbers of rows before the next smaller one."""
@@ -131,16 +139,29 @@ class PlanRequest:
         return 0 if self.machine.device == "cpu" else host_budget(self.machine, self.limits.host_memory)
 
     @property
-    def _resident_tree_size(self) -> int:
-        """Nodes of the tree if nothing streams. Without a draft the tree is its root."""
-        return 1 if self.draft is None else self.limits.tree_size or RESIDENT_TREE[self.machine.device]
+    def _resident_tree_sizes(self) -> tuple[int, ...]:
+        """Nodes of the tree if nothing streams, to try in turn. Without anything to draft it is its root."""
+        if self.draft is None:
+            return self._undrafted_tree_sizes
+        return (self.limits.tree_size or RESIDENT_TREE[self.machine.device],)
 
     @property
     def streaming_tree_sizes(self) -> tuple[int, ...]:
         """Nodes of the tree if units stream: the sizes to try in turn, one if the user fixed it."""
-        if self.draft is None or self.limits.tree_size is not None:
-            return (self._resident_tree_size,)
-        return STREAMING_TREES[self.machine.device]
+        if self.draft is None:
+            return self._undrafted_tree_sizes
+        return STREAMING_TREES[self.machine.device] if self.limits.tree_size is None else (self.limits.tree_size,)
+
+    @property
+    def _undrafted_tree_sizes(self) -> tuple[int, ...]:
+        if not self.repeats_text:
+            return (1,)
+        return REPEATED_TREES[self.machine.device] if self.limits.tree_size is None else (self.limits.tree_size,)
+
+    @property
+    def repeats_text(self) -> bool:
+        """Whether trees hold what the text said before."""
+        return self.limits.repeat_text and self.draft is None and not self.spec.recurrent
 
     def fixed_items(self, shape: PassShape) -> tuple[PlanItem, ...]:
         """What needs memory besides the target's layers."""
@@ -150,6 +171,7 @@ class PlanRequest:
         """Depth limit of a tree of `tree_size` nodes: 4 levels for 8 nodes, 10 for 64, 16 for 512, 18 for 1,024.
 
         Twice the binary logarithm follows the depths published for trees of positional acceptance (18 at 768 nodes).
+        What the text said before may be one long path.
         """
-        depth = self.limits.tree_depth or max(4, 2 * (tree_size - 1).bit_length() - 2)
-        return min(depth, tree_size - 1)
+        default = tree_size if self.repeats_text else max(4, 2 * (tree_size - 1).bit_length() - 2)
+        return min(self.limits.tree_depth or default, tree_size - 1)

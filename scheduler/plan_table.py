@@ -61,8 +61,10 @@ def _summary(plan: Plan) -> Iterator[str]:
         yield f"Prompts: up to {prompt} new tokens are read in one pass, together with the first tree."
     if plan.context_length < plan.context_wanted:
         yield f"Context: {plan.context_length} tokens, for want of memory; with more it would be {plan.context_wanted}."
-    if plan.draft is None:
+    if plan.draft is None and plan.tree_size == 1:
         yield "No draft: each pass yields one token."
+    elif plan.draft is None:
+        yield f"No draft: where the text repeats itself, a pass checks up to {plan.tree_size - 1} tokens of before."
     else:
         yield f"Tree: up to {plan.tree_size} nodes and {plan.tree_depth} levels, checked in one pass."
     yield _margins(plan)

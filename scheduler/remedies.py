@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from scheduler.errors import DoesNotFitError
 from scheduler.machine import Machine
@@ -134,7 +135,7 @@ def _unused(machine: Machine, memory: str) -> int:
     return machine.host_available - PROCESS_BYTES
 
 
-def _limited(request: PlanRequest, **changes: int) -> PlanRequest:
+def _limited(request: PlanRequest, **changes: Any) -> PlanRequest:
     limits: Limits = replace(request.limits, **changes)
     return replace(request, limits=limits)
 

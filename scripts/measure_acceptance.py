@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     options = model_options(arguments)
-    if options.draft is None or options.tree == "none":
+    if not isinstance(options.draft, Path) or options.tree == "none":
         raise UsageError("acceptance is that of a draft: name one with --draft DIR")
     options = fetched(options, arguments.yes, arguments.quiet)
     assert options.draft is not None

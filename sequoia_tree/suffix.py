@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,23 +70,53 @@ class SuffixMatcher:
         kept = self._length
         self.extend(tail)
         length, start = self._longest()
-        followed = self._text[start : start + max_tokens].tolist()
+        followed = self._followed(start, max_tokens) if length >= min_match else []
         self.truncate(kept)
-        return (followed * -(-max_tokens // len(followed)))[:max_tokens] if length >= min_match else []
+        return followed
+
+    def continuations(self, count: int, max_tokens: int, min_match: int = 1) -> list[tuple[int, list[int]]]:
+        """(length, tokens) of at most `count` earlier places that agree with the end of the text, the longest first.
+
+        Of places that agree equally far the latest come first. `tokens`, at most `max_tokens`, are those that followed;
+        where they reach the end of the text they begin again. ValueError for a number below 1.
+        """
+        if count < 1 or max_tokens < 1 or min_match < 1:
+            raise ValueError(f"numbers must be at least 1, got {count}, {max_tokens} and {min_match}")
+        found: dict[int, int] = {}  # place to length
+        for length, places in reversed(list(enumerate(self._places(), start=1))):
+            if length < min_match or len(found) == count:
+                break
+            for place in places[
+                : -1 - count : -1
+            ].tolist():  # those found before are among the places, so count is enough
+                if len(found) < count:
+                    found.setdefault(place, length)
+        return [(length, self._followed(place + 1, max_tokens)) for place, length in found.items()]
+
+    def _followed(self, start: int, max_tokens: int) -> list[int]:
+        followed = self._text[start : start + max_tokens].tolist()
+        return (followed * -(-max_tokens // len(followed)))[:max_tokens]
 
     @property
     def _text(self) -> NDArray[np.int64]:
         return self._buffer[: self._length]
 
     def _longest(self) -> tuple[int, int]:
-        text, length = self._text, 0
+        found = 0, self._length
+        for length, places in enumerate(self._places(), start=1):
+            found = length, int(places[-1]) + 1
+        return found
+
+    def _places(self) -> Iterator[NDArray[np.int64]]:
+        """For matches of 1, 2, … tokens: int64, where such a match ends earlier in the text, ascending; never empty."""
+        text = self._text
         last = len(text) - 1
-        places = np.empty(0, dtype=np.int64)
-        longer = np.flatnonzero(text[:-1] == text[-1]) if len(text) else places
-        while len(longer):
-            places, length = longer, length + 1
+        places = np.flatnonzero(text[:-1] == text[-1]) if len(text) else np.empty(0, dtype=np.int64)
+        length = 0
+        while len(places):
+            yield places
+            length += 1
             if length == min(LONGEST_MATCH, last):
-                break
+                return
             # a place below `length` has too little before it; its negative index only keeps the gather in range
-            longer = places[(places >= length) & (text[places - length] == text[last - length])]
-        return length, int(places[-1]) + 1 if length else len(text)
+            places = places[(places >= length) & (text[places - length] == text[last - length])]

@@ -21,9 +21,9 @@ def test_nothing_given_is_the_bundled_pair() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "draft"),
-    [(["-m", "x"], None), (["-m", "x", "-d", "y"], Path("y")), (["-d", "none"], None), (["-d", "y"], Path("y"))],
+    [(["-m", "x"], "auto"), (["-m", "x", "-d", "y"], Path("y")), (["-d", "none"], None), (["-d", "y"], Path("y"))],
 )
-def test_the_draft(arguments: list[str], draft: Path | None) -> None:
+def test_the_draft(arguments: list[str], draft: Path | str | None) -> None:
     assert model_options(parse_chat_arguments(arguments)).draft == draft
 
 

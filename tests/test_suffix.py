@@ -83,3 +83,33 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="at least 1, got 0 and 1"):
         matcher.continuation(0)
     assert SuffixMatcher().match() == (0, 0)
+
+
+def every_match(text, least):
+    """(length, start) of every earlier place that agrees in `least` tokens, the longest first, then the latest."""
+    found = []
+    for start in range(len(text) - 1, 0, -1):
+        length = 0
+        while length < min(start, LONGEST_MATCH) and text[start - 1 - length] == text[-1 - length]:
+            length += 1
+        if length >= least:
+            found.append((length, start))
+    return sorted(found, reverse=True)
+
+
+@given(TEXTS, st.integers(1, 5), st.integers(1, 9), st.integers(1, 4))
+def test_continuations_of_the_best_earlier_places(text, count, most, least):
+    expected = []
+    for length, start in every_match(text, least)[:count]:
+        copied = list(text)
+        for place in range(start, start + most):
+            copied.append(copied[place])
+        expected.append((length, copied[len(text) :]))
+    assert SuffixMatcher(text).continuations(count, most, least) == expected
+
+
+def test_the_best_continuation_is_the_match_itself():
+    matcher = SuffixMatcher([9, 1, 2, 7, 1, 2, 8, 9, 1, 2])
+    assert matcher.continuations(3, 2) == [(3, [7, 1]), (2, [8, 9])]
+    with pytest.raises(ValueError, match="at least 1, got 0, 2 and 1"):
+        matcher.continuations(0, 2)

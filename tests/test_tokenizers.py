@@ -1,5 +1,6 @@
 """Loading tokenizers from directories whole and broken, and telling equal vocabularies from different ones."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from loaders.errors import DraftMismatchError, ModelFilesError
 from loaders.tokenizers import check_same_tokens, load_tokenizer
+from loaders.vocabulary import check_same_vocabulary, read_vocabulary
+from tests.tokenizer_samples import SAMPLES
 
 WORDS = ["<unk>", "a", "b", "c", "d"]
 
@@ -99,3 +102,83 @@ def test_a_token_of_one_side_needs_a_row_on_the_other() -> None:
 def test_a_moved_token_counts_where_its_id_is_free() -> None:
     with pytest.raises(DraftMismatchError, match="token '<end>' is 5 in the target and 6 in the draft"):
         check(tokenizer_of(WORDS, ("<end>",)), tokenizer_of([*WORDS, "e"], ("<end>",)))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_vocabulary_is_read_as_the_tokenizer_has_it(name: str, tmp_path: Path) -> None:
+    tokenizer = SAMPLES[name]()
+    tokenizer.save_pretrained(tmp_path)
+    assert read_vocabulary(tmp_path) == tokenizer.get_vocab() == load_tokenizer(tmp_path).get_vocab()
+
+
+def test_tokens_added_in_the_config_alone_count(saved: Path) -> None:
+    file = saved / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    config["added_tokens_decoder"] = {"6": {"content": "<think>"}}
+    file.write_text(json.dumps(config))
+    vocabulary = read_vocabulary(saved)
+    assert vocabulary is not None and vocabulary["<think>"] == 6 and vocabulary["<end>"] == 5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"model": {"vocab": 3}}',
+        '{"model": {"vocab": {"a": "x"}}}',
+        '{"model": {"vocab": {}}}',
+        '{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": -1, "content": "b"}]}',
+        '{"model": {"vocab": {"a": 0}}, "added_tokens": [7]}',
+    ],
+)
+def test_damaged_vocabularies_are_a_model_files_error(content: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelFilesError, match=r"tokenizer\.json: "):
+        read_vocabulary(tmp_path)
+
+
+def test_no_vocabulary_without_the_file(tmp_path: Path) -> None:
+    assert read_vocabulary(tmp_path) is None
+
+
+def qwen(*added: str) -> dict[str, int]:
+    """A vocabulary of Qwen 2.5's size, without its words."""
+    words = [*map(str, range(151_643)), "<|endoftext|>", "<|im_start|>", "<|im_end|>", *added]
+    return {word: index for index, word in enumerate(words)}
+
+
+def test_the_padding_of_qwen_is_allowed() -> None:
+    """The 72B has 152,064 rows and the 0.5B 151,936; Qwen 3 has a few tokens more, in rows that are free in 2.5."""
+    check_same_vocabulary(qwen("<tool>"), qwen("<tool>"), 152_064, 151_936)
+    check_same_vocabulary(qwen("<tool>", "<think>"), qwen("<tool>"), 151_936, 152_064)
+    with pytest.raises(DraftMismatchError, match="id 151646 is '<tool>' in the target and '<think>' in the draft"):
+        check_same_vocabulary(qwen("<tool>"), qwen("<think>"), 152_064, 151_936)
+
+
+@pytest.mark.parametrize(
+    "name", ["<|reserved_special_token_2|>", "<unused7>", "[control_12]", "<SPECIAL_20>", "<｜place▁holder▁no▁3｜>"]
+)
+def test_a_placeholder_agrees_with_whatever_stands_in_its_place(name: str) -> None:
+    target, draft = {"a": 0, name: 1, "b": 2}, {"a": 0, "<|pad|>": 1, "b": 2, name: 3}
+    check_same_vocabulary(target, draft, 4, 4)
+    check_same_vocabulary(draft, target, 4, 4)
+    with pytest.raises(DraftMismatchError):
+        check_same_vocabulary({"a": 0, "reserved": 1}, {"a": 0, "<|pad|>": 1}, 4, 4)
+
+
+def test_a_token_beyond_its_own_models_rows_is_never_written() -> None:
+    """Llama 2 chat's <pad>, Gemma 3 1B's <image_soft_token>."""
+    check_same_vocabulary({"a": 0, "b": 1, "<pad>": 2}, {"a": 0, "b": 1}, 2, 2)
+    check_same_vocabulary({"a": 0, "b": 1}, {"a": 0, "b": 1, "<pad>": 2}, 2, 2)
+    check_same_vocabulary({"a": 0, "<image>": 1}, {"a": 0, "<image>": 1}, 8, 1)
+
+
+def test_a_sentencepiece_file_alone_says_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"?")
+    monkeypatch.setattr("loaders.tokenizers.find_spec", lambda name: None)
+    with pytest.raises(ModelFilesError, match="pip install sentencepiece protobuf"):
+        load_tokenizer(tmp_path)
+    monkeypatch.setattr("loaders.tokenizers.find_spec", importlib.util.find_spec)
+    with pytest.raises(ModelFilesError):
+        load_tokenizer(tmp_path)

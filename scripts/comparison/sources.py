@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from comparison.cells import METHODS, Cell, Measured, Setting
@@ -85,6 +86,8 @@ def record_pair(arguments: argparse.Namespace, kinds: list[Setting]) -> int:
 def _pair(arguments: argparse.Namespace) -> Pair:
     """The pair as given; with --draft-bits its draft does not exist yet. Raises UsageError where there is no draft."""
     options = model_options(arguments)
+    if not isinstance(options.draft, Path):  # "auto": a comparison takes the draft it is given
+        options = replace(options, draft=None)
     needs_draft = arguments.record is not None or set(arguments.methods) != {"plain"}
     if needs_draft and options.draft is None and arguments.draft_bits is None:
         raise UsageError("nothing to compare without a draft: --draft DIR, or --draft-bits 4 for the target's own")

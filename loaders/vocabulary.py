@@ -1,0 +1,94 @@
+"""Which token an id means, read from a tokenizer's files, and whether two models agree about it. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loaders.errors import DraftMismatchError, ModelFilesError
+from loaders.safetensors_files import read_json
+
+# Names of ids that a family keeps free, and gives a meaning in some of its models: Llama 3's 128004 became
+# <|finetune_right_pad_id|> in 3.1. No text holds them, so like padding they agree with anything.
+PLACEHOLDER = re.compile(
+    r"[<\[].*(reserved|unused|control|place.?holder|dummy|extra|special|pad).*\d+\W*[>\]]", re.IGNORECASE
+)
+
+
+def read_vocabulary(directory: Path | str) -> dict[str, int] | None:
+    """Token to id, added tokens included, from `tokenizer.json`; None for a model without that file.
+
+    Raises ModelFilesError where the file is damaged.
+    """
+    file = Path(directory) / "tokenizer.json"
+    if not file.is_file():
+        return None
+    record = read_json(file)
+    model = record.get("model")
+    try:
+        vocabulary = _ids_of(model["vocab"]) if isinstance(model, dict) else {}
+        vocabulary.update((token["content"], token["id"]) for token in record.get("added_tokens") or ())
+        config = file.with_name("tokenizer_config.json")
+        later = read_json(config).get("added_tokens_decoder") if config.is_file() else None
+        vocabulary.update((token["content"], int(index)) for index, token in (later or {}).items())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelFilesError(f"{file}: its vocabulary cannot be read ({type(error).__name__}: {error}).") from error
+    if not vocabulary or not all(type(index) is int and index >= 0 for index in vocabulary.values()):
+        raise ModelFilesError(f"{file}: its vocabulary is empty, or has ids that are none.")
+    return vocabulary
+
+
+def _ids_of(vocab: Any) -> dict[str, int]:
+    """A map as most kinds of tokenizers have it, or Unigram's list of [token, score]."""
+    return {entry[0]: index for index, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
+
+
+def compare_vocabularies(target: Path | str, draft: Path | str, target_rows: int, draft_rows: int) -> bool:
+    """`check_same_vocabulary` for two directories. False where one has no tokenizer.json to tell by."""
+    ours, theirs = read_vocabulary(target), read_vocabulary(draft)
+    if ours is None or theirs is None:
+        return False
+    check_same_vocabulary(ours, theirs, target_rows, draft_rows)
+    return True
+
+
+def check_same_vocabulary(
+    target: Mapping[str, int], draft: Mapping[str, int], target_rows: int, draft_rows: int
+) -> None:
+    """Raise DraftMismatchError, naming the difference of lowest id, unless both mean the same token by every id.
+
+    Special and added tokens count like all others, but for placeholders. The rows are those of the models' embeddings,
+    which are often padded: a token that only one of the two knows is fine where the other has an unused row for its id.
+    A token beyond its own model's rows is never written, so it does not count.
+    """
+    if difference := _first_difference(target, draft, target_rows, draft_rows):
+        raise DraftMismatchError(
+            f"The draft's tokens are not the target's: {difference}. Pick a draft of the same family, or --draft none."
+        )
+
+
+def _first_difference(
+    target: Mapping[str, int], draft: Mapping[str, int], target_rows: int, draft_rows: int
+) -> str | None:
+    """What is wrong at the lowest id at which something is."""
+    if target == draft:
+        return None
+    target_tokens = {index: token for token, index in target.items()}
+    draft_tokens = {index: token for token, index in draft.items()}
+    for index in sorted(target_tokens.keys() | draft_tokens.keys()):
+        ours, theirs = target_tokens.get(index), draft_tokens.get(index)
+        if ours == theirs or any(token and PLACEHOLDER.fullmatch(token) for token in (ours, theirs)):
+            continue
+        ours, theirs = (ours if index < target_rows else None), (theirs if index < draft_rows else None)
+        for token in (ours, theirs):
+            if token is not None and token in target and token in draft:
+                return f"token {token!r} is {target[token]} in the target and {draft[token]} in the draft"
+        if ours is not None and theirs is not None:
+            return f"id {index} is {ours!r} in the target and {theirs!r} in the draft"
+        if ours is not None and index >= draft_rows:
+            return f"token {ours!r} is {index} in the target, but the draft has {draft_rows:,} tokens"
+        if theirs is not None and index >= target_rows:
+            return f"token {theirs!r} is {index} in the draft, but the target has {target_rows:,} tokens"
+    return None

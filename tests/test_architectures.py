@@ -1,0 +1,104 @@
+"""Every decoder family that the README names: streamed from disk and tree-decoded, its text is transformers' own.
+
+Tiny random models in float32, under the least memory that the planner accepts. What cannot be run says so by name.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING
+
+from loaders.errors import UnsupportedModelError
+from loaders.refused import REFUSED, WHAT_RUNS
+from loaders.spec import read_config
+from offload_runtime import OffloadRuntime, attention
+from scheduler.plan import Tier
+from tests.architectures import ATTENTION, EXPERTS, STATES, SWEEP
+from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
+
+NEW_TOKENS = 14
+TREE = {"context_length": 64, "tree": "sequoia", "tree_size": 6, "tree_depth": 3}
+
+
+def known(families):
+    """One test for each; skipped where the installed transformers does not know the family yet."""
+    unknown = pytest.mark.skip("not in the installed transformers")
+    return [pytest.param(name, marks=() if name in CONFIG_MAPPING else unknown) for name in sorted(families)]
+
+
+def streamed_text(architecture: str, draft: Path | str, **options) -> tuple[list[int], float]:
+    """The new tokens, and how many came of a pass."""
+    with streaming_runtime(checkpoint(architecture), draft, **options) as runtime:
+        assert set(runtime.plan.tiers) == {Tier.DISK}
+        reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+    return reply.token_ids, reply.stats.tokens_per_pass
+
+
+@pytest.mark.parametrize("architecture", known({**ATTENTION, **EXPERTS}))
+def test_streamed_trees_write_the_models_own_text(architecture):
+    target = checkpoint(architecture)
+    expected = greedy(target, PROMPT, NEW_TOKENS)
+    assert len(set(expected)) > 3, "a text that repeats itself proves little"
+    text, tokens_per_pass = streamed_text(architecture, perturbed(target, 0.02), **TREE)
+    assert text == expected and tokens_per_pass > 1
+
+
+@pytest.mark.parametrize("architecture", known(STATES))
+def test_models_with_a_state_stream_plainly_and_say_why(architecture):
+    target = checkpoint(architecture)
+    text, tokens_per_pass = streamed_text(architecture, "auto", context_length=64)
+    assert text == greedy(target, PROMPT, NEW_TOKENS) and tokens_per_pass == 1
+    with pytest.raises(UnsupportedModelError, match=r"recurrent state, which cannot branch .*--draft none"):
+        OffloadRuntime.from_pretrained(target, checkpoint("llama"), device="cpu")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "stablelm", "biogpt", "codegen", "ctrl", "qwen3_moe", "deepseek_v3"])
+def test_branches_that_see_each_other_change_the_text(architecture, monkeypatch):
+    """The control: equality comes from the mask, of models with attention of their own too."""
+    mask = attention.PassRows.__post_init__
+
+    def see_all(rows):
+        mask(rows)
+        rows.visible.copy_(torch.ones_like(rows.visible))
+
+    target = checkpoint(architecture)
+    monkeypatch.setattr(attention.PassRows, "__post_init__", see_all)
+    text, _ = streamed_text(architecture, perturbed(target, 0.02), **TREE)
+    assert text != greedy(target, PROMPT, NEW_TOKENS)
+
+
+@pytest.mark.parametrize("model_type", sorted(REFUSED))
+def test_what_cannot_run_is_refused_by_name(model_type, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(UnsupportedModelError, match=f"{model_type} cannot be run: .*README.md"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        ({"model_type": "t5", "is_encoder_decoder": True}, "t5 cannot be run: it is an encoder-decoder"),
+        ({"model_type": "qwen2_5_vl", "vision_config": {}}, "qwen2_5_vl cannot be run: it is multimodal"),
+    ],
+)
+def test_other_kinds_are_refused_by_name(config, reason, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=reason) as error:
+        read_config(tmp_path)
+    assert WHAT_RUNS in str(error.value)
+
+
+def test_the_readme_names_what_is_tested():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    section = re.search(r"### Architectures\n(.*?)\n##", readme, re.DOTALL)
+    assert section, "README.md has no section on architectures"
+    rows = re.findall(r"^- \*\*(.*?)\*\*.*?: (.*?)\.$", section[1], re.DOTALL | re.MULTILINE)
+    named = [set(re.findall(r"`([\w-]+)`", text)) for _, text in rows]
+    assert named == [set(ATTENTION), set(EXPERTS), set(STATES), set(REFUSED)]
+
+
+def test_nothing_is_both_tested_and_refused():
+    assert len(SWEEP) >= 80 and not SWEEP.keys() & REFUSED.keys()
