@@ -1,7 +1,7 @@
 """From a plan to loaded models."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,18 +43,6 @@ class LoadedModels:
             self._resources.close()
 
 
-@contextmanager
-def _resources() -> Iterator[ExitStack]:
-    """What is opened here is closed if the block fails, whole, however often Ctrl-C is pressed meanwhile."""
-    resources = ExitStack()
-    try:
-        yield resources
-    except BaseException:
-        with interrupts_deferred():
-            resources.close()
-        raise
-
-
 def load_models(preparation: Preparation, progress: Progress | None) -> LoadedModels:
     """Build both skeletons, plan anew with their exact sizes, and load every unit into its tier.
 
@@ -75,7 +63,11 @@ def load_models(preparation: Preparation, progress: Progress | None) -> LoadedMo
     )
     plan, memory = preparation.plan, DeviceMemory(device)
     memory.add(plan.workspace_bytes)  # activations come and go; the largest pass counts throughout
-    with host_shortage_explained(preparation), _resources() as resources:
+    with (
+        interrupts_deferred() as heed_interrupts,  # units heed it while they load; what is open is closed whole
+        host_shortage_explained(preparation),
+        ExitStack() as resources,
+    ):
         load = _Loader(plan, preparation.options.io, memory, resources, progress)
         draft = None
         if preparation.draft and draft_skeleton:
@@ -87,6 +79,7 @@ def load_models(preparation: Preparation, progress: Progress | None) -> LoadedMo
         for role, model in (("target", target.model), ("draft", draft.model if draft else None)):
             if model and role in plan.graphs and not model.cache.is_recurrent:
                 model.pad_passes(Padding.of(plan.tree_size, plan.cache_rows), CudaGraphs(device))
+        heed_interrupts()
         return LoadedModels(plan, target, draft, memory, resources.pop_all())
 
 

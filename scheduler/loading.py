@@ -87,7 +87,8 @@ def _work_through(jobs: Sequence[Job], threads: int, tick: Callable[[], None], s
     """Run all jobs, begun in order, each as soon as one of `threads` is free.
 
     `tick` is called now and then in the calling thread, and at the end. If a job or `tick` raises, or Ctrl-C is
-    pressed, `stop` is called, which lets running jobs end early; nothing runs any more when this raises.
+    pressed, `stop` is called, which lets running jobs end early; nothing runs any more when this raises, however often
+    Ctrl-C was pressed.
     """
     left = iter(jobs)  # a list's iterator hands each job to one thread
     halted: list[bool] = []
@@ -98,20 +99,21 @@ def _work_through(jobs: Sequence[Job], threads: int, tick: Callable[[], None], s
                 return
             job(thread)
 
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="load")
-    try:
-        futures = [pool.submit(work, thread) for thread in range(threads)]
-        running = True
-        while running:
-            done, pending = wait(futures, TICK_SECONDS, FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-            running = bool(pending)
-            tick()
-    except BaseException:
-        halted.append(True)
-        stop()
-        raise
-    finally:
-        with interrupts_deferred():
+    with interrupts_deferred() as heed_interrupts:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="load")
+        try:
+            futures = [pool.submit(work, thread) for thread in range(threads)]
+            running = True
+            while running:
+                done, pending = wait(futures, TICK_SECONDS, FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                running = bool(pending)
+                tick()
+                heed_interrupts()
+        except BaseException:
+            halted.append(True)
+            stop()
+            raise
+        finally:
             pool.shutdown()

@@ -57,16 +57,18 @@ class UnitMemory:
         # Where the reader writes to the device's memory itself, what it reads through lies there too.
         self._read_buffer_bytes = 0 if self._streams.is_async else reader.bounce_bytes
         memory.add(self._read_buffer_bytes)
-        try:
-            self._link = Link(self._streams, self._host)
-            buffers = allocate_tiers(units, tiers, slots, memory, self._host, self._streams.is_async)
-            self._buffers, self.resident = buffers, buffers.resident
-            Loader(reader, self._link, self._streams, self._host, buffers).load(units, on_progress)
-            self._drop_what_only_loading_needed(buffers)
-            self._begin_streaming(buffers)
-        except BaseException:
-            self.close()
-            raise
+        with interrupts_deferred() as heed_interrupts:
+            try:
+                self._link = Link(self._streams, self._host)
+                buffers = allocate_tiers(units, tiers, slots, memory, self._host, self._streams.is_async)
+                self._buffers, self.resident = buffers, buffers.resident
+                Loader(reader, self._link, self._streams, self._host, buffers).load(units, on_progress)
+                self._drop_what_only_loading_needed(buffers)
+                self._begin_streaming(buffers)
+                heed_interrupts()
+            except BaseException:
+                self.close()
+                raise
         self.streamed_bytes = sum(self._link_bytes(index) for index in self._streamed)
 
     @property
