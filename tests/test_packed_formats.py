@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from loaders.decoding.plain import decode
 from loaders.errors import ModelFilesError, OffloadError, UnsupportedModelError
 from loaders.formats import METHODS, read_format
+from loaders.formats.schemes import Scaled
 from loaders.formats.weights import told_apart
 from loaders.safetensors_files import STORED_ITEMSIZE, Checkpoint, read_checkpoint, read_header
 from loaders.skeleton import build_skeleton
@@ -70,6 +73,25 @@ def test_what_the_libraries_wrote_decodes_as_they_decode_it(case, tmp_path):
     decode(weight.scheme, {role: operands[t.name] for role, t in weight.operands.items()}, out)
     assert torch.equal(out.view(torch.uint8), expected.view(torch.uint8))
     assert len(told_apart(packing, read_checkpoint(tmp_path)).plain) == 0
+
+
+def test_mxfp4_decodes_as_transformers_decodes_it():
+    scheme, operands, shape, _ = packed_weight("MXFP4")
+    expected = convert_moe_packed_tensors(operands["blocks"], operands["scales"])
+    assert scheme.input_major and expected.shape == shape  # it turns the experts round, too
+    out = torch.empty(shape, dtype=torch.bfloat16)
+    decode(scheme, operands, out)
+    assert torch.equal(out.view(torch.int16), expected.contiguous().view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_blocks_decode_as_transformers_decodes_them(dtype):
+    """Which knows whole blocks only."""
+    stored = torch.randn(48, 64).to(torch.float8_e4m3fn)
+    scale = torch.rand(3, 2)
+    out = torch.empty(48, 64, dtype=dtype)
+    decode(Scaled(16, 32, in_float32=True), {"weight": stored, "weight_scale": scale}, out)
+    assert torch.equal(out, Fp8Dequantize(None)._dequantize_one(stored, scale, dtype))
 
 
 def test_float8_that_is_no_number_stays_none():
