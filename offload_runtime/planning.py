@@ -1,14 +1,17 @@
 """From what the user asks for to a plan, without reading a weight and without importing torch."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from loaders.direct_io import measure_read_bandwidth
+from loaders.quantization import BITS, Quantization
 from loaders.safetensors_files import Checkpoint, read_checkpoint
 from loaders.spec import ModelSpec, read_config, read_spec
-from offload_runtime.errors import MachineError, UsageError
+from offload_runtime.errors import DoesNotFitError, MachineError, UnsupportedModelError, UsageError
+from offload_runtime.packing import Packing
 from scheduler.machine import Machine, read_machine
 from scheduler.plan import Limits, Plan, Tier, make_plan
 from scheduler.sizes import parse_size
@@ -40,6 +43,8 @@ class Options:
     """What a user may fix about a run; None and "auto" leave it to the planner. Sizes are bytes or text like "20GiB".
 
     share_layers: the files hold the target's first few layers only, and the others repeat them in turn.
+    quantize: pack the target's weights as "int8" or "int4", once; they are kept in `quantized_directory`, or in the
+    user's cache.
     """
 
     model: Path
@@ -55,8 +60,16 @@ class Options:
     context_length: int | None = None
     io: IOMode = "auto"
     share_layers: bool = False
+    quantize: str | None = None
+    quantized_directory: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.quantize not in (None, *BITS):
+            raise UsageError(f"quantize {self.quantize!r} is none of {', '.join(BITS)}")
+        if self.quantized_directory is not None and self.quantize is None:
+            raise UsageError(
+                f"{self.quantized_directory} is for packed weights: say which with --quantize int4 or int8"
+            )
         for name, choices in (("tree", TREES), ("verification", RULES), ("dtype", DTYPES), ("io", IO_MODES)):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} {getattr(self, name)!r} is none of {', '.join(choices)}")
@@ -81,7 +94,7 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Everything that is decided before a weight is read."""
+    """Everything that is decided before a weight is read. packing: of the target, where that is asked for."""
 
     options: Options
     target: ModelFiles
@@ -89,6 +102,7 @@ class Preparation:
     machine: Machine
     limits: Limits
     plan: Plan
+    packing: Packing | None = None
 
     def with_specs(self, target: ModelSpec, draft: ModelSpec | None) -> "Preparation":
         """The same with exact specs in place of those read off the headers."""
@@ -112,18 +126,24 @@ def prepare(options: Options) -> Preparation:
     try:
         machine = read_machine(_usable_device(options.device))
         limits = _limits(options)
-        target = _read(options.model, options.dtype, machine, options.share_layers)
+        target, packing = _read_target(options, machine)
         draft = (
             None if options.draft is None or options.tree == "none" else _read(options.draft, options.dtype, machine)
         )
-        plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
+        draft_spec = draft.spec if draft else None
+        try:
+            plan = make_plan(target.spec, draft_spec, machine, limits)
+        except DoesNotFitError:
+            make_plan(target.spec, draft_spec, machine, limits, tuple(_smaller(options, machine)))  # with more advice
+            raise
         if Tier.DISK in plan.tiers:
-            measured = measure_read_bandwidth(target.checkpoint.files, chunk_bytes=plan.read_chunk_bytes)
+            files = packing.files_at_hand if packing else target.checkpoint.files
+            measured = measure_read_bandwidth(files, chunk_bytes=plan.read_chunk_bytes)
             machine = replace(machine, disk_bandwidth=measured.bytes_per_second)
-            plan = make_plan(target.spec, draft.spec if draft else None, machine, limits)
+            plan = make_plan(target.spec, draft_spec, machine, limits)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return Preparation(options, target, draft, machine, limits, plan)
+    return Preparation(options, target, draft, machine, limits, plan, packing)
 
 
 def _usable_device(device: str) -> str:
@@ -152,16 +172,52 @@ def _limits(options: Options) -> Limits:
     return Limits(**{name: None if value == "auto" else value for name, value in values.items()})
 
 
+def _read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing | None]:
+    """The target's files, or the packed ones: those that are there, else those that will be, known by their sizes."""
+    if options.quantize is None:
+        return _read(options.model, options.dtype, machine, options.share_layers), None
+    packing = Packing.of(options.model, options.quantize, options.quantized_directory)
+    if packing.report:
+        files = _read(packing.directory, options.dtype, machine, options.share_layers)
+    else:
+        files = _described(options, packing.quantization, packing.directory, machine)
+    name = options.model.resolve().name
+    return replace(files, spec=replace(files.spec, name=name)), packing
+
+
+def _described(options: Options, quantization: Quantization, directory: Path, machine: Machine) -> ModelFiles:
+    """The files that packing will write to `directory`."""
+    config = quantization.config(read_config(options.model))
+    checkpoint = quantization.checkpoint(directory)
+    return _files(options.model, checkpoint, config, options.dtype, machine, options.share_layers)
+
+
+def _smaller(options: Options, machine: Machine) -> Iterator[tuple[str, ModelSpec]]:
+    """The target with weights packed, where it can be, to offer what fits."""
+    for name, bits in BITS.items():
+        if options.quantize is None:
+            try:
+                quantization = Quantization.of(read_checkpoint(options.model), read_config(options.model), bits)
+            except UnsupportedModelError:
+                return
+            yield f"--quantize {name}", _described(options, quantization, options.model, machine).spec
+
+
 def _read(directory: Path, dtype: str, machine: Machine, shared: bool = False) -> ModelFiles:
-    checkpoint, config = read_checkpoint(directory), read_config(directory)
+    return _files(directory, read_checkpoint(directory), read_config(directory), dtype, machine, shared)
+
+
+def _files(
+    directory: Path, checkpoint: Checkpoint, config: dict[str, Any], dtype: str, machine: Machine, shared: bool
+) -> ModelFiles:
     stored = config.get("stored_layers")  # of a widened model: which layer of the files each layer is
     if shared or stored is not None:
         from loaders.random_checkpoint import share_layers
 
         checkpoint = share_layers(checkpoint, config["num_hidden_layers"], stored)
-    spec = read_spec(directory, dtype, checkpoint)
+    spec = read_spec(directory, dtype, checkpoint, config)
     if dtype == "auto" and machine.device == "cpu" and spec.dtype != "float32" and not _cpu_has_bfloat16():
-        spec = read_spec(directory, "float32", checkpoint)
+        spec = read_spec(directory, "float32", checkpoint, config)
     return ModelFiles(spec, checkpoint)
 
 

@@ -20,6 +20,7 @@ from offload_runtime.learned_acceptance import LearnedAcceptance
 from offload_runtime.loading import LoadedModels, Progress, load_models
 from offload_runtime.model import never
 from offload_runtime.out_of_memory import free_unused_memory, out_of_memory_explained, tightened
+from offload_runtime.pack_weights import with_packed_files
 from offload_runtime.planning import IOMode, Options, Preparation, prepare, resolve_draft
 from offload_runtime.prompt import Prompt, encode_prompt, is_chat, turn_end_tokens
 from offload_runtime.reply import Reply
@@ -50,6 +51,8 @@ class OffloadRuntime:
         context_length: int | None = None,
         verification: str = "auto",
         io: IOMode = "auto",
+        quantize: str | None = None,
+        quantized_directory: str | Path | None = None,
         progress: Progress | None = None,
     ) -> "OffloadRuntime":
         """Plan and load.
@@ -58,8 +61,9 @@ class OffloadRuntime:
         or text like "20GiB". dtype: of the computation; "auto" is the checkpoint's, or float32 on a CPU that has no
         bfloat16 units. tree: what the draft proposes, one of `planning.TREES`; "auto" takes what is fastest here.
         verification: the rule that accepts drafts when sampling, one of `planning.RULES`; "auto" is the tree's own. io:
-        how weights are read from disk: "direct" past the page cache, "buffered" through it. progress: called while
-        weights load.
+        how weights are read from disk: "direct" past the page cache, "buffered" through it. quantize: "int8" or "int4"
+        packs the model's weights once and keeps them in `quantized_directory`, by default in the user's cache.
+        progress: called while weights are packed and load.
         Raises an OffloadError that says what is wrong and what would work.
         """
         options = Options(
@@ -75,15 +79,18 @@ class OffloadRuntime:
             tree_depth=tree_depth,
             context_length=context_length,
             io=io,
+            quantize=quantize,
+            quantized_directory=None if quantized_directory is None else Path(quantized_directory),
         )
         return cls(prepare(options), progress)
 
     def __init__(self, preparation: Preparation, progress: Progress | None = None):
+        if preparation.draft:
+            _check_draft(preparation)
+        preparation = with_packed_files(preparation, progress)
         options = preparation.options
         self._preparation, self._progress, self._tightened = preparation, progress, False
         self._directory = preparation.target.spec.directory
-        if preparation.draft:
-            _check_draft(preparation)
         drafting = options.draft and preparation.draft
         self._known = LearnedAcceptance(options.model, options.draft) if options.draft and drafting else None
         self._resources = ExitStack()
