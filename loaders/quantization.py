@@ -7,6 +7,7 @@ what is small and matters much, embeddings, head, norms, biases and the routers 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ GROUP_SIZES = (128, 64, 32)  # the first that divides the inputs; a whole row wh
 PACKABLE = ("BF16", "F16", "F32")
 # Routers, and a projection that state-space models read past its module.
 KEPT = re.compile(r"\.(gate|router|shared_expert_gate|dt_proj)\.(.*\.)?weight$|embed")
+EXPERT = re.compile(r"\.experts\.\d+\.")
 TRANSPOSED_MODELS = {"gpt2", "openai-gpt"}  # their matrices are stored [inputs, outputs]
 NUMERAL = re.compile(r"[0-9]{1,9}")
 # What of a group's range is kept, as parts of it: the values beyond are rounded to its ends, and the others get finer
@@ -85,7 +87,8 @@ class Quantization:
                 f"{source.directory}: {config['model_type']} stores its matrices transposed, which no int{bits} "
                 "checkpoint does. Run it as it is, without --quantize."
             )
-        matrices = {name: matrix for name, tensor in source.tensors.items() if (matrix := _matrix(tensor, bits))}
+        packable = {name: tensor for name, tensor in source.tensors.items() if _is_packable(tensor)}
+        matrices = {tensor.name: Matrix(tensor, bits, size) for tensor, size in _with_group_sizes(packable.values())}
         kept = tuple(tensor for name, tensor in source.tensors.items() if name not in matrices)
         _check_share(source, matrices, kept)
         return cls(source, bits, tuple(matrices.values()), kept)
@@ -155,16 +158,22 @@ class Quantization:
         }
 
 
-def _matrix(tensor: StoredTensor, bits: int) -> Matrix | None:
-    """How a tensor is packed; None where it stays as it is."""
+def _is_packable(tensor: StoredTensor) -> bool:
+    """Whether a tensor is a matrix of a decoder layer, in whole words and with rows of 8 inputs, as readers want it."""
     is_weight = len(tensor.shape) == 2 and tensor.name.endswith(".weight") and tensor.dtype in PACKABLE
-    if not is_weight or not LAYER_NUMBER.match(tensor.name) or KEPT.search(tensor.name):
-        return None
-    outputs, inputs = tensor.shape
-    # whole words, and rows of 8 inputs as readers want them
-    if not outputs or not inputs or inputs % 8:
-        return None
-    return Matrix(tensor, bits, next((size for size in GROUP_SIZES if inputs % size == 0), inputs))
+    is_inside = LAYER_NUMBER.match(tensor.name) and not KEPT.search(tensor.name)
+    return bool(is_weight and is_inside and tensor.nbytes and tensor.shape[1] % 8 == 0)
+
+
+def _with_group_sizes(tensors: Iterable[StoredTensor]) -> list[tuple[StoredTensor, int]]:
+    """How many inputs share a scale. Experts have one size in common: other software runs them with one kernel."""
+    tensors = list(tensors)
+    common = math.gcd(*(tensor.shape[1] for tensor in tensors if EXPERT.search(tensor.name)))
+    sizes = []
+    for tensor in tensors:
+        divided = common if EXPERT.search(tensor.name) else tensor.shape[1]
+        sizes.append((tensor, next((size for size in GROUP_SIZES if divided % size == 0), tensor.shape[1])))
+    return sizes
 
 
 def _check_share(source: Checkpoint, matrices: Mapping[str, Matrix], kept: Iterable[StoredTensor]) -> None:
