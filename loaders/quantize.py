@@ -8,11 +8,13 @@ points, which not every kernel for experts takes, would bring it to 9.5 %.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from loaders.formats.weights import WORD_BITS
 from loaders.quantization import CLIPPINGS
 
 # torch works on tensors smaller than this in the calling thread, of which there are several
@@ -39,68 +41,91 @@ def pack_rows(rows: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor,
     Returns int32 words [n, K*bits/32], the first value in the lowest bits, each plus 2^(bits-1); scales [n, K/group] in
     the dtype of the rows; and the errors, which are not finite where the rows are not.
     """
-    count, inputs = rows.shape
-    codes = torch.empty(rows.shape, dtype=torch.int8)
-    scales = torch.empty(count, inputs // group_size, dtype=rows.dtype)
-    step = max(1, SERIAL_VALUES // group_size)
-    parts = (tensor.view(-1, size).split(step) for tensor, size in ((rows, group_size), (codes, group_size)))
-    error = norm = 0.0
-    for stored, integers, scale in zip(*parts, scales.view(-1).split(step)):
-        part = _round_groups(stored, integers, scale, bits)
-        error, norm = error + part.error, norm + part.norm
-    return _words(codes, bits), scales, Errors(error, norm)
+    groups = rows.view(-1, group_size)
+    extremes = _extremes(groups)
+    scales = (extremes * _best_clippings(groups, extremes, bits) / _low(bits)).to(rows.dtype)
+    words = torch.empty(rows.shape[0], rows.shape[1] * bits // WORD_BITS, dtype=torch.int32)
+    errors = _round(groups, scales, words.view(-1), bits)
+    return words, scales.view(rows.shape[0], -1), errors
 
 
-def _round_groups(stored: Tensor, integers: Tensor, scale: Tensor, bits: int) -> Errors:
-    """Round groups [G, group]: `integers` int8 [G, group] and `scale` [G] are written."""
-    low, high = -(1 << bits - 1), (1 << bits - 1) - 1
-    values = stored.to(torch.float32)
-    extreme = _extremes(values, LEAST_VALUE[stored.dtype])
-    kept = _best_clipping(values, extreme, bits)
-    scale.copy_(extreme * kept / low)
-    steps = scale.to(torch.float32)[:, None]
-    rounded = torch.round(values / steps).clamp_(low, high)
-    integers.copy_(rounded)
-    decoded = rounded.mul_(steps)
-    if stored.dtype != torch.float32:
-        decoded = decoded.to(stored.dtype)
-    norm = torch.linalg.vector_norm(values, dim=-1)
-    error = torch.linalg.vector_norm(torch.sub(values, decoded, out=rounded), dim=-1)
-    return Errors(float(error.double().square().sum()), float(norm.double().square().sum()))
+def _low(bits: int) -> int:
+    return -(1 << bits - 1)
 
 
-def _extremes(values: Tensor, least: float) -> Tensor:
-    """The value of largest magnitude of each group [G], no smaller than `least`."""
-    largest, smallest = values.amax(-1), values.amin(-1)
-    extreme = torch.where(largest >= -smallest, largest, smallest)
-    return torch.where(extreme.abs() < least, least, extreme)
+def _parts(groups: Tensor) -> Iterator[slice]:
+    """Some groups at once, so that what is made of them stays in the cache."""
+    count, size = groups.shape
+    step = max(1, SERIAL_VALUES // size)
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
-def _best_clipping(values: Tensor, extreme: Tensor, bits: int) -> Tensor:
-    """Which part of its range each group [G] keeps, as float32 [G]."""
-    clippings = CLIPPINGS[bits]
+def _scratch(groups: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory for the values of one part: allocated anew for each, it would cost more than the arithmetic."""
+    return torch.empty(min(len(groups), max(1, SERIAL_VALUES // groups.shape[1])), groups.shape[1], dtype=dtype)
+
+
+def _extremes(groups: Tensor) -> Tensor:
+    """The value of largest magnitude of each group [G, size], no smaller than what has an exact scale: float32 [G]."""
+    largest, smallest = torch.empty(2, len(groups))
+    in_float = _scratch(groups)
+    for part in _parts(groups):
+        values = in_float[: part.stop - part.start].copy_(groups[part])
+        torch.amax(values, -1, out=largest[part])
+        torch.amin(values, -1, out=smallest[part])
+    extremes = torch.where(largest >= -smallest, largest, smallest)
+    return extremes.masked_fill_(extremes.abs() < LEAST_VALUE[groups.dtype], LEAST_VALUE[groups.dtype])
+
+
+def _best_clippings(groups: Tensor, extremes: Tensor, bits: int) -> Tensor:
+    """Which part of its range each group [G, size] keeps: float32 [G]."""
+    clippings, low = CLIPPINGS[bits], _low(bits)
     if len(clippings) == 1:
-        return torch.full_like(extreme, clippings[0])
-    low, high = -(1 << bits - 1), (1 << bits - 1) - 1
-    in_steps = values * (low / extreme)[:, None]
-    errors = torch.empty(len(clippings), len(values))
-    scaled, rounded = torch.empty_like(values), torch.empty_like(values)
-    for kept, error in zip(clippings, errors):
-        torch.mul(in_steps, 1 / kept, out=scaled)
-        torch.round(scaled, out=rounded).clamp_(low, high)
-        torch.linalg.vector_norm(scaled.sub_(rounded), dim=-1, out=error)
-        error *= kept
-    return torch.tensor(clippings)[errors.argmin(0)]
+        return torch.full_like(extremes, clippings[0])
+    errors = torch.empty(len(clippings), len(groups))
+    to_steps = (low / extremes)[:, None]
+    in_steps, scaled, rounded = (_scratch(groups) for _ in range(3))
+    for part in _parts(groups):
+        count = part.stop - part.start
+        values, multiples, integers = in_steps[:count], scaled[:count], rounded[:count]
+        values.copy_(groups[part]).mul_(to_steps[part])
+        for index, kept in enumerate(clippings):
+            torch.mul(values, 1 / kept, out=multiples)
+            torch.round(multiples, out=integers).clamp_(low, -low - 1)
+            torch.linalg.vector_norm(multiples.sub_(integers), dim=-1, out=errors[index, part])
+    best, least = torch.full_like(extremes, clippings[0]), errors[0] * clippings[0]
+    for kept, error in zip(clippings[1:], errors[1:]):
+        best.masked_fill_(error.mul_(kept) < least, kept)
+        torch.minimum(least, error, out=least)
+    return best
 
 
-def _words(codes: Tensor, bits: int) -> Tensor:
-    """int8 [n, K] as int32 words [n, K*bits/32]."""
+def _round(groups: Tensor, scales: Tensor, words: Tensor, bits: int) -> Errors:
+    """Write the words of all groups [G, size], given their scales [G]."""
+    low, per_group = _low(bits), groups.shape[1] * bits // WORD_BITS
+    steps = scales.to(torch.float32)[:, None]
+    error, norm = torch.empty(2, len(groups))
+    in_float, rounded, codes, shifted = (_scratch(groups, dtype) for dtype in (*2 * [torch.float32], *2 * [torch.int8]))
+    for part in _parts(groups):
+        count = part.stop - part.start
+        values, integers = in_float[:count].copy_(groups[part]), rounded[:count]
+        torch.linalg.vector_norm(values, dim=-1, out=norm[part])
+        torch.div(values, steps[part], out=integers).round_().clamp_(low, -low - 1)
+        place = words[part.start * per_group : part.stop * per_group]
+        place.copy_(_words(codes[:count].copy_(integers).view(-1), shifted[:count].view(-1), bits))
+        decoded = integers.mul_(steps[part])
+        if groups.dtype != torch.float32:
+            decoded = decoded.to(groups.dtype)  # as whoever decodes them will
+        torch.linalg.vector_norm(values.sub_(decoded), dim=-1, out=error[part])
+    return Errors(*(float(norms.double().square().sum()) for norms in (error, norm)))
+
+
+def _words(codes: Tensor, scratch: Tensor, bits: int) -> Tensor:
+    """int8 [n] as int32 words [n*bits/32], or as int64 that hold them. `scratch` is like `codes`; both are written."""
     if bits == 8:
         return codes.bitwise_xor_(-128).view(torch.int32)  # the top bit flipped is 128 added
-    wide = codes.add_(8).view(torch.int64)
-    wide |= wide >> 4
-    wide &= 0x00FF00FF00FF00FF
-    wide |= wide >> 8
-    wide &= 0x0000FFFF0000FFFF
-    wide |= wide >> 16
-    return wide.to(torch.int32)
+    wide, shifted = codes.add_(8).view(torch.int64), scratch.view(torch.int64)
+    for shift, kept in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0x00000000FFFFFFFF)):
+        wide |= torch.bitwise_right_shift(wide, shift, out=shifted)
+        wide &= kept
+    return wide

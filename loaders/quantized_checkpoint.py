@@ -128,7 +128,7 @@ def _write_shards(
     quantization: Quantization, shards: Mapping[Path, list[StoredTensor]], progress: Progress | None
 ) -> dict[str, float]:
     """Write all files; returns the error of each matrix, as a part of its norm, by the name of its module."""
-    threads = min(MAX_THREADS, max(2, os.cpu_count() or 2))
+    threads = min(MAX_THREADS, 1 + (os.cpu_count() or 2))  # one more than compute: some wait for the disk
     places = {tensor.name: tensor for shard in shards.values() for tensor in shard}
     pieces = list(_pieces(quantization, places))
     longest = max(stop - start for start, stop in (piece.file_range for piece in pieces))
