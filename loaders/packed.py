@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from loaders.conversion import Part, model_parts
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.formats.schemes import Gptq, Scheme, Words
+from loaders.formats.schemes import Codebook, Gptq, Scheme, Words
 from loaders.formats.weights import Contents, PackedWeight
 from loaders.layout import TORCH_DTYPES
 from loaders.safetensors_files import StoredTensor, read_tensor_bytes
@@ -28,7 +29,7 @@ from loaders.safetensors_files import StoredTensor, read_tensor_bytes
 class Packed:
     """One parameter, decoded from `members`: one weight, or several of one shape and scheme, one after the other.
 
-    `operands` holds the stored tensors' views by role, [members, …] where there are several; binding a unit sets them.
+    `operands` holds the stored tensors' views by role, [members, …] where they are stacked; binding a unit sets them.
     """
 
     shape: tuple[int, ...]
@@ -36,12 +37,31 @@ class Packed:
     members: tuple[PackedWeight, ...]
     operands: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def stacked(self) -> bool:
+        """Whether the weights of single experts are stacked."""
+        return len(self.shape) > len(self.members[0].shape)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all members are decoded alike, so that it can be done for all at once."""
+        return all(member.scheme == self.scheme for member in self.members)
+
+    @property
+    def experts(self) -> int:
+        """How many experts the parameter holds, as its first dimension; 0 where it is a plain matrix."""
+        return self.shape[0] if len(self.shape) == 3 else 0
+
+    def members_of(self, parameter: Tensor) -> Tensor:
+        """The parameter apart by its members, where they are stacked: [members, outputs, inputs]."""
+        return parameter.view(len(self.members), *self.members[0].shape) if self.stacked else parameter
+
     def stored(self, role: str) -> tuple[StoredTensor, ...]:
         return tuple(member.operands[role] for member in self.members)
 
     def tensors(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
         """Role, shape and dtype of what the buffer holds in place of the parameter."""
-        stack = (len(self.members),) if len(self.members) > 1 else ()
+        stack = (len(self.members),) if self.stacked else ()
         return [
             (role, stack + tensor.shape, TORCH_DTYPES[tensor.dtype])
             for role, tensor in self.members[0].operands.items()
@@ -49,7 +69,7 @@ class Packed:
 
     def view(self, memory: Tensor) -> Tensor:
         """The parameter [shape] in `memory` (flat, its dtype), in the order in which decoding writes it."""
-        if self.scheme.input_major and len(self.members) == 1:
+        if self.scheme.input_major and not self.stacked:
             *rest, outputs, inputs = self.shape
             return memory.view(*rest, inputs, outputs).mT
         return memory.view(self.shape)
@@ -67,16 +87,20 @@ def packed_parameters(model: PreTrainedModel, contents: Contents) -> dict[str, P
         by_target.setdefault(part.target, []).append(part)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in by_target}
     return {
-        target: _packed(target, shapes[target], sorted(parts, key=lambda part: part.position), contents)
+        target: _packed(model, target, shapes[target], sorted(parts, key=lambda part: part.position), contents)
         for target, parts in by_target.items()
     }
 
 
-def _packed(target: str, shape: tuple[int, ...], parts: Sequence[Part], contents: Contents) -> Packed:
+def _packed(
+    model: PreTrainedModel, target: str, shape: tuple[int, ...], parts: Sequence[Part], contents: Contents
+) -> Packed:
     stored = [contents.packed[part.stored.name] for part in parts]
     members = [_checked(weight) for weight in stored]
     if any(member.scheme != members[0].scheme for member in members):  # some are in the natural order, some are not
         members = stored
+    if isinstance(model.get_submodule(target.rpartition(".")[0]), Conv1D):
+        raise UnsupportedModelError(f"{parts[0].stored.file}: {target} is used transposed, so it cannot be packed.")
     first, position = members[0], 0
     for part, member in zip(parts, members):
         size = math.prod(member.shape)
@@ -89,12 +113,19 @@ def _packed(target: str, shape: tuple[int, ...], parts: Sequence[Part], contents
         position += size
     if position != math.prod(shape):
         raise UnsupportedModelError(f"{parts[0].stored.file}: only parts of {target} are packed: {first.name}, …")
+    if len(members) > 1 and (len(shape) != len(first.shape) + 1 or len(members) % shape[0]):
+        raise UnsupportedModelError(
+            f"{parts[0].stored.file}: {target} {list(shape)} is made of {len(members)} packed weights, which are no "
+            f"whole number for each expert: {first.name}, …"
+        )
     return Packed(shape, first.scheme, tuple(members))
 
 
 def _form(weight: PackedWeight) -> object:
+    """What must be equal for weights to be stacked: all but a number that bitsandbytes has for each."""
+    scheme = weight.scheme
     return (
-        weight.scheme,
+        replace(scheme, nested_offset=0.0) if isinstance(scheme, Codebook) else scheme,
         weight.shape,
         [(role, tensor.dtype, tensor.shape) for role, tensor in weight.operands.items()],
     )
