@@ -108,12 +108,10 @@ def _work_directory(directory: Path) -> Iterator[Path]:
             f"{work}: cannot be made ({error.strerror}). Choose another with --quantized-directory DIR."
         ) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _locked(descriptor, work):
             raise ModelFilesError(
                 f"{directory}: another process is packing these weights. Wait until it is done, then start again."
-            ) from error
+            )
         try:
             for left in work.iterdir():
                 left.unlink()
@@ -122,6 +120,15 @@ def _work_directory(directory: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)  # after the rename nothing is there
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int, directory: Path) -> bool:
+    """Lock an open directory; False where another process has it, or has just renamed it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), directory.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def _write_shards(

@@ -32,7 +32,7 @@ class Packing:
         directory = directory or _cached(f"{model.resolve().name}-{name}-{mark}")
         report = read_report(directory)
         if report is None and directory.exists() and not _is_empty(directory):
-            raise UsageError(f"{directory}: is no empty directory, so no weights can be packed into it. {_ELSEWHERE}")
+            raise UsageError(f"{directory}: holds other files, so no weights can be packed into it. {_ELSEWHERE}")
         if report and report.fingerprint != mark:
             raise UsageError(
                 f"{directory}: holds weights that were packed from {report.source} ({report.label}), and they are "
