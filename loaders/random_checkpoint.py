@@ -18,9 +18,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
-from loaders.checkpoint_writer import SHARD_BYTES, TensorEntry, write_checkpoint
+from loaders.checkpoint_writer import TensorEntry, write_checkpoint
 from loaders.errors import ModelFilesError
 from loaders.safetensors_files import Checkpoint
+from loaders.shards import SHARD_BYTES
 
 SPREAD = 0.02  # standard deviation of matrix entries
 BLOCK_ELEMENTS = 4_194_319  # prime, so that repeats of the block never line up with the rows of a matrix

@@ -98,14 +98,20 @@ class ModelSpec:
         return f"{self.stored_dtype}, computed in {self.dtype}" if self.decode_bytes else self.dtype
 
 
-def read_spec(directory: Path | str, dtype: str = "auto", checkpoint: Checkpoint | None = None) -> ModelSpec:
+def read_spec(
+    directory: Path | str,
+    dtype: str = "auto",
+    checkpoint: Checkpoint | None = None,
+    config: dict[str, Any] | None = None,
+) -> ModelSpec:
     """Describe the model in `directory`; `dtype` "auto" computes in the dtype most weights are stored in.
 
-    Packed weights are computed with in the dtype that the config states. `checkpoint` saves reading the headers again.
+    Packed weights are computed with in the dtype that the config states. `checkpoint` and `config` save reading the
+    headers and config.json again, or stand for those of files that are yet to be written.
     Raises ModelFilesError for missing or damaged files and UnsupportedModelError for models that cannot be run.
     """
     directory = Path(directory)
-    config = read_config(directory)
+    config = config or read_config(directory)
     checkpoint = checkpoint or read_checkpoint(directory)
     packing = read_format(config, directory / "config.json")
     contents = told_apart(packing, checkpoint)

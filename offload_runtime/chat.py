@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _show_what_comes(screen, preparation, arguments)
     with screen.busy("starting PyTorch"):
         conversation = _new_conversation(options.model, arguments)  # before loading: refuses a base model at once
-    with _load(preparation, screen) as runtime:
+    with _load(_packed(preparation, screen), screen) as runtime:
         if prompt is None:
             return _chat(runtime, conversation, sampling_options(arguments), screen)
         return _answer_once(runtime, conversation, sampling_options(arguments), screen, prompt, arguments.json)
@@ -67,7 +67,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _plan_text(preparation: Preparation) -> str:
     from offload_runtime.forecast import forecast
 
-    return "\n".join([format_plan(preparation.plan), *forecast(preparation)])
+    packing = [str(preparation.packing)] if preparation.packing else []
+    return "\n".join([format_plan(preparation.plan), *packing, *forecast(preparation)])
 
 
 def _given_prompt(arguments: argparse.Namespace) -> str | None:
@@ -105,6 +106,8 @@ def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argp
     if arguments.model is None:
         screen.note(DEMO_NOTE)
     screen.note(plan_line(preparation.plan))
+    if preparation.packing:
+        screen.note(str(preparation.packing))
     if preparation.draft_note:
         screen.note(preparation.draft_note)
 
@@ -114,6 +117,18 @@ def _new_conversation(model: Path, arguments: argparse.Namespace) -> "Conversati
     from offload_runtime.conversation import Conversation
 
     return Conversation(load_tokenizer(model), arguments.system, arguments.raw)
+
+
+def _packed(preparation: Preparation, screen: "Screen") -> Preparation:
+    """With packed weights where that is asked for, and what packing them came to on the screen."""
+    from offload_runtime.pack_weights import with_packed_files
+    from offload_runtime.progress import LoadingBar
+
+    with LoadingBar(screen.console, screen.quiet) as progress:
+        packed = with_packed_files(preparation, progress)
+    if packed is not preparation and packed.packing:
+        screen.note(str(packed.packing.report))
+    return packed
 
 
 def _load(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":

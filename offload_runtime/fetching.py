@@ -8,7 +8,8 @@ from pathlib import Path
 
 from loaders.hub import HubModel
 from offload_runtime.errors import DoesNotFitError, UsageError
-from offload_runtime.planning import Options, Preparation, located, prepare
+from offload_runtime.planning import Preparation, prepare
+from offload_runtime.run_options import Options, located
 from scheduler.plan_table import format_plan
 from scheduler.sizes import format_size
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from loaders.hub_names import model_path
+from loaders.quantization import BITS
 from offload_runtime.errors import UsageError
-from offload_runtime.planning import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft
+from offload_runtime.run_options import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft
 from scheduler.machine import DEVICES
 from scheduler.sizes import parse_size
 
@@ -165,6 +166,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--device-memory", metavar="SIZE", type=size, help="use at most this much of the device's memory: 10GiB")
     add("--host-memory", metavar="SIZE", type=size, help="use at most this much of the host's memory: 32GiB")
     add("--dtype", choices=DTYPES, default="auto", help="type to compute in (default: auto)")
+    add(
+        "--quantize",
+        choices=BITS,
+        help="pack the model's weights to 8 or 4 bits, once: the first start writes them to disk, later ones find them",
+    )
+    add("--quantized-directory", metavar="DIR", type=Path, help="where packed weights are kept (default: the cache)")
     add("--context-length", metavar="N", type=whole_number(1), help="most tokens of prompts and replies together")
     add(
         "--tree",
@@ -199,6 +206,7 @@ def model_options(arguments: argparse.Namespace) -> Options:
     names = (
         *("device", "device_memory", "host_memory", "dtype", "context_length", "offline"),
         *("tree", "verification", "tree_size", "tree_depth"),
+        *("quantize", "quantized_directory"),
     )
     values = {name: getattr(arguments, name) for name in names}
     gpu = getattr(arguments, "gpu", None)

@@ -3,108 +3,30 @@
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from loaders.hub import HubModel, find_model, read_hub_checkpoint
-from loaders.hub_names import hub_name, model_path
-from loaders.safetensors_files import Checkpoint, read_checkpoint
-from loaders.spec import ModelSpec, read_config, read_spec
+from loaders.spec import ModelSpec
 from loaders.vocabulary import compare_vocabularies
 from offload_runtime.best_plan import best_plan
 from offload_runtime.draft_choice import DraftChoice, choose_draft
-from offload_runtime.errors import MachineError, UsageError
+from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
 from offload_runtime.expected_acceptance import ExpectedAcceptance, expected_acceptance
+from offload_runtime.model_files import ModelFiles, read_model, read_target, smaller_targets
+from offload_runtime.packing import Packing
+from offload_runtime.run_options import AUTO, Options, located
 from scheduler.hardware import planned_machine, recognised, with_data_sheet
 from scheduler.machine import Machine, read_machine
 from scheduler.measurements import read_bandwidth, with_known_speed
-from scheduler.plan import Limits, Plan, Tier
+from scheduler.plan import Limits, Plan, Tier, make_plan
 from scheduler.sizes import parse_size
-
-DEMO_PAIR = Path(__file__).parent / "demo_pair"
-DEMO_TARGET, DEMO_DRAFT = DEMO_PAIR / "target", DEMO_PAIR / "draft"
-
-# The rules that may verify each kind of tree, its own first: what was drawn in one way needs the test made for it.
-_DRAWN = ("top-down", "traversal", "match")
-TREE_RULES = {
-    "auto": ("traversal", "top-down", "match"),
-    "sequoia": _DRAWN,
-    "adaptive": ("traversal", "top-down", "match"),
-    "chain": _DRAWN,
-    "chains": _DRAWN,
-    "specinfer": ("multi-round", "match"),
-    "topk": ("match",),
-    "none": ("match",),
-}
-TREES = tuple(TREE_RULES)
-RULES = ("auto", "top-down", "traversal", "match", "multi-round")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-IOMode = Literal["auto", "direct", "buffered"]
-IO_MODES = get_args(IOMode)
-AUTO: Literal["auto"] = "auto"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may fix about a run; None and "auto" leave it to the planner. Sizes are bytes or text like "20GiB".
-
-    model, draft: directories, or names on the hub until `located` has put the directories of its cache in their place;
-    sources says then what these lack. draft: None for none; "auto" for a known one that is on this machine, or else
-    what the text said before. share_layers: the files hold the target's first few layers only, and the others repeat
-    them in turn. gpu: plan for this card (of `scheduler.hardware`) in place of the machine's own, with `host_memory`
-    beside it, all free. offline: never use the network.
-    """
-
-    model: Path
-    draft: Path | Literal["auto"] | None = None
-    device: str = "auto"
-    device_memory: int | str | None = None
-    host_memory: int | str | None = None
-    dtype: str = "auto"
-    tree: str = "auto"
-    verification: str = "auto"
-    tree_size: int | str | None = None
-    tree_depth: int | str | None = None
-    context_length: int | None = None
-    io: IOMode = "auto"
-    share_layers: bool = False
-    gpu: str | None = None
-    offline: bool = False
-    sources: tuple[HubModel, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, choices in (("tree", TREES), ("verification", RULES), ("dtype", DTYPES), ("io", IO_MODES)):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{name} {getattr(self, name)!r} is none of {', '.join(choices)}")
-        if self.verification not in ("auto", *TREE_RULES[self.tree]):
-            raise UsageError(
-                f"{self.verification} cannot verify {self.tree} trees exactly; {', '.join(TREE_RULES[self.tree])} can"
-            )
-
-    @property
-    def rule(self) -> str:
-        """The rule that trees are verified by above temperature 0."""
-        return TREE_RULES[self.tree][0] if self.verification == "auto" else self.verification
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """One model and what its headers say. source: what it is on the hub, where it came by its name."""
-
-    spec: ModelSpec
-    checkpoint: Checkpoint
-    source: HubModel | None = None
-
-    @property
-    def missing_bytes(self) -> int:
-        """What is to be downloaded before it can be loaded."""
-        return self.source.missing_bytes if self.source else 0
 
 
 @dataclass(frozen=True)
 class Preparation:
     """Everything that is decided before a weight is read. acceptance: None without a draft.
 
-    draft_note: one line for the user on what was found where the choice of a draft was left open.
+    draft_note: one line for the user on what was found where the choice of a draft was left open. packing: of the
+    target, where that is asked for.
     """
 
     options: Options
@@ -115,6 +37,7 @@ class Preparation:
     acceptance: ExpectedAcceptance | None
     plan: Plan
     draft_note: str | None = None
+    packing: Packing | None = None
 
     @property
     def draft_directory(self) -> Path | None:
@@ -136,27 +59,6 @@ class Preparation:
         return replace(self, target=new_target, draft=new_draft, machine=machine, limits=limits, plan=plan)
 
 
-def resolve_draft(model: Path, draft: str | Path | None) -> Path | Literal["auto"] | None:
-    """The draft's directory or name; "auto" is that of the bundled pair, and left to `prepare` for other models."""
-    if draft == AUTO:
-        return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else AUTO
-    return None if draft in (None, "none") else model_path(draft)
-
-
-def located(options: Options) -> Options:
-    """The options with directories in place of hub names, and what the hub says of these. Raises ModelFilesError."""
-    draft = options.draft if isinstance(options.draft, Path) and options.tree != "none" else None
-    names = {path: name for path in (options.model, draft) if path is not None and (name := hub_name(path))}
-    found = {path: find_model(name, options.offline) for path, name in names.items()}
-    where: dict[Path, Path] = {path: source.directory for path, source in found.items()}
-    return replace(
-        options,
-        model=where.get(options.model, options.model),
-        draft=where.get(draft, draft) if draft else options.draft,
-        sources=(*options.sources, *found.values()),
-    )
-
-
 def prepare(options: Options) -> Preparation:
     """Read configs and headers, from the hub where they are not on disk, look at the machine, and make the plan.
 
@@ -167,22 +69,22 @@ def prepare(options: Options) -> Preparation:
     try:
         machine, limits = _machine(options), _limits(options)
         options = located(options)
-        target = _read(options, options.model, machine, options.share_layers)
+        target, packing = read_target(options, machine)
         machine = _with_speed(machine, target.spec.dtype)
         choice = _choose(options, target.spec, machine, limits)
         draft = acceptance = None
         if choice.directory is not None:
-            draft = _read(options, choice.directory, machine)
-            one, other = target.spec, draft.spec
-            compare_vocabularies(one.directory, other.directory, one.vocab_size, other.vocab_size)
+            draft = read_model(options, choice.directory, machine)
+            sizes = target.spec.vocab_size, draft.spec.vocab_size
+            compare_vocabularies(options.model, draft.spec.directory, *sizes)
             acceptance = expected_acceptance(options.model, choice.directory)
         elif options.draft == AUTO and options.tree == "auto":
             limits = replace(limits, repeat_text=True)
         plan = _plan(options, target, draft, machine, limits, acceptance)
-        preparation = Preparation(options, target, draft, machine, limits, acceptance, plan, choice.note)
+        preparation = Preparation(options, target, draft, machine, limits, acceptance, plan, choice.note, packing)
         if Tier.DISK not in plan.tiers or target.missing_bytes:
             return preparation
-        rate = read_bandwidth(target.checkpoint.files, plan.read_chunk_bytes)
+        rate = read_bandwidth(packing.files_at_hand if packing else target.checkpoint.files, plan.read_chunk_bytes)
         return preparation.replanned(machine=replace(machine, disk_bandwidth=rate))
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -194,7 +96,7 @@ def _choose(options: Options, target: ModelSpec, machine: Machine, limits: Limit
         return DraftChoice()
     if options.draft != AUTO:
         return DraftChoice(options.draft)
-    return choose_draft(target, machine, limits, lambda directory: _read(options, directory, machine).spec)
+    return choose_draft(target, machine, limits, lambda directory: read_model(options, directory, machine).spec)
 
 
 def _plan(
@@ -205,8 +107,13 @@ def _plan(
     limits: Limits,
     acceptance: ExpectedAcceptance | None,
 ) -> Plan:
-    by_child = acceptance.verified_by(options.rule) if acceptance else ()
-    return best_plan(target.spec, draft.spec if draft else None, machine, limits, by_child)
+    by_child, draft_spec = acceptance.verified_by(options.rule) if acceptance else (), draft.spec if draft else None
+    try:
+        return best_plan(target.spec, draft_spec, machine, limits, by_child)
+    except DoesNotFitError:
+        smaller = tuple(smaller_targets(options, machine))
+        make_plan(target.spec, draft_spec, machine, limits, smaller)  # refuses again, with more to advise
+        raise
 
 
 def _machine(options: Options) -> Machine:
@@ -253,28 +160,3 @@ def _limits(options: Options) -> Limits:
         values["host_memory"] = None  # it is what the planned machine has, not a cap
     limits: dict[str, Any] = {name: None if value == "auto" else value for name, value in values.items()}
     return Limits(**limits)
-
-
-def _read(options: Options, directory: Path, machine: Machine, shared: bool = False) -> ModelFiles:
-    dtype, source = options.dtype, next((one for one in options.sources if one.directory == directory), None)
-    config = read_config(directory)  # refuses models before their headers are asked for
-    checkpoint = read_hub_checkpoint(source) if source else read_checkpoint(directory)
-    stored = config.get("stored_layers")  # of a widened model: which layer of the files each layer is
-    if shared or stored is not None:
-        from loaders.random_checkpoint import share_layers
-
-        checkpoint = share_layers(checkpoint, config["num_hidden_layers"], stored)
-    spec = read_spec(directory, dtype, checkpoint)
-    if dtype == "auto" and machine.device == "cpu" and spec.dtype != "float32" and not _cpu_has_bfloat16():
-        spec = read_spec(directory, "float32", checkpoint)
-    return ModelFiles(replace(spec, name=source.label) if source else spec, checkpoint, source)
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether matrix products in bfloat16 have their own instructions; without, they run about 50 times slower."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return False
-    features = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
-    return not features.isdisjoint({"amx_bf16", "avx512_bf16", "bf16"})

@@ -22,10 +22,12 @@ from offload_runtime.learned_acceptance import LearnedAcceptance
 from offload_runtime.loading import LoadedModels, Progress, load_models
 from offload_runtime.model import never
 from offload_runtime.out_of_memory import free_unused_memory, out_of_memory_explained, tightened
-from offload_runtime.planning import IOMode, Options, Preparation, prepare, resolve_draft
+from offload_runtime.pack_weights import with_packed_files
+from offload_runtime.planning import Preparation, prepare
 from offload_runtime.prompt import Prompt, encode_prompt, is_chat, turn_end_tokens
 from offload_runtime.repeated_text_trees import RepeatedTextTrees
 from offload_runtime.reply import Reply
+from offload_runtime.run_options import IOMode, Options, resolve_draft
 from offload_runtime.text import IncrementalText, StopStrings
 from offload_runtime.tree_policy import FixedTree, PlainDecoding, TreePolicy
 from scheduler.plan import Plan
@@ -53,6 +55,8 @@ class OffloadRuntime:
         context_length: int | None = None,
         verification: str = "auto",
         io: IOMode = "auto",
+        quantize: str | None = None,
+        quantized_directory: str | Path | None = None,
         progress: Progress | None = None,
         offline: bool = False,
     ) -> "OffloadRuntime":
@@ -60,12 +64,13 @@ class OffloadRuntime:
 
         model, draft: checkpoint directories, or names on the hub, org/name or org/name@revision; a Path is always a
         directory. draft "none" decodes plainly; "auto" takes a known draft that is on this machine, or else drafts what
-        the text said before. device_memory, host_memory: caps, as bytes
-        or text like "20GiB". dtype: of the computation; "auto" is the checkpoint's, or float32 on a CPU that has no
-        bfloat16 units. tree: what the draft proposes, one of `planning.TREES`; "auto" takes what is fastest here.
-        verification: the rule that accepts drafts when sampling, one of `planning.RULES`; "auto" is the tree's own. io:
-        how weights are read from disk: "direct" past the page cache, "buffered" through it. progress: called while
-        weights are downloaded and loaded. offline: never use the network.
+        the text said before. device_memory, host_memory: caps, as bytes or text like "20GiB". dtype: of the computation;
+        "auto" is the checkpoint's, or float32 on a CPU that has no bfloat16 units. tree: what the draft proposes, one of
+        `run_options.TREES`; "auto" takes what is fastest here. verification: the rule that accepts drafts when sampling,
+        one of `run_options.RULES`; "auto" is the tree's own. io: how weights are read from disk: "direct" past the page
+        cache, "buffered" through it. quantize: "int8" or "int4" packs the model's weights once and keeps them in
+        `quantized_directory`, by default in the user's cache. progress: called while weights are downloaded, packed and
+        loaded. offline: never use the network.
         Raises an OffloadError that says what is wrong and what would work.
         """
         options = Options(
@@ -82,6 +87,8 @@ class OffloadRuntime:
             context_length=context_length,
             io=io,
             offline=offline,
+            quantize=quantize,
+            quantized_directory=None if quantized_directory is None else Path(quantized_directory),
         )
         preparation = prepare(options)
         download = Download.of(preparation.options)
@@ -91,11 +98,12 @@ class OffloadRuntime:
         return cls(preparation, progress)
 
     def __init__(self, preparation: Preparation, progress: Progress | None = None):
+        if preparation.draft:
+            _check_draft(preparation)
+        preparation = with_packed_files(preparation, progress)
         options = preparation.options
         self._preparation, self._progress, self._tightened = preparation, progress, False
         self._directory = preparation.target.spec.directory
-        if preparation.draft:
-            _check_draft(preparation)
         draft = preparation.draft_directory
         self._known = LearnedAcceptance(options.model, draft) if draft else None
         self._resources = ExitStack()

@@ -4,7 +4,7 @@
 reads nothing else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -111,13 +111,22 @@ class Plan:
         }
 
 
-def make_plan(spec: ModelSpec, draft: ModelSpec | None, machine: Machine, limits: Limits | None = None) -> Plan:
+def make_plan(
+    spec: ModelSpec,
+    draft: ModelSpec | None,
+    machine: Machine,
+    limits: Limits | None = None,
+    smaller: Sequence[tuple[str, ModelSpec]] = (),
+) -> Plan:
     """Decide where every unit lives. Nothing that `limits` asks for is ever reduced.
+
+    `smaller` has the options that would run something smaller in place of `spec`, and its spec: advice where nothing
+    fits.
 
     Raises DoesNotFitError, itemised and with options that work here, where not even two slots fit; ValueError for
     limits that make no sense; UnsupportedModelError for a draft beside a model whose state cannot branch.
     """
-    request = PlanRequest(spec, draft, machine, limits or Limits())
+    request = PlanRequest(spec, draft, machine, limits or Limits(), tuple(smaller))
     outcome = _solve(request)
     if isinstance(outcome, Shortage):
         raise refusal(request, outcome, _effect)

@@ -65,12 +65,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """Everything a plan depends on. Raises ValueError or UnsupportedModelError where no machine could run it."""
+    """Everything a plan depends on. Raises ValueError or UnsupportedModelError where no machine could run it.
+
+    `smaller`: the options that would run the same model with smaller weights, and its spec then, the largest first.
+    """
 
     spec: ModelSpec
     draft: ModelSpec | None
     machine: Machine
     limits: Limits
+    smaller: tuple[tuple[str, ModelSpec], ...] = ()
 
     def __post_init__(self) -> None:
         if self.context_lengths[0] > self.spec.max_positions:

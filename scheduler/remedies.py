@@ -69,7 +69,13 @@ def _itemised(shortage: Shortage) -> Iterator[str]:
 
 def _working_options(request: PlanRequest, shortage: Shortage, attempt: Attempt) -> list[tuple[str, str]]:
     """(flags, effect) of up to three options that fit, one of a kind; a combination only where no single one does."""
-    singles = [_raised_caps(request, shortage), _shorter_contexts(request), _smaller_trees(request), _no_draft(request)]
+    singles = [
+        _raised_caps(request, shortage),
+        _smaller_weights(request),
+        _shorter_contexts(request),
+        _smaller_trees(request),
+        _no_draft(request),
+    ]
     for kinds in (singles, [_smallest(request), _without_gpu(request)]):
         found = [_first_that_fits(kind, attempt) for kind in kinds]
         options = [option for option in found if option is not None]
@@ -81,6 +87,10 @@ def _working_options(request: PlanRequest, shortage: Shortage, attempt: Attempt)
 def _first_that_fits(alternatives: Iterator[Option], attempt: Attempt) -> tuple[str, str] | None:
     effects = ((flags, attempt(changed)) for flags, changed in alternatives)
     return next(((flags, effect) for flags, effect in effects if effect is not None), None)
+
+
+def _smaller_weights(request: PlanRequest) -> Iterator[Option]:
+    return ((flags, replace(request, spec=spec)) for flags, spec in request.smaller)
 
 
 def _shorter_contexts(request: PlanRequest) -> Iterator[Option]:

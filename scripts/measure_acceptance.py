@@ -24,7 +24,8 @@ from offload_runtime.command_line import run_command
 from offload_runtime.errors import UsageError
 from offload_runtime.fetching import fetched
 from offload_runtime.options import model_options
-from offload_runtime.planning import DEMO_TARGET, Preparation, prepare
+from offload_runtime.planning import Preparation, prepare
+from offload_runtime.run_options import DEMO_TARGET
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 if TYPE_CHECKING:

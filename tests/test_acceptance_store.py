@@ -15,7 +15,7 @@ from loaders.random_checkpoint import SHAPES, write_random_checkpoint
 from offload_runtime import acceptance_store as store
 from offload_runtime.acceptance_store import Measurement, PairAcceptance, Setting
 from offload_runtime.errors import ModelFilesError
-from offload_runtime.planning import DEMO_DRAFT, DEMO_TARGET
+from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.sampling import Sampling
 
@@ -296,7 +296,7 @@ def test_the_file_of_the_bundled_pair():
 def test_no_torch_is_imported():
     code = (
         "import sys; from offload_runtime.acceptance_store import load\n"
-        "from offload_runtime.planning import DEMO_DRAFT, DEMO_TARGET\n"
+        "from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET\n"
         "assert load(DEMO_TARGET, DEMO_DRAFT)\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

@@ -17,7 +17,7 @@ from offload_runtime.acceptance_store import ACCEPTANCE_FILE, Measurement, PairA
 from offload_runtime.acceptance_store import Setting as StoredSetting
 from offload_runtime.decode import Step
 from offload_runtime.errors import UsageError
-from offload_runtime.planning import DEMO_TARGET, Options
+from offload_runtime.run_options import DEMO_TARGET, Options
 from sequoia_tree.acceptance import Acceptance
 from tests.tiny_models import checkpoint, perturbed
 

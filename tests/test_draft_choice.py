@@ -18,7 +18,8 @@ from offload_runtime.acceptance_store import Measurement, PairAcceptance, Settin
 from offload_runtime.draft_choice import DraftChoice, assumed_acceptance, choose_draft
 from offload_runtime.draft_table import FAMILIES, Candidate, Family, family_of
 from offload_runtime.errors import DraftMismatchError, ModelFilesError
-from offload_runtime.planning import Options, prepare
+from offload_runtime.planning import prepare
+from offload_runtime.run_options import Options
 from scheduler.hardware import planned_machine
 from scheduler.machine import Machine
 from scheduler.plan import Limits

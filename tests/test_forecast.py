@@ -12,7 +12,8 @@ from offload_runtime.acceptance_store import ACCEPTANCE_FILE, Measurement, PairA
 from offload_runtime.chat import main
 from offload_runtime.errors import DoesNotFitError
 from offload_runtime.forecast import forecast
-from offload_runtime.planning import DEMO_DRAFT, DEMO_TARGET, Options, Preparation, prepare
+from offload_runtime.planning import Preparation, prepare
+from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET, Options
 from sequoia_tree import expected_tokens, optimal_tree
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.choose import damped

@@ -254,7 +254,8 @@ def least(limits, target, draft, options) -> int:
     from pathlib import Path
 
     from offload_runtime.errors import DoesNotFitError
-    from offload_runtime.planning import Options, prepare
+    from offload_runtime.planning import prepare
+    from offload_runtime.run_options import Options
 
     cap = 1
     while True:

@@ -18,7 +18,8 @@ from offload_runtime import OffloadRuntime, fetching, planning
 from offload_runtime.chat import main
 from offload_runtime.errors import DoesNotFitError, UsageError
 from offload_runtime.fetching import Download
-from offload_runtime.planning import Options, located, prepare
+from offload_runtime.planning import prepare
+from offload_runtime.run_options import Options, located
 from scheduler.sizes import GIB
 from tests.fake_hub import FakeHub, Sparse, serve
 from tests.plan_samples import gpu

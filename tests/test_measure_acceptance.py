@@ -11,7 +11,8 @@ import torch
 
 from offload_runtime import acceptance_store as store
 from offload_runtime.acceptance_store import Setting
-from offload_runtime.planning import Options, prepare
+from offload_runtime.planning import prepare
+from offload_runtime.run_options import Options
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.observe import observe_greedy
 from tests.tiny_models import checkpoint, perturbed, reference, weights_bytes

@@ -9,7 +9,7 @@ import pytest
 from loaders.random_checkpoint import SHAPES, write_random_checkpoint
 from offload_runtime.errors import UsageError
 from offload_runtime.options import SAMPLING, SamplingOptions, model_options, parse_chat_arguments, sampling_options
-from offload_runtime.planning import DEMO_DRAFT, DEMO_TARGET
+from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,6 +35,8 @@ def test_model_options_are_read() -> None:
     assert (options.model, options.device, options.dtype, options.tree) == (Path("x"), "cpu", "float32", "chain")
     assert (options.device_memory, options.host_memory) == (3 * 2**29, 2 * 10**9)
     assert (options.tree_size, options.tree_depth, options.context_length) == (8, None, 99)
+    options = model_options(parse_chat_arguments(["-m", "x", "--quantize", "int4", "--quantized-directory", "y"]))
+    assert (options.quantize, options.quantized_directory) == ("int4", Path("y"))
 
 
 def test_sampling_options_are_read() -> None:
@@ -67,6 +69,7 @@ def test_sampling_options_are_read() -> None:
         "--tree-size 0",
         "--tree-depth deep",
         "--context-length 0",
+        "--quantize int3",
         "--prompt a --file b",
         "--prompt a\udcff",
         "--system a\udcff",
@@ -114,10 +117,18 @@ def test_every_sampling_value_is_a_field() -> None:
     assert list(SAMPLING) == list(SamplingOptions().as_arguments())
 
 
-@pytest.mark.parametrize(("option", "answer"), [("--help", "--tree-size"), ("--plan", "Plan for model")])
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("--help", "--tree-size"),
+        ("--plan", "Plan for model"),
+        ("--plan --quantize int4", "int4, groups of 64 and whole rows"),
+        ("--plan --quantize int8", "compressed-tensors int8"),
+    ],
+)
 def test_help_and_plan_do_not_import_torch(option: str, answer: str, tmp_path: Path) -> None:
     write_random_checkpoint(SHAPES["tiny"], tmp_path / "model")
-    arguments = ["-m", str(tmp_path / "model"), option]
+    arguments = ["-m", str(tmp_path / "model"), *option.split()]
     code = (
         "import sys; from offload_runtime.chat import main\n"
         "try: code = main(sys.argv[1:])\n"

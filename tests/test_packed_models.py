@@ -60,7 +60,8 @@ def test_embeddings_and_heads_may_be_packed(case):
 
 def test_a_plan_needs_no_torch():
     code = (
-        "import sys; from pathlib import Path; from offload_runtime.planning import Options, prepare;"
+        "import sys; from pathlib import Path; from offload_runtime.planning import prepare;"
+        "from offload_runtime.run_options import Options;"
         "from scheduler.plan_table import format_plan;"
         "print(format_plan(prepare(Options(Path(sys.argv[1]), device='cpu')).plan));"
         "print('torch' in sys.modules)"

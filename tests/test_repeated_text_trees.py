@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from offload_runtime import OffloadRuntime, repeated_text_trees, verification
-from offload_runtime.planning import Options, prepare
+from offload_runtime.planning import prepare
 from offload_runtime.repeated_text_trees import NAME, Chances, RepeatedTextTrees, repetition
+from offload_runtime.run_options import Options
 from sequoia_tree.sampling import draw
 from sequoia_tree.verify import Verdict
 from tests import test_sampling_exactness as exactness

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from offload_runtime import OffloadRuntime
 from offload_runtime.errors import UnsupportedModelError, UsageError
-from offload_runtime.planning import DEMO_DRAFT, DEMO_TARGET
+from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET
 from tests.tiny_models import checkpoint, greedy, streaming_runtime
 
 ROOT = Path(__file__).resolve().parents[1]

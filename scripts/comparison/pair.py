@@ -8,7 +8,8 @@ from comparison.cells import METHODS, MOST_DEPTH, Cell, Setting
 from comparison.measure import Steps
 from offload_runtime.decode import Step
 from offload_runtime.loading import LoadedModels, Progress, load_models
-from offload_runtime.planning import Options, prepare
+from offload_runtime.planning import prepare
+from offload_runtime.run_options import Options
 from offload_runtime.runtime import OffloadRuntime
 
 

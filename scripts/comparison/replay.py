@@ -23,8 +23,8 @@ from offload_runtime.decode import Decoder, Request, Step
 from offload_runtime.draft import Draft
 from offload_runtime.learned_acceptance import LearnedAcceptance
 from offload_runtime.model import Model, never
-from offload_runtime.planning import Options
 from offload_runtime.rows import text_rows
+from offload_runtime.run_options import Options
 from offload_runtime.target import Target
 from offload_runtime.tree_policy import FixedTree
 from offload_runtime.verification import Scored

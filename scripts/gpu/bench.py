@@ -13,7 +13,8 @@ from widen_model import wide_shape, widen
 from gpu.scale import Scale, Wide
 from loaders.random_checkpoint import write_random_checkpoint
 from offload_runtime.loading import LoadedModels, load_models
-from offload_runtime.planning import Options, Preparation, prepare
+from offload_runtime.planning import Preparation, prepare
+from offload_runtime.run_options import Options
 
 Note = Callable[[str], None]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from gpu.bench import Bench, Budget
 from gpu.decoding import decode, decoding, prompts
 from gpu.records import Decoding, Missing, Record
-from offload_runtime.planning import DEMO_DRAFT, DEMO_TARGET
+from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET
 
 SECTION = "e"
 TEMPERATURES = (0.0, 0.6)

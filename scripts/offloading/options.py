@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from offload_runtime.options import size, whole_number
-from offload_runtime.planning import DTYPES
+from offload_runtime.run_options import DTYPES
 from offloading.programs import PROGRAMS
 
 DESCRIPTION = """\

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from latency.memory import peak_host_bytes
 from latency.records import percentile
 
-from offload_runtime.planning import Options, prepare
+from offload_runtime.planning import prepare
+from offload_runtime.run_options import Options
 from offload_runtime.runtime import OffloadRuntime
 from offloading.job import Job, Outcome
 from scheduler.plan import Plan

@@ -1,0 +1,108 @@
+"""The models of a run as they lie on disk, on the hub, or will lie there once they are packed. Imports no torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loaders.hub import HubModel, read_hub_checkpoint
+from loaders.quantization import BITS, Quantization
+from loaders.safetensors_files import Checkpoint, read_checkpoint
+from loaders.spec import ModelSpec, read_config, read_spec
+from offload_runtime.errors import UnsupportedModelError
+from offload_runtime.packing import Packing
+from offload_runtime.run_options import Options
+from scheduler.machine import Machine
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """One model and what its headers say. source: what it is on the hub, where it came by its name."""
+
+    spec: ModelSpec
+    checkpoint: Checkpoint
+    source: HubModel | None = None
+
+    @property
+    def missing_bytes(self) -> int:
+        """What is to be downloaded before it can be loaded."""
+        return self.source.missing_bytes if self.source else 0
+
+
+def read_model(options: Options, directory: Path, machine: Machine) -> ModelFiles:
+    """What config and headers in `directory` say, or those on the hub where the files are not here yet."""
+    config = read_config(directory)  # refuses models before their headers are asked for
+    return _files(options, directory, _checkpoint(options, directory), config, machine)
+
+
+def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing | None]:
+    """The target's files, or the packed ones: those that are there, else those that will be, known by their sizes."""
+    if options.quantize is None:
+        return read_model(options, options.model, machine), None
+    name, source = options.model.resolve().name, _source(options, options.model)
+    if source and source.missing_bytes:  # what is packed, and whether it is there, is seen when the files are
+        files, packing = _described(options, _quantization(options, options.quantize), options.model, machine), None
+        name = files.spec.name
+    else:
+        packing = Packing.of(options.model, options.quantize, options.quantized_directory)
+        if packing.report:
+            files = read_model(options, packing.directory, machine)
+        else:
+            files = _described(options, packing.quantization, packing.directory, machine)
+    return replace(files, spec=replace(files.spec, name=name)), packing
+
+
+def smaller_targets(options: Options, machine: Machine) -> Iterator[tuple[str, ModelSpec]]:
+    """The options that would pack the target's weights, where they can be, and its spec then."""
+    if options.quantize is not None:
+        return
+    for name in BITS:
+        try:
+            quantization = _quantization(options, name)
+        except UnsupportedModelError:
+            return
+        yield f"--quantize {name}", _described(options, quantization, options.model, machine).spec
+
+
+def _quantization(options: Options, name: str) -> Quantization:
+    return Quantization.of(_checkpoint(options, options.model), read_config(options.model), BITS[name])
+
+
+def _described(options: Options, quantization: Quantization, directory: Path, machine: Machine) -> ModelFiles:
+    """The files that packing will write to `directory`."""
+    config = quantization.config(read_config(options.model))
+    return _files(options, options.model, quantization.checkpoint(directory), config, machine)
+
+
+def _source(options: Options, directory: Path) -> HubModel | None:
+    """What is known of the directory on the hub, if it came by its name."""
+    return next((one for one in options.sources if one.directory == directory), None)
+
+
+def _checkpoint(options: Options, directory: Path) -> Checkpoint:
+    source = _source(options, directory)
+    return read_hub_checkpoint(source) if source else read_checkpoint(directory)
+
+
+def _files(
+    options: Options, directory: Path, checkpoint: Checkpoint, config: dict[str, Any], machine: Machine
+) -> ModelFiles:
+    dtype, stored = options.dtype, config.get("stored_layers")  # of a widened model: which layer of the files each is
+    if stored is not None or (options.share_layers and directory == options.model):
+        from loaders.random_checkpoint import share_layers
+
+        checkpoint = share_layers(checkpoint, config["num_hidden_layers"], stored)
+    spec = read_spec(directory, dtype, checkpoint, config)
+    if dtype == "auto" and machine.device == "cpu" and spec.dtype != "float32" and not _cpu_has_bfloat16():
+        spec = read_spec(directory, "float32", checkpoint, config)
+    return ModelFiles(spec, checkpoint, _source(options, directory))
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether matrix products in bfloat16 have their own instructions; without, they run about 50 times slower."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    features = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
+    return not features.isdisjoint({"amx_bf16", "avx512_bf16", "bf16"})

@@ -1,0 +1,105 @@
+"""What a user may fix about a run. Imports no torch."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from loaders.hub import HubModel, find_model
+from loaders.hub_names import hub_name, model_path
+from loaders.quantization import BITS
+from offload_runtime.errors import UsageError
+
+DEMO_PAIR = Path(__file__).parent / "demo_pair"
+DEMO_TARGET, DEMO_DRAFT = DEMO_PAIR / "target", DEMO_PAIR / "draft"
+
+# The rules that may verify each kind of tree, its own first: what was drawn in one way needs the test made for it.
+_DRAWN = ("top-down", "traversal", "match")
+TREE_RULES = {
+    "auto": ("traversal", "top-down", "match"),
+    "sequoia": _DRAWN,
+    "adaptive": ("traversal", "top-down", "match"),
+    "chain": _DRAWN,
+    "chains": _DRAWN,
+    "specinfer": ("multi-round", "match"),
+    "topk": ("match",),
+    "none": ("match",),
+}
+TREES = tuple(TREE_RULES)
+RULES = ("auto", "top-down", "traversal", "match", "multi-round")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+IOMode = Literal["auto", "direct", "buffered"]
+IO_MODES = get_args(IOMode)
+AUTO: Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may fix about a run; None and "auto" leave it to the planner. Sizes are bytes or text like "20GiB".
+
+    model, draft: directories, or names on the hub until `located` has put the directories of its cache in their place;
+    sources says then what these lack. draft: None for none; "auto" for a known one that is on this machine, or else
+    what the text said before. share_layers: the files hold the target's first few layers only, and the others repeat
+    them in turn. gpu: plan for this card (of `scheduler.hardware`) in place of the machine's own, with `host_memory`
+    beside it, all free. offline: never use the network. quantize: pack the target's weights as "int8" or "int4", once;
+    they are kept in `quantized_directory`, or in the user's cache.
+    """
+
+    model: Path
+    draft: Path | Literal["auto"] | None = None
+    device: str = "auto"
+    device_memory: int | str | None = None
+    host_memory: int | str | None = None
+    dtype: str = "auto"
+    tree: str = "auto"
+    verification: str = "auto"
+    tree_size: int | str | None = None
+    tree_depth: int | str | None = None
+    context_length: int | None = None
+    io: IOMode = "auto"
+    share_layers: bool = False
+    gpu: str | None = None
+    offline: bool = False
+    sources: tuple[HubModel, ...] = ()
+    quantize: str | None = None
+    quantized_directory: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantize not in (None, *BITS):
+            raise UsageError(f"quantize {self.quantize!r} is none of {', '.join(BITS)}")
+        if self.quantized_directory is not None and self.quantize is None:
+            raise UsageError(
+                f"{self.quantized_directory} is for packed weights: say which with --quantize int4 or int8"
+            )
+        for name, choices in (("tree", TREES), ("verification", RULES), ("dtype", DTYPES), ("io", IO_MODES)):
+            if getattr(self, name) not in choices:
+                raise UsageError(f"{name} {getattr(self, name)!r} is none of {', '.join(choices)}")
+        if self.verification not in ("auto", *TREE_RULES[self.tree]):
+            raise UsageError(
+                f"{self.verification} cannot verify {self.tree} trees exactly; {', '.join(TREE_RULES[self.tree])} can"
+            )
+
+    @property
+    def rule(self) -> str:
+        """The rule that trees are verified by above temperature 0."""
+        return TREE_RULES[self.tree][0] if self.verification == "auto" else self.verification
+
+
+def resolve_draft(model: Path, draft: str | Path | None) -> Path | Literal["auto"] | None:
+    """The draft's directory or name; "auto" is that of the bundled pair, and left to `prepare` for other models."""
+    if draft == AUTO:
+        return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else AUTO
+    return None if draft in (None, "none") else model_path(draft)
+
+
+def located(options: Options) -> Options:
+    """The options with directories in place of hub names, and what the hub says of these. Raises ModelFilesError."""
+    draft = options.draft if isinstance(options.draft, Path) and options.tree != "none" else None
+    names = {path: name for path in (options.model, draft) if path is not None and (name := hub_name(path))}
+    found = {path: find_model(name, options.offline) for path, name in names.items()}
+    where: dict[Path, Path] = {path: source.directory for path, source in found.items()}
+    return replace(
+        options,
+        model=where.get(options.model, options.model),
+        draft=where.get(draft, draft) if draft else options.draft,
+        sources=(*options.sources, *found.values()),
+    )
