@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.hub import HubModel, read_hub_checkpoint
+from loaders.hub_names import directory_name
 from loaders.quantization import BITS, Quantization
 from loaders.safetensors_files import Checkpoint, read_checkpoint
 from loaders.spec import ModelSpec, read_config, read_spec
@@ -39,10 +40,10 @@ def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing
     """The target's files, or the packed ones: those that are there, else those that will be, known by their sizes."""
     if options.quantize is None:
         return read_model(options, options.model, machine), None
-    name, source = options.model.resolve().name, _source(options, options.model)
+    source = _source(options, options.model)
+    name = source.label if source else directory_name(options.model)
     if source and source.missing_bytes:  # what is packed, and whether it is there, is seen when the files are
         files, packing = _described(options, _quantization(options, options.quantize), options.model, machine), None
-        name = files.spec.name
     else:
         packing = Packing.of(options.model, options.quantize, options.quantized_directory)
         if packing.report:
@@ -95,7 +96,8 @@ def _files(
     spec = read_spec(directory, dtype, checkpoint, config)
     if dtype == "auto" and machine.device == "cpu" and spec.dtype != "float32" and not _cpu_has_bfloat16():
         spec = read_spec(directory, "float32", checkpoint, config)
-    return ModelFiles(spec, checkpoint, _source(options, directory))
+    source = _source(options, directory)
+    return ModelFiles(replace(spec, name=source.label) if source else spec, checkpoint, source)
 
 
 def _cpu_has_bfloat16() -> bool:

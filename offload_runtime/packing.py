@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loaders.cache_directory import cache_directory
+from loaders.hub_names import directory_name
 from loaders.quantization import BITS, Quantization
 from loaders.quantization_report import Report, fingerprint, read_report
 from loaders.safetensors_files import read_checkpoint
@@ -29,7 +30,7 @@ class Packing:
         """
         quantization = Quantization.of(read_checkpoint(model), read_config(model), BITS[name])
         mark = fingerprint(quantization)
-        directory = directory or _cached(f"{model.resolve().name}-{name}-{mark}")
+        directory = directory or _cached(f"{directory_name(model)}-{name}-{mark}")
         report = read_report(directory)
         if report is None and directory.exists() and not _is_empty(directory):
             raise UsageError(f"{directory}: holds other files, so no weights can be packed into it. {_ELSEWHERE}")

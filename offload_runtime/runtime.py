@@ -64,9 +64,9 @@ class OffloadRuntime:
 
         model, draft: checkpoint directories, or names on the hub, org/name or org/name@revision; a Path is always a
         directory. draft "none" decodes plainly; "auto" takes a known draft that is on this machine, or else drafts what
-        the text said before. device_memory, host_memory: caps, as bytes or text like "20GiB". dtype: of the computation;
-        "auto" is the checkpoint's, or float32 on a CPU that has no bfloat16 units. tree: what the draft proposes, one of
-        `run_options.TREES`; "auto" takes what is fastest here. verification: the rule that accepts drafts when sampling,
+        the text said before. device_memory, host_memory: caps, as bytes or text like "20GiB". dtype: computed in;
+        "auto" is the checkpoint's, or float32 on a CPU without bfloat16 units. tree: what the draft proposes, one of
+        `run_options.TREES`; "auto" takes what is fastest here. verification: what accepts drafts when sampling,
         one of `run_options.RULES`; "auto" is the tree's own. io: how weights are read from disk: "direct" past the page
         cache, "buffered" through it. quantize: "int8" or "int4" packs the model's weights once and keeps them in
         `quantized_directory`, by default in the user's cache. progress: called while weights are downloaded, packed and
