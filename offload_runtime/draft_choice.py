@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import log10
 from pathlib import Path
 
 from loaders.hub_cache import cached_model
@@ -16,23 +15,16 @@ from loaders.spec import ModelSpec
 from loaders.vocabulary import check_same_vocabulary, read_vocabulary
 from offload_runtime.draft_table import FAMILIES, Candidate, family_of
 from offload_runtime.errors import DoesNotFitError, OffloadError
-from offload_runtime.expected_acceptance import expected_acceptance
+from offload_runtime.expected_acceptance import assumed_acceptance, expected_acceptance
 from offload_runtime.prediction import predict
 from scheduler.machine import Machine
 from scheduler.memory_items import weight_bytes
 from scheduler.pass_cost import PassCost
 from scheduler.plan import Limits, make_plan
-from sequoia_tree.acceptance import Acceptance
 
 RECURRENT_NOTE = "the model keeps a recurrent state, which cannot branch over a tree of drafts: plain decoding"
 UNKNOWN_NOTE = "no draft is known that would help here; --draft MODEL names one"
 _LARGEST_SHARE = 0.5  # of the target's bytes: a larger draft never pays
-
-# What is assumed of pairs that were never measured: the published first acceptance belongs to a draft of 8 billion
-# parameters, and a draft with a tenth of them is refused 1.45 times as often. That makes it a half for 68 million.
-_PUBLISHED_MILLIONS = 8030
-_REFUSED_PER_TENTH = 1.45
-_LARGEST_REFUSED = 0.95
 
 Locate = Callable[[str], Path | None]
 """Where a model of the hub lies on this machine; None where it is not."""
@@ -102,7 +94,7 @@ def _rated(
             try:
                 spec, tokens = read(directory), read_vocabulary(directory)
                 check_same_vocabulary(vocabulary, tokens or {}, target.vocab_size, spec.vocab_size)
-                known = expected_acceptance(target.directory, directory)
+                known = expected_acceptance(target.directory, spec)
                 acceptance = known.by_child if known.measured else acceptance
             except OffloadError:
                 continue  # damaged, or other tokens after all: as if it were not there
@@ -121,18 +113,6 @@ def _rated(
         predicted = predict(plan, target, spec, acceptance)
         plain = predicted.plain.total
         yield _Rated(candidate, directory, predicted.seconds_per_token, plain / predicted.seconds_per_token)
-
-
-def assumed_acceptance(millions: float) -> tuple[float, ...]:
-    """Of a pair that was never measured, by the draft's parameters: the published vector, refused more or less often.
-
-    A rule of thumb that only ranks drafts; what a pair really accepts is measured while it runs.
-    """
-    published = Acceptance.prior().falling()
-    tenths = log10(_PUBLISHED_MILLIONS / millions)
-    refused = min(_LARGEST_REFUSED, (1 - published[0]) * _REFUSED_PER_TENTH**tenths)
-    later = published[1:] * refused / (1 - published[0])
-    return (1 - refused, *(min(value, 1 - refused) for value in later.tolist()))
 
 
 def _proposal(rated: _Rated) -> str:

@@ -17,7 +17,7 @@ from scheduler.sizes import format_size
 from sequoia_tree.choose import reach_by_size
 
 _MEASURED = "measured for this pair"
-_PUBLISHED = "published for Llama-3 8B and 70B"
+_PUBLISHED = "published for Llama-3 8B and 70B, adjusted to the draft's size"
 _UNMEASURED = "Not measured for this pair yet: scripts/measure_acceptance.py does."
 # Bits of a weight with its share of scales: 8-bit rows, and 4-bit groups of 128.
 _PACKED_BITS = {"8-bit": 8.0, "4-bit": 4.156}

@@ -77,7 +77,7 @@ def prepare(options: Options) -> Preparation:
             draft = read_model(options, choice.directory, machine)
             sizes = target.spec.vocab_size, draft.spec.vocab_size
             compare_vocabularies(options.model, draft.spec.directory, *sizes)
-            acceptance = expected_acceptance(options.model, choice.directory)
+            acceptance = expected_acceptance(options.model, draft.spec)
         elif options.draft == AUTO and options.tree == "auto":
             limits = replace(limits, repeat_text=True)
         plan = _plan(options, target, draft, machine, limits, acceptance)

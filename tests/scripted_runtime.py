@@ -121,7 +121,8 @@ def run_chat(runtime: ScriptedRuntime, arguments: Sequence[str]) -> int:
     """The chat's own `main`, with everything that would read a model replaced by `runtime`."""
     kept = chat.prepare, chat._new_conversation, chat._load
     try:
-        chat.prepare = lambda options: SimpleNamespace(plan=runtime.plan, draft_note=None)  # type: ignore[assignment]
+        nothing_else = {"draft_note": None, "packing": None}
+        chat.prepare = lambda options: SimpleNamespace(plan=runtime.plan, **nothing_else)  # type: ignore[assignment]
         chat._new_conversation = lambda model, options: Conversation(runtime.tokenizer, options.system, options.raw)
         chat._load = lambda preparation, screen: runtime  # type: ignore[assignment]
         return chat.main(arguments)

@@ -15,9 +15,10 @@ from loaders.hub_cache import cached_model
 from loaders.spec import ModelSpec
 from offload_runtime import acceptance_store, draft_choice
 from offload_runtime.acceptance_store import Measurement, PairAcceptance, Setting
-from offload_runtime.draft_choice import DraftChoice, assumed_acceptance, choose_draft
+from offload_runtime.draft_choice import DraftChoice, choose_draft
 from offload_runtime.draft_table import FAMILIES, Candidate, Family, family_of
 from offload_runtime.errors import DraftMismatchError, ModelFilesError
+from offload_runtime.expected_acceptance import assumed_acceptance
 from offload_runtime.planning import prepare
 from offload_runtime.run_options import Options
 from scheduler.hardware import planned_machine

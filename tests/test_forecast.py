@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from loaders.safetensors_files import read_checkpoint
 from offload_runtime import acceptance_store
 from offload_runtime.acceptance_store import ACCEPTANCE_FILE, Measurement, PairAcceptance, Setting
 from offload_runtime.chat import main
 from offload_runtime.errors import DoesNotFitError
+from offload_runtime.expected_acceptance import assumed_acceptance
 from offload_runtime.forecast import forecast
 from offload_runtime.planning import Preparation, prepare
 from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET, Options
@@ -73,11 +75,13 @@ def test_better_drafts_and_larger_trees_are_said_to_bring_more(draft: Path) -> N
     assert values == sorted(set(values)) and len(values) == 3
 
 
-def test_an_unmeasured_pair_goes_by_published_figures(draft: Path) -> None:
+def test_an_unmeasured_pair_goes_by_published_figures_and_the_size_of_the_draft(draft: Path) -> None:
     text = "\n".join(forecast(preparation(draft, tree="sequoia", tree_size=8, tree_depth=3)))
-    prior = Acceptance.prior().falling()
-    assert tokens_in(text) == pytest.approx(expected_tokens(optimal_tree(prior, 8, 3), prior), abs=0.051)
+    values = sum(tensor.nbytes for tensor in read_checkpoint(draft).tensors.values()) / 4
+    assumed = assumed_acceptance(values / 1e6)
+    assert tokens_in(text) == pytest.approx(expected_tokens(optimal_tree(assumed, 8, 3), assumed), abs=0.051)
     assert "published" in text and "Not measured" in text
+    assert assumed[0] < Acceptance.prior().falling()[0], "a draft of thousands of weights is no draft of billions"
 
 
 def test_greedy_figures_do_not_stand_for_sampled_text(draft: Path) -> None:

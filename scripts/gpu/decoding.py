@@ -42,7 +42,8 @@ def decode(
                 steps.append(step)
                 if budget.seconds < 0 and len(steps) > 1:
                     break
-            replies.append(TimedReply(number, 0, tuple(steps)))
+            # how long the prompt is matters to predictions alone, which are not asked for here
+            replies.append(TimedReply(number, 0, 0, tuple(steps)))
             if budget.seconds < 0:
                 break
     bench.free()
