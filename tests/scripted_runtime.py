@@ -59,6 +59,7 @@ class ScriptedRuntime:
     def __init__(self, replies: Sequence[str] = ("hello world",), context_length: int = 4096, seconds: float = 0.0):
         self.tokenizer = byte_level()
         self.plan = make_plan(TARGET, None, cpu(64 * GIB), Limits(context_length=context_length))
+        self.packing = None
         self.context_length = context_length
         self.generation_defaults = SimpleNamespace(
             temperature=0.6, top_k=0, top_p=0.9, min_p=0.0, repetition_penalty=1.0
@@ -121,7 +122,7 @@ def run_chat(runtime: ScriptedRuntime, arguments: Sequence[str]) -> int:
     """The chat's own `main`, with everything that would read a model replaced by `runtime`."""
     kept = chat.prepare, chat._new_conversation, chat._load
     try:
-        chat.prepare = lambda options: SimpleNamespace(plan=runtime.plan, draft=None)  # type: ignore[assignment]
+        chat.prepare = lambda options: SimpleNamespace(plan=runtime.plan, draft=None, packing=None)  # type: ignore[assignment]
         chat._new_conversation = lambda model, options: Conversation(runtime.tokenizer, options.system, options.raw)
         chat._load = lambda preparation, screen: runtime  # type: ignore[assignment]
         return chat.main(arguments)
