@@ -140,7 +140,6 @@ class Quantization:
                 "weights": _weight_arguments(self.bits, size),
                 "input_activations": None,
                 "output_activations": None,
-                "format": "pack-quantized",
             }
             for size, modules in by_size.items()
         ]
@@ -154,7 +153,6 @@ class Quantization:
             "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
             "ignore": [*outer, *_patterns(inner, set(names))],
             "kv_cache_scheme": None,
-            "global_compression_ratio": None,
         }
 
 
@@ -196,10 +194,6 @@ def _weight_arguments(bits: int, group_size: int | None) -> dict[str, Any]:
         "strategy": "group" if group_size else "channel",
         "group_size": group_size,
         "dynamic": False,
-        "actorder": None,
-        "block_structure": None,
-        "observer": "mse",
-        "observer_kwargs": {},
     }
 
 

@@ -32,7 +32,7 @@ from loaders.safetensors_files import STORED_ITEMSIZE, StoredTensor
 from loaders.shards import SHARD_BYTES, check_space, header, write_index
 from loaders.spec import read_config
 
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 1 << 20
 MAX_THREADS = 8  # more of them would wait for Python's lock
 SMALL_FILE_BYTES = 100_000_000
 # What is copied beside the weights: tokenizer, generation config and chat template, by their kinds. Never code.

@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _show_what_comes(screen, preparation, arguments)
     with screen.busy("starting PyTorch"):
         conversation = _new_conversation(options.model, arguments)  # before loading: refuses a base model at once
-    with _load(_packed(preparation, screen), screen) as runtime:
+    with _load(preparation, screen) as runtime:
         if prompt is None:
             return _chat(runtime, conversation, sampling_options(arguments), screen)
         return _answer_once(runtime, conversation, sampling_options(arguments), screen, prompt, arguments.json)
@@ -119,24 +119,15 @@ def _new_conversation(model: Path, arguments: argparse.Namespace) -> "Conversati
     return Conversation(load_tokenizer(model), arguments.system, arguments.raw)
 
 
-def _packed(preparation: Preparation, screen: "Screen") -> Preparation:
-    """With packed weights where that is asked for, and what packing them came to on the screen."""
-    from offload_runtime.pack_weights import with_packed_files
-    from offload_runtime.progress import LoadingBar
-
-    with LoadingBar(screen.console, screen.quiet) as progress:
-        packed = with_packed_files(preparation, progress)
-    if packed is not preparation and packed.packing:
-        screen.note(str(packed.packing.report))
-    return packed
-
-
 def _load(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
     from offload_runtime.progress import LoadingBar
     from offload_runtime.runtime import OffloadRuntime
 
     with LoadingBar(screen.console, screen.quiet) as progress:
-        return OffloadRuntime(preparation, progress)
+        runtime = OffloadRuntime(preparation, progress)
+    if runtime.packing and runtime.packing is not preparation.packing:
+        screen.note(str(runtime.packing.report))
+    return runtime
 
 
 def _chat(runtime: "OffloadRuntime", conversation: "Conversation", sampling: SamplingOptions, screen: "Screen") -> int:

@@ -37,7 +37,8 @@ from sequoia_tree.sampling import Sampling
 class OffloadRuntime:
     """A target, perhaps with a draft, ready to generate. A context manager. For one thread at a time.
 
-    `plan` says what lives where; `last_reply` is the newest reply, also while it grows and after it was interrupted.
+    `plan` says what lives where; `packing` which weights were packed for this, None if none were; `last_reply` is the
+    newest reply, also while it grows and after it was interrupted.
     """
 
     @classmethod
@@ -101,7 +102,7 @@ class OffloadRuntime:
         if preparation.draft:
             _check_draft(preparation)
         preparation = with_packed_files(preparation, progress)
-        options = preparation.options
+        options, self.packing = preparation.options, preparation.packing
         self._preparation, self._progress, self._tightened = preparation, progress, False
         self._directory = preparation.target.spec.directory
         draft = preparation.draft_directory

@@ -59,6 +59,7 @@ class ScriptedRuntime:
     def __init__(self, replies: Sequence[str] = ("hello world",), context_length: int = 4096, seconds: float = 0.0):
         self.tokenizer = byte_level()
         self.plan = make_plan(TARGET, None, cpu(64 * GIB), Limits(context_length=context_length))
+        self.packing = None
         self.context_length = context_length
         self.generation_defaults = SimpleNamespace(
             temperature=0.6, top_k=0, top_p=0.9, min_p=0.0, repetition_penalty=1.0

@@ -1,22 +1,28 @@
 """`--quantize`: planned before anything is packed, packed at the first start, found at the next ones."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from loaders import quantized_checkpoint
 from loaders.cache_directory import cache_directory
 from loaders.random_checkpoint import SHAPES, write_random_checkpoint
-from offload_runtime import OffloadRuntime
+from offload_runtime import OffloadRuntime, pack_weights
 from offload_runtime.chat import main
-from offload_runtime.errors import DoesNotFitError, ModelFilesError, UnsupportedModelError, UsageError
+from offload_runtime.errors import (
+    DoesNotFitError,
+    DraftMismatchError,
+    ModelFilesError,
+    UnsupportedModelError,
+    UsageError,
+)
 from offload_runtime.planning import prepare
 from offload_runtime.run_options import Options
 from tests.quantized_models import decoded_copy, model, packed_model
 from tests.tiny_models import PROMPT, checkpoint, greedy, streaming_runtime
-from tests.tokenizer_samples import byte_level
+from tests.tokenizer_samples import byte_level, word_piece
 
 NEW_TOKENS = 12
 
@@ -36,13 +42,13 @@ def source(tmp_path: Path) -> Path:
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Directories that were packed into, as it happens."""
     done: list[Path] = []
-    write = quantized_checkpoint.write_quantized
+    write = pack_weights.write_quantized
 
     def noted(quantization, directory, *arguments):
         done.append(directory)
         return write(quantization, directory, *arguments)
 
-    monkeypatch.setattr(quantized_checkpoint, "write_quantized", noted)
+    monkeypatch.setattr(pack_weights, "write_quantized", noted)
     return done
 
 
@@ -144,6 +150,23 @@ def test_what_makes_no_sense_is_refused(source, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError))
     with pytest.raises(UsageError, match="--quantized-directory"):
         prepare(options(source))
+
+
+def test_what_cannot_be_run_is_not_packed_first(source, packings, tmp_path, monkeypatch):
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"model_type": "unheard_of"}))
+    with pytest.raises(UnsupportedModelError, match="unheard_of"):
+        OffloadRuntime.from_pretrained(source, "none", device="cpu", quantize="int4")
+    monkeypatch.setattr("loaders.quantization.TRANSPOSED_MODELS", set())
+    with pytest.raises(UnsupportedModelError, match="is a Conv1D, not a linear layer"):
+        OffloadRuntime.from_pretrained(checkpoint("gpt2"), "none", device="cpu", quantize="int4")
+    other = shutil.copytree(model("llama"), tmp_path / "draft")
+    byte_level().save_pretrained(source)
+    word_piece().save_pretrained(other)
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DraftMismatchError):
+        OffloadRuntime.from_pretrained(source, other, device="cpu", quantize="int4")
+    assert packings == []
 
 
 def test_a_model_that_does_not_fit_is_offered_packed(tmp_path):
