@@ -9,16 +9,10 @@ from pathlib import Path
 
 import torch
 
+from loaders.layout import TORCH_DTYPES
 from loaders.sources import ByteRun
 
 MAX_GAP_BYTES = 1 << 16  # reading over bytes that nobody wants (a stored inv_freq) is cheaper than one more request
-
-TORCH_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "BOOL": torch.bool,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,16 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def read_tensor_bytes(tensor: StoredTensor) -> bytes:
+    """The bytes of a small tensor; raises ModelFilesError."""
+    with _readable(tensor.file), tensor.file.open("rb") as stream:
+        stream.seek(tensor.offset)
+        content = stream.read(tensor.nbytes)
+    if len(content) != tensor.nbytes:
+        raise _damaged(tensor.file, f"{tensor.name} ends early")
+    return content
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The JSON object a file holds; raises ModelFilesError."""
     with _readable(file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +26,11 @@ from transformers import (
 )
 
 from loaders.errors import UnsupportedModelError
+from loaders.formats import read_format
+from loaders.formats.weights import told_apart
 from loaders.layout import Layout
+from loaders.packed import Packed, by_any_name, packed_parameters
+from loaders.safetensors_files import Checkpoint, StoredTensor, read_checkpoint
 from loaders.spec import read_config
 
 # Where a tensor goes: a module's own `_parameters` or `_buffers`, and the key. Assigning there takes 1 to 1.7 µs,
@@ -35,11 +40,15 @@ Slot = tuple[dict[str, Any], str]
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """What is streamed at once: a decoder layer, or everything outside of them (then `name` is empty)."""
+    """What is streamed at once: a decoder layer, or everything outside of them (then `name` is empty).
+
+    `stored` has what the places of packed tensors are read from, several where experts are stacked.
+    """
 
     name: str
     module: nn.Module
     layout: Layout
+    stored: Mapping[str, tuple[StoredTensor, ...]]
     _slots: tuple[tuple[Slot, ...], ...] = field(repr=False)  # per place; several where the tensor is tied
 
     def bind(self, parameters: tuple[nn.Parameter, ...]) -> None:
@@ -47,6 +56,20 @@ class Unit:
         for slots, parameter in zip(self._slots, parameters):
             for tensors, key in slots:
                 tensors[key] = parameter
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedParameter:
+    """A packed parameter, and the modules that are to find it decoded, in `dtype`, under these names."""
+
+    name: str
+    packed: Packed
+    dtype: torch.dtype
+    holders: tuple[tuple[nn.Module, str], ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.packed.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +84,7 @@ class Skeleton:
     units: tuple[Unit, ...]
     outer: Unit
     tied: Mapping[str, str]
+    decoded: tuple[DecodedParameter, ...] = ()
 
     @property
     def config(self) -> PretrainedConfig:
@@ -78,11 +102,16 @@ def make_parameters(layout: Layout, buffer: Tensor) -> tuple[nn.Parameter, ...]:
 
 
 def build_skeleton(
-    directory: Path | str, dtype: torch.dtype, device: torch.device | str, attn_implementation: str = "tree"
+    directory: Path | str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attn_implementation: str = "tree",
+    checkpoint: Checkpoint | None = None,
 ) -> Skeleton:
     """Build the causal language model that `config.json` describes, without reading a weight.
 
-    Tensors are laid out in `dtype`, except those transformers keeps in float32. `attn_implementation` must be known
+    Tensors are laid out in `dtype`, except those transformers keeps in float32, and packed weights, which are laid out
+    as they are stored: for these the headers are looked at, `checkpoint` if given. `attn_implementation` must be known
     to transformers. Raises ModelFilesError for a missing or broken config and UnsupportedModelError for what cannot
     be run; no code from the directory is executed.
     """
@@ -94,7 +123,14 @@ def build_skeleton(
     model.eval().requires_grad_(False)
     _compute_buffers(model, torch.device(device))
     model.tie_weights()
-    return _divide(model, dtype)
+    return _divide(model, dtype, _packed_parameters(model, Path(directory), checkpoint))
+
+
+def _packed_parameters(model: PreTrainedModel, directory: Path, checkpoint: Checkpoint | None) -> dict[str, Packed]:
+    packing = read_format(read_config(directory), directory / "config.json")
+    if packing is None:
+        return {}
+    return packed_parameters(model, told_apart(packing, checkpoint or read_checkpoint(directory)))
 
 
 def _load_config(directory: Path) -> PretrainedConfig:
@@ -144,7 +180,7 @@ def _replace_buffer(model: nn.Module, name: str, buffer: Tensor) -> None:
     model.get_submodule(owner)._buffers[leaf] = buffer
 
 
-def _divide(model: PreTrainedModel, dtype: torch.dtype) -> Skeleton:
+def _divide(model: PreTrainedModel, dtype: torch.dtype, packed: Mapping[str, Packed]) -> Skeleton:
     """Assign every tensor of the state dict to the one decoder layer that holds it, or else to `outer`."""
     path, layers = _decoder_layers(model)
     prefixes = [f"{path}.{index}" for index in range(len(layers))]
@@ -153,10 +189,16 @@ def _divide(model: PreTrainedModel, dtype: torch.dtype) -> Skeleton:
         homes = {_home(name, path) for name in names}
         members[homes.pop() if len(homes) == 1 else ""].append(names)
     dtypes = _dtypes(model, dtype)
-    units = [_unit(prefix, layer, members[prefix], dtypes) for prefix, layer in zip(prefixes, layers)]
-    outer = _unit("", model, members[""], dtypes)
+    units = [_unit(prefix, layer, members[prefix], dtypes, packed) for prefix, layer in zip(prefixes, layers)]
+    outer = _unit("", model, members[""], dtypes, packed)
     tied = {name: names[0] for groups in members.values() for names in groups for name in names[1:]}
-    return Skeleton(model, tuple(units), outer, tied)
+    decoded = (
+        DecodedParameter(names[0], item, dtypes[names[0]], tuple(_holder(model, name) for name in names))
+        for groups in members.values()
+        for names in groups
+        if (item := by_any_name(packed, names))
+    )
+    return Skeleton(model, tuple(units), outer, tied, tuple(decoded))
 
 
 def _home(name: str, path: str) -> str:
@@ -190,16 +232,38 @@ def _dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype
     }
 
 
-def _unit(prefix: str, module: nn.Module, groups: list[list[str]], dtypes: Mapping[str, torch.dtype]) -> Unit:
+def _unit(
+    prefix: str,
+    module: nn.Module,
+    groups: list[list[str]],
+    dtypes: Mapping[str, torch.dtype],
+    packed: Mapping[str, Packed],
+) -> Unit:
     """Places go by name, as safetensors stores them: then most of a unit is one contiguous read."""
-    groups = sorted(groups)
     start = len(prefix) + 1 if prefix else 0
-    tensors = dict(module.state_dict())
-    layout = Layout.of((names[0][start:], tuple(tensors[names[0][start:]].shape), dtypes[names[0]]) for names in groups)
-    return Unit(prefix, module, layout, tuple(tuple(_slot(module, name[start:]) for name in names) for names in groups))
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    tensors: list[tuple[str, tuple[int, ...], torch.dtype]] = []
+    slots: list[tuple[Slot, ...]] = []
+    stored: dict[str, tuple[StoredTensor, ...]] = {}
+    for names in sorted(groups):
+        name, item = names[0][start:], by_any_name(packed, names)
+        if item is None:
+            tensors.append((name, shapes[name], dtypes[names[0]]))
+            slots.append(tuple(_slot(module, name[start:]) for name in names))
+            continue
+        for role, shape, dtype in item.tensors():
+            place = f"{name.removesuffix('.weight')}.{role}"
+            tensors.append((place, shape, dtype))
+            slots.append(((item.operands, role),))
+            stored[place] = item.stored(role)
+    return Unit(prefix, module, Layout.of(tensors), stored, tuple(slots))
 
 
 def _slot(module: nn.Module, name: str) -> Slot:
-    owner, _, leaf = name.rpartition(".")
-    holder = module.get_submodule(owner)
+    holder, leaf = _holder(module, name)
     return (holder._parameters if leaf in holder._parameters else holder._buffers), leaf
+
+
+def _holder(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, leaf = name.rpartition(".")
+    return module.get_submodule(owner), leaf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.layout import TensorPlace
 from loaders.safetensors_files import STORED_ITEMSIZE, Checkpoint, StoredTensor
 from loaders.skeleton import Skeleton, Unit
+from loaders.spec import DTYPE_NAMES
 
+COMPUTE_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 CHUNK = 8 << 20  # bytes read at a time to compare two tensors
 
 
@@ -54,7 +57,15 @@ def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitS
     """
     by_name = _parts_by_name(skeleton, checkpoint)
     units = (*skeleton.units, skeleton.outer)
-    if missing := [name for unit in units for name in _full_names(unit) if name not in by_name]:
+    if twice := [parameter.name for parameter in skeleton.decoded if parameter.name in by_name]:
+        raise ModelFilesError(
+            f"{checkpoint.directory}: {twice[0]} is stored twice, packed and as it is, perhaps under another name it "
+            "is tied to. The files do not say which one is meant."
+        )
+    for unit in units:
+        by_name |= {_full_name(unit, place): _stacked(place, unit.stored[place]) for place in unit.stored}
+    names = (_full_name(unit, place.name) for unit in units for place in unit.layout.places)
+    if missing := [name for name in names if name not in by_name]:
         raise ModelFilesError(
             f"{checkpoint.directory}: {len(missing)} tensors are missing, the first is {missing[0]}. "
             "The files are incomplete or belong to another model; download them again."
@@ -66,7 +77,9 @@ def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitS
 def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list[Part]]:
     """The parts of each tensor under the name its place carries."""
     by_name: dict[str, list[Part]] = {}
-    for part in model_parts(skeleton.model, checkpoint.tensors):
+    packed = {id(tensor) for unit in (*skeleton.units, skeleton.outer) for t in unit.stored.values() for tensor in t}
+    plain = {name: tensor for name, tensor in checkpoint.tensors.items() if id(tensor) not in packed}
+    for part in model_parts(skeleton.model, plain):
         by_name.setdefault(part.target, []).append(part)
     for alias, name in skeleton.tied.items():
         if alias in by_name:
@@ -95,20 +108,28 @@ def _same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
         return all(first.read(step) == second.read(step) for step in steps)
 
 
-def _full_names(unit: Unit) -> list[str]:
-    prefix = f"{unit.name}." if unit.name else ""
-    return [prefix + place.name for place in unit.layout.places]
+def _full_name(unit: Unit, place: str) -> str:
+    return f"{unit.name}.{place}" if unit.name else place
+
+
+def _stacked(place: str, stored: tuple[StoredTensor, ...]) -> list[Part]:
+    """Tensors of one shape, one after the other."""
+    count = math.prod(stored[0].shape)
+    return [Part(place, index * count, tensor, 0, count) for index, tensor in enumerate(stored)]
 
 
 def _unit_source(unit: Unit, by_name: dict[str, list[Part]]) -> UnitSource:
-    runs = [
-        _byte_run(part, place) for name, place in zip(_full_names(unit), unit.layout.places) for part in by_name[name]
-    ]
+    runs = [_byte_run(part, place) for place in unit.layout.places for part in by_name[_full_name(unit, place.name)]]
     return UnitSource(tuple(_merged(sorted(runs, key=lambda run: (run.file, run.file_offset)))))
 
 
 def _byte_run(part: Part, place: TensorPlace) -> ByteRun:
     stored, itemsize = part.stored, STORED_ITEMSIZE[part.stored.dtype]
+    if place.dtype in COMPUTE_DTYPES and stored.dtype not in DTYPE_NAMES:
+        raise UnsupportedModelError(
+            f"{stored.file}: {stored.name} is stored as {stored.dtype}, but nothing says how its values are scaled. "
+            "The quantization_config, or a tensor beside this one, is missing."
+        )
     return ByteRun(
         file=stored.file,
         file_offset=stored.offset + part.start * itemsize,

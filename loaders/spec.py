@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.formats import read_format
+from loaders.formats.weights import Contents, Format, told_apart
 from loaders.safetensors_files import Checkpoint, StoredTensor, read_checkpoint, read_json
 
 # Every tensor of a unit's buffer starts at a multiple of this many bytes: kernels pick other code paths for addresses
@@ -50,12 +52,20 @@ class UnitSpec:
     """One decoder layer: its name, the bytes of its flat buffer in the compute dtype, and its bytes on disk.
 
     `stored_at` says where those begin; layers of made-up weights that repeat each other have it in common.
+    `packed_bytes` of the buffer are packed, and `decoded_bytes` are those in the compute dtype.
     """
 
     name: str
     nbytes: int
     disk_bytes: int
     stored_at: tuple[Path, int] | None = None
+    packed_bytes: int = 0
+    decoded_bytes: int = 0
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights in the compute dtype."""
+        return self.nbytes - self.packed_bytes + self.decoded_bytes
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class ModelSpec:
     architecture: str  # "LlamaForCausalLM"
     model_type: str
     dtype: str  # compute dtype: "float32", "bfloat16" or "float16"
-    stored_dtype: str  # of most bytes on disk
+    stored_dtype: str  # of most bytes on disk, or how they are packed: "AWQ 4-bit"
     units: tuple[UnitSpec, ...]
     outer_bytes: int  # embeddings, final norm and head, which stay on the device; a tied head counts once
     disk_bytes: int  # of all tensors the model uses
@@ -78,20 +88,28 @@ class ModelSpec:
     kv_bytes_per_token: int  # of all layers together
     max_positions: int
     recurrent: bool  # some layers keep a state: the model can be streamed but cannot check a tree
+    decode_bytes: int = 0  # device memory in which packed weights are decoded, those of one module at a time
+
+    @property
+    def weight_form(self) -> str:
+        """How the weights are held, for people: "bfloat16", or "AWQ 4-bit, computed in float16"."""
+        return f"{self.stored_dtype}, computed in {self.dtype}" if self.decode_bytes else self.dtype
 
 
 def read_spec(directory: Path | str, dtype: str = "auto", checkpoint: Checkpoint | None = None) -> ModelSpec:
     """Describe the model in `directory`; `dtype` "auto" computes in the dtype most weights are stored in.
 
-    `checkpoint` saves reading the headers again. Raises ModelFilesError for missing or damaged files and
-    UnsupportedModelError for models that cannot be run.
+    Packed weights are computed with in the dtype that the config states. `checkpoint` saves reading the headers again.
+    Raises ModelFilesError for missing or damaged files and UnsupportedModelError for models that cannot be run.
     """
     directory = Path(directory)
     config = read_config(directory)
     checkpoint = checkpoint or read_checkpoint(directory)
-    stored_dtype = _stored_dtype(checkpoint)
-    dtype = _compute_dtype(dtype, stored_dtype)
-    layers, outer = _divide(config, checkpoint)
+    packing = read_format(config, directory / "config.json")
+    contents = told_apart(packing, checkpoint)
+    stored_dtype = _stored_dtype(checkpoint, contents, packing)
+    dtype = _compute_dtype(dtype, _packed_dtype(config) if packing else stored_dtype)
+    layers, outer = _divide(config, checkpoint.directory, _all_tensors(contents))
     units = tuple(_unit_spec(name, tensors, dtype) for name, tensors in layers.items())
     return ModelSpec(
         directory=directory,
@@ -103,6 +121,7 @@ def read_spec(directory: Path | str, dtype: str = "auto", checkpoint: Checkpoint
         units=units,
         outer_bytes=_buffer_bytes(outer, dtype),
         disk_bytes=sum(unit.disk_bytes for unit in units) + sum(tensor.nbytes for tensor in outer),
+        decode_bytes=max(_decode_bytes(tensors, dtype) for tensors in (*layers.values(), outer)),
         **_sizes(_Numbers(directory, config), list(layers.values()), outer, dtype),
         recurrent=_is_recurrent(config),
     )
@@ -116,12 +135,6 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     config = read_json(file)
     if not isinstance(config.get("model_type"), str):
         raise ModelFilesError(f"{file}: it names no model_type. Is this the config.json of a transformers model?")
-    if packing := config.get("quantization_config") or config.get("compression_config"):
-        method = packing.get("quant_method") if isinstance(packing, dict) else packing
-        raise UnsupportedModelError(
-            f"{file}: the weights are packed ({method}). Packed formats are not supported yet; use the original "
-            "checkpoint in bfloat16, float16 or float32."
-        )
     if config.get("is_encoder_decoder"):
         raise UnsupportedModelError(f"{file}: {config['model_type']} is an encoder-decoder; only decoders can be run.")
     if senses := [key for key in ("vision_config", "audio_config") if config.get(key) is not None]:
@@ -217,8 +230,15 @@ def _is_recurrent(config: dict[str, Any]) -> bool:
     return text["model_type"] in RECURRENT_MODELS or not RECURRENT_LAYERS.isdisjoint(kinds)
 
 
-def _stored_dtype(checkpoint: Checkpoint) -> str:
-    """The dtype most bytes are stored in."""
+def _stored_dtype(checkpoint: Checkpoint, contents: Contents, packing: Format | None) -> str:
+    """The dtype most bytes are stored in, or the name of the format."""
+    if packing is not None:
+        if not contents.packed:
+            raise ModelFilesError(
+                f"{checkpoint.directory}: quantization_config says {packing.label}, but no weight is stored that way. "
+                "Config and weights are not of the same model."
+            )
+        return packing.label
     nbytes: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
         nbytes[tensor.dtype] += tensor.nbytes
@@ -230,6 +250,30 @@ def _stored_dtype(checkpoint: Checkpoint) -> str:
     return DTYPE_NAMES[stored]
 
 
+def _packed_dtype(config: dict[str, Any]) -> str:
+    """What a model with packed weights computes in: what its config says, else bfloat16."""
+    text = _text_config(config)
+    stated = text.get("dtype") or text.get("torch_dtype")
+    return stated if isinstance(stated, str) and stated in ITEMSIZE else "bfloat16"
+
+
+@dataclass(frozen=True)
+class _Packed(StoredTensor):
+    """A packed weight: dtype and shape once decoded, but the bytes that it has on disk, in tensors of these sizes."""
+
+    parts: tuple[tuple[str, int], ...] = ()
+
+
+def _all_tensors(contents: Contents) -> list[StoredTensor]:
+    """Every tensor of a checkpoint, decoded shapes for those that are packed."""
+    packed = []
+    for weight in contents.packed.values():
+        first, parts = weight.stand_in, tuple((role, tensor.nbytes) for role, tensor in weight.operands.items())
+        nbytes = sum(nbytes for _, nbytes in parts)
+        packed.append(_Packed(weight.name, first.file, first.dtype, weight.shape, first.offset, nbytes, parts))
+    return [*contents.plain.values(), *packed]
+
+
 def _compute_dtype(dtype: str, stored_dtype: str) -> str:
     if dtype == "auto":
         return "float32" if stored_dtype == "float64" else stored_dtype
@@ -238,19 +282,21 @@ def _compute_dtype(dtype: str, stored_dtype: str) -> str:
     return dtype
 
 
-def _divide(config: dict[str, Any], checkpoint: Checkpoint) -> tuple[dict[str, list[StoredTensor]], list[StoredTensor]]:
+def _divide(
+    config: dict[str, Any], directory: Path, tensors: list[StoredTensor]
+) -> tuple[dict[str, list[StoredTensor]], list[StoredTensor]]:
     """The tensors of each decoder layer by the layer's name, and those outside; surplus layers are left out."""
-    used = [tensor for name, tensor in checkpoint.tensors.items() if not UNUSED.search(name)]
+    used = [tensor for tensor in tensors if not UNUSED.search(tensor.name)]
     stacks: dict[str, dict[int, list[StoredTensor]]] = defaultdict(lambda: defaultdict(list))
     for tensor in used:
         if match := LAYER_NUMBER.match(tensor.name):
             stacks[match[1] or ""][int(match[2])].append(tensor)
     stack = max(stacks, key=lambda name: sum(t.nbytes for layer in stacks[name].values() for t in layer), default="")
-    count = _Numbers(checkpoint.directory, config).layers
+    count = _Numbers(directory, config).layers
     absent = next((number for number in range(count) if number not in stacks[stack]), None)
     if absent is not None:
         raise ModelFilesError(
-            f"{checkpoint.directory}: config.json says {count} layers, but the files hold no tensor of layer "
+            f"{directory}: config.json says {count} layers, but the files hold no tensor of layer "
             f"{absent}. The files are incomplete or of another model; download them again."
         )
     outer = [tensor for tensor in used if not tensor.name.startswith(stack)]
@@ -267,17 +313,39 @@ def _without_tied_head(outer: list[StoredTensor]) -> list[StoredTensor]:
 
 def _unit_spec(name: str, tensors: list[StoredTensor], dtype: str) -> UnitSpec:
     nbytes, disk_bytes = _buffer_bytes(tensors, dtype), sum(tensor.nbytes for tensor in tensors)
-    return UnitSpec(name, nbytes, disk_bytes, min((tensor.file, tensor.offset) for tensor in tensors))
+    stored_at = min((tensor.file, tensor.offset) for tensor in tensors)
+    packed = [tensor for tensor in tensors if isinstance(tensor, _Packed)]
+    decoded = sum(math.prod(tensor.shape) * ITEMSIZE[dtype] for tensor in packed)
+    return UnitSpec(name, nbytes, disk_bytes, stored_at, _buffer_bytes(packed, dtype), decoded)
 
 
 def _buffer_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
     """Bytes of the flat buffer. The experts of a layer are one tensor in it: names that differ by a number add up."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
+        name = NUMBER.sub(".*.", LAYER_NUMBER.sub("", tensor.name, count=1))
+        if isinstance(tensor, _Packed):
+            for role, nbytes in tensor.parts:
+                sizes[f"{name} {role}"] += nbytes
+            continue
         is_float = tensor.dtype.startswith(("F", "BF"))
-        nbytes = math.prod(tensor.shape) * ITEMSIZE[dtype] if is_float else tensor.nbytes
-        sizes[NUMBER.sub(".*.", LAYER_NUMBER.sub("", tensor.name, count=1))] += nbytes
+        sizes[name] += math.prod(tensor.shape) * ITEMSIZE[dtype] if is_float else tensor.nbytes
     return sum(map(aligned, sizes.values()))
+
+
+def _decode_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
+    """Bytes that the packed weights of one module take once decoded, of the module that has most.
+
+    The experts of a layer are one module: names that differ by a number belong together.
+    """
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        if isinstance(tensor, _Packed):
+            name = LAYER_NUMBER.sub("", tensor.name, count=1)
+            numbered = NUMBER.search(name)
+            owner = name[: numbered.start()] if numbered else name.rpartition(".")[0]
+            sizes[owner] += aligned(math.prod(tensor.shape) * ITEMSIZE[dtype])
+    return max(sizes.values(), default=0)
 
 
 def aligned(nbytes: int) -> int:

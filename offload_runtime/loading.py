@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from loaders.decoding.hooks import scratch_bytes
 from loaders.reader import WeightReader
 from loaders.skeleton import Skeleton, build_skeleton
 from loaders.spec import ModelSpec
@@ -77,13 +78,14 @@ def _refuse_states(*models: Model) -> None:
 
 
 def _skeleton(files: ModelFiles, device: torch.device) -> Skeleton:
-    return build_skeleton(files.spec.directory, getattr(torch, files.spec.dtype), device, ATTENTION_NAME)
+    dtype = getattr(torch, files.spec.dtype)
+    return build_skeleton(files.spec.directory, dtype, device, ATTENTION_NAME, files.checkpoint)
 
 
 def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:
     """`spec` with the sizes of the real layouts: some tensors stay in float32, fused ones are padded differently."""
     units = tuple(replace(unit, nbytes=real.layout.nbytes) for unit, real in zip(spec.units, skeleton.units))
-    return replace(spec, units=units, outer_bytes=skeleton.outer.layout.nbytes)
+    return replace(spec, units=units, outer_bytes=skeleton.outer.layout.nbytes, decode_bytes=scratch_bytes(skeleton))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from loaders.decoding.hooks import decode_before_use, scratch_bytes
 from loaders.layout import Layout
 from loaders.reader import WeightReader
 from loaders.safetensors_files import Checkpoint
@@ -70,6 +71,7 @@ class Model:
         for index, buffer in self._weights.resident.items():
             units[index].bind(make_parameters(units[index].layout, buffer))
         self._hooks = list(self._add_hooks(skeleton.units))
+        self._hooks += decode_before_use(skeleton, memory.empty(scratch_bytes(skeleton)))
         self.streamed_total = 0
 
     @property

@@ -1,5 +1,6 @@
 """What needs memory besides the target's layers, item by item, in bytes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loaders.direct_io import ALIGNMENT, CHUNK_BYTES, THREADS
@@ -82,11 +83,18 @@ def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem
     kv_bytes = sum(model.kv_bytes_per_token for model in models) * shape.cache_rows
     return (
         PlanItem("embeddings, norm and head", target.outer_bytes),
-        *(PlanItem(f"draft {draft.name} ({draft.dtype})", weight_bytes(draft)) for draft in drafts),
+        *(PlanItem(f"draft {draft.name} ({draft.weight_form})", weight_bytes(draft)) for draft in drafts),
         PlanItem(f"KV cache{'s' * len(drafts)}, {shape.context_length} + {shape.tree_size} tokens", kv_bytes),
         PlanItem(f"workspace, {shape.rows} rows", workspace_bytes(models, shape)),
+        *_decoded_weights(models),
         _read_buffers(models, device),
     )
+
+
+def _decoded_weights(models: Models) -> Iterator[PlanItem]:
+    """Packed weights are decoded just before use, those of one module at a time."""
+    if nbytes := sum(model.decode_bytes for model in models):
+        yield PlanItem("weights decoded for use", nbytes)
 
 
 def read_chunk_bytes(models: Models) -> int:

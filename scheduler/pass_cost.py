@@ -66,9 +66,10 @@ class PassCost:
                 yield Stage(0.0, self._over(unit.disk_bytes, self.machine.disk_bandwidth), compute)
 
     def _unit_seconds(self, unit: UnitSpec, rows: int, context: int) -> float:
-        weights = 2 * rows * unit.nbytes / ITEMSIZE[self.spec.dtype]
+        weights = 2 * rows * unit.weight_bytes / ITEMSIZE[self.spec.dtype]
         attention = 4 * rows * (context + rows) * self.spec.hidden_size
-        return max(self._compute_seconds(unit.nbytes, weights + attention), LAYER_SECONDS * self.knows_computing)
+        moved = unit.nbytes + 2 * unit.decoded_bytes  # what is decoded is written and read again
+        return max(self._compute_seconds(moved, weights + attention), LAYER_SECONDS * self.knows_computing)
 
     def _head_seconds(self, nodes: int) -> float:
         values = self.spec.vocab_size * self.spec.hidden_size

@@ -35,6 +35,7 @@ class Plan:
     draft: str | None
     machine: Machine
     dtype: str
+    weight_form: str
     weight_bytes: int
     tiers: tuple[Tier, ...]
     slots: int
@@ -156,6 +157,7 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement) -> Plan:
         draft=request.draft.name if request.draft else None,
         machine=request.machine,
         dtype=spec.dtype,
+        weight_form=spec.weight_form,
         weight_bytes=weight_bytes(spec),
         tiers=tiers,
         slots=placement.slots,

@@ -19,7 +19,7 @@ def format_plan(plan: Plan) -> str:
 
 def _heading(plan: Plan) -> Iterator[str]:
     machine = plan.machine
-    yield f"Plan for {plan.model} ({plan.dtype}, {format_size(plan.weight_bytes)} of weights)"
+    yield f"Plan for {plan.model} ({plan.weight_form}, {format_size(plan.weight_bytes)} of weights)"
     if plan.device == "cuda":
         memory = f"{format_size(machine.device_total)}, {format_size(machine.host_total)} of RAM beside it"
     else:

@@ -19,9 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from loaders.chunks import TORCH_DTYPES, cut
+from loaders.chunks import cut
 from loaders.direct_io import ALIGNMENT, FileTable, OpenFile, Workers, aligned_memory, measure_read_bandwidth, round_up
 from loaders.errors import ModelFilesError
+from loaders.layout import TORCH_DTYPES
 from loaders.reader import WeightReader, choose_io
 from loaders.sources import ByteRun, UnitSource
 

@@ -92,7 +92,7 @@ def test_what_transformers_keeps_in_float32_stays_float32(tmp_path):
         ("bert", {}, "bert is not a decoder-only language model"),
         ("vit", {}, "vit is not a decoder-only language model"),
         ("llama", {"vision_config": {}}, "multimodal"),
-        ("llama", {"quantization_config": {"quant_method": "awq"}}, r"packed \(awq\)"),
+        ("llama", {"quantization_config": {"quant_method": "hqq"}}, r"packed as 'hqq'"),
         ("llama", {"model_type": "homemade", "auto_map": {"AutoConfig": "x.Y"}}, "no model type 'homemade'.*never run"),
         ("llama", {"hidden_size": "wide"}, "cannot build the model of this config.json"),
         ("llama", {"hidden_act": "gulu"}, "cannot build the model of this config.json"),

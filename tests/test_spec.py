@@ -133,7 +133,7 @@ def test_recurrent_layers(changed, config, recurrent):
     [
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"vision_config": {"hidden_size": 8}}, r"multimodal \(vision_config\)"),
-        ({"quantization_config": {"quant_method": "gptq"}}, r"packed \(gptq\)"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, r"packed as 'aqlm', .* awq, bitsandbytes, .* can"),
     ],
 )
 def test_what_cannot_be_run_is_refused(changed, config, message):

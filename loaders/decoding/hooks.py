@@ -1,0 +1,82 @@
+"""Decodes packed parameters just before their module runs, into scratch memory that all modules take turns in.
+
+One read of the packed bytes and one write of the decoded ones, on the stream that computes, so behind everything that
+used the scratch memory before. Nothing is allocated or waited for on a GPU, so passes can be captured in a graph.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from loaders.decoding.stacks import decode_stack
+from loaders.packed import Packed
+from loaders.skeleton import DecodedParameter, Skeleton
+from loaders.spec import aligned
+
+
+@dataclass(frozen=True, eq=False)
+class _Target:
+    """A parameter of a module: its packed form, where it is decoded to, and what the module then finds."""
+
+    leaf: str
+    packed: Packed
+    out: Tensor
+    parameter: nn.Parameter
+
+
+def scratch_bytes(skeleton: Skeleton) -> int:
+    """What `decode_before_use` needs: the decoded parameters of the module that has most."""
+    return max((sum(sizes) for sizes in _sizes(skeleton).values()), default=0)
+
+
+def decode_before_use(skeleton: Skeleton, scratch: Tensor) -> list[RemovableHandle]:
+    """Have every module with packed parameters find them decoded, in `scratch` (uint8, on the device)."""
+    owners: dict[nn.Module, list[tuple[str, DecodedParameter]]] = defaultdict(list)
+    for parameter in skeleton.decoded:
+        for module, leaf in parameter.holders:
+            owners[module].append((leaf, parameter))
+    handles: list[RemovableHandle] = []
+    for module, parameters in owners.items():
+        targets, begin = [], 0
+        for leaf, parameter in parameters:
+            memory = scratch[begin : begin + parameter.nbytes].view(parameter.dtype)
+            view = parameter.packed.view(memory)
+            targets.append(_Target(leaf, parameter.packed, view, nn.Parameter(view, requires_grad=False)))
+            begin += aligned(parameter.nbytes)
+        handles.append(module.register_forward_pre_hook(_decode(targets)))
+        handles.append(module.register_forward_hook(_forget(targets, module)))
+    return handles
+
+
+def _sizes(skeleton: Skeleton) -> dict[nn.Module, list[int]]:
+    sizes: dict[nn.Module, list[int]] = defaultdict(list)
+    for parameter in skeleton.decoded:
+        for module, _ in parameter.holders:
+            sizes[module].append(aligned(parameter.nbytes))
+    return sizes
+
+
+def _decode(targets: list[_Target]) -> Callable[[nn.Module, Any], None]:
+    def hook(module: nn.Module, args: Any) -> None:
+        for target in targets:
+            decode_stack(target.packed, target.out)
+            module._parameters[target.leaf] = target.parameter
+
+    return hook
+
+
+def _forget(targets: list[_Target], module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
+    """Afterwards the scratch memory is others': whoever reads the parameter then must fail rather than err."""
+    absent = [(target.leaf, module._parameters[target.leaf]) for target in targets]
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        for leaf, meta in absent:
+            module._parameters[leaf] = meta
+
+    return hook

@@ -1,0 +1,47 @@
+"""Packed formats: what a model's `quantization_config` says, and which stored tensors make up each weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from loaders.errors import UnsupportedModelError
+from loaders.formats import bitsandbytes
+from loaders.formats.awq import AwqFormat
+from loaders.formats.compressed_tensors import CompressedFormat
+from loaders.formats.fp8 import Fp8Format
+from loaders.formats.gptq import GptqFormat
+from loaders.formats.mxfp4 import Mxfp4Format
+from loaders.formats.weights import Format, Settings
+
+# By `quant_method`.
+METHODS: dict[str, Callable[[Settings], Format]] = {
+    "awq": AwqFormat.read,
+    "bitsandbytes": bitsandbytes.read,
+    "compressed-tensors": CompressedFormat.read,
+    "fp8": Fp8Format.read,
+    "gptq": GptqFormat.read,
+    "mxfp4": Mxfp4Format.read,
+}
+
+
+def read_format(config: Mapping[str, Any], file: Path) -> Format | None:
+    """The format of the model with this config.json; None where weights are stored as they are.
+
+    Raises UnsupportedModelError, naming the value, for whatever cannot be decoded.
+    """
+    values = config.get("quantization_config") or config.get("compression_config")
+    if not values:
+        return None
+    settings = Settings(file, values if isinstance(values, dict) else {"quant_method": values})
+    method = settings.values.get("quant_method")
+    if method is None and (settings.values.get("load_in_4bit") or settings.values.get("load_in_8bit")):
+        method = "bitsandbytes"  # older files name no method
+    read = METHODS.get(method) if isinstance(method, str) else None
+    if read is None:
+        raise UnsupportedModelError(
+            f"{file}: the weights are packed as {method!r:.80}, which cannot be decoded. {', '.join(METHODS)} can, and "
+            "bfloat16, float16 or float32: look for a checkpoint in one of those."
+        )
+    return read(settings)

@@ -1,0 +1,39 @@
+"""AWQ (gemm): 4-bit groups with zero points, outputs interleaved within a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from loaders.formats.schemes import Awq
+from loaders.formats.weights import PackedWeight, Settings, Tensors, base_names, groups, matrix, take
+
+NIBBLES = 8  # of a word
+
+
+@dataclass(frozen=True)
+class AwqFormat:
+    group_size: int | None
+    label: str = "AWQ 4-bit"
+
+    @classmethod
+    def read(cls, settings: Settings) -> AwqFormat:
+        settings.choice("bits" if "bits" in settings.values else "w_bit", (4,), 4)
+        settings.choice("version", ("gemm", "GEMM"), "gemm")
+        settings.choice("zero_point", (True,), True)
+        return cls(settings.group_size(128))
+
+    def weights(self, tensors: Tensors) -> Iterator[PackedWeight]:
+        for base in base_names(tensors, ".qweight"):
+            because = f" for {base}.qweight"
+            qweight = take(tensors, f"{base}.qweight", ["I32"])
+            inputs, words = matrix(qweight)
+            count = groups(inputs, self.group_size, qweight)
+            qzeros = take(tensors, f"{base}.qzeros", ["I32"], (count, words), because=because)
+            scales = take(tensors, f"{base}.scales", ["F16", "BF16"], (count, words * NIBBLES), because=because)
+            yield PackedWeight(
+                f"{base}.weight",
+                (words * NIBBLES, inputs),
+                Awq(inputs // count),
+                {"qweight": qweight, "qzeros": qzeros, "scales": scales},
+            )

@@ -1,0 +1,193 @@
+"""compressed-tensors: integers packed into words, plain int8, and FP8, with scales per group, row, tensor or block.
+
+The config describes groups of modules; which group a weight belongs to follows from how it is stored, and whatever the
+stored tensors say must be what one of the groups says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from loaders.errors import ModelFilesError
+from loaders.formats.schemes import Scaled, Words
+from loaders.formats.weights import (
+    SCALE_DTYPES,
+    WORD_BITS,
+    PackedWeight,
+    Settings,
+    Tensors,
+    base_names,
+    groups,
+    matrix,
+    take,
+)
+from loaders.safetensors_files import StoredTensor, read_tensor_bytes
+
+FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense")
+STRATEGIES = ("tensor", "channel", "group", "block")
+SCALARS: list[tuple[int, ...]] = [(1,), (1, 1), ()]
+KINDS = {"F8_E4M3": "float", "I8": "int"}
+
+
+@dataclass(frozen=True)
+class WeightArguments:
+    """What one group of the config says about weights."""
+
+    kind: str  # "int" or "float"
+    bits: int
+    strategy: str
+    group_size: int | None
+    block: tuple[int, int] | None
+    symmetric: bool
+
+    @classmethod
+    def read(cls, settings: Settings) -> WeightArguments:
+        kind = settings.choice("type", ("int", "float"), "int")
+        bits = settings.choice("num_bits", (4, 8) if kind == "int" else (8,), 8)
+        strategy = _strategy(settings)
+        block = settings.values.get("block_structure")
+        if strategy == "block" and not _is_block(block):
+            raise settings.unsupported(f"block_structure is {block!r:.80}; two positive numbers can be run")
+        return cls(
+            kind,
+            bits,
+            strategy,
+            settings.group_size() if strategy == "group" else None,
+            (block[0], block[1]) if strategy == "block" and block else None,
+            settings.choice("symmetric", (True, False), True),
+        )
+
+    @property
+    def label(self) -> str:
+        return "FP8" if self.kind == "float" else f"int{self.bits}"
+
+
+@dataclass(frozen=True)
+class CompressedFormat:
+    arguments: tuple[WeightArguments, ...]
+
+    @property
+    def label(self) -> str:
+        names = sorted({arguments.label for arguments in self.arguments})
+        return f"compressed-tensors {' and '.join(names)}"
+
+    @classmethod
+    def read(cls, settings: Settings) -> CompressedFormat:
+        settings.choice("format", FORMATS, "dense")
+        if settings.part("sparsity_config").values.get("format", "dense") != "dense":
+            raise settings.unsupported("sparsity_config has weights left out, which cannot be run")
+        if settings.part("transform_config").values.get("config_groups"):
+            raise settings.unsupported("transform_config has activations rotated, which cannot be run")
+        config_groups = settings.part("config_groups")
+        found: dict[WeightArguments, None] = {}
+        for name in config_groups.values:
+            group = config_groups.part(name)
+            group.choice("format", FORMATS, "dense")
+            if group.values.get("weights") is not None:
+                found[WeightArguments.read(group.part("weights"))] = None
+        if not found:
+            raise settings.unsupported("config_groups describe no weights")
+        return cls(tuple(found))
+
+    def weights(self, tensors: Tensors) -> Iterator[PackedWeight]:
+        for base in base_names(tensors, ".weight_scale"):
+            if f"{base}.weight_packed" in tensors:
+                yield self._words(tensors, base)
+            else:
+                yield self._scaled(tensors, base)
+        for base in base_names(tensors, ".weight_packed"):
+            take(tensors, f"{base}.weight_scale", SCALE_DTYPES, because=f" for {base}.weight_packed")
+
+    def _words(self, tensors: Tensors, base: str) -> PackedWeight:
+        """A weight of packed integers. Its bits are those with which a config group fits the shape of its scale."""
+        packed = take(tensors, f"{base}.weight_packed", ["I32"])
+        scale = take(tensors, f"{base}.weight_scale", SCALE_DTYPES)
+        outputs, words = matrix(packed)
+        asymmetric = f"{base}.weight_zero_point" in tensors
+        stated = self._stated_inputs(tensors, base)
+        for arguments in self._candidates("int", packed, asymmetric):
+            inputs = words * WORD_BITS // arguments.bits
+            if stated not in (None, inputs):
+                continue
+            if arguments.strategy == "group" and arguments.group_size and inputs % arguments.group_size:
+                continue
+            count = groups(inputs, arguments.group_size, packed)
+            if scale.shape not in (SCALARS if arguments.strategy == "tensor" else [(outputs, count)]):
+                continue
+            operands = {"weight_packed": packed, "weight_scale": scale}
+            per_word = WORD_BITS // arguments.bits
+            if asymmetric:
+                shape = (-(-outputs // per_word), count)
+                operands["weight_zero_point"] = take(tensors, f"{base}.weight_zero_point", ["I32"], shape)
+            if f"{base}.weight_g_idx" in tensors:
+                operands["weight_g_idx"] = take(tensors, f"{base}.weight_g_idx", ["I32"], (inputs,))
+            ordered = "weight_g_idx" not in operands
+            scheme = Words(arguments.bits, inputs // count, ordered)
+            return PackedWeight(f"{base}.weight", (outputs, inputs), scheme, operands)
+        raise self._contradicted(packed, scale)
+
+    def _stated_inputs(self, tensors: Tensors, base: str) -> int | None:
+        """The inputs that `weight_shape` states, read only where the config leaves open with how many bits."""
+        if len({arguments.bits for arguments in self.arguments}) == 1 or f"{base}.weight_shape" not in tensors:
+            return None
+        shape = take(tensors, f"{base}.weight_shape", ["I64", "I32"], (2,))
+        content = read_tensor_bytes(shape)
+        return int.from_bytes(content[len(content) // 2 :], "little")
+
+    def _scaled(self, tensors: Tensors, base: str) -> PackedWeight:
+        weight = take(tensors, f"{base}.weight", KINDS, because=f" for {base}.weight_scale")
+        scale = take(tensors, f"{base}.weight_scale", SCALE_DTYPES)
+        outputs, inputs = matrix(weight)
+        asymmetric = f"{base}.weight_zero_point" in tensors
+        for arguments in self._candidates(KINDS[weight.dtype], weight, asymmetric):
+            rows, columns = _grid(arguments, outputs, inputs)
+            shape = (-(-outputs // rows), -(-inputs // columns))
+            if scale.shape != shape and not (shape == (1, 1) and scale.shape in SCALARS):
+                continue
+            operands = {"weight": weight, "weight_scale": scale}
+            if asymmetric:
+                operands["weight_zero_point"] = take(tensors, f"{base}.weight_zero_point", ["I8"], scale.shape)
+            return PackedWeight(f"{base}.weight", (outputs, inputs), Scaled(rows, columns), operands)
+        raise self._contradicted(weight, scale)
+
+    def _candidates(self, kind: str, weight: StoredTensor, asymmetric: bool) -> list[WeightArguments]:
+        """The config groups that may describe a weight. Libraries store zero points that are all zero, too, or none."""
+        bits = (8,) if weight.dtype in KINDS else (4, 8)
+        return [
+            arguments
+            for arguments in self.arguments
+            if arguments.kind == kind and arguments.bits in bits and (asymmetric or arguments.symmetric)
+        ]
+
+    def _contradicted(self, weight: StoredTensor, scale: StoredTensor) -> ModelFilesError:
+        return ModelFilesError(
+            f"{weight.file}: {weight.name} {weight.dtype} {list(weight.shape)} with a scale of shape "
+            f"{list(scale.shape)} is nothing that the config_groups of quantization_config describe "
+            f"({', '.join(map(str, self.arguments))}). Config and weights are not of the same model."
+        )
+
+
+def _grid(arguments: WeightArguments, outputs: int, inputs: int) -> tuple[int, int]:
+    """Rows and columns that share a scale."""
+    return {
+        "tensor": (outputs, inputs),
+        "channel": (1, inputs),
+        "group": (1, arguments.group_size or inputs),
+        "block": arguments.block or (outputs, inputs),
+    }[arguments.strategy]
+
+
+def _strategy(settings: Settings) -> str:
+    """As the library does it: a group size implies groups, none a whole tensor."""
+    grouped = settings.group_size() is not None
+    stated = settings.values.get("group_size") is not None
+    default = "group" if grouped else "channel" if stated else "tensor"
+    strategy: str = settings.choice("strategy", STRATEGIES, default)
+    if strategy == "group" and not grouped:
+        raise settings.unsupported('strategy is "group", but there is no group_size')
+    return strategy
+
+
+def _is_block(block: object) -> bool:
+    return isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)

@@ -1,0 +1,56 @@
+"""GPTQ: 4 or 8 bits, packed along the inputs, whose order may be that of their activations (g_idx)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from loaders.formats.schemes import Gptq
+from loaders.formats.weights import (
+    WORD_BITS,
+    PackedWeight,
+    Settings,
+    Tensors,
+    base_names,
+    groups,
+    matrix,
+    take,
+)
+
+
+@dataclass(frozen=True)
+class GptqFormat:
+    bits: int
+    group_size: int | None
+    zeros_less_one: bool
+
+    @property
+    def label(self) -> str:
+        return f"GPTQ {self.bits}-bit"
+
+    @classmethod
+    def read(cls, settings: Settings) -> GptqFormat:
+        version = settings.choice("checkpoint_format", ("gptq", "gptq_v2"), "gptq")
+        if settings.values.get("is_marlin_format"):
+            raise settings.unsupported("is_marlin_format is set; only gptq and gptq_v2 can be run")
+        if settings.values.get("dynamic"):
+            raise settings.unsupported("dynamic gives modules bits of their own, which cannot be run")
+        return cls(settings.choice("bits", (4, 8)), settings.group_size(), version == "gptq")
+
+    def weights(self, tensors: Tensors) -> Iterator[PackedWeight]:
+        per_word = WORD_BITS // self.bits
+        for base in base_names(tensors, ".qweight"):
+            because = f" for {base}.qweight with {self.bits} bits"
+            qweight = take(tensors, f"{base}.qweight", ["I32"])
+            words, outputs = matrix(qweight)
+            inputs = words * per_word
+            count = groups(inputs, self.group_size, qweight)
+            operands = {
+                "qweight": qweight,
+                "qzeros": take(tensors, f"{base}.qzeros", ["I32"], (count, outputs // per_word), because=because),
+                "scales": take(tensors, f"{base}.scales", ["F16", "BF16"], (count, outputs), because=because),
+            }
+            if f"{base}.g_idx" in tensors:
+                operands["g_idx"] = take(tensors, f"{base}.g_idx", ["I32"], (inputs,), because=because)
+            scheme = Gptq(self.bits, inputs // count, self.zeros_less_one, ordered="g_idx" not in operands)
+            yield PackedWeight(f"{base}.weight", (outputs, inputs), scheme, operands)

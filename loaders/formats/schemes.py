@@ -1,0 +1,91 @@
+"""How weights are packed: one small record for each way, which says all that decoding needs besides the tensors.
+
+N outputs, K inputs; a decoded weight is [N, K] unless said otherwise. Words are int32 and hold their first value in the
+lowest bits. A value is decoded in the dtype of its scale, as the formats' own libraries do, and then cast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Awq:
+    """qweight [K, N/8] words, qzeros [K/group, N/8] words, scales [K/group, N]; W = (q - z) * scale.
+
+    The nibbles of a word belong to outputs 0, 2, 4, 6, 1, 3, 5, 7.
+    """
+
+    input_major: ClassVar[bool] = True
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """qweight [K*bits/32, N] words, qzeros [K/group, N*bits/32] words, scales [K/group, N]; W = (q - z) * scale.
+
+    `zeros_less_one`: zero points are stored less one, in the first version of the format. `ordered`: input k belongs to
+    group k / group_size; else to group g_idx[k].
+    """
+
+    input_major: ClassVar[bool] = True
+    bits: int
+    group_size: int
+    zeros_less_one: bool
+    ordered: bool
+
+
+@dataclass(frozen=True)
+class Words:
+    """weight_packed [N, K*bits/32] words, weight_scale [N, K/group], maybe weight_zero_point [N*bits/32, K/group].
+
+    Values and zero points are stored plus 2^(bits-1). With a weight_g_idx, input k belongs to group weight_g_idx[k].
+    """
+
+    input_major: ClassVar[bool] = False
+    bits: int
+    group_size: int
+    ordered: bool
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """weight [N, K] int8 or float8, scale [ceil(N/rows), ceil(K/columns)], maybe zero_point of that shape, int8.
+
+    W = (q - z) * scale * factor. In `scale_dtype` where that is set, else in the scale's own.
+    """
+
+    input_major: ClassVar[bool] = False
+    rows: int
+    columns: int
+    in_float32: bool = False
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Mxfp4:
+    """blocks uint8 [E, N, K/32, 16], the low nibble first, scales uint8 [E, N, K/32], powers of two less 127.
+
+    Decoded it is [E, K, N]: gpt-oss keeps its experts transposed.
+    """
+
+    input_major: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """weight uint8, two codes a byte, the high one first; quant_map [16]; absmax, one for each `block` values.
+
+    `nested_block`: absmax is uint8 itself, indices into nested_quant_map [256], times nested_absmax for each block of
+    those, plus `nested_offset`. Values are rounded to `dtype` ("float16", ...).
+    """
+
+    input_major: ClassVar[bool] = False
+    block: int
+    dtype: str
+    nested_block: int = 0
+    nested_offset: float = 0.0
+
+
+Scheme = Awq | Gptq | Words | Scaled | Mxfp4 | Codebook

@@ -1,0 +1,105 @@
+"""Models whose weights are packed: streamed packed, decoded before use, greedy text that of the decoded weights."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from loaders.decoding.hooks import scratch_bytes
+from loaders.safetensors_files import read_checkpoint
+from loaders.skeleton import build_skeleton
+from loaders.spec import read_spec
+from offload_runtime import OffloadRuntime
+from scheduler.plan import Tier
+from tests.packed_models import CASES, packed_model
+from tests.tiny_models import ARCHITECTURES, PROMPT, checkpoint, greedy, perturbed, streaming_runtime
+
+NEW_TOKENS = 24
+TREE = {"context_length": 96, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+@every_case
+def test_streamed_text_is_that_of_the_decoded_weights(case):
+    """Every other case with a tree from a draft that is sometimes right, the others plainly."""
+    directory, architecture = packed_model(case), CASES[case][0]
+    draft = perturbed(directory / "decoded", 0.02) if list(CASES).index(case) % 2 else "none"
+    expected = greedy(directory / "decoded", PROMPT, NEW_TOKENS)
+    assert expected != greedy(checkpoint(architecture), PROMPT, NEW_TOKENS), "packing must make a difference"
+    with streaming_runtime(directory, draft, **TREE) as runtime:
+        assert set(runtime.plan.tiers) == {Tier.DISK}
+        reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+    assert reply.token_ids == expected
+    assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
+    packed = sum(unit.disk_bytes for unit in read_spec(directory).units)
+    assert abs(runtime.plan.streamed_bytes - packed) < packed / 20, "packed bytes are streamed as they are"
+    assert draft == "none" or reply.stats.tokens_per_pass > 1.5
+
+
+@pytest.mark.parametrize("case", ["int4 groups", "MXFP4"])
+def test_resident_text_is_that_of_the_decoded_weights(case):
+    directory = packed_model(case)
+    with OffloadRuntime.from_pretrained(directory, "none", device="cpu", context_length=96) as runtime:
+        assert set(runtime.plan.tiers) == {Tier.DEVICE}
+        reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+    assert reply.token_ids == greedy(directory / "decoded", PROMPT, NEW_TOKENS)
+
+
+def test_a_packed_draft():
+    target = packed_model("awq") / "decoded"
+    with streaming_runtime(target, packed_model("awq"), **TREE) as runtime:
+        reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+    assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)
+    assert reply.stats.tokens_per_pass > 4
+
+
+@pytest.mark.parametrize("case", ["awq", "gptq", "int4 groups", "FP8 tensor", "nf4", "MXFP4", "FP8 experts"])
+def test_a_flipped_byte_changes_the_text(case, tmp_path):
+    """The control, for each kind of decoding: the top bits of the first bytes of a matrix, 4 or 8 values."""
+    directory = shutil.copytree(packed_model(case), tmp_path / "damaged")
+    largest = max(read_checkpoint(directory).tensors.values(), key=lambda t: t.nbytes * (t.dtype in PACKED_DTYPES))
+    with largest.file.open("r+b") as file:
+        file.seek(largest.offset)
+        content = file.read(64)
+        file.seek(largest.offset)
+        file.write(bytes(byte ^ 0x88 for byte in content))
+    with streaming_runtime(directory, context_length=96) as runtime:
+        reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+    assert reply.token_ids != greedy(packed_model(case) / "decoded", PROMPT, NEW_TOKENS)
+
+
+PACKED_DTYPES = {"I32", "U8", "I8", "F8_E4M3"}
+
+
+@every_case
+def test_sizes_are_those_of_the_skeleton(case):
+    directory = packed_model(case)
+    for dtype in ("float32", "bfloat16"):
+        spec, skeleton = read_spec(directory, dtype), build_skeleton(directory, getattr(torch, dtype), "cpu", "eager")
+        plain = read_spec(directory / "decoded", dtype)
+        # spec counts g_idx that turn out to say nothing, and pads experts one by one
+        for unit, real, whole in zip(spec.units, skeleton.units, plain.units):
+            assert abs(unit.nbytes - real.layout.nbytes) < unit.nbytes / 5
+            assert abs(unit.weight_bytes - whole.nbytes) < whole.nbytes / 50
+        assert spec.decode_bytes == scratch_bytes(skeleton) > 0
+        assert spec.outer_bytes == skeleton.outer.layout.nbytes
+        for size in ("kv_bytes_per_token", "hidden_size", "intermediate_size", "vocab_size", "num_heads"):
+            assert getattr(spec, size) == getattr(plain, size)
+        assert spec.stored_dtype in spec.weight_form and dtype in spec.weight_form
+
+
+def test_what_reads_a_weight_outside_of_its_module_fails(tmp_path):
+    """Scratch memory holds the next module's weights by then."""
+    directory = packed_model("awq")
+    with OffloadRuntime.from_pretrained(directory, "none", device="cpu", context_length=96) as runtime:
+        runtime.generate(PROMPT, max_new_tokens=2, temperature=0)
+        assert runtime._models.target.model._model.model.layers[0].mlp.up_proj.weight.is_meta
+
+
+def test_every_case_decodes_what_transformers_would_load():
+    """Of the writers' own directories: the decoded copy differs from the source in the packed weights alone."""
+    directory = packed_model("awq")
+    source, decoded = (load_file(path / "model.safetensors") for path in (checkpoint("llama"), directory / "decoded"))
+    changed = {name for name in source if not torch.equal(source[name], decoded[name])}
+    assert changed == {name for name in source if name.endswith("proj.weight")} and "llama" in ARCHITECTURES
