@@ -28,9 +28,11 @@ from transformers import (
 from loaders.errors import UnsupportedModelError
 from loaders.formats import read_format
 from loaders.formats.weights import told_apart
+from loaders.gguf.model import is_gguf
 from loaders.layout import Layout
+from loaders.model_files import config_file, read_checkpoint
 from loaders.packed import Packed, by_any_name, packed_parameters
-from loaders.safetensors_files import Checkpoint, StoredTensor, read_checkpoint
+from loaders.safetensors_files import Checkpoint, StoredTensor
 from loaders.spec import read_config
 
 # Where a tensor goes: a module's own `_parameters` or `_buffers`, and the key. Assigning there takes 1 to 1.7 µs,
@@ -127,21 +129,25 @@ def build_skeleton(
 
 
 def _packed_parameters(model: PreTrainedModel, directory: Path, checkpoint: Checkpoint | None) -> dict[str, Packed]:
-    packing = read_format(read_config(directory), directory / "config.json")
+    packing = read_format(read_config(directory), config_file(directory))
     if packing is None:
         return {}
     return packed_parameters(model, told_apart(packing, checkpoint or read_checkpoint(directory)))
 
 
 def _load_config(directory: Path) -> PretrainedConfig:
-    model_type = read_config(directory).get("model_type")
+    values = read_config(directory)
+    model_type = values.get("model_type")
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModelError(
             f"{directory}: transformers {transformers.__version__} has no model type {model_type!r}. Code that comes "
             "with a model is never run; a newer transformers may know it: pip install -U transformers"
         )
     with _explained(directory):
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        if is_gguf(directory):
+            config = AutoConfig.for_model(**values)
+        else:
+            config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     if is_encoder or config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModelError(

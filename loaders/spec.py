@@ -13,7 +13,8 @@ from typing import Any
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.formats import read_format
 from loaders.formats.weights import Contents, Format, told_apart
-from loaders.safetensors_files import Checkpoint, StoredTensor, read_checkpoint, read_json
+from loaders.model_files import config_file, config_values, read_checkpoint
+from loaders.safetensors_files import Checkpoint, StoredTensor
 
 # Every tensor of a unit's buffer starts at a multiple of this many bytes: kernels pick other code paths for addresses
 # that are not aligned, and CUDA's own allocator promises as much.
@@ -105,7 +106,7 @@ def read_spec(directory: Path | str, dtype: str = "auto", checkpoint: Checkpoint
     directory = Path(directory)
     config = read_config(directory)
     checkpoint = checkpoint or read_checkpoint(directory)
-    packing = read_format(config, directory / "config.json")
+    packing = read_format(config, config_file(directory))
     contents = told_apart(packing, checkpoint)
     stored_dtype = _stored_dtype(checkpoint, contents, packing)
     dtype = _compute_dtype(dtype, _packed_dtype(config) if packing else stored_dtype)
@@ -128,11 +129,8 @@ def read_spec(directory: Path | str, dtype: str = "auto", checkpoint: Checkpoint
 
 
 def read_config(directory: Path | str) -> dict[str, Any]:
-    """`config.json` as it stands; refuses what can be seen from it alone to be no language model we can run."""
-    file = Path(directory) / "config.json"
-    if not file.is_file():
-        raise ModelFilesError(f"{file}: no such file. Give the directory of a model: config.json and *.safetensors.")
-    config = read_json(file)
+    """The config as it stands; refuses what can be seen from it alone to be no language model we can run."""
+    file, config = config_file(directory), config_values(directory)
     if not isinstance(config.get("model_type"), str):
         raise ModelFilesError(f"{file}: it names no model_type. Is this the config.json of a transformers model?")
     if config.get("is_encoder_decoder"):
@@ -148,7 +146,7 @@ class _Numbers:
     """The numbers a config states, under any of the names that architectures give them."""
 
     def __init__(self, directory: Path, config: dict[str, Any]):
-        self.file = directory / "config.json"
+        self.file = config_file(directory)
         self.text = _text_config(config)
 
     def get(self, *names: str, default: int | None = None) -> int:
@@ -296,7 +294,7 @@ def _divide(
     absent = next((number for number in range(count) if number not in stacks[stack]), None)
     if absent is not None:
         raise ModelFilesError(
-            f"{directory}: config.json says {count} layers, but the files hold no tensor of layer "
+            f"{config_file(directory)}: it says {count} layers, but the files hold no tensor of layer "
             f"{absent}. The files are incomplete or of another model; download them again."
         )
     outer = [tensor for tensor in used if not tensor.name.startswith(stack)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offload_runtime.errors import UsageError
-from offload_runtime.planning import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft
+from offload_runtime.planning import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft, resolve_model
 from scheduler.machine import DEVICES
 from scheduler.sizes import parse_size
 
@@ -186,7 +186,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def model_options(arguments: argparse.Namespace) -> Options:
     """The model options in parsed arguments, with the bundled pair filled in."""
-    model = DEMO_TARGET if arguments.model is None else Path(arguments.model)
+    model = DEMO_TARGET if arguments.model is None else resolve_model(arguments.model)
     names = (
         *("device", "device_memory", "host_memory", "dtype", "context_length"),
         *("tree", "verification", "tree_size", "tree_depth"),

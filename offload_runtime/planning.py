@@ -5,7 +5,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, get_args
 
-from loaders.safetensors_files import Checkpoint, read_checkpoint
+from loaders.gguf.model import model_path
+from loaders.model_files import read_checkpoint
+from loaders.safetensors_files import Checkpoint
 from loaders.spec import ModelSpec, read_config, read_spec
 from offload_runtime.best_plan import best_plan
 from offload_runtime.errors import MachineError, UsageError
@@ -111,11 +113,16 @@ class Preparation:
         return replace(self, target=new_target, draft=new_draft, machine=machine, limits=limits, plan=plan)
 
 
+def resolve_model(model: str | Path) -> Path:
+    """The model's directory, or its GGUF file. Raises ModelFilesError for a directory with several of these."""
+    return model_path(model)
+
+
 def resolve_draft(model: Path, draft: str | Path | None) -> Path | None:
-    """The draft's directory; "auto" knows the bundled pair and decodes plainly otherwise, "none" always does."""
+    """The draft's directory or GGUF file; "auto" knows the bundled pair and decodes plainly otherwise, "none" always does."""
     if draft == "auto":
         return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else None
-    return None if draft in (None, "none") else Path(draft)
+    return None if draft in (None, "none") else model_path(draft)
 
 
 def prepare(options: Options) -> Preparation:

@@ -20,7 +20,7 @@ from offload_runtime.learned_acceptance import LearnedAcceptance
 from offload_runtime.loading import LoadedModels, Progress, load_models
 from offload_runtime.model import never
 from offload_runtime.out_of_memory import free_unused_memory, out_of_memory_explained, tightened
-from offload_runtime.planning import IOMode, Options, Preparation, prepare, resolve_draft
+from offload_runtime.planning import IOMode, Options, Preparation, prepare, resolve_draft, resolve_model
 from offload_runtime.prompt import Prompt, encode_prompt, is_chat, turn_end_tokens
 from offload_runtime.reply import Reply
 from offload_runtime.text import IncrementalText, StopStrings
@@ -62,9 +62,10 @@ class OffloadRuntime:
         weights load.
         Raises an OffloadError that says what is wrong and what would work.
         """
+        model = resolve_model(model)
         options = Options(
-            model=Path(model),
-            draft=resolve_draft(Path(model), draft),
+            model=model,
+            draft=resolve_draft(model, draft),
             device=device,
             device_memory=device_memory,
             host_memory=host_memory,

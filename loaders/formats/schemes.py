@@ -88,4 +88,18 @@ class Codebook:
     nested_offset: float = 0.0
 
 
-Scheme = Awq | Gptq | Words | Scaled | Mxfp4 | Codebook
+@dataclass(frozen=True)
+class Ggml:
+    """blocks uint8 [..., N, bytes of a row] of ggml's `kind` ("Q4_K"), or values in a float dtype of any shape.
+
+    `paired_heads`: the rows of each of so many heads are stored in the order 0, n, 1, n + 1, … where n is half of them.
+    `less` is subtracted from every value.
+    """
+
+    input_major: ClassVar[bool] = False
+    kind: str
+    paired_heads: int = 0
+    less: float = 0.0
+
+
+Scheme = Awq | Gptq | Words | Scaled | Mxfp4 | Codebook | Ggml

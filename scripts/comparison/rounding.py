@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from termination import ended_by_sigterm
 from torch import Tensor
 
-from loaders.safetensors_files import read_checkpoint
+from loaders.model_files import read_checkpoint
 from offload_runtime.errors import ModelFilesError
 
 _CACHE = "SEQUOIA_OFFLOAD_CACHE"

@@ -17,7 +17,7 @@ from comparison.replay import Replay
 from comparison.rounding import rounded_draft
 from comparison.same_contexts import measure_same_contexts
 from comparison.texts import acceptance_tables, observe_beside
-from loaders.safetensors_files import read_checkpoint
+from loaders.model_files import read_checkpoint
 from loaders.spec import read_spec
 from offload_runtime.errors import UsageError
 from offload_runtime.options import model_options
