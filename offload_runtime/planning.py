@@ -119,7 +119,7 @@ def resolve_model(model: str | Path) -> Path:
 
 
 def resolve_draft(model: Path, draft: str | Path | None) -> Path | None:
-    """The draft's directory or GGUF file; "auto" knows the bundled pair and decodes plainly otherwise, "none" always does."""
+    """The draft's directory or GGUF file; "auto" knows the bundled pair, else decodes plainly; "none" always does."""
     if draft == "auto":
         return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else None
     return None if draft in (None, "none") else model_path(draft)

@@ -4,8 +4,9 @@ Names come from the package's own table; what else its converter does to tensors
 shared with the code under test.
 """
 
+import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from tests.tiny_models import make_checkpoint
 
@@ -29,7 +30,7 @@ SCALES = {"Q6_K": (208, 2), "Q4_K": (0, 4), "Q5_K": (0, 4), "Q4_1": (0, 4), "Q5_
 
 
 def random_blocks(kind: str, shape: tuple[int, ...], spread: float, seed: str = "") -> np.ndarray:
-    """Blocks whose every bit is random but for scales, which make the values about `spread` wide: uint8 [..., bytes]."""
+    """uint8 [..., bytes]: all bits random but for those of the scales, which make the values about `spread` wide."""
     random = np.random.default_rng([crc32(seed.encode()), Type[kind].value, *shape])
     per_block, nbytes = gguf.GGML_QUANT_SIZES[Type[kind]]
     stored = random.integers(0, 256, (*shape[:-1], shape[-1] // per_block, nbytes), dtype=np.uint8)
@@ -75,8 +76,7 @@ def write_gguf(
     source: Path,
     target: Path,
     kind_of: Callable[[str], str],
-    metadata: Mapping[str, Any] | None = None,
-    writer_options: Mapping[str, Any] | None = None,
+    **writer_options: Any,
 ) -> Path:
     """Write `source` (a tiny checkpoint of ours) as one GGUF file, matrices in the kinds that `kind_of` says of them.
 
@@ -86,21 +86,19 @@ def write_gguf(
     architecture = ARCHITECTURES.get(config.model_type, config.model_type)
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
-    writer = gguf.GGUFWriter(target, architecture, **(writer_options or {}))
+    writer = gguf.GGUFWriter(target, architecture, **writer_options)
     write_metadata(writer, config)
-    for key, value in (metadata or {}).items():
-        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+    if (source / "tokenizer.json").exists():
+        write_tokenizer(writer, source)
     decoded = {}
     for name, tensor in tensors.items():
         base, _, leaf = name.rpartition(".")
-        stored = as_stored(config, name, tensor).numpy()
+        stored = as_stored(config, name, tensor.float()).numpy()
         kind = kind_of(name) if tensor.dim() == 2 else "F32"
-        if kind in KINDS:
+        if kind.endswith("_K"):  # the package cannot pack these
             blocks = random_blocks(kind, stored.shape, float(stored.std()), name)
-        elif kind == "BF16":
-            blocks = gguf.quants.quantize(stored, Type.BF16)
         else:
-            blocks = stored.astype(np.float16 if kind == "F16" else np.float32)
+            blocks = gguf.quants.quantize(stored, Type[kind])
         writer.add_tensor(f"{names.get_name(base)}.{leaf}", blocks, raw_dtype=Type[kind])
         values = torch.from_numpy(gguf.quants.dequantize(blocks, Type[kind]).copy())
         decoded[name] = as_used(config, name, values.view(tensor.shape)).contiguous()
@@ -141,6 +139,24 @@ def write_metadata(writer: Any, config: PretrainedConfig) -> None:
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
     if "gemma" in config.model_type:
         writer.add_sliding_window(config.sliding_window)
+
+
+def write_tokenizer(writer: Any, directory: Path) -> None:
+    """A byte-level vocabulary that splits text as Llama 3 does."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = json.loads((directory / "tokenizer.json").read_text())["model"]
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL for t in tokens])
+    writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]])
+    writer.add_add_bos_token(False)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    if tokenizer.bos_token_id is not None:
+        writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
 
 
 def mixed(name: str) -> str:

@@ -230,8 +230,8 @@ def model_tensors(gguf: GgufFile) -> dict[str, GgufTensor]:
         leaf, renamed = _renamed(family, name)
         if renamed is None:
             raise UnsupportedModelError(
-                f"{gguf.file}: it holds {name[:80]}, which transformers has no place for in a {prefix} model: without it "
-                "the numbers would be others. Use the original checkpoint in safetensors instead."
+                f"{gguf.file}: it holds {name[:80]}, which transformers has no place for in a {prefix} model: without "
+                "it the numbers would be others. Use the original checkpoint in safetensors instead."
             )
         less = 1.0 if family.norms_plus_one and leaf.endswith("norm") else 0.0
         tensors[renamed] = tensor.as_part(renamed, pairs.get(leaf, 0), less)

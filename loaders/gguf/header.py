@@ -108,9 +108,7 @@ def read_gguf(file: Path | str) -> GgufFile:
     for number, other in enumerate(files[1:], start=1):
         more_metadata, more = _read_one(other)
         if more_metadata.get("split.no", number) != number:
-            raise _damaged(
-                other, f"it says it is number {_short(more_metadata['split.no'])} of the files, not {number}"
-            )
+            raise _damaged(other, f"split.no is {_short(more_metadata['split.no'])}, but its name says {number}")
         if twice := tensors.keys() & more.keys():
             raise _damaged(other, f"{min(twice)} is in another of the files too")
         tensors |= more
@@ -276,8 +274,8 @@ def _tensor(
     kind = TYPE_NAMES.get(kind_number, f"type {kind_number}")
     if kind not in BLOCKS and kind not in VALUES:
         raise UnsupportedModelError(
-            f"{file}: {_short(name)} is stored as {kind}, which cannot be decoded. {', '.join(READABLE)} can: look for a "
-            "file in one of those."
+            f"{file}: {_short(name)} is stored as {kind}, which cannot be decoded. {', '.join(READABLE)} can: look "
+            "for a file in those."
         )
     if 0 in shape or offset % alignment:
         raise _damaged(file, f"{_short(name)} has shape {list(shape)} at offset {offset}, which cannot be")

@@ -27,7 +27,8 @@ def rotations(metadata: Metadata, partial: bool = False) -> dict[str, Any]:
         parameters["partial_rotary_factor"] = width / metadata.head_dim
     elif width != metadata.head_dim:
         raise UnsupportedModelError(
-            f"{metadata.gguf.file}: {width} of the {metadata.head_dim} values of a head are rotated; only whole heads can be."
+            f"{metadata.gguf.file}: {width} of the {metadata.head_dim} values of a head are rotated. Of "
+            f"{metadata.prefix} models only those can be run in which all are."
         )
     if "rope_freqs.weight" in metadata.gguf.tensors:
         parameters |= _by_factors(metadata, factors(metadata.gguf, "rope_freqs.weight"), parameters["rope_theta"])
@@ -68,7 +69,8 @@ def _by_factors(metadata: Metadata, found: list[float], theta: float) -> dict[st
     """
     if len(found) != metadata.head_dim // 2:
         raise ModelFilesError(
-            f"{metadata.gguf.file}: rope_freqs.weight has {len(found)} values, not half of the {metadata.head_dim} of a head."
+            f"{metadata.gguf.file}: rope_freqs.weight has {len(found)} values, but heads of "
+            f"{metadata.head_dim} need half as many."
         )
     if all(factor == 1 for factor in found):
         return {}
