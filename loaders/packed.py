@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from loaders.conversion import Part, model_parts
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.formats.schemes import Gptq, Scheme, Words
+from loaders.formats.schemes import Codebook, Gptq, Scheme, Words
 from loaders.formats.weights import Contents, PackedWeight
 from loaders.layout import TORCH_DTYPES
 from loaders.safetensors_files import StoredTensor, read_tensor_bytes
@@ -35,6 +36,11 @@ class Packed:
     scheme: Scheme
     members: tuple[PackedWeight, ...]
     operands: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all members are decoded alike, so that it can be done for all at once."""
+        return all(member.scheme == self.scheme for member in self.members)
 
     def stored(self, role: str) -> tuple[StoredTensor, ...]:
         return tuple(member.operands[role] for member in self.members)
@@ -67,16 +73,20 @@ def packed_parameters(model: PreTrainedModel, contents: Contents) -> dict[str, P
         by_target.setdefault(part.target, []).append(part)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in by_target}
     return {
-        target: _packed(target, shapes[target], sorted(parts, key=lambda part: part.position), contents)
+        target: _packed(model, target, shapes[target], sorted(parts, key=lambda part: part.position), contents)
         for target, parts in by_target.items()
     }
 
 
-def _packed(target: str, shape: tuple[int, ...], parts: Sequence[Part], contents: Contents) -> Packed:
+def _packed(
+    model: PreTrainedModel, target: str, shape: tuple[int, ...], parts: Sequence[Part], contents: Contents
+) -> Packed:
     stored = [contents.packed[part.stored.name] for part in parts]
     members = [_checked(weight) for weight in stored]
     if any(member.scheme != members[0].scheme for member in members):  # some are in the natural order, some are not
         members = stored
+    if isinstance(model.get_submodule(target.rpartition(".")[0]), Conv1D):
+        raise UnsupportedModelError(f"{parts[0].stored.file}: {target} is used transposed, so it cannot be packed.")
     first, position = members[0], 0
     for part, member in zip(parts, members):
         size = math.prod(member.shape)
@@ -93,8 +103,10 @@ def _packed(target: str, shape: tuple[int, ...], parts: Sequence[Part], contents
 
 
 def _form(weight: PackedWeight) -> object:
+    """What must be equal for weights to be stacked: all but a number that bitsandbytes has for each."""
+    scheme = weight.scheme
     return (
-        weight.scheme,
+        replace(scheme, nested_offset=0.0) if isinstance(scheme, Codebook) else scheme,
         weight.shape,
         [(role, tensor.dtype, tensor.shape) for role, tensor in weight.operands.items()],
     )

@@ -77,8 +77,8 @@ def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitS
 def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list[Part]]:
     """The parts of each tensor under the name its place carries."""
     by_name: dict[str, list[Part]] = {}
-    packed = {id(tensor) for unit in (*skeleton.units, skeleton.outer) for t in unit.stored.values() for tensor in t}
-    plain = {name: tensor for name, tensor in checkpoint.tensors.items() if id(tensor) not in packed}
+    packed = {tensor for unit in (*skeleton.units, skeleton.outer) for t in unit.stored.values() for tensor in t}
+    plain = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor not in packed}
     for part in model_parts(skeleton.model, plain):
         by_name.setdefault(part.target, []).append(part)
     for alias, name in skeleton.tied.items():

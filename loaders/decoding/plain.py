@@ -146,17 +146,23 @@ def mxfp4(scheme: Mxfp4, operands: Operands, out: Tensor) -> None:
 
 def codebook(scheme: Codebook, operands: Operands, out: Tensor) -> None:
     """out [N, K]."""
-    table, absmax = operands["weight.quant_map"], operands["weight.absmax"]
-    if scheme.nested_block:
-        absmax = operands["weight.nested_quant_map"].index_select(0, absmax.to(torch.int32))
-        nested = operands["weight.nested_absmax"].repeat_interleave(scheme.nested_block)[: len(absmax)]
-        absmax = absmax * nested + scheme.nested_offset
+    table, absmax = operands["weight.quant_map"], codebook_scales(scheme, operands)
     stored, flat, size = operands["weight"].view(-1), out.view(-1), scheme.block
     for part in blocks(len(absmax), size):
         among = slice(part.start * size, part.stop * size)
         values = pair_values(stored[among.start // 2 : among.stop // 2], table).unflatten(0, (-1, size))
         values *= absmax[part, None]
         store(values.flatten(), getattr(torch, scheme.dtype), flat[among])
+
+
+def codebook_scales(scheme: Codebook, operands: Operands) -> Tensor:
+    """One for each block, float32 [..., blocks]."""
+    absmax = operands["weight.absmax"]
+    if not scheme.nested_block:
+        return absmax
+    codes, nested = operands["weight.nested_quant_map"], operands["weight.nested_absmax"]
+    blocks_of_blocks = nested.repeat_interleave(scheme.nested_block, dim=-1)[..., : absmax.shape[-1]]
+    return codes.gather(-1, absmax.to(torch.int64)) * blocks_of_blocks + scheme.nested_offset
 
 
 DECODERS: Mapping[type, Callable[[Any, Operands, Tensor], None]] = {

@@ -36,7 +36,9 @@ def read_format(config: Mapping[str, Any], file: Path) -> Format | None:
     values = config.get("quantization_config") or config.get("compression_config")
     if not values:
         return None
-    settings = Settings(file, values if isinstance(values, dict) else {"quant_method": values})
+    settings = Settings(
+        file, values if isinstance(values, dict) else {"quant_method": values}, config.get("model_type", "")
+    )
     method = settings.values.get("quant_method")
     if method is None and (settings.values.get("load_in_4bit") or settings.values.get("load_in_8bit")):
         method = "bitsandbytes"  # older files name no method

@@ -19,6 +19,10 @@ class Mxfp4Format:
 
     @classmethod
     def read(cls, settings: Settings) -> Mxfp4Format:
+        if settings.model_type != "gpt_oss":  # other models may keep their experts the other way round
+            raise settings.unsupported(
+                f"quant_method is mxfp4 and model_type is {settings.model_type!r:.80}; gpt_oss can be run"
+            )
         return cls()
 
     def weights(self, tensors: Tensors) -> Iterator[PackedWeight]:

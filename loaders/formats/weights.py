@@ -71,11 +71,11 @@ def told_apart(packing: Format | None, checkpoint: Checkpoint) -> Contents:
     if packing is None:
         return Contents({}, checkpoint.tensors)
     packed = {weight.name: weight for weight in packing.weights(checkpoint.tensors)}
-    operands = {id(tensor) for weight in packed.values() for tensor in weight.operands.values()}
+    operands = {tensor for weight in packed.values() for tensor in weight.operands.values()}
     plain = {
         name: tensor
         for name, tensor in checkpoint.tensors.items()
-        if id(tensor) not in operands and not BESIDE.search(name)
+        if tensor not in operands and not BESIDE.search(name)
     }
     if twice := packed.keys() & plain.keys():
         name = min(twice)
@@ -89,6 +89,7 @@ class Settings:
 
     file: Path
     values: Mapping[str, Any]
+    model_type: str = ""
 
     def choice(self, name: str, choices: Iterable[Any], default: Any = None) -> Any:
         """The value, which must be one of `choices`; `default` stands for one that is absent."""
@@ -112,7 +113,7 @@ class Settings:
         value = self.values.get(name)
         if value is not None and not isinstance(value, dict):
             raise ModelFilesError(f"{self.file}: quantization_config.{name} must be an object, not {value!r:.80}.")
-        return Settings(self.file, value or {})
+        return Settings(self.file, value or {}, self.model_type)
 
     def unsupported(self, fault: str) -> UnsupportedModelError:
         return UnsupportedModelError(f"{self.file}: in quantization_config {fault}.")

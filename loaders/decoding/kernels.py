@@ -1,0 +1,26 @@
+"""The fused kernels by scheme. Importing this takes triton, which PyTorch for CUDA comes with on Linux."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from loaders.decoding import triton_floats, triton_integers
+from loaders.decoding.launch import Matrix
+from loaders.formats.schemes import Awq, Codebook, Gptq, Mxfp4, Scaled, Scheme, Words
+
+KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], Matrix], None]] = {
+    Awq: triton_integers.awq,
+    Gptq: triton_integers.gptq,
+    Words: triton_integers.words,
+    Scaled: triton_floats.scaled,
+    Mxfp4: triton_floats.mxfp4,
+    Codebook: triton_floats.codebook,
+}
+
+
+def decode_fused(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor) -> None:
+    """Decode one weight, or several of one shape stacked [members, …], into `out`, in one launch."""
+    KERNELS[type(scheme)](scheme, operands, Matrix.of(out))

@@ -1,0 +1,75 @@
+"""What the kernels' launches have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = {"BLOCK_ROWS": 8, "BLOCK_COLUMNS": 256}
+DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+@triton.jit
+def rounded(value, DTYPE: tl.constexpr):
+    """float32 rounded to what DTYPE can hold, still in float32.
+
+    By its bits for bfloat16: triton's interpreter would cut them off.
+    """
+    if DTYPE == tl.bfloat16:  # noqa: SIM300
+        bits = value.to(tl.int32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        value = (bits & -65536).to(tl.float32, bitcast=True)
+    elif DTYPE == tl.float16:  # noqa: SIM300
+        value = value.to(tl.float16).to(tl.float32)
+    return value
+
+
+@triton.jit
+def store(at, value, inside, KEPT: tl.constexpr):
+    """Round to the dtype that the format decodes to, and store in that of the output."""
+    value = rounded(rounded(value, KEPT), at.dtype.element_ty)
+    tl.store(at, value.to(at.dtype.element_ty), inside)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """`count` matrices [rows, columns] of equal strides in one tensor, one after the other."""
+
+    tensor: Tensor
+    count: int
+    rows: int
+    columns: int
+    strides: tuple[int, int, int]  # between matrices, rows and columns, in values
+
+    @classmethod
+    def of(cls, out: Tensor) -> Matrix:
+        """out [..., rows, columns] with at most one stack dimension."""
+        stack = out if out.dim() == 3 else out[None]
+        count, rows, columns = stack.shape
+        return cls(out, count, rows, columns, (stack.stride(0), stack.stride(1), stack.stride(2)))
+
+    @property
+    def turned(self) -> Matrix:
+        """The same, transposed."""
+        stack, row, column = self.strides
+        return Matrix(self.tensor, self.count, self.columns, self.rows, (stack, column, row))
+
+
+def grid(matrix: Matrix) -> tuple[int, int, int]:
+    """Programs for blocks of rows, blocks of columns, and matrices."""
+    rows, columns = BLOCK["BLOCK_ROWS"], BLOCK["BLOCK_COLUMNS"]
+    return triton.cdiv(matrix.rows, rows), triton.cdiv(matrix.columns, columns), matrix.count
+
+
+def member_size(tensor: Tensor | None, count: int) -> int:
+    """Values of an operand that belong to one matrix of `count`."""
+    return 0 if tensor is None else tensor.numel() // count
+
+
+def no_tensor(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
+    """A pointer that the kernel does not follow where there is no tensor."""
+    return stand_in if tensor is None else tensor

@@ -1,0 +1,54 @@
+"""Fused kernels decode what plain torch decodes, bit for bit: on a GPU, or else in triton's interpreter."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
+pytest.importorskip("triton", reason="triton is not installed: PyTorch for CUDA brings it")
+
+from loaders.decoding.kernels import decode_fused
+from loaders.decoding.plain import decode
+from tests.packed_weights import WEIGHTS, packed_weight
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_kernels_equal_plain_torch(case):
+    """Into memory of either order."""
+    scheme, stored, shape, _ = packed_weight(case)
+    operands = {role: tensor.to(DEVICE) for role, tensor in stored.items()}
+    turned = torch.empty((*shape[:-2], shape[-1], shape[-2]), dtype=torch.bfloat16, device=DEVICE).mT
+    for out in (torch.empty(shape, device=DEVICE), turned):
+        expected = torch.empty(shape, dtype=out.dtype)
+        decode(scheme, stored, expected)
+        decode_fused(scheme, operands, out.fill_(torch.nan))
+        assert torch.equal(out.cpu(), expected)
+
+
+@pytest.mark.parametrize("case", [case for case in WEIGHTS if case != "MXFP4"])
+def test_stacks_are_decoded_in_one_launch(case):
+    members = [packed_weight(case, seed) for seed in (0, 1, 2)]
+    scheme, first, shape, _ = members[0]
+    operands = {role: torch.stack([member[1][role] for member in members]).to(DEVICE) for role in first}
+    if any(member[0] != scheme for member in members):
+        pytest.skip("members differ in their offset")
+    out = torch.full((3, *shape), torch.nan, device=DEVICE)
+    decode_fused(scheme, operands, out)
+    for index, (_, tensors, _, _) in enumerate(members):
+        expected = torch.empty(shape)
+        decode(scheme, tensors, expected)
+        assert torch.equal(out[index].cpu(), expected)
+
+
+def test_another_order_of_nibbles_shows():
+    """The control."""
+    scheme, operands, shape, decoded = packed_weight("gptq")
+    out = torch.empty(shape, device=DEVICE)
+    words = operands["qweight"]
+    turned = {**operands, "qweight": ((words & 0x0F0F0F0F) << 4) | ((words >> 4) & 0x0F0F0F0F)}
+    decode_fused(scheme, {role: tensor.to(DEVICE) for role, tensor in turned.items()}, out)
+    assert not torch.equal(out.cpu(), decoded.float())
