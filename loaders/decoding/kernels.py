@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from loaders.decoding import triton_floats, triton_integers
+from loaders.decoding import triton_floats, triton_ggml, triton_integers
 from loaders.decoding.launch import Matrix
-from loaders.formats.schemes import Awq, Codebook, Gptq, Mxfp4, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
 
 KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], Matrix], None]] = {
     Awq: triton_integers.awq,
@@ -18,9 +18,10 @@ KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], Matrix], None]] = {
     Scaled: triton_floats.scaled,
     Mxfp4: triton_floats.mxfp4,
     Codebook: triton_floats.codebook,
+    Ggml: triton_ggml.ggml,
 }
 
 
 def decode_fused(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor) -> None:
     """Decode one weight, or several of one shape stacked [members, …], into `out`, in one launch."""
-    KERNELS[type(scheme)](scheme, operands, Matrix.of(out))
+    KERNELS[type(scheme)](scheme, operands, Matrix.of(out if out.dim() > 1 else out[:, None]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, pre_tokenizers
@@ -68,25 +69,20 @@ def gguf_tokenizer(gguf: GgufFile) -> PreTrainedTokenizerBase:
 
 def _backend(gguf: GgufFile, values: dict[str, Any]) -> Tokenizer:
     """Before transformers 5.20 other code does this, which names families as transformers does and splits as GPT-2."""
-    split_as_llama3 = False
-    try:
-        from transformers.integrations.gguf import convert_gguf_tokenizer
-
-        name = gguf.get("general.architecture", str)
-    except ImportError:
-        from transformers.integrations.ggml import convert_gguf_tokenizer
-
-        name = family_of(gguf).model_type
-        split_as_llama3 = values.get("pre_tokenizer_type") in LLAMA3_SPLITS
-    backend, _ = convert_gguf_tokenizer(name, values)
-    if split_as_llama3:
+    convert = getattr(import_module("transformers.integrations.gguf"), "convert_gguf_tokenizer", None)
+    if convert:
+        backend, _ = convert(gguf.get("general.architecture", str), values)
+        return _without_more(backend, len(values["tokens"]))
+    convert = import_module("transformers.integrations.ggml").convert_gguf_tokenizer
+    backend, _ = convert(family_of(gguf).model_type, values)
+    if values.get("pre_tokenizer_type") in LLAMA3_SPLITS:
         steps = [Split(Regex(LLAMA3_SPLIT), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
         backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     return _without_more(backend, len(values["tokens"]))
 
 
 def _without_more(backend: Tokenizer, count: int) -> Tokenizer:
-    """Without added tokens that the model has no ids for: GPT-2's end of text, which every vocabulary of its kind gets."""
+    """Without added tokens that the model has no ids for: vocabularies of GPT-2's kind get its end of text."""
     if backend.get_vocab_size() <= count:
         return backend
     state = json.loads(backend.to_str())
