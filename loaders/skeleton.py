@@ -80,6 +80,8 @@ class Skeleton:
 
     `units` are the decoder layers in order; `outer` holds every other tensor: embeddings, final norm, head, and what
     two units share. `tied` gives, for every name of a tensor that has several, the one name its place carries.
+    `decoded` are packed and have to be decoded before every use; `decoded_at_load` are of `outer`, whose layout has
+    them as they are used.
     """
 
     model: PreTrainedModel
@@ -87,6 +89,7 @@ class Skeleton:
     outer: Unit
     tied: Mapping[str, str]
     decoded: tuple[DecodedParameter, ...] = ()
+    decoded_at_load: tuple[DecodedParameter, ...] = ()
 
     @property
     def config(self) -> PretrainedConfig:
@@ -196,15 +199,17 @@ def _divide(model: PreTrainedModel, dtype: torch.dtype, packed: Mapping[str, Pac
         members[homes.pop() if len(homes) == 1 else ""].append(names)
     dtypes = _dtypes(model, dtype)
     units = [_unit(prefix, layer, members[prefix], dtypes, packed) for prefix, layer in zip(prefixes, layers)]
-    outer = _unit("", model, members[""], dtypes, packed)
+    kept = {name: item for name, item in packed.items() if not item.scheme.by_rows}
+    outer = _unit("", model, members[""], dtypes, kept)
     tied = {name: names[0] for groups in members.values() for names in groups for name in names[1:]}
-    decoded = (
-        DecodedParameter(names[0], item, dtypes[names[0]], tuple(_holder(model, name) for name in names))
-        for groups in members.values()
-        for names in groups
-        if (item := by_any_name(packed, names))
-    )
-    return Skeleton(model, tuple(units), outer, tied, tuple(decoded))
+    decoded: dict[bool, list[DecodedParameter]] = {False: [], True: []}
+    for home, groups in members.items():
+        for names in groups:
+            if item := by_any_name(packed, names):
+                holders = tuple(_holder(model, name) for name in names)
+                at_load = not home and item.scheme.by_rows
+                decoded[at_load].append(DecodedParameter(names[0], item, dtypes[names[0]], holders))
+    return Skeleton(model, tuple(units), outer, tied, tuple(decoded[False]), tuple(decoded[True]))
 
 
 def _home(name: str, path: str) -> str:

@@ -112,6 +112,7 @@ def read_spec(directory: Path | str, dtype: str = "auto", checkpoint: Checkpoint
     dtype = _compute_dtype(dtype, _packed_dtype(config) if packing else stored_dtype)
     layers, outer = _divide(config, checkpoint.directory, _all_tensors(contents))
     units = tuple(_unit_spec(name, tensors, dtype) for name, tensors in layers.items())
+    outer = [tensor.decoded if isinstance(tensor, _Packed) and tensor.by_rows else tensor for tensor in outer]
     return ModelSpec(
         directory=directory,
         name=directory.resolve().name,
@@ -260,6 +261,11 @@ class _Packed(StoredTensor):
     """A packed weight: dtype and shape once decoded, but the bytes that it has on disk, in tensors of these sizes."""
 
     parts: tuple[tuple[str, int], ...] = ()
+    by_rows: bool = False  # then it is decoded while it is loaded where it is resident
+
+    @property
+    def decoded(self) -> StoredTensor:
+        return StoredTensor(self.name, self.file, self.dtype, self.shape, self.offset, self.nbytes)
 
 
 def _all_tensors(contents: Contents) -> list[StoredTensor]:
@@ -268,7 +274,8 @@ def _all_tensors(contents: Contents) -> list[StoredTensor]:
     for weight in contents.packed.values():
         first, parts = weight.stand_in, tuple((role, tensor.nbytes) for role, tensor in weight.operands.items())
         nbytes = sum(nbytes for _, nbytes in parts)
-        packed.append(_Packed(weight.name, first.file, first.dtype, weight.shape, first.offset, nbytes, parts))
+        by_rows = weight.scheme.by_rows
+        packed.append(_Packed(weight.name, first.file, first.dtype, weight.shape, first.offset, nbytes, parts, by_rows))
     return [*contents.plain.values(), *packed]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from loaders.decoding.at_load import fill_decoded
 from loaders.decoding.hooks import decode_before_use, scratch_bytes
 from loaders.layout import Layout
 from loaders.reader import WeightReader
@@ -68,6 +69,7 @@ class Model:
         sources, outer_source = map_sources(skeleton, checkpoint)
         unit_bytes = [UnitBytes(unit.layout.nbytes, source) for unit, source in zip(units, (*sources, outer_source))]
         self._weights = UnitMemory(unit_bytes, (*tiers, Tier.DEVICE), slots, reader, memory, on_progress)
+        fill_decoded(skeleton, self._weights.resident[len(skeleton.units)])
         for index, buffer in self._weights.resident.items():
             units[index].bind(make_parameters(units[index].layout, buffer))
         self._hooks = list(self._add_hooks(skeleton.units))

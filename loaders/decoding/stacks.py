@@ -27,6 +27,12 @@ def decode_stack(packed: Packed, out: Tensor) -> None:
         one(member.scheme, {role: tensor[index] for role, tensor in packed.operands.items()}, weights[index])
 
 
+def decode_rows(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor) -> None:
+    """Decode some rows of one weight, on the device of `out`."""
+    fused = fused_kernels() if out.is_cuda else None
+    (fused or decode)(scheme, {role: tensor.to(out.device) for role, tensor in operands.items()}, out)
+
+
 @cache
 def fused_kernels() -> Fused | None:
     """Decoding by fused kernels where those work: they need triton, and triton needs a C compiler once."""
