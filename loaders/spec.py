@@ -301,7 +301,7 @@ def _divide(
     absent = next((number for number in range(count) if number not in stacks[stack]), None)
     if absent is not None:
         raise ModelFilesError(
-            f"{config_file(directory)}: it says {count} layers, but the files hold no tensor of layer "
+            f"{config_file(directory)} says {count} layers, but the files hold no tensor of layer "
             f"{absent}. The files are incomplete or of another model; download them again."
         )
     outer = [tensor for tensor in used if not tensor.name.startswith(stack)]

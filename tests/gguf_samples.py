@@ -124,6 +124,9 @@ def write_metadata(writer: Any, config: PretrainedConfig) -> None:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    for name in ("bos", "eos"):
+        if (token := getattr(config, f"{name}_token_id")) is not None:
+            writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
     if config.model_type != "phi3":
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
@@ -153,9 +156,6 @@ def write_tokenizer(writer: Any, directory: Path) -> None:
     writer.add_token_types([gguf.TokenType.CONTROL if t in special else gguf.TokenType.NORMAL for t in tokens])
     writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]])
     writer.add_add_bos_token(False)
-    writer.add_eos_token_id(tokenizer.eos_token_id)
-    if tokenizer.bos_token_id is not None:
-        writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_chat_template(tokenizer.chat_template)
 
 

@@ -104,7 +104,10 @@ def read_gguf(file: Path | str) -> GgufFile:
     metadata, tensors = _read_one(files[0])
     count = metadata.get("split.count", 1)
     if (count or 1) != len(files):
-        raise ModelFilesError(f"{files[0]}: it is one of {_short(count)} files, but its name says {len(files)}.")
+        raise ModelFilesError(
+            f"{files[0]}: it is one of {_short(count)} files, but its name says {len(files)}. "
+            "Give the files back the names they were downloaded by: …-00001-of-0000N.gguf."
+        )
     for number, other in enumerate(files[1:], start=1):
         more_metadata, more = _read_one(other)
         if more_metadata.get("split.no", number) != number:
@@ -314,7 +317,8 @@ def _opened(file: Path) -> Iterator[mmap.mmap]:
 
 def _short(value: Any) -> str:
     """A value out of the file, fit for one line."""
-    return f"{value!r:.60}" if not isinstance(value, str) or not value.isprintable() else value[:60]
+    plain = isinstance(value, str) and value and value.isprintable()
+    return str(value)[:60] if plain else repr(value)[:60]
 
 
 def _damaged(file: Path, fault: str) -> ModelFilesError:
