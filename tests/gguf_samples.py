@@ -5,6 +5,7 @@ shared with the code under test.
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -23,9 +24,10 @@ from tests.tiny_models import make_checkpoint
 
 gguf = pytest.importorskip("gguf", reason="GGUF files are written with the gguf package: pip install gguf")
 
+EXPERT = re.compile(r"\.experts\.(\d+)\.")
 Type = gguf.GGMLQuantizationType
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
-ARCHITECTURES = {"gemma3_text": "gemma3"}  # where GGUF has another name
+ARCHITECTURES = {"gemma3_text": "gemma3", "mixtral": "llama", "qwen3_moe": "qwen3moe"}  # where GGUF has another name
 SCALES = {"Q6_K": (208, 2), "Q4_K": (0, 4), "Q5_K": (0, 4), "Q4_1": (0, 4), "Q5_1": (0, 4)}  # where and how many bytes
 
 
@@ -47,9 +49,20 @@ def random_blocks(kind: str, shape: tuple[int, ...], spread: float, seed: str = 
     return stored.reshape(*shape[:-1], -1)
 
 
+def with_experts_stacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One tensor for all experts of a layer, under the name without their numbers."""
+    found: dict[str, dict[int, Tensor]] = {}
+    plain = {name: tensor for name, tensor in tensors.items() if not EXPERT.search(name)}
+    for name in tensors.keys() - plain.keys():
+        found.setdefault(EXPERT.sub(".experts.", name), {})[int(EXPERT.search(name)[1])] = tensors[name]
+    return plain | {name: torch.stack([by[i] for i in range(len(by))]) for name, by in sorted(found.items())}
+
+
 def as_stored(config: PretrainedConfig, name: str, tensor: Tensor) -> Tensor:
     """What the converter makes of a tensor: pairs of rows for Llama's queries and keys, Gemma's norms with 1 added."""
-    if (config.model_type == "llama" and ".q_proj." in name) or (config.model_type == "llama" and ".k_proj." in name):
+    if (config.model_type in ("llama", "mixtral") and ".q_proj." in name) or (
+        config.model_type in ("llama", "mixtral") and ".k_proj." in name
+    ):
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
     return tensor + 1 if "gemma" in config.model_type and name.endswith("norm.weight") else tensor
@@ -57,7 +70,7 @@ def as_stored(config: PretrainedConfig, name: str, tensor: Tensor) -> Tensor:
 
 def as_used(config: PretrainedConfig, name: str, tensor: Tensor) -> Tensor:
     """The way back."""
-    if config.model_type == "llama" and (".q_proj." in name or ".k_proj." in name):
+    if config.model_type in ("llama", "mixtral") and (".q_proj." in name or ".k_proj." in name):
         heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         return tensor.reshape(heads, -1, 2, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
     return tensor - 1 if "gemma" in config.model_type and name.endswith("norm.weight") else tensor
@@ -91,17 +104,21 @@ def write_gguf(
     if (source / "tokenizer.json").exists():
         write_tokenizer(writer, source)
     decoded = {}
-    for name, tensor in tensors.items():
+    for name, tensor in with_experts_stacked(tensors).items():
         base, _, leaf = name.rpartition(".")
         stored = as_stored(config, name, tensor.float()).numpy()
-        kind = kind_of(name) if tensor.dim() == 2 else "F32"
+        kind = "F32" if tensor.dim() == 1 or names.get_name(base).endswith("ffn_gate_inp") else kind_of(name)
         if kind.endswith("_K"):  # the package cannot pack these
             blocks = random_blocks(kind, stored.shape, float(stored.std()), name)
         else:
             blocks = gguf.quants.quantize(stored, Type[kind])
         writer.add_tensor(f"{names.get_name(base)}.{leaf}", blocks, raw_dtype=Type[kind])
         values = torch.from_numpy(gguf.quants.dequantize(blocks, Type[kind]).copy())
-        decoded[name] = as_used(config, name, values.view(tensor.shape)).contiguous()
+        values = as_used(config, name, values.view(tensor.shape)).contiguous()
+        if tensor.dim() < 3:
+            decoded[name] = values
+        for index, expert in enumerate(values if tensor.dim() == 3 else ()):
+            decoded[name.replace(".experts.", f".experts.{index}.")] = expert.clone()
     if config.rope_parameters.get("rope_type") == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_frequencies(config))
     writer.write_header_to_file()
@@ -124,6 +141,11 @@ def write_metadata(writer: Any, config: PretrainedConfig) -> None:
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if experts := getattr(config, "num_local_experts", None):
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        if config.model_type == "qwen3_moe":
+            writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     for name in ("bos", "eos"):
         if (token := getattr(config, f"{name}_token_id")) is not None:
             writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
@@ -201,6 +223,12 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[str], str]]] = {
     ),
     "qwen3": ("qwen3", {}, lambda name: "F16" if "v_proj" in name else "Q5_0"),
     "phi3": ("phi3", {"head_dim": 8}, lambda name: "Q4_0"),
+    "mixtral": ("mixtral", PLAIN, lambda name: "Q5_1" if ".w2." in name else "Q4_0"),
+    "qwen3 with experts": (
+        "qwen3_moe",
+        {**PLAIN, "norm_topk_prob": True, "moe_intermediate_size": 32},
+        lambda name: "Q8_0" if "down_proj" in name else "Q4_1",
+    ),
     "gemma2": (
         "gemma2",
         {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "query_pre_attn_scalar": 8},

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from loaders.decoding.hooks import scratch_bytes
 from loaders.errors import ModelFilesError
@@ -19,7 +18,7 @@ from offload_runtime import OffloadRuntime
 from offload_runtime.planning import DEMO_DRAFT, DEMO_TARGET
 from scheduler.plan import Tier
 from tests.gguf_samples import CASES, gguf_model, write_gguf
-from tests.tiny_models import PROMPT, greedy, perturbed, streaming_runtime
+from tests.tiny_models import PROMPT, greedy, perturbed, reference, streaming_runtime
 
 NEW_TOKENS = 24
 TREE = {"context_length": 96, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
@@ -50,7 +49,7 @@ def test_streamed_text_is_that_of_the_decoded_weights(case):
 def test_decoded_weights_are_the_package_s(case):
     """Every weight as its module finds it, bit for bit."""
     file = gguf_model(case)
-    expected = load_file(file.parent / "decoded" / "model.safetensors")
+    expected = reference(file.parent / "decoded").state_dict()
     found = {}
     options = {"device": "cpu", "dtype": "float32", "context_length": 32}
     with OffloadRuntime.from_pretrained(file, "none", **options) as runtime:

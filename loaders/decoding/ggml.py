@@ -71,7 +71,7 @@ def _nibbles(stored: Tensor, size: int = SUB) -> Tensor:
 
 
 def _add_bits(codes: Tensor, stored: Tensor, shifts: Iterable[int], mask: int) -> None:
-    """Or bits into uint8 codes [n, k × parts × 32]: those in `mask` of bytes [n, k × 32], shifted left for each part."""
+    """Or into uint8 codes [n, k × parts × 32] the bits in `mask` of bytes [n, k × 32], shifted left for each part."""
     words = _copied(stored).view(torch.int64).view(-1, SUB // 8)
     bits = torch.stack([words << shift if shift > 0 else words >> -shift for shift in shifts], dim=1)
     bits &= mask

@@ -43,6 +43,22 @@ PHI3 = {
     "ffn_up": "mlp.gate_up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Experts are one tensor here; the number of each stands in the place of the star.
+EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.*.gate_proj",
+    "ffn_up_exps": "mlp.experts.*.up_proj",
+    "ffn_down_exps": "mlp.experts.*.down_proj",
+}
+MIXTRAL = {
+    **ATTENTION,
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.*.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.*.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.*.w2",
+}
+QWEN3_EXPERTS = {**ATTENTION, **QK_NORMS, "ffn_norm": "post_attention_layernorm", **EXPERTS}
 IN_LAYER = re.compile(r"blk\.(\d{1,6})\.(\w+)\.(weight|bias)")
 OUTSIDE = re.compile(r"(\w+)\.(weight|bias)")
 
@@ -77,6 +93,27 @@ def _llama(metadata: Metadata) -> Config:
 
 def _qwen(metadata: Metadata) -> Config:
     return {"rope_parameters": rotations(metadata)}
+
+
+def _mixtral(metadata: Metadata) -> Config:
+    return {
+        "rope_parameters": rotations(metadata),
+        "sliding_window": None,
+        "num_local_experts": metadata.integer("expert_count"),
+        "num_experts_per_tok": metadata.integer("expert_used_count"),
+    }
+
+
+def _qwen3_experts(metadata: Metadata) -> Config:
+    return {
+        "rope_parameters": rotations(metadata),
+        "num_experts": metadata.integer("expert_count"),
+        "num_experts_per_tok": metadata.integer("expert_used_count"),
+        "moe_intermediate_size": metadata.integer("expert_feed_forward_length"),
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
 
 
 def _phi3(metadata: Metadata) -> Config:
@@ -145,20 +182,23 @@ FAMILIES = {
     "gemma2": Family("gemma2", "Gemma2ForCausalLM", GEMMA, _gemma2, norms_plus_one=True),
     "gemma3": Family("gemma3_text", "Gemma3ForCausalLM", {**GEMMA, **QK_NORMS}, _gemma3, norms_plus_one=True),
 }
+# Of the architectures in which some models are mixtures of experts, those that are.
+MIXTURES = {
+    "llama": Family("mixtral", "MixtralForCausalLM", MIXTRAL, _mixtral, paired=True),
+    "qwen3moe": Family("qwen3_moe", "Qwen3MoeForCausalLM", QWEN3_EXPERTS, _qwen3_experts),
+}
 
 
 def family_of(gguf: GgufFile) -> Family:
     """Raises UnsupportedModelError for an architecture that is not known, naming those that are."""
     name = gguf.get("general.architecture", str)
-    family = FAMILIES.get(name)
+    mixture = bool(gguf.metadata.get(f"{name}.expert_count"))
+    family = (MIXTURES if mixture else FAMILIES).get(name)
     if family is None:
         raise UnsupportedModelError(
-            f"{gguf.file}: models of the architecture {name[:40]!r} cannot be run from GGUF files; "
-            f"{', '.join(FAMILIES)} can. Use the original checkpoint in safetensors instead."
-        )
-    if gguf.metadata.get(f"{name}.expert_count"):
-        raise UnsupportedModelError(
-            f"{gguf.file}: mixtures of experts cannot be run from GGUF files. Use a checkpoint in safetensors instead."
+            f"{gguf.file}: models of the architecture {name[:40]!r}{' with experts' * mixture} cannot be run from GGUF "
+            f"files; {', '.join(FAMILIES)} can, and with experts {', '.join(MIXTURES)}. Use the original checkpoint in "
+            "safetensors instead."
         )
     return family
 
@@ -234,7 +274,17 @@ def model_tensors(gguf: GgufFile) -> dict[str, GgufTensor]:
                 "it the numbers would be others. Use the original checkpoint in safetensors instead."
             )
         less = 1.0 if family.norms_plus_one and leaf.endswith("norm") else 0.0
-        tensors[renamed] = tensor.as_part(renamed, pairs.get(leaf, 0), less)
+        if "*" not in renamed:
+            tensors[renamed] = tensor.as_part(renamed, pairs.get(leaf, 0), less)
+            continue
+        if tensor.values[0] != metadata.integer("expert_count") or len(tensor.values) != 3:
+            raise ModelFilesError(
+                f"{gguf.file}: {name} has shape {list(tensor.values)}, but must have [experts, outputs, inputs] for "
+                f"{metadata.integer('expert_count')} experts."
+            )
+        for index in range(tensor.values[0]):
+            expert = tensor.slice(renamed.replace("*", str(index)), index)
+            tensors[expert.name] = expert
     return tensors
 
 

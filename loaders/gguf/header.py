@@ -57,6 +57,12 @@ class GgufTensor(StoredTensor):
         """This tensor under the name the model has for it."""
         return replace(self, name=name, paired_heads=paired_heads, less=less)
 
+    def slice(self, name: str, index: int) -> GgufTensor:
+        """Number `index` of those that are stacked along the first dimension."""
+        nbytes = self.nbytes // self.values[0]
+        part = replace(self, name=name, shape=self.shape[1:], values=self.values[1:])
+        return replace(part, offset=self.offset + index * nbytes, nbytes=nbytes)
+
 
 @dataclass(frozen=True)
 class GgufArray:
