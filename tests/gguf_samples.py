@@ -89,7 +89,7 @@ def write_gguf(
     source: Path,
     target: Path,
     kind_of: Callable[[str], str],
-    **writer_options: Any,
+    sliding_window_pattern: int | list[bool] | None = None,
 ) -> Path:
     """Write `source` (a tiny checkpoint of ours) as one GGUF file, matrices in the kinds that `kind_of` says of them.
 
@@ -99,8 +99,10 @@ def write_gguf(
     architecture = ARCHITECTURES.get(config.model_type, config.model_type)
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
-    writer = gguf.GGUFWriter(target, architecture, **writer_options)
+    writer = gguf.GGUFWriter(target, architecture)
     write_metadata(writer, config)
+    if sliding_window_pattern is not None:
+        writer.add_sliding_window_pattern(sliding_window_pattern)
     if (source / "tokenizer.json").exists():
         write_tokenizer(writer, source)
     decoded = {}

@@ -116,6 +116,11 @@ REFUSED = {
         UnsupportedModelError,
         "scaling.type is 'magic'; linear and yarn",
     ),
+    "more scaling": (
+        lambda v, t: v.update({"llama.rope.scaling.yarn_log_multiplier": (0.1, F32)}),
+        UnsupportedModelError,
+        "rope.scaling.yarn_log_multiplier is not known of llama",
+    ),
     "rotated in part": (
         lambda v, t: v.update({"llama.rope.dimension_count": (4, U32)}),
         UnsupportedModelError,
@@ -180,3 +185,12 @@ def test_tensors_carry_what_decoding_undoes():
     }
     assert {name for name, tensor in gemma.items() if tensor.less} == {name for name in gemma if "norm.weight" in name}
     assert not any(tensor.less for tensor in llama.values()) and not any(t.paired_heads for t in gemma.values())
+
+
+def test_layers_that_slide_may_be_listed(tmp_path):
+    """In place of the number that most files state, or leave to the family."""
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    for pattern, layer_types in (([False, True, True], kinds), (3, ["sliding_attention"] * 2 + kinds[:1])):
+        source = make_checkpoint("gemma3_text", 2, False, {"layer_types": layer_types})
+        file = write_gguf(source, tmp_path / "m.gguf", lambda name: "F32", sliding_window_pattern=pattern)
+        assert read_config(file)["layer_types"] == layer_types

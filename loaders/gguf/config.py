@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.gguf.header import GgufFile, GgufTensor
+from loaders.gguf.header import GgufArray, GgufFile, GgufTensor, read_array
 from loaders.gguf.metadata import Metadata
 from loaders.gguf.rotations import factors, linear_or_yarn, rotations
 
@@ -146,7 +146,6 @@ def _gemma2(metadata: Metadata) -> Config:
 
 def _gemma3(metadata: Metadata) -> Config:
     """Only layers of full attention have their rotations scaled."""
-    layers, pattern = metadata.integer("block_count"), metadata.optional("attention.sliding_window_pattern")
     local = metadata.real("rope.freq_base_swa", 10_000.0)
     return {
         **_gemma(metadata, big=62),
@@ -155,7 +154,7 @@ def _gemma3(metadata: Metadata) -> Config:
             "sliding_attention": {"rope_type": "default", "rope_theta": local},
         },
         "final_logit_softcapping": metadata.optional("final_logit_softcapping"),
-        "layer_types": _alternating(layers, pattern if type(pattern) is int and pattern > 0 else 6),
+        "layer_types": _stated_layers(metadata, 6),
     }
 
 
@@ -165,9 +164,19 @@ def _gemma(metadata: Metadata, big: int) -> Config:
     is_big = metadata.integer("block_count") == big
     return {
         "query_pre_attn_scalar": width // heads if is_big else metadata.head_dim,
-        "sliding_window": metadata.integer("attention.sliding_window"),
+        "sliding_window": metadata.integer("attention.sliding_window", 4096 if metadata.prefix == "gemma2" else None),
         "hidden_activation": "gelu_pytorch_tanh",
     }
+
+
+def _stated_layers(metadata: Metadata, default: int) -> list[str]:
+    """Every so manyth layer has full attention; or the metadata say of each whether it slides."""
+    layers, pattern = metadata.integer("block_count"), metadata.optional("attention.sliding_window_pattern")
+    if not isinstance(pattern, GgufArray):
+        return _alternating(layers, metadata.integer("attention.sliding_window_pattern", default))
+    if pattern.count != layers:
+        raise ModelFilesError(f"{metadata.gguf.file}: {pattern.count} layers slide or not, but there are {layers}.")
+    return ["sliding_attention" if slides else "full_attention" for slides in read_array(pattern)]
 
 
 def _alternating(layers: int, every: int) -> list[str]:

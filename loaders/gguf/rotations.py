@@ -14,6 +14,7 @@ from loaders.safetensors_files import read_tensor_bytes
 # What Llama 3.1 and later ones are made with, besides the factor; files hold the outcome alone.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 MAX_FACTORS = 1 << 16
+SCALING = {"type", "factor", "original_context_length", "finetuned", "yarn_beta_fast", "yarn_beta_slow"}
 
 
 def rotations(metadata: Metadata, partial: bool = False) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def rotations(metadata: Metadata, partial: bool = False) -> dict[str, Any]:
 
 def linear_or_yarn(metadata: Metadata, default_theta: float) -> dict[str, Any]:
     """What the metadata alone say: nothing, or that rotations are slowed by a factor."""
+    _refuse_unknown_scaling(metadata)
     theta = metadata.real("rope.freq_base", default_theta)
     kind = metadata.optional("rope.scaling.type") or "none"
     if kind not in ("none", "linear", "yarn", "longrope"):
@@ -48,7 +50,23 @@ def linear_or_yarn(metadata: Metadata, default_theta: float) -> dict[str, Any]:
     parameters = {"rope_type": kind, "rope_theta": theta, "factor": metadata.real("rope.scaling.factor")}
     if kind == "yarn":
         parameters["original_max_position_embeddings"] = metadata.integer("rope.scaling.original_context_length")
+        parameters |= {
+            name: metadata.real(f"rope.scaling.yarn_{name}")
+            for name in ("beta_fast", "beta_slow")
+            if metadata.optional(f"rope.scaling.yarn_{name}") is not None
+        }
     return parameters
+
+
+def _refuse_unknown_scaling(metadata: Metadata) -> None:
+    """A value left unread would give other numbers."""
+    start = f"{metadata.prefix}.rope.scaling."
+    names = {key.removeprefix(start) for key in metadata.gguf.metadata if key.startswith(start)}
+    if unknown := sorted(names - (SCALING | {"attn_factor"} if metadata.prefix == "phi3" else SCALING)):
+        raise UnsupportedModelError(
+            f"{metadata.gguf.file}: {start}{unknown[0][:60]} is not known of {metadata.prefix} models. "
+            "Use the original checkpoint in safetensors instead."
+        )
 
 
 def factors(gguf: GgufFile, name: str) -> list[float]:
