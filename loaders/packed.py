@@ -29,7 +29,7 @@ from loaders.safetensors_files import StoredTensor, read_tensor_bytes
 class Packed:
     """One parameter, decoded from `members`: one weight, or several of one shape and scheme, one after the other.
 
-    `operands` holds the stored tensors' views by role, [members, …] where there are several; binding a unit sets them.
+    `operands` holds the stored tensors' views by role, [members, …] where they are stacked; binding a unit sets them.
     """
 
     shape: tuple[int, ...]
@@ -38,9 +38,23 @@ class Packed:
     operands: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def stacked(self) -> bool:
+        """Whether the weights of single experts are stacked."""
+        return len(self.shape) > len(self.members[0].shape)
+
+    @property
     def uniform(self) -> bool:
         """Whether all members are decoded alike, so that it can be done for all at once."""
         return all(member.scheme == self.scheme for member in self.members)
+
+    @property
+    def experts(self) -> int:
+        """How many experts the parameter holds, as its first dimension; 0 where it is a plain matrix."""
+        return self.shape[0] if len(self.shape) == 3 else 0
+
+    def members_of(self, parameter: Tensor) -> Tensor:
+        """The parameter apart by its members, where they are stacked: [members, outputs, inputs]."""
+        return parameter.view(len(self.members), *self.members[0].shape) if self.stacked else parameter
 
     def stored(self, role: str) -> tuple[StoredTensor, ...]:
         return tuple(member.operands[role] for member in self.members)
@@ -51,7 +65,7 @@ class Packed:
 
     def tensors(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
         """Role, shape and dtype of what the buffer holds in place of the parameter."""
-        stack = (len(self.members),) if len(self.members) > 1 else ()
+        stack = (len(self.members),) if self.stacked else ()
         return [
             (role, stack + tensor.shape, TORCH_DTYPES[tensor.dtype])
             for role, tensor in self.members[0].operands.items()
@@ -59,7 +73,7 @@ class Packed:
 
     def view(self, memory: Tensor) -> Tensor:
         """The parameter [shape] in `memory` (flat, its dtype), in the order in which decoding writes it."""
-        if self.scheme.input_major and len(self.members) == 1:
+        if self.scheme.input_major and not self.stacked:
             *rest, outputs, inputs = self.shape
             return memory.view(*rest, inputs, outputs).mT
         return memory.view(self.shape)
@@ -103,6 +117,11 @@ def _packed(
         position += size
     if position != math.prod(shape):
         raise UnsupportedModelError(f"{parts[0].stored.file}: only parts of {target} are packed: {first.name}, …")
+    if len(members) > 1 and (len(shape) != len(first.shape) + 1 or len(members) % shape[0]):
+        raise UnsupportedModelError(
+            f"{parts[0].stored.file}: {target} {list(shape)} is made of {len(members)} packed weights, which are no "
+            f"whole number for each expert: {first.name}, …"
+        )
     return Packed(shape, first.scheme, tuple(members))
 
 

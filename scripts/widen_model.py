@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
 from offload_runtime.command_line import run_command
-from offload_runtime.errors import UsageError
+from offload_runtime.errors import UnsupportedModelError, UsageError
 from offload_runtime.options import whole_number
 from offload_runtime.planning import DEMO_TARGET
 
@@ -77,9 +77,13 @@ def widen(
     from loaders.random_checkpoint import RandomValues
     from loaders.spec import read_config, read_spec
 
-    config = read_config(source)
+    config, spec = read_config(source), read_spec(source)
+    if spec.decode_bytes:
+        raise UnsupportedModelError(
+            f"{source}: the weights are packed ({spec.stored_dtype}); only plain ones can be used."
+        )
     placement = Placement(Shape.of(config), shape)
-    dtype = dtype or getattr(torch, read_spec(source).dtype)
+    dtype = dtype or getattr(torch, spec.dtype)
     kinds, stored = _stored_layers(placement, idle_layers)
     wide_config = _wide_config(config, placement, dtype)
     weights = WideWeights(placement, _small_weights(source), kinds, dtype, RandomValues(dtype, seed))

@@ -100,6 +100,22 @@ CASES: dict[str, tuple[str, Callable[[Tensor], Packed], dict[str, Any]]] = {
         compressed_config("pack-quantized", **{**INTEGERS, "symmetric": False}),
     ),
 }
+# Every matrix packed, which takes in embeddings and heads: two tensors, and one that is tied.
+WHOLE = {
+    "gptq, head too": ("llama", partial(gptq, order="none"), gptq_config(lm_head=True), ("lm_head.weight",)),
+    "int4, embedding and head too": (
+        "llama",
+        words,
+        compressed_config("pack-quantized", **INTEGERS),
+        ("lm_head.weight", "embed_tokens.weight"),
+    ),
+    "int8, tied embedding too": (
+        "qwen2",
+        int8,
+        compressed_config("int-quantized", type="int", num_bits=8, strategy="channel"),
+        ("embed_tokens.weight",),
+    ),
+}
 _LEAVES = {
     "gpt_oss": ("experts.gate_up_proj", "experts.down_proj"),
     "mixtral": ("proj.weight", "w1.weight", "w2.weight", "w3.weight"),
@@ -109,8 +125,8 @@ _LEAVES = {
 @cache
 def packed_model(case: str) -> Path:
     """Directory of a packed model, made at the first call; under "decoded" is what it must equal."""
-    architecture, pack, config = CASES[case]
-    leaves = _LEAVES.get(architecture, ("proj.weight",))
+    architecture, pack, config, *others = WHOLE.get(case) or CASES[case]
+    leaves = (*_LEAVES.get(architecture, ("proj.weight",)), *(other for leaves in others for other in leaves))
     source = checkpoint(architecture)
     directory = Path(tempfile.mkdtemp(dir=source.parent)) / "packed"
-    return rewrite(source, directory, lambda name: ".layers." in name and name.endswith(leaves), pack, config)
+    return rewrite(source, directory, lambda name: name.endswith(leaves), pack, config)

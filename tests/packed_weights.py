@@ -56,6 +56,8 @@ CASES: dict[str, tuple[Callable[[Tensor], Packed], dict[str, Any]]] = {
         partial(fp8, block=(16, 32), dtype=torch.float32, name="weight_scale_inv"),
         fp8_config(16, 32),
     ),
+    "fp8 tensor": (partial(fp8, block=(40, 96), dtype=torch.float32), {"quant_method": "fp8"}),
+    "fp8 rows": (partial(fp8, block=(1, 96), dtype=torch.float32), {"quant_method": "fbgemm_fp8"}),
     "bitsandbytes int8": (bitsandbytes_int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
     "nf4": (partial(nf4, dtype="float16"), BNB4),
     "nf4 nested": (partial(nf4, nested=7), BNB4),

@@ -44,6 +44,19 @@ def test_stacks_are_decoded_in_one_launch(case):
         assert torch.equal(out[index].cpu(), expected)
 
 
+@pytest.mark.parametrize("case", ["awq", "words 4", "fp8 blocks", "nf4", "MXFP4"])
+def test_experts_that_are_not_chosen_are_left_alone(case):
+    scheme, stored, shape, _ = packed_weight(case)
+    operands = {role: tensor.to(DEVICE) for role, tensor in stored.items()}
+    if len(shape) == 2:  # two members for each of three experts
+        operands = {role: torch.stack([tensor] * 6) for role, tensor in operands.items()}
+        shape = (6, *shape)
+    out = torch.full(shape, torch.nan, device=DEVICE)
+    decode_fused(scheme, operands, out, torch.tensor([1, 0, 1], dtype=torch.uint8, device=DEVICE))
+    first, left_out, last = out.chunk(3)
+    assert left_out.isnan().all() and not first.isnan().any() and not last.isnan().any()
+
+
 def test_another_order_of_nibbles_shows():
     """The control."""
     scheme, operands, shape, decoded = packed_weight("gptq")

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from loaders.decoding.plain import decode
 from loaders.errors import ModelFilesError, OffloadError, UnsupportedModelError
 from loaders.formats import METHODS, read_format
+from loaders.formats.schemes import Scaled
 from loaders.formats.weights import told_apart
-from loaders.safetensors_files import read_checkpoint, read_header
+from loaders.safetensors_files import STORED_ITEMSIZE, Checkpoint, read_checkpoint, read_header
 from loaders.skeleton import build_skeleton
 from loaders.sources import map_sources
 from loaders.spec import read_spec
-from tests.packed_models import CASES, compressed_config, gptq_config, packed_model
+from tests.packed_models import compressed_config, gptq_config, packed_model
 from tests.packed_samples import gptq, rewrite
 from tests.packed_weights import NAME, WEIGHTS, packed_weight
 from tests.tiny_models import checkpoint
@@ -71,6 +75,25 @@ def test_what_the_libraries_wrote_decodes_as_they_decode_it(case, tmp_path):
     assert len(told_apart(packing, read_checkpoint(tmp_path)).plain) == 0
 
 
+def test_mxfp4_decodes_as_transformers_decodes_it():
+    scheme, operands, shape, _ = packed_weight("MXFP4")
+    expected = convert_moe_packed_tensors(operands["blocks"], operands["scales"])
+    assert scheme.input_major and expected.shape == shape  # it turns the experts round, too
+    out = torch.empty(shape, dtype=torch.bfloat16)
+    decode(scheme, operands, out)
+    assert torch.equal(out.view(torch.int16), expected.contiguous().view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_blocks_decode_as_transformers_decodes_them(dtype):
+    """Which knows whole blocks only."""
+    stored = torch.randn(48, 64).to(torch.float8_e4m3fn)
+    scale = torch.rand(3, 2)
+    out = torch.empty(48, 64, dtype=dtype)
+    decode(Scaled(16, 32, in_float32=True), {"weight": stored, "weight_scale": scale}, out)
+    assert torch.equal(out, Fp8Dequantize(None)._dequantize_one(stored, scale, dtype))
+
+
 def test_float8_that_is_no_number_stays_none():
     scheme, operands, shape, _ = packed_weight("fp8 blocks")
     weight = operands["weight"].clone()
@@ -89,6 +112,7 @@ def test_float8_that_is_no_number_stays_none():
         ({"quant_method": "awq", "bits": 3}, "bits is 3; 4 can be run"),
         ({"quant_method": "awq", "bits": True}, "bits is True"),
         ({"quant_method": "awq", "version": "gemv"}, "version is 'gemv'; gemm, GEMM can be run"),
+        ({"quant_method": "awq", "checkpoint_format": "gemv"}, "checkpoint_format is 'gemv'; gemm can be run"),
         ({"quant_method": "awq", "zero_point": False}, "zero_point is False"),
         ({"quant_method": "awq", "group_size": 0}, "group_size is 0"),
         ({"quant_method": "awq", "group_size": "128"}, "group_size is '128'"),
@@ -348,15 +372,45 @@ def test_damaged_states_are_refused(changed, case):
     assert refused > len(texts) / 2
 
 
-def read_everything(directory):
-    read_spec(directory)
-    map_sources(build_skeleton(directory, torch.float32, "cpu", "eager"), read_checkpoint(directory))
+def mutated(tensors, generator):
+    """One tensor gone, renamed, of another shape or of another dtype: as headers of damaged or foreign files say."""
+    name = generator.choice(sorted(tensors))
+    tensor = tensors.pop(name)
+    shape = list(tensor.shape) or [1]
+    shape[generator.randrange(len(shape))] = generator.choice([0, 1, 7, shape[0] + 1, 2 * shape[-1], 2**40])
+    dtype = generator.choice(sorted(STORED_ITEMSIZE))
+    change = generator.choice(["gone", "shape", "dtype", "rank", "name"])
+    if change == "shape":
+        tensors[name] = replace(tensor, shape=tuple(shape))
+    elif change == "dtype":
+        tensors[name] = replace(tensor, dtype=dtype)
+    elif change == "rank":
+        tensors[name] = replace(tensor, shape=generator.choice([(), (*shape, 1), tuple(shape[:1])]))
+    elif change == "name":
+        other = f"{name.rpartition('.')[0]}.{generator.choice(['qweight', 'scales', 'weight', 'weight_scale', 'x'])}"
+        tensors[other] = replace(tensor, name=other)
+    return f"{change} of {name}"
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_nothing_is_refused_that_is_right(case):
-    """The control."""
-    read_everything(packed_model(case))
+@pytest.mark.parametrize("case", ["awq", "gptq in order of activations", "int4 groups", "FP8 blocks", "nf4", "MXFP4"])
+def test_headers_that_contradict_are_understood_or_refused(case):
+    """Never anything but our own error, whichever tensor it is that is wrong."""
+    directory, generator, refused = packed_model(case), random.Random(1), 0
+    for _ in range(25):
+        tensors = dict(read_checkpoint(directory).tensors)
+        what, checkpoint = mutated(tensors, generator), Checkpoint(directory, tensors)
+        try:
+            read_everything(directory, checkpoint)
+        except OffloadError as error:
+            refused += 1
+            assert len(str(error)) > 20, what
+    assert refused > 15
+
+
+def read_everything(directory, checkpoint=None):
+    checkpoint = checkpoint or read_checkpoint(directory)
+    read_spec(directory, "auto", checkpoint)
+    map_sources(build_skeleton(directory, torch.float32, "cpu", "eager", checkpoint), checkpoint)
 
 
 def test_matrices_that_are_used_transposed_are_refused(tmp_path):

@@ -22,6 +22,9 @@ KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], Matrix], None]] = {
 }
 
 
-def decode_fused(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor) -> None:
-    """Decode one weight, or several of one shape stacked [members, …], into `out`, in one launch."""
-    KERNELS[type(scheme)](scheme, operands, Matrix.of(out if out.dim() > 1 else out[:, None]))
+def decode_fused(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor, hits: Tensor | None = None) -> None:
+    """Decode one weight, or several of one shape stacked [members, …], into `out`, in one launch.
+
+    hits: uint8 [experts], each of as many members: those of experts where it is 0 are left out.
+    """
+    KERNELS[type(scheme)](scheme, operands, Matrix.of(out if out.dim() > 1 else out[:, None], hits))

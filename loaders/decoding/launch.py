@@ -44,19 +44,25 @@ class Matrix:
     rows: int
     columns: int
     strides: tuple[int, int, int]  # between matrices, rows and columns, in values
+    hits: Tensor | None = None  # uint8, one for each so many matrices: those where it is 0 are left out
 
     @classmethod
-    def of(cls, out: Tensor) -> Matrix:
+    def of(cls, out: Tensor, hits: Tensor | None) -> Matrix:
         """out [..., rows, columns] with at most one stack dimension."""
         stack = out if out.dim() == 3 else out[None]
         count, rows, columns = stack.shape
-        return cls(out, count, rows, columns, (stack.stride(0), stack.stride(1), stack.stride(2)))
+        return cls(out, count, rows, columns, (stack.stride(0), stack.stride(1), stack.stride(2)), hits)
+
+    @property
+    def per_hit(self) -> int:
+        """Matrices for each of `hits`; 0 where all are wanted."""
+        return 0 if self.hits is None else self.count // len(self.hits)
 
     @property
     def turned(self) -> Matrix:
         """The same, transposed."""
         stack, row, column = self.strides
-        return Matrix(self.tensor, self.count, self.columns, self.rows, (stack, column, row))
+        return Matrix(self.tensor, self.count, self.columns, self.rows, (stack, column, row), self.hits)
 
 
 def grid(matrix: Matrix) -> tuple[int, int, int]:

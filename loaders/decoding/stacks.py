@@ -1,4 +1,4 @@
-"""Decodes a parameter, which one weight makes up, or several on top of each other."""
+"""Decodes a parameter, which one weight makes up, or several on top of each other, for the experts of a layer."""
 
 from __future__ import annotations
 
@@ -13,18 +13,46 @@ from loaders.decoding.plain import decode
 from loaders.formats.schemes import Scaled, Scheme
 from loaders.packed import Packed
 
-Fused = Callable[[Scheme, Mapping[str, Tensor], Tensor], None]
+Fused = Callable[..., None]
 
 
-def decode_stack(packed: Packed, out: Tensor) -> None:
-    """Decode `packed.operands`, which must be bound, into `out` [packed.shape], on their device."""
-    fused, count = fused_kernels() if out.is_cuda else None, len(packed.members)
-    one, weights = fused or decode, out if count == 1 else out.view(count, *packed.members[0].shape)
-    if count == 1 or (fused and packed.uniform):
-        one(packed.scheme, packed.operands, weights)
+def decode_stack(packed: Packed, out: Tensor, chosen: Tensor | None = None) -> None:
+    """Decode `packed.operands`, which must be bound, into `out` [packed.shape], on their device.
+
+    chosen: numbers of experts, any integer tensor, where `out` is [experts, …]: others may be left as they are.
+    """
+    fused = fused_kernels() if out.is_cuda else None
+    if fused and packed.uniform:
+        hits = None if chosen is None else _hits(chosen, packed.experts)
+        fused(packed.scheme, packed.operands, packed.members_of(out), hits)
         return
-    for index, member in enumerate(packed.members):
-        one(member.scheme, {role: tensor[index] for role, tensor in packed.operands.items()}, weights[index])
+    one = fused or decode
+    if not packed.experts:
+        one(packed.scheme, packed.operands, out)
+        return
+    for expert in range(packed.experts) if chosen is None or out.is_cuda else _numbers(chosen, packed.experts):
+        _decode_expert(one, packed, out, expert)
+
+
+def _decode_expert(one: Fused, packed: Packed, out: Tensor, expert: int) -> None:
+    if not packed.stacked:
+        part = slice(expert, expert + 1)
+        one(packed.scheme, {role: tensor[part] for role, tensor in packed.operands.items()}, out[part])
+        return
+    weights, members = packed.members_of(out), len(packed.members) // packed.experts
+    for index in range(expert * members, (expert + 1) * members):
+        operands = {role: tensor[index] for role, tensor in packed.operands.items()}
+        one(packed.members[index].scheme, operands, weights[index])
+
+
+def _hits(chosen: Tensor, experts: int) -> Tensor:
+    """One for each expert that is chosen; nothing waits for the device."""
+    hits = torch.zeros(experts, dtype=torch.uint8, device=chosen.device)
+    return hits.index_fill_(0, chosen.flatten().clamp(0, experts - 1).to(torch.int64), 1)
+
+
+def _numbers(chosen: Tensor, experts: int) -> list[int]:
+    return [number for number in chosen.unique().tolist() if 0 <= number < experts]
 
 
 def decode_rows(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor) -> None:

@@ -24,13 +24,16 @@ def _from_fp8(codes):
 
 @triton.jit
 def _scaled(
-    weight_at, zeros_at, scales_at, out_at,
+    weight_at, zeros_at, scales_at, out_at, hits_at,
     rows, columns, scale_rows, scale_columns, scales_per_row,
     weight_size, zeros_size, scales_size, out_size, out_row, out_column, factor,
     IS_FP8: tl.constexpr, HAS_ZEROS: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    KEPT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    KEPT: tl.constexpr, PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     matrix = tl.program_id(2).to(tl.int64)
+    if PER_HIT > 0:  # noqa: SIM102
+        if tl.load(hits_at + matrix // PER_HIT) == 0:
+            return
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
     column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
     inside = (row < rows) & (column < columns)
@@ -49,10 +52,13 @@ def _scaled(
 
 @triton.jit
 def _mxfp4(
-    blocks_at, scales_at, out_at, rows, columns, out_size, out_row, out_column,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    blocks_at, scales_at, out_at, hits_at, rows, columns, out_size, out_row, out_column,
+    PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     matrix = tl.program_id(2).to(tl.int64)
+    if PER_HIT > 0:  # noqa: SIM102
+        if tl.load(hits_at + matrix // PER_HIT) == 0:
+            return
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
     column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
     inside = (row < rows) & (column < columns)
@@ -69,11 +75,14 @@ def _mxfp4(
 
 @triton.jit
 def _codebook(
-    weight_at, table_at, scales_at, out_at,
+    weight_at, table_at, scales_at, out_at, hits_at,
     rows, columns, block, scales_size, out_size, out_row, out_column,
-    KEPT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    KEPT: tl.constexpr, PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     matrix = tl.program_id(2).to(tl.int64)
+    if PER_HIT > 0:  # noqa: SIM102
+        if tl.load(hits_at + matrix // PER_HIT) == 0:
+            return
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
     column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
     inside = (row < rows) & (column < columns)
@@ -96,6 +105,7 @@ def scaled(scheme: Scaled, operands: Mapping[str, Tensor], out: Matrix) -> None:
         no_tensor(zeros, weight),
         scales,
         out.tensor,
+        no_tensor(out.hits, out.tensor),
         out.rows,
         out.columns,
         scheme.rows,
@@ -108,13 +118,24 @@ def scaled(scheme: Scaled, operands: Mapping[str, Tensor], out: Matrix) -> None:
         HAS_ZEROS=zeros is not None,
         HAS_FACTOR=scheme.factor != 1,
         KEPT=tl.float32 if scheme.in_float32 else DTYPES[scales.dtype],
+        PER_HIT=out.per_hit,
         **BLOCK,
     )
 
 
 def mxfp4(scheme: Mxfp4, operands: Mapping[str, Tensor], out: Matrix) -> None:
     out = out.turned
-    _mxfp4[grid(out)](operands["blocks"], operands["scales"], out.tensor, out.rows, out.columns, *out.strides, **BLOCK)
+    _mxfp4[grid(out)](
+        operands["blocks"],
+        operands["scales"],
+        out.tensor,
+        no_tensor(out.hits, out.tensor),
+        out.rows,
+        out.columns,
+        *out.strides,
+        PER_HIT=out.per_hit,
+        **BLOCK,
+    )
 
 
 def codebook(scheme: Codebook, operands: Mapping[str, Tensor], out: Matrix) -> None:
@@ -124,11 +145,13 @@ def codebook(scheme: Codebook, operands: Mapping[str, Tensor], out: Matrix) -> N
         operands["weight.quant_map"],
         scales,
         out.tensor,
+        no_tensor(out.hits, out.tensor),
         out.rows,
         out.columns,
         scheme.block,
         member_size(scales, out.count),
         *out.strides,
         KEPT=DTYPES[getattr(torch, scheme.dtype)],
+        PER_HIT=out.per_hit,
         **BLOCK,
     )

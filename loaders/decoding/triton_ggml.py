@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loaders.decoding.launch import BLOCK, Matrix, grid, member_size, store
+from loaders.decoding.launch import BLOCK, Matrix, grid, member_size, no_tensor, store
 from loaders.formats.schemes import Ggml
 from loaders.gguf.types import BLOCKS
 
@@ -69,11 +69,14 @@ def _six_bits(bytes_at, halves_at, at, i, inside):
 
 @triton.jit
 def _decode(
-    stored_at, halves_at, out_at, rows, columns, pairs, less, row_size, out_size, out_row, out_column,
-    KIND: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCK_BYTES: tl.constexpr,
-    PAIRED: tl.constexpr, HAS_LESS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    stored_at, halves_at, out_at, hits_at, rows, columns, pairs, less, row_size, out_size, out_row, out_column,
+    KIND: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCK_BYTES: tl.constexpr, PAIRED: tl.constexpr,
+    HAS_LESS: tl.constexpr, PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     matrix = tl.program_id(2).to(tl.int64)
+    if PER_HIT > 0:  # noqa: SIM102
+        if tl.load(hits_at + matrix // PER_HIT) == 0:
+            return
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
     column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
     inside = (row < rows) & (column < columns)
@@ -105,6 +108,7 @@ def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: Matrix) -> None:
         stored,
         stored.view(torch.float16) if per_block > 1 else stored,
         out.tensor,
+        no_tensor(out.hits, stored),
         out.rows,
         out.columns,
         out.rows // scheme.paired_heads // 2 if scheme.paired_heads else 1,
@@ -116,5 +120,6 @@ def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: Matrix) -> None:
         BLOCK_BYTES=block_bytes,
         PAIRED=scheme.paired_heads > 0,
         HAS_LESS=scheme.less != 0,
+        PER_HIT=out.per_hit,
         **BLOCK,
     )

@@ -21,17 +21,20 @@ AWQ, GPTQ, WORDS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 @triton.jit
 def _decode(
-    words_at, zeros_at, scales_at, groups_at, out_at,
+    words_at, zeros_at, scales_at, groups_at, out_at, hits_at,
     rows, columns, group_size, scale_columns,
     words_size, zeros_size, scales_size, groups_size, out_size, out_row, out_column,
     LAYOUT: tl.constexpr, BITS: tl.constexpr, HAS_ZEROS: tl.constexpr, LESS_ONE: tl.constexpr, ORDERED: tl.constexpr,
-    KEPT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    KEPT: tl.constexpr, PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A block of one matrix: rows are inputs and columns outputs, but for WORDS, where it is the other way round."""
     PER_WORD: tl.constexpr = 32 // BITS
     MASK: tl.constexpr = (1 << BITS) - 1
     ONES: tl.constexpr = 0x11111111 if BITS == 4 else 0x01010101
     matrix = tl.program_id(2).to(tl.int64)
+    if PER_HIT > 0:  # noqa: SIM102
+        if tl.load(hits_at + matrix // PER_HIT) == 0:
+            return
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
     column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
     inside = (row < rows) & (column < columns)
@@ -108,6 +111,7 @@ def _launch(
         scales,
         no_tensor(order, words),
         out.tensor,
+        no_tensor(out.hits, out.tensor),
         out.rows,
         out.columns,
         group_size,
@@ -120,5 +124,6 @@ def _launch(
         LESS_ONE=less_one,
         ORDERED=order is None,
         KEPT=DTYPES[scales.dtype],
+        PER_HIT=out.per_hit,
         **BLOCK,
     )

@@ -21,6 +21,7 @@ METHODS: dict[str, Callable[[Settings], Format]] = {
     "awq": AwqFormat.read,
     "bitsandbytes": bitsandbytes.read,
     "compressed-tensors": CompressedFormat.read,
+    "fbgemm_fp8": Fp8Format.read_fbgemm,
     "fp8": Fp8Format.read,
     "gguf": GgufFormat.read,
     "gptq": GptqFormat.read,

@@ -20,6 +20,7 @@ class AwqFormat:
     def read(cls, settings: Settings) -> AwqFormat:
         settings.choice("bits" if "bits" in settings.values else "w_bit", (4,), 4)
         settings.choice("version", ("gemm", "GEMM"), "gemm")
+        settings.choice("checkpoint_format", ("gemm",), settings.choice("format", ("gemm",), "gemm"))
         settings.choice("zero_point", (True,), True)
         return cls(settings.group_size(128))
 

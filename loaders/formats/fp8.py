@@ -1,4 +1,4 @@
-"""FP8 in blocks, as DeepSeek and Qwen store it: weight e4m3 and weight_scale_inv, one scale for 128 × 128 values."""
+"""FP8 (e4m3) with a scale for each block, as DeepSeek and Qwen store it, for each row (fbgemm), or for each tensor."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from loaders.formats.schemes import Scaled
 from loaders.formats.weights import PackedWeight, Settings, Tensors, base_names, matrix, take
 
 SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0")
+LEAVES = (".weight_scale_inv", ".weight_scale")  # both are multiplied by
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Fp8Format:
-    """`block` is None where a weight has one scale."""
+    """`block` is None where a weight has one scale, or one for each of its rows."""
 
     block: tuple[int, int] | None
+    by_row: bool = False
     label: str = "FP8"
 
     @classmethod
@@ -28,15 +31,22 @@ class Fp8Format:
             raise settings.unsupported(f"weight_block_size is {block!r:.80}; two positive numbers can be run")
         return cls((block[0], block[1]))
 
+    @classmethod
+    def read_fbgemm(cls, settings: Settings) -> Fp8Format:
+        return cls(None, by_row=True)
+
     def weights(self, tensors: Tensors) -> Iterator[PackedWeight]:
-        for base in base_names(tensors, ".weight_scale_inv"):
-            weight = take(tensors, f"{base}.weight", ["F8_E4M3"], because=f" for {base}.weight_scale_inv")
-            outputs, inputs = matrix(weight)
-            rows, columns = self.block or (outputs, inputs)
-            shape = (-(-outputs // rows), -(-inputs // columns))
-            shapes = [shape] if self.block else [(1, 1), (1,), ()]
-            scale = take(
-                tensors, f"{base}.weight_scale_inv", SCALE_DTYPES, *shapes, because=f" for blocks of {rows} × {columns}"
-            )
-            scheme = Scaled(rows, columns, in_float32=True)
-            yield PackedWeight(f"{base}.weight", (outputs, inputs), scheme, {"weight": weight, "weight_scale": scale})
+        for leaf in LEAVES:
+            for base in base_names(tensors, leaf):
+                yield self._weight(tensors, base, leaf)
+
+    def _weight(self, tensors: Tensors, base: str, leaf: str) -> PackedWeight:
+        weight = take(tensors, f"{base}.weight", ["F8_E4M3"], because=f" for {base}{leaf}")
+        outputs, inputs = matrix(weight)
+        rows, columns = self.block or (1 if self.by_row else outputs, inputs)
+        shapes: list[Shape] = [(-(-outputs // rows), -(-inputs // columns))]
+        if not self.block:
+            shapes += [(outputs,)] if self.by_row else [(1,), ()]
+        scale = take(tensors, base + leaf, SCALE_DTYPES, *shapes, because=f" for blocks of {rows} × {columns}")
+        scheme = Scaled(rows, columns, in_float32=True)
+        return PackedWeight(f"{base}.weight", (outputs, inputs), scheme, {"weight": weight, "weight_scale": scale})

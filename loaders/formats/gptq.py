@@ -17,6 +17,8 @@ from loaders.formats.weights import (
     take,
 )
 
+VERSIONS = ("gptq", "gptq_v2")
+
 
 @dataclass(frozen=True)
 class GptqFormat:
@@ -30,7 +32,7 @@ class GptqFormat:
 
     @classmethod
     def read(cls, settings: Settings) -> GptqFormat:
-        version = settings.choice("checkpoint_format", ("gptq", "gptq_v2"), "gptq")
+        version = settings.choice("checkpoint_format", VERSIONS, settings.choice("format", VERSIONS, "gptq"))
         if settings.values.get("is_marlin_format"):
             raise settings.unsupported("is_marlin_format is set; only gptq and gptq_v2 can be run")
         if settings.values.get("dynamic"):
