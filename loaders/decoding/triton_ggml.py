@@ -21,19 +21,24 @@ from loaders.gguf.types import BLOCKS
 @triton.jit
 def _small_block(bytes_at, halves_at, at, i, inside, KIND: tl.constexpr):
     """Value i of a block of 32, which begins at byte `at`."""
-    scale = tl.load(halves_at + at // 2, inside, 0.0).to(tl.float32)
-    if KIND == "Q8_0":
-        return tl.load(bytes_at + at + 2 + i, inside, 0).to(tl.int8, bitcast=True).to(tl.float32) * scale
     HAS_MINIMUM: tl.constexpr = KIND == "Q4_1" or KIND == "Q5_1"
     HAS_FIFTH: tl.constexpr = KIND == "Q5_0" or KIND == "Q5_1"
     BITS_AT: tl.constexpr = 4 if HAS_MINIMUM else 2
     NIBBLES_AT: tl.constexpr = BITS_AT + (4 if HAS_FIFTH else 0)
-    number = (tl.load(bytes_at + at + NIBBLES_AT + i % 16, inside, 0).to(tl.int32) >> (i // 16 * 4)) & 15
+    if KIND == "Q8_0":
+        number = tl.load(bytes_at + at + 2 + i, inside, 0).to(tl.int8, bitcast=True).to(tl.int32)
+    else:
+        number = (tl.load(bytes_at + at + NIBBLES_AT + i % 16, inside, 0).to(tl.int32) >> (i // 16 * 4)) & 15
     if HAS_FIFTH:
         number |= ((tl.load(bytes_at + at + BITS_AT + i // 8, inside, 0).to(tl.int32) >> (i % 8)) & 1) << 4
+    if KIND == "Q4_0":
+        number -= 8
+    if KIND == "Q5_0":
+        number -= 16
+    value = number.to(tl.float32) * tl.load(halves_at + at // 2, inside, 0.0).to(tl.float32)
     if HAS_MINIMUM:
-        return number.to(tl.float32) * scale + tl.load(halves_at + at // 2 + 1, inside, 0.0).to(tl.float32)
-    return (number - (16 if HAS_FIFTH else 8)).to(tl.float32) * scale
+        value += tl.load(halves_at + at // 2 + 1, inside, 0.0).to(tl.float32)
+    return value
 
 
 @triton.jit
