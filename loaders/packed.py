@@ -53,8 +53,8 @@ class Packed:
         return self.shape[0] if len(self.shape) == 3 else 0
 
     def members_of(self, parameter: Tensor) -> Tensor:
-        """The parameter apart by its members, where they are stacked: [members, outputs, inputs]."""
-        return parameter.view(len(self.members), *self.members[0].shape) if self.stacked else parameter
+        """The parameter apart by its members, where they are stacked: [experts, members of each, outputs, inputs]."""
+        return parameter.unflatten(1, (-1, self.members[0].shape[0])) if self.stacked else parameter
 
     def stored(self, role: str) -> tuple[StoredTensor, ...]:
         return tuple(member.operands[role] for member in self.members)
@@ -73,7 +73,7 @@ class Packed:
 
     def view(self, memory: Tensor) -> Tensor:
         """The parameter [shape] in `memory` (flat, its dtype), in the order in which decoding writes it."""
-        if self.scheme.input_major and not self.stacked:
+        if self.scheme.input_major:
             *rest, outputs, inputs = self.shape
             return memory.view(*rest, inputs, outputs).mT
         return memory.view(self.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -29,29 +29,38 @@ def rounded(value, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def store(at, value, inside, KEPT: tl.constexpr):
+def at(out_at, matrix, row, column, together, out_expert, out_matrix, out_row, out_column):
+    """Where values of a matrix are stored."""
+    begin = matrix // together * out_expert + matrix % together * out_matrix
+    return out_at + begin + row * out_row + column * out_column
+
+
+@triton.jit
+def store(place, value, inside, KEPT: tl.constexpr):
     """Round to the dtype that the format decodes to, and store in that of the output."""
-    value = rounded(rounded(value, KEPT), at.dtype.element_ty)
-    tl.store(at, value.to(at.dtype.element_ty), inside)
+    value = rounded(rounded(value, KEPT), place.dtype.element_ty)
+    tl.store(place, value.to(place.dtype.element_ty), inside)
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """`count` matrices [rows, columns] of equal strides in one tensor, one after the other."""
+    """Matrices [rows, columns] of one tensor: `count` in all, of which each so many, `together`, are one expert's."""
 
     tensor: Tensor
     count: int
+    together: int
     rows: int
     columns: int
-    strides: tuple[int, int, int]  # between matrices, rows and columns, in values
+    strides: tuple[int, int, int, int]  # between experts, matrices of one, rows and columns, in values
     hits: Tensor | None = None  # uint8, one for each so many matrices: those where it is 0 are left out
 
     @classmethod
     def of(cls, out: Tensor, hits: Tensor | None) -> Matrix:
-        """out [..., rows, columns] with at most one stack dimension."""
-        stack = out if out.dim() == 3 else out[None]
-        count, rows, columns = stack.shape
-        return cls(out, count, rows, columns, (stack.stride(0), stack.stride(1), stack.stride(2)), hits)
+        """out [rows, columns], [experts, rows, columns], or [experts, matrices of each, rows, columns]."""
+        stack = out if out.dim() == 4 else out[:, None] if out.dim() == 3 else out[None, None]
+        experts, together, rows, columns = stack.shape
+        expert, matrix, row, column = stack.stride()
+        return cls(out, experts * together, together, rows, columns, (expert, matrix, row, column), hits)
 
     @property
     def per_hit(self) -> int:
@@ -61,8 +70,13 @@ class Matrix:
     @property
     def turned(self) -> Matrix:
         """The same, transposed."""
-        stack, row, column = self.strides
-        return Matrix(self.tensor, self.count, self.columns, self.rows, (stack, column, row), self.hits)
+        expert, matrix, row, column = self.strides
+        return replace(self, rows=self.columns, columns=self.rows, strides=(expert, matrix, column, row))
+
+    @property
+    def place(self) -> tuple[int, int, int, int, int]:
+        """What `at` takes, in the kernels."""
+        return (self.together, *self.strides)
 
 
 def grid(matrix: Matrix) -> tuple[int, int, int]:

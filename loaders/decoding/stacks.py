@@ -39,10 +39,10 @@ def _decode_expert(one: Fused, packed: Packed, out: Tensor, expert: int) -> None
         part = slice(expert, expert + 1)
         one(packed.scheme, {role: tensor[part] for role, tensor in packed.operands.items()}, out[part])
         return
-    weights, members = packed.members_of(out), len(packed.members) // packed.experts
-    for index in range(expert * members, (expert + 1) * members):
+    weights = packed.members_of(out)[expert]
+    for index, weight in enumerate(weights, expert * len(weights)):
         operands = {role: tensor[index] for role, tensor in packed.operands.items()}
-        one(packed.members[index].scheme, operands, weights[index])
+        one(packed.members[index].scheme, operands, weight)
 
 
 def _hits(chosen: Tensor, experts: int) -> Tensor:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loaders.decoding.launch import BLOCK, DTYPES, Matrix, grid, member_size, no_tensor, store
+from loaders.decoding.launch import BLOCK, DTYPES, Matrix, at, grid, member_size, no_tensor, store
 from loaders.decoding.plain import codebook_scales
 from loaders.formats.schemes import Codebook, Mxfp4, Scaled
 
@@ -26,7 +26,7 @@ def _from_fp8(codes):
 def _scaled(
     weight_at, zeros_at, scales_at, out_at, hits_at,
     rows, columns, scale_rows, scale_columns, scales_per_row,
-    weight_size, zeros_size, scales_size, out_size, out_row, out_column, factor,
+    weight_size, zeros_size, scales_size, together, out_expert, out_matrix, out_row, out_column, factor,
     IS_FP8: tl.constexpr, HAS_ZEROS: tl.constexpr, HAS_FACTOR: tl.constexpr,
     KEPT: tl.constexpr, PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -46,13 +46,13 @@ def _scaled(
     value *= scale
     if HAS_FACTOR:
         value *= factor
-    out_at += matrix * out_size + row * out_row + column * out_column
-    store(out_at, value, inside, KEPT)
+    place = at(out_at, matrix, row, column, together, out_expert, out_matrix, out_row, out_column)
+    store(place, value, inside, KEPT)
 
 
 @triton.jit
 def _mxfp4(
-    blocks_at, scales_at, out_at, hits_at, rows, columns, out_size, out_row, out_column,
+    blocks_at, scales_at, out_at, hits_at, rows, columns, together, out_expert, out_matrix, out_row, out_column,
     PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     matrix = tl.program_id(2).to(tl.int64)
@@ -69,14 +69,14 @@ def _mxfp4(
     bits = tl.where(exponent == 0, 0x400000, exponent << 23)
     bits = tl.where(exponent == 255, 0x7FC00000, bits)
     value = half.to(tl.float32) * 16384.0 * bits.to(tl.float32, bitcast=True)
-    out_at += matrix * out_size + row * out_row + column * out_column
-    store(out_at, value, inside, tl.bfloat16)
+    place = at(out_at, matrix, row, column, together, out_expert, out_matrix, out_row, out_column)
+    store(place, value, inside, tl.bfloat16)
 
 
 @triton.jit
 def _codebook(
     weight_at, table_at, scales_at, out_at, hits_at,
-    rows, columns, block, scales_size, out_size, out_row, out_column,
+    rows, columns, block, scales_size, together, out_expert, out_matrix, out_row, out_column,
     KEPT: tl.constexpr, PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     matrix = tl.program_id(2).to(tl.int64)
@@ -91,8 +91,8 @@ def _codebook(
     code = tl.where(index % 2 == 0, byte >> 4, byte & 15)
     scale = tl.load(scales_at + matrix * scales_size + index // block, inside, 0.0)
     value = tl.load(table_at + matrix * 16 + code, inside, 0.0) * scale
-    out_at += matrix * out_size + row * out_row + column * out_column
-    store(out_at, value, inside, KEPT)
+    place = at(out_at, matrix, row, column, together, out_expert, out_matrix, out_row, out_column)
+    store(place, value, inside, KEPT)
 
 
 def scaled(scheme: Scaled, operands: Mapping[str, Tensor], out: Matrix) -> None:
@@ -112,7 +112,7 @@ def scaled(scheme: Scaled, operands: Mapping[str, Tensor], out: Matrix) -> None:
         scheme.columns,
         triton.cdiv(out.columns, scheme.columns),
         *(member_size(tensor, out.count) for tensor in (weight, zeros, scales)),
-        *out.strides,
+        *out.place,
         scheme.factor,
         IS_FP8=is_fp8,
         HAS_ZEROS=zeros is not None,
@@ -132,7 +132,7 @@ def mxfp4(scheme: Mxfp4, operands: Mapping[str, Tensor], out: Matrix) -> None:
         no_tensor(out.hits, out.tensor),
         out.rows,
         out.columns,
-        *out.strides,
+        *out.place,
         PER_HIT=out.per_hit,
         **BLOCK,
     )
@@ -150,7 +150,7 @@ def codebook(scheme: Codebook, operands: Mapping[str, Tensor], out: Matrix) -> N
         out.columns,
         scheme.block,
         member_size(scales, out.count),
-        *out.strides,
+        *out.place,
         KEPT=DTYPES[getattr(torch, scheme.dtype)],
         PER_HIT=out.per_hit,
         **BLOCK,

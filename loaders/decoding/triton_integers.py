@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loaders.decoding.launch import BLOCK, DTYPES, Matrix, grid, member_size, no_tensor, store
+from loaders.decoding.launch import BLOCK, DTYPES, Matrix, at, grid, member_size, no_tensor, store
 from loaders.formats.schemes import Awq, Gptq, Words
 
 AWQ, GPTQ, WORDS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -23,7 +23,7 @@ AWQ, GPTQ, WORDS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 def _decode(
     words_at, zeros_at, scales_at, groups_at, out_at, hits_at,
     rows, columns, group_size, scale_columns,
-    words_size, zeros_size, scales_size, groups_size, out_size, out_row, out_column,
+    words_size, zeros_size, scales_size, groups_size, together, out_expert, out_matrix, out_row, out_column,
     LAYOUT: tl.constexpr, BITS: tl.constexpr, HAS_ZEROS: tl.constexpr, LESS_ONE: tl.constexpr, ORDERED: tl.constexpr,
     KEPT: tl.constexpr, PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -71,8 +71,8 @@ def _decode(
         zero = (zero >> zero_shift) & MASK
     number = (word >> shift) & MASK
     value = (number - zero).to(tl.float32) * scale.to(tl.float32)
-    out_at += matrix * out_size + row * out_row + column * out_column
-    store(out_at, value, inside, KEPT)
+    place = at(out_at, matrix, row, column, together, out_expert, out_matrix, out_row, out_column)
+    store(place, value, inside, KEPT)
 
 
 def awq(scheme: Awq, operands: Mapping[str, Tensor], out: Matrix) -> None:
@@ -117,7 +117,7 @@ def _launch(
         group_size,
         scale_columns,
         *(member_size(tensor, out.count) for tensor in (words, zeros, scales, order)),
-        *out.strides,
+        *out.place,
         LAYOUT=layout,
         BITS=bits,
         HAS_ZEROS=zeros is not None,
