@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from loaders.decoding.at_load import fill_decoded
 from loaders.decoding.hooks import scratch_bytes
 from loaders.errors import ModelFilesError
 from loaders.gguf import config as gguf_config
 from loaders.gguf.header import read_gguf
+from loaders.model_files import read_checkpoint
 from loaders.skeleton import build_skeleton
 from loaders.spec import read_spec
 from loaders.tokenizers import has_tokenizer, load_tokenizer
@@ -97,6 +99,18 @@ def test_a_flipped_byte_of_a_layer_or_of_the_embedding_changes_the_text(case, tm
             stream.seek(-len(content), 1)
             stream.write(bytes(byte ^ 0x24 for byte in content))
         assert text_of(file) != greedy(gguf_model(case).parent / "decoded", PROMPT, NEW_TOKENS)
+
+
+def test_a_file_cut_off_after_its_header_was_read_is_an_error(tmp_path):
+    file = Path(shutil.copyfile(gguf_model("Q8_0"), tmp_path / "model.gguf"))
+    checkpoint = read_checkpoint(file)
+    skeleton = build_skeleton(file, torch.float32, "cpu", "eager", checkpoint)
+    embedding = checkpoint.tensors["model.embed_tokens.weight"]
+    with file.open("r+b") as stream:
+        stream.truncate(embedding.offset + embedding.nbytes - 1)
+    buffer = torch.empty(skeleton.outer.layout.nbytes, dtype=torch.uint8)
+    with pytest.raises(ModelFilesError, match=r"ends within model\.embed_tokens"):
+        fill_decoded(skeleton, buffer)
 
 
 def test_a_draft_from_a_gguf_file():

@@ -14,7 +14,7 @@ from torch import Tensor
 from loaders.formats.schemes import Ggml
 from loaders.gguf.types import BLOCKS
 
-BLOCK_VALUES = 1 << 18  # decoded at once, to stay in a core's cache: 1 MB in float32
+BLOCK_VALUES = 1 << 19  # decoded at once, to stay in a core's cache: 2 MB in float32
 LOW_NIBBLES, FIFTH_BITS, SIXTH_BITS = 0x0F0F0F0F0F0F0F0F, 0x1010101010101010, 0x3030303030303030  # of 8 bytes
 EIGHT_BITS = ((torch.arange(256)[:, None] >> torch.arange(8) & 1) << 4).to(torch.uint8).view(torch.int64).flatten()
 SUB = 32  # values of a simple block, and of a part of a large one that has a scale of its own
