@@ -10,6 +10,7 @@ import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Packed:
         """Whether the weights of single experts are stacked."""
         return len(self.shape) > len(self.members[0].shape)
 
-    @property
+    @cached_property
     def uniform(self) -> bool:
         """Whether all members are decoded alike, so that it can be done for all at once."""
         return all(member.scheme == self.scheme for member in self.members)

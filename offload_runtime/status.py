@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def plan_line(plan: Plan) -> str:
     """What runs where, and how long a pass is predicted to take."""
     names = plan.model if plan.draft is None else f"{plan.model}, drafted by {plan.draft}"
-    parts = [names, f"{plan.dtype} on {plan.device_name}", _streaming(plan)]
+    parts = [names, f"{plan.weight_form} on {plan.device_name}", _streaming(plan)]
     if plan.draft is not None:
         parts.append(f"trees of up to {plan.tree_size} token{'' if plan.tree_size == 1 else 's'}")
     return " · ".join([*parts, f"context {plan.context_length}"])

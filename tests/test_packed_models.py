@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from loaders.safetensors_files import read_checkpoint
 from loaders.skeleton import build_skeleton
 from loaders.spec import read_spec
 from offload_runtime import OffloadRuntime
+from scheduler.pass_cost import PassCost
 from scheduler.plan import Tier
+from scheduler.sizes import GIB
 from tests.packed_models import CASES, WHOLE, packed_model
+from tests.plan_samples import gpu
 from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 NEW_TOKENS = 24
@@ -143,3 +147,14 @@ def test_only_the_experts_that_are_hit_are_decoded(case):
     for index, decoded in seen:
         whole = {expert for expert in range(4) if not decoded[expert].isnan().any()}
         assert whole == set(index.flatten().tolist()) and len(whole) == 2
+
+
+def test_a_pass_costs_what_is_decoded():
+    """Packed bytes cross the link; the arithmetic, and what memory moves, is that of the decoded weights."""
+    packed, plain = (read_spec(path, "bfloat16") for path in (packed_model("awq"), packed_model("awq") / "decoded"))
+    slow = replace(gpu(8 * GIB), flops=1e6)
+    first, second = (PassCost(spec, (), 0, slow)._unit_seconds(spec.units[0], 9, 0) for spec in (packed, plain))
+    assert first == pytest.approx(second, rel=0.02)
+    moved = PassCost(packed, (), 0, replace(gpu(8 * GIB), memory_bandwidth=1e3))._unit_seconds(packed.units[0], 1, 0)
+    unit = packed.units[0]
+    assert moved == pytest.approx((unit.nbytes + 2 * unit.decoded_bytes) / 1e3) and unit.nbytes < unit.decoded_bytes

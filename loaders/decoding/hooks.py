@@ -1,7 +1,7 @@
 """Decodes packed parameters just before their module runs, into scratch memory that all modules take turns in.
 
 One read of the packed bytes and one write of the decoded ones, on the stream that computes, so behind everything that
-used the scratch memory before. Nothing is allocated or waited for on a GPU, so passes can be captured in a graph.
+used the scratch memory before. Nothing waits for a GPU, so passes can be captured in a graph.
 """
 
 from __future__ import annotations

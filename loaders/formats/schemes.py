@@ -59,7 +59,7 @@ class Words:
 class Scaled:
     """weight [N, K] int8 or float8, scale [ceil(N/rows), ceil(K/columns)], maybe zero_point of that shape, int8.
 
-    W = (q - z) * scale * factor. In `scale_dtype` where that is set, else in the scale's own.
+    W = (q - z) * scale * factor, rounded to the dtype of the scale unless `in_float32`.
     """
 
     input_major: ClassVar[bool] = False

@@ -66,8 +66,10 @@ class Contents:
 
 
 def told_apart(packing: Format | None, checkpoint: Checkpoint) -> Contents:
-    """Find the packed weights of a checkpoint. Raises what `Format.weights` raises, and ModelFilesError where a weight
-    is stored twice."""
+    """Find the packed weights of a checkpoint.
+
+    Raises what `Format.weights` raises, and ModelFilesError where a weight is stored twice.
+    """
     if packing is None:
         return Contents({}, checkpoint.tensors)
     packed = {weight.name: weight for weight in packing.weights(checkpoint.tensors)}
