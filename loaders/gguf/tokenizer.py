@@ -6,7 +6,7 @@ import json
 from importlib import import_module
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -78,6 +78,7 @@ def _backend(gguf: GgufFile, values: dict[str, Any]) -> Tokenizer:
     if values.get("pre_tokenizer_type") in LLAMA3_SPLITS:
         steps = [Split(Regex(LLAMA3_SPLIT), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
         backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        backend.decoder = decoders.ByteLevel()
     return _without_more(backend, len(values["tokens"]))
 
 
