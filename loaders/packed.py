@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -59,6 +59,10 @@ class Packed:
 
     def stored(self, role: str) -> tuple[StoredTensor, ...]:
         return tuple(member.operands[role] for member in self.members)
+
+    @property
+    def all_stored(self) -> Iterator[StoredTensor]:
+        return (tensor for member in self.members for tensor in member.operands.values())
 
     def tensors(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
         """Role, shape and dtype of what the buffer holds in place of the parameter."""

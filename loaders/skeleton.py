@@ -28,10 +28,12 @@ from transformers import (
 from loaders.errors import UnsupportedModelError
 from loaders.formats import read_format
 from loaders.formats.weights import told_apart
+from loaders.gguf.model import is_gguf
 from loaders.layout import Layout
+from loaders.model_files import config_file, read_checkpoint
 from loaders.packed import Packed, by_any_name, packed_parameters
 from loaders.refused import WHAT_RUNS
-from loaders.safetensors_files import Checkpoint, StoredTensor, read_checkpoint
+from loaders.safetensors_files import Checkpoint, StoredTensor
 from loaders.spec import read_config
 
 # Where a tensor goes: a module's own `_parameters` or `_buffers`, and the key. Assigning there takes 1 to 1.7 µs,
@@ -79,6 +81,8 @@ class Skeleton:
 
     `units` are the decoder layers in order; `outer` holds every other tensor: embeddings, final norm, head, and what
     two units share. `tied` gives, for every name of a tensor that has several, the one name its place carries.
+    `decoded` are packed and have to be decoded before every use; `decoded_at_load` are of `outer`, whose layout has
+    them as they are used.
     """
 
     model: PreTrainedModel
@@ -86,6 +90,7 @@ class Skeleton:
     outer: Unit
     tied: Mapping[str, str]
     decoded: tuple[DecodedParameter, ...] = ()
+    decoded_at_load: tuple[DecodedParameter, ...] = ()
 
     @property
     def config(self) -> PretrainedConfig:
@@ -128,21 +133,25 @@ def build_skeleton(
 
 
 def _packed_parameters(model: PreTrainedModel, directory: Path, checkpoint: Checkpoint | None) -> dict[str, Packed]:
-    packing = read_format(read_config(directory), directory / "config.json")
+    packing = read_format(read_config(directory), config_file(directory))
     if packing is None:
         return {}
     return packed_parameters(model, told_apart(packing, checkpoint or read_checkpoint(directory)))
 
 
 def _load_config(directory: Path) -> PretrainedConfig:
-    model_type = read_config(directory).get("model_type")
+    values = read_config(directory)
+    model_type = values.get("model_type")
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModelError(
             f"{directory}: transformers {transformers.__version__} has no model type {model_type!r}. Code that comes "
             "with a model is never run; a newer transformers may know it: pip install -U transformers"
         )
     with _explained(directory):
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        if is_gguf(directory):
+            config = AutoConfig.for_model(**values)
+        else:
+            config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     encodes = type(config) in MODEL_FOR_MASKED_LM_MAPPING or model_type == "bert-generation"
     is_encoder = encodes and not getattr(config, "is_decoder", False)
     if is_encoder or config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -204,15 +213,17 @@ def _divide(model: PreTrainedModel, dtype: torch.dtype, packed: Mapping[str, Pac
         members[homes.pop() if len(homes) == 1 else ""].append(names)
     dtypes = _dtypes(model, dtype)
     units = [_unit(prefix, layer, members[prefix], dtypes, packed) for prefix, layer in zip(prefixes, layers)]
-    outer = _unit("", model, members[""], dtypes, packed)
+    kept = {name: item for name, item in packed.items() if not item.scheme.by_rows}
+    outer = _unit("", model, members[""], dtypes, kept)
     tied = {name: names[0] for groups in members.values() for names in groups for name in names[1:]}
-    decoded = (
-        DecodedParameter(names[0], item, dtypes[names[0]], tuple(_holder(model, name) for name in names))
-        for groups in members.values()
-        for names in groups
-        if (item := by_any_name(packed, names))
-    )
-    return Skeleton(model, tuple(units), outer, tied, tuple(decoded))
+    decoded: dict[bool, list[DecodedParameter]] = {False: [], True: []}
+    for home, groups in members.items():
+        for names in groups:
+            if item := by_any_name(packed, names):
+                holders = tuple(_holder(model, name) for name in names)
+                at_load = not home and item.scheme.by_rows
+                decoded[at_load].append(DecodedParameter(names[0], item, dtypes[names[0]], holders))
+    return Skeleton(model, tuple(units), outer, tied, tuple(decoded[False]), tuple(decoded[True]))
 
 
 def _home(name: str, path: str) -> str:

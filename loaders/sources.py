@@ -57,13 +57,15 @@ def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitS
     """
     by_name = _parts_by_name(skeleton, checkpoint)
     units = (*skeleton.units, skeleton.outer)
-    if twice := [parameter.name for parameter in skeleton.decoded if parameter.name in by_name]:
+    packed = (*skeleton.decoded, *skeleton.decoded_at_load)
+    if twice := [parameter.name for parameter in packed if parameter.name in by_name]:
         raise ModelFilesError(
             f"{checkpoint.directory}: {twice[0]} is stored twice, packed and as it is, perhaps under another name it "
             "is tied to. The files do not say which one is meant."
         )
     for unit in units:
         by_name |= {_full_name(unit, place): _stacked(place, unit.stored[place]) for place in unit.stored}
+    by_name |= {parameter.name: [] for parameter in skeleton.decoded_at_load}
     names = (_full_name(unit, place.name) for unit in units for place in unit.layout.places)
     if missing := [name for name in names if name not in by_name]:
         raise ModelFilesError(
@@ -78,6 +80,7 @@ def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list
     """The parts of each tensor under the name its place carries."""
     by_name: dict[str, list[Part]] = {}
     packed = {tensor for unit in (*skeleton.units, skeleton.outer) for t in unit.stored.values() for tensor in t}
+    packed |= {tensor for parameter in skeleton.decoded_at_load for tensor in parameter.packed.all_stored}
     plain = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor not in packed}
     for part in model_parts(skeleton.model, plain):
         by_name.setdefault(part.target, []).append(part)

@@ -14,8 +14,9 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.formats import read_format
 from loaders.formats.weights import Contents, Format, told_apart
 from loaders.hub_names import directory_name
+from loaders.model_files import config_file, config_values, read_checkpoint
 from loaders.refused import why_refused
-from loaders.safetensors_files import Checkpoint, StoredTensor, no_such_directory, read_checkpoint, read_json
+from loaders.safetensors_files import Checkpoint, StoredTensor
 
 # Every tensor of a unit's buffer starts at a multiple of this many bytes: kernels pick other code paths for addresses
 # that are not aligned, and CUDA's own allocator promises as much.
@@ -113,12 +114,13 @@ def read_spec(
     directory = Path(directory)
     config = config or read_config(directory)
     checkpoint = checkpoint or read_checkpoint(directory)
-    packing = read_format(config, directory / "config.json")
+    packing = read_format(config, config_file(directory))
     contents = told_apart(packing, checkpoint)
     stored_dtype = _stored_dtype(checkpoint, contents, packing)
     dtype = _compute_dtype(dtype, _packed_dtype(config) if packing else stored_dtype)
     layers, outer = _divide(config, checkpoint.directory, _all_tensors(contents))
     units = tuple(_unit_spec(name, tensors, dtype) for name, tensors in layers.items())
+    outer = [tensor.decoded if isinstance(tensor, _Packed) and tensor.by_rows else tensor for tensor in outer]
     return ModelSpec(
         directory=directory,
         name=directory_name(directory),
@@ -136,13 +138,8 @@ def read_spec(
 
 
 def read_config(directory: Path | str) -> dict[str, Any]:
-    """`config.json` as it stands; refuses what can be seen from it alone to be no language model we can run."""
-    file = Path(directory) / "config.json"
-    if not file.parent.is_dir():
-        raise ModelFilesError(no_such_directory(file.parent))
-    if not file.is_file():
-        raise ModelFilesError(f"{file}: no such file. Give the directory of a model: config.json and *.safetensors.")
-    config = read_json(file)
+    """The config as it stands; refuses what can be seen from it alone to be no language model we can run."""
+    file, config = config_file(directory), config_values(directory)
     if not isinstance(config.get("model_type"), str):
         raise ModelFilesError(f"{file}: it names no model_type. Is this the config.json of a transformers model?")
     if refusal := why_refused(config):
@@ -154,7 +151,7 @@ class _Numbers:
     """The numbers a config states, under any of the names that architectures give them."""
 
     def __init__(self, directory: Path, config: dict[str, Any]):
-        self.file = directory / "config.json"
+        self.file = config_file(directory)
         self.text = _text_config(config)
         widths = self.text.get("intermediate_size")
         if isinstance(widths, list) and widths and all(type(width) is int for width in widths):  # of each layer
@@ -274,6 +271,11 @@ class _Packed(StoredTensor):
     """A packed weight: dtype and shape once decoded, but the bytes that it has on disk, in tensors of these sizes."""
 
     parts: tuple[tuple[str, int], ...] = ()
+    by_rows: bool = False  # then it is decoded while it is loaded where it is resident
+
+    @property
+    def decoded(self) -> StoredTensor:
+        return StoredTensor(self.name, self.file, self.dtype, self.shape, self.offset, self.nbytes)
 
 
 def _all_tensors(contents: Contents) -> list[StoredTensor]:
@@ -282,7 +284,8 @@ def _all_tensors(contents: Contents) -> list[StoredTensor]:
     for weight in contents.packed.values():
         first, parts = weight.stand_in, tuple((role, tensor.nbytes) for role, tensor in weight.operands.items())
         nbytes = sum(nbytes for _, nbytes in parts)
-        packed.append(_Packed(weight.name, first.file, first.dtype, weight.shape, first.offset, nbytes, parts))
+        by_rows = weight.scheme.by_rows
+        packed.append(_Packed(weight.name, first.file, first.dtype, weight.shape, first.offset, nbytes, parts, by_rows))
     return [*contents.plain.values(), *packed]
 
 
@@ -308,7 +311,7 @@ def _divide(
     absent = next((number for number in range(count) if number not in stacks[stack]), None)
     if absent is not None:
         raise ModelFilesError(
-            f"{directory}: config.json says {count} layers, but the files hold no tensor of layer "
+            f"{config_file(directory)} says {count} layers, but the files hold no tensor of layer "
             f"{absent}. The files are incomplete or of another model; download them again."
         )
     outer = [tensor for tensor in used if not tensor.name.startswith(stack)]

@@ -7,30 +7,40 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from loaders.errors import ModelFilesError
+from loaders.errors import ModelFilesError, OffloadError
+from loaders.gguf.model import is_gguf, read_gguf_cached
+from loaders.gguf.tokenizer import gguf_tokenizer, has_gguf_tokenizer
 from loaders.needed_files import VOCABULARY_FILES
 from loaders.vocabulary import check_same_vocabulary
 
 
 def has_tokenizer(directory: str | Path) -> bool:
-    """Whether the checkpoint in `directory` comes with a tokenizer."""
+    """Whether the checkpoint in `directory`, or the GGUF file, comes with a tokenizer."""
+    if is_gguf(directory):
+        return has_gguf_tokenizer(read_gguf_cached(directory))
     return any((Path(directory) / name).is_file() for name in VOCABULARY_FILES)
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `directory`, without network and without running code from there.
+    """The tokenizer in `directory`, or in a GGUF file, without network and without running code from there.
 
     Raises ModelFilesError if its files are missing or cannot be read.
     """
     directory = Path(directory)
     if not has_tokenizer(directory):
+        if is_gguf(directory):
+            raise ModelFilesError(f"{directory}: it holds no tokenizer. Use token ids instead of text.")
         raise ModelFilesError(
             f"{directory}: no tokenizer. One of {', '.join(VOCABULARY_FILES)} is needed, none is there: "
             "copy the tokenizer's files beside the weights, or use token ids instead of text."
         )
     _check_sentencepiece(directory)
     try:
+        if is_gguf(directory):
+            return gguf_tokenizer(read_gguf_cached(directory))
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except OffloadError:
+        raise
     except Exception as error:  # damaged files raise whatever the parsers meet: KeyError, JSON errors, bare Exception
         raise ModelFilesError(f"{directory}: the tokenizer cannot be loaded: {_first_line(error)}") from error
 

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from loaders.cache_directory import cache_directory, write_whole
-from loaders.safetensors_files import has_all_weights, read_checkpoint
+from loaders.gguf.model import is_gguf
+from loaders.model_files import config_values, read_checkpoint
+from loaders.safetensors_files import has_all_weights
 from offload_runtime.errors import ModelFilesError
 from sequoia_tree.acceptance import BIN_EDGES, SCALES, Acceptance
 
@@ -117,7 +119,8 @@ def fingerprint(directory: Path) -> str:
     """
     path = directory / "config.json"
     try:
-        digest = hashlib.sha256(path.read_bytes())
+        config = repr(config_values(directory)).encode() if is_gguf(directory) else path.read_bytes()
+        digest = hashlib.sha256(config)
         tensors = sorted(read_checkpoint(directory).tensors.items())
         for name, tensor in tensors:
             digest.update(f"\n{name} {tensor.dtype} {tensor.shape}".encode())

@@ -17,8 +17,8 @@ from offload_runtime.draft import Draft
 from offload_runtime.errors import MachineError, UnsupportedModelError
 from offload_runtime.host_shortage import host_shortage_explained
 from offload_runtime.model import Model
-from offload_runtime.model_files import ModelFiles
 from offload_runtime.planning import Preparation
+from offload_runtime.read_models import ModelFiles
 from offload_runtime.run_options import IOMode
 from offload_runtime.target import Target
 from scheduler.bandwidth import with_speed

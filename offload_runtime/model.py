@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from loaders.decoding.at_load import fill_decoded
 from loaders.decoding.hooks import decode_before_use, scratch_bytes
 from loaders.layout import Layout
 from loaders.reader import WeightReader
@@ -76,6 +77,7 @@ class Model:
         unit_bytes = [UnitBytes(unit.layout.nbytes, source) for unit, source in zip(units, (*sources, outer_source))]
         placed = (*tiers, Tier.DEVICE)
         self._weights = UnitMemory(unit_bytes, placed, slots, reader, memory, on_progress, pinned_limit)
+        fill_decoded(skeleton, self._weights.resident[len(skeleton.units)])
         for index, buffer in self._weights.resident.items():
             units[index].bind(make_parameters(units[index].layout, buffer))
         self._hooks = list(self._add_hooks(skeleton.units))

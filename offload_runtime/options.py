@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loaders.hub_names import model_path
 from loaders.quantization import BITS
 from offload_runtime.errors import UsageError
-from offload_runtime.run_options import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft
+from offload_runtime.run_options import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft, resolve_model
 from scheduler.machine import DEVICES
 from scheduler.sizes import parse_size
 
@@ -202,7 +201,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def model_options(arguments: argparse.Namespace) -> Options:
     """The model options in parsed arguments, with the bundled pair filled in."""
-    model = DEMO_TARGET if arguments.model is None else model_path(arguments.model)
+    model = DEMO_TARGET if arguments.model is None else resolve_model(arguments.model)
     names = (
         *("device", "device_memory", "host_memory", "dtype", "context_length", "offline"),
         *("tree", "verification", "tree_size", "tree_depth"),

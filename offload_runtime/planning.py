@@ -11,8 +11,8 @@ from offload_runtime.best_plan import best_plan
 from offload_runtime.draft_choice import DraftChoice, choose_draft
 from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
 from offload_runtime.expected_acceptance import ExpectedAcceptance, expected_acceptance
-from offload_runtime.model_files import ModelFiles, read_model, read_target, smaller_targets
 from offload_runtime.packing import Packing
+from offload_runtime.read_models import ModelFiles, read_model, read_target, smaller_targets
 from offload_runtime.run_options import AUTO, Options, located
 from scheduler.hardware import planned_machine, recognised, with_data_sheet
 from scheduler.machine import Machine, read_machine

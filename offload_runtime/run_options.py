@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from loaders.gguf.model import gguf_or_directory
 from loaders.hub import HubModel, find_model
 from loaders.hub_names import hub_name, model_path
 from loaders.quantization import BITS
@@ -84,11 +85,17 @@ class Options:
         return TREE_RULES[self.tree][0] if self.verification == "auto" else self.verification
 
 
+def resolve_model(model: str | Path) -> Path:
+    """A directory, a hub's name as it is, or a GGUF file; raises ModelFilesError for a directory of several of these."""
+    path = model_path(model)
+    return path if hub_name(path) else gguf_or_directory(path)
+
+
 def resolve_draft(model: Path, draft: str | Path | None) -> Path | Literal["auto"] | None:
     """The draft's directory or name; "auto" is that of the bundled pair, and left to `prepare` for other models."""
     if draft == AUTO:
         return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else AUTO
-    return None if draft in (None, "none") else model_path(draft)
+    return None if draft in (None, "none") else resolve_model(draft)
 
 
 def located(options: Options) -> Options:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from loaders.hub_names import model_path
 from loaders.tokenizers import check_same_tokens, has_tokenizer, load_tokenizer
 from offload_runtime.automatic_tree import MAX_DEPTH, AutomaticTree
 from offload_runtime.decode import Decoder, Request, Step
@@ -27,7 +26,7 @@ from offload_runtime.planning import Preparation, prepare
 from offload_runtime.prompt import Prompt, encode_prompt, is_chat, turn_end_tokens
 from offload_runtime.repeated_text_trees import RepeatedTextTrees
 from offload_runtime.reply import Reply
-from offload_runtime.run_options import IOMode, Options, resolve_draft
+from offload_runtime.run_options import IOMode, Options, resolve_draft, resolve_model
 from offload_runtime.text import IncrementalText, StopStrings
 from offload_runtime.tree_policy import FixedTree, PlainDecoding, TreePolicy
 from scheduler.plan import Plan
@@ -74,9 +73,10 @@ class OffloadRuntime:
         loaded. offline: never use the network.
         Raises an OffloadError that says what is wrong and what would work.
         """
+        path = resolve_model(model)
         options = Options(
-            model=model_path(model),
-            draft=resolve_draft(model_path(model), draft),
+            model=path,
+            draft=resolve_draft(path, draft),
             device=device,
             device_memory=device_memory,
             host_memory=host_memory,

@@ -3,8 +3,8 @@
     python scripts/decode_speed.py [--rows 4096] [--columns 4096] [--threads 1] [--device cuda]
 
 Every way decodes the same bytes and must give the same bits. "plain torch" is the arithmetic written down directly, a
-tensor at a time; "library" is the format's own code, where it is installed (compressed-tensors, bitsandbytes) or comes
-with transformers. Times are the best of several, since whatever else runs on the machine only adds to them.
+tensor at a time; "library" is the format's own code, where it is installed (compressed-tensors, bitsandbytes, gguf) or
+comes with transformers. Times are the best of several, since whatever else runs on the machine only adds to them.
 """
 
 import argparse
@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from loaders.decoding.plain import decode
 from loaders.decoding.stacks import fused_kernels
-from loaders.formats.schemes import Awq, Codebook, Gptq, Mxfp4, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
+from loaders.gguf.types import BLOCKS, TYPE_NAMES
 
 GROUP = 128
 REPEATS = 7
@@ -158,6 +159,38 @@ def cases(rows: int, columns: int, device: str) -> Iterator[tuple[str, Scheme, O
     code = {"weight": bytes_.reshape(-1, 1), "weight.quant_map": table, "weight.absmax": absmax}
     yield "codebook of 16", Codebook(64, "float16"), code, [("plain torch", plain_table)]
     yield from library_nf4(code, rows, columns)
+    yield from ggml_blocks(rows, columns, device)
+
+
+def ggml_blocks(rows: int, columns: int, device: str) -> Iterator[tuple[str, Scheme, Operands, list[Rival]]]:
+    """Every kind of GGUF's blocks; transformers decodes most of them in plain torch, the gguf package in numpy."""
+    for kind, (values, nbytes) in BLOCKS.items():
+        stored = torch.randint(0, 256, (rows, columns // values, nbytes), dtype=torch.uint8, device=device)
+        begin, count = (208, 1) if kind == "Q6_K" else (0, 1 + kind.endswith(("_1", "4_K", "5_K")))
+        scales = torch.rand(rows, columns // values, count, device=device).half()
+        stored[..., begin : begin + 2 * count] = scales.view(torch.uint8)
+        blocks = stored.flatten(1)
+        yield f"GGUF {kind}", Ggml(kind), {"blocks": blocks}, [*transformers_ggml(kind, blocks), *package(kind, blocks)]
+
+
+def transformers_ggml(kind: str, blocks: Tensor) -> list[Rival]:
+    number = next(number for number, name in TYPE_NAMES.items() if name == kind)
+    try:
+        from transformers.integrations.gguf import dequant
+    except ImportError:
+        return []
+    return [("transformers", lambda: dequant.dequantize(blocks, number))] if number in dequant.GGML_BLOCK else []
+
+
+def package(kind: str, blocks: Tensor) -> list[Rival]:
+    if blocks.is_cuda:
+        return []
+    try:
+        from gguf import GGMLQuantizationType, quants
+    except ImportError:
+        return []
+    content, number = blocks.numpy(), GGMLQuantizationType[kind]
+    return [("library", lambda: torch.from_numpy(quants.dequantize(content, number)))]
 
 
 def library_words(words: Tensor, scale: Tensor, shape: tuple[int, int]) -> list[Rival]:

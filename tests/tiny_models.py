@@ -137,7 +137,12 @@ def weights_bytes(directory: Path) -> int:
 
 @cache
 def _checkpoint(architecture: str, seed: int, shards: bool, changes: tuple) -> Path:
-    config = AutoConfig.for_model(architecture, **{**BASE, **_KINDS[architecture], **dict(changes)})
+    return make_checkpoint(architecture, seed, shards, dict(changes))
+
+
+def make_checkpoint(architecture: str, seed: int, shards: bool, changes: dict[str, Any]) -> Path:
+    """What `checkpoint` keeps, made anew; `changes` may hold lists and dicts."""
+    config = AutoConfig.for_model(architecture, **{**BASE, **_KINDS[architecture], **changes})
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from loaders.decoding import triton_floats, triton_integers
+from loaders.decoding import triton_floats, triton_ggml, triton_integers
 from loaders.decoding.launch import Matrix
-from loaders.formats.schemes import Awq, Codebook, Gptq, Mxfp4, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
 
 KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], Matrix], None]] = {
     Awq: triton_integers.awq,
@@ -18,6 +18,7 @@ KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], Matrix], None]] = {
     Scaled: triton_floats.scaled,
     Mxfp4: triton_floats.mxfp4,
     Codebook: triton_floats.codebook,
+    Ggml: triton_ggml.ggml,
 }
 
 
@@ -26,4 +27,4 @@ def decode_fused(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor, hi
 
     hits: uint8 [experts], each of as many members: those of experts where it is 0 are left out.
     """
-    KERNELS[type(scheme)](scheme, operands, Matrix.of(out, hits))
+    KERNELS[type(scheme)](scheme, operands, Matrix.of(out if out.dim() > 1 else out[:, None], hits))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loaders.decoding.ggml import ggml
 from loaders.decoding.values import (
     FP4_AS_HALF_FACTOR,
     awq_nibbles,
@@ -22,7 +23,7 @@ from loaders.decoding.values import (
     pair_values,
     powers_of_two,
 )
-from loaders.formats.schemes import Awq, Codebook, Gptq, Mxfp4, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
 
 BLOCK_VALUES = 1 << 18  # 1 MB in float32
 ONES = {4: 0x11111111, 8: 0x01010101}  # a one in each field of a word
@@ -171,6 +172,7 @@ DECODERS: Mapping[type, Callable[[Any, Operands, Tensor], None]] = {
     Scaled: scaled,
     Mxfp4: mxfp4,
     Codebook: codebook,
+    Ggml: ggml,
 }
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from loaders.decoding.plain import decode
-from loaders.formats.schemes import Scaled
+from loaders.formats.schemes import Scaled, Scheme
 from loaders.packed import Packed
 
 Fused = Callable[..., None]
@@ -53,6 +53,12 @@ def _hits(chosen: Tensor, experts: int) -> Tensor:
 
 def _numbers(chosen: Tensor, experts: int) -> list[int]:
     return [number for number in chosen.unique().tolist() if 0 <= number < experts]
+
+
+def decode_rows(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor) -> None:
+    """Decode some rows of one weight, on the device of `out`."""
+    fused = fused_kernels() if out.is_cuda else None
+    (fused or decode)(scheme, {role: tensor.to(out.device) for role, tensor in operands.items()}, out)
 
 
 @cache

@@ -11,6 +11,7 @@ from loaders.formats import bitsandbytes
 from loaders.formats.awq import AwqFormat
 from loaders.formats.compressed_tensors import CompressedFormat
 from loaders.formats.fp8 import Fp8Format
+from loaders.formats.gguf import GgufFormat
 from loaders.formats.gptq import GptqFormat
 from loaders.formats.mxfp4 import Mxfp4Format
 from loaders.formats.weights import Format, Settings
@@ -22,6 +23,7 @@ METHODS: dict[str, Callable[[Settings], Format]] = {
     "compressed-tensors": CompressedFormat.read,
     "fbgemm_fp8": Fp8Format.read_fbgemm,
     "fp8": Fp8Format.read,
+    "gguf": GgufFormat.read,
     "gptq": GptqFormat.read,
     "mxfp4": Mxfp4Format.read,
 }

@@ -2,6 +2,9 @@
 
 N outputs, K inputs; a decoded weight is [N, K] unless said otherwise. Words are int32 and hold their first value in the
 lowest bits. A value is decoded in the dtype of its scale, as the formats' own libraries do, and then cast.
+
+`input_major`: decoded transposed. `by_rows`: a weight has one stored tensor, each row of which is a row of the weight,
+so that a part can be read and decoded by itself: embeddings and heads are, once, when they are loaded.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ class Awq:
     """
 
     input_major: ClassVar[bool] = True
+    by_rows: ClassVar[bool] = False
     group_size: int
 
 
@@ -30,6 +34,7 @@ class Gptq:
     """
 
     input_major: ClassVar[bool] = True
+    by_rows: ClassVar[bool] = False
     bits: int
     group_size: int
     zeros_less_one: bool
@@ -44,6 +49,7 @@ class Words:
     """
 
     input_major: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = False
     bits: int
     group_size: int
     ordered: bool
@@ -57,6 +63,7 @@ class Scaled:
     """
 
     input_major: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = False
     rows: int
     columns: int
     in_float32: bool = False
@@ -71,6 +78,7 @@ class Mxfp4:
     """
 
     input_major: ClassVar[bool] = True
+    by_rows: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -82,10 +90,26 @@ class Codebook:
     """
 
     input_major: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = False
     block: int
     dtype: str
     nested_block: int = 0
     nested_offset: float = 0.0
 
 
-Scheme = Awq | Gptq | Words | Scaled | Mxfp4 | Codebook
+@dataclass(frozen=True)
+class Ggml:
+    """blocks uint8 [..., N, bytes of a row] of ggml's `kind` ("Q4_K"), or values in a float dtype of any shape.
+
+    `paired_heads`: the rows of each of so many heads are stored in the order 0, n, 1, n + 1, … where n is half of them.
+    `less` is subtracted from every value.
+    """
+
+    input_major: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = True
+    kind: str
+    paired_heads: int = 0
+    less: float = 0.0
+
+
+Scheme = Awq | Gptq | Words | Scaled | Mxfp4 | Codebook | Ggml

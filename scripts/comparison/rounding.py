@@ -16,7 +16,7 @@ from termination import ended_by_sigterm
 from torch import Tensor
 
 from loaders.hub_names import directory_name
-from loaders.safetensors_files import read_checkpoint
+from loaders.model_files import read_checkpoint
 from offload_runtime.errors import ModelFilesError
 
 _CACHE = "SEQUOIA_OFFLOAD_CACHE"

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from loaders.gguf.model import is_gguf
 from loaders.hub import HubModel, read_hub_checkpoint
 from loaders.hub_names import directory_name
+from loaders.model_files import read_checkpoint
 from loaders.quantization import BITS, Quantization
-from loaders.safetensors_files import Checkpoint, read_checkpoint
+from loaders.safetensors_files import Checkpoint
 from loaders.spec import ModelSpec, read_config, read_spec
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.packing import Packing
@@ -40,6 +42,7 @@ def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing
     """The target's files, or the packed ones: those that are there, else those that will be, known by their sizes."""
     if options.quantize is None:
         return read_model(options, options.model, machine), None
+    _refuse_gguf(options.model)
     source = _source(options, options.model)
     name = source.label if source else directory_name(options.model)
     if source and source.missing_bytes:  # what is packed, and whether it is there, is seen when the files are
@@ -65,7 +68,13 @@ def smaller_targets(options: Options, machine: Machine) -> Iterator[tuple[str, M
         yield f"--quantize {name}", _described(options, quantization, options.model, machine).spec
 
 
+def _refuse_gguf(model: Path) -> None:
+    if is_gguf(model):
+        raise UnsupportedModelError(f"{model}: a GGUF file is run as it is; --quantize packs safetensors checkpoints.")
+
+
 def _quantization(options: Options, name: str) -> Quantization:
+    _refuse_gguf(options.model)
     return Quantization.of(_checkpoint(options, options.model), read_config(options.model), BITS[name])
 
 

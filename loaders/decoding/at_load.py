@@ -1,0 +1,55 @@
+"""Decodes packed embeddings and heads once, while they are loaded: they are resident, and memory to decode them before
+every use would be as large as they are decoded."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from loaders.decoding.stacks import decode_rows
+from loaders.errors import ModelFilesError
+from loaders.layout import TORCH_DTYPES
+from loaders.packed import Packed
+from loaders.safetensors_files import StoredTensor
+from loaders.skeleton import Skeleton
+
+CHUNK_BYTES = 4 << 20  # read at a time
+
+
+def fill_decoded(skeleton: Skeleton, buffer: Tensor) -> None:
+    """Fill the places of `skeleton.decoded_at_load` in `buffer` (uint8, of `skeleton.outer`, on any device).
+
+    Raises ModelFilesError where a file ends early or cannot be read.
+    """
+    places = {place.name: place for place in skeleton.outer.layout.places}
+    for parameter in skeleton.decoded_at_load:
+        _fill(parameter.packed, places[parameter.name].view(buffer))
+
+
+def _fill(packed: Packed, out: Tensor) -> None:
+    (member,) = packed.members
+    ((role, stored),) = member.operands.items()
+    if out.dim() == 1:
+        out = out[None]
+    rows = len(out)
+    step = max(CHUNK_BYTES // (stored.nbytes // rows), 1)
+    for begin in range(0, rows, step):
+        part = out[begin : begin + step]
+        decode_rows(packed.scheme, {role: _read_rows(stored, begin, len(part), rows)}, part)
+
+
+def _read_rows(stored: StoredTensor, begin: int, count: int, rows: int) -> Tensor:
+    """`count` of all `rows` from `begin` on, in the stored dtype."""
+    row_bytes = stored.nbytes // rows
+    content = bytearray(count * row_bytes)
+    try:
+        with stored.file.open("rb") as file:
+            file.seek(stored.offset + begin * row_bytes)
+            read = file.readinto(content)
+    except OSError as error:
+        raise ModelFilesError(f"{stored.file}: cannot be read ({error.strerror}).") from error
+    if read != len(content):
+        raise ModelFilesError(f"{stored.file}: it ends within {stored.name}. Download it again.")
+    return torch.frombuffer(content, dtype=TORCH_DTYPES[stored.dtype]).view(count, math.prod(stored.shape) // rows)

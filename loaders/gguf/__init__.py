@@ -1,0 +1,1 @@
+"""GGUF files: header, config, names, and the checkpoint they make up."""

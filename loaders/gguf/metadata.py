@@ -1,0 +1,38 @@
+"""The metadata of one model, checked as they are read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from loaders.errors import ModelFilesError
+from loaders.gguf.header import GgufFile
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The values under the architecture's own prefix."""
+
+    gguf: GgufFile
+    prefix: str
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        value: int = self.gguf.get(f"{self.prefix}.{name}", int, default)
+        if value <= 0:
+            raise ModelFilesError(f"{self.gguf.file}: {self.prefix}.{name} is {value}, but must be a positive number.")
+        return value
+
+    def real(self, name: str, default: float | None = None) -> float:
+        value: float = self.gguf.get(f"{self.prefix}.{name}", float, default)
+        if not math.isfinite(value):
+            raise ModelFilesError(f"{self.gguf.file}: {self.prefix}.{name} is {value}.")
+        return value
+
+    def optional(self, name: str) -> Any:
+        return self.gguf.metadata.get(f"{self.prefix}.{name}")
+
+    @property
+    def head_dim(self) -> int:
+        heads, width = self.integer("attention.head_count"), self.integer("embedding_length")
+        return self.integer("attention.key_length", max(width // heads, 1))

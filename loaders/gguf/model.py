@@ -1,0 +1,67 @@
+"""A GGUF file in the place of a model's directory: which file is meant, its config, and its tensors."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from loaders.errors import ModelFilesError
+from loaders.gguf.config import gguf_config, model_tensors
+from loaders.gguf.header import GgufFile, read_gguf
+from loaders.safetensors_files import Checkpoint
+
+LATER_SPLIT = re.compile(r".+-(?!00001)\d{5}-of-\d{5}\.gguf")
+NO_LANGUAGE = "mmproj"  # files that hold a projector of images for another file
+
+
+def is_gguf(path: Path | str) -> bool:
+    """Whether this names a GGUF file rather than a directory; whether it exists is another question."""
+    return Path(path).suffix == ".gguf" and not Path(path).is_dir()
+
+
+def gguf_or_directory(path: Path | str) -> Path:
+    """`path`, or the one GGUF file in it where it is a directory without safetensors.
+
+    Raises ModelFilesError, with the files, where there are several.
+    """
+    path = Path(path)
+    if not path.is_dir() or any(path.glob("*.safetensors")) or (path / "model.safetensors.index.json").exists():
+        return path
+    files = sorted(
+        file
+        for file in path.glob("*.gguf")
+        if file.is_file() and not LATER_SPLIT.fullmatch(file.name) and NO_LANGUAGE not in file.name
+    )
+    if len(files) > 1:
+        raise ModelFilesError(
+            f"{path}: it holds {len(files)} models. Name one of them:\n"
+            + "\n".join(f"  --model {file}" for file in files[:8])
+        )
+    return files[0] if files else path
+
+
+def read_gguf_cached(path: Path | str) -> GgufFile:
+    """`read_gguf`, which takes 0.1 s, once for as long as the file stays as it is."""
+    path = Path(path)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ModelFilesError(f"{path}: cannot be read ({error.strerror}).") from error
+    return _read(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, changed: int, size: int) -> GgufFile:
+    return read_gguf(path)
+
+
+def read_gguf_config(path: Path | str) -> dict[str, Any]:
+    """What the model's config.json would say. Raises ModelFilesError and UnsupportedModelError."""
+    return gguf_config(read_gguf_cached(path))
+
+
+def read_gguf_checkpoint(path: Path | str) -> Checkpoint:
+    """The tensors by transformers' names. Raises ModelFilesError and UnsupportedModelError."""
+    return Checkpoint(Path(path), model_tensors(read_gguf_cached(path)))

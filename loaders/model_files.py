@@ -1,0 +1,35 @@
+"""Where a model's config and tensors are: a directory with config.json and safetensors, or one GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from loaders import safetensors_files
+from loaders.errors import ModelFilesError
+from loaders.gguf.model import is_gguf, read_gguf_checkpoint, read_gguf_config
+from loaders.safetensors_files import Checkpoint, no_such_directory, read_json
+
+
+def config_file(model: Path | str) -> Path:
+    """The file that the config comes from, whether it is there or not."""
+    return Path(model) if is_gguf(model) else Path(model) / "config.json"
+
+
+def config_values(model: Path | str) -> dict[str, Any]:
+    """The config as it stands, unchecked; raises ModelFilesError."""
+    if is_gguf(model):
+        return read_gguf_config(model)
+    file = config_file(model)
+    if not file.parent.is_dir():
+        raise ModelFilesError(no_such_directory(file.parent))
+    if not file.is_file():
+        raise ModelFilesError(
+            f"{file}: no such file. Give the directory of a model, with config.json and *.safetensors, or a .gguf file."
+        )
+    return read_json(file)
+
+
+def read_checkpoint(model: Path | str) -> Checkpoint:
+    """The tensors by transformers' names, checked against the files; raises ModelFilesError, UnsupportedModelError."""
+    return read_gguf_checkpoint(model) if is_gguf(model) else safetensors_files.read_checkpoint(model)
