@@ -86,7 +86,7 @@ class Options:
 
 
 def resolve_model(model: str | Path) -> Path:
-    """A directory, a hub's name as it is, or a GGUF file; raises ModelFilesError for a directory of several of these."""
+    """A directory, a hub's name as it is, or a GGUF file; ModelFilesError for a directory with several of these."""
     path = model_path(model)
     return path if hub_name(path) else gguf_or_directory(path)
 

@@ -17,7 +17,7 @@ from loaders.skeleton import build_skeleton
 from loaders.spec import read_spec
 from loaders.tokenizers import has_tokenizer, load_tokenizer
 from offload_runtime import OffloadRuntime
-from offload_runtime.planning import DEMO_DRAFT, DEMO_TARGET
+from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET
 from scheduler.plan import Tier
 from tests.gguf_samples import CASES, gguf_model, write_gguf
 from tests.tiny_models import PROMPT, greedy, perturbed, reference, streaming_runtime
