@@ -4,8 +4,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import transformers.integrations.gguf as transformers_gguf
 
 from loaders.decoding.at_load import fill_decoded
 from loaders.decoding.hooks import scratch_bytes
@@ -19,8 +21,9 @@ from loaders.tokenizers import has_tokenizer, load_tokenizer
 from offload_runtime import OffloadRuntime
 from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET
 from scheduler.plan import Tier
-from tests.gguf_samples import CASES, gguf_model, write_gguf
+from tests.gguf_samples import CASES, gguf, gguf_model, write_gguf
 from tests.tiny_models import PROMPT, greedy, perturbed, reference, streaming_runtime
+from tests.tokenizer_samples import BYTES, SPECIAL, WORDS, metaspace
 
 NEW_TOKENS = 24
 TREE = {"context_length": 96, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
@@ -198,3 +201,33 @@ def test_a_file_without_a_tokenizer():
     assert not has_tokenizer(file)
     with pytest.raises(ModelFilesError, match="holds no tokenizer"):
         load_tokenizer(file)
+
+
+@pytest.mark.parametrize(("architecture", "prefix"), [("llama", True), ("phi3", True), ("gemma2", False)])
+def test_sentencepiece_vocabularies(architecture, prefix, tmp_path):
+    """Llama 2, Mistral, Phi 3 and Gemma: merges follow from scores, text may begin with a space of its own."""
+    if architecture != "llama" and not hasattr(transformers_gguf, "convert_gguf_tokenizer"):
+        pytest.skip("before transformers 5.20 these have the special tokens of the published models in any case")
+    original, kinds = metaspace(), gguf.TokenType
+    tokens = original.convert_ids_to_tokens(range(len(original)))
+    special = {"<unk>": kinds.UNKNOWN} | dict.fromkeys(SPECIAL[1:], kinds.CONTROL) | dict.fromkeys(BYTES, kinds.BYTE)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([-float(index) for index in range(len(tokens))])
+    writer.add_token_types([special.get(token, kinds.NORMAL) for token in tokens])
+    for add, token in ((writer.add_unk_token_id, 0), (writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2)):
+        add(token)
+    writer.add_tensor("token_embd.weight", np.zeros((len(tokens), 32), np.float32))
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    found = load_tokenizer(tmp_path / "model.gguf")
+    assert found.get_vocab() == original.get_vocab()
+    assert found.encode("hello")[0] == found.bos_token_id == 1
+    for text in dict.fromkeys(WORDS):
+        ids = found.encode(text, add_special_tokens=False)
+        expected = original.encode(text, add_special_tokens=False)
+        if not prefix:
+            assert expected != ids
+            expected = original.encode(f"</s>{text}", add_special_tokens=False)[1:]
+        assert (ids, found.decode(ids)) == (expected, text)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from termination import ended_by_sigterm
 from torch import Tensor
 
+from loaders.gguf.model import is_gguf
 from loaders.hub_names import directory_name
 from loaders.model_files import read_checkpoint
 from offload_runtime.errors import ModelFilesError
@@ -87,8 +88,13 @@ def rounded_draft(target: Path, bits: int) -> Iterator[Path]:
 def write_rounded(target: Path, directory: Path, grid: Grid) -> None:
     """Copy a checkpoint, its tokenizer included, with the matrices of its layers rounded.
 
-    Embeddings, head, norms and biases stay as they are; so does the type that the weights are stored in.
+    Embeddings, head, norms and biases stay as they are; so does the type that the weights are stored in. Raises
+    ModelFilesError for a GGUF file.
     """
+    if is_gguf(target):
+        raise ModelFilesError(
+            f"{target}: only checkpoints in safetensors can be rounded; give --draft a model instead."
+        )
     directory.mkdir(parents=True)
     for file in target.iterdir():
         if file.is_file() and file.suffix not in _WEIGHTS and file.name != "acceptance.json":
