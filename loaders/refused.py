@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 WHAT_RUNS = (
-    "Other decoder-only models of transformers run; README.md (Architectures) lists those that are tested, such as "
+    "Other decoder-only models of transformers run; docs/architectures.md lists those that are tested, such as "
     "Llama, Qwen, Mistral, Mixtral, Gemma, Phi, DeepSeek, GLM, Granite, OLMo, Cohere and gpt-oss"
 )
 

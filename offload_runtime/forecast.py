@@ -6,10 +6,10 @@ Imports no torch.
 from collections.abc import Iterator
 from dataclasses import replace
 
-from loaders.spec import ITEMSIZE, ModelSpec, UnitSpec
 from offload_runtime.expected_acceptance import ExpectedAcceptance
 from offload_runtime.planning import Preparation
 from offload_runtime.prediction import Prediction, predict
+from offload_runtime.read_models import smaller_targets
 from scheduler.errors import DoesNotFitError
 from scheduler.pass_cost import PassCost
 from scheduler.plan import Plan, Tier, make_plan
@@ -17,10 +17,8 @@ from scheduler.sizes import format_size
 from sequoia_tree.choose import reach_by_size
 
 _MEASURED = "measured for this pair"
-_PUBLISHED = "published for Llama-3 8B and 70B, adjusted to the draft's size"
+_PUBLISHED = "published for Llama-3, by the draft's size"
 _UNMEASURED = "Not measured for this pair yet: scripts/measure_acceptance.py does."
-# Bits of a weight with its share of scales: 8-bit rows, and 4-bit groups of 128.
-_PACKED_BITS = {"8-bit": 8.0, "4-bit": 4.156}
 
 
 def forecast(preparation: Preparation) -> Iterator[str]:
@@ -82,29 +80,17 @@ def _listed(names: list[str]) -> str:
 
 def _smaller_weights(preparation: Preparation) -> Iterator[str]:
     """What packed weights of the same model would come to, where they spare a tier."""
-    plan = preparation.plan
-    if not plan.slots or any(unit.packed_bytes for unit in preparation.target.spec.units):
+    plan, draft = preparation.plan, preparation.draft
+    if not plan.slots:
         return
-    for name, bits in _PACKED_BITS.items():
-        packed = _packed(preparation.target.spec, bits)
-        draft = preparation.draft.spec if preparation.draft else None
-        limits = replace(preparation.limits, tree_size=plan.tree_size, context_length=plan.context_length)
+    limits = replace(preparation.limits, tree_size=plan.tree_size, context_length=plan.context_length)
+    for flags, packed in smaller_targets(preparation.options, preparation.machine):
         try:
-            smaller = make_plan(packed, draft, plan.machine, limits)
+            smaller = make_plan(packed, draft.spec if draft else None, plan.machine, limits)
         except DoesNotFitError:
             continue
         if gain := _gain(plan, smaller):
-            yield f"{name} weights (about {format_size(smaller.weight_bytes)}) would {gain}."
-
-
-def _packed(spec: ModelSpec, bits: float) -> ModelSpec:
-    """The same model with layers of so many bits a weight; embeddings and head as they are."""
-
-    def packed(unit: UnitSpec) -> UnitSpec:
-        nbytes = int(unit.nbytes * bits / (8 * ITEMSIZE[spec.dtype]))
-        return replace(unit, nbytes=nbytes, packed_bytes=nbytes, decoded_bytes=unit.nbytes, disk_bytes=nbytes)
-
-    return replace(spec, units=tuple(map(packed, spec.units)))
+            yield f"{flags} ({format_size(smaller.weight_bytes)} of weights) would {gain}."
 
 
 def _gain(plan: Plan, smaller: Plan) -> str | None:

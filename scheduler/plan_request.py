@@ -24,9 +24,9 @@ DEFAULT_CONTEXTS = (4096, 2048, 1024, 512, 256)
 PREFILL_ROWS = (512, 256, 128, 64, 32)
 # Tokens of a prompt that share a pass with the tree, tried before those where units stream: every further pass that a
 # prompt is cut into costs a stream of all weights.
-PROMPT_TOKENS = (8192, 4096, 2048, 1024)
+PROMPT_TOKENS = (8192, 4096, 2048, 1024, 512, 256)
 # What workspace such a prompt may take, as a share of the largest layer: more would cost every pass more than it saves
-# the first. Llama-70B in bfloat16 affords 2,048 tokens.
+# the first. Llama-70B in bfloat16 affords 2,048 tokens, in 4 bits 512.
 PROMPT_SHARE = 0.5
 
 # Trees tried in turn when units stream. On a GPU the link is the bottleneck and hundreds of nodes are free; on a CPU

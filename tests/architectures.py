@@ -1,6 +1,6 @@
 """Decoder families of transformers that are tested, with what makes a tiny model of each; on top of `tiny_models.BASE`.
 
-README.md lists these names (`tests/test_architectures.py` compares). Families that the installed transformers does not
+docs/architectures.md lists these names (`tests/test_architectures.py` compares). Families that the installed transformers does not
 know yet are left out by the tests.
 """
 

@@ -1,4 +1,4 @@
-"""Every decoder family that the README names: streamed from disk and tree-decoded, its text is transformers' own.
+"""Every decoder family that docs/architectures.md names: streamed from disk and tree-decoded, its text is transformers' own.
 
 Tiny random models in float32, under the least memory that the planner accepts. What cannot be run says so by name.
 """
@@ -73,7 +73,7 @@ def test_branches_that_see_each_other_change_the_text(architecture, monkeypatch)
 @pytest.mark.parametrize("model_type", sorted(REFUSED))
 def test_what_cannot_run_is_refused_by_name(model_type, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    with pytest.raises(UnsupportedModelError, match=f"{model_type} cannot be run: .*README.md"):
+    with pytest.raises(UnsupportedModelError, match=f"{model_type} cannot be run: .*architectures.md"):
         read_config(tmp_path)
 
 
@@ -91,11 +91,9 @@ def test_other_kinds_are_refused_by_name(config, reason, tmp_path):
     assert WHAT_RUNS in str(error.value)
 
 
-def test_the_readme_names_what_is_tested():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    section = re.search(r"### Architectures\n(.*?)\n##", readme, re.DOTALL)
-    assert section, "README.md has no section on architectures"
-    rows = re.findall(r"^- \*\*(.*?)\*\*.*?: (.*?)\.$", section[1], re.DOTALL | re.MULTILINE)
+def test_the_list_names_what_is_tested():
+    text = (Path(__file__).parent.parent / "docs" / "architectures.md").read_text()
+    rows = re.findall(r"^- \*\*(.*?)\*\*.*?: (.*?)\.$", text, re.DOTALL | re.MULTILINE)
     named = [set(re.findall(r"`([\w-]+)`", text)) for _, text in rows]
     assert named == [set(ATTENTION), set(EXPERTS), set(STATES), set(REFUSED)]
 
