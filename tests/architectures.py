@@ -1,7 +1,7 @@
 """Decoder families of transformers that are tested, with what makes a tiny model of each; on top of `tiny_models.BASE`.
 
-docs/architectures.md lists these names (`tests/test_architectures.py` compares). Families that the installed transformers does not
-know yet are left out by the tests.
+docs/architectures.md lists these names (`tests/test_architectures.py` compares). Families that the installed
+transformers does not know yet are left out by the tests.
 """
 
 from typing import Any

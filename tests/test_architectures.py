@@ -1,4 +1,4 @@
-"""Every decoder family that docs/architectures.md names: streamed from disk and tree-decoded, its text is transformers' own.
+"""Every decoder family in docs/architectures.md: streamed from disk and tree-decoded, its text is transformers' own.
 
 Tiny random models in float32, under the least memory that the planner accepts. What cannot be run says so by name.
 """
