@@ -42,6 +42,13 @@ UNUSED = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$|
 LAYER_NUMBER = re.compile(r"(.*?\.)?(\d{1,6})\.")  # up to the first part of a name that is a number
 NUMBER = re.compile(r"\.\d+\.")
 
+EXPERT = re.compile(r"\.experts\.\d+\.")
+# The numbers of experts, under the names that architectures give them.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "moe_topk", "experts_per_token")
+# Model types whose code does not tell which experts it hits before it computes with all of them.
+ALL_EXPERTS_AT_ONCE = {"jetmoe", "llama4", "llama4_text"}
+
 POSITION_LIMITS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "context_length",
 )  # fmt: skip
@@ -54,7 +61,8 @@ class UnitSpec:
     """One decoder layer: its name, the bytes of its flat buffer in the compute dtype, and its bytes on disk.
 
     `stored_at` says where those begin; layers of made-up weights that repeat each other have it in common.
-    `packed_bytes` of the buffer are packed, and `decoded_bytes` are those in the compute dtype.
+    `packed_bytes` of the buffer are packed, and `decoded_bytes` are those in the compute dtype. `expert_bytes` of the
+    buffer belong to single experts of which a pass need only fetch those it hits; they are of equal size.
     """
 
     name: str
@@ -63,6 +71,9 @@ class UnitSpec:
     stored_at: tuple[Path, int] | None = None
     packed_bytes: int = 0
     decoded_bytes: int = 0
+    experts: int = 0
+    expert_bytes: int = 0
+    expert_disk_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -91,6 +102,7 @@ class ModelSpec:
     max_positions: int
     recurrent: bool  # some layers keep a state: the model can be streamed but cannot check a tree
     decode_bytes: int = 0  # device memory in which packed weights are decoded, those of one module at a time
+    experts_per_token: int = 0  # in each layer; 0 where no experts are told apart
 
     @property
     def weight_form(self) -> str:
@@ -118,7 +130,8 @@ def read_spec(
     stored_dtype = _stored_dtype(checkpoint, contents, packing)
     dtype = _compute_dtype(dtype, _packed_dtype(config) if packing else stored_dtype)
     layers, outer = _divide(config, checkpoint.directory, _all_tensors(contents))
-    units = tuple(_unit_spec(name, tensors, dtype) for name, tensors in layers.items())
+    experts, experts_per_token = _experts(config)
+    units = tuple(_unit_spec(name, tensors, dtype, experts) for name, tensors in layers.items())
     return ModelSpec(
         directory=directory,
         name=directory_name(directory),
@@ -132,6 +145,7 @@ def read_spec(
         decode_bytes=max(_decode_bytes(tensors, dtype) for tensors in (*layers.values(), outer)),
         **_sizes(_Numbers(directory, config), list(layers.values()), outer, dtype),
         recurrent=_is_recurrent(config),
+        experts_per_token=experts_per_token if any(unit.experts for unit in units) else 0,
     )
 
 
@@ -242,6 +256,22 @@ def _is_recurrent(config: dict[str, Any]) -> bool:
     return text["model_type"] in RECURRENT_MODELS or not RECURRENT_LAYERS.isdisjoint(kinds)
 
 
+def _experts(config: dict[str, Any]) -> tuple[int, int]:
+    """(experts of a layer, those each token goes to); zeros where the config does not say, or all are computed with."""
+    text = _text_config(config)
+    count, per_token = (_most_stated(text, names) for names in (EXPERTS, EXPERTS_PER_TOKEN))
+    if text["model_type"] in ALL_EXPERTS_AT_ONCE or not 0 < per_token < count:
+        return 0, 0
+    return count, per_token
+
+
+def _most_stated(text: dict[str, Any], names: Iterable[str]) -> int:
+    """The number under the first of these names, the largest where layers have one each; 0 where it is none."""
+    stated = next((text[name] for name in names if text.get(name) is not None), 0)
+    numbers = stated if isinstance(stated, list) else [stated]
+    return max((number for number in numbers if type(number) is int), default=0)
+
+
 def _stored_dtype(checkpoint: Checkpoint, contents: Contents, packing: Format | None) -> str:
     """The dtype most bytes are stored in, or the name of the format."""
     if packing is not None:
@@ -323,12 +353,29 @@ def _without_tied_head(outer: list[StoredTensor]) -> list[StoredTensor]:
     return [tensor for tensor in outer if not (tensor.name.endswith("lm_head.weight") and tensor.shape in others)]
 
 
-def _unit_spec(name: str, tensors: list[StoredTensor], dtype: str) -> UnitSpec:
+def _unit_spec(name: str, tensors: list[StoredTensor], dtype: str, experts: int) -> UnitSpec:
     nbytes, disk_bytes = _buffer_bytes(tensors, dtype), sum(tensor.nbytes for tensor in tensors)
     stored_at = min((tensor.file, tensor.offset) for tensor in tensors)
     packed = [tensor for tensor in tensors if isinstance(tensor, _Packed)]
     decoded = sum(math.prod(tensor.shape) * ITEMSIZE[dtype] for tensor in packed)
-    return UnitSpec(name, nbytes, disk_bytes, stored_at, _buffer_bytes(packed, dtype), decoded)
+    by_expert = [tensor for tensor in tensors if experts and _is_by_expert(tensor, experts)]
+    return UnitSpec(
+        name,
+        nbytes,
+        disk_bytes,
+        stored_at,
+        _buffer_bytes(packed, dtype),
+        decoded,
+        experts=experts if by_expert else 0,
+        expert_bytes=_buffer_bytes(by_expert, dtype),
+        expert_disk_bytes=sum(tensor.nbytes for tensor in by_expert),
+    )
+
+
+def _is_by_expert(tensor: StoredTensor, experts: int) -> bool:
+    """Whether a tensor is of one expert, or stacks one part of all."""
+    stacked = len(tensor.shape) > 1 and tensor.shape[0] == experts
+    return bool(EXPERT.search(tensor.name)) or (stacked and (len(tensor.shape) == 3 or ".experts." in tensor.name))
 
 
 def _buffer_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:

@@ -101,8 +101,17 @@ def _packed(spec: ModelSpec, bits: float) -> ModelSpec:
     """The same model with layers of so many bits a weight; embeddings and head as they are."""
 
     def packed(unit: UnitSpec) -> UnitSpec:
-        nbytes = int(unit.nbytes * bits / (8 * ITEMSIZE[spec.dtype]))
-        return replace(unit, nbytes=nbytes, packed_bytes=nbytes, decoded_bytes=unit.nbytes, disk_bytes=nbytes)
+        share = bits / (8 * ITEMSIZE[spec.dtype])
+        nbytes, experts = int(unit.nbytes * share), int(unit.expert_bytes * share)
+        return replace(
+            unit,
+            nbytes=nbytes,
+            packed_bytes=nbytes,
+            decoded_bytes=unit.nbytes,
+            disk_bytes=nbytes,
+            expert_bytes=experts,
+            expert_disk_bytes=experts,
+        )
 
     return replace(spec, units=tuple(map(packed, spec.units)))
 

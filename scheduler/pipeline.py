@@ -10,11 +10,12 @@ PASSES = 4
 @dataclass(frozen=True)
 class Stage:
     """Seconds one unit takes: to read into a staging buffer (0: it needs none), to copy into a slot (0: it is resident
-    and needs no slot), to compute."""
+    and needs no slot), to compute, and to fetch what only computing told it needs, for which it waits."""
 
     read: float
     copy: float
     compute: float
+    fetch: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,16 @@ def simulate(stages: Sequence[Stage], slots: int, staging: int, gap: float = 0.0
                     start = max(start, read_ends[-1])
                 copy_ends.append(start + stage.copy)
                 now = max(now, copy_ends[-1])
-            now += stage.compute
+            now += stage.compute + stage.fetch
             if stage.copy:
                 released.append(now)
             if stage.read:
                 copied_out.append(copy_ends[-1])
+    link = sum(stage.copy + stage.fetch for stage in stages)
     return PassSeconds(
-        total=now - begin,
+        total=max(now - begin, link) if any(stage.fetch for stage in stages) else now - begin,
         disk=sum(stage.read for stage in stages),
-        link=sum(stage.copy for stage in stages),
+        link=link,
         compute=sum(stage.compute for stage in stages),
     )
 

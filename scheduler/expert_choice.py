@@ -1,0 +1,46 @@
+"""Whether a pass had better fetch only the experts that it hits, or stream all of them ahead of their use."""
+
+import math
+from collections.abc import Sequence
+
+from scheduler.pass_cost import PassCost, expected_hits
+
+# How much one pass counts in what is remembered of the passes so far.
+_NEWEST = 1 / 8
+
+
+class ExpertChoice:
+    """Decides pass by pass, by the cost model and by how many experts passes turned out to hit.
+
+    Tokens of one text resemble each other, so `n` of them hit as many experts as fewer that choose at random would:
+    1 + alike · (n - 1), where `alike` is learnt.
+    """
+
+    def __init__(self, cost: PassCost):
+        self._cost = cost
+        unit = max(cost.spec.units, key=lambda unit: unit.experts)
+        self._count, self._per_token = unit.experts, cost.spec.experts_per_token
+        self._alike = 1.0
+
+    def hits(self, rows: int) -> float:
+        """How many experts of a layer a pass over so many tokens is expected to hit."""
+        return expected_hits(self._count, self._per_token, 1 + self._alike * (rows - 1))
+
+    def only_hits(self, rows: int, context: int) -> bool:
+        """Whether fetching only those that are hit is quicker, behind `context` tokens in the cache."""
+        if not 0 < self._per_token < self._count:
+            return False
+        hits = self.hits(rows)
+        if not self._cost.is_known:
+            return 2 * hits <= self._count
+        fetched = self._cost.seconds_with(hits, rows, 1, context)
+        return fetched.total < self._cost.seconds_with(None, rows, 1, context).total
+
+    def observe(self, rows: int, hits: Sequence[int]) -> None:
+        """Take note of how many experts a pass hit, in each of some layers."""
+        if rows < 2 or not hits:
+            return
+        missed = max(1 - sum(hits) / len(hits) / self._count, 1e-6)
+        independent = math.log(missed) / math.log(1 - self._per_token / self._count)
+        alike = min(max((independent - 1) / (rows - 1), 0.0), 1.0)
+        self._alike += _NEWEST * (alike - self._alike)
