@@ -1,7 +1,6 @@
 """Brings single experts to a slot of the ring, when it is known which ones a pass hits."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from loaders.expert_parts import batches
 from loaders.sources import UnitSource
 from loaders.spans import Span, joined
 from scheduler.bounce import Link
+from scheduler.host_memory import HostBuffer
 from scheduler.streams import Streams
 from scheduler.tier_buffers import TierBuffers, UnitBytes
 
@@ -50,31 +50,28 @@ class ExpertFetch:
         parts = self._units[unit].experts
         assert parts is not None
         wanted = parts.of(experts)
-        if unit in self._host:
-            with self._copying():
-                for span in wanted:
-                    self._link.send(slot[span.start : span.stop], self._host[unit], span.start)
-            return sum(span.nbytes for span in wanted)
-        if self._streams.is_async:
-            self._read_and_send(wanted, slot)
-        else:
+        from_host = unit in self._host
+        if not from_host and not self._streams.is_async:
             self._read(joined((span.start, span) for span in wanted), slot)
-        return sum(span.source.nbytes_on_disk for span in wanted)
+        else:
+            with torch.inference_mode(), self._streams.copying():
+                if from_host:
+                    self._send(wanted, self._host[unit], slot)
+                else:
+                    self._read_and_send(wanted, slot)
+                self._arrived.record()
+            self._arrived.wait()
+        return sum(span.nbytes if from_host else span.source.nbytes_on_disk for span in wanted)
+
+    def _send(self, wanted: Sequence[Span], buffer: HostBuffer, slot: Tensor) -> None:
+        for span in wanted:
+            self._link.send(slot[span.start : span.stop], buffer, span.start)
 
     def _read_and_send(self, wanted: Sequence[Span], slot: Tensor) -> None:
         for number, batch in enumerate(batches(wanted, self._span_bytes)):
             staging, sent = self._staging[number % STAGING], self._sent[number % STAGING]
             sent.synchronize()
             self._read(batch.source, staging.tensor)
-            with self._copying():
-                for offset, span in batch.placed:
-                    self._link.send(slot[span.start : span.stop], staging, offset)
-                sent.record()
-
-    @contextmanager
-    def _copying(self) -> Iterator[None]:
-        """What is copied in the block is there for what is computed after it."""
-        with torch.inference_mode(), self._streams.copying():
-            yield
-            self._arrived.record()
-        self._arrived.wait()
+            for offset, span in batch.placed:
+                self._link.send(slot[span.start : span.stop], staging, offset)
+            sent.record()

@@ -10,6 +10,7 @@ experts  all stream ahead with their unit; or those that are hit are fetched whe
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from loaders.spec import ITEMSIZE, ModelSpec, UnitSpec
 from scheduler.machine import Machine
@@ -80,17 +81,16 @@ class PassCost:
             if tier is Tier.DEVICE:
                 yield Stage(0.0, 0.0, compute)
                 continue
-            parts: list[tuple[float, float]] = [(unit.nbytes, unit.disk_bytes)]
-            if hits is not None and unit.experts:
-                share = hits / unit.experts
-                parts = [
-                    (unit.nbytes - unit.expert_bytes, unit.disk_bytes - unit.expert_disk_bytes),
-                    (share * unit.expert_bytes, share * unit.expert_disk_bytes),
-                ]
-            (read, copy), *fetched = [self._moving(tier, *part, index in pageable) for part in parts]
-            yield Stage(read, copy, compute, sum(FETCH_SECONDS + max(times) for times in fetched))
+            moving = partial(self._moving, tier, index in pageable)
+            if hits is None or not unit.experts:
+                yield Stage(*moving(unit.nbytes, unit.disk_bytes), compute)
+                continue
+            read, copy = moving(unit.nbytes - unit.expert_bytes, unit.disk_bytes - unit.expert_disk_bytes)
+            share = hits / unit.experts
+            fetch_read, fetch_copy = moving(share * unit.expert_bytes, share * unit.expert_disk_bytes)
+            yield Stage(read, copy, compute, fetch_read, FETCH_SECONDS + fetch_copy)
 
-    def _moving(self, tier: Tier, nbytes: float, disk_bytes: float, pageable: bool) -> tuple[float, float]:
+    def _moving(self, tier: Tier, pageable: bool, nbytes: float, disk_bytes: float) -> tuple[float, float]:
         """Seconds to read and to copy bytes of a unit that streams."""
         if tier is Tier.HOST:
             return 0.0, self._over(nbytes, self._link_bandwidth(pageable))

@@ -1,0 +1,93 @@
+"""Which passes fetch only the experts they hit: what the cost model says, and what passes so far showed."""
+
+from dataclasses import replace
+
+import pytest
+
+from loaders.spec import UnitSpec
+from scheduler.expert_choice import ExpertChoice
+from scheduler.machine import Machine
+from scheduler.pass_cost import FETCH_SECONDS, PassCost, expected_hits
+from scheduler.pipeline import Stage, simulate
+from scheduler.placement import Tier
+from scheduler.sizes import GIB
+from tests.plan_samples import model
+
+LAYERS, EXPERTS = 8, 1_000_000_000
+DENSE = 100_000_000
+LAYER = UnitSpec("", DENSE + EXPERTS, DENSE + EXPERTS, experts=64, expert_bytes=EXPERTS, expert_disk_bytes=EXPERTS)
+MIXTURE = replace(model("mixture", [0], 0, 1024), units=(LAYER,) * LAYERS, experts_per_token=4)
+CPU = Machine(
+    "cpu", "test CPU", 64 * GIB, 64 * GIB, 64 * GIB, 64 * GIB, 2, disk_bandwidth=2e9, flops=1e15, memory_bandwidth=1e15
+)
+GPU = replace(CPU, device="cuda", link_bandwidth=2e10)
+
+
+def choice(machine=CPU, tier=Tier.DISK, spec=MIXTURE) -> ExpertChoice:
+    return ExpertChoice(PassCost(spec, (tier,) * LAYERS, 2, machine))
+
+
+def test_hits_expected_of_tokens_that_choose_at_random():
+    assert expected_hits(64, 4, 1) == pytest.approx(4)
+    assert expected_hits(64, 4, 2) == pytest.approx(4 + 4 * 60 / 64)
+    assert expected_hits(64, 4, 10_000) == pytest.approx(64)
+    assert expected_hits(0, 0, 3) == 0
+
+
+@pytest.mark.parametrize("machine, tier", [(CPU, Tier.DISK), (GPU, Tier.DISK), (GPU, Tier.HOST)])
+def test_few_tokens_fetch_and_many_stream(machine, tier):
+    decided = [choice(machine, tier).only_hits(rows, 100) for rows in (1, 8, 200, 2000)]
+    assert decided == [True, True, False, False]
+
+
+def test_fetched_bytes_and_latency_make_the_difference():
+    """On paper: dense parts stream at 2 GB/s beside nothing worth mentioning, and 1/16 of the experts follows."""
+    cost = PassCost(MIXTURE, (Tier.DISK,) * LAYERS, 2, CPU)
+    fetched, whole = cost.seconds_with(4, 1, 1, 0), cost.seconds_with(None, 1, 1, 0)
+    assert fetched.total == pytest.approx(LAYERS * ((DENSE + EXPERTS / 16) / 2e9 + FETCH_SECONDS), rel=0.05)
+    assert whole.total == pytest.approx(LAYERS * (DENSE + EXPERTS) / 2e9, rel=0.05)
+    assert cost.seconds(1, 1, 0).total == fetched.total and cost.seconds(2000, 1, 0).total < whole.total * 1.1
+
+
+def test_experts_too_small_to_be_worth_asking_for():
+    layer = replace(LAYER, nbytes=110_000, disk_bytes=110_000, expert_bytes=100_000, expert_disk_bytes=100_000)
+    assert not choice(spec=replace(MIXTURE, units=(layer,) * LAYERS)).only_hits(1, 0)
+
+
+def test_without_a_known_speed_half_the_experts_decide():
+    unknown = choice(replace(CPU, disk_bandwidth=None))
+    assert unknown.only_hits(8, 0) and not unknown.only_hits(16, 0)
+    assert expected_hits(64, 4, 8) < 32 < expected_hits(64, 4, 16)
+
+
+def test_models_without_experts_never_fetch():
+    assert not choice(spec=replace(MIXTURE, experts_per_token=0)).only_hits(1, 0)
+    assert not choice(spec=replace(MIXTURE, units=model("plain", [DENSE] * LAYERS, 0, 1).units)).only_hits(1, 0)
+    assert not choice(spec=replace(MIXTURE, experts_per_token=64)).only_hits(1, 0)
+
+
+def test_tokens_that_are_alike_hit_fewer_as_is_learnt():
+    learning = choice()
+    before = learning.hits(32)
+    for _ in range(60):
+        learning.observe(32, [20] * LAYERS)
+    assert learning.hits(32) == pytest.approx(20, rel=0.01) and before > 50
+    assert learning.hits(1) == pytest.approx(4)
+    assert learning.only_hits(200, 0) and not choice().only_hits(200, 0)
+
+
+@pytest.mark.parametrize("rows, hits", [(1, [4, 4]), (8, []), (8, [64, 64]), (8, [0])])
+def test_any_observation_leaves_sensible_numbers(rows, hits):
+    learning = choice()
+    for _ in range(100):
+        learning.observe(rows, hits)
+    assert 3.9 < learning.hits(1) <= learning.hits(8) <= 64
+
+
+def test_on_paper_a_fetch_holds_up_everything_behind_it():
+    plain, fetching = (simulate([Stage(0.0, 1.0, 0.1, 0.0, fetch)] * 4, 2, 2) for fetch in (0.0, 0.5))
+    assert (
+        plain.total == pytest.approx(4.0)
+        and fetching.total == pytest.approx(6.0)
+        and fetching.link == pytest.approx(6.0)
+    )
