@@ -88,6 +88,7 @@ class Model:
             units[index].bind(make_parameters(units[index].layout, buffer))
         self._choice = choice if self._weights.streams_experts else None
         self._hits: list[int] = []  # in layers of the pass under way
+        self._reading = self._weights.reading  # when it began
         self._hooks = list(self._add_hooks(skeleton.units))
         self._hooks += decode_before_use(skeleton, memory.empty(scratch_bytes(skeleton)))
         self.padded_total = 0
@@ -134,15 +135,21 @@ class Model:
             with attending(rows), self.cache.one_pass():
                 logits = self._compute(tokens, rows.row_positions, logits_to_keep)
         self.cache.advance(len(tokens))
-        if self._choice:
-            self._choice.observe(len(tokens), self._hits)
+        self._learn_from_pass(len(tokens))
         return logits
 
     def _choose_experts(self, rows: int) -> None:
         """The units the ring holds already came as the pass before chose; they serve either way."""
         self._hits.clear()
+        self._reading = self._weights.reading
         if self._choice:
             self._weights.stream_experts(only_hits=self._choice.only_hits(rows, self.cache.length))
+
+    def _learn_from_pass(self, rows: int) -> None:
+        if self._choice:
+            self._choice.observe(rows, self._hits)
+            read, seconds = (now - before for now, before in zip(self._weights.reading, self._reading))
+            self._choice.observe_reading(read, seconds)
 
     def _padded_logits(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor | None:
         """The logits of a pass in a fixed shape; None where it takes none."""

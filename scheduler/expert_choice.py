@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from scheduler.pass_cost import PassCost, expected_hits
 
@@ -10,7 +11,7 @@ _NEWEST = 1 / 8
 
 
 class ExpertChoice:
-    """Decides pass by pass, by the cost model and by how many experts passes turned out to hit.
+    """Decides pass by pass, by the cost model, by how many experts passes turned out to hit and how fast they read.
 
     Tokens of one text resemble each other, so `n` of them hit as many experts as fewer that choose at random would:
     1 + alike · (n - 1), where `alike` is learnt.
@@ -21,6 +22,7 @@ class ExpertChoice:
         unit = max(cost.spec.units, key=lambda unit: unit.experts)
         self._count, self._per_token = unit.experts, cost.spec.experts_per_token
         self._alike = 1.0
+        self._read_bytes = self._read_seconds = 0.0  # of the latest passes
 
     def hits(self, rows: int) -> float:
         """How many experts of a layer a pass over so many tokens is expected to hit."""
@@ -35,6 +37,15 @@ class ExpertChoice:
             return 2 * hits <= self._count
         fetched = self._cost.seconds_with(hits, rows, 1, context)
         return fetched.total < self._cost.seconds_with(None, rows, 1, context).total
+
+    def observe_reading(self, nbytes: float, seconds: float) -> None:
+        """Take note of what a pass read from disk and for how long: beside computing, unlike earlier measurements."""
+        if nbytes <= 0 or seconds <= 0:
+            return
+        self._read_bytes += nbytes - _NEWEST * self._read_bytes
+        self._read_seconds += seconds - _NEWEST * self._read_seconds
+        machine = replace(self._cost.machine, disk_bandwidth=self._read_bytes / self._read_seconds)
+        self._cost = replace(self._cost, machine=machine)
 
     def observe(self, rows: int, hits: Sequence[int]) -> None:
         """Take note of how many experts a pass hit, in each of some layers."""

@@ -109,6 +109,11 @@ class UnitMemory:
         return slot
 
     @property
+    def reading(self) -> tuple[int, float]:
+        """(bytes, seconds) of reading from disk so far, loading included."""
+        return self._reader.bytes_read, self._reader.busy_seconds
+
+    @property
     def streams_experts(self) -> bool:
         """Whether there are experts to stream, and they can be fetched one by one."""
         has_experts = any(self._units[index].experts for index in self._streamed)

@@ -91,3 +91,13 @@ def test_on_paper_a_fetch_holds_up_everything_behind_it():
         and fetching.total == pytest.approx(6.0)
         and fetching.link == pytest.approx(6.0)
     )
+
+
+def test_a_disk_that_is_slower_than_was_measured_is_learnt():
+    """A rate out of the page cache makes everything look like computing."""
+    learning = choice(replace(CPU, disk_bandwidth=1e14, memory_bandwidth=1e11))
+    assert not learning.only_hits(1, 0)
+    learning.observe_reading(0, 0.0)
+    for _ in range(3):
+        learning.observe_reading(1_000_000_000, 1.0)
+    assert learning.only_hits(1, 0) and not learning.only_hits(2000, 0)
