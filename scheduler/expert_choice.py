@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from scheduler.pass_cost import PassCost, expected_hits
+from scheduler.pass_cost import PassCost
 
 # How much one pass counts in what is remembered of the passes so far.
 _NEWEST = 1 / 8
@@ -19,20 +19,19 @@ class ExpertChoice:
 
     def __init__(self, cost: PassCost):
         self._cost = cost
-        unit = max(cost.spec.units, key=lambda unit: unit.experts)
-        self._count, self._per_token = unit.experts, cost.spec.experts_per_token
+        self._count, self._per_token = max(unit.experts for unit in cost.spec.units), cost.spec.experts_per_token
         self._alike = 1.0
         self._read_bytes = self._read_seconds = 0.0  # of the latest passes
 
     def hits(self, rows: int) -> float:
-        """How many experts of a layer a pass over so many tokens is expected to hit."""
-        return expected_hits(self._count, self._per_token, 1 + self._alike * (rows - 1))
+        """How many experts of a layer a pass over so many tokens is expected to hit; 0 where none are told apart."""
+        return self._cost.hits(1 + self._alike * (rows - 1)) or 0.0
 
     def only_hits(self, rows: int, context: int) -> bool:
         """Whether fetching only those that are hit is quicker, behind `context` tokens in the cache."""
-        if not 0 < self._per_token < self._count:
-            return False
         hits = self.hits(rows)
+        if not hits:
+            return False
         if not self._cost.is_known:
             return 2 * hits <= self._count
         fetched = self._cost.seconds_with(hits, rows, 1, context)
@@ -49,7 +48,7 @@ class ExpertChoice:
 
     def observe(self, rows: int, hits: Sequence[int]) -> None:
         """Take note of how many experts a pass hit, in each of some layers."""
-        if rows < 2 or not hits:
+        if rows < 2 or not hits or not 0 < self._per_token < self._count:
             return
         missed = max(1 - sum(hits) / len(hits) / self._count, 1e-6)
         independent = math.log(missed) / math.log(1 - self._per_token / self._count)

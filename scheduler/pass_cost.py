@@ -55,16 +55,32 @@ class PassCost:
         """Whether the device's speed is known, too."""
         return self.machine.flops is not None and self.machine.memory_bandwidth is not None
 
+    def hits(self, rows: float) -> float | None:
+        """Experts of each layer that a pass over so many tokens hits; None where they are not told apart."""
+        count = max(unit.experts for unit in self.spec.units)
+        per_token = self.spec.experts_per_token
+        return expected_hits(count, per_token, rows) if 0 < per_token < count else None
+
+    def streamed_bytes(self, rows: int) -> int:
+        """What a pass over `rows` tokens streams where it fetches only the experts that it hits."""
+        hits, total = self.hits(rows), 0.0
+        for unit, tier in zip(self.spec.units, self.tiers):
+            if tier is not Tier.DEVICE:
+                on_disk = unit.disk_bytes, unit.expert_disk_bytes
+                nbytes, experts = on_disk if tier is Tier.DISK else (unit.nbytes, unit.expert_bytes)
+                left_out = 0.0 if hits is None or not unit.experts else 1 - hits / unit.experts
+                total += nbytes - left_out * experts
+        return round(total)
+
     def seconds(self, rows: int, nodes: int, context: int, gap: float = 0.0) -> PassSeconds:
         """A pass over `rows` tokens, logits after `nodes` of them, behind `context` tokens in the cache.
 
         gap: seconds between two passes, in which the ring is filled up again.
         """
         whole = self.seconds_with(None, rows, nodes, context, gap)
-        count = max(unit.experts for unit in self.spec.units)
-        if not 0 < self.spec.experts_per_token < count:
+        hits = self.hits(rows)
+        if hits is None:
             return whole
-        hits = expected_hits(count, self.spec.experts_per_token, rows)
         return min(whole, self.seconds_with(hits, rows, nodes, context, gap), key=lambda seconds: seconds.total)
 
     def seconds_with(self, hits: float | None, rows: int, nodes: int, context: int, gap: float = 0.0) -> PassSeconds:

@@ -10,8 +10,10 @@ from scheduler.machine import Machine
 from scheduler.pass_cost import FETCH_SECONDS, PassCost, expected_hits
 from scheduler.pipeline import Stage, simulate
 from scheduler.placement import Tier
+from scheduler.plan import make_plan
+from scheduler.plan_table import format_plan
 from scheduler.sizes import GIB
-from tests.plan_samples import model
+from tests.plan_samples import LLAMA2_70B, gpu, model
 
 LAYERS, EXPERTS = 8, 1_000_000_000
 DENSE = 100_000_000
@@ -101,3 +103,17 @@ def test_a_disk_that_is_slower_than_was_measured_is_learnt():
     for _ in range(3):
         learning.observe_reading(1_000_000_000, 1.0)
     assert learning.only_hits(1, 0) and not learning.only_hits(2000, 0)
+
+
+def test_plans_say_what_one_token_streams():
+    plan = make_plan(MIXTURE, None, replace(CPU, device_free=4 * GIB, host_total=8 * GIB, host_available=4 * GIB))
+    streamed = sum(tier is not Tier.DEVICE for tier in plan.tiers)
+    assert streamed and plan.streamed_bytes == streamed * LAYER.nbytes
+    assert plan.token_bytes == streamed * (DENSE + EXPERTS // 16)
+    assert plan.seconds_per_pass == pytest.approx(plan.token_bytes / 2e9, rel=0.1)
+    assert "one token streams 1." in format_plan(plan)
+
+
+def test_plans_of_other_models_say_nothing_of_experts():
+    plan = make_plan(LLAMA2_70B, None, gpu(20 * GIB))
+    assert plan.token_bytes == plan.streamed_bytes and "experts" not in format_plan(plan)
