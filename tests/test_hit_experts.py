@@ -179,6 +179,30 @@ def test_a_disk_that_fails_while_experts_are_fetched(forced, monkeypatch):
         assert write(runtime).token_ids == greedy(directory, PROMPT, NEW_TOKENS)
 
 
+def test_timing_of_computing_alone_fetches_nothing(forced):
+    forced(only_hits)
+    directory = checkpoint("mixtral")
+    with streaming_runtime(directory, **PLAIN) as runtime:
+        expected = greedy(directory, PROMPT, NEW_TOKENS)
+        assert write(runtime).token_ids == expected
+        target = runtime._models.target.model
+        before = target.streamed_total
+        with target.without_streaming():
+            target.cache.truncate(0)
+            target.read(PROMPT, most_rows=64)
+        assert target.streamed_total == before
+        runtime.forget()
+        assert write(runtime).token_ids == expected
+
+
+def test_layers_that_stay_on_the_device_fetch_nothing(forced):
+    forced(only_hits)
+    directory = checkpoint("mixtral", num_hidden_layers=5)
+    with streaming_runtime(directory, **PLAIN, spare=read_spec(directory).units[0].nbytes) as runtime:
+        assert {*runtime.plan.tiers} == {Tier.DEVICE, Tier.DISK}
+        assert write(runtime).token_ids == greedy(directory, PROMPT, NEW_TOKENS)
+
+
 # A device whose copies come late
 
 
@@ -238,3 +262,16 @@ def test_staging_that_is_still_copied_from_is_waited_for(load):
     for event in runtime._models.target.model._weights._expert_fetch._sent:
         event.synchronize = lambda: None
     assert write(runtime).token_ids != expected
+
+
+@pytest.mark.parametrize("tier", [Tier.HOST, Tier.DISK])
+def test_interrupted_and_taken_up_again(load, tier):
+    """Between layers, while copies of experts are still to come."""
+    runtime, expected = load("mixtral", tier, copy_seconds=0.001), greedy(checkpoint("mixtral"), PROMPT, NEW_TOKENS)
+    for asked in (1, 2, 5, 8):
+        count = iter(range(asked))
+        runtime.forget()
+        stop = {"should_stop": lambda count=count: next(count, None) is None}
+        done = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0, **stop).token_ids
+        assert done == expected[: len(done)] and len(done) < NEW_TOKENS
+        assert write(runtime).token_ids == expected
