@@ -197,8 +197,8 @@ def test_timing_of_computing_alone_fetches_nothing(forced):
 
 def test_layers_that_stay_on_the_device_fetch_nothing(forced):
     forced(only_hits)
-    directory = checkpoint("mixtral", num_hidden_layers=5)
-    with streaming_runtime(directory, **PLAIN, spare=read_spec(directory).units[0].nbytes) as runtime:
+    directory = checkpoint("mixtral", num_hidden_layers=8)
+    with streaming_runtime(directory, **PLAIN, spare=4 * read_spec(directory).units[0].nbytes) as runtime:
         assert {*runtime.plan.tiers} == {Tier.DEVICE, Tier.DISK}
         assert write(runtime).token_ids == greedy(directory, PROMPT, NEW_TOKENS)
 
