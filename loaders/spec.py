@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.expert_names import is_by_expert, stated_experts
 from loaders.formats import read_format
 from loaders.formats.weights import Contents, Format, told_apart
 from loaders.hub_names import directory_name
@@ -41,13 +42,6 @@ UNUSED = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$|
 
 LAYER_NUMBER = re.compile(r"(.*?\.)?(\d{1,6})\.")  # up to the first part of a name that is a number
 NUMBER = re.compile(r"\.\d+\.")
-
-EXPERT = re.compile(r"\.experts\.\d+\.")
-# The numbers of experts, under the names that architectures give them.
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "moe_topk", "experts_per_token")
-# Model types whose code does not tell which experts it hits before it computes with all of them.
-ALL_EXPERTS_AT_ONCE = {"jetmoe", "llama4", "llama4_text"}
 
 POSITION_LIMITS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "context_length",
@@ -130,7 +124,7 @@ def read_spec(
     stored_dtype = _stored_dtype(checkpoint, contents, packing)
     dtype = _compute_dtype(dtype, _packed_dtype(config) if packing else stored_dtype)
     layers, outer = _divide(config, checkpoint.directory, _all_tensors(contents))
-    experts, experts_per_token = _experts(config)
+    experts, experts_per_token = stated_experts(_text_config(config))
     units = tuple(_unit_spec(name, tensors, dtype, experts) for name, tensors in layers.items())
     return ModelSpec(
         directory=directory,
@@ -256,22 +250,6 @@ def _is_recurrent(config: dict[str, Any]) -> bool:
     return text["model_type"] in RECURRENT_MODELS or not RECURRENT_LAYERS.isdisjoint(kinds)
 
 
-def _experts(config: dict[str, Any]) -> tuple[int, int]:
-    """(experts of a layer, those each token goes to); zeros where the config does not say, or all are computed with."""
-    text = _text_config(config)
-    count, per_token = (_most_stated(text, names) for names in (EXPERTS, EXPERTS_PER_TOKEN))
-    if text["model_type"] in ALL_EXPERTS_AT_ONCE or not 0 < per_token < count:
-        return 0, 0
-    return count, per_token
-
-
-def _most_stated(text: dict[str, Any], names: Iterable[str]) -> int:
-    """The number under the first of these names, the largest where layers have one each; 0 where it is none."""
-    stated = next((text[name] for name in names if text.get(name) is not None), 0)
-    numbers = stated if isinstance(stated, list) else [stated]
-    return max((number for number in numbers if type(number) is int), default=0)
-
-
 def _stored_dtype(checkpoint: Checkpoint, contents: Contents, packing: Format | None) -> str:
     """The dtype most bytes are stored in, or the name of the format."""
     if packing is not None:
@@ -358,7 +336,7 @@ def _unit_spec(name: str, tensors: list[StoredTensor], dtype: str, experts: int)
     stored_at = min((tensor.file, tensor.offset) for tensor in tensors)
     packed = [tensor for tensor in tensors if isinstance(tensor, _Packed)]
     decoded = sum(math.prod(tensor.shape) * ITEMSIZE[dtype] for tensor in packed)
-    by_expert = [tensor for tensor in tensors if experts and _is_by_expert(tensor, experts)]
+    by_expert = [tensor for tensor in tensors if experts and is_by_expert(tensor.name, tensor.shape, experts)]
     return UnitSpec(
         name,
         nbytes,
@@ -370,12 +348,6 @@ def _unit_spec(name: str, tensors: list[StoredTensor], dtype: str, experts: int)
         expert_bytes=_buffer_bytes(by_expert, dtype),
         expert_disk_bytes=sum(tensor.nbytes for tensor in by_expert),
     )
-
-
-def _is_by_expert(tensor: StoredTensor, experts: int) -> bool:
-    """Whether a tensor is of one expert, or stacks one part of all."""
-    stacked = len(tensor.shape) > 1 and tensor.shape[0] == experts
-    return bool(EXPERT.search(tensor.name)) or (stacked and (len(tensor.shape) == 3 or ".experts." in tensor.name))
 
 
 def _buffer_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING
 
+from loaders.expert_names import ALL_EXPERTS_AT_ONCE
 from loaders.expert_parts import batches, split_experts
 from loaders.experts import hits_among
 from loaders.reader import WeightReader
@@ -13,7 +14,7 @@ from loaders.safetensors_files import read_checkpoint
 from loaders.skeleton import build_skeleton
 from loaders.sources import UnitSource, map_sources
 from loaders.spans import joined
-from loaders.spec import ALL_EXPERTS_AT_ONCE, read_spec
+from loaders.spec import read_config, read_spec
 from offload_runtime.attention import ATTENTION_NAME
 from tests.architectures import EXPERTS
 from tests.packed_models import packed_model
@@ -109,8 +110,6 @@ def test_the_plan_knows_the_sizes_from_names_alone(name):
 )
 def test_numbers_that_make_no_sense_leave_the_experts_whole(change):
     directory = checkpoint("qwen3_moe")
-    from loaders.spec import read_config
-
     spec = read_spec(directory, config={**read_config(directory), **change})
     assert spec.experts_per_token == 0 and not any(unit.experts for unit in spec.units)
 
