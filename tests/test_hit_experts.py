@@ -276,3 +276,12 @@ def test_interrupted_and_taken_up_again(load, tier):
         done = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0, **stop).token_ids
         assert done == expected[: len(done)] and len(done) < NEW_TOKENS
         assert write(runtime).token_ids == expected
+
+
+def test_with_too_little_staging_layers_come_whole(load, monkeypatch):
+    """Small layers are read ahead into two buffers, of which none can be spared."""
+    monkeypatch.setattr(staging, "SPAN_BYTES", 32 * 1024**2)
+    runtime = load("mixtral", Tier.DISK, copy_seconds=0.0005)
+    assert not runtime._models.target.model._weights.streams_experts
+    reply = write(runtime)
+    assert reply.token_ids == greedy(checkpoint("mixtral"), PROMPT, NEW_TOKENS)
