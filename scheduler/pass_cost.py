@@ -23,8 +23,8 @@ from scheduler.staging import STAGING_BUFFERS, pageable_units
 LAYER_SECONDS = 0.35e-3
 # Replayed as part of a CUDA graph its kernels, some 45, still take a few microseconds each: assumed, not measured.
 REPLAYED_LAYER_SECONDS = 0.1e-3
-# Until the first byte of experts that are fetched arrives: the host waits for the router, then asks. Assumed for a GPU;
-# a processor took 0.2 ms to have its reading threads begin.
+# Until the first byte of experts that are fetched arrives: the host waits for the router, then asks. From disk to a
+# processor's memory 4 KiB take 0.2 ms, through the reading threads; for a GPU as much is assumed, not measured.
 FETCH_SECONDS = 0.2e-3
 
 

@@ -87,9 +87,8 @@ class UnitMemory:
             except BaseException:
                 self.close()
                 raise
-        self.streamed_bytes = sum(
-            self._link_bytes(index) for index in self._streamed
-        )  # of a pass that hits all experts
+        # of a pass that hits all experts
+        self.streamed_bytes = sum(self._link_bytes(index) for index in self._streamed)
 
     @property
     def pageable_bytes(self) -> int:
