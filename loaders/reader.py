@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +55,8 @@ class WeightReader:
         self._workers = Workers(threads, self._chunk_bytes)
         self._lock = threading.Lock()
         self.bytes_read = 0  # disk bytes that reached a buffer
+        self.busy_seconds = 0.0  # in which anything was being read
+        self._fills, self._busy_since = 0, 0.0
 
     def __enter__(self) -> WeightReader:
         return self
@@ -94,7 +98,22 @@ class WeightReader:
             with self._lock:
                 self.bytes_read += sum(piece.stop - piece.start for piece in chunk.pieces)
 
-        self._workers.run(chunks, read)
+        with self._busy():
+            self._workers.run(chunks, read)
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        with self._lock:
+            if not self._fills:
+                self._busy_since = time.perf_counter()
+            self._fills += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._fills -= 1
+                if not self._fills:
+                    self.busy_seconds += time.perf_counter() - self._busy_since
 
     def _read(self, chunk: Chunk, target: memoryview, memory: memoryview) -> None:
         file = self._files[chunk.file]

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from loaders.errors import UnsupportedModelError
+from loaders.experts import Experts, find_experts
 from loaders.formats import read_format
 from loaders.formats.weights import told_apart
 from loaders.gguf.model import is_gguf
@@ -45,7 +46,8 @@ Slot = tuple[dict[str, Any], str]
 class Unit:
     """What is streamed at once: a decoder layer, or everything outside of them (then `name` is empty).
 
-    `stored` has what the places of packed tensors are read from, several where experts are stacked.
+    `stored` has what the places of packed tensors are read from, several where experts are stacked. The last
+    `expert_places` of the layout hold the tensors of `experts`, each expert's in one piece.
     """
 
     name: str
@@ -53,6 +55,13 @@ class Unit:
     layout: Layout
     stored: Mapping[str, tuple[StoredTensor, ...]]
     _slots: tuple[tuple[Slot, ...], ...] = field(repr=False)  # per place; several where the tensor is tied
+    experts: Experts | None = None
+    expert_places: int = 0
+
+    @property
+    def dense_bytes(self) -> int:
+        """Of the buffer, from its start on: what does not belong to single experts."""
+        return self.layout.places[-self.expert_places].offset if self.expert_places else self.layout.nbytes
 
     def bind(self, parameters: tuple[nn.Parameter, ...]) -> None:
         """Let the module compute with `parameters`, one per place of the layout, as `make_parameters` built them."""
@@ -264,14 +273,19 @@ def _unit(
     dtypes: Mapping[str, torch.dtype],
     packed: Mapping[str, Packed],
 ) -> Unit:
-    """Places go by name, as safetensors stores them: then most of a unit is one contiguous read."""
+    """Places go by name, as safetensors stores them: then most of a unit is one contiguous read. Experts come last."""
     start = len(prefix) + 1 if prefix else 0
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     tensors: list[tuple[str, tuple[int, ...], torch.dtype]] = []
     slots: list[tuple[Slot, ...]] = []
     stored: dict[str, tuple[StoredTensor, ...]] = {}
-    for names in sorted(groups):
+    experts = find_experts(module) if prefix else None
+    by_expert = [names for names in sorted(groups) if experts and len(names) == 1 and names[0][start:] in experts.names]
+    dense = [names for names in sorted(groups) if names not in by_expert]
+    expert_places = 0
+    for names in (*dense, *by_expert):
         name, item = names[0][start:], by_any_name(packed, names)
+        expert_places += (1 if item is None else len(item.tensors())) * (names in by_expert)
         if item is None:
             tensors.append((name, shapes[name], dtypes[names[0]]))
             slots.append(tuple(_slot(module, name[start:]) for name in names))
@@ -281,7 +295,9 @@ def _unit(
             tensors.append((place, shape, dtype))
             slots.append(((item.operands, role),))
             stored[place] = item.stored(role)
-    return Unit(prefix, module, Layout.of(tensors), stored, tuple(slots))
+    return Unit(
+        prefix, module, Layout.of(tensors), stored, tuple(slots), experts if expert_places else None, expert_places
+    )
 
 
 def _slot(module: nn.Module, name: str) -> Slot:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.expert_names import is_by_expert, stated_experts
 from loaders.formats import read_format
 from loaders.formats.weights import Contents, Format, told_apart
 from loaders.hub_names import directory_name
@@ -55,7 +56,8 @@ class UnitSpec:
     """One decoder layer: its name, the bytes of its flat buffer in the compute dtype, and its bytes on disk.
 
     `stored_at` says where those begin; layers of made-up weights that repeat each other have it in common.
-    `packed_bytes` of the buffer are packed, and `decoded_bytes` are those in the compute dtype.
+    `packed_bytes` of the buffer are packed, and `decoded_bytes` are those in the compute dtype. `expert_bytes` of the
+    buffer belong to single experts of which a pass need only fetch those it hits; they are of equal size.
     """
 
     name: str
@@ -64,6 +66,9 @@ class UnitSpec:
     stored_at: tuple[Path, int] | None = None
     packed_bytes: int = 0
     decoded_bytes: int = 0
+    experts: int = 0
+    expert_bytes: int = 0
+    expert_disk_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -92,6 +97,7 @@ class ModelSpec:
     max_positions: int
     recurrent: bool  # some layers keep a state: the model can be streamed but cannot check a tree
     decode_bytes: int = 0  # device memory in which packed weights are decoded, those of one module at a time
+    experts_per_token: int = 0  # in each layer; 0 where no experts are told apart
 
     @property
     def weight_form(self) -> str:
@@ -119,7 +125,8 @@ def read_spec(
     stored_dtype = _stored_dtype(checkpoint, contents, packing)
     dtype = _compute_dtype(dtype, _packed_dtype(config) if packing else stored_dtype)
     layers, outer = _divide(config, checkpoint.directory, _all_tensors(contents))
-    units = tuple(_unit_spec(name, tensors, dtype) for name, tensors in layers.items())
+    experts, experts_per_token = stated_experts(_text_config(config))
+    units = tuple(_unit_spec(name, tensors, dtype, experts) for name, tensors in layers.items())
     outer = [tensor.decoded if isinstance(tensor, _Packed) and tensor.by_rows else tensor for tensor in outer]
     return ModelSpec(
         directory=directory,
@@ -134,6 +141,7 @@ def read_spec(
         decode_bytes=max(_decode_bytes(tensors, dtype) for tensors in (*layers.values(), outer)),
         **_sizes(_Numbers(directory, config), list(layers.values()), outer, dtype),
         recurrent=_is_recurrent(config),
+        experts_per_token=experts_per_token if any(unit.experts for unit in units) else 0,
     )
 
 
@@ -326,12 +334,23 @@ def _without_tied_head(outer: list[StoredTensor]) -> list[StoredTensor]:
     return [tensor for tensor in outer if not (tensor.name.endswith("lm_head.weight") and tensor.shape in others)]
 
 
-def _unit_spec(name: str, tensors: list[StoredTensor], dtype: str) -> UnitSpec:
+def _unit_spec(name: str, tensors: list[StoredTensor], dtype: str, experts: int) -> UnitSpec:
     nbytes, disk_bytes = _buffer_bytes(tensors, dtype), sum(tensor.nbytes for tensor in tensors)
     stored_at = min((tensor.file, tensor.offset) for tensor in tensors)
     packed = [tensor for tensor in tensors if isinstance(tensor, _Packed)]
     decoded = sum(math.prod(tensor.shape) * ITEMSIZE[dtype] for tensor in packed)
-    return UnitSpec(name, nbytes, disk_bytes, stored_at, _buffer_bytes(packed, dtype), decoded)
+    by_expert = [tensor for tensor in tensors if experts and is_by_expert(tensor.name, tensor.shape, experts)]
+    return UnitSpec(
+        name,
+        nbytes,
+        disk_bytes,
+        stored_at,
+        _buffer_bytes(packed, dtype),
+        decoded,
+        experts=experts if by_expert else 0,
+        expert_bytes=_buffer_bytes(by_expert, dtype),
+        expert_disk_bytes=sum(tensor.nbytes for tensor in by_expert),
+    )
 
 
 def _buffer_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:

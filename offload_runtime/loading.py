@@ -9,8 +9,8 @@ import torch
 from loaders.decoding.hooks import scratch_bytes
 from loaders.interrupts import interrupts_deferred
 from loaders.reader import WeightReader
-from loaders.skeleton import Skeleton, build_skeleton
-from loaders.spec import ModelSpec
+from loaders.skeleton import Skeleton, Unit, build_skeleton
+from loaders.spec import ModelSpec, UnitSpec
 from offload_runtime.attention import ATTENTION_NAME
 from offload_runtime.cuda_graphs import CudaGraphs
 from offload_runtime.draft import Draft
@@ -23,7 +23,9 @@ from offload_runtime.run_options import IOMode
 from offload_runtime.target import Target
 from scheduler.bandwidth import with_speed
 from scheduler.device_memory import DeviceMemory
+from scheduler.expert_choice import ExpertChoice
 from scheduler.padding import Padding
+from scheduler.pass_cost import PassCost
 from scheduler.plan import Plan, Tier
 
 Progress = Callable[[str, int, int], None]
@@ -102,8 +104,15 @@ def _skeleton(files: ModelFiles, device: torch.device) -> Skeleton:
 
 def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:
     """`spec` with the sizes of the real layouts: some tensors stay in float32, fused ones are padded differently."""
-    units = tuple(replace(unit, nbytes=real.layout.nbytes) for unit, real in zip(spec.units, skeleton.units))
+    units = tuple(_exact_unit(unit, real) for unit, real in zip(spec.units, skeleton.units))
     return replace(spec, units=units, outer_bytes=skeleton.outer.layout.nbytes, decode_bytes=scratch_bytes(skeleton))
+
+
+def _exact_unit(spec: UnitSpec, unit: Unit) -> UnitSpec:
+    spec = replace(spec, nbytes=unit.layout.nbytes)
+    if not spec.experts or unit.experts is None:
+        return replace(spec, experts=0, expert_bytes=0, expert_disk_bytes=0)
+    return replace(spec, experts=unit.experts.count, expert_bytes=unit.layout.nbytes - unit.dense_bytes)
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,7 @@ class _Loader:
             self.memory,
             (lambda done, total: progress(stage, done, total)) if progress else None,
             plan.machine.pinned_limit,
+            ExpertChoice(PassCost(files.spec, tiers, plan.slots, plan.machine)),
         )
         self.resources.callback(model.close)
         return model

@@ -16,6 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from loaders.decoding.at_load import fill_decoded
 from loaders.decoding.hooks import decode_before_use, scratch_bytes
+from loaders.expert_parts import split_experts
+from loaders.experts import Experts, choice_among, hits_among, position_of_choice
 from loaders.layout import Layout
 from loaders.reader import WeightReader
 from loaders.refused import WHAT_RUNS
@@ -28,6 +30,7 @@ from offload_runtime.kv_cache import TreeCache
 from offload_runtime.padded_passes import NotReplayable, PaddedPasses, Runner
 from offload_runtime.rows import text_rows
 from scheduler.device_memory import DeviceMemory
+from scheduler.expert_choice import ExpertChoice
 from scheduler.padding import Padding
 from scheduler.placement import Tier
 from scheduler.unit_memory import Progress, UnitBytes, UnitMemory
@@ -49,6 +52,7 @@ class Model:
     slots: ring slots for the layers that stream. pinned_limit: most bytes of host memory to pin; None: no limit known.
     capacity: rows of the KV cache, committed and in progress together.
     positions: how many the model was made for.
+    choice: says of every pass whether its layers are to stream only the experts that they hit; None: they stream all.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Model:
         memory: DeviceMemory,
         on_progress: Progress | None = None,
         pinned_limit: int | None = None,
+        choice: ExpertChoice | None = None,
     ):
         self._model, self._memory = skeleton.model, memory
         self.should_stop: Callable[[], bool] = never
@@ -74,15 +79,20 @@ class Model:
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
         units = (*skeleton.units, skeleton.outer)
         sources, outer_source = map_sources(skeleton, checkpoint)
-        unit_bytes = [UnitBytes(unit.layout.nbytes, source) for unit, source in zip(units, (*sources, outer_source))]
+        unit_bytes = [
+            UnitBytes(unit.layout.nbytes, source, split_experts(unit, source))
+            for unit, source in zip(units, (*sources, outer_source))
+        ]
         placed = (*tiers, Tier.DEVICE)
         self._weights = UnitMemory(unit_bytes, placed, slots, reader, memory, on_progress, pinned_limit)
         fill_decoded(skeleton, self._weights.resident[len(skeleton.units)])
         for index, buffer in self._weights.resident.items():
             units[index].bind(make_parameters(units[index].layout, buffer))
+        self._choice = choice if self._weights.streams_experts else None
+        self._hits: list[int] = []  # in layers of the pass under way
+        self._reading = self._weights.reading  # when it began
         self._hooks = list(self._add_hooks(skeleton.units))
         self._hooks += decode_before_use(skeleton, memory.empty(scratch_bytes(skeleton)))
-        self.streamed_total = 0
         self.padded_total = 0
         self._padded: PaddedPasses | None = None
 
@@ -101,8 +111,13 @@ class Model:
 
     @property
     def streamed_bytes(self) -> int:
-        """Bytes that cross the link in every pass."""
+        """Bytes that cross the link in every pass, but for experts that it does not hit."""
         return self._weights.streamed_bytes
+
+    @property
+    def streamed_total(self) -> int:
+        """Bytes that crossed the link for the passes so far."""
+        return self._weights.crossed_bytes
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor:
@@ -118,11 +133,25 @@ class Model:
         if logits is None:
             if self._weights.ring:
                 self._weights.ring.rewind()
+            self._choose_experts(len(tokens))
             with attending(rows), self.cache.one_pass():
                 logits = self._compute(tokens, rows.row_positions, logits_to_keep)
         self.cache.advance(len(tokens))
-        self.streamed_total += self.streamed_bytes
+        self._learn_from_pass(len(tokens))
         return logits
+
+    def _choose_experts(self, rows: int) -> None:
+        """The units the ring holds already came as the pass before chose; they serve either way."""
+        self._hits.clear()
+        self._reading = self._weights.reading
+        if self._choice:
+            self._weights.stream_experts(only_hits=self._choice.only_hits(rows, self.cache.length))
+
+    def _learn_from_pass(self, rows: int) -> None:
+        if self._choice:
+            self._choice.observe(rows, self._hits)
+            read, seconds = (now - before for now, before in zip(self._weights.reading, self._reading))
+            self._choice.observe_reading(read, seconds)
 
     def _padded_logits(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor | None:
         """The logits of a pass in a fixed shape; None where it takes none."""
@@ -211,6 +240,9 @@ class Model:
                     shared[key] = make_parameters(unit.layout, buffer[: unit.layout.nbytes])
                 slots.append(shared[key])
             yield unit.module.register_forward_pre_hook(self._bind_next(index, unit, slots))
+            if unit.experts and self._choice:
+                fetch = self._fetch_experts(unit.experts)
+                yield unit.experts.module.register_forward_pre_hook(fetch, with_kwargs=True)
             yield unit.module.register_forward_hook(self._release)
 
     def _poll(self, *hook_arguments: Any) -> None:
@@ -218,11 +250,23 @@ class Model:
             raise Interrupted
 
     def _bind_next(self, index: int, unit: Unit, slots: list[Parameters]) -> Callable[[nn.Module, Any], None]:
-        ring = self._weights.ring
-        assert ring is not None
-
         def hook(module: nn.Module, args: Any) -> None:
-            unit.bind(slots[ring.acquire(index)])
+            unit.bind(slots[self._weights.acquire(index)])
+
+        return hook
+
+    def _fetch_experts(self, experts: Experts) -> Callable[[nn.Module, Any, Any], None]:
+        position = position_of_choice(experts.module)
+
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if not self._weights.lacks_experts:
+                return
+            chosen = choice_among(args, kwargs, position)
+            hit = list(range(experts.count))
+            if chosen is not None:  # the host waits here until the device has chosen
+                hit = [expert for expert, is_hit in enumerate(hits_among(chosen, experts.count).tolist()) if is_hit]
+            self._weights.fetch_experts(hit)
+            self._hits.append(len(hit))
 
         return hook
 

@@ -22,7 +22,8 @@ def _streaming(plan: Plan) -> str:
     streamed = len(plan.tiers) - plan.tiers.count(Tier.DEVICE)
     if not streamed:
         return "all layers fit, nothing is streamed"
-    what = f"{streamed} of {len(plan.tiers)} layers streamed ({format_size(plan.streamed_bytes)} a pass)"
+    least = f"{format_size(plan.token_bytes)} to " if plan.token_bytes < plan.streamed_bytes else ""
+    what = f"{streamed} of {len(plan.tiers)} layers streamed ({least}{format_size(plan.streamed_bytes)} a pass)"
     return what if plan.seconds_per_pass is None else f"{what}, about {plan.seconds_per_pass:.2g} s a pass"
 
 

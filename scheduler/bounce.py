@@ -51,9 +51,9 @@ class Link:
         usable = [chunk for chunk in self._chunks if chunk.pinned]
         self._bounce = Bounce(usable, streams) if len(usable) > 1 else None
 
-    def send(self, target: Tensor, buffer: HostBuffer) -> None:
-        """Give the current stream the copy of the first len(target) bytes of `buffer` to `target` (uint8 [n])."""
-        source = buffer.tensor[: len(target)]
+    def send(self, target: Tensor, buffer: HostBuffer, start: int = 0) -> None:
+        """Give the current stream the copy of `buffer` from byte `start` on to all of `target` (uint8 [n])."""
+        source = buffer.tensor[start : start + len(target)]
         if buffer.pinned or self._bounce is None:
             self._streams.copy(target, source)
         else:

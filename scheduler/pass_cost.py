@@ -4,10 +4,13 @@ unit     GPU: max(weights / memory bandwidth, operations / speed, launching its 
          CPU: weights / bandwidth + operations / speed + Python, which follow one another
 pass     units, read, copied and computed side by side as the ring allows, then the head over the nodes of the tree
 level    the same for a draft that is resident, over the nodes of one level
+experts  all stream ahead with their unit; or those that are hit are fetched when it is known which, while nothing else
+         goes on: whichever makes the quicker pass
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from loaders.spec import ITEMSIZE, ModelSpec, UnitSpec
 from scheduler.machine import Machine
@@ -20,6 +23,14 @@ from scheduler.staging import STAGING_BUFFERS, pageable_units
 LAYER_SECONDS = 0.35e-3
 # Replayed as part of a CUDA graph its kernels, some 45, still take a few microseconds each: assumed, not measured.
 REPLAYED_LAYER_SECONDS = 0.1e-3
+# Until the first byte of experts that are fetched arrives: the host waits for the router, then asks. From disk to a
+# processor's memory 4 KiB take 0.2 ms, through the reading threads; for a GPU as much is assumed, not measured.
+FETCH_SECONDS = 0.2e-3
+
+
+def expected_hits(experts: int, per_token: int, tokens: float) -> float:
+    """How many experts some tokens hit that choose at random."""
+    return experts * (1 - (1 - per_token / experts) ** tokens) if experts else 0.0
 
 
 @dataclass(frozen=True)
@@ -44,35 +55,72 @@ class PassCost:
         """Whether the device's speed is known, too."""
         return self.machine.flops is not None and self.machine.memory_bandwidth is not None
 
+    def hits(self, rows: float) -> float | None:
+        """Experts of each layer that a pass over so many tokens hits; None where they are not told apart."""
+        count = max(unit.experts for unit in self.spec.units)
+        per_token = self.spec.experts_per_token
+        return expected_hits(count, per_token, rows) if 0 < per_token < count else None
+
+    def streamed_bytes(self, rows: int) -> int:
+        """What a pass over `rows` tokens streams where it fetches only the experts that it hits."""
+        hits, total = self.hits(rows), 0.0
+        for unit, tier in zip(self.spec.units, self.tiers):
+            if tier is not Tier.DEVICE:
+                on_disk = unit.disk_bytes, unit.expert_disk_bytes
+                nbytes, experts = on_disk if tier is Tier.DISK else (unit.nbytes, unit.expert_bytes)
+                left_out = 0.0 if hits is None or not unit.experts else 1 - hits / unit.experts
+                total += nbytes - left_out * experts
+        return round(total)
+
     def seconds(self, rows: int, nodes: int, context: int, gap: float = 0.0) -> PassSeconds:
         """A pass over `rows` tokens, logits after `nodes` of them, behind `context` tokens in the cache.
 
         gap: seconds between two passes, in which the ring is filled up again.
         """
-        stages = list(self._stages(rows, context))
+        whole = self.seconds_with(None, rows, nodes, context, gap)
+        hits = self.hits(rows)
+        if hits is None:
+            return whole
+        return min(whole, self.seconds_with(hits, rows, nodes, context, gap), key=lambda seconds: seconds.total)
+
+    def seconds_with(self, hits: float | None, rows: int, nodes: int, context: int, gap: float = 0.0) -> PassSeconds:
+        """The same, where so many experts of each layer are fetched, and no others; None: all stream ahead."""
+        stages = list(self._stages(rows, context, hits))
         head = self._head_seconds(nodes)
         stages.append(Stage(0.0, 0.0, head))
         return simulate(stages, self.slots, STAGING_BUFFERS, gap)
 
-    def _stages(self, rows: int, context: int) -> Iterator[Stage]:
-        on_gpu = self.machine.device == "cuda"
+    def _stages(self, rows: int, context: int, hits: float | None) -> Iterator[Stage]:
         pageable = pageable_units(self.spec, self.tiers, self.machine.pinned_limit)
         for index, (unit, tier) in enumerate(zip(self.spec.units, self.tiers)):
             compute = self._unit_seconds(unit, rows, context)
             if tier is Tier.DEVICE:
                 yield Stage(0.0, 0.0, compute)
-            elif tier is Tier.HOST:
-                yield Stage(0.0, self._over(unit.nbytes, self._link_bandwidth(index in pageable)), compute)
-            elif on_gpu:
-                read = self._over(unit.disk_bytes, self.machine.disk_bandwidth)
-                yield Stage(read, self._over(unit.nbytes, self.machine.link_bandwidth), compute)
-            else:
-                yield Stage(0.0, self._over(unit.disk_bytes, self.machine.disk_bandwidth), compute)
+                continue
+            moving = partial(self._moving, tier, index in pageable)
+            if hits is None or not unit.experts:
+                yield Stage(*moving(unit.nbytes, unit.disk_bytes), compute)
+                continue
+            read, copy = moving(unit.nbytes - unit.expert_bytes, unit.disk_bytes - unit.expert_disk_bytes)
+            share = hits / unit.experts
+            fetch_read, fetch_copy = moving(share * unit.expert_bytes, share * unit.expert_disk_bytes)
+            yield Stage(read, copy, compute, fetch_read, FETCH_SECONDS + fetch_copy)
+
+    def _moving(self, tier: Tier, pageable: bool, nbytes: float, disk_bytes: float) -> tuple[float, float]:
+        """Seconds to read and to copy bytes of a unit that streams."""
+        if tier is Tier.HOST:
+            return 0.0, self._over(nbytes, self._link_bandwidth(pageable))
+        read = self._over(disk_bytes, self.machine.disk_bandwidth)
+        return (read, self._over(nbytes, self.machine.link_bandwidth)) if self.machine.device == "cuda" else (0.0, read)
 
     def _unit_seconds(self, unit: UnitSpec, rows: int, context: int) -> float:
-        weights = 2 * rows * unit.weight_bytes / ITEMSIZE[self.spec.dtype]
+        per_token = self.spec.experts_per_token / unit.experts if unit.experts else 1.0
+        hit = expected_hits(unit.experts, self.spec.experts_per_token, rows) / unit.experts if unit.experts else 1.0
+        dense_share = 1 - unit.expert_bytes / unit.nbytes
+        multiplied, touched = (dense_share + (1 - dense_share) * share for share in (per_token, hit))
+        weights = 2 * rows * multiplied * unit.weight_bytes / ITEMSIZE[self.spec.dtype]
         attention = 4 * rows * (context + rows) * self.spec.hidden_size
-        moved = unit.nbytes + 2 * unit.decoded_bytes  # what is decoded is written and read again
+        moved = touched * (unit.nbytes + 2 * unit.decoded_bytes)  # what is decoded is written and read again
         computing, launching = self._compute_seconds(moved, rows, weights + attention), self._launch_seconds(rows)
         # a processor launches what it then computes itself; beside a GPU the host goes ahead
         return computing + launching if self.machine.device == "cpu" else max(computing, launching)
@@ -87,7 +135,7 @@ class PassCost:
         values = self.spec.vocab_size * self.spec.hidden_size
         return self._compute_seconds(values * ITEMSIZE[self.spec.dtype], nodes, 2 * nodes * values)
 
-    def _compute_seconds(self, nbytes: int, rows: int, operations: float) -> float:
+    def _compute_seconds(self, nbytes: float, rows: int, operations: float) -> float:
         """Products of `rows` rows with weights of `nbytes`."""
         machine, multiplying = self.machine, self._over(operations, self.machine.flops)
         if machine.device == "cpu" and rows > 1:  # it lays weights out anew, then multiplies

@@ -10,11 +10,13 @@ PASSES = 4
 @dataclass(frozen=True)
 class Stage:
     """Seconds one unit takes: to read into a staging buffer (0: it needs none), to copy into a slot (0: it is resident
-    and needs no slot), to compute."""
+    and needs no slot), to compute; and to read and to copy what only computing tells that it needs."""
 
     read: float
     copy: float
     compute: float
+    fetch_read: float = 0.0
+    fetch_copy: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ def simulate(stages: Sequence[Stage], slots: int, staging: int, gap: float = 0.0
 
     Reads, copies and computations each follow one another. A copy waits for its read and for its slot: until the unit
     `slots` copies before was computed. A read waits for the copy out of its buffer, `staging` reads before. Both go on
-    in the gap.
+    in the gap. What is fetched is read and copied side by side, and the next unit behind it.
     """
     read_ends: list[float] = []
     copied_out: list[float] = []  # of the units that were read
@@ -49,6 +51,11 @@ def simulate(stages: Sequence[Stage], slots: int, staging: int, gap: float = 0.0
                     start = max(start, read_ends[-1])
                 copy_ends.append(start + stage.copy)
                 now = max(now, copy_ends[-1])
+            if stage.fetch_copy:
+                copy_ends[-1] = max(copy_ends[-1], now) + stage.fetch_copy
+                if stage.fetch_read:
+                    read_ends[-1] = max(read_ends[-1], now) + stage.fetch_read
+                now = max(copy_ends[-1], read_ends[-1] if stage.fetch_read else now)
             now += stage.compute
             if stage.copy:
                 released.append(now)
@@ -56,8 +63,8 @@ def simulate(stages: Sequence[Stage], slots: int, staging: int, gap: float = 0.0
                 copied_out.append(copy_ends[-1])
     return PassSeconds(
         total=now - begin,
-        disk=sum(stage.read for stage in stages),
-        link=sum(stage.copy for stage in stages),
+        disk=sum(stage.read + stage.fetch_read for stage in stages),
+        link=sum(stage.copy + stage.fetch_copy for stage in stages),
         compute=sum(stage.compute for stage in stages),
     )
 

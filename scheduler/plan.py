@@ -30,7 +30,8 @@ class Plan:
     root alone. `rows` is the most rows of one pass: prompts go in such chunks. KV caches have `cache_rows`. Every
     reading thread reads `read_chunk_bytes` at once. Of "target" and "draft", the passes of those in
     `graphs` are replayed as CUDA graphs.
-    `streamed_bytes` counts, per pass, host units as they cross the link and disk units as they are read.
+    `streamed_bytes` counts, per pass, host units as they cross the link and disk units as they are read. Experts that a
+    pass does not hit may be left out: `token_bytes` is for a pass over one token, `seconds_per_pass` the time of one.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Plan:
     device_budget: int
     host_budget: int
     streamed_bytes: int
+    token_bytes: int
     seconds_per_pass: float | None
 
     @property
@@ -178,6 +180,7 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement) -> Plan:
     """Write down a placement with all that follows from it."""
     spec, tiers = request.spec, placement.tiers
     from_host, disk_bytes = bytes_in(spec.units, tiers, Tier.HOST), _disk_bytes(spec, tiers)
+    cost = PassCost(spec, tiers, placement.slots, request.machine)
     return Plan(
         model=spec.name,
         draft=request.draft.name if request.draft else None,
@@ -201,7 +204,8 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement) -> Plan:
         device_budget=request.device_budget,
         host_budget=request.host_budget,
         streamed_bytes=from_host + disk_bytes,
-        seconds_per_pass=_seconds_per_pass(request, placement, shape.context_length),
+        token_bytes=cost.streamed_bytes(1),
+        seconds_per_pass=_seconds_per_pass(cost, shape.context_length),
     )
 
 
@@ -236,10 +240,9 @@ def _disk_bytes(spec: ModelSpec, tiers: tuple[Tier, ...]) -> int:
     return sum(unit.disk_bytes for unit, tier in zip(spec.units, tiers, strict=True) if tier is Tier.DISK)
 
 
-def _seconds_per_pass(request: PlanRequest, placement: Placement, context_length: int) -> float | None:
+def _seconds_per_pass(cost: PassCost, context_length: int) -> float | None:
     """Of plain decoding in the middle of the context; None if nothing streams or a bandwidth that counts is unknown."""
-    cost = PassCost(request.spec, placement.tiers, placement.slots, request.machine)
-    return cost.seconds(1, 1, context_length // 2).total if placement.slots and cost.is_known else None
+    return cost.seconds(1, 1, context_length // 2).total if cost.slots and cost.is_known else None
 
 
 def _effect(request: PlanRequest) -> str | None:

@@ -54,6 +54,8 @@ def _summary(plan: Plan) -> Iterator[str]:
         yield f"The model fits {place} whole: nothing is streamed."
     else:
         yield _streaming(plan)
+        if plan.token_bytes < plan.streamed_bytes:
+            yield _single_token(plan)
         if plan.pageable_bytes:
             yield _pageable(plan)
         yield _prediction(plan)
@@ -90,6 +92,10 @@ def _streaming(plan: Plan) -> str:
     if from_host and from_disk:
         return f"Each pass streams {total}: {format_size(from_host)} from memory, {format_size(from_disk)} from disk."
     return f"Each pass streams {total} from {'disk' if from_disk else 'memory'}."
+
+
+def _single_token(plan: Plan) -> str:
+    return f"Where only the experts that a pass hits are fetched, one token streams {format_size(plan.token_bytes)}."
 
 
 def _pageable(plan: Plan) -> str:

@@ -8,6 +8,7 @@ its copy (read after write), and overwritten after the computation that used it 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,13 +16,16 @@ from torch import Tensor
 from scheduler.prefetch import Prefetcher, nothing
 from scheduler.streams import Streams, streams_of
 
+Filled = TypeVar("Filled")
 
-class Ring:
+
+class Ring(Generic[Filled]):
     """Slots that hold `order[0], order[1], …, order[0], …` as they are consumed.
 
     order: the units in the order in which every pass uses them.
     slots: device buffers, each large enough for any unit.
-    fill: `fill(unit, slot)` writes a unit's bytes into a slot; called in a thread with the copying stream active.
+    fill: `fill(unit, slot)` writes a unit's bytes into a slot; called in a thread with the copying stream active. What
+        it returns says what it wrote: `filled[slot]`, from acquiring the slot's unit to releasing it.
     restart: called when the next unit filled is the first again, out of turn; nothing is being filled then.
     """
 
@@ -29,17 +33,18 @@ class Ring:
         self,
         order: Sequence[int],
         slots: Sequence[Tensor],
-        fill: Callable[[int, Tensor], None],
+        fill: Callable[[int, Tensor], Filled],
         streams: Streams | None = None,
         restart: Callable[[], None] = nothing,
     ):
         assert len(slots) >= 2, "one slot computes while another fills"
         self._streams = streams or streams_of(slots[0].device)
         self.slots, self._fill, self._restart = tuple(slots), fill, restart
+        self.filled: dict[int, Filled] = {}
         self._filled_events = [self._streams.event() for _ in slots]
         self._used_events = [self._streams.event() for _ in slots]
         self._record_all_used()  # what was queued before may still compute on memory that the slots were given
-        self._paused = False
+        self.is_paused = False
         self._prefetcher = Prefetcher(order, len(slots), self._fill_slot, name="ring")
 
     def acquire(self, unit: int) -> int:
@@ -47,7 +52,7 @@ class Ring:
 
         Raises what `fill` raised, if it failed, and RuntimeError when the ring is closed.
         """
-        if self._paused:
+        if self.is_paused:
             return unit % len(self.slots)
         slot = self._prefetcher.acquire(unit)
         self._filled_events[slot].wait()
@@ -55,7 +60,7 @@ class Ring:
 
     def release(self) -> None:
         """The computation that uses the unit acquired last has been queued: its slot may be refilled behind it."""
-        if self._paused:
+        if self.is_paused:
             return
         self._used_events[self._prefetcher.oldest].record()
         self._prefetcher.release()
@@ -69,11 +74,11 @@ class Ring:
         """For the block, units find whatever the slots hold and nothing is read: computation alone can be timed."""
         self.rewind()
         self._prefetcher.wait_until_full()
-        self._paused = True
+        self.is_paused = True
         try:
             yield
         finally:
-            self._paused = False
+            self.is_paused = False
 
     def close(self) -> None:
         """Stop the thread; waits for fills and copies under way, so that the slots' memory may go to others."""
@@ -92,5 +97,5 @@ class Ring:
         # slots that were made in inference mode can be written in it alone
         with torch.inference_mode(), self._streams.copying():
             self._used_events[slot].wait()
-            self._fill(unit, self.slots[slot])
+            self.filled[slot] = self._fill(unit, self.slots[slot])
             self._filled_events[slot].record()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from loaders.expert_parts import ExpertParts
 from loaders.sources import UnitSource
 from scheduler.device_memory import DeviceMemory
 from scheduler.host_memory import HostBuffer, HostMemory
@@ -14,10 +15,11 @@ from scheduler.staging import staging_buffers
 
 @dataclass(frozen=True)
 class UnitBytes:
-    """What one unit needs: its size in the device's layout, and where it lies on disk."""
+    """What one unit needs: its size in the device's layout, where it lies on disk, and its parts if it has experts."""
 
     nbytes: int
     source: UnitSource
+    experts: ExpertParts | None = None
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from loaders.interrupts import interrupts_deferred
 from loaders.reader import WeightReader
-from loaders.spans import spans
+from loaders.spans import Span, spans
 from scheduler.bounce import Link
 from scheduler.device_memory import DeviceMemory
+from scheduler.expert_fetch import ExpertFetch
 from scheduler.host_memory import HostMemory, host_memory_for
 from scheduler.loading import Loader, Progress
 from scheduler.placement import Tier
@@ -22,8 +24,20 @@ from scheduler.tier_buffers import TierBuffers, UnitBytes, allocate_tiers
 __all__ = ["Progress", "UnitBytes", "UnitMemory"]
 
 
+@dataclass(frozen=True)
+class _Filled:
+    """What a slot was filled with: bytes that crossed the link, and whether nothing of the unit is lacking."""
+
+    nbytes: int
+    whole: bool
+
+
 class UnitMemory:
     """Loads units on construction; afterwards `resident[unit]` is a device buffer, or `ring` streams the unit.
+
+    After `stream_experts(only_hits=True)` the ring is filled without the experts of units. Who uses a unit then finds
+    out which it hits and has these fetched, if `lacks_experts`; the places of the others hold bytes of other units.
+    Slots that were filled before a change stay right, so it may come at any time.
 
     units: in the order in which every pass uses them.
     tiers: one per unit. Units of the host tier with one source share one host buffer.
@@ -52,8 +66,12 @@ class UnitMemory:
         self._host = host or host_memory_for(memory.device, pinned_limit)
         self._buffers: TierBuffers | None = None
         self._read_ahead: ReadAhead | None = None
+        self._expert_fetch: ExpertFetch | None = None
+        self._lacking: tuple[int, Tensor] | None = None  # the unit acquired last and its slot
+        self._only_hits = False
+        self.crossed_bytes = 0  # of all units that were acquired so far
         self.resident: dict[int, Tensor] = {}
-        self.ring: Ring | None = None
+        self.ring: Ring[_Filled] | None = None
         # Where the reader writes to the device's memory itself, what it reads through lies there too.
         self._read_buffer_bytes = 0 if self._streams.is_async else reader.bounce_bytes
         memory.add(self._read_buffer_bytes)
@@ -69,6 +87,7 @@ class UnitMemory:
             except BaseException:
                 self.close()
                 raise
+        # of a pass that hits all experts
         self.streamed_bytes = sum(self._link_bytes(index) for index in self._streamed)
 
     @property
@@ -76,6 +95,46 @@ class UnitMemory:
         """Bytes of the host tier that could not be pinned."""
         host = self._buffers.distinct_host if self._buffers else ()
         return sum(len(buffer.tensor) for _, buffer in host if not buffer.pinned)
+
+    def acquire(self, unit: int) -> int:
+        """Of a unit that streams, and is next in order: the index of its slot. See `Ring.acquire`."""
+        assert self.ring is not None
+        self._lacking = None
+        slot = self.ring.acquire(unit)
+        if not self.ring.is_paused:
+            filled = self.ring.filled[slot]
+            self.crossed_bytes += filled.nbytes
+            self._lacking = None if filled.whole else (unit, self.ring.slots[slot])
+        return slot
+
+    @property
+    def reading(self) -> tuple[int, float]:
+        """(bytes, seconds) of reading from disk so far, loading included."""
+        return self._reader.bytes_read, self._reader.busy_seconds
+
+    @property
+    def streams_experts(self) -> bool:
+        """Whether there are experts to stream, and they can be fetched one by one."""
+        has_experts = any(self._units[index].experts for index in self._streamed)
+        return has_experts and self._expert_fetch is not None and self._expert_fetch.possible
+
+    def stream_experts(self, only_hits: bool) -> None:
+        """Whether the ring, from now on, leaves experts out."""
+        self._only_hits = only_hits and self.streams_experts
+
+    @property
+    def lacks_experts(self) -> bool:
+        """Whether the unit acquired last must have the experts fetched that it hits."""
+        return self._lacking is not None
+
+    def fetch_experts(self, experts: Sequence[int]) -> None:
+        """Bring these to the slot of the unit acquired last: what is computed from now on finds them there.
+
+        Raises what a read raised; then, and after Ctrl-C, the unit must be acquired anew, in another pass.
+        """
+        assert self._lacking is not None and self._expert_fetch is not None
+        with interrupts_deferred():
+            self.crossed_bytes += self._expert_fetch(*self._lacking, experts)
 
     def close(self) -> None:
         """Stop streaming, close the files and let go of all buffers. Ctrl-C meanwhile is heeded when that is done."""
@@ -95,7 +154,7 @@ class UnitMemory:
         return [index for index, tier in enumerate(self._tiers) if tier is not Tier.DEVICE]
 
     def _let_go(self) -> None:
-        self.ring = self._read_ahead = self._buffers = None
+        self.ring = self._read_ahead = self._expert_fetch = self._buffers = self._lacking = None
         self.resident = {}
 
     def _drop_what_only_loading_needed(self, buffers: TierBuffers) -> None:
@@ -116,23 +175,39 @@ class UnitMemory:
             return
         from_disk = [index for index in self._streamed if self._tiers[index] is Tier.DISK]
         restart = nothing
+        self._expert_fetch = ExpertFetch(self._units, buffers, self._link, self._reader.fill, self._streams)
         if from_disk and self._streams.is_async:
-            units = {index: self._units[index] for index in from_disk}
-            order = [(index, spans(unit.source, unit.nbytes, buffers.span_bytes)) for index, unit in units.items()]
-            self._read_ahead = ReadAhead(order, buffers.staging, self._reader.fill, self._streams)
+            order = [(index, self._spans(index, buffers.span_bytes)) for index in from_disk]
+            staging = self._expert_fetch.staging_left
+            self._read_ahead = ReadAhead(order, staging, self._reader.fill, self._streams, self._is_wanted)
             restart = self._read_ahead.restart
         self.ring = Ring(self._streamed, buffers.slots, self._fill_slot, self._streams, restart)
 
-    def _fill_slot(self, index: int, slot: Tensor) -> None:
+    def _spans(self, index: int, span_bytes: int) -> tuple[Span, ...]:
+        unit = self._units[index]
+        return spans(unit.source, unit.nbytes, span_bytes, unit.experts.dense.stop if unit.experts else 0)
+
+    def _is_wanted(self, index: int, span: Span) -> bool:
+        """Whether a span is to be read ahead."""
+        experts = self._units[index].experts
+        return experts is None or not self._only_hits or span.start < experts.dense.stop
+
+    def _fill_slot(self, index: int, slot: Tensor) -> _Filled:
         assert self._buffers is not None
         unit = self._units[index]
-        if index in self._buffers.host:
-            self._link.send(slot[: unit.nbytes], self._buffers.host[index])
-        elif self._read_ahead is not None:
+        if index not in self._buffers.host and self._read_ahead is not None:
+            sent = 0
             for span, staged in self._read_ahead.spans(index):
                 self._link.send(slot[span.start : span.stop], staged)
-        else:
-            self._reader.fill(unit.source, slot[: unit.nbytes])
+                sent += span.source.nbytes_on_disk
+            return _Filled(sent, sent == unit.source.nbytes_on_disk)
+        dense = unit.experts.dense if unit.experts and self._only_hits else None
+        nbytes, source = (dense.stop, dense.source) if dense else (unit.nbytes, unit.source)
+        if index in self._buffers.host:
+            self._link.send(slot[:nbytes], self._buffers.host[index])
+            return _Filled(nbytes, dense is None)
+        self._reader.fill(source, slot[:nbytes])
+        return _Filled(source.nbytes_on_disk, dense is None)
 
     def _link_bytes(self, index: int) -> int:
         unit = self._units[index]

@@ -60,7 +60,7 @@ def test_streamed_text_equals_generate(architecture, kind):
     assert (reply.token_ids, reply.finish_reason) == (expected, "length")
     assert least <= reply.stats.tokens_per_pass <= most
     assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
-    assert reply.stats.streamed_bytes >= reply.stats.passes * runtime.plan.streamed_bytes > 0
+    assert reply.stats.streamed_bytes >= reply.stats.passes * runtime.plan.token_bytes > 0
 
 
 @every_architecture
@@ -139,7 +139,7 @@ def test_a_prompt_longer_than_one_pass(architecture):
         assert runtime.plan.rows < 50
         reply = runtime.generate(prompt, max_new_tokens=20, temperature=0)
     assert reply.token_ids == greedy(target, prompt, 20)
-    assert reply.stats.streamed_bytes >= (reply.stats.passes + 3) * runtime.plan.streamed_bytes
+    assert reply.stats.streamed_bytes >= (reply.stats.passes + 3) * runtime.plan.token_bytes
 
 
 @pytest.mark.parametrize("architecture", RECURRENT)

@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from loaders.decoding.stacks import decode_stack
+from loaders.experts import choice_among, position_of_choice
 from loaders.packed import Packed
 from loaders.skeleton import DecodedParameter, Skeleton
 from loaders.spec import aligned
-
-# What transformers calls the numbers of the experts, [tokens, experts per token].
-CHOICES = ("top_k_index", "router_indices")
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +50,7 @@ def decode_before_use(skeleton: Skeleton, scratch: Tensor) -> list[RemovableHand
             view = parameter.packed.view(memory)
             targets.append(_Target(leaf, parameter.packed, view, nn.Parameter(view, requires_grad=False)))
             begin += aligned(parameter.nbytes)
-        handles.append(module.register_forward_pre_hook(_decode(targets, module)))
+        handles.append(module.register_forward_pre_hook(_decode(targets, module), with_kwargs=True))
         handles.append(module.register_forward_hook(_forget(targets, module)))
     return handles
 
@@ -66,22 +63,16 @@ def _sizes(skeleton: Skeleton) -> dict[nn.Module, list[int]]:
     return sizes
 
 
-def _decode(targets: list[_Target], module: nn.Module) -> Callable[[nn.Module, Any], None]:
-    at = _position_of_choice(module)
+def _decode(targets: list[_Target], module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
+    at = position_of_choice(module)
 
-    def hook(module: nn.Module, args: Any) -> None:
-        chosen = args[at] if at is not None and at < len(args) else None
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        chosen = choice_among(args, kwargs, at)
         for target in targets:
             decode_stack(target.packed, target.out, chosen if target.packed.experts else None)
             module._parameters[target.leaf] = target.parameter
 
     return hook
-
-
-def _position_of_choice(module: nn.Module) -> int | None:
-    """Which argument says what experts the tokens go to; only these are computed with, so only these are decoded."""
-    names = list(signature(module.forward).parameters)
-    return next((names.index(name) for name in CHOICES if name in names), None)
 
 
 def _forget(targets: list[_Target], module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:

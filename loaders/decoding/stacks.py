@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from loaders.decoding.plain import decode
+from loaders.experts import hits_among
 from loaders.formats.schemes import Scaled, Scheme
 from loaders.packed import Packed
 
@@ -23,7 +24,7 @@ def decode_stack(packed: Packed, out: Tensor, chosen: Tensor | None = None) -> N
     """
     fused = fused_kernels() if out.is_cuda else None
     if fused and packed.uniform:
-        hits = None if chosen is None else _hits(chosen, packed.experts)
+        hits = None if chosen is None else hits_among(chosen, packed.experts)
         fused(packed.scheme, packed.operands, packed.members_of(out), hits)
         return
     one = fused or decode
@@ -43,12 +44,6 @@ def _decode_expert(one: Fused, packed: Packed, out: Tensor, expert: int) -> None
     for index, weight in enumerate(weights, expert * len(weights)):
         operands = {role: tensor[index] for role, tensor in packed.operands.items()}
         one(packed.members[index].scheme, operands, weight)
-
-
-def _hits(chosen: Tensor, experts: int) -> Tensor:
-    """One for each expert that is chosen; nothing waits for the device."""
-    hits = torch.zeros(experts, dtype=torch.uint8, device=chosen.device)
-    return hits.index_fill_(0, chosen.flatten().clamp(0, experts - 1).to(torch.int64), 1)
 
 
 def _numbers(chosen: Tensor, experts: int) -> list[int]:

@@ -31,7 +31,7 @@ class Link:
 
         Units from disk and from host memory share the slots, so their times add up.
         """
-        from_disk = streamed_bytes if plan.device == "cpu" else plan.disk_bytes
+        from_disk = streamed_bytes if plan.device == "cpu" else min(plan.disk_bytes, streamed_bytes)
         host = self.pinned or self.pageable
         parts = [(from_disk, self.disk), (streamed_bytes - from_disk, host)]
         times = [nbytes / rate if rate else None for nbytes, rate in parts if nbytes]
