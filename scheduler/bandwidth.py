@@ -1,4 +1,4 @@
-"""How fast the device is: copies to it, matrix products on it, its own memory. Measured in well under a second."""
+"""How fast the device is: copies to it, matrix products on it, its own memory. Measured in about a second."""
 
 import time
 from collections.abc import Callable
