@@ -18,6 +18,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 ATTENTION_NAME = "tree"
+# Elements that every stride of a mask must be a multiple of, or the memory-efficient kernel copies it in each layer.
+MASK_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,22 @@ def attending(rows: PassRows | PaddedRows) -> Iterator[None]:
     """While open, "tree" attention in this thread masks by `rows`."""
     token = _current_rows.set(rows)
     try:
-        yield
+        with _without_cudnn():
+            yield
     finally:
         _current_rows.reset(token)
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """PyTorch prefers cuDNN's attention on Hopper and Blackwell servers. It builds a plan for every new shape, in tens
+    to hundreds of milliseconds, and here nearly every pass has a new number of keys."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def tree_mask(
@@ -95,10 +110,14 @@ def tree_mask(
     device: torch.device,
     **kwargs: object,
 ) -> Tensor:
-    """Additive mask ``[1, 1, q_length, kv_length]`` in `dtype`: 0 where a row may look, -inf elsewhere."""
+    """Additive mask ``[1, 1, q_length, kv_length]`` in `dtype`: 0 where a row may look, -inf elsewhere.
+
+    A view of memory whose rows are aligned.
+    """
     allowed = _current_rows.get().allowed(mask_function)
     assert batch_size == 1 and allowed.shape == (q_length, kv_length)
-    mask = torch.zeros(1, 1, q_length, kv_length, dtype=dtype, device=device)
+    row = -(-kv_length // MASK_ALIGNMENT) * MASK_ALIGNMENT
+    mask = torch.zeros(1, 1, q_length, row, dtype=dtype, device=device)[..., :kv_length]
     return mask.masked_fill_(~allowed, -torch.inf)
 
 

@@ -27,9 +27,10 @@ class CudaGraphs:
 
     def _new_graph(self, shape: Shape, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Raises NotReplayable for work that the host decides on while it runs."""
-        if any(held[1] != shape[1] for held in self._graphs):
+        if all(held[1] != shape[1] for held in self._graphs):
             self._graphs.clear()
-            self._pool = torch.cuda.graph_pool_handle()  # a pool that nobody uses any more cannot be used again
+            # A pool that no graph uses any more cannot be used again: also one whose only capture failed.
+            self._pool = torch.cuda.graph_pool_handle()
         try:
             self._warm_up(work)
         except HostRead as error:

@@ -82,7 +82,21 @@ def _visible_gpu(nvml: ModuleType, visible: str | None) -> Any:
     if len(chosen) != 1:
         hidden = "" if visible is None else f", and CUDA_VISIBLE_DEVICES={visible!r} shows none of them"
         raise MachineError(f"no NVIDIA GPU to use: the driver lists {len(handles)}{hidden}; --device cpu runs without")
-    return chosen[0]
+    return _first_slice(nvml, chosen[0])
+
+
+def _first_slice(nvml: ModuleType, gpu: Any) -> Any:
+    """The GPU itself, or its first slice (MIG) where it is cut into some: CUDA then shows that one and no more."""
+    try:
+        enabled, _ = nvml.nvmlDeviceGetMigMode(gpu)
+    except nvml.NVMLError:
+        return gpu  # most cannot be cut
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu) if enabled else 0):
+        try:
+            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, index)
+        except nvml.NVMLError:
+            continue  # a place that no slice takes
+    return gpu
 
 
 def _cuda_order(nvml: ModuleType) -> list[Any]:

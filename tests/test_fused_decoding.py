@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed: PyTorch for CUDA 
 
 from loaders.decoding.kernels import decode_fused
 from loaders.decoding.plain import decode
+from loaders.decoding.stacks import fused_kernels
 from tests.packed_weights import WEIGHTS, packed_weight
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -65,3 +66,10 @@ def test_another_order_of_nibbles_shows():
     turned = {**operands, "qweight": ((words & 0x0F0F0F0F) << 4) | ((words >> 4) & 0x0F0F0F0F)}
     decode_fused(scheme, {role: tensor.to(DEVICE) for role, tensor in turned.items()}, out)
     assert not torch.equal(out.cpu(), decoded.float())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels work")
+def test_where_the_kernels_cannot_run_plain_torch_decodes():
+    """Whatever it is that stops them: here, a PyTorch that was built without CUDA."""
+    with pytest.warns(UserWarning, match="without fused kernels"):
+        assert fused_kernels.__wrapped__() is None

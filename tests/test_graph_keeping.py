@@ -108,6 +108,17 @@ def test_work_that_cuda_cannot_capture_is_refused(cuda):
     assert cuda.streams[-1] is cuda.current
 
 
+def test_after_a_first_capture_that_failed_its_pool_is_not_used_again(cuda):
+    cuda.refuses = torch.OutOfMemoryError("out of memory")
+    graphs = CudaGraphs(torch.device("cpu"))
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs(SMALL, lambda: None)
+    cuda.refuses = None
+    graphs(SMALL, lambda: None)
+    graphs(WIDE, lambda: None)
+    assert cuda.pools[0] != cuda.pools[1] == cuda.pools[2]
+
+
 def test_a_device_out_of_memory_is_no_refusal(cuda):
     """The plan is tightened for it; and a mistake in the work itself is nobody's refusal either."""
     cuda.refuses = torch.OutOfMemoryError("out of memory")

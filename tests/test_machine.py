@@ -40,6 +40,16 @@ def fake_nvml(*gpus: dict, broken: str | None = None) -> ModuleType:
             raise FakeNVMLError("Not Supported")
         return gpu["slot"]
 
+    def mig_mode(gpu: dict) -> tuple[int, int]:
+        if "slices" not in gpu:
+            raise FakeNVMLError("Not Supported")
+        return bool(gpu["slices"]), bool(gpu["slices"])
+
+    def mig_device(gpu: dict, index: int) -> dict:
+        if gpu["slices"][index] is None:
+            raise FakeNVMLError("Not Found")
+        return gpu["slices"][index]
+
     functions = {
         "NVMLError": FakeNVMLError,
         "NVML_CLOCK_SM": 1,
@@ -56,6 +66,9 @@ def fake_nvml(*gpus: dict, broken: str | None = None) -> ModuleType:
         "nvmlSystemGetDriverVersion": lambda: "580.65",
         "nvmlDeviceGetMaxPcieLinkGeneration": lambda gpu: slot(gpu)[0],
         "nvmlDeviceGetMaxPcieLinkWidth": lambda gpu: slot(gpu)[1],
+        "nvmlDeviceGetMigMode": mig_mode,
+        "nvmlDeviceGetMaxMigDeviceCount": lambda gpu: len(gpu["slices"]),
+        "nvmlDeviceGetMigDeviceHandleByIndex": mig_device,
     }
     for name, function in functions.items():
         setattr(nvml, name, function)
@@ -127,6 +140,14 @@ def test_visible_devices_choose_the_gpu(install: Install, visible: str | None, o
 def test_a_slice_of_a_gpu_is_found_by_its_uuid(install: Install) -> None:
     install(fake_nvml(BIG, SLICE), "MIG-cccc-3")
     assert read_machine("cuda").device_total == 10 * GB
+
+
+@pytest.mark.parametrize("visible", [None, "0", "GPU-bbbb-2"])
+def test_of_a_gpu_that_is_cut_into_slices_the_first_is_used(install: Install, visible: str | None) -> None:
+    install(fake_nvml({**BIG, "slices": [None, SLICE]}), visible)
+    assert read_machine("cuda").device_total == 10 * GB
+    install(fake_nvml({**BIG, "slices": []}), visible)
+    assert read_machine("cuda").device_total == 25 * GB
 
 
 @pytest.mark.parametrize("visible", ["", "-1", "7", "GPU-zzzz", "GPU-", "MIG-none", "none"])

@@ -64,7 +64,7 @@ def fused_kernels() -> Fused | None:
 
         ones, scale = (torch.ones(1, 1, dtype=dtype, device="cuda") for dtype in (torch.int8, torch.float32))
         decode_fused(Scaled(1, 1), {"weight": ones, "weight_scale": scale}, torch.empty_like(scale))
-    except (ImportError, RuntimeError, OSError) as error:
+    except Exception as error:  # no compiler, no Python.h, no libcuda.so, a GPU triton does not know: each has its own
         warnings.warn(f"packed weights are decoded without fused kernels, which is slower: {error}", stacklevel=2)
         return None
     return decode_fused

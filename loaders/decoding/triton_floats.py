@@ -98,10 +98,12 @@ def _codebook(
 def scaled(scheme: Scaled, operands: Mapping[str, Tensor], out: Matrix) -> None:
     weight, scales, zeros = operands["weight"], operands["weight_scale"], operands.get("weight_zero_point")
     is_fp8 = weight.dtype == torch.float8_e4m3fn
+    if is_fp8:
+        weight = weight.view(torch.uint8)  # GPUs before Ada refuse a kernel that is handed float8 for anything
     if scales.dtype not in DTYPES:  # powers of two in a byte each
         scales = scales.to(torch.float32)
     _scaled[grid(out)](
-        weight.view(torch.uint8) if is_fp8 else weight,
+        weight,
         no_tensor(zeros, weight),
         scales,
         out.tensor,
