@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,13 @@ def _source(options: Options, directory: Path) -> HubModel | None:
 
 def _checkpoint(options: Options, directory: Path) -> Checkpoint:
     source = _source(options, directory)
-    return read_hub_checkpoint(source) if source else read_checkpoint(directory)
+    return _hub_checkpoint(source) if source else read_checkpoint(directory)
+
+
+@lru_cache(maxsize=4)
+def _hub_checkpoint(source: HubModel) -> Checkpoint:
+    """Asked for once: a plan looks at the same headers as they are and as they would be packed."""
+    return read_hub_checkpoint(source)
 
 
 def _files(

@@ -71,10 +71,18 @@ def test_noise_makes_neither_rows_nor_weights_free(monkeypatch):
     assert all(0 < value < 1e15 for value in figures.values())
 
 
-def test_slow_products_are_not_repeated(monkeypatch):
-    times = iter([0.0, 0.6, 1.0])
-    monkeypatch.setattr(bandwidth.time, "perf_counter", lambda: next(times))
-    assert bandwidth._seconds(torch.device("cpu"), lambda: None) == 0.6
+@pytest.mark.parametrize(("seconds", "most"), [(0.6, 1), (0.01, 100)])
+def test_slow_products_are_not_repeated(seconds: float, most: int, monkeypatch):
+    """By a clock that only the work moves."""
+    now, runs = [0.0], [0]
+
+    def work() -> None:
+        now[0] += seconds
+        runs[0] += 1
+
+    monkeypatch.setattr(bandwidth.time, "perf_counter", lambda: now[0])
+    assert bandwidth._seconds(torch.device("cpu"), work) == pytest.approx(seconds)
+    assert runs[0] == 1 if most == 1 else 1 < runs[0] <= most
 
 
 KNOWN = {"flops": 1e14, "memory_bandwidth": 1e15}  # so fast that launching is all that counts
