@@ -193,8 +193,10 @@ def test_what_is_pinned_is_what_was_planned(weights, tiers, limit):
 def test_after_one_refusal_nothing_more_is_asked_for(weights):
     with loaded(weights, TIERS["host"], granted=8192 * 4 + 24_576) as memory:
         _, host, pinning = memory.fake
-        assert pinning.asked == 4 + 1 + 1 and memory.pageable_bytes == sum(SIZES[1:])
-        assert host.pinned_bytes == 4 * 8192 + 24_576
+        # two threads load: either may be the first to ask, and both may be refused before they know of each other
+        assert 4 + 1 <= pinning.asked <= 4 + 1 + 2 < 4 + len(SIZES)
+        granted = host.pinned_bytes - 4 * 8192
+        assert granted in (0, SIZES[0]) and memory.pageable_bytes == sum(SIZES) - granted
         assert run_passes(memory, weights) == []
 
 
