@@ -38,7 +38,8 @@ def _with_draft(preparation: Preparation, acceptance: ExpectedAcceptance) -> Ite
     source = _MEASURED if acceptance.measured else _PUBLISHED
     if draft and cost.is_known and cost.knows_computing:
         link = "link" if plan.device == "cuda" else "disk"
-        yield from _parts(predict(plan, target, draft.spec, by_child), link, source)
+        yield from _parts(predict(plan, target, draft.spec, by_child), link, preparation.options.rule)
+        yield f"Acceptance: {source}."
     else:
         tokens = reach_by_size(by_child, plan.tree_size, plan.tree_depth)[-1]
         yield f"Expected: {tokens:.1f} tokens per pass with a static tree, by the acceptance {source}."
@@ -48,15 +49,15 @@ def _with_draft(preparation: Preparation, acceptance: ExpectedAcceptance) -> Ite
         yield _UNMEASURED
 
 
-def _parts(prediction: Prediction, link: str, source: str) -> Iterator[str]:
-    """The seconds per token and what they are made of. link: what streamed units come over."""
+def _parts(prediction: Prediction, link: str, rule: str) -> Iterator[str]:
+    """The seconds per token and what they are made of. link: what streamed units come over. rule: of verification."""
     tree, one_pass = prediction.tree, prediction.tree_pass
     if not tree.depth:
         yield "With the draft: no faster here, since a tree costs more time than it saves; plain decoding it is."
         return
     seconds = prediction.seconds_per_token
     yield f"With the draft: {_seconds(seconds)} s per token, {_pace(1 / seconds)} tokens/s, predicted from"
-    yield f"  {tree.tokens_per_pass:.1f} tokens per pass of a static tree of {tree.size} nodes (acceptance {source})"
+    yield f"  {tree.tokens_per_pass:.1f} tokens per pass of a static tree of {tree.size} nodes, verified by {rule}"
     works = {"disk": one_pass.disk, link: one_pass.link, "computing": one_pass.compute}
     parts = [f"{name} {_seconds(value)} s" for name, value in works.items() if value]
     at_once = len(parts) > 1

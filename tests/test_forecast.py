@@ -109,6 +109,7 @@ def test_with_a_known_machine_the_parts_add_up(draft: Path) -> None:
     first, tokens, one_pass, drafting, *packed = forecast(
         with_speed(known, disk_bandwidth=1e6, flops=1e12, memory_bandwidth=1e10)
     )
+    assert "verified by traversal" in tokens and packed[0] == "Acceptance: measured for this pair."
     numbers = [float(re.search(r"([\d.]+) s ", line)[1]) for line in (first, one_pass, drafting)]  # type: ignore[index]
     assert (numbers[1] + numbers[2]) / tokens_in(tokens) == pytest.approx(numbers[0], rel=0.02)
     assert any("would fit into memory whole" in line for line in packed)
