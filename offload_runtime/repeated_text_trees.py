@@ -108,7 +108,6 @@ class RepeatedTextTrees:
     def __init__(self, plan: Plan):
         self._plan = plan
         self._matcher = SuffixMatcher()
-        self._text: Sequence[int] = ()
         self._prior, self._chances = Chances(), Chances()
         self._times = PassTimes(floor=plan.seconds_per_pass or 0.0)
         self._timed = 0
@@ -152,12 +151,7 @@ class RepeatedTextTrees:
         return drawn
 
     def _find(self, text: Sequence[int]) -> list[tuple[int, list[int]]]:
-        known = len(self._matcher)
-        if text is self._text and known <= len(text):
-            self._matcher.extend(text[known:])
-        else:
-            self._matcher.restart(text)
-            self._text = text
+        self._matcher.follow(text)
         return self._matcher.continuations(_PLACES, self._plan.tree_depth, LEAST_MATCH)
 
     def _likely(self, reach: Sequence[float]) -> int:

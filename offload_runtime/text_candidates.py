@@ -26,16 +26,10 @@ class RepeatedText:
 
     def __init__(self) -> None:
         self._matcher = SuffixMatcher()
-        self._text: Sequence[int] = ()
 
     def candidates(self, text: Sequence[int], tree_size: int, tree_depth: int) -> Candidates:
         """For a tree of so many nodes: the longer the match, the further it is trusted."""
-        known = len(self._matcher)
-        if text is self._text and known <= len(text):
-            self._matcher.extend(text[known:])
-        else:
-            self._matcher.restart(text)
-            self._text = text
+        self._matcher.follow(text)
         length, _ = self._matcher.match()
         most = min(2 * length, tree_size // _SHARE) if length >= LEAST_MATCH else 0
         return Candidates(self._matcher.continuation(most + tree_depth) if most else [], most)

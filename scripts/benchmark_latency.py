@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
+from json_lines import open_lines
 from latency.options import parse_arguments
 
 from loaders.direct_io import measure_read_bandwidth
@@ -68,10 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _open_lines(target: str | None, resources: ExitStack) -> TextIO | None:
     if target is None or target == "-":
         return sys.stdout if target else None
-    try:
-        return resources.enter_context(Path(target).open("w", encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--json {target}: cannot be written ({error.strerror})") from error
+    return open_lines(target, resources)
 
 
 def _made_up_options(options: Options, made_up: "MadeUp", arguments: argparse.Namespace) -> Options:

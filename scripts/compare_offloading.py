@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
+from json_lines import open_lines
 from offloading.job import Job, Outcome
 from offloading.options import parse_arguments
 from offloading.programs import Failure, missing, run, this_python
@@ -45,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
             print(text, file=sys.stderr, flush=True)
 
     with ExitStack() as resources:
-        lines = _open_lines(arguments.json, resources)
+        lines = open_lines(arguments.json, resources) if arguments.json else None
         model = resources.enter_context(_model(arguments, note))
         directory = resources.enter_context(_own_files(arguments))
         preparation = _prepare(arguments, model)
@@ -53,13 +54,6 @@ def _run(arguments: argparse.Namespace) -> int:
         _say_all(_heading(preparation.plan, job, arguments))
         results, disk = _rounds(arguments, job, directory, preparation, note, lines)
         return _report(results, disk, lines)
-
-
-def _open_lines(file: Path | None, resources: ExitStack) -> TextIO | None:
-    try:
-        return resources.enter_context(file.open("w", encoding="utf-8")) if file else None
-    except OSError as error:
-        raise UsageError(f"--json {file}: cannot be written ({error.strerror})") from error
 
 
 @contextmanager

@@ -19,7 +19,6 @@ written as they come. A section that fails or runs out of time is noted, and the
 
 import argparse
 import datetime
-import os
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
+from own_cache import own_cache
 from termination import ended_by_sigterm
 
 from offload_runtime.command_line import run_command
@@ -62,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with (
         ended_by_sigterm(),
         tempfile.TemporaryDirectory(prefix="gpu-report-", dir=arguments.work_dir) as directory,
-        _own_cache(Path(directory)),
+        own_cache(Path(directory) / "cache"),
     ):
         from gpu.bench import Bench
         from gpu.report import Report
@@ -78,23 +78,6 @@ def _run(arguments: argparse.Namespace) -> int:
         _measure(bench, report, arguments.only, arguments.minutes * 60)
         print("\n".join(map(str, report.files)))
     return 0
-
-
-class _own_cache:  # used as a function
-    """For the block, what the runtime learns and measures is kept in a directory of the run's own."""
-
-    NAME = "SEQUOIA_OFFLOAD_CACHE"
-
-    def __init__(self, directory: Path):
-        self._directory, self._before = directory / "cache", os.environ.get(self.NAME)
-
-    def __enter__(self) -> None:
-        os.environ[self.NAME] = str(self._directory)
-
-    def __exit__(self, *exception: object) -> None:
-        del os.environ[self.NAME]
-        if self._before is not None:
-            os.environ[self.NAME] = self._before
 
 
 def _measure(bench: "Bench", report: "Report", only: Sequence[str], seconds: float) -> None:

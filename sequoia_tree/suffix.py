@@ -21,6 +21,7 @@ class SuffixMatcher:
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self._buffer = np.empty(1024, dtype=np.int64)
         self._length = 0
+        self._source: Sequence[int] = ()
         self.extend(tokens)
 
     def __len__(self) -> int:
@@ -46,6 +47,14 @@ class SuffixMatcher:
         """Turn to another text."""
         self.truncate(0)
         self.extend(tokens)
+
+    def follow(self, text: Sequence[int]) -> None:
+        """Hold all of `text`: of the object followed last, only what has been appended since is read."""
+        if text is self._source and self._length <= len(text):
+            self.extend(text[self._length :])
+        else:
+            self.restart(text)
+            self._source = text
 
     def match(self, tail: Sequence[int] = ()) -> tuple[int, int]:
         """(length, start): the longest end of text + tail that occurs earlier in text + tail, and what follows it.

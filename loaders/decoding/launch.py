@@ -29,6 +29,14 @@ def rounded(value, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def block_of(BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, rows, columns):
+    """Rows and columns of a matrix that this program decodes, and which of them lie inside."""
+    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
+    column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
+    return row, column, (row < rows) & (column < columns)
+
+
+@triton.jit
 def at(out_at, matrix, row, column, together, out_expert, out_matrix, out_row, out_column):
     """Where values of a matrix are stored."""
     begin = matrix // together * out_expert + matrix % together * out_matrix

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loaders.decoding.launch import BLOCK, DTYPES, Matrix, at, grid, member_size, no_tensor, store
+from loaders.decoding.launch import BLOCK, DTYPES, Matrix, at, block_of, grid, member_size, no_tensor, store
 from loaders.decoding.plain import codebook_scales
 from loaders.formats.schemes import Codebook, Mxfp4, Scaled
 
@@ -34,9 +34,7 @@ def _scaled(
     if PER_HIT > 0:  # noqa: SIM102
         if tl.load(hits_at + matrix // PER_HIT) == 0:
             return
-    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
-    column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
-    inside = (row < rows) & (column < columns)
+    row, column, inside = block_of(BLOCK_ROWS, BLOCK_COLUMNS, rows, columns)
     stored = tl.load(weight_at + matrix * weight_size + row * columns + column, inside, 0)
     at_scale = row // scale_rows * scales_per_row + column // scale_columns
     scale = tl.load(scales_at + matrix * scales_size + at_scale, inside, 0.0).to(tl.float32)
@@ -59,9 +57,7 @@ def _mxfp4(
     if PER_HIT > 0:  # noqa: SIM102
         if tl.load(hits_at + matrix // PER_HIT) == 0:
             return
-    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
-    column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
-    inside = (row < rows) & (column < columns)
+    row, column, inside = block_of(BLOCK_ROWS, BLOCK_COLUMNS, rows, columns)
     line = matrix * rows + row
     code = (tl.load(blocks_at + line * (columns // 2) + column // 2, inside, 0).to(tl.int16) >> (column % 2 * 4)) & 15
     half = (((code & 7) << 9) | ((code & 8) << 12)).to(tl.int16).to(tl.float16, bitcast=True)
@@ -83,9 +79,7 @@ def _codebook(
     if PER_HIT > 0:  # noqa: SIM102
         if tl.load(hits_at + matrix // PER_HIT) == 0:
             return
-    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
-    column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
-    inside = (row < rows) & (column < columns)
+    row, column, inside = block_of(BLOCK_ROWS, BLOCK_COLUMNS, rows, columns)
     index = row * columns + column
     byte = tl.load(weight_at + (matrix * rows * columns + index) // 2, inside, 0).to(tl.int32)
     code = tl.where(index % 2 == 0, byte >> 4, byte & 15)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loaders.decoding.launch import BLOCK, Matrix, at, grid, member_size, no_tensor, store
+from loaders.decoding.launch import BLOCK, Matrix, at, block_of, grid, member_size, no_tensor, store
 from loaders.formats.schemes import Ggml
 from loaders.gguf.types import BLOCKS
 
@@ -85,9 +85,7 @@ def _decode(
     if PER_HIT > 0:  # noqa: SIM102
         if tl.load(hits_at + matrix // PER_HIT) == 0:
             return
-    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
-    column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
-    inside = (row < rows) & (column < columns)
+    row, column, inside = block_of(BLOCK_ROWS, BLOCK_COLUMNS, rows, columns)
     begin = (matrix * rows + row) * row_size
     if PER_BLOCK == 1:
         value = tl.load(stored_at + begin + column, inside, 0.0).to(tl.float32)

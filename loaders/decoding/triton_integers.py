@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loaders.decoding.launch import BLOCK, DTYPES, Matrix, at, grid, member_size, no_tensor, store
+from loaders.decoding.launch import BLOCK, DTYPES, Matrix, at, block_of, grid, member_size, no_tensor, store
 from loaders.formats.schemes import Awq, Gptq, Words
 
 AWQ, GPTQ, WORDS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -35,9 +35,7 @@ def _decode(
     if PER_HIT > 0:  # noqa: SIM102
         if tl.load(hits_at + matrix // PER_HIT) == 0:
             return
-    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
-    column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
-    inside = (row < rows) & (column < columns)
+    row, column, inside = block_of(BLOCK_ROWS, BLOCK_COLUMNS, rows, columns)
     words_at += matrix * words_size
     zeros_at += matrix * zeros_size
     scales_at += matrix * scales_size

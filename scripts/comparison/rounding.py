@@ -1,6 +1,5 @@
 """A draft out of the target itself: the weights of its layers rounded to a few bits, written as a checkpoint."""
 
-import os
 import re
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from own_cache import own_cache
 from safetensors import safe_open
 from safetensors.torch import save_file
 from termination import ended_by_sigterm
@@ -20,7 +20,6 @@ from loaders.hub_names import directory_name
 from loaders.model_files import read_checkpoint
 from offload_runtime.errors import ModelFilesError
 
-_CACHE = "SEQUOIA_OFFLOAD_CACHE"
 _IN_A_LAYER = re.compile(r"\.\d+\.")
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack", ".h5"}
 
@@ -76,7 +75,11 @@ def rounded_draft(target: Path, bits: int) -> Iterator[Path]:
     For the block nothing is known of other drafts: the user's cache tells pairs apart by the shapes of their weights,
     which are the same for any number of bits.
     """
-    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="rounded-") as parent, _cache_in(Path(parent)):
+    with (
+        ended_by_sigterm(),
+        tempfile.TemporaryDirectory(prefix="rounded-") as parent,
+        own_cache(Path(parent) / "cache"),
+    ):
         directory = Path(parent) / f"{directory_name(target)}-{bits}-bit"
         try:
             write_rounded(target, directory, GRIDS[bits])
@@ -110,16 +113,3 @@ def _rounded(name: str, tensor: Tensor, grid: Grid) -> Tensor:
     if not is_matrix or not _IN_A_LAYER.search(name):
         return tensor
     return grid.rounded(tensor).to(tensor.dtype).contiguous()
-
-
-@contextmanager
-def _cache_in(directory: Path) -> Iterator[None]:
-    """Let the user's cache of measured acceptance be there."""
-    before = os.environ.get(_CACHE)
-    os.environ[_CACHE] = str(directory / "cache")
-    try:
-        yield
-    finally:
-        os.environ.pop(_CACHE)
-        if before is not None:
-            os.environ[_CACHE] = before
