@@ -43,34 +43,6 @@ Slot = tuple[dict[str, Any], str]
 
 
 @dataclass(frozen=True, eq=False)
-class Unit:
-    """What is streamed at once: a decoder layer, or everything outside of them (then `name` is empty).
-
-    `stored` has what the places of packed tensors are read from, several where experts are stacked. The last
-    `expert_places` of the layout hold the tensors of `experts`, each expert's in one piece.
-    """
-
-    name: str
-    module: nn.Module
-    layout: Layout
-    stored: Mapping[str, tuple[StoredTensor, ...]]
-    _slots: tuple[tuple[Slot, ...], ...] = field(repr=False)  # per place; several where the tensor is tied
-    experts: Experts | None = None
-    expert_places: int = 0
-
-    @property
-    def dense_bytes(self) -> int:
-        """Of the buffer, from its start on: what does not belong to single experts."""
-        return self.layout.places[-self.expert_places].offset if self.expert_places else self.layout.nbytes
-
-    def bind(self, parameters: tuple[nn.Parameter, ...]) -> None:
-        """Let the module compute with `parameters`, one per place of the layout, as `make_parameters` built them."""
-        for slots, parameter in zip(self._slots, parameters):
-            for tensors, key in slots:
-                tensors[key] = parameter
-
-
-@dataclass(frozen=True, eq=False)
 class DecodedParameter:
     """A packed parameter, and the modules that are to find it decoded, in `dtype`, under these names."""
 
@@ -85,21 +57,56 @@ class DecodedParameter:
 
 
 @dataclass(frozen=True, eq=False)
+class Unit:
+    """What is streamed at once: a decoder layer, or everything outside of them (then `name` is empty).
+
+    `stored` has what the places of packed tensors are read from, several where experts are stacked. The last
+    `expert_places` of the layout hold the tensors of `experts`, each expert's in one piece. The parameters in `packed`
+    have to be decoded before every use, by the names their places have in `decoded`: the unit without packed tensors,
+    None where it has none.
+    """
+
+    name: str
+    module: nn.Module
+    layout: Layout
+    stored: Mapping[str, tuple[StoredTensor, ...]]
+    _slots: tuple[tuple[Slot, ...], ...] = field(repr=False)  # per place; several where the tensor is tied
+    experts: Experts | None = None
+    expert_places: int = 0
+    packed: Mapping[str, DecodedParameter] = field(default_factory=dict, repr=False)
+    decoded: Unit | None = field(default=None, repr=False)
+
+    @property
+    def dense_bytes(self) -> int:
+        """Of the buffer, from its start on: what does not belong to single experts."""
+        return self.layout.places[-self.expert_places].offset if self.expert_places else self.layout.nbytes
+
+    def bind(self, parameters: tuple[nn.Parameter, ...]) -> None:
+        """Let the module compute with `parameters`, one per place of the layout, as `make_parameters` built them."""
+        for slots, parameter in zip(self._slots, parameters):
+            for tensors, key in slots:
+                tensors[key] = parameter
+
+
+@dataclass(frozen=True, eq=False)
 class Skeleton:
     """`model` is on meta, but for the buffers no file holds (rotary frequencies, ...), which have their true values.
 
     `units` are the decoder layers in order; `outer` holds every other tensor: embeddings, final norm, head, and what
     two units share. `tied` gives, for every name of a tensor that has several, the one name its place carries.
-    `decoded` are packed and have to be decoded before every use; `decoded_at_load` are of `outer`, whose layout has
-    them as they are used.
+    `decoded_at_load` are packed tensors of `outer`, whose layout has them as they are used.
     """
 
     model: PreTrainedModel
     units: tuple[Unit, ...]
     outer: Unit
     tied: Mapping[str, str]
-    decoded: tuple[DecodedParameter, ...] = ()
     decoded_at_load: tuple[DecodedParameter, ...] = ()
+
+    @property
+    def packed(self) -> tuple[DecodedParameter, ...]:
+        """What has to be decoded before every use, in all units."""
+        return tuple(parameter for unit in (*self.units, self.outer) for parameter in unit.packed.values())
 
     @property
     def config(self) -> PretrainedConfig:
@@ -221,18 +228,22 @@ def _divide(model: PreTrainedModel, dtype: torch.dtype, packed: Mapping[str, Pac
         homes = {_home(name, path) for name in names}
         members[homes.pop() if len(homes) == 1 else ""].append(names)
     dtypes = _dtypes(model, dtype)
-    units = [_unit(prefix, layer, members[prefix], dtypes, packed) for prefix, layer in zip(prefixes, layers)]
-    kept = {name: item for name, item in packed.items() if not item.scheme.by_rows}
+    parameters = {
+        names[0]: DecodedParameter(names[0], item, dtypes[names[0]], tuple(_holder(model, name) for name in names))
+        for groups in members.values()
+        for names in groups
+        if (item := by_any_name(packed, names))
+    }
+    at_load = [parameters[names[0]] for names in members[""] if _is_by_rows(parameters.get(names[0]))]
+    kept = {name: parameter for name, parameter in parameters.items() if parameter not in at_load}
+    units = [_unit(prefix, layer, members[prefix], dtypes, kept) for prefix, layer in zip(prefixes, layers)]
     outer = _unit("", model, members[""], dtypes, kept)
     tied = {name: names[0] for groups in members.values() for names in groups for name in names[1:]}
-    decoded: dict[bool, list[DecodedParameter]] = {False: [], True: []}
-    for home, groups in members.items():
-        for names in groups:
-            if item := by_any_name(packed, names):
-                holders = tuple(_holder(model, name) for name in names)
-                at_load = not home and item.scheme.by_rows
-                decoded[at_load].append(DecodedParameter(names[0], item, dtypes[names[0]], holders))
-    return Skeleton(model, tuple(units), outer, tied, tuple(decoded[False]), tuple(decoded[True]))
+    return Skeleton(model, tuple(units), outer, tied, tuple(at_load))
+
+
+def _is_by_rows(parameter: DecodedParameter | None) -> bool:
+    return parameter is not None and parameter.packed.scheme.by_rows
 
 
 def _home(name: str, path: str) -> str:
@@ -271,9 +282,12 @@ def _unit(
     module: nn.Module,
     groups: list[list[str]],
     dtypes: Mapping[str, torch.dtype],
-    packed: Mapping[str, Packed],
+    packed: Mapping[str, DecodedParameter],
 ) -> Unit:
-    """Places go by name, as safetensors stores them: then most of a unit is one contiguous read. Experts come last."""
+    """Places go by name, as safetensors stores them: then most of a unit is one contiguous read. Experts come last.
+
+    packed: by the first of a parameter's names.
+    """
     start = len(prefix) + 1 if prefix else 0
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     tensors: list[tuple[str, tuple[int, ...], torch.dtype]] = []
@@ -282,21 +296,32 @@ def _unit(
     experts = find_experts(module) if prefix else None
     by_expert = [names for names in sorted(groups) if experts and len(names) == 1 and names[0][start:] in experts.names]
     dense = [names for names in sorted(groups) if names not in by_expert]
+    own: dict[str, DecodedParameter] = {}
     expert_places = 0
     for names in (*dense, *by_expert):
-        name, item = names[0][start:], by_any_name(packed, names)
-        expert_places += (1 if item is None else len(item.tensors())) * (names in by_expert)
-        if item is None:
+        name, parameter = names[0][start:], packed.get(names[0])
+        if parameter is None:
+            expert_places += names in by_expert
             tensors.append((name, shapes[name], dtypes[names[0]]))
             slots.append(tuple(_slot(module, name[start:]) for name in names))
             continue
+        own[name], item = parameter, parameter.packed
         for role, shape, dtype in item.tensors():
+            expert_places += names in by_expert
             place = f"{name.removesuffix('.weight')}.{role}"
             tensors.append((place, shape, dtype))
             slots.append(((item.operands, role),))
             stored[place] = item.stored(role)
     return Unit(
-        prefix, module, Layout.of(tensors), stored, tuple(slots), experts if expert_places else None, expert_places
+        prefix,
+        module,
+        Layout.of(tensors),
+        stored,
+        tuple(slots),
+        experts if expert_places else None,
+        expert_places,
+        own,
+        _unit(prefix, module, groups, dtypes, {}) if own else None,
     )
 
 

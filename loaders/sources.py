@@ -57,7 +57,7 @@ def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitS
     """
     by_name = _parts_by_name(skeleton, checkpoint)
     units = (*skeleton.units, skeleton.outer)
-    packed = (*skeleton.decoded, *skeleton.decoded_at_load)
+    packed = (*skeleton.packed, *skeleton.decoded_at_load)
     if twice := [parameter.name for parameter in packed if parameter.name in by_name]:
         raise ModelFilesError(
             f"{checkpoint.directory}: {twice[0]} is stored twice, packed and as it is, perhaps under another name it "

@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,12 @@ class UnitSpec:
         """All weights in the compute dtype."""
         return self.nbytes - self.packed_bytes + self.decoded_bytes
 
+    @property
+    def decoded(self) -> UnitSpec:
+        """The same layer after its packed weights have been decoded for good."""
+        expert_bytes = self.expert_bytes * self.weight_bytes // self.nbytes
+        return replace(self, nbytes=self.weight_bytes, packed_bytes=0, decoded_bytes=0, expert_bytes=expert_bytes)
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -97,12 +103,22 @@ class ModelSpec:
     max_positions: int
     recurrent: bool  # some layers keep a state: the model can be streamed but cannot check a tree
     decode_bytes: int = 0  # device memory in which packed weights are decoded, those of one module at a time
+    outer_decode_bytes: int = 0  # of these what the weights outside of layers need
     experts_per_token: int = 0  # in each layer; 0 where no experts are told apart
+
+    def with_decoded(self, count: int) -> ModelSpec:
+        """The same model after the first `count` layers have been decoded for good."""
+        if not count:
+            return self
+        units = (*(unit.decoded for unit in self.units[:count]), *self.units[count:])
+        packed = any(unit.packed_bytes for unit in units)
+        return replace(self, units=units, decode_bytes=self.decode_bytes if packed else self.outer_decode_bytes)
 
     @property
     def weight_form(self) -> str:
         """How the weights are held, for people: "bfloat16", or "AWQ 4-bit, computed in float16"."""
-        return f"{self.stored_dtype}, computed in {self.dtype}" if self.decode_bytes else self.dtype
+        packed = self.stored_dtype not in DTYPE_NAMES.values()
+        return f"{self.stored_dtype}, computed in {self.dtype}" if packed else self.dtype
 
 
 def read_spec(
@@ -139,6 +155,7 @@ def read_spec(
         outer_bytes=_buffer_bytes(outer, dtype),
         disk_bytes=sum(unit.disk_bytes for unit in units) + sum(tensor.nbytes for tensor in outer),
         decode_bytes=max(_decode_bytes(tensors, dtype) for tensors in (*layers.values(), outer)),
+        outer_decode_bytes=_decode_bytes(outer, dtype),
         **_sizes(_Numbers(directory, config), list(layers.values()), outer, dtype),
         recurrent=_is_recurrent(config),
         experts_per_token=experts_per_token if any(unit.experts for unit in units) else 0,
@@ -338,7 +355,7 @@ def _unit_spec(name: str, tensors: list[StoredTensor], dtype: str, experts: int)
     nbytes, disk_bytes = _buffer_bytes(tensors, dtype), sum(tensor.nbytes for tensor in tensors)
     stored_at = min((tensor.file, tensor.offset) for tensor in tensors)
     packed = [tensor for tensor in tensors if isinstance(tensor, _Packed)]
-    decoded = sum(math.prod(tensor.shape) * ITEMSIZE[dtype] for tensor in packed)
+    decoded = sum(aligned(math.prod(tensor.shape) * ITEMSIZE[dtype]) for tensor in packed)
     by_expert = [tensor for tensor in tensors if experts and is_by_expert(tensor.name, tensor.shape, experts)]
     return UnitSpec(
         name,

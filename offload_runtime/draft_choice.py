@@ -19,7 +19,6 @@ from offload_runtime.expected_acceptance import assumed_acceptance, expected_acc
 from offload_runtime.prediction import predict
 from scheduler.machine import Machine
 from scheduler.memory_items import weight_bytes
-from scheduler.pass_cost import PassCost
 from scheduler.plan import Limits, make_plan
 
 RECURRENT_NOTE = "the model keeps a recurrent state, which cannot branch over a tree of drafts: plain decoding"
@@ -106,7 +105,7 @@ def _rated(
             plan = make_plan(target, spec, machine, limits)
         except DoesNotFitError:
             continue
-        cost = PassCost(target, plan.tiers, plan.slots, machine)
+        cost = plan.target_cost(target)
         if not cost.is_known or not cost.knows_computing:
             yield _Rated(candidate, directory, None, None)
             continue

@@ -11,7 +11,6 @@ from offload_runtime.planning import Preparation
 from offload_runtime.prediction import Prediction, predict
 from offload_runtime.read_models import smaller_targets
 from scheduler.errors import DoesNotFitError
-from scheduler.pass_cost import PassCost
 from scheduler.plan import Plan, Tier, make_plan
 from scheduler.sizes import format_size
 from sequoia_tree.choose import reach_by_size
@@ -34,7 +33,7 @@ def forecast(preparation: Preparation) -> Iterator[str]:
 def _with_draft(preparation: Preparation, acceptance: ExpectedAcceptance) -> Iterator[str]:
     plan, target, draft = preparation.plan, preparation.target.spec, preparation.draft
     by_child = acceptance.verified_by(preparation.options.rule)
-    cost = PassCost(target, plan.tiers, plan.slots, plan.machine)
+    cost = plan.target_cost(target)
     source = _MEASURED if acceptance.measured else _PUBLISHED
     if draft and cost.is_known and cost.knows_computing:
         link = "link" if plan.device == "cuda" else "disk"

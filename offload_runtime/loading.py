@@ -75,9 +75,10 @@ def load_models(preparation: Preparation, progress: Progress | None) -> LoadedMo
         load = _Loader(plan, preparation.options.io, memory, resources, progress)
         draft = None
         if preparation.draft and draft_skeleton:
-            draft_model = load(preparation.draft, draft_skeleton, (Tier.DEVICE,) * len(draft_skeleton.units))
+            resident = (Tier.DEVICE,) * len(draft_skeleton.units)
+            draft_model = load(preparation.draft, draft_skeleton, resident, plan.decoded.draft)
             draft = Draft(draft_model, preparation.target.spec.vocab_size, plan.rows)
-        target = Target(load(preparation.target, target_skeleton, plan.tiers), plan.rows)
+        target = Target(load(preparation.target, target_skeleton, plan.tiers, plan.decoded.target), plan.rows)
         if draft:
             _refuse_states(target.model, draft.model)
         for role, model in (("target", target.model), ("draft", draft.model if draft else None)):
@@ -105,11 +106,19 @@ def _skeleton(files: ModelFiles, device: torch.device) -> Skeleton:
 def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:
     """`spec` with the sizes of the real layouts: some tensors stay in float32, fused ones are padded differently."""
     units = tuple(_exact_unit(unit, real) for unit, real in zip(spec.units, skeleton.units))
-    return replace(spec, units=units, outer_bytes=skeleton.outer.layout.nbytes, decode_bytes=scratch_bytes(skeleton))
+    return replace(
+        spec,
+        units=units,
+        outer_bytes=skeleton.outer.layout.nbytes,
+        decode_bytes=scratch_bytes(skeleton.packed),
+        outer_decode_bytes=scratch_bytes(skeleton.outer.packed.values()),
+    )
 
 
 def _exact_unit(spec: UnitSpec, unit: Unit) -> UnitSpec:
     spec = replace(spec, nbytes=unit.layout.nbytes)
+    if unit.decoded:  # so that `weight_bytes` are those of the decoded layout
+        spec = replace(spec, decoded_bytes=unit.decoded.layout.nbytes - unit.layout.nbytes + spec.packed_bytes)
     if not spec.experts or unit.experts is None:
         return replace(spec, experts=0, expert_bytes=0, expert_disk_bytes=0)
     return replace(spec, experts=unit.experts.count, expert_bytes=unit.layout.nbytes - unit.dense_bytes)
@@ -123,8 +132,8 @@ class _Loader:
     resources: ExitStack
     progress: Progress | None
 
-    def __call__(self, files: ModelFiles, skeleton: Skeleton, tiers: tuple[Tier, ...]) -> Model:
-        plan, progress, stage = self.plan, self.progress, f"loading {files.spec.name}"
+    def __call__(self, files: ModelFiles, skeleton: Skeleton, tiers: tuple[Tier, ...], decoded: int) -> Model:
+        plan = self.plan
         reader = self.resources.enter_context(
             WeightReader(files.checkpoint.files, self.io, chunk_bytes=plan.read_chunk_bytes)
         )
@@ -137,9 +146,15 @@ class _Loader:
             files.spec.max_positions,
             reader,
             self.memory,
-            (lambda done, total: progress(stage, done, total)) if progress else None,
+            self._progressing(f"loading {files.spec.name}"),
             plan.machine.pinned_limit,
             ExpertChoice(PassCost(files.spec, tiers, plan.slots, plan.machine)),
+            decoded,
+            self._progressing(f"decoding {files.spec.name}"),
         )
         self.resources.callback(model.close)
         return model
+
+    def _progressing(self, stage: str) -> Callable[[int, int], None] | None:
+        progress = self.progress
+        return None if progress is None else lambda done, total: progress(stage, done, total)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from loaders.decoding.at_load import fill_decoded
+from loaders.decoding.at_load import decode_unit, fill_decoded
 from loaders.decoding.hooks import decode_before_use, scratch_bytes
 from loaders.expert_parts import split_experts
 from loaders.experts import Experts, choice_among, hits_among, position_of_choice
@@ -53,6 +53,8 @@ class Model:
     capacity: rows of the KV cache, committed and in progress together.
     positions: how many the model was made for.
     choice: says of every pass whether its layers are to stream only the experts that they hit; None: they stream all.
+    decoded: so many of the first layers, all resident, have their packed weights decoded for good.
+    on_decoding: called with the bytes of these that were decoded so far, and all of them.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class Model:
         on_progress: Progress | None = None,
         pinned_limit: int | None = None,
         choice: ExpertChoice | None = None,
+        decoded: int = 0,
+        on_decoding: Progress | None = None,
     ):
         self._model, self._memory = skeleton.model, memory
         self.should_stop: Callable[[], bool] = never
@@ -85,14 +89,18 @@ class Model:
         ]
         placed = (*tiers, Tier.DEVICE)
         self._weights = UnitMemory(unit_bytes, placed, slots, reader, memory, on_progress, pinned_limit)
-        fill_decoded(skeleton, self._weights.resident[len(skeleton.units)])
-        for index, buffer in self._weights.resident.items():
-            units[index].bind(make_parameters(units[index].layout, buffer))
+        try:
+            fill_decoded(skeleton, self._weights.resident[len(skeleton.units)])
+            self._bind_resident(units, decoded, on_decoding)
+        except BaseException:
+            self._weights.close()
+            raise
         self._choice = choice if self._weights.streams_experts else None
         self._hits: list[int] = []  # in layers of the pass under way
         self._reading = self._weights.reading  # when it began
         self._hooks = list(self._add_hooks(skeleton.units))
-        self._hooks += decode_before_use(skeleton, memory.empty(scratch_bytes(skeleton)))
+        packed = [parameter for unit in units[decoded:] for parameter in unit.packed.values()]
+        self._hooks += decode_before_use(packed, memory.empty(scratch_bytes(packed)))
         self.padded_total = 0
         self._padded: PaddedPasses | None = None
 
@@ -224,6 +232,21 @@ class Model:
         self._padded = None
         self._model.to_empty(device="meta")
         self.cache.free()
+
+    def _bind_resident(self, units: Sequence[Unit], decoded: int, on_decoding: Progress | None) -> None:
+        """Decode the first units for good, one at a time: the packed bytes of each are freed before the next."""
+        done, total = 0, sum(unit.layout.nbytes for unit in units[:decoded])
+        for index, buffer in self._weights.resident.items():
+            unit = units[index]
+            if index >= decoded or unit.decoded is None:
+                unit.bind(make_parameters(unit.layout, buffer))
+                continue
+            larger = self._memory.empty(unit.decoded.layout.nbytes)
+            decode_unit(unit, buffer, larger)
+            self._weights.replace(index, larger)
+            done += unit.layout.nbytes
+            if on_decoding:
+                on_decoding(done, total)
 
     def _add_hooks(self, units: tuple[Unit, ...]) -> Iterator[RemovableHandle]:
         ring = self._weights.ring

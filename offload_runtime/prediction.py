@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loaders.spec import ModelSpec
-from scheduler.pass_cost import PassCost, resident_cost
 from scheduler.pipeline import PassSeconds
 from scheduler.plan import Plan
 from sequoia_tree.choose import Choice, Yield, choose
@@ -35,7 +34,7 @@ class Prediction:
 
 def predict(plan: Plan, target: ModelSpec, draft: ModelSpec | None, acceptance: Sequence[float]) -> Prediction:
     """What passes under `plan` cost and yield; `acceptance` by child number."""
-    cost, context = PassCost(target, plan.tiers, plan.slots, plan.machine), plan.context_length // 2
+    cost, context = plan.target_cost(target), plan.context_length // 2
 
     def pass_seconds(nodes: int) -> float:
         return max(cost.seconds(nodes, nodes, context).total, _LEAST_SECONDS)
@@ -43,7 +42,7 @@ def predict(plan: Plan, target: ModelSpec, draft: ModelSpec | None, acceptance: 
     plain = cost.seconds(1, 1, context)
     tree = Choice("none", 1, 0, 1.0, pass_seconds(1), 1.0)
     if draft is not None and plan.tree_depth:
-        drafting = resident_cost(draft, plan.machine)
+        drafting = plan.draft_cost(draft)
         tree = choose(
             {STATIC: Yield(tuple(acceptance))},
             pass_seconds,

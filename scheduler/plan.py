@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from loaders.spec import ModelSpec
+from scheduler.decoded_layers import NONE_DECODED, DecodedLayers, decoded_layers, loading_item
 from scheduler.machine import Machine
 from scheduler.memory_items import PassShape, PlanItem, read_chunk_bytes, replayed, weight_bytes, workspace_bytes
-from scheduler.pass_cost import PassCost
+from scheduler.pass_cost import PassCost, resident_cost
 from scheduler.placement import Placement, Tier, bytes_in, device_bytes, host_bytes, place_on_device, place_on_host
 from scheduler.plan_request import Limits, PlanRequest
 from scheduler.remedies import Shortage, refusal
@@ -25,10 +26,11 @@ __all__ = ["Limits", "Plan", "PlanItem", "Tier", "make_plan"]
 class Plan:
     """Sizes in bytes, bandwidths in bytes per second, times in seconds; what is unknown is None.
 
-    `tiers` has one entry per unit. `context_wanted` is what `context_length` would be if there were memory for it. The
-    tree has at most `tree_size` nodes, the root among them, none deeper than `tree_depth`; without a draft it is the
-    root alone. `rows` is the most rows of one pass: prompts go in such chunks. KV caches have `cache_rows`. Every
-    reading thread reads `read_chunk_bytes` at once. Of "target" and "draft", the passes of those in
+    `tiers` has one entry per unit. The packed weights of the first layers, as many as `decoded` says, are decoded while
+    they are loaded, those of others before every use. `context_wanted` is what `context_length` would be if there were
+    memory for it. The tree has at most `tree_size` nodes, the root among them, none deeper than `tree_depth`; without a
+    draft it is the root alone. `rows` is the most rows of one pass: prompts go in such chunks. KV caches have
+    `cache_rows`. Every reading thread reads `read_chunk_bytes` at once. Of "target" and "draft", the passes of those in
     `graphs` are replayed as CUDA graphs.
     `streamed_bytes` counts, per pass, host units as they cross the link and disk units as they are read. Experts that a
     pass does not hit may be left out: `token_bytes` is for a pass over one token, `seconds_per_pass` the time of one.
@@ -41,6 +43,7 @@ class Plan:
     weight_form: str
     weight_bytes: int
     tiers: tuple[Tier, ...]
+    decoded: DecodedLayers
     slots: int
     slot_bytes: int
     context_length: int
@@ -94,6 +97,14 @@ class Plan:
         """The part of `streamed_bytes` that is read from disk."""
         return sum(item.disk_bytes for item in self.items)
 
+    def target_cost(self, spec: ModelSpec) -> PassCost:
+        """Predicts passes of the target, whose spec is as it was planned with."""
+        return PassCost(spec.with_decoded(self.decoded.target), self.tiers, self.slots, self.machine)
+
+    def draft_cost(self, spec: ModelSpec) -> PassCost:
+        """Predicts passes of the draft, which is resident."""
+        return resident_cost(spec.with_decoded(self.decoded.draft), self.machine)
+
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON can hold it, the derived figures included."""
         derived = (
@@ -138,22 +149,29 @@ def make_plan(
 def _solve(request: PlanRequest) -> Plan | Shortage:
     """The first attempt that fits, else the shortage that misses least."""
     shortages: list[Shortage] = []
-    for plan in _attempts(request):
+    for shape, placement in _attempts(request):
+        plan = _plan(request, shape, placement)
         shortage = _shortage(plan)
         if shortage is None:
-            return plan
+            return plan if plan.slots else _decoding(request, shape, placement, plan)
         shortages.append(shortage)
     return min(shortages, key=lambda shortage: shortage.needed - shortage.available)
 
 
-def _attempts(request: PlanRequest) -> Iterator[Plan]:
+def _attempts(request: PlanRequest) -> Iterator[tuple[PassShape, Placement]]:
     """Everything on the device, then streaming, for each length of the context in turn."""
     whole = Placement((Tier.DEVICE,) * len(request.spec.units), 0, 0)
     for context_length in request.context_lengths:
         for shape in request.resident_shapes(context_length):
-            yield _plan(request, shape, whole)
+            yield shape, whole
         for shape in request.streaming_shapes(context_length):
-            yield _plan(request, shape, _place(request, shape))
+            yield shape, _place(request, shape)
+
+
+def _decoding(request: PlanRequest, shape: PassShape, placement: Placement, plan: Plan) -> Plan:
+    """`plan`, of this shape and placement, with layers decoded in what memory it leaves."""
+    decoded = decoded_layers(request, plan.device_budget - plan.device_bytes)
+    return plan if decoded == NONE_DECODED else _plan(request, shape, placement, decoded)
 
 
 def _shortage(plan: Plan) -> Shortage | None:
@@ -176,9 +194,10 @@ def _place(request: PlanRequest, shape: PassShape) -> Placement:
     return place_on_host(units, placement, room, disk_staging_bytes)
 
 
-def _plan(request: PlanRequest, shape: PassShape, placement: Placement) -> Plan:
+def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded: DecodedLayers = NONE_DECODED) -> Plan:
     """Write down a placement with all that follows from it."""
-    spec, tiers = request.spec, placement.tiers
+    as_loaded = decoded.of(request)
+    spec, tiers = as_loaded.spec, placement.tiers
     from_host, disk_bytes = bytes_in(spec.units, tiers, Tier.HOST), _disk_bytes(spec, tiers)
     cost = PassCost(spec, tiers, placement.slots, request.machine)
     return Plan(
@@ -187,8 +206,9 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement) -> Plan:
         machine=request.machine,
         dtype=spec.dtype,
         weight_form=spec.weight_form,
-        weight_bytes=weight_bytes(spec),
+        weight_bytes=weight_bytes(request.spec),
         tiers=tiers,
+        decoded=decoded,
         slots=placement.slots,
         slot_bytes=placement.slot_bytes,
         context_length=shape.context_length,
@@ -200,7 +220,11 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement) -> Plan:
         read_chunk_bytes=read_chunk_bytes(request.models),
         graphs=replayed(request.models, request.machine.device, shape),
         workspace_bytes=workspace_bytes(request.models, shape),
-        items=(*_layer_items(spec, placement, request.machine), *request.fixed_items(shape)),
+        items=(
+            *_layer_items(spec, placement, request.machine, decoded.target),
+            *as_loaded.fixed_items(shape),
+            *(() if decoded == NONE_DECODED else (loading_item(request),)),
+        ),
         device_budget=request.device_budget,
         host_budget=request.host_budget,
         streamed_bytes=from_host + disk_bytes,
@@ -209,11 +233,14 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement) -> Plan:
     )
 
 
-def _layer_items(spec: ModelSpec, placement: Placement, machine: Machine) -> Iterator[PlanItem]:
+def _layer_items(spec: ModelSpec, placement: Placement, machine: Machine, decoded: int) -> Iterator[PlanItem]:
     tiers = placement.tiers
     resident = tiers.count(Tier.DEVICE)
-    if resident:
-        yield PlanItem(f"target, {_count(resident, 'resident')}", bytes_in(spec.units, tiers, Tier.DEVICE))
+    if decoded:
+        yield PlanItem(f"target, {_count(decoded, 'decoded')}", sum(unit.nbytes for unit in spec.units[:decoded]))
+    if resident > decoded:
+        nbytes = bytes_in(spec.units[decoded:], tiers[decoded:], Tier.DEVICE)
+        yield PlanItem(f"target, {_count(resident - decoded, 'resident')}", nbytes)
     if placement.slots:
         yield PlanItem(
             f"target, {_count(len(tiers) - resident, 'streamed')} ({placement.slots} slots)",

@@ -52,6 +52,8 @@ def _summary(plan: Plan) -> Iterator[str]:
     place = "on the GPU" if plan.device == "cuda" else "in memory"
     if not plan.slots:
         yield f"The model fits {place} whole: nothing is streamed."
+        if plan.decoded.target or plan.decoded.draft:
+            yield "Packed layers are decoded once, as far as memory is left for it; --device-memory SIZE keeps to less."
     else:
         yield _streaming(plan)
         if plan.token_bytes < plan.streamed_bytes:

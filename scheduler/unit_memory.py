@@ -96,6 +96,11 @@ class UnitMemory:
         host = self._buffers.distinct_host if self._buffers else ()
         return sum(len(buffer.tensor) for _, buffer in host if not buffer.pinned)
 
+    def replace(self, unit: int, buffer: Tensor) -> None:
+        """Let `buffer`, of the device's memory, be what is resident of a unit; what was before is freed."""
+        self._memory.remove(len(self.resident[unit]))
+        self.resident[unit] = buffer
+
     def acquire(self, unit: int) -> int:
         """Of a unit that streams, and is next in order: the index of its slot. See `Ring.acquire`."""
         assert self.ring is not None

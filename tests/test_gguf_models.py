@@ -134,7 +134,7 @@ def test_sizes_are_those_of_the_skeleton(case):
         assert [unit.weight_bytes for unit in spec.units] == pytest.approx(
             [unit.nbytes for unit in plain.units], rel=0.1
         )
-        assert (spec.decode_bytes, spec.outer_bytes) == (scratch_bytes(skeleton), skeleton.outer.layout.nbytes)
+        assert (spec.decode_bytes, spec.outer_bytes) == (scratch_bytes(skeleton.packed), skeleton.outer.layout.nbytes)
         assert spec.outer_bytes == plain.outer_bytes, "embeddings and head are kept decoded"
         for size in (
             "kv_bytes_per_token",

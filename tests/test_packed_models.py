@@ -1,4 +1,4 @@
-"""Models whose weights are packed: streamed packed, decoded before use, greedy text that of the decoded weights."""
+"""Models whose weights are packed: streamed packed, decoded before use or for good; text of the decoded weights."""
 
 import shutil
 import subprocess
@@ -14,6 +14,10 @@ from loaders.safetensors_files import read_checkpoint
 from loaders.skeleton import build_skeleton
 from loaders.spec import read_spec
 from offload_runtime import OffloadRuntime
+from offload_runtime.planning import prepare
+from offload_runtime.run_options import Options
+from scheduler.decoded_layers import DecodedLayers
+from scheduler.memory_items import weight_bytes
 from scheduler.pass_cost import PassCost
 from scheduler.plan import Tier
 from scheduler.sizes import GIB
@@ -43,11 +47,44 @@ def test_streamed_text_is_that_of_the_decoded_weights(case):
     assert draft == "none" or reply.stats.tokens_per_pass > 1.5
 
 
-@pytest.mark.parametrize("case", ["int4 groups", "MXFP4"])
+def resident_runtime(directory: Path, decoded: int | None, draft: Path | str = "none") -> OffloadRuntime:
+    """With memory for so many decoded layers of the target, and no more; None: for all that is packed."""
+    resolved = draft if draft == "none" else Path(draft)
+    options = Options(directory, None if draft == "none" else resolved, device="cpu", context_length=96)
+    preparation = prepare(options)
+    spec, cap = preparation.target.spec, preparation.plan.device_bytes
+    if decoded is not None:
+        cap -= sum(unit.decoded.nbytes - unit.nbytes for unit in spec.units[decoded:])
+        cap += spec.decode_bytes - spec.outer_decode_bytes
+    return OffloadRuntime.from_pretrained(
+        directory, draft, device="cpu", context_length=96, device_memory=None if decoded is None else cap
+    )
+
+
+@every_case
 def test_resident_text_is_that_of_the_decoded_weights(case):
+    """Layers decoded once, while they are loaded, and in every third case some of them before every use."""
     directory = packed_model(case)
-    with OffloadRuntime.from_pretrained(directory, "none", device="cpu", context_length=96) as runtime:
+    layers = len(read_spec(directory).units)
+    some = None if list(CASES).index(case) % 3 else layers - 2
+    with resident_runtime(directory, some) as runtime:
         assert set(runtime.plan.tiers) == {Tier.DEVICE}
+        assert runtime.plan.decoded.target == (layers if some is None else some)
+        model = runtime._models.target.model
+        held = sum(len(buffer) for buffer in model._weights.resident.values())
+        reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+        assert reply.stats.peak_device_bytes <= runtime.plan.device_bytes
+    assert reply.token_ids == greedy(directory / "decoded", PROMPT, NEW_TOKENS)
+    spec = read_spec(directory).with_decoded(runtime.plan.decoded.target)
+    assert held == pytest.approx(weight_bytes(spec), rel=0.1), "packed bytes are not kept beside the decoded ones"
+
+
+@pytest.mark.parametrize("decoded", [0, 1])
+@pytest.mark.parametrize("case", ["awq", "MXFP4"])
+def test_layers_are_decoded_as_far_as_there_is_memory(case, decoded):
+    directory = packed_model(case)
+    with resident_runtime(directory, decoded) as runtime:
+        assert runtime.plan.decoded == DecodedLayers(decoded, 0)
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     assert reply.token_ids == greedy(directory / "decoded", PROMPT, NEW_TOKENS)
 
@@ -75,19 +112,30 @@ def test_a_plan_needs_no_torch():
     lines = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines[-1] == "False"
     assert "bitsandbytes nf4, computed in " in lines[0]
-    assert any("weights decoded for use" in line for line in lines)
+    assert any("a packed layer, while it is decoded" in line for line in lines)
 
 
 def test_a_packed_draft():
     target = packed_model("awq") / "decoded"
     with streaming_runtime(target, packed_model("awq"), **TREE) as runtime:
+        assert runtime.plan.decoded == DecodedLayers(0, 0), "memory goes to layers that then need not stream"
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)
     assert reply.stats.tokens_per_pass > 4
 
 
+def test_a_draft_is_decoded_before_the_target():
+    directory = packed_model("awq")
+    with resident_runtime(directory, 0, directory) as runtime:
+        assert runtime.plan.decoded == DecodedLayers(0, len(read_spec(directory).units))
+        reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+    assert reply.token_ids == greedy(directory / "decoded", PROMPT, NEW_TOKENS)
+    assert reply.stats.tokens_per_pass > 1.5
+
+
+@pytest.mark.parametrize("place", ["streamed", "resident"])
 @pytest.mark.parametrize("case", ["awq", "gptq", "int4 groups", "FP8 tensor", "nf4", "MXFP4", "FP8 experts"])
-def test_a_flipped_byte_changes_the_text(case, tmp_path):
+def test_a_flipped_byte_changes_the_text(case, place, tmp_path):
     """The control, for each kind of decoding: the top bits of the first bytes of a matrix, 4 or 8 values."""
     directory = shutil.copytree(packed_model(case), tmp_path / "damaged")
     largest = max(read_checkpoint(directory).tensors.values(), key=lambda t: t.nbytes * (t.dtype in PACKED_DTYPES))
@@ -96,7 +144,10 @@ def test_a_flipped_byte_changes_the_text(case, tmp_path):
         content = file.read(64)
         file.seek(largest.offset)
         file.write(bytes(byte ^ 0x88 for byte in content))
-    with streaming_runtime(directory, context_length=96) as runtime:
+    started = (
+        streaming_runtime(directory, context_length=96) if place == "streamed" else resident_runtime(directory, None)
+    )
+    with started as runtime:
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     assert reply.token_ids != greedy(packed_model(case) / "decoded", PROMPT, NEW_TOKENS)
 
@@ -114,7 +165,7 @@ def test_sizes_are_those_of_the_skeleton(case):
         for unit, real, whole in zip(spec.units, skeleton.units, plain.units):
             assert abs(unit.nbytes - real.layout.nbytes) < unit.nbytes / 5
             assert abs(unit.weight_bytes - whole.nbytes) < whole.nbytes / 50
-        assert spec.decode_bytes == scratch_bytes(skeleton) > 0
+        assert spec.decode_bytes == scratch_bytes(skeleton.packed) > 0
         assert spec.outer_bytes == skeleton.outer.layout.nbytes
         for size in ("kv_bytes_per_token", "hidden_size", "intermediate_size", "vocab_size", "num_heads"):
             assert getattr(spec, size) == getattr(plain, size)
@@ -124,7 +175,7 @@ def test_sizes_are_those_of_the_skeleton(case):
 def test_what_reads_a_weight_outside_of_its_module_fails(tmp_path):
     """Scratch memory holds the next module's weights by then."""
     directory = packed_model("awq")
-    with OffloadRuntime.from_pretrained(directory, "none", device="cpu", context_length=96) as runtime:
+    with resident_runtime(directory, 0) as runtime:
         runtime.generate(PROMPT, max_new_tokens=2, temperature=0)
         assert runtime._models.target.model._model.model.layers[0].mlp.up_proj.weight.is_meta
 
@@ -132,7 +183,7 @@ def test_what_reads_a_weight_outside_of_its_module_fails(tmp_path):
 @pytest.mark.parametrize("case", ["awq experts", "MXFP4"])
 def test_only_the_experts_that_are_hit_are_decoded(case):
     directory = packed_model(case)
-    with OffloadRuntime.from_pretrained(directory, "none", device="cpu", context_length=96) as runtime:
+    with resident_runtime(directory, 0) as runtime:
         model = runtime._models.target.model._model
         layers, seen = model.model.layers, []
 

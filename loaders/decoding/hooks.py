@@ -7,7 +7,7 @@ used the scratch memory before. Nothing waits for a GPU, so passes can be captur
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from loaders.decoding.stacks import decode_stack
 from loaders.experts import choice_among, position_of_choice
 from loaders.packed import Packed
-from loaders.skeleton import DecodedParameter, Skeleton
+from loaders.skeleton import DecodedParameter
 from loaders.spec import aligned
 
 
@@ -31,21 +31,18 @@ class _Target:
     parameter: nn.Parameter
 
 
-def scratch_bytes(skeleton: Skeleton) -> int:
+def scratch_bytes(parameters: Iterable[DecodedParameter]) -> int:
     """What `decode_before_use` needs: the decoded parameters of the module that has most."""
-    return max((sum(sizes) for sizes in _sizes(skeleton).values()), default=0)
+    owners = _by_module(parameters).values()
+    return max((sum(aligned(parameter.nbytes) for _, parameter in owned) for owned in owners), default=0)
 
 
-def decode_before_use(skeleton: Skeleton, scratch: Tensor) -> list[RemovableHandle]:
-    """Have every module with packed parameters find them decoded, in `scratch` (uint8, on the device)."""
-    owners: dict[nn.Module, list[tuple[str, DecodedParameter]]] = defaultdict(list)
-    for parameter in skeleton.decoded:
-        for module, leaf in parameter.holders:
-            owners[module].append((leaf, parameter))
+def decode_before_use(parameters: Iterable[DecodedParameter], scratch: Tensor) -> list[RemovableHandle]:
+    """Have every module with such parameters find them decoded, in `scratch` (uint8, on the device)."""
     handles: list[RemovableHandle] = []
-    for module, parameters in owners.items():
+    for module, owned in _by_module(parameters).items():
         targets, begin = [], 0
-        for leaf, parameter in parameters:
+        for leaf, parameter in owned:
             memory = scratch[begin : begin + parameter.nbytes].view(parameter.dtype)
             view = parameter.packed.view(memory)
             targets.append(_Target(leaf, parameter.packed, view, nn.Parameter(view, requires_grad=False)))
@@ -55,12 +52,12 @@ def decode_before_use(skeleton: Skeleton, scratch: Tensor) -> list[RemovableHand
     return handles
 
 
-def _sizes(skeleton: Skeleton) -> dict[nn.Module, list[int]]:
-    sizes: dict[nn.Module, list[int]] = defaultdict(list)
-    for parameter in skeleton.decoded:
-        for module, _ in parameter.holders:
-            sizes[module].append(aligned(parameter.nbytes))
-    return sizes
+def _by_module(parameters: Iterable[DecodedParameter]) -> dict[nn.Module, list[tuple[str, DecodedParameter]]]:
+    owners: dict[nn.Module, list[tuple[str, DecodedParameter]]] = defaultdict(list)
+    for parameter in parameters:
+        for module, leaf in parameter.holders:
+            owners[module].append((leaf, parameter))
+    return owners
 
 
 def _decode(targets: list[_Target], module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:

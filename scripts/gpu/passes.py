@@ -20,7 +20,6 @@ from offload_runtime.loading import LoadedModels
 from offload_runtime.planning import Preparation
 from offload_runtime.target import Target
 from scheduler.machine import read_machine
-from scheduler.pass_cost import PassCost
 from scheduler.plan import Plan, Tier
 from scheduler.sizes import format_size
 
@@ -91,7 +90,7 @@ def _all_sizes(
 
 def _predicted(spec: ModelSpec, plan: Plan, nodes: int, context: int) -> float | None:
     """Seconds of a pass by the plan's cost model; None where a bandwidth that counts is not known."""
-    cost = PassCost(spec, plan.tiers, plan.slots, plan.machine)
+    cost = plan.target_cost(spec)
     return cost.seconds(nodes, nodes, context).total if cost.is_known else None
 
 

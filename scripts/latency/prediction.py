@@ -1,11 +1,11 @@
 """What the cost model says of the passes that were run, to stand beside what they took."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from latency.records import TimedReply
 from loaders.spec import ModelSpec
 from scheduler.bandwidth import with_speed
-from scheduler.pass_cost import PassCost
 from scheduler.plan import Plan
 
 
@@ -14,8 +14,9 @@ def predict_passes(plan: Plan, target: ModelSpec, replies: Sequence[TimedReply])
 
     A pass runs the tree's nodes behind the text so far, its last token the root, and begins once the draft is done.
     """
-    machine = plan.machine if plan.machine.flops else with_speed(plan.machine, plan.dtype)
-    cost = PassCost(target, plan.tiers, plan.slots, machine)
+    cost = plan.target_cost(target)
+    if not plan.machine.flops:
+        cost = replace(cost, machine=with_speed(plan.machine, plan.dtype))
     if not (cost.is_known and cost.knows_computing):
         return None
 
