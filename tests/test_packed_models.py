@@ -47,17 +47,19 @@ def test_streamed_text_is_that_of_the_decoded_weights(case):
     assert draft == "none" or reply.stats.tokens_per_pass > 1.5
 
 
-def resident_runtime(directory: Path, decoded: int | None, draft: Path | str = "none") -> OffloadRuntime:
+def resident_runtime(
+    directory: Path, decoded: int | None, draft: Path | str = "none", tree: str = "auto"
+) -> OffloadRuntime:
     """With memory for so many decoded layers of the target, and no more; None: for all that is packed."""
     resolved = draft if draft == "none" else Path(draft)
-    options = Options(directory, None if draft == "none" else resolved, device="cpu", context_length=96)
+    options = Options(directory, None if draft == "none" else resolved, device="cpu", tree=tree, context_length=96)
     preparation = prepare(options)
     spec, cap = preparation.target.spec, preparation.plan.device_bytes
     if decoded is not None:
         cap -= sum(unit.decoded.nbytes - unit.nbytes for unit in spec.units[decoded:])
         cap += spec.decode_bytes - spec.outer_decode_bytes
     return OffloadRuntime.from_pretrained(
-        directory, draft, device="cpu", context_length=96, device_memory=None if decoded is None else cap
+        directory, draft, device="cpu", tree=tree, context_length=96, device_memory=None if decoded is None else cap
     )
 
 
@@ -126,7 +128,7 @@ def test_a_packed_draft():
 
 def test_a_draft_is_decoded_before_the_target():
     directory = packed_model("awq")
-    with resident_runtime(directory, 0, directory) as runtime:
+    with resident_runtime(directory, 0, directory, "sequoia") as runtime:
         assert runtime.plan.decoded == DecodedLayers(0, len(read_spec(directory).units))
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     assert reply.token_ids == greedy(directory / "decoded", PROMPT, NEW_TOKENS)

@@ -45,10 +45,10 @@ def _parts(stored: Tensor, out: Tensor, paired_heads: int) -> Iterator[tuple[Ten
         return
     pairs = len(out) // paired_heads // 2
     source, target = stored.view(paired_heads, pairs, 2, -1), out.view(paired_heads, 2, pairs, -1).transpose(1, 2)
-    step = max(BLOCK_VALUES // (2 * target.shape[-1]), 1)
-    for head in range(paired_heads):
-        for begin in range(0, pairs, step):
-            yield source[head, begin : begin + step], target[head, begin : begin + step]
+    heads = max(BLOCK_VALUES // (2 * pairs * target.shape[-1]), 1)
+    step = max(BLOCK_VALUES // (2 * target.shape[-1]), 1) if heads == 1 else pairs
+    for some, their in zip(source.split(heads), target.split(heads)):
+        yield from zip(some.split(step, dim=1), their.split(step, dim=1))
 
 
 def _floats(stored: Tensor) -> Tensor:
