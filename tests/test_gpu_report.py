@@ -32,6 +32,11 @@ def test_every_section_runs_in_miniature(tmp_path: Path, capsys: pytest.CaptureF
     for record in passes:
         assert record["ratio"] == pytest.approx(record["seconds"] / record["roofline_seconds"])
         assert record["predicted_ratio"] > 0
+    (first,) = kinds(report, "FirstToken")
+    assert (first["prompt_tokens"], first["passes"]) == (31, 1) and first["seconds"] > 0
+    unpacking = kinds(report, "Unpacking")
+    assert {"AWQ", "MXFP4", "GGUF Q4_K"} <= {record["form"] for record in unpacking}
+    assert all(record["plain_seconds"] > 0 and record["nbytes"] == 2 * 256 * 512 for record in unpacking)
     assert [record["rows"] for record in kinds(report, "DraftLevel")] == [1, 4]
     compared = [record for record in kinds(report, "Decoding") if record["compared"]]
     assert len(compared) >= 4 and all(record["equal_tokens"] == record["compared"] for record in compared)

@@ -1,18 +1,15 @@
-"""(b) Passes of the streamed target over trees of many sizes, under caps of the device's memory.
-
-(d) The plan's prediction of each stands beside it.
-"""
+"""(b) The first token after a prompt, and passes of the streamed target over trees of many sizes, beside the plan's
+prediction, under caps of the device's memory."""
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from latency.link import Link, measure_link
 
 from gpu.bench import Bench, Budget, OutOfTime
-from gpu.records import Missing, Record, StreamedPass
+from gpu.records import FirstToken, Missing, Record, StreamedPass
 from gpu.trees import made_up_tree
 from loaders.spec import ModelSpec
 from offload_runtime.drawn_tree import DrawnTree
@@ -73,8 +70,9 @@ def _all_sizes(
 ) -> Iterator[Record]:
     scale, target, plan = bench.scale, models.target, models.plan
     text = [1] * (scale.context // 2)
-    with torch.inference_mode():
-        target.model.read(text[:-1], plan.rows)
+    begin = time.perf_counter()
+    target.model.read(text[:-1], plan.rows).argmax(-1).tolist()
+    first_seconds = time.perf_counter() - begin
     link = measure_link(plan, preparation.target.checkpoint.files, direct=preparation.options.io == "direct")
     slowest = 0.0
     for nodes in scale.nodes:
@@ -86,6 +84,9 @@ def _all_sizes(
         slowest = max(slowest, (time.perf_counter() - begin) / (scale.passes + 2))
         bench.note(f"  {format_size(cap)}, {nodes} nodes: {record.seconds:.3f} s, {record.ratio:.3f} x the roofline")
         yield record
+        if nodes == 1:
+            passes = -(-(len(text) - 1) // plan.rows)
+            yield FirstToken(SECTION, cap, len(text) - 1, passes, first_seconds, record.seconds)
 
 
 def _predicted(spec: ModelSpec, plan: Plan, nodes: int, context: int) -> float | None:

@@ -76,6 +76,32 @@ class StreamedPass(Record):
 
 
 @dataclass(frozen=True)
+class FirstToken(Record):
+    """Until the host has the first token after a prompt that nothing is known of, with the device capped to `cap`.
+
+    passes: that the prompt was read in. pass_seconds: of a streamed pass over one token, measured next.
+    """
+
+    cap: int
+    prompt_tokens: int
+    passes: int
+    seconds: float
+    pass_seconds: float
+
+
+@dataclass(frozen=True)
+class Unpacking(Record):
+    """Decoding a matrix to `nbytes` of bfloat16: by the fused kernel, None where there is none, and in plain torch."""
+
+    form: str
+    rows: int
+    columns: int
+    nbytes: int
+    fused_seconds: float | None
+    plain_seconds: float
+
+
+@dataclass(frozen=True)
 class DraftLevel(Record):
     """One level of a draft: `rows` nodes, the median of `runs`. graphs: replayed as a CUDA graph."""
 

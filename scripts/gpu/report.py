@@ -10,7 +10,17 @@ from typing import Any
 
 import torch
 
-from gpu.records import Bandwidth, Decoding, DraftLevel, Missing, Offloading, Record, StreamedPass
+from gpu.records import (
+    Bandwidth,
+    Decoding,
+    DraftLevel,
+    FirstToken,
+    Missing,
+    Offloading,
+    Record,
+    StreamedPass,
+    Unpacking,
+)
 from scheduler.machine import Machine
 from scheduler.sizes import GIB
 
@@ -37,6 +47,25 @@ TABLES: dict[type[Record], tuple[str, tuple[Column, ...]]] = {
             ("/ roofline", lambda r: f"{r.ratio:.3f}"),
             ("predicted s", lambda r: _seconds(r.predicted_seconds)),
             ("predicted / measured", lambda r: _number(r.predicted_ratio, ".3f")),
+        ),
+    ),
+    FirstToken: (
+        "The first token after a prompt",
+        (
+            ("device cap", lambda r: f"{r.cap / GIB:.4g} GiB"),
+            ("prompt tokens", lambda r: str(r.prompt_tokens)),
+            ("passes", lambda r: str(r.passes)),
+            ("s", lambda r: _seconds(r.seconds)),
+            ("/ pass over one token", lambda r: f"{r.seconds / r.pass_seconds:.3f}"),
+        ),
+    ),
+    Unpacking: (
+        "Decoding packed weights to bfloat16",
+        (
+            ("form", lambda r: r.form),
+            ("matrix", lambda r: f"{r.rows} x {r.columns}"),
+            ("fused GB/s written", lambda r: _rate(r.nbytes, r.fused_seconds)),
+            ("plain torch GB/s", lambda r: _rate(r.nbytes, r.plain_seconds)),
         ),
     ),
     DraftLevel: (
@@ -168,6 +197,10 @@ def _slug(name: str) -> str:
 
 def _seconds(value: float | None) -> str:
     return _number(value, ".4g")
+
+
+def _rate(nbytes: int, seconds: float | None) -> str:
+    return _number(nbytes / seconds / 1e9 if seconds else None, ".4g")
 
 
 def _number(value: float | None, form: str) -> str:

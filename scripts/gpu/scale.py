@@ -21,7 +21,8 @@ class Scale:
     """nodes: of the trees, the most telling first. caps: bytes of the device that passes may use.
 
     target: config of the streamed model, `distinct_layers` of which are written. planned_draft: config of the draft
-    that makes the plan leave room for trees. drafts: configs whose levels are timed at `widths`. chip, chip_draft: what
+    that makes the plan leave room for trees. context: half of it is the prompt. packed_weight: rows and columns of the
+    matrices that are decoded. drafts: configs whose levels are timed at `widths`. chip, chip_draft: what
     the demonstration pair is widened to for decoding on the device alone, end: what its target is for the whole run.
     end_cap, offload_cap: bytes of the device for the whole run and for the comparison with another program, which takes
     at most `offload_layers` layers. passes: timed in a row.
@@ -35,6 +36,7 @@ class Scale:
     nodes: tuple[int, ...]
     caps: tuple[int, ...]
     context: int
+    packed_weight: tuple[int, int]
     drafts: Mapping[str, Mapping[str, Any]]
     widths: tuple[int, ...]
     chip: Wide
@@ -57,7 +59,8 @@ FULL = Scale(
     planned_draft=SHAPES["llama-68m"],
     nodes=(1, 768, 4096, 512, 64, 2048, 256, 1024),
     caps=(24 * GIB, 46 * GIB, 16 * GIB),
-    context=256,
+    context=2048,
+    packed_weight=(8192, 8192),
     drafts={name: SHAPES[name] for name in ("llama-3.2-1b", "llama-3-8b")},
     widths=(1, 8, 32, 64, 128, 256),
     chip=Wide("llama-2-7b", {}),
@@ -83,6 +86,7 @@ TINY = Scale(
     nodes=(1, 16),
     caps=(7 * MIB // 4, 2000 * GIB),
     context=64,
+    packed_weight=(256, 512),
     drafts={"tiny": SHAPES["tiny"]},
     widths=(1, 4),
     chip=Wide("llama-68m", {**_WIDE, "layers": 6}),
