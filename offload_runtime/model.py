@@ -18,6 +18,7 @@ from loaders.decoding.at_load import decode_unit, fill_decoded
 from loaders.decoding.hooks import decode_before_use, scratch_bytes
 from loaders.expert_parts import split_experts
 from loaders.experts import Experts, choice_among, hits_among, position_of_choice
+from loaders.interrupts import interrupts_deferred
 from loaders.layout import Layout
 from loaders.reader import WeightReader
 from loaders.refused import WHAT_RUNS
@@ -236,17 +237,19 @@ class Model:
     def _bind_resident(self, units: Sequence[Unit], decoded: int, on_decoding: Progress | None) -> None:
         """Decode the first units for good, one at a time: the packed bytes of each are freed before the next."""
         done, total = 0, sum(unit.layout.nbytes for unit in units[:decoded])
-        for index, buffer in self._weights.resident.items():
-            unit = units[index]
-            if index >= decoded or unit.decoded is None:
-                unit.bind(make_parameters(unit.layout, buffer))
-                continue
-            larger = self._memory.empty(unit.decoded.layout.nbytes)
-            decode_unit(unit, buffer, larger)
-            self._weights.replace(index, larger)
-            done += unit.layout.nbytes
-            if on_decoding:
-                on_decoding(done, total)
+        with interrupts_deferred() as heed_interrupts:
+            for index, buffer in self._weights.resident.items():
+                unit = units[index]
+                if index >= decoded or unit.decoded is None:
+                    unit.bind(make_parameters(unit.layout, buffer))
+                    continue
+                larger = self._memory.empty(unit.decoded.layout.nbytes)
+                decode_unit(unit, buffer, larger)
+                self._weights.replace(index, larger)
+                done += unit.layout.nbytes
+                if on_decoding:
+                    on_decoding(done, total)
+                heed_interrupts()
 
     def _add_hooks(self, units: tuple[Unit, ...]) -> Iterator[RemovableHandle]:
         ring = self._weights.ring

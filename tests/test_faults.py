@@ -17,6 +17,7 @@ from offload_runtime.errors import DoesNotFitError, ModelFilesError
 from scheduler.machine import read_machine
 from scheduler.plan import Tier
 from scheduler.ring import Ring
+from tests.packed_models import packed_model
 from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 OPTIONS = {"context_length": 96, "tree": "sequoia", "tree_size": 6, "tree_depth": 2}
@@ -208,6 +209,20 @@ def test_a_progress_report_may_end_loading(pair):
 
     with pytest.raises(KeyboardInterrupt):
         OffloadRuntime.from_pretrained(*pair, device="cpu", progress=stop, **OPTIONS)
+
+
+def test_ctrl_c_while_layers_are_decoded_for_good():
+    """It ends behind the layer that is being decoded."""
+    stages = []
+
+    def press(stage, done, total):
+        stages.append((stage.split()[0], done < total))
+        if stages[-1] == ("decoding", True):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        OffloadRuntime.from_pretrained(packed_model("awq"), "none", device="cpu", progress=press, **OPTIONS)
+    assert stages.count(("decoding", True)) == 1 and ("decoding", False) not in stages
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.003, 0.006, 0.01, 0.02, 0.04])
