@@ -16,6 +16,7 @@ from scheduler.ring import Ring
 from scheduler.sizes import MIB
 from scheduler.streams import CudaStreams
 from scheduler.unit_memory import UnitBytes, UnitMemory
+from tests.packed_models import packed_model
 from tests.tiny_models import PROMPT, checkpoint, perturbed
 
 pytestmark = pytest.mark.gpu
@@ -238,6 +239,21 @@ def test_streamed_text_is_the_text_of_the_model_on_the_device(device):
             assert Tier.DEVICE not in runtime.plan.tiers
             assert (Tier.DISK in runtime.plan.tiers) == (host_memory is not None)
             assert runtime.generate(PROMPT, max_new_tokens=16, temperature=0).token_ids == expected
+
+
+@pytest.mark.parametrize("case", ["awq", "int4 groups", "nf4", "FP8 blocks", "MXFP4"])
+def test_packed_layers_give_the_text_of_the_decoded_weights(case):
+    """Decoded once, while they are loaded; and decoded before every use, out of the ring."""
+    directory = packed_model(case)
+    texts = []
+    options = {"device": "cuda", "dtype": "float32", "context_length": 96}
+    cap = streaming_cap(directory, dtype="float32")
+    for model, limits in ((directory / "decoded", {}), (directory, {}), (directory, {"device_memory": cap})):
+        with OffloadRuntime.from_pretrained(model, "none", **options, **limits) as runtime:
+            assert (Tier.DEVICE in runtime.plan.tiers) == (not limits)
+            assert (runtime.plan.decoded.target > 0) == (model == directory and not limits)
+            texts.append(runtime.generate(PROMPT, max_new_tokens=16, temperature=0).token_ids)
+    assert texts[0] == texts[1] == texts[2]
 
 
 def streaming_cap(target, draft="none", **options) -> int:
