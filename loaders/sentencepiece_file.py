@@ -35,7 +35,7 @@ def read_sentencepiece(file: Path) -> Any:
         raise ModelFilesError(
             f"{file.parent}: it has a {FILE} and no tokenizer.json, and to read that takes sentencepiece and protobuf "
             f"({error}).\n"
-            "  pip install sentencepiece protobuf   or copy a tokenizer.json of the same model there"
+            "  pip install --upgrade sentencepiece protobuf   or copy a tokenizer.json of the same model there"
         ) from error
     try:
         if file.stat().st_size > _MOST_BYTES:

@@ -129,7 +129,7 @@ def test_damaged_files_are_a_model_files_error(case: str, tmp_path: Path) -> Non
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = write_repository(tmp_path, trained("bpe"))
     monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
-    with pytest.raises(ModelFilesError, match="pip install sentencepiece protobuf"):
+    with pytest.raises(ModelFilesError, match="pip install --upgrade sentencepiece protobuf"):
         load_tokenizer(directory)
 
 
