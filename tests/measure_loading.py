@@ -1,7 +1,7 @@
 """What a process holds while it loads models: run by `test_loading_memory` in one of its own.
 
 Takes JSON: a list of {"small", "large", "io"}, with "spoil" or "quantize" where that is meant. Of each, the small model
-warms up libraries and code, then the system counts from anew while the large one is loaded; prints a JSON object a line.
+warms up libraries and code, then the system counts anew while the large one is loaded; prints a JSON object a line.
 
 Counted is the peak of the resident set above what there was before. Weights are read into memory of the process's own,
 none are mapped, so the page cache does not count.
