@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from loaders.chat_templates import known_template
 from loaders.errors import ModelFilesError, OffloadError
 from loaders.gguf.model import is_gguf, read_gguf_cached
 from loaders.gguf.tokenizer import gguf_tokenizer, has_gguf_tokenizer
 from loaders.needed_files import VOCABULARY_FILES
+from loaders.safetensors_files import read_json
+from loaders.sentencepiece_file import is_sentencepiece_alone
+from loaders.sentencepiece_tokenizer import sentencepiece_tokenizer, tokenizer_is_code
 from loaders.vocabulary import check_same_vocabulary
 
 
@@ -34,34 +38,43 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             f"{directory}: no tokenizer. One of {', '.join(VOCABULARY_FILES)} is needed, none is there: "
             "copy the tokenizer's files beside the weights, or use token ids instead of text."
         )
-    _check_sentencepiece(directory)
     try:
-        if is_gguf(directory):
-            return gguf_tokenizer(read_gguf_cached(directory))
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = gguf_tokenizer(read_gguf_cached(directory)) if is_gguf(directory) else _from_directory(directory)
     except OffloadError:
         raise
     except Exception as error:  # damaged files raise whatever the parsers meet: KeyError, JSON errors, bare Exception
         raise ModelFilesError(f"{directory}: the tokenizer cannot be loaded: {_first_line(error)}") from error
+    tokenizer.chat_template = tokenizer.chat_template or known_template(directory)
+    return tokenizer
 
 
-def _check_sentencepiece(directory: Path) -> None:
-    """Old checkpoints (Llama 2, Vicuna) may hold sentencepiece's own file alone, which takes its library to read."""
-    if not (directory / "tokenizer.model").is_file() or (directory / "tokenizer.json").is_file():
-        return
-    if missing := [name for name in ("sentencepiece", "google.protobuf") if not _is_installed(name)]:
-        packages = " ".join(name.removeprefix("google.") for name in missing)
-        raise ModelFilesError(
-            f"{directory}: it has a tokenizer.model and no tokenizer.json, and {packages} is needed to read that.\n"
-            f"  pip install {packages}   or copy a tokenizer.json of the same model there"
-        )
-
-
-def _is_installed(module: str) -> bool:
+def _from_directory(directory: Path) -> PreTrainedTokenizerBase:
+    if is_sentencepiece_alone(directory) and (tokenizer := sentencepiece_tokenizer(directory)):
+        return tokenizer
     try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that `module` would be in
-        return False
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False, **_of_mistral(directory)
+        )
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise tokenizer_is_code(directory) from error
+        raise
+    file = directory / "tokenizer.json"
+    if isinstance(tokenizer, LlamaTokenizer) and file.is_file() and read_json(file)["model"].get("type") == "Unigram":
+        # transformers makes BPE without merges of it, which takes words apart into letters
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
+
+
+def _of_mistral(directory: Path) -> dict[str, Any]:
+    """What a tekken.json alone leaves unsaid: mistral-common, for which it is made, knows it."""
+    if not (directory / "tekken.json").is_file() or (directory / "tokenizer.json").is_file():
+        return {}
+    file = directory / "tokenizer_config.json"
+    stated = read_json(file) if file.is_file() else {}
+    known = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    return {name: value for name, value in known.items() if name not in stated}
 
 
 def check_same_tokens(

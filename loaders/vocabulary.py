@@ -9,6 +9,7 @@ from typing import Any
 
 from loaders.errors import DraftMismatchError, ModelFilesError
 from loaders.safetensors_files import read_json
+from loaders.sentencepiece_file import FILE, is_sentencepiece_alone, read_sentencepiece
 
 # Names of ids that a family keeps free, and gives a meaning in some of its models: Llama 3's 128004 became
 # <|finetune_right_pad_id|> in 3.1. No text holds them, so like padding they agree with anything.
@@ -17,19 +18,22 @@ PLACEHOLDER = re.compile(
 )
 
 
-def read_vocabulary(directory: Path | str) -> dict[str, int] | None:
-    """Token to id, added tokens included, from `tokenizer.json`; None for a model without that file.
+def has_vocabulary(directory: Path | str) -> bool:
+    """Whether `read_vocabulary` can read the vocabulary in `directory`."""
+    return (Path(directory) / "tokenizer.json").is_file() or is_sentencepiece_alone(directory)
 
-    Raises ModelFilesError where the file is damaged.
+
+def read_vocabulary(directory: Path | str) -> dict[str, int] | None:
+    """Token to id, added tokens included, from `tokenizer.json` or else `tokenizer.model`; None without either.
+
+    Raises ModelFilesError where a file is damaged.
     """
-    file = Path(directory) / "tokenizer.json"
-    if not file.is_file():
+    if not has_vocabulary(directory):
         return None
-    record = read_json(file)
-    model = record.get("model")
+    directory = Path(directory)
+    file = directory / (FILE if is_sentencepiece_alone(directory) else "tokenizer.json")
     try:
-        vocabulary = _ids_of(model["vocab"]) if isinstance(model, dict) else {}
-        vocabulary.update((token["content"], token["id"]) for token in record.get("added_tokens") or ())
+        vocabulary = _from_sentencepiece(file) if file.name == FILE else _from_json(file)
         config = file.with_name("tokenizer_config.json")
         later = read_json(config).get("added_tokens_decoder") if config.is_file() else None
         vocabulary.update((token["content"], int(index)) for index, token in (later or {}).items())
@@ -40,13 +44,27 @@ def read_vocabulary(directory: Path | str) -> dict[str, int] | None:
     return vocabulary
 
 
+def _from_json(file: Path) -> dict[str, int]:
+    record = read_json(file)
+    model = record.get("model")
+    vocabulary = _ids_of(model["vocab"]) if isinstance(model, dict) else {}
+    vocabulary.update((token["content"], token["id"]) for token in record.get("added_tokens") or ())
+    return vocabulary
+
+
+def _from_sentencepiece(file: Path) -> dict[str, int]:
+    vocabulary = {piece.piece: index for index, piece in enumerate(read_sentencepiece(file).pieces)}
+    added = file.with_name("added_tokens.json")
+    return vocabulary | (read_json(added) if added.is_file() else {})
+
+
 def _ids_of(vocab: Any) -> dict[str, int]:
     """A map as most kinds of tokenizers have it, or Unigram's list of [token, score]."""
     return {entry[0]: index for index, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
 
 
 def compare_vocabularies(target: Path | str, draft: Path | str, target_rows: int, draft_rows: int) -> bool:
-    """`check_same_vocabulary` for two directories. False where one has no tokenizer.json to tell by."""
+    """`check_same_vocabulary` for two directories. False where one has no file to tell by."""
     ours, theirs = read_vocabulary(target), read_vocabulary(draft)
     if ours is None or theirs is None:
         return False

@@ -41,7 +41,8 @@ def render_chat(
     if not tokenizer.chat_template:
         raise UsageError(
             "this model has no chat template: it continues text and does not answer.\n"
-            "  use its -Instruct or -Chat variant, or --raw to continue your text"
+            "  use its -Instruct or -Chat variant, or --raw to continue your text;\n"
+            "  a template published elsewhere is read from chat_template.jinja beside the weights"
         )
     try:
         text = tokenizer.apply_chat_template(

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from loaders.tokenizers import check_same_tokens, has_tokenizer, load_tokenizer
+from loaders.vocabulary import has_vocabulary
 from offload_runtime.automatic_tree import MAX_DEPTH, AutomaticTree
 from offload_runtime.decode import Decoder, Request, Step
 from offload_runtime.errors import PromptError, UsageError
@@ -339,10 +340,10 @@ def _with_text(step: Step, text: IncrementalText, stops: StopStrings) -> Step:
 
 
 def _check_draft(preparation: Preparation) -> None:
-    """Refuse a draft whose tokens are not the target's; `prepare` has done so where both have a tokenizer.json."""
+    """Refuse a draft whose tokens are not the target's; `prepare` has done so where both could be read."""
     assert preparation.draft is not None
     target, draft = preparation.target.spec, preparation.draft.spec
     directories = target.directory, draft.directory
-    if all(map(has_tokenizer, directories)) and not all((d / "tokenizer.json").is_file() for d in directories):
+    if all(map(has_tokenizer, directories)) and not all(map(has_vocabulary, directories)):
         ours, theirs = map(load_tokenizer, directories)
         check_same_tokens(ours, theirs, target.vocab_size, draft.vocab_size)

@@ -1,6 +1,6 @@
 """Loading tokenizers from directories whole and broken, and telling equal vocabularies from different ones."""
 
-import importlib.util
+import base64
 import json
 from pathlib import Path
 
@@ -174,11 +174,21 @@ def test_a_token_beyond_its_own_models_rows_is_never_written() -> None:
     check_same_vocabulary({"a": 0, "<image>": 1}, {"a": 0, "<image>": 1}, 8, 1)
 
 
-def test_a_sentencepiece_file_alone_says_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(b"?")
-    monkeypatch.setattr("loaders.tokenizers.find_spec", lambda name: None)
-    with pytest.raises(ModelFilesError, match="pip install sentencepiece protobuf"):
-        load_tokenizer(tmp_path)
-    monkeypatch.setattr("loaders.tokenizers.find_spec", importlib.util.find_spec)
-    with pytest.raises(ModelFilesError):
+def test_mistrals_own_file_is_enough(tmp_path: Path) -> None:
+    """tekken.json: byte-level pieces, behind tokens whose meaning the file leaves to mistral-common."""
+    pieces = [bytes([value]) for value in range(256)] + [b"he", b"ll", b"llo", b" w", b"or"]
+    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    content = {
+        "config": {"pattern": r"\s?\p{L}+|\s+|.", "default_vocab_size": 271, "default_num_special_tokens": 10},
+        "vocab": [{"token_bytes": base64.b64encode(piece).decode()} for piece in pieces],
+        "special_tokens": [{"rank": rank, "token_str": token} for rank, token in enumerate(special)],
+    }
+    (tmp_path / "tekken.json").write_text(json.dumps(content))
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (1, 2, 271)
+    ids = tokenizer("[INST]hello world").input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "[INST]", "he", "llo", "Ġw", "or", "l", "d"]
+    (tmp_path / "tekken.json").write_text('{"config"')
+    with pytest.raises(ModelFilesError, match="the tokenizer cannot be loaded"):
         load_tokenizer(tmp_path)

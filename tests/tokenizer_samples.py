@@ -2,10 +2,15 @@
 
 from collections.abc import Callable
 from copy import copy
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from loaders.tokenizers import load_tokenizer
+from tests.sentencepiece_samples import trained, write_repository
 
 WORDS = ["hello world", "Grüße aus Köln", "привет мир", "你好世界 😀😁", "Once upon a time"] * 20
 SPECIAL = ["<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]
@@ -64,6 +69,13 @@ def word_piece() -> PreTrainedTokenizerBase:
     return _wrapped(tokenizer)
 
 
+@cache
+def from_sentencepiece(kind: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a repository with SentencePiece's own file alone."""
+    with TemporaryDirectory() as directory:
+        return load_tokenizer(write_repository(Path(directory), trained(kind)))
+
+
 def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerBase:
     tokenizer.add_special_tokens(SPECIAL)
     return PreTrainedTokenizerFast(
@@ -76,6 +88,8 @@ SAMPLES: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
     "metaspace": metaspace,
     "unigram": unigram,
     "word-piece": word_piece,
+    "sentencepiece's BPE": partial(from_sentencepiece, "bpe"),
+    "sentencepiece's unigram": partial(from_sentencepiece, "unigram"),
 }
 
 

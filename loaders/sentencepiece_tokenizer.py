@@ -1,0 +1,85 @@
+"""A tokenizer from SentencePiece's own file, split as that file says.
+
+transformers builds one as well, but of many repositories it takes the wrong kind: without a tokenizer.json, those of
+Mistral, Mixtral and Phi, those without a tokenizer_config.json and those that name an old class (LLaMATokenizer) lose
+the space before a text, and unigram models come out as BPE without merges. All of it silently.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import Regex, normalizers
+from tokenizers.models import Unigram
+from transformers import LlamaTokenizer, PreTrainedTokenizerBase
+
+from loaders.errors import ModelFilesError
+from loaders.safetensors_files import read_json
+from loaders.sentencepiece_file import FILE, UNIGRAM, read_sentencepiece
+
+# What says no more than that there is a tokenizer, and all names that Llama's has had.
+_PLAIN = {"LlamaTokenizer", "LLaMATokenizer", "PreTrainedTokenizer", "TokenizersBackend"}
+_SPECIAL = ("bos", "eos", "unk", "pad")
+
+
+def sentencepiece_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a directory with `tokenizer.model`; None where a class of transformers' own is to read it.
+
+    Raises ModelFilesError for a damaged file, and where the class is code in the repository.
+    """
+    model = read_sentencepiece(directory / FILE)
+    file = directory / "tokenizer_config.json"
+    config = read_json(file) if file.is_file() else {}
+    name = str(config.get("tokenizer_class") or "").removesuffix("Fast")
+    if name and name not in _PLAIN:
+        if getattr(transformers, name, None):
+            return None
+        if config.get("auto_map"):
+            raise tokenizer_is_code(directory)
+    return _tokenizer(directory, model, config)
+
+
+def tokenizer_is_code(directory: Path) -> ModelFilesError:
+    """What to say of a tokenizer_config.json whose auto_map names a class that transformers does not have."""
+    return ModelFilesError(
+        f"{directory}: its tokenizer is a program in the repository, which is never run. If the model has a copy that "
+        "works without, use that; if its tokenizer.json is all there is to it, remove auto_map from "
+        "tokenizer_config.json."
+    )
+
+
+def _tokenizer(directory: Path, model: Any, config: dict[str, Any]) -> PreTrainedTokenizerBase:
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    ids = {f"{name}_token": getattr(trainer, f"{name}_id") for name in _SPECIAL}
+    special = {
+        name: model.pieces[index].piece
+        for name, index in ids.items()
+        if 0 <= index < len(model.pieces) and not config.get(name)  # some configs have empty strings
+    }
+    tokenizer: PreTrainedTokenizerBase = LlamaTokenizer.from_pretrained(
+        directory,
+        local_files_only=True,
+        add_prefix_space=normalizer.add_dummy_prefix,
+        add_bos_token=config.get("add_bos_token", True),
+        **special,
+    )
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = _normalizer(normalizer)
+    if trainer.model_type == UNIGRAM:
+        scores = [(piece.piece, piece.score) for piece in model.pieces]
+        backend.model = Unigram(scores, trainer.unk_id, trainer.byte_fallback)
+    elif not trainer.byte_fallback:
+        backend.model.byte_fallback = False
+        backend.model.unk_token = model.pieces[trainer.unk_id].piece
+    return tokenizer
+
+
+def _normalizer(spec: Any) -> normalizers.Normalizer | None:
+    steps: list[normalizers.Normalizer] = []
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    return normalizers.Sequence(steps) if steps else None
