@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loaders.errors import ModelFilesError, OffloadError, UnsupportedModelError
-from loaders.gguf.header import GgufArray, read_array, read_gguf
+from loaders.gguf.header import GgufArray, read_gguf
 from tests.gguf_samples import CASES, gguf, gguf_model
 
 
@@ -55,7 +55,7 @@ def test_equals_what_the_package_reads(case):
     assert {key for key in theirs.fields if not key.startswith("GGUF.")} == ours.metadata.keys()
     for key, value in ours.metadata.items():
         stated = theirs.fields[key].contents()
-        assert (read_array(value) if isinstance(value, GgufArray) else value) == stated
+        assert (ours.items(value) if isinstance(value, GgufArray) else value) == stated
     found = [(t.name, t.values, t.kind, t.offset, t.nbytes) for t in ours.tensors.values()]
     stated = [
         (t.name, tuple(t.shape[::-1].tolist()), t.tensor_type.name, t.data_offset, t.n_bytes) for t in theirs.tensors
@@ -64,10 +64,11 @@ def test_equals_what_the_package_reads(case):
 
 
 def test_arrays_stay_in_the_file_until_they_are_read(tmp_path):
-    found = read_gguf(written(tmp_path, header((ARCHITECTURE, WORDS, NUMBERS)))).metadata
+    file = read_gguf(written(tmp_path, header((ARCHITECTURE, WORDS, NUMBERS))))
+    found = file.metadata
     assert (found["words"].count, found["numbers"].count) == (3, 3)
-    assert read_array(found["words"]) == ["a", "", "ß"]
-    assert read_array(found["numbers"]) == [1.5, 2.5, -3.5]
+    assert file.items(found["words"]) == ["a", "", "ß"]
+    assert file.items(found["numbers"]) == [1.5, 2.5, -3.5]
 
 
 HUGE = (1 << 63) + 5
