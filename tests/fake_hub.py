@@ -185,9 +185,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, self.hub.page, {})
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._info(match[1], unquote(match[2] or "main"))
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^/]+)", path):
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(match[1], unquote(match[2]), unquote(match[3]))
-        elif match := re.fullmatch(r"/content/([^/]+/[^/]+)/([^/]+)/([^/]+)", path):
+        elif match := re.fullmatch(r"/content/([^/]+/[^/]+)/([^/]+)/(.+)", unquote(path)):
             self._content(self.hub.repositories[match[1]].commits[match[2]][match[3]])
         else:
             self._refuse(404, "EntryNotFound")

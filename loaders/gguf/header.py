@@ -7,7 +7,6 @@ turned into Python objects: 400,000 strings are stepped over in 0.1 s, where the
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.gguf.content import DISK, Content
+from loaders.gguf.names import split_names
 from loaders.gguf.types import BLOCKS, READABLE, TYPE_NAMES, VALUES
 from loaders.safetensors_files import StoredTensor
 
@@ -25,8 +25,6 @@ DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 20
 MAX_HEADER_BYTES = 1 << 28  # the largest there are have 20 MB
 MAX_NAME_BYTES = (1 << 16) - 1  # the format's own limit for keys
 MAX_DIMENSIONS = 4
-MAX_SPLITS = 1 << 12
-SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 STRING, ARRAY = 8, 9
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -150,17 +148,13 @@ def read_gguf(file: Path | str, content: Content = DISK) -> GgufFile:
 
 def _splits(file: Path, content: Content) -> tuple[Path, ...]:
     """All files of the model that `file` belongs to, by the way their names are made."""
-    match = SPLIT_NAME.fullmatch(file.name)
-    if match is None:
-        return (file,)
-    count = int(match[3])
-    if not 0 < count <= MAX_SPLITS:
-        raise ModelFilesError(f"{file}: a model in {count} files cannot be.")
-    files = tuple(file.with_name(f"{match[1]}-{number:05}-of-{match[3]}.gguf") for number in range(1, count + 1))
+    files = tuple(file.with_name(name) for name in split_names(file.name))
+    if not files:
+        raise ModelFilesError(f"{file}: a model in so many files, or in none, cannot be.")
     if absent := [other for other in files if not content.has(other)]:
         raise ModelFilesError(
-            f"{file}: {len(absent)} of the {count} files of this model are missing, the first is {absent[0].name}. "
-            "Download them into the same directory."
+            f"{file}: {len(absent)} of the {len(files)} files of this model are missing, the first is "
+            f"{absent[0].name}. Download them into the same directory."
         )
     return files
 
