@@ -16,7 +16,7 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.gguf.choice import choose_gguf, gguf_models
 from loaders.gguf.names import SUFFIX
 from loaders.hub_cache import cached_snapshot, gguf_sizes, note_commit, repository_directory
-from loaders.hub_errors import explained, not_in_cache
+from loaders.hub_errors import explained, network_forbidden, not_in_cache
 from loaders.hub_model import HubFile, HubModel
 from loaders.hub_names import HubName
 from loaders.needed_files import INDEX, SINGLE_FILE, has_safetensors, needed_files, needed_for_gguf, needs_index
@@ -39,7 +39,11 @@ def find_model(name: HubName, offline: bool = False, option: str = "--model") ->
 
     typed = f"{option} {name.repository}"
     if offline or constants.HF_HUB_OFFLINE:
-        return _cached(name, typed) or not_in_cache(name, _snapshot(name), by_option=offline)
+        try:
+            model = _cached(name, typed)
+        except ModelFilesError as error:
+            raise ModelFilesError(f"{error}\n{network_forbidden(by_option=offline)}") from error
+        return model or not_in_cache(name, _snapshot(name), by_option=offline)
     with explained(name, lambda: _is_cached(name)):
         info = _ask(name)
         listed = dict(_listed(name, info.siblings or []))

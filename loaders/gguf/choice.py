@@ -99,7 +99,7 @@ def _listed(shown: Sequence[GgufModel], models: Sequence[GgufModel], typed: str)
     if more := len(can_run) - len(lines):
         listed.append(f"  and {more} more")
     if others := len(shown) - len(can_run):
-        listed.append(f"  ({others} that cannot be run are left out: IQ…, Q2_K, Q3_K and the like, or incomplete)")
+        listed.append(f"  ({others} more cannot be run: IQ…, Q2_K, Q3_K or the like, or incomplete)")
     return "\n".join(["Name one of them:", *listed]) if listed else ""
 
 
