@@ -84,9 +84,9 @@ def _fault(count: int, meant: int, wanted: str | None) -> str:
 
 
 def _meant(models: Sequence[GgufModel], text: str) -> list[GgufModel]:
-    """Those called so. Where one is Q8_0 and another UD-Q8_0, "Q8_0" means the former."""
+    """Those called so. Of Q8_0 and UD-Q8_0, "Q8_0" means the former, and a file's name the file at the top."""
     called = [model for model in models if model.is_called(text)]
-    exact = [model for model in called if model.kind.lower() == text.lower()]
+    exact = [model for model in called if model.kind.lower() == text.lower() or text in model.files]
     return exact if len(exact) == 1 else called
 
 
