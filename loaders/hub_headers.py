@@ -26,6 +26,7 @@ from loaders.safetensors_files import (
 )
 
 _HEADER_GUESS = 1 << 17  # of a shard of a few GB the header has some 10 kB, of 10,000 experts about 1 MB
+_GGUF_GUESS = 1 << 20  # the first file has the vocabulary: of 32,000 tokens less than this, of 128,000 some 8 MB
 _THREADS = 8
 
 
@@ -82,8 +83,6 @@ def on_the_hub(model: HubModel) -> Iterator[None]:
 class _HubContent:
     """A model's GGUF files; of those that the cache lacks, the beginnings are kept in memory as they are asked for."""
 
-    first_bytes = 1 << 20  # 32,000 tokens take less, 128,000 take 8 MB
-
     def __init__(self, model: HubModel):
         self._model = model
         self._listed = {model.directory / file.name: file for file in model.missing}
@@ -93,7 +92,10 @@ class _HubContent:
         """Ask for the beginnings of all files at once."""
         with ThreadPoolExecutor(_THREADS) as pool:
             files = [file for file in self._listed if file.suffix == ".gguf"]
-            list(pool.map(lambda file: self.read(file, 0, min(self.first_bytes, self.size(file))), files))
+            list(pool.map(lambda file: self.read(file, 0, min(self.first_bytes(file), self.size(file))), files))
+
+    def first_bytes(self, file: Path) -> int:
+        return _GGUF_GUESS if file == self._model.path else _HEADER_GUESS
 
     def has(self, file: Path) -> bool:
         return file in self._listed or DISK.has(file)

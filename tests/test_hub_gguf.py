@@ -52,7 +52,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """First requests that are far smaller than the headers, as they are of large vocabularies."""
-    monkeypatch.setattr(hub_headers._HubContent, "first_bytes", 64)
+    monkeypatch.setattr(hub_headers, "_GGUF_GUESS", 64)
+    monkeypatch.setattr(hub_headers, "_HEADER_GUESS", 48)
 
 
 def case(name: str) -> bytes:

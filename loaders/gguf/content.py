@@ -7,12 +7,13 @@ from typing import Protocol
 
 from loaders.errors import ModelFilesError
 
+_FIRST_BYTES = 1 << 25  # more than the largest header there is, in 10 ms: no second look
+
 
 class Content(Protocol):
     """Files that can be read in ranges. All of it raises ModelFilesError."""
 
-    @property
-    def first_bytes(self) -> int:
+    def first_bytes(self, file: Path) -> int:
         """How much of a file to read first, whose header is of unknown length."""
 
     def has(self, file: Path) -> bool:
@@ -28,7 +29,8 @@ class Content(Protocol):
 class Disk:
     """Files that are there."""
 
-    first_bytes = 1 << 25  # more than the largest header there is, in 10 ms: no second look
+    def first_bytes(self, file: Path) -> int:
+        return _FIRST_BYTES
 
     def has(self, file: Path) -> bool:
         return file.is_file()

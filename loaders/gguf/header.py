@@ -164,7 +164,7 @@ def _read_one(file: Path, content: Content) -> tuple[dict[str, Any], dict[str, G
     size = content.size(file)
     if size == 0:
         raise _damaged(file, "it is empty")
-    start, wanted = b"", content.first_bytes
+    start, wanted = b"", content.first_bytes(file)
     while True:
         start += content.read(file, len(start), min(wanted, size, MAX_HEADER_BYTES))
         try:
