@@ -67,10 +67,11 @@ class OffloadRuntime:
         decodes plainly; "auto" takes a known draft that is on this machine, or else drafts what the text said before.
         device_memory, host_memory: caps, as bytes or text like "20GiB". dtype: computed in; "auto" is the checkpoint's,
         or float32 on a CPU without bfloat16 units. tree: what the draft proposes, one of `run_options.TREES`; "auto"
-        takes what is fastest here. verification: what accepts drafts when sampling, one of `run_options.RULES`; "auto" is the tree's own. io: how weights are read from disk: "direct" past the page
-        cache, "buffered" through it. quantize: "int8" or "int4" packs the model's weights once and keeps them in
-        `quantized_directory`, by default in the user's cache. progress: called while weights are downloaded, packed and
-        loaded. offline: never use the network.
+        takes what is fastest here. verification: what accepts drafts when sampling, one of `run_options.RULES`; "auto"
+        is the tree's own. io: how weights are read from disk: "direct" past the page cache, "buffered" through it.
+        quantize: "int8" or "int4" packs the model's weights once and keeps them in `quantized_directory`, by default in
+        the user's cache. progress: called while weights are downloaded, packed and loaded. offline: never use the
+        network.
         Raises an OffloadError that says what is wrong and what would work.
         """
         path = resolve_model(model)

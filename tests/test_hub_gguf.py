@@ -267,13 +267,15 @@ def test_safetensors_win_without_a_tag(hub: FakeHub) -> None:
 
 def test_a_revision_and_a_tag(hub: FakeHub) -> None:
     first = hub.add("tiny/gguf", {"Foo-Q8_0.gguf": case("Q8_0")})
-    hub.repositories["tiny/gguf"].branches |= {"v1": first, "refs/pr/4": first}
+    hub.repositories["tiny/gguf"].branches |= {"v1": first, "refs/pr/4": first, "v2": first}
     hub.add("tiny/gguf", {"Foo-Q8_0.gguf": case("Q8_0"), "Foo-F16.gguf": case("F16")})
     for revision in ("v1", "refs/pr/4", first):
         name = HubName("tiny/gguf", revision, "Q8_0")
         model = fetch(find_model(name))
         assert (model.commit, model.label) == (first, f"Foo-Q8_0@{first[:7]}")
         assert find_model(name, offline=True).path == model.path
+    assert not find_model(HubName("tiny/gguf", "v2")).missing
+    assert find_model(HubName("tiny/gguf", "v2"), offline=True).path == model.path, "known by this name from now on"
     with pytest.raises(ModelFilesError, match="--model tiny/gguf@v1:Q8_0 "):
         find_model(HubName("tiny/gguf", "v1", "F16"))
 
