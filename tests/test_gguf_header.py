@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from loaders.errors import ModelFilesError, OffloadError, UnsupportedModelError
+from loaders.gguf.content import Disk
 from loaders.gguf.header import GgufArray, read_gguf
 from tests.gguf_samples import CASES, gguf, gguf_model
 
@@ -69,6 +70,34 @@ def test_arrays_stay_in_the_file_until_they_are_read(tmp_path):
     assert (found["words"].count, found["numbers"].count) == (3, 3)
     assert file.items(found["words"]) == ["a", "", "ß"]
     assert file.items(found["numbers"]) == [1.5, 2.5, -3.5]
+
+
+class InLooks(Disk):
+    """Reads so many bytes at first, and notes how far it came."""
+
+    def __init__(self, first: int):
+        self.first, self.reached = first, 0
+
+    def first_bytes(self, file: Path) -> int:
+        return self.first
+
+    def read(self, file: Path, start: int, stop: int) -> bytes:
+        self.reached = max(self.reached, stop)
+        return super().read(file, start, stop)
+
+
+@pytest.mark.parametrize("first", [1, 7, 64, 100])
+def test_headers_are_read_in_growing_looks(tmp_path, first):
+    """Also where a look ends within a number, a key, an array of numbers or one of strings; weights stay unread."""
+    content = header((ARCHITECTURE, WORDS, NUMBERS, WORDS.replace(b"words", b"again")), (tensor("t", (4,)),), data=9000)
+    file, looks = written(tmp_path, content), InLooks(first)
+    found, whole = read_gguf(file, looks), read_gguf(file)
+    assert (found.metadata, found.tensors) == (whole.metadata, whole.tensors)
+    assert found.items(found.metadata["again"]) == ["a", "", "ß"]
+    assert looks.reached <= 2 * (len(content) - 9000)
+    file.write_bytes(content[:200])
+    with pytest.raises(ModelFilesError, match="the header"):
+        read_gguf(file, looks)
 
 
 HUGE = (1 << 63) + 5
