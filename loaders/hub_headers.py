@@ -48,14 +48,12 @@ def _header(model: HubModel, file: HubFile) -> dict[str, StoredTensor]:
     path = model.directory / file.name
     if path.is_file():
         return read_header(path)
-    try:
+    with on_the_hub(model):
         start = read_range(model, file, 0, min(_HEADER_GUESS, file.nbytes)) if file.nbytes else b""
         end = 8 + header_bytes(path, start, file.nbytes)
         if end > len(start):
             start += read_range(model, file, len(start), end)
         return parse_header(path, start[8:end], file.nbytes)
-    except ModelFilesError as error:
-        raise ModelFilesError(f"{model.name} on the hub: {error}") from error
 
 
 def read_hub_gguf(model: HubModel) -> GgufFile:

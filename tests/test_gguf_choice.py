@@ -90,6 +90,12 @@ def test_without_a_tag() -> None:
     assert error_of(None, {"a-Q4_K_M.gguf": 1, "b-Q4_K_M.gguf": 1}).count("--model org/foo:") == 2
 
 
+def test_a_name_that_is_another_s_end() -> None:
+    sizes = {"Foo-Q8_0.gguf": 1, "Big-Foo-Q8_0.gguf": 2}
+    assert [chosen(name, sizes) for name in ("foo-q8_0", "big-foo-q8_0")] == [(name,) for name in sizes]
+    assert "Q8_0 means 2 of them" in error_of("Q8_0", sizes)
+
+
 def test_of_very_many_some_are_listed() -> None:
     lines = error_of(None, {f"{number}-Q8_0.gguf": number for number in range(40)}).splitlines()
     assert (len(lines), lines[-1]) == (18, "  and 24 more")

@@ -84,9 +84,9 @@ def _fault(count: int, meant: int, wanted: str | None) -> str:
 
 
 def _meant(models: Sequence[GgufModel], text: str) -> list[GgufModel]:
-    """Those called so. Of Q8_0 and UD-Q8_0, "Q8_0" means the former, and a file's name the file at the top."""
+    """Those called so, or the one called exactly so: of Q8_0 and UD-Q8_0, "Q8_0" means the former."""
     called = [model for model in models if model.is_called(text)]
-    exact = [model for model in called if model.kind.lower() == text.lower() or text in model.files]
+    exact = [m for m in called if text.lower() in (m.kind.lower(), m.stem.lower()) or text in m.files]
     return exact if len(exact) == 1 else called
 
 
