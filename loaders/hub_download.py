@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loaders.errors import ModelFilesError
-from loaders.hub import HubFile, HubModel, fetch_file, open_range
+from loaders.hub import fetch_file, note_downloaded
 from loaders.hub_errors import explained
+from loaders.hub_model import HubFile, HubModel
+from loaders.hub_ranges import open_range
 
 CONNECTIONS = 8
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before another try, as long as the last one brought nothing
@@ -36,6 +38,7 @@ def download(model: HubModel, on_bytes: OnBytes) -> None:
     """
     with explained(model.name):
         _Download(model, on_bytes).run(model.missing)
+        note_downloaded(model)
 
 
 def begun_bytes(model: HubModel) -> int:

@@ -34,13 +34,18 @@ def not_in_cache(name: HubName, snapshot: Path | None, by_option: bool) -> NoRet
     """Say what the cache lacks where the network may not be used. Raises ModelFilesError."""
     from huggingface_hub import constants
 
-    why = "--offline" if by_option else "HF_HUB_OFFLINE"
     lacks = "has only a part of it: some of the weights are missing" if snapshot else "does not hold it"
-    remedy = "without --offline" if by_option else "after `unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE`"
     raise ModelFilesError(
         f"{name}: there is no such directory, and the cache of downloads ({constants.HF_HUB_CACHE}) {lacks}.\n"
-        f"  {why} forbids the network: run the same command once {remedy}"
+        f"{network_forbidden(by_option)}"
     )
+
+
+def network_forbidden(by_option: bool) -> str:
+    """The line that says why nothing can be downloaded, and what would change that."""
+    why = "--offline" if by_option else "HF_HUB_OFFLINE"
+    remedy = "without --offline" if by_option else "after `unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE`"
+    return f"  {why} forbids the network: run the same command once {remedy}"
 
 
 def _explanation(name: HubName, error: Exception, is_cached: Callable[[], bool] | None) -> str:

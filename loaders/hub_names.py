@@ -1,4 +1,4 @@
-"""Names of models on the Hugging Face hub: org/name, with @ and a branch, a tag or a commit behind it if wanted."""
+"""Names of models on the Hugging Face hub: org/name, org/name@revision, org/name:Q4_K_M for one of its GGUF files."""
 
 from __future__ import annotations
 
@@ -6,20 +6,36 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from loaders.gguf.model import is_gguf
+from loaders.gguf.names import model_stem
+
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"  # the hub's own limit is 96 characters
-_NAME = re.compile(rf"({_PART}/{_PART})(?:@([A-Za-z0-9][\w./-]{{0,199}}))?", re.ASCII)
+_REVISION = r"[A-Za-z0-9][\w./-]{0,199}"
+_WANTED = r"[^/\\:\x00-\x1f\x7f][^\\:\x00-\x1f\x7f]{0,254}"
+_NAME = re.compile(rf"({_PART}/{_PART})(?:@({_REVISION}))?(?::({_WANTED}))?", re.ASCII)
+_FILE = re.compile(rf"({_PART}/{_PART})/({_WANTED}\.gguf)", re.ASCII)
 _IN_CACHE = re.compile(r"models--[^/]+--([^/]+)/snapshots/[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class HubName:
-    """repo: "org/name". revision: a branch, a tag or a commit; None for the newest."""
+    """repo: "org/name". revision: a branch, a tag or a commit; None for the newest.
+
+    wanted: which of the repository's GGUF models, by the end of its name ("Q4_K_M") or by a file; None for the
+    repository's own choice.
+    """
 
     repo: str
     revision: str | None = None
+    wanted: str | None = None
+
+    @property
+    def repository(self) -> str:
+        """The name without what is wanted of it."""
+        return f"{self.repo}@{self.revision}" if self.revision else self.repo
 
     def __str__(self) -> str:
-        return f"{self.repo}@{self.revision}" if self.revision else self.repo
+        return f"{self.repository}:{self.wanted}" if self.wanted else self.repository
 
 
 def model_path(model: str | Path) -> Path:
@@ -33,15 +49,29 @@ def model_path(model: str | Path) -> Path:
 
 
 def hub_name(model: Path) -> HubName | None:
-    """The name that `model` stands for; None for a directory that exists and for what cannot be a name."""
-    match = _NAME.fullmatch(model.as_posix())
-    if match is None or ".." in model.as_posix() or model.exists():
+    """The name that `model` stands for; None for what exists here, and for what cannot be a name.
+
+    "org/name/FILE.gguf" is one too, unless there is a directory org/name here.
+    """
+    text = model.as_posix()
+    if ".." in text or model.exists():
         return None
-    return HubName(match[1], match[2])
+    if match := _NAME.fullmatch(text):
+        return HubName(match[1], match[2], match[3])
+    if (match := _FILE.fullmatch(text)) and not Path(match[1]).exists():
+        return HubName(match[1], wanted=match[2])
+    return None
 
 
-def directory_name(directory: Path) -> str:
-    """What people call the model in a directory: of a snapshot in the hub's cache its name, not the commit."""
-    directory = directory.resolve()
+def directory_name(model: Path) -> str:
+    """What people call the model in a directory or a GGUF file: of a snapshot in the hub's cache its name."""
+    if is_gguf(model):
+        return model_stem(model.name)
+    directory = model.resolve()
     match = _IN_CACHE.fullmatch("/".join(directory.parts[-3:]))
     return match[1] if match else directory.name
+
+
+def snapshot_of(file: Path) -> Path | None:
+    """The snapshot in the hub's cache that a file lies in, at the top or one directory below; None for other files."""
+    return next((one for one in list(file.parents)[:2] if _IN_CACHE.fullmatch("/".join(one.parts[-3:]))), None)

@@ -8,6 +8,9 @@ from typing import Any
 from loaders import safetensors_files
 from loaders.errors import ModelFilesError
 from loaders.gguf.model import is_gguf, read_gguf_checkpoint, read_gguf_config
+from loaders.gguf.names import split_names
+from loaders.hub_names import snapshot_of
+from loaders.needed_files import GENERATION_CONFIG
 from loaders.safetensors_files import Checkpoint, no_such_directory, read_json
 
 
@@ -28,6 +31,25 @@ def config_values(model: Path | str) -> dict[str, Any]:
             f"{file}: no such file. Give the directory of a model, with config.json and *.safetensors, or a .gguf file."
         )
     return read_json(file)
+
+
+def generation_config_file(model: Path | str) -> Path:
+    """Where it would be said how the model wants to be sampled: of a GGUF file at the top of its repository's snapshot.
+
+    What lies beside other GGUF files need not be theirs.
+    """
+    model = Path(model)
+    if is_gguf(model):
+        return (snapshot_of(model) or model) / GENERATION_CONFIG
+    return model / GENERATION_CONFIG
+
+
+def is_downloaded(model: Path | str) -> bool:
+    """Whether all the weights are there."""
+    model = Path(model)
+    if is_gguf(model):
+        return all(model.with_name(name).is_file() for name in split_names(model.name))
+    return safetensors_files.has_all_weights(model)
 
 
 def read_checkpoint(model: Path | str) -> Checkpoint:

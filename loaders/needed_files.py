@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
 
 SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+GENERATION_CONFIG = "generation_config.json"
 
 # One of these holds the vocabulary, whatever the kind of tokenizer.
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 
 # Files beside the weights, all small. None of them is code: what a repository would want to run stays there.
 _SMALL_FILES = {
-    *("config.json", "generation_config.json", "acceptance.json"),
+    *("config.json", GENERATION_CONFIG, "acceptance.json"),
     *("quantization_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
     *("chat_template.jinja", "chat_template.json"),
     *VOCABULARY_FILES,
 }
 _FOREIGN_WEIGHTS = re.compile(r"\.(gguf|bin|pth?|ckpt|onnx|h5|msgpack|safetensors)$")
+
+
+def has_safetensors(names: Collection[str]) -> bool:
+    """Whether the weights are there in safetensors, so that the repository's own name means these."""
+    return SINGLE_FILE in names or INDEX in names
 
 
 def needs_index(names: Collection[str]) -> bool:
@@ -51,11 +57,16 @@ def needed_files(names: Collection[str], shards: Collection[str] = ()) -> list[s
     return [*small, *weights]
 
 
+def needed_for_gguf(names: Collection[str], weights: Sequence[str]) -> list[str]:
+    """The files that a run of one GGUF model needs: its own, which hold the rest, and how it wants to be sampled."""
+    return [*(name for name in (GENERATION_CONFIG,) if name in names), *weights]
+
+
 def _no_weights(names: Collection[str]) -> ModelFilesError | UnsupportedModelError:
     found = sorted(name for name in names if _FOREIGN_WEIGHTS.search(name))
     some = ", ".join(found[:2]) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
     for suffixes, remedy in (
-        ((".gguf",), "GGUF files are not supported yet; use the repository that they were made from."),
+        ((".gguf",), "Such GGUF files hold parts of models; use the repository of the whole model."),
         ((".bin", ".pt", ".pth", ".ckpt"), "Such files can run code when read; use a repository with safetensors."),
         ((".safetensors",), "These are adapters or parts of another program; use the repository of the whole model."),
     ):

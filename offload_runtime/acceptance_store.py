@@ -24,8 +24,7 @@ from typing import Any
 
 from loaders.cache_directory import cache_directory, write_whole
 from loaders.gguf.model import is_gguf
-from loaders.model_files import config_values, read_checkpoint
-from loaders.safetensors_files import has_all_weights
+from loaders.model_files import config_values, is_downloaded, read_checkpoint
 from offload_runtime.errors import ModelFilesError
 from sequoia_tree.acceptance import BIN_EDGES, SCALES, Acceptance
 
@@ -151,12 +150,17 @@ def load(target: Path, draft: Path) -> PairAcceptance | None:
     nothing, and `save` overwrites it.
     """
     beside = _beside(draft)
-    if any((model / "config.json").is_file() and not has_all_weights(model) for model in (target, draft)):
+    if any(map(_is_to_come, (target, draft))):
         return None
     cached = _cached(cache_file(target, draft))
     if beside is None or beside[1] not in (None, fingerprint(target)):
         return cached
     return beside[0] if cached is None else beside[0].updated(cached)
+
+
+def _is_to_come(model: Path) -> bool:
+    """Whether it is known by its name, and its weights are to be downloaded."""
+    return not is_downloaded(model) and (is_gguf(model) or (model / "config.json").is_file())
 
 
 def save(pair: PairAcceptance, target: Path, draft: Path) -> bool:

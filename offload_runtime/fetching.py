@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from loaders.hub import HubModel
+from loaders.hub_model import HubModel
 from offload_runtime.errors import DoesNotFitError, UsageError
 from offload_runtime.planning import Preparation, prepare
 from offload_runtime.run_options import Options, located
@@ -42,7 +42,7 @@ class Download:
 
     @property
     def free(self) -> int:
-        return shutil.disk_usage(self.place).free
+        return shutil.disk_usage(next(one for one in (self.place, *self.place.parents) if one.exists())).free
 
     def __str__(self) -> str:
         names = " and ".join(str(model.name) for model in self.models)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from loaders.model_files import generation_config_file
 from loaders.safetensors_files import read_json
 from offload_runtime.errors import ModelFilesError, UsageError
 from sequoia_tree.sampling import Sampling
@@ -21,12 +22,12 @@ class GenerationDefaults:
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
-def read_generation_defaults(directory: Path, config_end_tokens: int | list[int] | None) -> GenerationDefaults:
+def read_generation_defaults(model: Path, config_end_tokens: int | list[int] | None) -> GenerationDefaults:
     """Read generation_config.json, which may be absent. Without `do_sample` the model decodes greedily.
 
     Raises ModelFilesError where the file holds values that no sampling can have.
     """
-    path = directory / "generation_config.json"
+    path = generation_config_file(model)
     stated: Mapping[str, Any] = read_json(path) if path.exists() else {}
     values = {name: stated[name] for name in SAMPLING_FIELDS if stated.get(name) is not None}
     if not stated.get("do_sample"):

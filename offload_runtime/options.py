@@ -151,14 +151,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add(
         *("--model", "-m"),
         metavar="MODEL",
-        help="directory of the model, or its name on the Hugging Face hub: org/name or org/name@revision "
-        "(default: a bundled demonstration)",
+        help="directory of the model, a GGUF file, or a name on the Hugging Face hub: org/name or org/name@revision, "
+        "and org/name:Q4_K_M for one of its GGUF files (default: a bundled demonstration)",
     )
     add(
         *("--draft", "-d"),
         metavar="MODEL",
         default="auto",
-        help="a small model with the same tokens, in the same way; none: plain decoding; "
+        help="a small model with the same tokens, in the same way (org/name:Q8_0); none: plain decoding; "
         "auto: a known draft that is in the hub's cache, else what the text said before (default: auto)",
     )
     add("--device", choices=DEVICES, default="auto", help="where to compute (default: auto)")
@@ -220,10 +220,11 @@ def sampling_options(arguments: argparse.Namespace) -> SamplingOptions:
 CHAT_EXAMPLES = """examples:
   python -m offload_runtime.chat                                          chat with the demonstration pair
   python -m offload_runtime.chat -m DIR -d DRAFT_DIR                      chat with a model, sped up by a draft
+  python -m offload_runtime.chat -m org/name:Q4_K_M                       chat with a GGUF file of a repository
   python -m offload_runtime.chat -m DIR --plan                            what would lie where, and how fast it may be
   python -m offload_runtime.chat -m DIR --plan --gpu rtx-4090             the same for a card that is not here
-  python -m offload_runtime.chat -m DIR -p "Why is the sky blue?" --json  one reply, as JSON
   python -m offload_runtime.chat -m org/name --plan                       the same for a model that is not downloaded
+  python -m offload_runtime.chat -m DIR -p "Why is the sky blue?" --json  one reply, as JSON
 
 exit codes: 0 ok, 1 failure of this program, 2 wrong use, 3 model files missing or damaged, 4 does not fit,
 5 draft does not match, 130 interrupted"""

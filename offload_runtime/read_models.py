@@ -6,8 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from loaders.gguf.config import gguf_config, model_tensors
 from loaders.gguf.model import is_gguf
-from loaders.hub import HubModel, read_hub_checkpoint
+from loaders.hub_headers import on_the_hub, read_hub_checkpoint, read_hub_gguf
+from loaders.hub_model import HubModel
 from loaders.hub_names import directory_name
 from loaders.model_files import read_checkpoint
 from loaders.quantization import BITS, Quantization
@@ -35,8 +37,13 @@ class ModelFiles:
 
 def read_model(options: Options, directory: Path, machine: Machine) -> ModelFiles:
     """What config and headers in `directory` say, or those on the hub where the files are not here yet."""
-    config = read_config(directory)  # refuses models before their headers are asked for
-    return _files(options, directory, _checkpoint(options, directory), config, machine)
+    source = _source(options, directory)
+    if source and source.gguf and source.missing:
+        config, checkpoint = _hub_gguf(source)
+    else:
+        config = read_config(directory)  # refuses models before their headers are asked for
+        checkpoint = _checkpoint(options, directory)
+    return _files(options, directory, checkpoint, config, machine)
 
 
 def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing | None]:
@@ -86,19 +93,27 @@ def _described(options: Options, quantization: Quantization, directory: Path, ma
 
 
 def _source(options: Options, directory: Path) -> HubModel | None:
-    """What is known of the directory on the hub, if it came by its name."""
-    return next((one for one in options.sources if one.directory == directory), None)
+    """What is known of a directory or file on the hub, if it came by its name."""
+    return next((one for one in options.sources if one.path == directory), None)
 
 
 def _checkpoint(options: Options, directory: Path) -> Checkpoint:
     source = _source(options, directory)
-    return _hub_checkpoint(source) if source else read_checkpoint(directory)
+    return _hub_checkpoint(source) if source and source.missing else read_checkpoint(directory)
 
 
 @lru_cache(maxsize=4)
 def _hub_checkpoint(source: HubModel) -> Checkpoint:
     """Asked for once: a plan looks at the same headers as they are and as they would be packed."""
     return read_hub_checkpoint(source)
+
+
+@lru_cache(maxsize=4)
+def _hub_gguf(source: HubModel) -> tuple[dict[str, Any], Checkpoint]:
+    """Config and tensors of a GGUF model that is not here yet, whole or in part."""
+    gguf = read_hub_gguf(source)
+    with on_the_hub(source):
+        return gguf_config(gguf), Checkpoint(source.path, model_tensors(gguf))
 
 
 def _files(

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from loaders.gguf.model import gguf_or_directory
-from loaders.hub import HubModel, find_model
+from loaders.hub import find_model
+from loaders.hub_model import HubModel
 from loaders.hub_names import hub_name, model_path
 from loaders.quantization import BITS
 from offload_runtime.errors import UsageError
@@ -37,7 +38,7 @@ AUTO: Literal["auto"] = "auto"
 class Options:
     """What a user may fix about a run; None and "auto" leave it to the planner. Sizes are bytes or text like "20GiB".
 
-    model, draft: directories, or names on the hub until `located` has put the directories of its cache in their place;
+    model, draft: directories, GGUF files, or names on the hub until `located` has put the paths in its cache there;
     sources says then what these lack. draft: None for none; "auto" for a known one that is on this machine, or else
     what the text said before. share_layers: the files hold the target's first few layers only, and the others repeat
     them in turn. gpu: plan for this card (of `scheduler.hardware`) in place of the machine's own, with `host_memory`
@@ -99,11 +100,12 @@ def resolve_draft(model: Path, draft: str | Path | None) -> Path | Literal["auto
 
 
 def located(options: Options) -> Options:
-    """The options with directories in place of hub names, and what the hub says of these. Raises ModelFilesError."""
+    """The options with paths in place of hub names, and what the hub says of these. Raises ModelFilesError."""
     draft = options.draft if isinstance(options.draft, Path) and options.tree != "none" else None
     names = {path: name for path in (options.model, draft) if path is not None and (name := hub_name(path))}
-    found = {path: find_model(name, options.offline) for path, name in names.items()}
-    where: dict[Path, Path] = {path: source.directory for path, source in found.items()}
+    asked_by = {path: "--model" if path == options.model else "--draft" for path in names}
+    found = {path: find_model(name, options.offline, asked_by[path]) for path, name in names.items()}
+    where: dict[Path, Path] = {path: source.path for path, source in found.items()}
     return replace(
         options,
         model=where.get(options.model, options.model),

@@ -63,15 +63,16 @@ class OffloadRuntime:
     ) -> "OffloadRuntime":
         """Plan, download what is missing and load.
 
-        model, draft: checkpoint directories, or names on the hub, org/name or org/name@revision; a Path is always a
-        directory. draft "none" decodes plainly; "auto" takes a known draft that is on this machine, or else drafts what
-        the text said before. device_memory, host_memory: caps, as bytes or text like "20GiB". dtype: computed in;
-        "auto" is the checkpoint's, or float32 on a CPU without bfloat16 units. tree: what the draft proposes, one of
-        `run_options.TREES`; "auto" takes what is fastest here. verification: what accepts drafts when sampling,
-        one of `run_options.RULES`; "auto" is the tree's own. io: how weights are read from disk: "direct" past the page
-        cache, "buffered" through it. quantize: "int8" or "int4" packs the model's weights once and keeps them in
-        `quantized_directory`, by default in the user's cache. progress: called while weights are downloaded, packed and
-        loaded. offline: never use the network.
+        model, draft: checkpoint directories, GGUF files, or names on the hub, org/name or org/name@revision, and with
+        :Q4_K_M or :FILE.gguf behind them one of the repository's GGUF files; a Path is never a name. draft "none"
+        decodes plainly; "auto" takes a known draft that is on this machine, or else drafts what the text said before.
+        device_memory, host_memory: caps, as bytes or text like "20GiB". dtype: computed in; "auto" is the checkpoint's,
+        or float32 on a CPU without bfloat16 units. tree: what the draft proposes, one of `run_options.TREES`; "auto"
+        takes what is fastest here. verification: what accepts drafts when sampling, one of `run_options.RULES`; "auto"
+        is the tree's own. io: how weights are read from disk: "direct" past the page cache, "buffered" through it.
+        quantize: "int8" or "int4" packs the model's weights once and keeps them in `quantized_directory`, by default in
+        the user's cache. progress: called while weights are downloaded, packed and loaded. offline: never use the
+        network.
         Raises an OffloadError that says what is wrong and what would work.
         """
         path = resolve_model(model)

@@ -85,8 +85,8 @@ class FakeHub:
 
     break_after: bytes of a weight file after which the connection ends, once for each entry. failures: statuses that
     the next requests for weights get. ranges: whether it knows range requests. damage: flip a bit of every weight file.
-    page: what every request gets instead. hold: set to let weights flow; where it
-    is not, they stop after their first half, until it is.
+    page: what every request gets instead. hold: set to let weights flow; where it is not, answers of more than
+    `header_bytes` stop after their first half, until it is.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
@@ -99,6 +99,7 @@ class FakeHub:
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     with_token: list[str] = field(default_factory=list)
     sent_bytes: int = 0
+    header_bytes: int = HEADER
     url: str = ""
     content_url: str = ""
 
@@ -185,9 +186,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, self.hub.page, {})
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
             self._info(match[1], unquote(match[2] or "main"))
-        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^/]+)", path):
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(match[1], unquote(match[2]), unquote(match[3]))
-        elif match := re.fullmatch(r"/content/([^/]+/[^/]+)/([^/]+)/([^/]+)", path):
+        elif match := re.fullmatch(r"/content/([^/]+/[^/]+)/([^/]+)/(.+)", unquote(path)):
             self._content(self.hub.repositories[match[1]].commits[match[2]][match[3]])
         else:
             self._refuse(404, "EntryNotFound")
@@ -271,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        hub, first = self.hub, len(body) // 2 if breaks and len(body) > HEADER else len(body)
+        hub, first = self.hub, len(body) // 2 if breaks and len(body) > self.hub.header_bytes else len(body)
         if breaks and hub.break_after:
             body = body[: hub.break_after.pop(0)]
             self.close_connection = True

@@ -90,8 +90,11 @@ def write_gguf(
     target: Path,
     kind_of: Callable[[str], str],
     sliding_window_pattern: int | list[bool] | None = None,
+    tensors_per_file: int = 0,
 ) -> Path:
     """Write `source` (a tiny checkpoint of ours) as one GGUF file, matrices in the kinds that `kind_of` says of them.
+
+    Or as several files of at most `tensors_per_file`, whose names are made from that of `target`.
 
     Beside it, under "decoded", the same model with those weights as they decode, in float32.
     """
@@ -99,7 +102,7 @@ def write_gguf(
     architecture = ARCHITECTURES.get(config.model_type, config.model_type)
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
-    writer = gguf.GGUFWriter(target, architecture)
+    writer = gguf.GGUFWriter(target, architecture, split_max_tensors=tensors_per_file)
     write_metadata(writer, config)
     if sliding_window_pattern is not None:
         writer.add_sliding_window_pattern(sliding_window_pattern)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from loaders.errors import ModelFilesError, OffloadError, UnsupportedModelError
-from loaders.gguf.header import GgufArray, read_array, read_gguf
+from loaders.gguf.content import Disk
+from loaders.gguf.header import GgufArray, read_gguf
 from tests.gguf_samples import CASES, gguf, gguf_model
 
 
@@ -55,7 +56,7 @@ def test_equals_what_the_package_reads(case):
     assert {key for key in theirs.fields if not key.startswith("GGUF.")} == ours.metadata.keys()
     for key, value in ours.metadata.items():
         stated = theirs.fields[key].contents()
-        assert (read_array(value) if isinstance(value, GgufArray) else value) == stated
+        assert (ours.items(value) if isinstance(value, GgufArray) else value) == stated
     found = [(t.name, t.values, t.kind, t.offset, t.nbytes) for t in ours.tensors.values()]
     stated = [
         (t.name, tuple(t.shape[::-1].tolist()), t.tensor_type.name, t.data_offset, t.n_bytes) for t in theirs.tensors
@@ -64,10 +65,39 @@ def test_equals_what_the_package_reads(case):
 
 
 def test_arrays_stay_in_the_file_until_they_are_read(tmp_path):
-    found = read_gguf(written(tmp_path, header((ARCHITECTURE, WORDS, NUMBERS)))).metadata
+    file = read_gguf(written(tmp_path, header((ARCHITECTURE, WORDS, NUMBERS))))
+    found = file.metadata
     assert (found["words"].count, found["numbers"].count) == (3, 3)
-    assert read_array(found["words"]) == ["a", "", "ß"]
-    assert read_array(found["numbers"]) == [1.5, 2.5, -3.5]
+    assert file.items(found["words"]) == ["a", "", "ß"]
+    assert file.items(found["numbers"]) == [1.5, 2.5, -3.5]
+
+
+class InLooks(Disk):
+    """Reads so many bytes at first, and notes how far it came."""
+
+    def __init__(self, first: int):
+        self.first, self.reached = first, 0
+
+    def first_bytes(self, file: Path) -> int:
+        return self.first
+
+    def read(self, file: Path, start: int, stop: int) -> bytes:
+        self.reached = max(self.reached, stop)
+        return super().read(file, start, stop)
+
+
+@pytest.mark.parametrize("first", [1, 7, 64, 100])
+def test_headers_are_read_in_growing_looks(tmp_path, first):
+    """Also where a look ends within a number, a key, an array of numbers or one of strings; weights stay unread."""
+    content = header((ARCHITECTURE, WORDS, NUMBERS, WORDS.replace(b"words", b"again")), (tensor("t", (4,)),), data=9000)
+    file, looks = written(tmp_path, content), InLooks(first)
+    found, whole = read_gguf(file, looks), read_gguf(file)
+    assert (found.metadata, found.tensors) == (whole.metadata, whole.tensors)
+    assert found.items(found.metadata["again"]) == ["a", "", "ß"]
+    assert looks.reached <= 2 * (len(content) - 9000)
+    file.write_bytes(content[:200])
+    with pytest.raises(ModelFilesError, match="the header"):
+        read_gguf(file, looks)
 
 
 HUGE = (1 << 63) + 5

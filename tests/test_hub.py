@@ -17,8 +17,10 @@ from safetensors.numpy import save
 
 from loaders import hub_download
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.hub import HubModel, find_model, read_hub_checkpoint
+from loaders.hub import find_model
 from loaders.hub_download import begun_bytes, download
+from loaders.hub_headers import read_hub_checkpoint
+from loaders.hub_model import HubModel
 from loaders.hub_names import HubName
 from loaders.safetensors_files import read_checkpoint
 from tests.fake_hub import FakeHub, serve
@@ -99,7 +101,7 @@ def test_shards_are_those_of_the_index(hub: FakeHub) -> None:
 
 
 def test_a_header_longer_than_the_first_request(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loaders.hub._HEADER_GUESS", 16)
+    monkeypatch.setattr("loaders.hub_headers._HEADER_GUESS", 16)
     for ranges in (True, False):
         hub.ranges = ranges
         whole(hub)
@@ -342,7 +344,10 @@ def test_a_gated_model(hub: FakeHub, status: int) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"tiny.Q4_K_M.gguf": b"GGUF"}, "tiny/llama: it has no model.safetensors, only tiny.Q4_K_M.gguf"),
+        (
+            {"mmproj-F16.gguf": b"GGUF"},
+            "tiny/llama: it has no model.safetensors, only mmproj-F16.gguf. Such GGUF files",
+        ),
         ({"config.json": CONFIG, "pytorch_model.bin": b"pickle"}, "Such files can run code"),
         ({"model.safetensors": save(ONE)}, "no config.json"),
         ({}, "no weights"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loaders.hub_names import HubName, directory_name, hub_name, model_path
+from loaders.hub_names import HubName, directory_name, hub_name, model_path, snapshot_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,6 +19,12 @@ ROOT = Path(__file__).parent.parent
         ("org/name@v1.0", HubName("org/name", "v1.0")),
         ("org/name@refs/pr/4", HubName("org/name", "refs/pr/4")),
         ("org/name@" + "a" * 40, HubName("org/name", "a" * 40)),
+        ("org/name:Q4_K_M", HubName("org/name", None, "Q4_K_M")),
+        ("org/name@v1:q8_0", HubName("org/name", "v1", "q8_0")),
+        ("org/name:Name 7B (1)-Q8_0.gguf", HubName("org/name", None, "Name 7B (1)-Q8_0.gguf")),
+        ("org/name@refs/pr/4:Q8_0/Name-Q8_0.gguf", HubName("org/name", "refs/pr/4", "Q8_0/Name-Q8_0.gguf")),
+        *((f"org/name:{text}", None) for text in ("", "../x.gguf", "/x.gguf", "a\\b", "a:b", "a\nb", "\x1b[2J")),
+        *((text, None) for text in ("org/name/../x.gguf", "org/name//etc/x.gguf/y", "name:Q4_K_M", "org/name/x.bin")),
         *((text, None) for text in ("name", "name@main", "a/b/c", "/org/name", "org/na me", "org/name@", "", ".")),
         *((text, None) for text in ("./org/name", "org/name/", "../org/name", "~/name", "org/..", "org/name@../../x")),
     ],
@@ -27,6 +33,18 @@ def test_what_is_a_name(text: str, name: HubName | None) -> None:
     assert hub_name(model_path(text)) == name
     if name:
         assert str(name) == text
+
+
+@pytest.mark.parametrize("file", ["Name-Q8_0.gguf", "Q8_0/Name-Q8_0-00001-of-00002.gguf"])
+def test_a_file_of_a_repository_may_be_written_as_a_path(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = hub_name(model_path(f"org/name/{file}"))
+    assert name == HubName("org/name", None, file) and str(name) == f"org/name:{file}"
+    assert hub_name(model_path(f"./org/name/{file}")) is None
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert hub_name(Path(f"org/name/{file}")) is None, "a slip in the name of a file here is none of the hub's business"
 
 
 def test_a_path_that_exists_is_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +59,17 @@ def test_a_snapshot_is_called_by_the_models_name(tmp_path: Path) -> None:
     snapshot = tmp_path / "hub" / "models--tiny--llama--x" / "snapshots" / ("0" * 40)
     assert directory_name(snapshot) == "x" and directory_name(tmp_path / "llama") == "llama"
     assert directory_name(snapshot / "deeper") == "deeper"
+
+
+def test_a_gguf_file_is_called_by_its_own_name(tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--tiny--llama--x" / "snapshots" / ("0" * 40)
+    (snapshot / "Q8_0").mkdir(parents=True)
+    (tmp_path / "blob").write_bytes(b"GGUF")
+    for name in ("x-7B-Q8_0.gguf", "Q8_0/x-7B-Q8_0-00001-of-00002.gguf"):
+        (snapshot / name).symlink_to(tmp_path / "blob")
+        assert directory_name(snapshot / name) == "x-7B-Q8_0"
+        assert snapshot_of(snapshot / name) == snapshot
+    assert snapshot_of(tmp_path / "x.gguf") is None
 
 
 def test_the_hubs_library_is_imported_for_names_alone(tmp_path: Path) -> None:

@@ -53,7 +53,10 @@ def test_code_is_never_taken() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["a-Q4_K_M.gguf", "a-Q8_0.gguf", "a-F16.gguf"], "only a-F16.gguf, a-Q4_K_M.gguf and 1 more. GGUF files are"),
+        (
+            ["mmproj-b.gguf", "mmproj-c.gguf", "mmproj-a.gguf"],
+            "only mmproj-a.gguf, mmproj-b.gguf and 1 more. Such GGUF files",
+        ),
         (["config.json", "pytorch_model.bin", "tokenizer.json"], "only pytorch_model.bin. Such files can run code"),
         (["config.json", "consolidated.00.pth"], "only consolidated.00.pth. Such files can run code"),
         (["adapter_config.json", "adapter_model.safetensors"], "only adapter_model.safetensors. These are adapters"),

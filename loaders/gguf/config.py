@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.gguf.header import GgufArray, GgufFile, GgufTensor, read_array
+from loaders.gguf.header import GgufArray, GgufFile, GgufTensor
 from loaders.gguf.metadata import Metadata
 from loaders.gguf.rotations import factors, linear_or_yarn, rotations
 
@@ -176,7 +176,7 @@ def _stated_layers(metadata: Metadata, default: int) -> list[str]:
         return _alternating(layers, metadata.integer("attention.sliding_window_pattern", default))
     if pattern.count != layers:
         raise ModelFilesError(f"{metadata.gguf.file}: {pattern.count} layers slide or not, but there are {layers}.")
-    return ["sliding_attention" if slides else "full_attention" for slides in read_array(pattern)]
+    return ["sliding_attention" if slides else "full_attention" for slides in metadata.gguf.items(pattern)]
 
 
 def _alternating(layers: int, every: int) -> list[str]:

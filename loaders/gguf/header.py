@@ -7,17 +7,15 @@ turned into Python objects: 400,000 strings are stepped over in 0.1 s, where the
 from __future__ import annotations
 
 import math
-import mmap
-import os
-import re
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.gguf.content import DISK, Content
+from loaders.gguf.names import split_names
 from loaders.gguf.types import BLOCKS, READABLE, TYPE_NAMES, VALUES
 from loaders.safetensors_files import StoredTensor
 
@@ -27,8 +25,6 @@ DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 20
 MAX_HEADER_BYTES = 1 << 28  # the largest there are have 20 MB
 MAX_NAME_BYTES = (1 << 16) - 1  # the format's own limit for keys
 MAX_DIMENSIONS = 4
-MAX_SPLITS = 1 << 12
-SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 STRING, ARRAY = 8, 9
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -77,11 +73,15 @@ class GgufArray:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A model: all its files, the metadata, and the tensors by the names they have here."""
+    """A model: all its files, the metadata, and the tensors by the names they have here.
+
+    content: what the files are read from, which need not be on disk.
+    """
 
     files: tuple[Path, ...]
     metadata: Mapping[str, Any] = field(repr=False)
     tensors: Mapping[str, GgufTensor] = field(repr=False)
+    content: Content = field(default=DISK, repr=False)
 
     @property
     def file(self) -> Path:
@@ -98,16 +98,35 @@ class GgufFile:
             raise ModelFilesError(f"{self.file}: {key} is {_short(value)}, but must be {names}.")
         return value
 
+    def bytes_of(self, tensor: GgufTensor) -> bytes:
+        """The bytes of a small tensor; raises ModelFilesError."""
+        return self.content.read(tensor.file, tensor.offset, tensor.offset + tensor.nbytes)
 
-def read_gguf(file: Path | str) -> GgufFile:
+    def items(self, array: GgufArray) -> list[Any]:
+        """The items of an array: numbers, or strings. Raises ModelFilesError."""
+        content = self.content.read(array.file, array.offset, array.offset + array.nbytes)
+        if array.item_type != STRING:
+            return list(struct.unpack_from(f"<{array.count}{NUMBERS[array.item_type]}", content))
+        strings, position = [], 0
+        for _ in range(array.count):
+            begin = position + LENGTH.size
+            position = begin + LENGTH.unpack_from(content, position)[0]
+            strings.append(content[begin:position])
+        try:
+            return [string.decode() for string in strings]
+        except UnicodeDecodeError as error:
+            raise _damaged(array.file, f"its metadata hold text that is no UTF-8 ({error.reason})") from error
+
+
+def read_gguf(file: Path | str, content: Content = DISK) -> GgufFile:
     """Read the header of a file, or of all files of a model that is split, whichever of them is named.
 
     Every count, length, offset and shape is checked against the file's size, so whoever reads by these numbers stays
     inside the file. Raises ModelFilesError naming the file and the key or tensor, and UnsupportedModelError for kinds
     of tensors and versions of the format that cannot be read.
     """
-    files = _splits(Path(file))
-    metadata, tensors = _read_one(files[0])
+    files = _splits(Path(file), content)
+    metadata, tensors = _read_one(files[0], content)
     count = metadata.get("split.count", 1)
     if (count or 1) != len(files):
         raise ModelFilesError(
@@ -115,7 +134,7 @@ def read_gguf(file: Path | str) -> GgufFile:
             "Give the files back the names they were downloaded by: …-00001-of-0000N.gguf."
         )
     for number, other in enumerate(files[1:], start=1):
-        more_metadata, more = _read_one(other)
+        more_metadata, more = _read_one(other, content)
         if more_metadata.get("split.no", number) != number:
             raise _damaged(other, f"split.no is {_short(more_metadata['split.no'])}, but its name says {number}")
         if twice := tensors.keys() & more.keys():
@@ -124,65 +143,63 @@ def read_gguf(file: Path | str) -> GgufFile:
     total = metadata.get("split.tensors.count", len(tensors))
     if total != len(tensors):
         raise _damaged(files[0], f"the files hold {len(tensors)} tensors, but should hold {_short(total)}")
-    return GgufFile(files, metadata, tensors)
+    return GgufFile(files, metadata, tensors, content)
 
 
-def read_array(array: GgufArray) -> list[Any]:
-    """The items of an array: numbers, or strings. Raises ModelFilesError."""
-    with _opened(array.file) as content:
-        if array.item_type != STRING:
-            code = NUMBERS[array.item_type]
-            return list(struct.unpack_from(f"<{array.count}{code}", content, array.offset))
-        strings, position = [], array.offset
-        for _ in range(array.count):
-            begin = position + LENGTH.size
-            position = begin + LENGTH.unpack_from(content, position)[0]
-            strings.append(content[begin:position])
-    try:
-        return [string.decode() for string in strings]
-    except UnicodeDecodeError as error:
-        raise _damaged(array.file, f"its metadata hold text that is no UTF-8 ({error.reason})") from error
-
-
-def _splits(file: Path) -> tuple[Path, ...]:
+def _splits(file: Path, content: Content) -> tuple[Path, ...]:
     """All files of the model that `file` belongs to, by the way their names are made."""
-    match = SPLIT_NAME.fullmatch(file.name)
-    if match is None:
-        return (file,)
-    count = int(match[3])
-    if not 0 < count <= MAX_SPLITS:
-        raise ModelFilesError(f"{file}: a model in {count} files cannot be.")
-    files = tuple(file.with_name(f"{match[1]}-{number:05}-of-{match[3]}.gguf") for number in range(1, count + 1))
-    if absent := [other for other in files if not other.is_file()]:
+    files = tuple(file.with_name(name) for name in split_names(file.name))
+    if not files:
+        raise ModelFilesError(f"{file}: a model in so many files, or in none, cannot be.")
+    if absent := [other for other in files if not content.has(other)]:
         raise ModelFilesError(
-            f"{file}: {len(absent)} of the {count} files of this model are missing, the first is {absent[0].name}. "
-            "Download them into the same directory."
+            f"{file}: {len(absent)} of the {len(files)} files of this model are missing, the first is "
+            f"{absent[0].name}. Download them into the same directory."
         )
     return files
 
 
-def _read_one(file: Path) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-    with _opened(file) as content:
-        cursor = _Cursor(file, content)
-        if cursor.take(4, "the first bytes") != MAGIC:
-            raise ModelFilesError(f"{file}: this is no GGUF file: it does not begin with “GGUF”.")
-        version = cursor.number("I", "the version")
-        if version not in VERSIONS:
-            order = " (or its bytes are in big-endian order)" if version & 0xFFFF == 0 else ""
-            raise UnsupportedModelError(f"{file}: GGUF version {version}{order}; versions 2 and 3 can be read.")
-        tensor_count, key_count = cursor.number("Q", "a count"), cursor.number("Q", "a count")
-        metadata = _read_metadata(cursor, key_count)
-        tensors = _read_tensors(cursor, tensor_count, metadata)
-    return metadata, tensors
+def _read_one(file: Path, content: Content) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+    """Read as much of a file as its header turns out to have, at least twice as much at every new look."""
+    size = content.size(file)
+    if size == 0:
+        raise _damaged(file, "it is empty")
+    start, wanted = b"", content.first_bytes(file)
+    while True:
+        start += content.read(file, len(start), min(wanted, size, MAX_HEADER_BYTES))
+        try:
+            return _parse(_Cursor(file, start, size))
+        except _MoreIsNeeded:
+            wanted = 2 * len(start)
+
+
+def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
+    file = cursor.file
+    if cursor.take(4, "the first bytes") != MAGIC:
+        raise ModelFilesError(f"{file}: this is no GGUF file: it does not begin with “GGUF”.")
+    version = cursor.number("I", "the version")
+    if version not in VERSIONS:
+        order = " (or its bytes are in big-endian order)" if version & 0xFFFF == 0 else ""
+        raise UnsupportedModelError(f"{file}: GGUF version {version}{order}; versions 2 and 3 can be read.")
+    tensor_count, key_count = cursor.number("Q", "a count"), cursor.number("Q", "a count")
+    metadata = _read_metadata(cursor, key_count)
+    return metadata, _read_tensors(cursor, tensor_count, metadata)
+
+
+class _MoreIsNeeded(Exception):
+    """The header goes on behind what was read of the file."""
 
 
 class _Cursor:
-    """Steps through a header; every step is checked to stay within the file and within MAX_HEADER_BYTES."""
+    """Steps through the header of a file of `size` bytes, of which `content` is the start.
 
-    def __init__(self, file: Path, content: mmap.mmap):
-        self.file, self.content = file, content
-        self.size = len(content)
-        self.end = min(self.size, MAX_HEADER_BYTES)
+    Every step is checked to stay within the file and within MAX_HEADER_BYTES; one that leaves `content` raises
+    _MoreIsNeeded.
+    """
+
+    def __init__(self, file: Path, content: bytes, size: int):
+        self.file, self.content, self.size = file, content, size
+        self.end = min(size, MAX_HEADER_BYTES)
         self.position = 0
 
     def step(self, nbytes: int, what: str) -> int:
@@ -193,6 +210,8 @@ class _Cursor:
                 self.file,
                 f"{what} at byte {begin} needs {nbytes} bytes, but the header can have {self.end - begin} more",
             )
+        if nbytes > len(self.content) - begin:
+            raise _MoreIsNeeded
         self.position = begin + nbytes
         return begin
 
@@ -226,9 +245,12 @@ class _Cursor:
 
     def _step_over_strings(self, count: int, what: str) -> None:
         """A loop of its own: this is where nearly all the time goes."""
-        position, last, unpack, content = self.position, self.end - LENGTH.size, LENGTH.unpack_from, self.content
+        position, unpack, content = self.position, LENGTH.unpack_from, self.content
+        last = min(self.end, len(content)) - LENGTH.size
         for number in range(count):
             if position > last:
+                if position <= self.end - LENGTH.size:
+                    raise _MoreIsNeeded
                 raise _damaged(self.file, f"{what} should hold {count} strings, but the header ends after {number}")
             position += LENGTH.size + unpack(content, position)[0]
         self.step(position - self.position, what)
@@ -307,18 +329,6 @@ def _check_extents(file: Path, tensors: list[GgufTensor], start: int, size: int)
         end, before = tensor.offset + tensor.nbytes, _short(tensor.name)
     if end > size:
         raise _damaged(file, f"it is truncated: its tensors need {end} bytes, the file has {size}")
-
-
-@contextmanager
-def _opened(file: Path) -> Iterator[mmap.mmap]:
-    try:
-        with file.open("rb") as stream:
-            if os.fstat(stream.fileno()).st_size == 0:
-                raise _damaged(file, "it is empty")
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                yield content
-    except OSError as error:
-        raise ModelFilesError(f"{file}: cannot be read ({error.strerror}).") from error
 
 
 def _short(value: Any) -> str:

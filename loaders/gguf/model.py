@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 from loaders.errors import ModelFilesError
 from loaders.gguf.config import gguf_config, model_tensors
 from loaders.gguf.header import GgufFile, read_gguf
+from loaders.gguf.names import is_model_name, split_names
 from loaders.safetensors_files import Checkpoint
-
-LATER_SPLIT = re.compile(r".+-(?!00001)\d{5}-of-\d{5}\.gguf")
-NO_LANGUAGE = "mmproj"  # files that hold a projector of images for another file
 
 
 def is_gguf(path: Path | str) -> bool:
@@ -32,7 +29,7 @@ def gguf_or_directory(path: Path | str) -> Path:
     files = sorted(
         file
         for file in path.glob("*.gguf")
-        if file.is_file() and not LATER_SPLIT.fullmatch(file.name) and NO_LANGUAGE not in file.name
+        if file.is_file() and is_model_name(file.name) and split_names(file.name)[0] == file.name
     )
     if len(files) > 1:
         raise ModelFilesError(

@@ -9,7 +9,6 @@ from typing import Any
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.gguf.header import GgufFile
 from loaders.gguf.metadata import Metadata
-from loaders.safetensors_files import read_tensor_bytes
 
 # What Llama 3.1 and later ones are made with, besides the factor; files hold the outcome alone.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -74,7 +73,7 @@ def factors(gguf: GgufFile, name: str) -> list[float]:
     tensor = gguf.tensors.get(name)
     if tensor is None or tensor.kind != "F32" or len(tensor.values) != 1 or tensor.values[0] > MAX_FACTORS:
         raise ModelFilesError(f"{gguf.file}: {name} must be there, as a row of F32.")
-    found = list(struct.unpack(f"<{tensor.values[0]}f", read_tensor_bytes(tensor)))
+    found = list(struct.unpack(f"<{tensor.values[0]}f", gguf.bytes_of(tensor)))
     if not all(math.isfinite(factor) and factor > 0 for factor in found):
         raise ModelFilesError(f"{gguf.file}: {name} holds values that are not positive numbers.")
     return found

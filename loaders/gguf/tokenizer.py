@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from loaders.errors import ModelFilesError
 from loaders.gguf.config import family_of
-from loaders.gguf.header import GgufArray, GgufFile, read_array
+from loaders.gguf.header import GgufArray, GgufFile
 
 PREFIX = "tokenizer.ggml."
 # What transformers calls the values that it builds a tokenizer from.
@@ -93,7 +93,7 @@ def _without_more(backend: Tokenizer, count: int) -> Tokenizer:
 
 def _value(gguf: GgufFile, key: str) -> Any:
     value = gguf.metadata[f"{PREFIX}{key}"]
-    return read_array(value) if isinstance(value, GgufArray) else value
+    return gguf.items(value) if isinstance(value, GgufArray) else value
 
 
 def _flag(gguf: GgufFile, key: str, default: bool) -> bool:
