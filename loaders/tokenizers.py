@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase,
 from loaders.chat_templates import known_template
 from loaders.errors import ModelFilesError, OffloadError
 from loaders.gguf.model import is_gguf, read_gguf_cached
-from loaders.gguf.tokenizer import gguf_tokenizer, has_gguf_tokenizer
+from loaders.gguf.tokenizer import gguf_tokenizer
+from loaders.gguf.vocabulary import has_gguf_vocabulary
 from loaders.needed_files import VOCABULARY_FILES
 from loaders.safetensors_files import read_json
 from loaders.sentencepiece_file import is_sentencepiece_alone
@@ -21,7 +22,7 @@ from loaders.vocabulary import check_same_vocabulary
 def has_tokenizer(directory: str | Path) -> bool:
     """Whether the checkpoint in `directory`, or the GGUF file, comes with a tokenizer."""
     if is_gguf(directory):
-        return has_gguf_tokenizer(read_gguf_cached(directory))
+        return has_gguf_vocabulary(read_gguf_cached(directory))
     return any((Path(directory) / name).is_file() for name in VOCABULARY_FILES)
 
 

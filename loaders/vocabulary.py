@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from loaders.errors import DraftMismatchError, ModelFilesError
+from loaders.gguf.model import is_gguf, read_gguf_cached
+from loaders.gguf.vocabulary import gguf_vocabulary, has_gguf_vocabulary
 from loaders.safetensors_files import read_json
 from loaders.sentencepiece_file import FILE, is_sentencepiece_alone, read_sentencepiece
 
@@ -19,17 +21,22 @@ PLACEHOLDER = re.compile(
 
 
 def has_vocabulary(directory: Path | str) -> bool:
-    """Whether `read_vocabulary` can read the vocabulary in `directory`."""
+    """Whether `read_vocabulary` can read the vocabulary in `directory`, or of the GGUF file."""
+    if is_gguf(directory):
+        return Path(directory).is_file() and has_gguf_vocabulary(read_gguf_cached(directory))
     return (Path(directory) / "tokenizer.json").is_file() or is_sentencepiece_alone(directory)
 
 
 def read_vocabulary(directory: Path | str) -> dict[str, int] | None:
-    """Token to id, added tokens included, from `tokenizer.json` or else `tokenizer.model`; None without either.
+    """Token to id, added tokens included, from `tokenizer.json` or else `tokenizer.model`, or from a GGUF file.
 
-    Raises ModelFilesError where a file is damaged.
+    None where there is none of these, or the GGUF file is not here yet or lists no tokens. Raises ModelFilesError where
+    a file is damaged.
     """
     if not has_vocabulary(directory):
         return None
+    if is_gguf(directory):
+        return gguf_vocabulary(read_gguf_cached(directory))
     directory = Path(directory)
     file = directory / (FILE if is_sentencepiece_alone(directory) else "tokenizer.json")
     try:

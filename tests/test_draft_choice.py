@@ -13,6 +13,7 @@ import pytest
 from loaders import hub_cache
 from loaders.hub_cache import cached_model
 from loaders.spec import ModelSpec
+from loaders.vocabulary import read_vocabulary
 from offload_runtime import acceptance_store, draft_choice
 from offload_runtime.acceptance_store import Measurement, PairAcceptance, Setting
 from offload_runtime.draft_choice import DraftChoice, choose_draft
@@ -20,13 +21,14 @@ from offload_runtime.draft_table import FAMILIES, Candidate, Family, family_of
 from offload_runtime.errors import DraftMismatchError, ModelFilesError
 from offload_runtime.expected_acceptance import assumed_acceptance
 from offload_runtime.planning import prepare
-from offload_runtime.run_options import Options
+from offload_runtime.run_options import DEMO_TARGET, Options
 from scheduler.hardware import planned_machine
 from scheduler.machine import Machine
 from scheduler.plan import Limits
 from scheduler.sizes import GIB
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.construct import DEFAULT_ACCEPTANCE
+from tests.gguf_samples import write_gguf
 from tests.plan_samples import LLAMA3_70B, cpu, gpu
 from tests.tiny_models import checkpoint
 
@@ -229,6 +231,19 @@ def test_auto_finds_the_draft_in_the_hubs_cache(tiny_pair: tuple[Path, Path], mo
     monkeypatch.setenv("HF_HUB_CACHE", str(target))
     without = prepare(Options(target, "auto", device="cpu"))
     assert without.draft is None and without.plan.tree_size > 1
+
+
+def test_a_gguf_file_s_family_is_told_by_the_tokens_it_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: dict[Path, PairAcceptance]
+) -> None:
+    file = write_gguf(DEMO_TARGET, tmp_path / "demo-Q8_0.gguf", lambda tensor: "Q8_0")
+    target, words = replace(LLAMA3_70B, directory=file), read_vocabulary(DEMO_TARGET)
+    draft = write_vocabulary(tmp_path / ONE, words)
+    assert choose(target, {ONE: draft}.get) == DraftChoice(note=draft_choice.UNKNOWN_NOTE)
+    monkeypatch.setitem(FAMILIES, "Llama 3", replace(LLAMA_3, landmarks={"<|user|>": words["<|user|>"]}))
+    assert choose(target, {ONE: draft}.get) == DraftChoice(draft)
+    write_vocabulary(draft, {**words, "<|user|>": 0})
+    assert choose(target, {ONE: draft}.get).directory is None
 
 
 def test_a_named_draft_with_other_tokens_is_refused_before_anything_is_loaded(tiny_pair: tuple[Path, Path]) -> None:

@@ -18,6 +18,7 @@ from loaders.model_files import read_checkpoint
 from loaders.skeleton import build_skeleton
 from loaders.spec import read_spec
 from loaders.tokenizers import has_tokenizer, load_tokenizer
+from loaders.vocabulary import read_vocabulary
 from offload_runtime import OffloadRuntime
 from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET
 from scheduler.plan import Tier
@@ -164,6 +165,11 @@ TEXTS = (
     "   leading <|endoftext|>",
     "What does the function `os.path.join` do?",
 )
+
+
+def test_the_vocabulary_is_the_original_s(pair):
+    assert read_vocabulary(pair["target"]) == read_vocabulary(DEMO_TARGET) == load_tokenizer(DEMO_TARGET).get_vocab()
+    assert read_vocabulary(pair["target"].with_name("absent.gguf")) is None
 
 
 def test_the_tokenizer_is_the_original_s(pair):

@@ -45,10 +45,6 @@ LLAMA3_SPLIT = (
 )
 
 
-def has_gguf_tokenizer(gguf: GgufFile) -> bool:
-    return isinstance(gguf.metadata.get(f"{PREFIX}tokens"), GgufArray)
-
-
 def gguf_tokenizer(gguf: GgufFile) -> PreTrainedTokenizerBase:
     """Raises ModelFilesError for special tokens that the vocabulary does not hold, and what transformers raises."""
     values = {ours: _value(gguf, key) for key, ours in VALUES.items() if f"{PREFIX}{key}" in gguf.metadata}

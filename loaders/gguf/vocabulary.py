@@ -1,0 +1,22 @@
+"""The tokens that a GGUF file lists, by their ids. No torch."""
+
+from __future__ import annotations
+
+from loaders.errors import ModelFilesError
+from loaders.gguf.header import STRING, GgufArray, GgufFile
+
+TOKENS = "tokenizer.ggml.tokens"
+
+
+def has_gguf_vocabulary(gguf: GgufFile) -> bool:
+    """Whether there is a list of tokens."""
+    tokens = gguf.metadata.get(TOKENS)
+    return isinstance(tokens, GgufArray) and tokens.item_type == STRING
+
+
+def gguf_vocabulary(gguf: GgufFile) -> dict[str, int]:
+    """Token to id; of a token that is listed twice, the first. Raises ModelFilesError where there is no list."""
+    if not has_gguf_vocabulary(gguf):
+        raise ModelFilesError(f"{gguf.file}: its metadata list no tokens.")
+    tokens = gguf.items(gguf.metadata[TOKENS])
+    return {token: index for index, token in reversed([*enumerate(tokens)])}
