@@ -61,7 +61,7 @@ def _parts(prediction: Prediction, link: str, rule: str) -> Iterator[str]:
     parts = [f"{name} {_seconds(value)} s" for name, value in works.items() if value]
     at_once = len(parts) > 1
     yield f"  {_seconds(one_pass.total)} s per pass: {_listed(parts)}{', side by side' * at_once}"
-    drafting = f"{_seconds(prediction.draft_seconds)} s of drafting in {tree.depth} levels"
+    drafting = f"{_seconds(prediction.draft_seconds)} s of drafting in {tree.depth} level{'s' * (tree.depth > 1)}"
     yield f"  {drafting}{f', while the {link} goes on' * at_once}"
 
 

@@ -99,9 +99,10 @@ def test_tokens_per_second_only_where_seconds_are_known(draft: Path) -> None:
     assert len(list(forecast(known))) == 1, "nothing streams: how long a pass takes is not known"
 
 
-def test_with_a_known_machine_the_parts_add_up(draft: Path) -> None:
+@pytest.mark.parametrize(("depth", "levels"), [(1, "in 1 level,"), (3, "in 3 levels,")])
+def test_with_a_known_machine_the_parts_add_up(draft: Path, depth: int, levels: str) -> None:
     record(draft, [0.8, 0.1])
-    tree = {"tree_size": 8, "tree_depth": 3, "context_length": 64}
+    tree = {"tree_size": 8, "tree_depth": depth, "context_length": 64}
     with pytest.raises(DoesNotFitError) as smallest:
         preparation(draft, device_memory=1, **tree)
     known = preparation(draft, device_memory=smallest.value.needed, **tree)
@@ -112,6 +113,7 @@ def test_with_a_known_machine_the_parts_add_up(draft: Path) -> None:
     assert "verified by traversal" in tokens and packed[0] == "Acceptance: measured for this pair."
     numbers = [float(re.search(r"([\d.]+) s ", line)[1]) for line in (first, one_pass, drafting)]  # type: ignore[index]
     assert (numbers[1] + numbers[2]) / tokens_in(tokens) == pytest.approx(numbers[0], rel=0.02)
+    assert levels in drafting
     assert any("would fit into memory whole" in line for line in packed)
     assert "disk" in one_pass and "link" not in one_pass and "computing" in one_pass and "side by side" in one_pass
 

@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file's metadata describe, built by transformers' own code for it."""
+"""The tokenizer that a GGUF file's metadata describe."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 from importlib import import_module
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
-from tokenizers.pre_tokenizers import ByteLevel, Split
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from loaders.errors import ModelFilesError
+from loaders.gguf.byte_level import WHOLE_PIECES, byte_level_tokenizer
 from loaders.gguf.config import family_of
 from loaders.gguf.header import GgufArray, GgufFile
 
@@ -35,51 +35,38 @@ SPECIAL = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-# Vocabularies of Llama 3's kind. Files need not say of these that a text begins with a token for that, nor that text
-# which is a token as it stands is not taken apart.
-LLAMA3_SPLITS = {"llama3", "llama-v3", "llama-bpe", "falcon3"}
-
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
 
 
 def gguf_tokenizer(gguf: GgufFile) -> PreTrainedTokenizerBase:
     """Raises ModelFilesError for special tokens that the vocabulary does not hold, and what transformers raises."""
     values = {ours: _value(gguf, key) for key, ours in VALUES.items() if f"{PREFIX}{key}" in gguf.metadata}
-    tokens, is_llama3 = values["tokens"], values.get("pre_tokenizer_type") in LLAMA3_SPLITS
-    backend = _backend(gguf, values)
-    if is_llama3:
-        backend.model.ignore_merges = True
+    tokens, kind = values["tokens"], values.get("tokenizer_type")
+    backend = byte_level_tokenizer(gguf.file, values) if kind == "gpt2" else _sentencepiece(gguf, values)
+    begins = kind == "llama" or (kind == "gpt2" and values.get("pre_tokenizer_type") in WHOLE_PIECES)
     template = gguf.metadata.get("tokenizer.chat_template")
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         chat_template=template if isinstance(template, str) else None,
         clean_up_tokenization_spaces=False,
-        add_bos_token=_flag(gguf, "add_bos_token", default=is_llama3 or values.get("tokenizer_type") == "llama"),
+        add_bos_token=_flag(gguf, "add_bos_token", default=begins),
         add_eos_token=_flag(gguf, "add_eos_token", default=False),
         **{name: _special(gguf, tokens, key) for name, key in SPECIAL.items()},
     )
 
 
-def _backend(gguf: GgufFile, values: dict[str, Any]) -> Tokenizer:
-    """Before transformers 5.20 other code does this, which names families as transformers does and splits as GPT-2."""
+def _sentencepiece(gguf: GgufFile, values: dict[str, Any]) -> Tokenizer:
+    """As transformers makes it; before 5.20 other code does this, which names families as transformers does."""
     convert = getattr(import_module("transformers.integrations.gguf"), "convert_gguf_tokenizer", None)
     if convert:
         backend, _ = convert(gguf.get("general.architecture", str), values)
-        return _without_more(backend, len(values["tokens"]))
-    convert = import_module("transformers.integrations.ggml").convert_gguf_tokenizer
-    backend, _ = convert(family_of(gguf).model_type, values)
-    if values.get("pre_tokenizer_type") in LLAMA3_SPLITS:
-        steps = [Split(Regex(LLAMA3_SPLIT), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
-        backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
-        backend.decoder = decoders.ByteLevel()
+    else:
+        convert = import_module("transformers.integrations.ggml").convert_gguf_tokenizer
+        backend, _ = convert(family_of(gguf).model_type, values)
     return _without_more(backend, len(values["tokens"]))
 
 
 def _without_more(backend: Tokenizer, count: int) -> Tokenizer:
-    """Without added tokens that the model has no ids for: vocabularies of GPT-2's kind get its end of text."""
+    """Without added tokens that the model has no ids for: before 5.20 those of the published models are added."""
     if backend.get_vocab_size() <= count:
         return backend
     state = json.loads(backend.to_str())
