@@ -19,7 +19,15 @@ from loaders.hub_cache import cached_snapshot, gguf_sizes, note_commit, reposito
 from loaders.hub_errors import explained, network_forbidden, not_in_cache
 from loaders.hub_model import HubFile, HubModel
 from loaders.hub_names import HubName
-from loaders.needed_files import INDEX, SINGLE_FILE, has_safetensors, needed_files, needed_for_gguf, needs_index
+from loaders.needed_files import (
+    INDEX,
+    SINGLE_FILE,
+    TOKEN_FILES,
+    has_safetensors,
+    needed_files,
+    needed_for_gguf,
+    needs_index,
+)
 from loaders.safetensors_files import MAX_HEADER_BYTES, has_all_weights, read_weight_map
 
 if TYPE_CHECKING:
@@ -64,6 +72,14 @@ def fetch_file(repo: str, file: str, revision: str) -> Path:
     from huggingface_hub.utils import silent_tqdm
 
     return Path(hf_hub_download(repo, file, revision=revision, tqdm_class=silent_tqdm))
+
+
+def fetch_vocabulary(model: HubModel) -> None:
+    """Put the files that say what the tokens are into the cache: a plan for a draft looks at those of both models."""
+    with explained(model.name):
+        for file in model.missing:
+            if file.name in TOKEN_FILES and file.nbytes <= MAX_HEADER_BYTES:
+                fetch_file(model.name.repo, file.name, model.commit)
 
 
 def note_downloaded(model: HubModel) -> None:

@@ -12,6 +12,8 @@ GENERATION_CONFIG = "generation_config.json"
 
 # One of these holds the vocabulary, whatever the kind of tokenizer.
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+# What `vocabulary` reads.
+TOKEN_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json")
 
 # Files beside the weights, all small. None of them is code: what a repository would want to run stays there.
 _SMALL_FILES = {

@@ -70,15 +70,6 @@ def _ids_of(vocab: Any) -> dict[str, int]:
     return {entry[0]: index for index, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
 
 
-def compare_vocabularies(target: Path | str, draft: Path | str, target_rows: int, draft_rows: int) -> bool:
-    """`check_same_vocabulary` for two directories. False where one has no file to tell by."""
-    ours, theirs = read_vocabulary(target), read_vocabulary(draft)
-    if ours is None or theirs is None:
-        return False
-    check_same_vocabulary(ours, theirs, target_rows, draft_rows)
-    return True
-
-
 def check_same_vocabulary(
     target: Mapping[str, int], draft: Mapping[str, int], target_rows: int, draft_rows: int
 ) -> None:

@@ -59,12 +59,19 @@ class _Rated:
 
 
 def choose_draft(
-    target: ModelSpec, machine: Machine, limits: Limits, read: Read, locate: Locate = cached_model
+    target: ModelSpec,
+    vocabulary: dict[str, int] | None,
+    machine: Machine,
+    limits: Limits,
+    read: Read,
+    locate: Locate = cached_model,
 ) -> DraftChoice:
-    """The draft to use with `target`, as long as one of its family is there; otherwise at most a proposal."""
+    """The draft to use with `target`, as long as one of its family is there; otherwise at most a proposal.
+
+    vocabulary: of the target, as far as it is known.
+    """
     if target.recurrent:
         return DraftChoice(note=RECURRENT_NOTE)
-    vocabulary = read_vocabulary(target.directory)
     family = vocabulary and family_of(vocabulary, str(target.directory))
     if not vocabulary or not family:
         return DraftChoice(note=UNKNOWN_NOTE)

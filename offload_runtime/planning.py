@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from loaders.spec import ModelSpec
-from loaders.vocabulary import compare_vocabularies
+from loaders.vocabulary import check_same_vocabulary
 from offload_runtime.best_plan import best_plan
 from offload_runtime.draft_choice import DraftChoice, choose_draft
 from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
 from offload_runtime.expected_acceptance import ExpectedAcceptance, expected_acceptance
 from offload_runtime.packing import Packing
-from offload_runtime.read_models import ModelFiles, read_model, read_target, smaller_targets
+from offload_runtime.read_models import ModelFiles, read_model, read_target, smaller_targets, vocabulary_of
 from offload_runtime.run_options import AUTO, Options, located
 from scheduler.hardware import planned_machine, recognised, with_data_sheet
 from scheduler.machine import Machine, read_machine
@@ -75,8 +75,7 @@ def prepare(options: Options) -> Preparation:
         draft = acceptance = None
         if choice.directory is not None:
             draft = read_model(options, choice.directory, machine)
-            sizes = target.spec.vocab_size, draft.spec.vocab_size
-            compare_vocabularies(options.model, draft.spec.directory, *sizes)
+            _check_tokens(options, target.spec, draft.spec)
             acceptance = expected_acceptance(options.model, draft.spec)
         elif options.draft == AUTO and options.tree == "auto":
             limits = replace(limits, repeat_text=True)
@@ -96,7 +95,17 @@ def _choose(options: Options, target: ModelSpec, machine: Machine, limits: Limit
         return DraftChoice()
     if options.draft != AUTO:
         return DraftChoice(options.draft)
-    return choose_draft(target, machine, limits, lambda directory: read_model(options, directory, machine).spec)
+    vocabulary = None if target.recurrent else vocabulary_of(options, options.model)
+    return choose_draft(
+        target, vocabulary, machine, limits, lambda directory: read_model(options, directory, machine).spec
+    )
+
+
+def _check_tokens(options: Options, target: ModelSpec, draft: ModelSpec) -> None:
+    """Refuse a draft whose tokens are not the target's, where both can be told without torch."""
+    ours, theirs = vocabulary_of(options, options.model), vocabulary_of(options, draft.directory)
+    if ours and theirs:
+        check_same_vocabulary(ours, theirs, target.vocab_size, draft.vocab_size)
 
 
 def _plan(

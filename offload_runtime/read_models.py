@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from loaders.gguf.config import gguf_config, model_tensors
+from loaders.gguf.header import GgufFile
 from loaders.gguf.model import is_gguf
+from loaders.gguf.vocabulary import gguf_vocabulary, has_gguf_vocabulary
+from loaders.hub import fetch_vocabulary
 from loaders.hub_headers import on_the_hub, read_hub_checkpoint, read_hub_gguf
 from loaders.hub_model import HubModel
 from loaders.hub_names import directory_name
@@ -15,6 +18,7 @@ from loaders.model_files import read_checkpoint
 from loaders.quantization import BITS, Quantization
 from loaders.safetensors_files import Checkpoint
 from loaders.spec import ModelSpec, read_config, read_spec
+from loaders.vocabulary import read_vocabulary
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.packing import Packing
 from offload_runtime.run_options import Options
@@ -39,7 +43,9 @@ def read_model(options: Options, directory: Path, machine: Machine) -> ModelFile
     """What config and headers in `directory` say, or those on the hub where the files are not here yet."""
     source = _source(options, directory)
     if source and source.gguf and source.missing:
-        config, checkpoint = _hub_gguf(source)
+        gguf = _hub_gguf(source)
+        with on_the_hub(source):
+            config, checkpoint = gguf_config(gguf), Checkpoint(source.path, model_tensors(gguf))
     else:
         config = read_config(directory)  # refuses models before their headers are asked for
         checkpoint = _checkpoint(options, directory)
@@ -62,6 +68,20 @@ def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing
         else:
             files = _described(options, packing.quantization, packing.directory, machine)
     return replace(files, spec=replace(files.spec, name=name)), packing
+
+
+def vocabulary_of(options: Options, directory: Path) -> dict[str, int] | None:
+    """Token to id of a model, as far as its files tell without torch; None where they do not.
+
+    What the hub has of it, and the cache lacks, is asked for.
+    """
+    source = _source(options, directory)
+    if source and source.missing:
+        if source.gguf:
+            gguf = _hub_gguf(source)
+            return gguf_vocabulary(gguf) if has_gguf_vocabulary(gguf) else None
+        fetch_vocabulary(source)
+    return read_vocabulary(directory)
 
 
 def smaller_targets(options: Options, machine: Machine) -> Iterator[tuple[str, ModelSpec]]:
@@ -109,11 +129,9 @@ def _hub_checkpoint(source: HubModel) -> Checkpoint:
 
 
 @lru_cache(maxsize=4)
-def _hub_gguf(source: HubModel) -> tuple[dict[str, Any], Checkpoint]:
-    """Config and tensors of a GGUF model that is not here yet, whole or in part."""
-    gguf = read_hub_gguf(source)
-    with on_the_hub(source):
-        return gguf_config(gguf), Checkpoint(source.path, model_tensors(gguf))
+def _hub_gguf(source: HubModel) -> GgufFile:
+    """A GGUF model that is not here yet, whole or in part."""
+    return read_hub_gguf(source)
 
 
 def _files(

@@ -24,7 +24,8 @@ import pytest
 from huggingface_hub import constants
 
 HEADER = 1 << 17  # bytes that are asked for to read a header; longer answers are weights
-LARGE = (".safetensors", ".gguf", ".bin", "tokenizer.json")  # files of large-file storage
+WEIGHTS = (".safetensors", ".gguf", ".bin")
+LARGE = (*WEIGHTS, "tokenizer.json")  # files of large-file storage
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(match[1], unquote(match[2]), unquote(match[3]))
         elif match := re.fullmatch(r"/content/([^/]+/[^/]+)/([^/]+)/(.+)", unquote(path)):
-            self._content(self.hub.repositories[match[1]].commits[match[2]][match[3]])
+            content = self.hub.repositories[match[1]].commits[match[2]][match[3]]
+            self._content(content, is_weights=match[3].endswith(WEIGHTS))
         else:
             self._refuse(404, "EntryNotFound")
 
@@ -242,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
         target = f"{self.hub.content_url}/content/{name}/{commit}/{file}"
         self._send(302, b"", {**headers, "X-Linked-Etag": f'"{etag}"', "Location": target})
 
-    def _content(self, content: Content) -> None:
+    def _content(self, content: Content, is_weights: bool) -> None:
         """A part of a large file, or all of it; the place where things go wrong."""
         if self.hub.failures and self.command == "GET":
             self._refuse(self.hub.failures.pop(0), "")
@@ -255,7 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
         if asked and ranged:
             start, stop = int(asked[1]), min(int(asked[2] or stop - 1) + 1, stop)
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
-        self._send(206 if ranged else 200, content[start:stop], headers, breaks=True)
+        self._send(206 if ranged else 200, content[start:stop], headers, breaks=is_weights)
 
     def _refuse(self, status: int, code: str, headers: Mapping[str, str] | None = None) -> None:
         message = {"X-Error-Code": code, "X-Error-Message": code} if code else {}

@@ -83,7 +83,8 @@ def fast_gpu() -> Machine:
 
 
 def choose(target: ModelSpec, locate: Callable[[str], Path | None], machine: Machine | None = None) -> DraftChoice:
-    return choose_draft(target, machine or fast_gpu(), Limits(), spec_of, locate)
+    vocabulary = read_vocabulary(target.directory)
+    return choose_draft(target, vocabulary, machine or fast_gpu(), Limits(), spec_of, locate)
 
 
 @pytest.mark.parametrize("key", FAMILIES)
@@ -150,7 +151,8 @@ def test_damaged_drafts_are_passed_over(target: ModelSpec, present: Callable) ->
             raise ModelFilesError("torn")
         return spec_of(directory)
 
-    choice = choose_draft(target, fast_gpu(), Limits(), damaged, present(ONE, THREE))
+    vocabulary = read_vocabulary(target.directory)
+    choice = choose_draft(target, vocabulary, fast_gpu(), Limits(), damaged, present(ONE, THREE))
     assert choice.directory is not None and choice.directory.name == THREE.split("/")[1]
 
 

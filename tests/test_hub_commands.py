@@ -16,12 +16,14 @@ from loaders.random_checkpoint import SHAPES, _entries
 from loaders.safetensors_files import STORED_ITEMSIZE
 from offload_runtime import OffloadRuntime, fetching, planning
 from offload_runtime.chat import main
+from offload_runtime.draft_table import FAMILIES
 from offload_runtime.errors import DoesNotFitError, UsageError
 from offload_runtime.fetching import Download
 from offload_runtime.planning import prepare
 from offload_runtime.run_options import Options, located
 from scheduler.sizes import GIB
 from tests.fake_hub import FakeHub, Sparse, serve
+from tests.gguf_samples import write_gguf
 from tests.plan_samples import gpu
 from tests.tiny_models import checkpoint
 
@@ -96,7 +98,34 @@ def test_a_plan_downloads_no_weights_and_imports_no_torch(hub: FakeHub, tmp_path
     assert (remote["model"], remote["draft"]) == ("llama", "draft")
     assert remote["weight_bytes"] == local["weight_bytes"] and len(remote["tiers"]) == len(local["tiers"])
     assert "Not downloaded yet: " in done.stderr and f"{tmp_path / 'hub'} (" in done.stderr
-    assert hub.sent_bytes <= 2 << 17 and not list(tmp_path.rglob("*.safetensors"))
+    assert hub.sent_bytes <= 2 << 17 and not list(tmp_path.rglob("*.safetensors")), "headers, and tokens to compare"
+
+
+def test_a_draft_with_other_tokens_is_refused_before_the_download(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {file.name: file.read_bytes() for file in (DEMO / "draft").iterdir()}
+    record = json.loads(files["tokenizer.json"])
+    record["model"]["vocab"]["!"], record["model"]["vocab"]['"'] = 1, 0
+    hub.add("tiny/other", {**files, "tokenizer.json": json.dumps(record).encode()})
+    hub.add(
+        "tiny/gguf", {"demo-Q8_0.gguf": write_gguf(DEMO / "target", tmp_path / "x.gguf", lambda _: "Q8_0").read_bytes()}
+    )
+    for target in ("tiny/llama", "tiny/gguf"):
+        assert main(["-m", target, "-d", "tiny/other", "-p", "x", *BRIEF]) == 5
+        assert "The draft's tokens are not the target's" in capsys.readouterr().err
+    assert not [file for suffix in ("safetensors", "gguf") for file in (tmp_path / "hub").rglob(f"*.{suffix}")]
+
+
+def test_a_known_draft_is_named_before_the_target_is_downloaded(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The target's family is known by its tokens, which are small."""
+    tokens = {"model": {"vocab": dict(FAMILIES["Llama 3"].landmarks)}}
+    hub.add("big/llama-70b", {**large_model("llama-3-70b"), "tokenizer.json": json.dumps(tokens).encode()})
+    monkeypatch.setattr(planning, "read_machine", lambda device: gpu(24 * GIB, 192 * GIB))
+    assert main(["-m", "big/llama-70b", "--plan"]) == 0
+    assert "--draft meta-llama/Llama-3.2-1B-Instruct would speed this up" in capsys.readouterr().out
 
 
 def test_seventy_billion_parameters_are_planned_by_their_headers(
@@ -119,8 +148,8 @@ def test_a_pinned_model_is_called_by_its_commit(hub: FakeHub, capsys: pytest.Cap
     assert (
         output.out.startswith(f"Plan for tiny/llama@{repository.branches['v1'][:7]} (") and "draft draft" in output.out
     )
-    assert "Expected: " in output.out  # of a pair of which nothing can be known yet
-    assert "Not downloaded yet: 11.0 MB of tiny/llama@v1 and tiny/draft into " in output.err
+    assert "Not measured for this pair yet" in output.out
+    assert "Not downloaded yet: 10.5 MB of tiny/llama@v1 and tiny/draft into " in output.err
 
 
 # Download, question and the second run

@@ -9,7 +9,7 @@ import pytest
 
 from loaders.errors import DraftMismatchError, ModelFilesError
 from loaders.tokenizers import load_tokenizer
-from loaders.vocabulary import compare_vocabularies, read_vocabulary
+from loaders.vocabulary import check_same_vocabulary, read_vocabulary
 from offload_runtime.prompt import render_chat, turn_end_tokens
 from tests.sentencepiece_samples import CONFIG, splitter, trained, with_json, write_repository
 
@@ -89,13 +89,13 @@ def test_both_files_hold_the_same_vocabulary(kind: str, tmp_path: Path) -> None:
     alone = write_repository(tmp_path / "alone", trained(kind), config={**CONFIG, "legacy": True})
     tokenizer = with_json(alone, tmp_path / "json")
     assert read_vocabulary(alone) == read_vocabulary(tmp_path / "json") == tokenizer.get_vocab()
-    assert compare_vocabularies(alone, tmp_path / "json", 512, 380)
-    assert compare_vocabularies(tmp_path / "json", alone, 380, 512)
+    for one, other in ((alone, tmp_path / "json"), (tmp_path / "json", alone)):
+        check_same_vocabulary(read_vocabulary(one), read_vocabulary(other), 512, 380)
     again = load_tokenizer(tmp_path / "json")
     assert [again(text).input_ids for text in PROBES] == [tokenizer(text).input_ids for text in PROBES]
     other = write_repository(tmp_path / "other", trained(kind, vocab_size=310))
     with pytest.raises(DraftMismatchError, match="in the target"):
-        compare_vocabularies(alone, other, 512, 512)
+        check_same_vocabulary(read_vocabulary(alone), read_vocabulary(other), 512, 512)
 
 
 def test_a_plan_reads_a_vocabulary_without_torch(tmp_path: Path) -> None:
