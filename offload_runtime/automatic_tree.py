@@ -59,6 +59,8 @@ class AutomaticTree:
     def __init__(self, draft: Draft, target: Target, plan: Plan, max_depth: int, rule: str, known: LearnedAcceptance):
         self._draft, self._target, self._plan, self._rule, self._known = draft, target, plan, rule, known
         self._max_depth = max_depth
+        # Where weights stream, passes are long enough to be predicted well, and too long to be spent on trials.
+        self._streams = plan.slots > 0
         self._pass_times, self._level_times = PassTimes(floor=plan.seconds_per_pass or 0.0), PassTimes()
         self._settings: dict[Sampling, _Setting] = {}
         self._planned: dict[Sampling, Method] = {}
@@ -74,7 +76,8 @@ class AutomaticTree:
         return self._planned[sampling]
 
     def learn(self, method: Method, scored: Scored, verdict: Verdict) -> None:
-        self._known.learn(scored, verdict)
+        if method.draft_rows:
+            self._known.learn(scored, verdict)
 
     def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
         setting = self._settings.get(sampling)
@@ -89,7 +92,7 @@ class AutomaticTree:
             return
         seconds, setting.drafted = facts.draft_seconds + facts.target_seconds, drafts
         setting.chooser.passed(seconds)
-        if not facts.fresh_text:
+        if not facts.fresh_text and not self._streams:
             setting.contest.passed(drafts, seconds, facts.tokens, usual)
         for name, correction in setting.corrections.items():
             if drafts and name == setting.choice.method:
@@ -106,13 +109,16 @@ class AutomaticTree:
 
     def _choose(self, sampling: Sampling, text_length: int) -> Method:
         if sampling not in self._settings:
-            self._settings[sampling] = _Setting(Chooser(self._plan.tree_size, self._max_depth))
+            chooser = Chooser(self._plan.tree_size, self._max_depth, plain=self._streams)
+            self._settings[sampling] = _Setting(chooser)
         setting = self._settings[sampling]
         if setting.chooser.due:
             started = time.perf_counter()
             self._choose_tree(setting, sampling, text_length)
             setting.chooser.took(time.perf_counter() - started)
-        return setting.tree if setting.tree.draft_rows and setting.contest.drafts() else setting.plain
+        if not setting.tree.draft_rows:
+            return setting.plain
+        return setting.tree if self._streams or setting.contest.drafts() else setting.plain
 
     def _choose_tree(self, setting: _Setting, sampling: Sampling, text_length: int) -> None:
         known = self._known.now(sampling)

@@ -292,18 +292,18 @@ class Correction:
 
 
 class Chooser:
-    """Keeps the best tree up to date at little cost: after the first one, choosing takes under 1 % of the passes' time.
+    """Keeps the choice up to date at little cost: after the first one, choosing takes under 1 % of the passes' time.
 
     It chooses again when something has moved by more than 10 % since the last time: a yield, a time, the context. It
-    reads no clock; tell it by `passed` and `took` what things took. Whether a tree is better than none is left to
-    `contest`: plain decoding is chosen only where no tree is possible.
+    reads no clock; tell it by `passed` and `took` what things took. plain: False chooses the best tree where there is
+    any, for a `Contest` against plain decoding.
     """
 
     _MOVED = 0.1
     _SHARE = 0.01
 
-    def __init__(self, max_size: int, max_depth: int, sizes: Sequence[int] | None = None) -> None:
-        self._limits = max_size, max_depth, sizes
+    def __init__(self, max_size: int, max_depth: int, sizes: Sequence[int] | None = None, plain: bool = True) -> None:
+        self._limits, self._plain = (max_size, max_depth, sizes), plain
         self._choice: Choice | None = None
         self._seen: _Inputs | None = None  # what the choice was made from
         self._chose = False  # whether the last call of `current` did
@@ -313,7 +313,7 @@ class Chooser:
     def current(
         self, yields: Mapping[str, Yield], pass_seconds: Seconds, level_seconds: Seconds, context_length: int
     ) -> Choice:
-        """The tree to use now, as `choose` finds it; the same object while it stands."""
+        """The choice to use now, as `choose` makes it; the same object while it stands."""
 
         def inputs(size: int) -> _Inputs:
             times = [seconds(rows) for seconds in (pass_seconds, level_seconds) for rows in (1, size, self._limits[0])]
@@ -324,7 +324,7 @@ class Chooser:
             self.due and (self._seen is None or inputs(choice.size).moved_from(self._seen, self._MOVED))
         )
         if choice is None or self._chose:
-            choice = choose(yields, pass_seconds, level_seconds, *self._limits, current=choice, plain=False)
+            choice = choose(yields, pass_seconds, level_seconds, *self._limits, current=choice, plain=self._plain)
             self._choice, self._seen = choice, inputs(choice.size)
         return choice
 

@@ -151,6 +151,15 @@ def test_plain_decoding_is_tried_and_left_again():
     assert "none" not in methods[21:]
 
 
+def test_where_weights_stream_the_choice_goes_by_prediction():
+    """No pass is spent on trials."""
+    options = {"context_length": 160, "tree_size": 12, "tree_depth": 4}
+    with streaming_runtime(target(), perturbed(target(), 0.02), **options) as runtime:
+        set_times(runtime, lambda rows: 0.001, level=0.0, beside=0.009)
+        steps = list(runtime.stream(PROMPT, max_new_tokens=100, temperature=0))
+    assert "none" not in [step.method for step in steps]
+
+
 def test_what_the_draft_has_to_catch_up_with_is_not_a_trees_usual_time():
     with open_runtime() as runtime:
         set_times(runtime, compute_bound, level=0.01)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scheduler.cost import PassTimes
 from sequoia_tree import DEFAULT_ACCEPTANCE, expected_tokens, optimal_tree
 from sequoia_tree.choose import Choice, Chooser, Correction, Yield, choose, damped, reach_by_size
-from sequoia_tree.contest import Contest
 
 STATIC = {"static": Yield(DEFAULT_ACCEPTANCE)}
 BOTH = {"static": Yield(DEFAULT_ACCEPTANCE), "adaptive": Yield(tuple(damped(DEFAULT_ACCEPTANCE)))}
@@ -241,29 +240,22 @@ def test_one_pass_hardly_moves_the_correction():
     ],
 )
 def test_measuring_and_choosing_come_to_the_best_choice(pass_seconds, level_seconds):
-    rng, passes, levels, chooser, contest = random.Random(0), PassTimes(), PassTimes(), Chooser(768, 32), Contest()
+    rng, passes, levels, chooser = random.Random(0), PassTimes(), PassTimes(), Chooser(768, 32)
     passes.add(200, pass_seconds(200))  # a prompt
     levels.add(200, level_seconds(200))
     for step in range(300):
         choice = chooser.current(STATIC, passes.seconds, levels.seconds, 1000 + step)
-        contest.plain.predict(passes.seconds(1), 1.0)
-        contest.tree.predict(choice.seconds_per_pass, choice.tokens_per_pass)
-        drafts = contest.drafts()
-        size = choice.size if drafts else 1
-        growth = predicted("static", STATIC["static"], flat(0.0), level_seconds, choice.size, choice.depth)
-        drafting = growth[1] if drafts else 0.0
+        growth = predicted("static", STATIC["static"], flat(0.0), level_seconds, choice.size, max(1, choice.depth))
         noise = rng.uniform(0.95, 1.05) * (10 if rng.random() < 0.03 else 1)
-        passes.add(size, noise * pass_seconds(size))
-        if drafts:
-            levels.add(max(1, round((size - 1) / choice.depth)), drafting / choice.depth)
-        seconds = noise * pass_seconds(size) + drafting
-        contest.passed(drafts, seconds, choice.uncorrected_tokens if drafts else 1)
+        passes.add(choice.size, noise * pass_seconds(choice.size))
+        if choice.depth:
+            levels.add(max(1, round((choice.size - 1) / choice.depth)), growth[1] / choice.depth)
         chooser.took(0.003)
-        chooser.passed(seconds)
+        chooser.passed(pass_seconds(choice.size) + growth[1])
     best = choose(STATIC, pass_seconds, level_seconds, 768, 32)
-    found = choose(STATIC, pass_seconds, level_seconds, 768, 32, [choice.size] if contest.tree_leads else [1])
+    found = choose(STATIC, pass_seconds, level_seconds, 768, 32, [choice.size])
     assert found.seconds_per_token < 1.1 * best.seconds_per_token
-    assert contest.tree_leads == (best.method != "none")
+    assert (choice.method == "none") == (best.method == "none")
 
 
 class Counted:
@@ -335,17 +327,23 @@ def test_a_choice_that_stands_asks_hardly_anything():
     assert passes.calls <= 3
 
 
-def test_the_best_tree_is_chosen_where_plain_decoding_is_faster():
-    """Whether it is worth its time is left to observation."""
-    chooser = Chooser(256, 32)
+def test_the_best_tree_is_chosen_where_plain_decoding_is_left_out():
+    """Whether it is worth its time is then left to observation."""
+    chooser = Chooser(256, 32, plain=False)
     assert chooser.due
     assert chooser.current(STATIC, linear(0.0, 0.01), flat(0.02), 1000).size == 2
     assert choose(STATIC, linear(0.0, 0.01), flat(0.02), 256, 32).method == "none"
+    assert Chooser(256, 0, plain=False).current(STATIC, flat(1.0), flat(0.02), 1000).method == "none", "no level"
+
+
+def test_a_choice_is_due_where_it_is_affordable():
+    chooser = Chooser(256, 32)
+    assert chooser.due
+    stay(chooser)
     chooser.took(0.01)
     assert not chooser.due
     chooser.passed(1.1)
     assert chooser.due
-    assert Chooser(256, 0).current(STATIC, flat(1.0), flat(0.02), 1000).method == "none", "no level, no tree"
 
 
 def test_the_rate_of_a_choice():
