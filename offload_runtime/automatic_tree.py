@@ -19,6 +19,7 @@ from scheduler.cost import PassTimes
 from scheduler.plan import Plan
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.choose import Choice, Chooser, Correction, Yield, damped
+from sequoia_tree.contest import Contest, Pace
 from sequoia_tree.sampling import Sampling
 from sequoia_tree.verify import Verdict
 
@@ -40,10 +41,13 @@ class _Setting:
     corrections: dict[str, Correction] = field(
         default_factory=lambda: {"static": Correction(), "adaptive": Correction()}
     )
+    contest: Contest = field(default_factory=Contest)
     positions: float = -1.0  # known when `yields` were made
     vector: tuple[float, ...] = ()
     choice: Choice | None = None
-    method: Method = PLAIN
+    tree: Method = PLAIN  # what was chosen
+    plain: Method = PLAIN
+    drafted: bool = True  # whether the last pass was, so that the draft has read the text
 
 
 class AutomaticTree:
@@ -55,6 +59,8 @@ class AutomaticTree:
     def __init__(self, draft: Draft, target: Target, plan: Plan, max_depth: int, rule: str, known: LearnedAcceptance):
         self._draft, self._target, self._plan, self._rule, self._known = draft, target, plan, rule, known
         self._max_depth = max_depth
+        # Where weights stream, passes are long enough to be predicted well, and too long to be spent on trials.
+        self._streams = plan.slots > 0
         self._pass_times, self._level_times = PassTimes(floor=plan.seconds_per_pass or 0.0), PassTimes()
         self._settings: dict[Sampling, _Setting] = {}
         self._planned: dict[Sampling, Method] = {}
@@ -70,21 +76,26 @@ class AutomaticTree:
         return self._planned[sampling]
 
     def learn(self, method: Method, scored: Scored, verdict: Verdict) -> None:
-        self._known.learn(scored, verdict)
+        if method.draft_rows:
+            self._known.learn(scored, verdict)
 
     def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
-        rows = facts.nodes + facts.fresh_text
+        setting = self._settings.get(sampling)
+        rows, drafts = facts.nodes + facts.fresh_text, bool(method.draft_rows)
+        usual = not facts.fresh_text and (not drafts or setting is None or setting.drafted)
         if rows <= self._plan.rows:  # else it took several passes
             self._pass_times.add(rows, facts.target_seconds)
-        if method.draft_rows and not facts.fresh_text:
+        if drafts and usual:
             levels = len(method.draft_rows)
             self._level_times.add(round(sum(method.draft_rows) / levels), facts.draft_seconds / levels)
-        setting = self._settings.get(sampling)
-        if setting is None or setting.choice is None or method is not setting.method:
+        if setting is None or setting.choice is None or (method is not setting.tree and method is not setting.plain):
             return
-        setting.chooser.passed(facts.draft_seconds + facts.target_seconds)
+        seconds, setting.drafted = facts.draft_seconds + facts.target_seconds, drafts
+        setting.chooser.passed(seconds)
+        if not facts.fresh_text and not self._streams:
+            setting.contest.passed(drafts, seconds, facts.tokens, usual)
         for name, correction in setting.corrections.items():
-            if name == setting.choice.method:
+            if drafts and name == setting.choice.method:
                 drafted = _gain(name, sampling) * (setting.choice.uncorrected_tokens - 1)
                 correction.add(facts.tokens, 1 + drafted)
             else:
@@ -97,10 +108,19 @@ class AutomaticTree:
         return self._build(kind, sampling, known, self._plan.tree_size, self._plan.tree_depth)
 
     def _choose(self, sampling: Sampling, text_length: int) -> Method:
-        started = time.perf_counter()
         if sampling not in self._settings:
-            self._settings[sampling] = _Setting(Chooser(self._plan.tree_size, self._max_depth))
+            chooser = Chooser(self._plan.tree_size, self._max_depth, plain=self._streams)
+            self._settings[sampling] = _Setting(chooser)
         setting = self._settings[sampling]
+        if setting.chooser.due:
+            started = time.perf_counter()
+            self._choose_tree(setting, sampling, text_length)
+            setting.chooser.took(time.perf_counter() - started)
+        if not setting.tree.draft_rows:
+            return setting.plain
+        return setting.tree if self._streams or setting.contest.drafts() else setting.plain
+
+    def _choose_tree(self, setting: _Setting, sampling: Sampling, text_length: int) -> None:
         known = self._known.now(sampling)
         renewed = known.positions > NEWS * setting.positions
         if renewed:
@@ -111,22 +131,20 @@ class AutomaticTree:
         before = setting.choice
         choice = setting.chooser.current(yields, self._pass_times.seconds, self._level_times.seconds, text_length)
         if renewed or before is None or _tree(choice) != _tree(before):
-            setting.method = self._build(choice.method, sampling, known, choice.size, choice.depth)
+            setting.tree = self._build(choice.method, sampling, known, choice.size, choice.depth)
         setting.choice = choice
-        setting.method = self._predicted(setting.method, choice, yields)
-        setting.chooser.took(time.perf_counter() - started)
-        return setting.method
+        factor = yields[choice.method].factor if choice.method in yields else 0.0
+        tokens = 1 + factor * (choice.uncorrected_tokens - 1)
+        setting.tree = self._predicted(setting.tree, choice.size, tokens, setting.contest.tree)
+        setting.plain = self._predicted(PLAIN, 1, 1.0, setting.contest.plain)
 
-    def _predicted(self, method: Method, choice: Choice, yields: dict[str, Yield]) -> Method:
+    def _predicted(self, method: Method, nodes: int, tokens: float, pace: Pace) -> Method:
         """The method with what its next step is expected to yield and to take, by what is known now."""
         levels = len(method.draft_rows)
         drafting = levels * self._level_times.seconds(round(sum(method.draft_rows) / levels)) if levels else 0.0
-        factor = yields[choice.method].factor if choice.method in yields else 0.0
-        return replace(
-            method,
-            predicted_tokens=1 + factor * (choice.uncorrected_tokens - 1),
-            predicted_seconds=self._pass_times.seconds(choice.size) + drafting,
-        )
+        seconds = self._pass_times.seconds(nodes) + drafting
+        pace.predict(seconds, tokens)
+        return replace(method, predicted_tokens=tokens, predicted_seconds=seconds)
 
     def _build(self, kind: str, sampling: Sampling, known: Acceptance, size: int, depth: int) -> Method:
         if kind == "adaptive":

@@ -97,14 +97,16 @@ def choose(
     max_depth: int,
     sizes: Sequence[int] | None = None,
     current: Choice | None = None,
+    plain: bool = True,
 ) -> Choice:
     """The fastest of plain decoding and every method of `yields` at every size and depth; the smaller on near ties.
 
     pass_seconds: of a target pass over so many nodes. level_seconds: of a draft pass over so many. "adaptive" drafts
     the root and then d - 1 waves of (n - 1) // (d - 1) rows; any other method goes level by level, with a row for every
     node that has children. sizes: those to consider beside 1; by default powers of two, those times 1.5, and max_size.
-    current: kept where it is nearly as good. ValueError for limits below 1 node or 0 levels, for a method named
-    "none", and for times that are negative or not finite, or a pass that takes none.
+    current: kept where it is nearly as good. plain: False leaves plain decoding out where there is any tree. ValueError
+    for limits below 1 node or 0 levels, for a method named "none", and for times that are negative or not finite, or a
+    pass that takes none.
     """
     check_limits(max_size, max_depth=max_depth)
     if PLAIN in yields:
@@ -112,12 +114,14 @@ def choose(
     grid = tuple(sorted({min(size, max_size) for size in sizes or _default_sizes(max_size)} - {1}))
     check_limits(min(grid, default=1))
     passes = _times(pass_seconds, grid)
-    choices = [Choice(PLAIN, 1, 0, 1.0, float(_times(pass_seconds, (1,))[0]), 1.0)]
+    choices: list[Choice] = []
     for method, yielded in yields.items():
         growth = _growth(yielded.acceptance, grid, max_depth)
         if growth.depths:
             drafts = (_wave_seconds if method == "adaptive" else _level_seconds)(growth, level_seconds)
             choices += _best_of_each_size(method, yielded, growth, passes + drafts, current)
+    if plain or not choices:
+        choices.append(Choice(PLAIN, 1, 0, 1.0, float(_times(pass_seconds, (1,))[0]), 1.0))
     return _preferred(choices, current)
 
 
@@ -291,14 +295,15 @@ class Chooser:
     """Keeps the choice up to date at little cost: after the first one, choosing takes under 1 % of the passes' time.
 
     It chooses again when something has moved by more than 10 % since the last time: a yield, a time, the context. It
-    reads no clock; tell it by `passed` and `took` what things took.
+    reads no clock; tell it by `passed` and `took` what things took. plain: False chooses the best tree where there is
+    any, for a `Contest` against plain decoding.
     """
 
     _MOVED = 0.1
     _SHARE = 0.01
 
-    def __init__(self, max_size: int, max_depth: int, sizes: Sequence[int] | None = None) -> None:
-        self._limits = max_size, max_depth, sizes
+    def __init__(self, max_size: int, max_depth: int, sizes: Sequence[int] | None = None, plain: bool = True) -> None:
+        self._limits, self._plain = (max_size, max_depth, sizes), plain
         self._choice: Choice | None = None
         self._seen: _Inputs | None = None  # what the choice was made from
         self._chose = False  # whether the last call of `current` did
@@ -316,10 +321,10 @@ class Chooser:
 
         choice = self._choice
         self._chose = choice is None or (
-            self._affordable and (self._seen is None or inputs(choice.size).moved_from(self._seen, self._MOVED))
+            self.due and (self._seen is None or inputs(choice.size).moved_from(self._seen, self._MOVED))
         )
         if choice is None or self._chose:
-            choice = choose(yields, pass_seconds, level_seconds, *self._limits, current=choice)
+            choice = choose(yields, pass_seconds, level_seconds, *self._limits, current=choice, plain=self._plain)
             self._choice, self._seen = choice, inputs(choice.size)
         return choice
 
@@ -335,8 +340,9 @@ class Chooser:
             self._cost = seconds
 
     @property
-    def _affordable(self) -> bool:
-        return self._choosing + (self._cost or 0.0) <= self._SHARE * self._in_passes
+    def due(self) -> bool:
+        """Whether a choice is affordable; else the last one stands, and `current` need not be asked."""
+        return self._choice is None or self._choosing + (self._cost or 0.0) <= self._SHARE * self._in_passes
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from itertools import pairwise
 import pytest
 
 from offload_runtime import OffloadRuntime, automatic_tree
+from offload_runtime.automatic_tree import AutomaticTree
 from offload_runtime.model import Model
 from offload_runtime.status import reply_line
+from offload_runtime.tree_policy import PassFacts
 from scheduler.cost import PassTimes
 from sequoia_tree.choose import Chooser
 from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
@@ -39,9 +41,22 @@ def compute_bound(rows: int) -> float:
     return 1.0 * rows
 
 
-def set_times(runtime: OffloadRuntime, passes: Callable[[int], float], level: float = 0.01) -> None:
+def set_times(
+    runtime: OffloadRuntime, passes: Callable[[int], float], level: float = 0.01, beside: float = 0.0
+) -> None:
+    """What passes and levels of the draft take from now on, by prediction and by the clock.
+
+    beside: seconds of a step with a tree that no prediction knows of.
+    """
     policy = runtime._decoder._policy
     policy._pass_times, policy._level_times = Times(passes), Times(lambda rows: level)
+
+    def passed(method, sampling, facts):
+        drafting = level * len(method.draft_rows) + (beside if method.draft_rows else 0.0)
+        seconds = {"draft_seconds": drafting, "target_seconds": passes(facts.nodes)}
+        AutomaticTree.passed(policy, method, sampling, replace(facts, **seconds))
+
+    policy.passed = passed
 
 
 def target():
@@ -111,6 +126,51 @@ def test_a_draft_that_is_no_good_is_given_up(eager):
         set_times(runtime, link_bound, level=0.3)
         steps = list(runtime.stream(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0))
     assert steps[0].drafted > 0 and [step.method for step in steps[-5:]] == ["none"] * 5
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_a_tree_that_takes_longer_than_predicted_is_given_up(temperature):
+    """By prediction it is three times as fast as plain decoding, whatever that was seen to take."""
+    with open_runtime() as runtime:
+        set_times(runtime, lambda rows: 0.001, level=0.0, beside=0.009)
+        steps = list(runtime.stream(PROMPT, max_new_tokens=100, temperature=temperature))
+        methods = [step.method for step in steps]
+        assert methods[0] != "none" and methods.count("none") > 50
+        assert all(method == "none" for method in methods[-20:])
+        reply = write(runtime, temperature=temperature)
+        assert reply.stats.methods["none"] > 0.8 * reply.stats.passes, "the next reply knows it"
+    assert temperature or reply.token_ids == greedy(target(), PROMPT, NEW_TOKENS)
+
+
+def test_plain_decoding_is_tried_and_left_again():
+    with open_runtime() as runtime:
+        set_times(runtime, lambda rows: 0.001, level=0.0, beside=0.002)
+        steps = list(runtime.stream(PROMPT, max_new_tokens=120, temperature=0))
+    methods = [step.method for step in steps]
+    assert methods.index("none") == 17 and methods[17:21] == ["none"] * 4, "the first pass read the prompt"
+    assert "none" not in methods[21:]
+
+
+def test_where_weights_stream_the_choice_goes_by_prediction():
+    """No pass is spent on trials."""
+    options = {"context_length": 160, "tree_size": 12, "tree_depth": 4}
+    with streaming_runtime(target(), perturbed(target(), 0.02), **options) as runtime:
+        set_times(runtime, lambda rows: 0.001, level=0.0, beside=0.009)
+        steps = list(runtime.stream(PROMPT, max_new_tokens=100, temperature=0))
+    assert "none" not in [step.method for step in steps]
+
+
+def test_what_the_draft_has_to_catch_up_with_is_not_a_trees_usual_time():
+    with open_runtime() as runtime:
+        set_times(runtime, compute_bound, level=0.01)
+        write(runtime)
+        policy = runtime._decoder._policy
+        (setting,) = policy._settings.values()
+        facts = PassFacts(tokens=1, nodes=2, fresh_text=0, draft_seconds=9.0, target_seconds=1.0)
+        assert not setting.drafted
+        for _ in range(5):
+            AutomaticTree.passed(policy, setting.tree, next(iter(policy._settings)), facts)
+        assert len(setting.contest.tree._steps) == 4
 
 
 def test_a_seed_repeats_its_text_whatever_ran_before(eager):

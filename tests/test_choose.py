@@ -327,5 +327,24 @@ def test_a_choice_that_stands_asks_hardly_anything():
     assert passes.calls <= 3
 
 
+def test_the_best_tree_is_chosen_where_plain_decoding_is_left_out():
+    """Whether it is worth its time is then left to observation."""
+    chooser = Chooser(256, 32, plain=False)
+    assert chooser.due
+    assert chooser.current(STATIC, linear(0.0, 0.01), flat(0.02), 1000).size == 2
+    assert choose(STATIC, linear(0.0, 0.01), flat(0.02), 256, 32).method == "none"
+    assert Chooser(256, 0, plain=False).current(STATIC, flat(1.0), flat(0.02), 1000).method == "none", "no level"
+
+
+def test_a_choice_is_due_where_it_is_affordable():
+    chooser = Chooser(256, 32)
+    assert chooser.due
+    stay(chooser)
+    chooser.took(0.01)
+    assert not chooser.due
+    chooser.passed(1.1)
+    assert chooser.due
+
+
 def test_the_rate_of_a_choice():
     assert Choice("static", 8, 3, 2.5, 1.0, 2.5).seconds_per_token == pytest.approx(0.4)
