@@ -102,7 +102,12 @@ class AutomaticTree:
                 correction.idle()
 
     def _as_planned(self, sampling: Sampling) -> Method:
-        """By what was known at the start, of the planned size: the same whatever else was generated, however fast."""
+        """By what was known at the start, of the planned size: the same whatever else was generated, however fast.
+
+        Plain decoding where a processor streams nothing: trees seldom pay there, and no timing may say that one does.
+        """
+        if self._plan.device == "cpu" and not self._streams:
+            return PLAIN
         known = self._known.measured(sampling)
         kind = "adaptive" if known.positions >= LEAST_POSITIONS else "static"
         return self._build(kind, sampling, known, self._plan.tree_size, self._plan.tree_depth)

@@ -173,9 +173,13 @@ def test_what_the_draft_has_to_catch_up_with_is_not_a_trees_usual_time():
         assert len(setting.contest.tree._steps) == 4
 
 
+def open_streaming() -> OffloadRuntime:
+    return streaming_runtime(target(), perturbed(target(), 0.02), context_length=160, tree_size=SIZE, tree_depth=4)
+
+
 def test_a_seed_repeats_its_text_whatever_ran_before(eager):
     seeded = {"temperature": 1.0, "seed": 5}
-    with open_runtime() as runtime:
+    with open_streaming() as runtime:
         set_times(runtime, compute_bound)
         first = write(runtime, **seeded)
         assert set(first.stats.methods) == {"sequoia"} and first.stats.predicted_passes == 0
@@ -186,10 +190,21 @@ def test_a_seed_repeats_its_text_whatever_ran_before(eager):
         for _ in range(2):
             assert "none" not in write(runtime, temperature=1.0).stats.methods
         again = write(runtime, **seeded)
-    with open_runtime() as fresh:
+    with open_streaming() as fresh:
         anew = write(fresh, **seeded)
     assert first.token_ids == again.token_ids == anew.token_ids
     assert first.stats.methods == again.stats.methods == anew.stats.methods
+
+
+def test_where_a_processor_streams_nothing_a_seed_gets_no_tree(eager):
+    """It could not depend on times, and would mostly cost some."""
+    seeded = {"temperature": 1.0, "seed": 5}
+    with open_runtime() as runtime:
+        set_times(runtime, link_bound)
+        first = write(runtime, **seeded)
+        assert "none" not in write(runtime, temperature=1.0).stats.methods
+        again = write(runtime, **seeded)
+    assert set(first.stats.methods) == {"none"} and first.token_ids == again.token_ids
 
 
 def test_predictions_are_reported():

@@ -73,6 +73,8 @@ def runtimes():
         if tree not in opened:
             options = {"device": "cpu", "context_length": 32, **TREES[tree]}
             opened[tree] = OffloadRuntime.from_pretrained(target(), draft(), **options)
+            if tree == "auto":  # else texts by a seed would have no trees, with all on a processor
+                opened[tree]._decoder._policy._streams = True
         return opened[tree]
 
     yield runtime
