@@ -31,7 +31,7 @@ class Report:
 
     source: str
     fingerprint: str
-    label: str  # "int4, groups of 128"
+    label: str  # "int8, groups of 128"
     mean: float
     worst: float
     worst_in: str
@@ -92,7 +92,7 @@ def fingerprint(quantization: Quantization) -> str:
     files = [*source.files, source.directory / "config.json"]
     described = [
         quantization.bits,
-        GROUP_SIZES,
+        GROUP_SIZES[quantization.bits],
         CLIPPINGS[quantization.bits],
         [(file.name, *_state(file)) for file in files],
         sorted((tensor.name, tensor.dtype, tensor.shape, tensor.offset) for tensor in source.tensors.values()),

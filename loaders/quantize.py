@@ -3,7 +3,7 @@
 A group's scale has the sign that makes its largest value the most negative integer, of which there is one more than of
 positive ones: with 4 bits that is a step smaller by 1/8. Of a few clippings the one with least squared error is taken.
 Both together bring the error of normally distributed weights in groups of 128 from 11.7 % of their norm to 9.8 %; zero
-points, which not every kernel for experts takes, would bring it to 9.5 %.
+points, which not every kernel for experts takes, would bring it to 9.5 %. Groups of 32 bring it to 8.4 %.
 """
 
 from __future__ import annotations

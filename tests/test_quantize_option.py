@@ -121,7 +121,7 @@ def test_other_files_are_never_written_over(source, packings, tmp_path):
         prepare(options(source, quantized_directory=tmp_path))
     place = tmp_path / "place"
     text(source, quantized_directory=place)
-    with pytest.raises(UsageError, match=r"int4, groups of 128 and 64.*Remove the directory"):
+    with pytest.raises(UsageError, match=r"int4, groups of 32.*Remove the directory"):
         prepare(options(source, quantize="int8", quantized_directory=place))
     os.utime(source / "model.safetensors", ns=(0, 0))
     with pytest.raises(UsageError, match="have changed since"):
@@ -199,7 +199,7 @@ def test_the_command_line_states_the_error_once_and_again(tmp_path, capsys):
     line += ["--quantized-directory", str(tmp_path / "packed")]
     assert main(line) == 0
     output = capsys.readouterr()
-    assert "packed at the first start" in output.err and "error 9." in output.err and "worst " in output.err
+    assert "packed at the first start" in output.err and "error 8." in output.err and "worst " in output.err
     assert main([*line, "--json"]) == 0 and capsys.readouterr().err == ""
     assert main([*line, "--plan"]) == 0
     assert f"found in {tmp_path / 'packed'}" in capsys.readouterr().out

@@ -307,12 +307,14 @@ def test_a_flipped_bit_changes_the_text(tmp_path):
 
 
 def test_the_config_names_every_size_and_what_is_left_out():
-    packed = packed_model("llama", "int4", intermediate_size=104)
-    config = read_config(packed)["quantization_config"]
-    groups = {tuple(group["targets"]): group["weights"] for group in config["config_groups"].values()}
-    assert groups[("Linear",)]["group_size"] == 64
-    assert groups[("re:.*\\.down_proj$",)]["strategy"] == "channel"
-    assert "lm_head" in config["ignore"]
+    for name, inputs in (("int4", 32), ("int8", 64)):
+        config = read_config(packed_model("llama", name, intermediate_size=104))["quantization_config"]
+        groups = {tuple(group["targets"]): group["weights"] for group in config["config_groups"].values()}
+        assert groups[("Linear",)]["group_size"] == inputs
+        assert groups[("re:.*\\.down_proj$",)]["strategy"] == "channel"
+        assert "lm_head" in config["ignore"]
+    groups = read_config(packed_model("llama", "int8"))["quantization_config"]["config_groups"]
+    assert sorted(group["weights"]["group_size"] for group in groups.values()) == [64, 128]
     config = read_config(packed_model("qwen3_moe", "int4"))["quantization_config"]
     assert "re:.*\\.gate$" in config["ignore"]
     assert len(config["config_groups"]) == 1, "experts share one size"
