@@ -24,7 +24,8 @@ from loaders.spec import DTYPE_NAMES, LAYER_NUMBER, NUMBER
 
 BITS = {"int8": 8, "int4": 4}
 # Inputs that share a scale, by bits: the first number that divides all inputs; a whole row where none does. With 4 bits
-# 32 take 9 % more bytes than 128, and give back a quarter of what a model of 135M parameters loses in likelihood.
+# 32 take 9 % more bytes than 128; of a model of 135M parameters (SmolLM2) 128 and 64 made the perplexity 1.58 times as
+# large, 32 make it 1.38 times.
 GROUP_SIZES = {4: (32,), 8: (128, 64, 32)}
 PACKABLE = ("BF16", "F16", "F32")
 # Routers, and a projection that state-space models read past its module.
