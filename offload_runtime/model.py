@@ -236,7 +236,7 @@ class Model:
 
     def _bind_resident(self, units: Sequence[Unit], decoded: int, on_decoding: Progress | None) -> None:
         """Decode the first units for good, one at a time: the packed bytes of each are freed before the next."""
-        done, total = 0, sum(unit.layout.nbytes for unit in units[:decoded])
+        done, total = 0, sum(unit.layout.nbytes for unit in units[:decoded] if unit.decoded)
         with interrupts_deferred() as heed_interrupts:
             for index, buffer in self._weights.resident.items():
                 unit = units[index]

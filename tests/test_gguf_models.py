@@ -115,6 +115,18 @@ def test_the_peak_is_planned_where_decoded_layers_are_the_smaller_ones(tmp_path)
         assert reply.stats.peak_device_bytes <= runtime.plan.device_bytes
 
 
+def test_decoding_counts_up_to_all_of_what_is_decoded(tmp_path):
+    """The first layer of this file is not packed."""
+    source = checkpoint("qwen2", num_hidden_layers=3)
+    file = write_gguf(source, tmp_path / "model.gguf", lambda name: "F32" if ".layers.0." in name else "Q8_0")
+    counts = []
+    options = {"device": "cpu", "dtype": "float32", "context_length": 96}
+    with OffloadRuntime.from_pretrained(file, "none", **options, progress=lambda *count: counts.append(count)):
+        pass
+    decoding = [(done, total) for stage, done, total in counts if stage.startswith("decoding ")]
+    assert len(decoding) == 2 and decoding[-1][0] == decoding[-1][1] == 2 * decoding[0][0]
+
+
 def test_a_file_cut_off_after_its_header_was_read_is_an_error(tmp_path):
     file = Path(shutil.copyfile(gguf_model("Q8_0"), tmp_path / "model.gguf"))
     checkpoint = read_checkpoint(file)
