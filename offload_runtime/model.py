@@ -238,13 +238,13 @@ class Model:
         """Decode the first units for good, one at a time: the packed bytes of each are freed before the next."""
         done, total = 0, sum(unit.layout.nbytes for unit in units[:decoded] if unit.decoded)
         with interrupts_deferred() as heed_interrupts:
-            for index, buffer in self._weights.resident.items():
+            for index in [*self._weights.resident]:  # whose buffers are held by nothing else
                 unit = units[index]
                 if index >= decoded or unit.decoded is None:
-                    unit.bind(make_parameters(unit.layout, buffer))
+                    unit.bind(make_parameters(unit.layout, self._weights.resident[index]))
                     continue
                 larger = self._memory.empty(unit.decoded.layout.nbytes)
-                decode_unit(unit, buffer, larger)
+                decode_unit(unit, self._weights.resident[index], larger)
                 self._weights.replace(index, larger)
                 done += unit.layout.nbytes
                 if on_decoding:
