@@ -106,7 +106,7 @@ def test_a_flipped_byte_of_a_layer_or_of_the_embedding_changes_the_text(case, tm
 
 
 def test_the_peak_is_planned_where_decoded_layers_are_the_smaller_ones(tmp_path):
-    """float32 in another order, computed with in 16 bits: the layers that are to be decoded are larger than the rest."""
+    """float32 in another order, computed with in 16 bits: what is yet to be decoded is larger than what was."""
     file = write_gguf(checkpoint("llama", num_hidden_layers=48), tmp_path / "model.gguf", lambda name: "F32")
     options = {"device": "cpu", "dtype": "bfloat16", "context_length": 16, "tree": "none"}
     with OffloadRuntime.from_pretrained(file, "none", **options) as runtime:
