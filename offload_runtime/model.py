@@ -90,18 +90,19 @@ class Model:
         ]
         placed = (*tiers, Tier.DEVICE)
         self._weights = UnitMemory(unit_bytes, placed, slots, reader, memory, on_progress, pinned_limit)
-        try:
-            fill_decoded(skeleton, self._weights.resident[len(skeleton.units)])
-            self._bind_resident(units, decoded, on_decoding)
-        except BaseException:
-            self._weights.close()
-            raise
         self._choice = choice if self._weights.streams_experts else None
         self._hits: list[int] = []  # in layers of the pass under way
         self._reading = self._weights.reading  # when it began
-        self._hooks = list(self._add_hooks(skeleton.units))
+        self._hooks: list[RemovableHandle] = []
         packed = [parameter for unit in units[decoded:] for parameter in unit.packed.values()]
-        self._hooks += decode_before_use(packed, memory.empty(scratch_bytes(packed)))
+        try:
+            fill_decoded(skeleton, self._weights.resident[len(skeleton.units)])
+            self._bind_resident(units, decoded, on_decoding)
+            self._hooks += self._add_hooks(skeleton.units)
+            self._hooks += decode_before_use(packed, memory.empty(scratch_bytes(packed)))
+        except BaseException:
+            self._weights.close()
+            raise
         self.padded_total = 0
         self._padded: PaddedPasses | None = None
 
