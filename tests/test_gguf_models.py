@@ -15,8 +15,8 @@ from loaders.errors import ModelFilesError
 from loaders.gguf import config as gguf_config
 from loaders.gguf.header import read_gguf
 from loaders.model_files import read_checkpoint
+from loaders.read_spec import read_spec
 from loaders.skeleton import build_skeleton
-from loaders.spec import read_spec
 from loaders.tokenizers import has_tokenizer, load_tokenizer
 from loaders.vocabulary import read_vocabulary
 from offload_runtime import OffloadRuntime

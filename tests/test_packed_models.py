@@ -11,9 +11,9 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from loaders.decoding.hooks import scratch_bytes
+from loaders.read_spec import read_spec
 from loaders.safetensors_files import read_checkpoint
 from loaders.skeleton import build_skeleton
-from loaders.spec import read_spec
 from offload_runtime import OffloadRuntime
 from offload_runtime.planning import prepare
 from offload_runtime.run_options import Options
