@@ -63,18 +63,19 @@ def read_hub_gguf(model: HubModel) -> GgufFile:
     lists. Nothing is written to disk, so a header is never taken for the file.
     """
     content = _HubContent(model)
-    with explained(model.name):
-        content.begin()
-        with on_the_hub(model):
-            return read_gguf(model.path, content)
+    content.begin()
+    with on_the_hub(model):
+        return read_gguf(model.path, content)
 
 
 @contextmanager
 def on_the_hub(model: HubModel) -> Iterator[None]:
-    """Puts the model's name before what is wrong with a file that is not on disk."""
+    """Puts the model's name before what is wrong with a file that is not on disk; not twice before a connection's."""
     try:
         yield
     except (ModelFilesError, UnsupportedModelError) as error:
+        if str(error).startswith(f"{model.name}: "):
+            raise
         raise type(error)(f"{model.name} on the hub: {error}") from error
 
 
@@ -107,7 +108,8 @@ class _HubContent:
         begun = self._begun[file]
         if stop <= len(begun):
             return begun[start:stop]
-        more = read_range(self._model, self._listed[file], start, stop)
+        with explained(self._model.name):  # also of what is asked for later on: the config takes some small tensors
+            more = read_range(self._model, self._listed[file], start, stop)
         if start == len(begun):
             self._begun[file] = begun + more
         return more

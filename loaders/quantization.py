@@ -18,9 +18,10 @@ from typing import Any
 
 from loaders.errors import UnsupportedModelError
 from loaders.formats.weights import WORD_BITS
+from loaders.read_spec import LAYER_NUMBER, NUMBER
 from loaders.safetensors_files import Checkpoint, StoredTensor
 from loaders.shards import SHARD_BYTES, described, lay_out
-from loaders.spec import DTYPE_NAMES, LAYER_NUMBER, NUMBER
+from loaders.spec import DTYPE_NAMES
 
 BITS = {"int8": 8, "int4": 4}
 # Inputs that share a scale, by bits: the first number that divides all inputs; a whole row where none does. With 4 bits

@@ -27,10 +27,10 @@ from loaders.layout import TORCH_DTYPES
 from loaders.quantization import Matrix, Quantization
 from loaders.quantization_report import Report
 from loaders.quantize import Errors, pack_rows
+from loaders.read_spec import read_config
 from loaders.reader import choose_io
 from loaders.safetensors_files import STORED_ITEMSIZE, StoredTensor
 from loaders.shards import SHARD_BYTES, check_space, header, write_index
-from loaders.spec import read_config
 
 PIECE_BYTES = 1 << 20
 MAX_THREADS = 8  # more of them would wait for Python's lock

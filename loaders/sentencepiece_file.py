@@ -9,10 +9,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loaders.errors import ModelFilesError
 
 FILE = "tokenizer.model"
 UNIGRAM, BPE = 1, 2  # trainer_spec.model_type
+_LEAF = 1 << 31
 _MOST_BYTES = 256 << 20  # the largest published ones have 5 MB
 
 
@@ -54,7 +57,33 @@ def read_sentencepiece(file: Path) -> Any:
         raise _no_model(file, "it is neither of the unigram nor of the BPE kind")
     if not 0 <= model.trainer_spec.unk_id < len(model.pieces):
         raise _no_model(file, "its unknown token is none of its pieces")
+    if not _can_be_looked_up(model.normalizer_spec.precompiled_charsmap):
+        raise _no_model(file, "its table of characters leads out of itself")
     return model
+
+
+def _can_be_looked_up(table: bytes) -> bool:
+    """Whether no text leads whoever looks it up in this table of replacements out of it: tokenizers crashes then.
+
+    The bytes of a trie, the trie, and the replacements, each with a zero behind it. A node of the trie is 4 bytes: the
+    byte that leads to it, whether a replacement ends there, and what its own number is to be xored with to get to its
+    leaf, and from there by a byte to the next node. The highest bit marks leaves, which say where a replacement begins.
+    """
+    if not table:
+        return True
+    nbytes = int.from_bytes(table[:4], "little")
+    if not nbytes or nbytes % 4 or nbytes > len(table) - 4:
+        return False
+    units = np.frombuffer(table, "<u4", nbytes // 4, 4).astype(np.int64)
+    replacements = np.frombuffer(table, np.uint8, offset=4 + nbytes)
+    nodes = np.flatnonzero(units < _LEAF)
+    leaves = nodes ^ (units[nodes] >> 10 << ((units[nodes] & 1 << 9) >> 6))
+    if units[0] >= _LEAF or (leaves | 0xFF).max() >= len(units):
+        return False
+    begins = units[leaves[units[nodes] & 1 << 8 > 0]] % _LEAF
+    if np.any(begins >= len(replacements)):
+        return False
+    return not np.any(replacements[begins] & 0xC0 == 0x80)  # within a character
 
 
 def _no_model(file: Path, why: str) -> ModelFilesError:

@@ -33,9 +33,9 @@ from loaders.gguf.model import is_gguf
 from loaders.layout import Layout
 from loaders.model_files import config_file, read_checkpoint
 from loaders.packed import Packed, by_any_name, packed_parameters
+from loaders.read_spec import read_config
 from loaders.refused import WHAT_RUNS
 from loaders.safetensors_files import Checkpoint, StoredTensor
-from loaders.spec import read_config
 
 # Where a tensor goes: a module's own `_parameters` or `_buffers`, and the key. Assigning there takes 1 to 1.7 µs,
 # `setattr` on the module 38 to 69.

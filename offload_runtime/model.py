@@ -90,18 +90,19 @@ class Model:
         ]
         placed = (*tiers, Tier.DEVICE)
         self._weights = UnitMemory(unit_bytes, placed, slots, reader, memory, on_progress, pinned_limit)
-        try:
-            fill_decoded(skeleton, self._weights.resident[len(skeleton.units)])
-            self._bind_resident(units, decoded, on_decoding)
-        except BaseException:
-            self._weights.close()
-            raise
         self._choice = choice if self._weights.streams_experts else None
         self._hits: list[int] = []  # in layers of the pass under way
         self._reading = self._weights.reading  # when it began
-        self._hooks = list(self._add_hooks(skeleton.units))
+        self._hooks: list[RemovableHandle] = []
         packed = [parameter for unit in units[decoded:] for parameter in unit.packed.values()]
-        self._hooks += decode_before_use(packed, memory.empty(scratch_bytes(packed)))
+        try:
+            fill_decoded(skeleton, self._weights.resident[len(skeleton.units)])
+            self._bind_resident(units, decoded, on_decoding)
+            self._hooks += self._add_hooks(skeleton.units)
+            self._hooks += decode_before_use(packed, memory.empty(scratch_bytes(packed)))
+        except BaseException:
+            self._weights.close()
+            raise
         self.padded_total = 0
         self._padded: PaddedPasses | None = None
 
@@ -236,15 +237,15 @@ class Model:
 
     def _bind_resident(self, units: Sequence[Unit], decoded: int, on_decoding: Progress | None) -> None:
         """Decode the first units for good, one at a time: the packed bytes of each are freed before the next."""
-        done, total = 0, sum(unit.layout.nbytes for unit in units[:decoded])
+        done, total = 0, sum(unit.layout.nbytes for unit in units[:decoded] if unit.decoded)
         with interrupts_deferred() as heed_interrupts:
-            for index, buffer in self._weights.resident.items():
+            for index in [*self._weights.resident]:  # whose buffers are held by nothing else
                 unit = units[index]
                 if index >= decoded or unit.decoded is None:
-                    unit.bind(make_parameters(unit.layout, buffer))
+                    unit.bind(make_parameters(unit.layout, self._weights.resident[index]))
                     continue
                 larger = self._memory.empty(unit.decoded.layout.nbytes)
-                decode_unit(unit, buffer, larger)
+                decode_unit(unit, self._weights.resident[index], larger)
                 self._weights.replace(index, larger)
                 done += unit.layout.nbytes
                 if on_decoding:

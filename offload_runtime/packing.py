@@ -7,8 +7,8 @@ from loaders.cache_directory import cache_directory
 from loaders.hub_names import directory_name
 from loaders.quantization import BITS, Quantization
 from loaders.quantization_report import Report, fingerprint, read_report
+from loaders.read_spec import read_config
 from loaders.safetensors_files import read_checkpoint
-from loaders.spec import read_config
 from offload_runtime.errors import UsageError
 from scheduler.sizes import format_size
 

@@ -16,8 +16,9 @@ from loaders.hub_model import HubModel
 from loaders.hub_names import directory_name
 from loaders.model_files import read_checkpoint
 from loaders.quantization import BITS, Quantization
+from loaders.read_spec import read_config, read_spec
 from loaders.safetensors_files import Checkpoint
-from loaders.spec import ModelSpec, read_config, read_spec
+from loaders.spec import ModelSpec
 from loaders.vocabulary import read_vocabulary
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.packing import Packing

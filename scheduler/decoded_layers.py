@@ -30,19 +30,21 @@ NONE_DECODED = DecodedLayers()
 
 def decoded_layers(request: PlanRequest, room: int) -> DecodedLayers:
     """As many as `room` bytes of the device's memory hold, the draft's first: its passes are the most."""
-    room -= _largest_packed(request)
+    room -= loading_item(request).device_bytes
     draft, room = _fitting(request.draft, room) if request.draft else (0, room)
     target, room = _fitting(request.spec, room)
     return DecodedLayers(target, draft)
 
 
 def loading_item(request: PlanRequest) -> PlanItem:
-    """While layers are decoded, the packed bytes of one lie beside what was decoded."""
-    return PlanItem("a packed layer, while it is decoded", _largest_packed(request))
+    """While layers are decoded, the packed bytes of one lie beside what was decoded.
 
-
-def _largest_packed(request: PlanRequest) -> int:
-    return max((unit.nbytes for model in request.models for unit in model.units if unit.packed_bytes), default=0)
+    Those to come lie there too, and may be the larger ones: float32 that is computed with in 16 bits.
+    """
+    packed = [unit for model in request.models for unit in model.units if unit.packed_bytes]
+    shrinking = sum(max(0, unit.nbytes - unit.decoded.nbytes) for unit in packed)
+    largest = max((unit.nbytes for unit in packed), default=0)
+    return PlanItem("a packed layer, while it is decoded", largest + shrinking)
 
 
 def _fitting(spec: ModelSpec, room: int) -> tuple[int, int]:

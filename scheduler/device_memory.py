@@ -39,6 +39,15 @@ class DeviceMemory:
         """Count what was noted with `add` as freed."""
         self._held -= nbytes
 
+    def release_unused(self) -> None:
+        """Give the driver back what was freed: a device may be filled up by it otherwise, whatever the plan says.
+
+        PyTorch keeps freed blocks, and takes more beside them where what is asked for next is larger. It parts with
+        them where it finds no memory, but kernels that are loaded and other programs ask the driver.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     @property
     def peak_bytes(self) -> int:
         """Most bytes held at once since this object was made."""

@@ -97,9 +97,13 @@ class UnitMemory:
         return sum(len(buffer.tensor) for _, buffer in host if not buffer.pinned)
 
     def replace(self, unit: int, buffer: Tensor) -> None:
-        """Let `buffer`, of the device's memory, be what is resident of a unit; what was before is freed."""
+        """Let `buffer`, of the device's memory, be what is resident of a unit; what was before is freed.
+
+        Nobody else may hold on to that, nor to views of it.
+        """
         self._memory.remove(len(self.resident[unit]))
         self.resident[unit] = buffer
+        self._memory.release_unused()
 
     def acquire(self, unit: int) -> int:
         """Of a unit that streams, and is next in order: the index of its slot. See `Ring.acquire`."""

@@ -168,7 +168,7 @@ def _short(result: Outcome | Failure) -> str:
 
 
 def _heading(plan: Plan, job: Job, arguments: argparse.Namespace) -> Iterator[str]:
-    from loaders.spec import read_spec
+    from loaders.read_spec import read_spec
     from scheduler.sizes import format_size
 
     stored = read_spec(Path(job.model)).stored_dtype

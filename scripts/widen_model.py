@@ -75,7 +75,7 @@ def widen(
 
     from loaders.checkpoint_writer import write_checkpoint
     from loaders.random_checkpoint import RandomValues
-    from loaders.spec import read_config, read_spec
+    from loaders.read_spec import read_config, read_spec
 
     config, spec = read_config(source), read_spec(source)
     if spec.decode_bytes:

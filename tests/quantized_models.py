@@ -17,9 +17,9 @@ from loaders.formats.weights import PackedWeight, told_apart
 from loaders.quantization import BITS, Quantization
 from loaders.quantization_report import Report
 from loaders.quantized_checkpoint import write_quantized
+from loaders.read_spec import read_config
 from loaders.safetensors_files import read_checkpoint
 from loaders.shards import SHARD_BYTES
-from loaders.spec import read_config
 from tests.tiny_models import checkpoint
 
 

@@ -12,8 +12,8 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from loaders.errors import UnsupportedModelError
+from loaders.read_spec import read_config
 from loaders.refused import REFUSED, WHAT_RUNS
-from loaders.spec import read_config
 from offload_runtime import OffloadRuntime, attention
 from scheduler.plan import Tier
 from tests.architectures import ATTENTION, EXPERTS, STATES, SWEEP

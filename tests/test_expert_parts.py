@@ -9,12 +9,12 @@ from transformers import CONFIG_MAPPING
 from loaders.expert_names import ALL_EXPERTS_AT_ONCE
 from loaders.expert_parts import batches, split_experts
 from loaders.experts import hits_among
+from loaders.read_spec import read_config, read_spec
 from loaders.reader import WeightReader
 from loaders.safetensors_files import read_checkpoint
 from loaders.skeleton import build_skeleton
 from loaders.sources import UnitSource, map_sources
 from loaders.spans import joined
-from loaders.spec import read_config, read_spec
 from offload_runtime.attention import ATTENTION_NAME
 from tests.architectures import EXPERTS
 from tests.packed_models import packed_model

@@ -17,6 +17,7 @@ from offload_runtime.errors import DoesNotFitError, ModelFilesError
 from scheduler.machine import read_machine
 from scheduler.plan import Tier
 from scheduler.ring import Ring
+from scheduler.unit_memory import UnitMemory
 from tests.packed_models import packed_model
 from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
@@ -147,6 +148,23 @@ def test_memory_that_is_refused_while_loading(pair, monkeypatch):
     with pytest.raises(DoesNotFitError, match="of memory were planned") as caught:
         OffloadRuntime.from_pretrained(*pair, device="cpu", **OPTIONS)
     assert caught.value.options[0].startswith("--host-memory ")
+
+
+def test_memory_that_is_refused_when_all_is_loaded(monkeypatch):
+    """That which packed weights are decoded in: the ring is running by then, and has to be stopped."""
+    directory = packed_model("awq")
+    with streaming_runtime(directory, context_length=96) as runtime:
+        cap = runtime.plan.device_bytes
+
+    def refuse(*_):
+        raise MemoryError("256 bytes of host memory were refused")
+
+    monkeypatch.setattr("offload_runtime.model.decode_before_use", refuse)
+    rings, close = [], UnitMemory.close
+    monkeypatch.setattr(UnitMemory, "close", lambda self: (rings.append(self.ring), close(self)))
+    with pytest.raises(DoesNotFitError, match="of memory were planned"):
+        OffloadRuntime.from_pretrained(directory, "none", device="cpu", device_memory=cap, context_length=96)
+    assert len(rings) == 1 and rings[0] is not None
 
 
 def test_where_no_cap_would_do_the_planner_says_what_would(pair, monkeypatch):

@@ -14,7 +14,7 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.gguf.config import FAMILIES, MIXTURES, OUTER, gguf_config, model_tensors
 from loaders.gguf.header import read_gguf
 from loaders.gguf.model import gguf_or_directory
-from loaders.spec import read_config
+from loaders.read_spec import read_config
 from tests.gguf_samples import CASES, gguf, gguf_model, write_gguf
 from tests.tiny_models import make_checkpoint
 

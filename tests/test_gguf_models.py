@@ -15,15 +15,15 @@ from loaders.errors import ModelFilesError
 from loaders.gguf import config as gguf_config
 from loaders.gguf.header import read_gguf
 from loaders.model_files import read_checkpoint
+from loaders.read_spec import read_spec
 from loaders.skeleton import build_skeleton
-from loaders.spec import read_spec
 from loaders.tokenizers import has_tokenizer, load_tokenizer
 from loaders.vocabulary import read_vocabulary
 from offload_runtime import OffloadRuntime
 from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET
 from scheduler.plan import Tier
 from tests.gguf_samples import CASES, gguf, gguf_model, write_gguf
-from tests.tiny_models import PROMPT, greedy, perturbed, reference, streaming_runtime
+from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed, reference, streaming_runtime
 from tests.tokenizer_samples import BYTES, SPECIAL, WORDS, metaspace
 
 NEW_TOKENS = 24
@@ -103,6 +103,28 @@ def test_a_flipped_byte_of_a_layer_or_of_the_embedding_changes_the_text(case, tm
             stream.seek(-len(content), 1)
             stream.write(bytes(byte ^ 0x24 for byte in content))
         assert text_of(file) != greedy(gguf_model(case).parent / "decoded", PROMPT, NEW_TOKENS)
+
+
+def test_the_peak_is_planned_where_decoded_layers_are_the_smaller_ones(tmp_path):
+    """float32 in another order, computed with in 16 bits: what is yet to be decoded is larger than what was."""
+    file = write_gguf(checkpoint("llama", num_hidden_layers=48), tmp_path / "model.gguf", lambda name: "F32")
+    options = {"device": "cpu", "dtype": "bfloat16", "context_length": 16, "tree": "none"}
+    with OffloadRuntime.from_pretrained(file, "none", **options) as runtime:
+        reply = runtime.generate(PROMPT[:4], max_new_tokens=2, temperature=0)
+        assert runtime.plan.decoded.target == 48
+        assert reply.stats.peak_device_bytes <= runtime.plan.device_bytes
+
+
+def test_decoding_counts_up_to_all_of_what_is_decoded(tmp_path):
+    """The first layer of this file is not packed."""
+    source = checkpoint("qwen2", num_hidden_layers=3)
+    file = write_gguf(source, tmp_path / "model.gguf", lambda name: "F32" if ".layers.0." in name else "Q8_0")
+    counts = []
+    options = {"device": "cpu", "dtype": "float32", "context_length": 96}
+    with OffloadRuntime.from_pretrained(file, "none", **options, progress=lambda *count: counts.append(count)):
+        pass
+    decoding = [(done, total) for stage, done, total in counts if stage.startswith("decoding ")]
+    assert len(decoding) == 2 and decoding[-1][0] == decoding[-1][1] == 2 * decoding[0][0]
 
 
 def test_a_file_cut_off_after_its_header_was_read_is_an_error(tmp_path):

@@ -256,6 +256,20 @@ def test_packed_layers_give_the_text_of_the_decoded_weights(case):
     assert texts[0] == texts[1] == texts[2]
 
 
+def test_what_is_replaced_goes_back_to_the_driver(device, weights):
+    """PyTorch would keep it, since nothing that is asked for next fits in."""
+    path, units, _ = weights
+    device_memory = DeviceMemory(device)
+    memory = UnitMemory(units, [DEVICE] * UNITS, 0, WeightReader([path]), device_memory)
+    try:
+        before = torch.cuda.memory_reserved()
+        for unit in range(UNITS):
+            memory.replace(unit, device_memory.empty(2 * UNIT_BYTES))
+        assert torch.cuda.memory_reserved() - before < 1.5 * UNITS * UNIT_BYTES
+    finally:
+        memory.close()
+
+
 def streaming_cap(target, draft="none", **options) -> int:
     """The least device memory that the planner accepts: every layer streams."""
     return least(lambda cap: {"device_memory": cap}, target, draft, {"device": "cuda", "context_length": 96, **options})

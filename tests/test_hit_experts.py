@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING
 from loaders.errors import ModelFilesError
 from loaders.expert_names import ALL_EXPERTS_AT_ONCE
 from loaders.expert_parts import ExpertParts
-from loaders.spec import read_spec
+from loaders.read_spec import read_spec
 from offload_runtime import OffloadRuntime, model
 from scheduler import staging
 from scheduler.expert_choice import ExpertChoice

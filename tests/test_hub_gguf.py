@@ -21,7 +21,7 @@ from loaders.gguf.header import read_gguf
 from loaders.gguf.model import read_gguf_checkpoint, read_gguf_config
 from loaders.hub import find_model
 from loaders.hub_download import begun_bytes, download
-from loaders.hub_headers import read_hub_gguf
+from loaders.hub_headers import on_the_hub, read_hub_gguf
 from loaders.hub_model import HubModel
 from loaders.hub_names import HubName
 from offload_runtime import OffloadRuntime, acceptance_store, fetching
@@ -96,6 +96,18 @@ def test_a_header_on_the_hub_is_read_as_the_file_is(hub: FakeHub, small_steps: N
     fetch(model)
     assert config == read_gguf_config(model.path) == read_gguf_config(gguf_model(name))
     assert tensors == read_gguf_checkpoint(model.path).tensors
+
+
+def test_a_connection_that_ends_behind_the_header_is_explained(
+    hub: FakeHub, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the config takes of the tensors is asked for when the header has been read."""
+    hub.add("tiny/gguf", {"Foo.gguf": case("llama with other rotations")})
+    model = find_model(TINY)
+    remote = read_hub_gguf(model)
+    hub.failures += [503]
+    with pytest.raises(ModelFilesError, match=r"^tiny/gguf: http.* fails \(503\)"), on_the_hub(model):
+        gguf_config(remote)
 
 
 def test_a_plan_leaves_nothing_that_could_be_taken_for_the_model(hub: FakeHub, tmp_path: Path) -> None:

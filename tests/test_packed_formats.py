@@ -19,10 +19,10 @@ from loaders.errors import ModelFilesError, OffloadError, UnsupportedModelError
 from loaders.formats import METHODS, read_format
 from loaders.formats.schemes import Scaled
 from loaders.formats.weights import told_apart
+from loaders.read_spec import read_spec
 from loaders.safetensors_files import STORED_ITEMSIZE, Checkpoint, read_checkpoint, read_header
 from loaders.skeleton import build_skeleton
 from loaders.sources import map_sources
-from loaders.spec import read_spec
 from tests.packed_models import compressed_config, gptq_config, packed_model
 from tests.packed_samples import gptq, rewrite
 from tests.packed_weights import NAME, WEIGHTS, packed_weight

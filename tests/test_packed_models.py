@@ -8,19 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from loaders.decoding.hooks import scratch_bytes
+from loaders.read_spec import read_spec
 from loaders.safetensors_files import read_checkpoint
 from loaders.skeleton import build_skeleton
-from loaders.spec import read_spec
 from offload_runtime import OffloadRuntime
 from offload_runtime.planning import prepare
 from offload_runtime.run_options import Options
 from scheduler.decoded_layers import DecodedLayers
+from scheduler.device_memory import DeviceMemory
 from scheduler.memory_items import weight_bytes
 from scheduler.pass_cost import PassCost
 from scheduler.plan import Tier
 from scheduler.sizes import GIB
+from scheduler.unit_memory import UnitMemory
 from tests.packed_models import CASES, WHOLE, packed_model
 from tests.plan_samples import gpu
 from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
@@ -89,6 +92,22 @@ def test_layers_are_decoded_as_far_as_there_is_memory(case, decoded):
         assert runtime.plan.decoded == DecodedLayers(decoded, 0)
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     assert reply.token_ids == greedy(directory / "decoded", PROMPT, NEW_TOKENS)
+
+
+def test_packed_bytes_are_free_once_a_layer_is_decoded(monkeypatch):
+    """Then what PyTorch keeps of them goes back to a GPU's driver."""
+    packed, held = [], []
+    replace_buffer = UnitMemory.replace
+
+    def replacing(self, unit, buffer):
+        packed.append(StorageWeakRef(self.resident[unit].untyped_storage()))
+        replace_buffer(self, unit, buffer)
+
+    monkeypatch.setattr(UnitMemory, "replace", replacing)
+    monkeypatch.setattr(DeviceMemory, "release_unused", lambda _: held.append(not packed[-1].expired()))
+    directory = packed_model("awq experts")
+    with resident_runtime(directory, None):
+        assert held == [False] * len(read_spec(directory).units)
 
 
 @pytest.mark.parametrize("case", WHOLE)

@@ -18,8 +18,8 @@ from loaders.direct_io import OpenFile, Workers
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.quantization_report import REPORT_FILE, fingerprint, read_report
 from loaders.quantized_checkpoint import write_quantized
+from loaders.read_spec import read_config, read_spec
 from loaders.safetensors_files import read_checkpoint
-from loaders.spec import read_config, read_spec
 from offload_runtime import OffloadRuntime
 from tests.quantized_models import (
     decoded_copy,

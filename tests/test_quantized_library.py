@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loaders.spec import read_config
+from loaders.read_spec import read_config
 from tests.quantized_models import decoded_copy, decoded_weight, packed_model, packed_weights, stored_tensors
 from tests.test_quantized_checkpoint import CASES
 from tests.tiny_models import PROMPT, greedy

@@ -1,8 +1,10 @@
 """Vocabularies in SentencePiece's own file: split as it does, compared with others, refused where damaged."""
 
 import json
+import struct
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -51,9 +53,10 @@ def test_text_is_split_as_sentencepiece_splits_it(kind: str, case: str, tmp_path
         {"add_dummy_prefix": False},
         {"remove_extra_whitespaces": True},
         {"normalization_rule_name": "nmt_nfkc"},
+        {"normalization_rule_name": "nfkc_cf"},
         {"bos_id": 3, "bos_piece": "<bos>", "eos_piece": "<eos>", "pad_id": 1, "eos_id": 2, "byte_fallback": False},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: "{}={}".format(*next(iter(options.items()))),
 )
 def test_the_file_says_how_it_is_split(kind: str, options: dict, tmp_path: Path) -> None:
     content = trained(kind, **options)
@@ -124,6 +127,52 @@ def test_damaged_files_are_a_model_files_error(case: str, tmp_path: Path) -> Non
     for read in (load_tokenizer, read_vocabulary):
         with pytest.raises(ModelFilesError, match=rf"tokenizer\.model: .*{why}.*copy a tokenizer\.json"):
             read(directory)
+
+
+def table(units: list[int], replacements: bytes = b"x\0") -> bytes:
+    return struct.pack(f"<{len(units) + 1}I", 4 * len(units), *units) + replacements
+
+
+def trie(**changed: int) -> list[int]:
+    """Of 512 nodes: "a" is replaced by what begins at 0. root, node, leaf: other values for these."""
+    units = [0] * 512
+    units[0] = changed.get("root", 256 << 10)
+    units[256 ^ ord("a")] = changed.get("node", 1 << 10 | 1 << 8 | ord("a"))
+    units[256 ^ ord("a") ^ 1] = changed.get("leaf", 1 << 31)
+    return units
+
+
+TABLES = {
+    "no bytes of a trie": b"\1",
+    "an empty trie": table([]),
+    "a trie that ends early": table([0] * 512)[:1000],
+    "a block that ends early": table(trie()[:400]),
+    "a root that is a leaf": table(trie(root=1 << 31)),
+    "a root that leads out": table(trie(root=512 << 10)),
+    "a node that leads out": table(trie(node=512 << 10 | 1 << 8 | ord("a"))),
+    "a replacement behind the last": table(trie(leaf=1 << 31 | 99)),
+    "a replacement within a character": table(trie(leaf=1 << 31 | 1), "é\0".encode()),
+}
+
+
+def with_table(content: bytes) -> bytes:
+    model = import_module("sentencepiece.sentencepiece_model_pb2").ModelProto.FromString(trained("unigram"))
+    model.normalizer_spec.precompiled_charsmap = content
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_a_table_of_characters_that_leads_out_of_itself_is_refused(case: str, tmp_path: Path) -> None:
+    """tokenizers would crash, in the middle of a conversation where only some text leads there."""
+    directory = write_repository(tmp_path, with_table(TABLES[case]))
+    with pytest.raises(ModelFilesError, match="its table of characters leads out of itself"):
+        load_tokenizer(directory)
+
+
+def test_a_table_of_characters_is_used(tmp_path: Path) -> None:
+    content = with_table(table(trie(), b"cat\0"))
+    tokenizer = load_tokenizer(write_repository(tmp_path, content))
+    assert tokenizer("a").input_ids == [1, *splitter(content).encode("a")] == [1, splitter(trained("unigram"))["▁cat"]]
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.read_spec import NO_POSITION_LIMIT, read_config, read_spec
 from loaders.safetensors_files import read_checkpoint
 from loaders.skeleton import build_skeleton
-from loaders.spec import NO_POSITION_LIMIT, read_config, read_spec
 from tests.model_samples import SMALL, save_small_model
 
 # Numbers cached per token by all layers: two layers of 2 × 2 heads of 16, where nothing else is said.
@@ -164,7 +164,7 @@ def test_no_directory(tmp_path):
 
 
 def test_a_spec_needs_no_torch(llama):
-    code = "import sys; from loaders.spec import read_spec; read_spec(sys.argv[1]); print('torch' in sys.modules)"
+    code = "import sys; from loaders.read_spec import read_spec; read_spec(sys.argv[1]); print('torch' in sys.modules)"
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code, llama], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

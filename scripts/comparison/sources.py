@@ -20,7 +20,7 @@ from comparison.same_contexts import measure_same_contexts
 from comparison.texts import acceptance_tables, observe_beside
 from loaders.hub_names import directory_name
 from loaders.model_files import read_checkpoint
-from loaders.spec import read_spec
+from loaders.read_spec import read_spec
 from offload_runtime.errors import UsageError
 from offload_runtime.fetching import fetched
 from offload_runtime.options import model_options

@@ -13,7 +13,7 @@ import torch
 from gpu.bench import Bench, Budget
 from gpu.passes import time_passes
 from gpu.records import Missing, Offloading, Record
-from loaders.spec import read_spec
+from loaders.read_spec import read_spec
 from offload_runtime.drawn_tree import DrawnTree
 from scheduler.plan import Plan, Tier
 
