@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.gguf.content import DISK
-from loaders.gguf.header import GgufFile, read_gguf
+from loaders.gguf.header import MAX_HEADER_BYTES, GgufFile, read_gguf
 from loaders.hub_errors import explained
 from loaders.hub_model import HubFile, HubModel
 from loaders.hub_ranges import read_range
@@ -27,6 +27,7 @@ from loaders.safetensors_files import (
 
 _HEADER_GUESS = 1 << 17  # of a shard of a few GB the header has some 10 kB, of 10,000 experts about 1 MB
 _GGUF_GUESS = 1 << 20  # the first file has the vocabulary: of 32,000 tokens less than this, of 128,000 some 8 MB
+_MOST_BYTES = MAX_HEADER_BYTES  # of all files of a model together
 _THREADS = 8
 
 
@@ -109,6 +110,8 @@ class _HubContent:
         if stop <= len(begun):
             return begun[start:stop]
         with explained(self._model.name):  # also of what is asked for later on: the config takes some small tensors
+            if sum(map(len, self._begun.values())) + stop - start > _MOST_BYTES:
+                raise ModelFilesError(f"{file.name}: the headers of its model need more than {_MOST_BYTES:,} bytes.")
             more = read_range(self._model, self._listed[file], start, stop)
         if start == len(begun):
             self._begun[file] = begun + more

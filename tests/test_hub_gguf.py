@@ -342,6 +342,15 @@ def test_a_lying_hub(
     assert hub.sent_bytes <= 3 << 20, "no more than a header may have"
 
 
+def test_headers_of_many_files_are_bounded_together(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_headers, "_MOST_BYTES", 1 << 20)
+    files = {f"Foo-Q8_0-{number:05}-of-00012.gguf": Sparse(header((ARCHITECTURE,)), 1 << 30) for number in range(1, 13)}
+    hub.add("tiny/gguf", files)
+    with pytest.raises(ModelFilesError, match="headers of its model need more than 1,048,576 bytes"):
+        prepare(Options(Path("tiny/gguf"), device="cpu"))
+    assert hub.sent_bytes <= 2 << 20
+
+
 def test_a_gated_repository(hub: FakeHub) -> None:
     hub.add("tiny/gguf", {"Foo-Q8_0.gguf": case("Q8_0")})
     hub.repositories["tiny/gguf"].gated = 403

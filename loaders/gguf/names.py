@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from loaders.gguf.types import READABLE, TYPE_NAMES
 
 SUFFIX = ".gguf"
-MAX_SPLITS = 1 << 12
+MAX_SPLITS = 1 << 8  # of the largest models there are some 40
 
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # projectors of images, and what quantizing was guided by
