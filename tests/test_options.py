@@ -122,7 +122,7 @@ def test_every_sampling_value_is_a_field() -> None:
     [
         ("--help", "--tree-size"),
         ("--plan", "Plan for model"),
-        ("--plan --quantize int4", "int4, groups of 64 and whole rows"),
+        ("--plan --quantize int4", "int4, groups of 32 and whole rows"),
         ("--plan --quantize int8", "compressed-tensors int8"),
     ],
 )
