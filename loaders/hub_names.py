@@ -14,6 +14,8 @@ _REVISION = r"[A-Za-z0-9][\w./-]{0,199}"
 _WANTED = r"[^/\\:\x00-\x1f\x7f][^\\:\x00-\x1f\x7f]{0,254}"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@({_REVISION}))?(?::({_WANTED}))?", re.ASCII)
 _FILE = re.compile(rf"({_PART}/{_PART})/({_WANTED}\.gguf)", re.ASCII)
+_SITE = re.compile(r"(?:https?://)?(?:hf\.co|huggingface\.co)/(?=[^/])")
+_OLLAMA = re.compile(r"^(sha256-[0-9a-f]{12})[0-9a-f]{52}$")
 _IN_CACHE = re.compile(r"models--[^/]+--([^/]+)/snapshots/[0-9a-f]{40}")
 
 
@@ -41,9 +43,14 @@ class HubName:
 def model_path(model: str | Path) -> Path:
     """The path of a directory, or a hub's name as it is: what is written as a path never becomes a name.
 
-    "./org/name" and "org/name/" are directories, and so is everything that is a Path already.
+    "./org/name" and "org/name/" are directories, and so is everything that is a Path already. "hf.co/org/name", as
+    Ollama has it, and "https://huggingface.co/org/name" are names.
     """
-    if isinstance(model, Path) or model.startswith(("./", "../", "~")) or model.endswith("/"):
+    if isinstance(model, Path):
+        return model.absolute()
+    if site := _SITE.match(model):
+        return Path(model[site.end() :])
+    if model.startswith(("./", "../", "~")) or model.endswith("/"):
         return Path(model).absolute()
     return Path(model)
 
@@ -66,7 +73,7 @@ def hub_name(model: Path) -> HubName | None:
 def directory_name(model: Path) -> str:
     """What people call the model in a directory or a GGUF file: of a snapshot in the hub's cache its name."""
     if is_gguf(model):
-        return model_stem(model.name)
+        return _OLLAMA.sub(r"\1", model_stem(model.name))
     directory = model.resolve()
     match = _IN_CACHE.fullmatch("/".join(directory.parts[-3:]))
     return match[1] if match else directory.name

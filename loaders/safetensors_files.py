@@ -160,8 +160,9 @@ def read_weight_map(index: Path) -> dict[str, str]:
 def no_such_directory(directory: Path) -> str:
     """What to say where a model was to be."""
     return (
-        f"{directory}: no such directory, nor a name to look for on the hub, as org/name or org/name@revision is. "
-        "Give the directory of a model (config.json and *.safetensors files), or such a name."
+        f"{directory}: no such file or directory, nor a name to look for on the hub. Give the directory of a model "
+        "(config.json and *.safetensors files), a .gguf file, or a name as org/name, org/name@revision or "
+        "org/name:Q4_K_M for one of its GGUF files."
     )
 
 

@@ -60,8 +60,12 @@ def check_space(directory: Path, needed: int, advice: str) -> None:
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise ModelFilesError(
-            f"{directory}: {needed / 1e9:.1f} GB are needed, but {free / 1e9:.1f} GB are free on its disk. {advice}"
+            f"{directory}: {_size(needed)} are needed, but {_size(free)} are free on its disk. {advice}"
         )
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
 
 
 def _shards(tensors: Iterable[StoredTensor], shard_bytes: int) -> list[list[StoredTensor]]:

@@ -79,8 +79,16 @@ class ModelSpec:
     @property
     def weight_form(self) -> str:
         """How the weights are held, for people: "bfloat16", or "AWQ 4-bit, computed in float16"."""
-        packed = self.stored_dtype not in DTYPE_NAMES.values()
-        return f"{self.stored_dtype}, computed in {self.dtype}" if packed else self.dtype
+        return f"{self.stored_dtype}, computed in {self.dtype}" if self.is_packed else self.dtype
+
+    @property
+    def short_form(self) -> str:
+        """The same without what packed weights are computed in."""
+        return self.stored_dtype if self.is_packed else self.dtype
+
+    @property
+    def is_packed(self) -> bool:
+        return self.stored_dtype not in DTYPE_NAMES.values()
 
 
 def aligned(nbytes: int) -> int:

@@ -27,16 +27,18 @@ class Command:
 
 
 def is_command(line: str) -> bool:
-    """Whether a line is meant as a command: a slash and one word of letters. A path, or several lines, are not."""
-    return re.fullmatch(r"/[a-zA-Z]+( .*)?", line.rstrip()) is not None
+    """Whether a line is meant as a command: a slash and one word of letters, or /?. Paths and several lines are not."""
+    return re.fullmatch(r"/([a-zA-Z]+|\?)( .*)?", line.rstrip()) is not None
 
 
 def run_command(chat: "Chat", line: str) -> None:
     """Carry out a command line. Raises UsageError for an unknown command or a wrong argument."""
     name, _, argument = line.strip().partition(" ")
-    command = COMMANDS.get(name.lower())
+    command = COMMANDS.get(ALIASES.get(name.lower(), name.lower()))
     if command is None:
         raise UsageError(f"there is no command {name}; /help lists them (a space before the slash makes it a message)")
+    if argument.strip() and not command.arguments:
+        raise UsageError(f"{name} stands alone, without {argument.strip()!r}")
     command.run(chat, argument.strip())
 
 
@@ -115,13 +117,13 @@ def _plan(chat: "Chat", argument: str) -> None:
 def _save(chat: "Chat", argument: str) -> None:
     path = _path(argument, "/save")
     save_chat(path, chat.conversation, chat.sampling)
-    chat.screen.note(f"saved {len(chat.conversation.messages)} messages to {path}")
+    chat.screen.note(f"saved {_messages(chat)} to {path}")
 
 
 def _load(chat: "Chat", argument: str) -> None:
     path = _path(argument, "/load")
     chat.sampling = load_chat(path, chat.conversation)
-    chat.screen.note(f"loaded {len(chat.conversation.messages)} messages from {path}")
+    chat.screen.note(f"loaded {_messages(chat)} from {path}")
 
 
 def _path(argument: str, command: str) -> Path:
@@ -133,7 +135,12 @@ def _path(argument: str, command: str) -> Path:
 def _undo(chat: "Chat", argument: str) -> None:
     if not chat.conversation.undo():
         raise UsageError("there is no message to take back")
-    chat.screen.note(f"took back the last message and its reply; {len(chat.conversation.messages)} messages are left")
+    chat.screen.note(f"took back the last message and its reply; what is left: {_messages(chat)}")
+
+
+def _messages(chat: "Chat") -> str:
+    count = len(chat.conversation.messages)
+    return f"{count} message{'s' * (count != 1)}"
 
 
 def _bye(chat: "Chat", argument: str) -> None:
@@ -153,3 +160,4 @@ COMMANDS = {
     "/undo": Command("", "take back the last message and its reply", _undo),
     "/bye": Command("", "leave", _bye),
 }
+ALIASES = {"/exit": "/bye", "/quit": "/bye", "/?": "/help"}  # as other chats have them

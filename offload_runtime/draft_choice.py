@@ -21,8 +21,8 @@ from scheduler.machine import Machine
 from scheduler.memory_items import weight_bytes
 from scheduler.plan import Limits, make_plan
 
-RECURRENT_NOTE = "the model keeps a recurrent state, which cannot branch over a tree of drafts: plain decoding"
-UNKNOWN_NOTE = "no draft is known that would help here; --draft MODEL names one"
+RECURRENT_NOTE = "The model keeps a recurrent state, which cannot branch over a tree of drafts: plain decoding."
+UNKNOWN_NOTE = "No draft is known that would help here; --draft MODEL names one."
 _LARGEST_SHARE = 0.5  # of the target's bytes: a larger draft never pays
 
 Locate = Callable[[str], Path | None]
@@ -125,4 +125,4 @@ def _proposal(rated: _Rated) -> str:
     name = rated.candidate.name
     gigabytes = rated.candidate.millions * 2 / 1000
     gain = f"make this about {rated.gain:.1f} x as fast" if rated.gain else "speed this up"
-    return f"--draft {name} would {gain} (a download of {gigabytes:.1f} GB)"
+    return f"--draft {name} would {gain} (a download of {gigabytes:.1f} GB)."

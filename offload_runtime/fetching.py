@@ -36,6 +36,13 @@ class Download:
         return sum(model.missing_bytes for model in self.models)
 
     @property
+    def begun_bytes(self) -> int:
+        """What of that an earlier start has left."""
+        from loaders.hub_download import begun_bytes
+
+        return sum(map(begun_bytes, self.models))
+
+    @property
     def place(self) -> Path:
         """The cache of huggingface_hub."""
         return self.models[0].directory.parents[2]
@@ -46,13 +53,13 @@ class Download:
 
     def __str__(self) -> str:
         names = " and ".join(str(model.name) for model in self.models)
-        return f"{format_size(self.nbytes)} of {names} into {self.place} ({format_size(self.free)} free)"
+        begun = self.begun_bytes
+        there = f", of which {format_size(begun)} are there," if begun else ""
+        return f"{format_size(self.nbytes)} of {names}{there} into {self.place} ({format_size(self.free)} free)"
 
     def check_disk(self) -> None:
         """Raise DoesNotFitError unless the disk has room for what is still missing."""
-        from loaders.hub_download import begun_bytes
-
-        needed, free = self.nbytes - sum(map(begun_bytes, self.models)), self.free
+        needed, free = self.nbytes - self.begun_bytes, self.free
         if needed <= free:
             return
         raise DoesNotFitError(
@@ -118,8 +125,13 @@ def fetched(
 
     from offload_runtime.progress import LoadingBar
 
-    with LoadingBar(Console(stderr=True), quiet) as progress:
-        download.run(progress)
+    try:
+        with LoadingBar(Console(stderr=True), quiet) as progress:
+            download.run(progress)
+    except KeyboardInterrupt:
+        if not quiet:
+            print("what was downloaded is kept: the same command goes on from there", file=sys.stderr, flush=True)
+        raise
     return options
 
 

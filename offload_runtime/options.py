@@ -60,6 +60,7 @@ class SamplingValue:
 
     parse: Callable[[str], Number]
     help: str
+    metavar: str = "X"
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -123,11 +124,11 @@ def count_or_auto(text: str) -> int | None:
 SAMPLING: dict[str, SamplingValue] = {
     "temperature": SamplingValue(real_number(0), "0 takes the likeliest token always"),
     "top_p": SamplingValue(real_number(0, 1, above=True), "keep the likeliest tokens of this total probability"),
-    "top_k": SamplingValue(whole_number(0), "keep this many of the likeliest tokens; 0 keeps all"),
+    "top_k": SamplingValue(whole_number(0), "keep this many of the likeliest tokens; 0 keeps all", "N"),
     "min_p": SamplingValue(real_number(0, 1), "drop tokens less likely than this share of the likeliest"),
     "repetition_penalty": SamplingValue(real_number(0, above=True), "above 1 makes tokens that occurred less likely"),
-    "max_new_tokens": SamplingValue(whole_number(1), "stop a reply after this many tokens"),
-    "seed": SamplingValue(whole_number(0, 2**63 - 1), "make a reply repeatable; a fresh one is drawn otherwise"),
+    "max_new_tokens": SamplingValue(whole_number(1), "stop a reply after this many tokens", "N"),
+    "seed": SamplingValue(whole_number(0, 2**63 - 1), "make a reply repeatable; a fresh one is drawn otherwise", "N"),
 }
 
 
@@ -196,7 +197,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Options that say how to sample; `sampling_options` reads them back."""
     group = parser.add_argument_group("sampling", "What is not given comes from the model's generation config.")
     for name, value in SAMPLING.items():
-        group.add_argument(f"--{name.replace('_', '-')}", metavar="X", type=value.parse, help=value.help)
+        group.add_argument(f"--{name.replace('_', '-')}", metavar=value.metavar, type=value.parse, help=value.help)
 
 
 def model_options(arguments: argparse.Namespace) -> Options:

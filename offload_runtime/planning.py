@@ -128,7 +128,11 @@ def _plan(
 def _machine(options: Options) -> Machine:
     """The machine to plan for: this one, or one with the GPU that is asked for by name."""
     if options.gpu is None:
-        return read_machine(_usable_device(options.device))
+        device = _usable_device(options.device)
+        try:
+            return read_machine(device)
+        except MachineError as error:
+            raise MachineError(f"{error}\n  --device cpu   runs without") from error
     host_memory = options.host_memory
     return planned_machine(
         options.gpu, read_machine("cpu"), parse_size(host_memory) if isinstance(host_memory, str) else host_memory

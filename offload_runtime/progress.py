@@ -5,11 +5,20 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
+
+
+class _Rate(TransferSpeedColumn):
+    """Nothing, instead of a question mark, where all bytes were there at once."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.finished_speed or task.speed else Text()
 
 
 class LoadingBar:
@@ -20,7 +29,7 @@ class LoadingBar:
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             DownloadColumn(),
-            TransferSpeedColumn(),
+            _Rate(),
             TimeRemainingColumn(),
             console=console,
             disable=quiet or not console.is_terminal,

@@ -70,13 +70,17 @@ GPUS = (
     GPU("RTX 5090", 32607, 209.5, 1792, PCIe(5, 16)),
 )
 _BY_KEY = {gpu.key: gpu for gpu in GPUS}
+_BY_LETTERS = {key.replace("-", ""): gpu for key, gpu in _BY_KEY.items()}
 
 
 def known_gpu(name: str) -> GPU:
-    """The data sheet of a GPU by its name, in capitals or not. Raises ValueError with the names nearest to it."""
+    """The data sheet of a GPU by its name, in capitals or not, with any or no spaces and hyphens in it.
+
+    Raises ValueError with the names nearest to it.
+    """
     key = re.sub(r"[\s_]+", "-", name.strip().lower())
-    if key in _BY_KEY:
-        return _BY_KEY[key]
+    if gpu := _BY_LETTERS.get(key.replace("-", "")):
+        return gpu
     near = difflib.get_close_matches(key, _BY_KEY, n=3, cutoff=0.5)
     raise ValueError(
         f"no GPU is known as {name!r}: "

@@ -97,13 +97,17 @@ def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem
     kv_bytes = sum(model.kv_bytes_per_token for model in models) * shape.cache_rows
     return (
         PlanItem("embeddings, norm and head", target.outer_bytes),
-        *(PlanItem(f"draft {draft.name} ({draft.weight_form})", weight_bytes(draft)) for draft in drafts),
+        *(PlanItem(f"draft {draft.name} ({draft.short_form})", weight_bytes(draft)) for draft in drafts),
         PlanItem(f"KV cache{'s' * len(drafts)}, {shape.context_length} + {shape.tree_size} tokens", kv_bytes),
-        PlanItem(f"workspace, {shape.rows} rows", workspace_bytes(models, shape)),
+        PlanItem(f"workspace, {_rows(shape.rows)}", workspace_bytes(models, shape)),
         *_graphs(models, device, shape),
         *_decoded_weights(models),
         _read_buffers(models, device),
     )
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
 
 
 def replayed(models: Models, device: str, shape: PassShape) -> tuple[str, ...]:
@@ -117,7 +121,7 @@ def _graphs(models: Models, device: str, shape: PassShape) -> Iterator[PlanItem]
     roles, padding = replayed(models, device, shape), Padding.of(shape.tree_size, shape.cache_rows)
     if roles:
         nbytes = sum(_graph_bytes(model, shape, padding) for role, model in zip(ROLES, models) if role in roles)
-        yield PlanItem(f"CUDA graphs, {padding.widths[-1]} rows", nbytes)
+        yield PlanItem(f"CUDA graphs, {_rows(padding.widths[-1])}", nbytes)
 
 
 def _graph_bytes(spec: ModelSpec, shape: PassShape, padding: Padding) -> int:

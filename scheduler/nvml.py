@@ -60,9 +60,7 @@ def _nvml() -> Iterator[ModuleType]:
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        raise MachineError(
-            f"no NVIDIA GPU found (driver says: {error}); --device cpu runs without, --device auto decides"
-        ) from error
+        raise MachineError(f"no NVIDIA GPU found (driver says: {error})") from error
 
 
 def _visible_gpu(nvml: ModuleType, visible: str | None) -> Any:
@@ -81,7 +79,7 @@ def _visible_gpu(nvml: ModuleType, visible: str | None) -> Any:
         chosen = [handle for handle in handles if entry and _text(nvml.nvmlDeviceGetUUID(handle)).startswith(entry)]
     if len(chosen) != 1:
         hidden = "" if visible is None else f", and CUDA_VISIBLE_DEVICES={visible!r} shows none of them"
-        raise MachineError(f"no NVIDIA GPU to use: the driver lists {len(handles)}{hidden}; --device cpu runs without")
+        raise MachineError(f"no NVIDIA GPU to use: the driver lists {len(handles)}{hidden}")
     return _first_slice(nvml, chosen[0])
 
 

@@ -53,7 +53,7 @@ def _summary(plan: Plan) -> Iterator[str]:
     if not plan.slots:
         yield f"The model fits {place} whole: nothing is streamed."
         if plan.decoded.target or plan.decoded.draft:
-            yield "Packed layers are decoded once, as far as memory is left for it; --device-memory SIZE keeps to less."
+            yield "Packed layers are decoded at loading, as far as memory goes; --device-memory SIZE keeps more packed."
     else:
         yield _streaming(plan)
         if plan.token_bytes < plan.streamed_bytes:
@@ -61,14 +61,14 @@ def _summary(plan: Plan) -> Iterator[str]:
         if plan.pageable_bytes:
             yield _pageable(plan)
         yield _prediction(plan)
-        prompt = plan.rows - plan.tree_size + 1
-        yield f"Prompts: up to {prompt} new tokens are read in one pass, together with the first tree."
+        yield _prompts(plan)
     if plan.context_length < plan.context_wanted:
         yield f"Context: {plan.context_length} tokens, for want of memory; with more it would be {plan.context_wanted}."
     if plan.draft is None and plan.tree_size == 1:
         yield "No draft: each pass yields one token."
     elif plan.draft is None:
-        yield f"No draft: where the text repeats itself, a pass checks up to {plan.tree_size - 1} tokens of before."
+        tokens = plan.tree_size - 1
+        yield f"No draft: where the text repeats itself, a pass checks up to {tokens} tokens of what followed before."
     else:
         yield f"Tree: up to {plan.tree_size} nodes and {plan.tree_depth} levels, checked in one pass."
     yield _margins(plan)
@@ -98,6 +98,15 @@ def _streaming(plan: Plan) -> str:
 
 def _single_token(plan: Plan) -> str:
     return f"Where only the experts that a pass hits are fetched, one token streams {format_size(plan.token_bytes)}."
+
+
+def _prompts(plan: Plan) -> str:
+    with_tree = plan.rows - plan.tree_size + 1
+    together = plan.tree_size == 1 or with_tree > 1  # or else a tree fills its pass, with the last token for its root
+    read = f"Prompts: up to {with_tree if together else plan.rows} new tokens are read in one pass"
+    if plan.tree_size == 1:
+        return f"{read}."
+    return f"{read}, {'together with' if together else 'before'} the first tree."
 
 
 def _pageable(plan: Plan) -> str:

@@ -22,21 +22,46 @@ from loaders.decoding.plain import decode
 from loaders.decoding.stacks import fused_kernels
 from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
 from loaders.gguf.types import BLOCKS, TYPE_NAMES
+from offload_runtime.command_line import run_command
+from offload_runtime.errors import UsageError
+from offload_runtime.options import whole_number
 
 GROUP = 128
+BLOCK = 256  # the largest that a format stores together
 REPEATS = 7
 Operands = Mapping[str, Tensor]
 Rival = tuple[str, Callable[[], Tensor]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4096)
-    parser.add_argument("--columns", type=int, default=4096)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    options = parser.parse_args()
+    return run_command(lambda: _run(_parser().parse_args()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python scripts/decode_speed.py",
+        usage="%(prog)s [OPTIONS]",
+        description=__doc__,
+        epilog="exit codes: 0 ok, 1 another way is quicker or gives other values, 2 wrong use",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rows", metavar="N", type=whole_number(1), default=4096, help="of the matrix (default: 4096)")
+    parser.add_argument(
+        "--columns", metavar="N", type=whole_number(1), default=4096, help="of the matrix, its inputs (default: 4096)"
+    )
+    parser.add_argument("--threads", metavar="N", type=whole_number(1), default=1, help="to compute with (default: 1)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: cpu")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="to decode to (default: float32)"
+    )
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.rows % BLOCK or options.columns % BLOCK:
+        raise UsageError(f"--rows and --columns have to be multiples of {BLOCK}, which formats store together")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("PyTorch finds no CUDA device here; --device cpu runs without")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     dtype = getattr(torch, options.dtype)
@@ -54,6 +79,8 @@ def main() -> int:
             seconds = best_seconds(lambda c=compute: c().to(dtype), options.device)
             slower += seconds < ours
             print(f"{'':<28}{describe(rival, seconds, out)}")
+    if slower:
+        print(f"another way is quicker in {slower} of these")
     return 1 if slower else 0
 
 

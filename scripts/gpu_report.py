@@ -34,8 +34,9 @@ from own_cache import own_cache
 from termination import ended_by_sigterm
 
 from offload_runtime.command_line import run_command
-from offload_runtime.errors import UsageError
+from offload_runtime.errors import MachineError, UsageError
 from offload_runtime.options import real_number
+from scheduler.machine import Machine, read_machine
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run and arguments.output is None:
         raise UsageError("--dry-run needs --output DIR: its figures must not stand among measurements")
+    device = "cpu" if arguments.dry_run else "cuda"
+    machine = _machine(device)
     import transformers
 
     transformers.logging.disable_progress_bar()
@@ -71,16 +74,20 @@ def _run(arguments: argparse.Namespace) -> int:
         from gpu.report import Report
         from gpu.scale import FULL, TINY
 
-        from scheduler.machine import read_machine
-
-        device = "cpu" if arguments.dry_run else "cuda"
         bench = Bench(TINY if arguments.dry_run else FULL, device, Path(directory), _note(arguments.quiet))
         date = datetime.date.today().isoformat()
         output = arguments.output or MEASUREMENTS
-        report = Report(output, date, read_machine(device), arguments.dry_run, arguments.minutes)
+        report = Report(output, date, machine, arguments.dry_run, arguments.minutes)
         _measure(bench, report, arguments.only, arguments.minutes * 60)
         print("\n".join(map(str, report.files)))
     return 0
+
+
+def _machine(device: str) -> Machine:
+    try:
+        return read_machine(device)
+    except MachineError as error:
+        raise MachineError(f"{error}\n  --dry-run --output DIR   runs tiny shapes on the processor") from error
 
 
 def _measure(bench: "Bench", report: "Report", only: Sequence[str], seconds: float) -> None:

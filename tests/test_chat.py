@@ -272,6 +272,20 @@ def test_commands_may_be_written_in_capitals(capsys: pytest.CaptureFixture[str])
     assert "error: there is no command /Foo" in shown and "/regen" in shown
 
 
+def test_commands_of_other_chats_are_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert contents(chat_with(ScriptedRuntime(), ["/?", "one", "/exit", "two"])) == ["one", "hello world"]
+    assert "/regen" in capsys.readouterr().err
+    assert contents(chat_with(ScriptedRuntime(), ["/quit", "two"])) == []
+
+
+def test_an_argument_that_a_command_does_not_take_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    chat = chat_with(ScriptedRuntime(), ["one", "two", "/undo 2", "/clear all", "/undo", "/save"])
+    assert contents(chat) == ["one", "hello world"]
+    shown = capsys.readouterr().err
+    assert "error: /undo stands alone, without '2'" in shown and "error: /clear stands alone" in shown
+    assert "what is left: 2 messages" in shown
+
+
 def test_a_full_context_stops_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     runtime = ScriptedRuntime([STORY], context_length=100)
     chat = chat_with(runtime, ["one", "two"])
@@ -389,7 +403,9 @@ def test_the_loading_bar_counts_on_a_terminal_only(capsys: pytest.CaptureFixture
         with LoadingBar(screen.console) as progress:
             progress("reading target", 0, 10_000_000)
             progress("reading target", 10_000_000, 10_000_000)
-        assert ("reading target" in capsys.readouterr().err) == bool(width)
+        shown = capsys.readouterr().err
+        assert ("reading target" in shown) == bool(width)
+        assert "?" not in shown.replace("\x1b[?", ""), "the rate of what was there at once"
 
 
 # In a terminal

@@ -14,6 +14,8 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.gguf.config import FAMILIES, MIXTURES, OUTER, gguf_config, model_tensors
 from loaders.gguf.header import read_gguf
 from loaders.gguf.model import gguf_or_directory
+from loaders.hub_names import directory_name
+from loaders.model_files import config_values
 from loaders.read_spec import read_config
 from tests.gguf_samples import CASES, gguf, gguf_model, write_gguf
 from tests.tiny_models import make_checkpoint
@@ -147,6 +149,17 @@ def test_what_cannot_be_is_named(case, tmp_path):
 def test_an_unchanged_copy_is_read_the_same(tmp_path):
     """The control of the test above."""
     assert read_config(changed(tmp_path, lambda v, t: None)) == read_config(gguf_model("Q8_0"))
+
+
+def test_a_file_of_any_name_is_a_gguf_file(tmp_path):
+    """As Ollama keeps them."""
+    blob = tmp_path / f"sha256-{'0123456789abcdef' * 4}"
+    blob.symlink_to(gguf_model("Q8_0"))
+    assert config_values(blob) == read_config(gguf_model("Q8_0"))
+    assert directory_name(blob) == "sha256-0123456789ab"
+    (tmp_path / "notes").write_text("notes")
+    with pytest.raises(ModelFilesError, match="notes: this is no GGUF file"):
+        config_values(tmp_path / "notes")
 
 
 def test_the_one_file_of_a_directory_is_meant(tmp_path):

@@ -10,6 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 import gpu_report
 
+from scheduler.errors import MachineError
+
 
 def run(output: Path, *arguments: str) -> tuple[dict, str]:
     """The JSON of a dry run and its Markdown."""
@@ -57,6 +59,17 @@ def test_a_section_that_fails_is_noted_and_the_others_go_on(tmp_path: Path, monk
     (missing,) = kinds(report, "Missing")
     assert (missing["section"], missing["why"]) == ("a", "failed") and "the link fell off" in missing["reason"]
     assert kinds(report, "DraftLevel") and "the link fell off" in markdown
+
+
+def test_without_a_gpu_what_runs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none_found(device: str) -> None:
+        raise MachineError(f"no {device}")
+
+    monkeypatch.setattr(gpu_report, "read_machine", none_found)
+    assert gpu_report.main(["--output", str(tmp_path / "report")]) == 2
+    assert "error: no cuda\n  --dry-run --output DIR " in capsys.readouterr().err
 
 
 def test_no_time_is_said_to_be_the_reason(tmp_path: Path) -> None:

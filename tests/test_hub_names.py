@@ -35,6 +35,12 @@ def test_what_is_a_name(text: str, name: HubName | None) -> None:
         assert str(name) == text
 
 
+@pytest.mark.parametrize("site", ["hf.co/", "huggingface.co/", "https://huggingface.co/", "http://hf.co/"])
+@pytest.mark.parametrize("name", ["org/name", "org/name:Q4_K_M", "org/name@v1", "org/name/Name-Q8_0.gguf"])
+def test_the_address_of_the_site_may_come_first(site: str, name: str) -> None:
+    assert hub_name(model_path(site + name)) == hub_name(model_path(name)) is not None
+
+
 @pytest.mark.parametrize("file", ["Name-Q8_0.gguf", "Q8_0/Name-Q8_0-00001-of-00002.gguf"])
 def test_a_file_of_a_repository_may_be_written_as_a_path(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ from scheduler.machine import Machine
 from scheduler.plan import Limits, make_plan
 from scheduler.plan_table import format_plan
 from scheduler.sizes import GIB
-from tests.plan_samples import LLAMA2_70B, LLAMA_68M, SMALLEST, TINY, TINY_DRAFT, cpu, gpu
+from tests.plan_samples import LLAMA2_70B, LLAMA3_8B_INT4, LLAMA_68M, SMALLEST, TINY, TINY_DRAFT, cpu, gpu
 
 
 def table(spec: ModelSpec, draft: ModelSpec | None, machine: Machine, limits: Limits | None = None) -> str:
@@ -64,6 +64,33 @@ def test_says_when_memory_made_the_context_shorter() -> None:
 def test_says_when_nothing_is_streamed(machine: Machine, place: str) -> None:
     text = table(TINY, TINY_DRAFT, machine)
     assert f"The model fits {place} whole: nothing is streamed." in text and "Predicted" not in text
+
+
+@pytest.mark.parametrize(
+    ("tree_size", "rows", "words"),
+    [
+        (64, 100, "up to 37 new tokens are read in one pass, together with the first tree."),
+        (64, 64, "up to 64 new tokens are read in one pass, before the first tree."),
+        (1, 64, "up to 64 new tokens are read in one pass.\n"),
+    ],
+)
+def test_says_how_prompts_are_read(tree_size: int, rows: int, words: str) -> None:
+    plan = make_plan(LLAMA2_70B, None, gpu(24 * GIB))
+    assert f"Prompts: {words}" in format_plan(replace(plan, tree_size=tree_size, rows=rows))
+
+
+def test_says_what_decoding_at_loading_takes() -> None:
+    text = table(LLAMA3_8B_INT4, LLAMA3_8B_INT4, gpu(80 * GIB))
+    assert (
+        "Packed layers are decoded at loading, as far as memory goes; --device-memory SIZE keeps more packed." in text
+    )
+    assert row(text, f"draft {LLAMA3_8B_INT4.name} ({LLAMA3_8B_INT4.stored_dtype})")[1] == "GB"
+    assert "decoded at loading" not in table(LLAMA3_8B_INT4, None, gpu(4 * GIB))
+
+
+def test_one_row_is_one_row() -> None:
+    text = table(TINY, None, gpu(4 * GIB), Limits(tree_size=1))
+    assert len(row(text, "CUDA graphs, 1 row")) == 4
 
 
 def test_says_what_is_kept_out_of_the_budgets() -> None:

@@ -159,7 +159,7 @@ def test_a_damaged_config(tmp_path, text, message):
 
 
 def test_no_directory(tmp_path):
-    with pytest.raises(ModelFilesError, match=r"absent: no such directory, nor a name"):
+    with pytest.raises(ModelFilesError, match=r"absent: no such file or directory, nor a name"):
         read_spec(tmp_path / "absent")
 
 

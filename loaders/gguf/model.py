@@ -14,8 +14,12 @@ from loaders.safetensors_files import Checkpoint
 
 
 def is_gguf(path: Path | str) -> bool:
-    """Whether this names a GGUF file rather than a directory; whether it exists is another question."""
-    return Path(path).suffix == ".gguf" and not Path(path).is_dir()
+    """Whether this names a GGUF file rather than a directory; whether it exists is another question.
+
+    A file of any name can only be one: Ollama calls its own sha256-...
+    """
+    path = Path(path)
+    return path.is_file() or (path.suffix == ".gguf" and not path.is_dir())
 
 
 def gguf_or_directory(path: Path | str) -> Path:
