@@ -65,7 +65,7 @@ def check_space(directory: Path, needed: int, advice: str) -> None:
 
 
 def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.0f} MB"
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def _shards(tensors: Iterable[StoredTensor], shard_bytes: int) -> list[list[StoredTensor]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from loaders.decoding.side_by_side import for_each
 from loaders.formats.schemes import Ggml
 from loaders.gguf.types import BLOCKS
 
@@ -22,8 +23,9 @@ SUB = 32  # values of a simple block, and of a part of a large one that has a sc
 
 def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: Tensor) -> None:
     """out of any shape; its last dimension is a row, of a vector it is all there is."""
-    stored = operands["blocks"]
-    for source, target in _parts(stored, out, scheme.paired_heads):
+
+    def decode_part(part: tuple[Tensor, Tensor]) -> None:
+        source, target = part
         if scheme.kind in BLOCKS:
             values = VALUES[scheme.kind](source.reshape(-1, BLOCKS[scheme.kind][1]))
         else:
@@ -31,6 +33,8 @@ def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: Tensor) -> None:
         if scheme.less:
             values = values - scheme.less
         target.copy_(values.view(target.shape))
+
+    for_each(decode_part, _parts(operands["blocks"], out, scheme.paired_heads), out)
 
 
 def _parts(stored: Tensor, out: Tensor, paired_heads: int) -> Iterator[tuple[Tensor, Tensor]]:

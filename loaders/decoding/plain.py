@@ -1,6 +1,6 @@
 """Decoding in plain torch, on any device: the reference that kernels are held to, and the way it is done on a CPU.
 
-Works through a matrix in blocks of rows that stay in a core's cache, so that besides the output a few MB are needed.
+Works through a matrix in blocks of rows that stay in a core's cache: besides the output each core needs a few MB.
 Values are computed in float32, where products of a small integer and a 16-bit scale are exact, and rounded once to the
 dtype of the scale: bit for bit what the formats' own libraries give.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from loaders.decoding.ggml import ggml
+from loaders.decoding.side_by_side import for_each
 from loaders.decoding.values import (
     FP4_AS_HALF_FACTOR,
     awq_nibbles,
@@ -25,7 +26,7 @@ from loaders.decoding.values import (
 )
 from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
 
-BLOCK_VALUES = 1 << 18  # 1 MB in float32
+BLOCK_VALUES = 1 << 19  # 2 MB in float32: smaller ones take more time in Python, larger ones leave the cache
 ONES = {4: 0x11111111, 8: 0x01010101}  # a one in each field of a word
 
 Operands = Mapping[str, Tensor]
@@ -52,12 +53,15 @@ def awq(scheme: Awq, operands: Operands, out: Tensor) -> None:
     """out [N, K]."""
     words, scales = operands["qweight"], operands["scales"]
     zeros, size, out = awq_nibbles(operands["qzeros"]), scheme.group_size, out.mT
-    for rows in blocks(out.shape[0], out.shape[1], size):
+
+    def decode_rows(rows: slice) -> None:
         values = awq_nibbles(words[rows]).to(torch.float32)
         grouped, among = _by_group(values, rows, size)
         grouped -= zeros[among, None].to(torch.float32)
         grouped *= scales[among, None].to(torch.float32)
         store(values, scales.dtype, out[rows])
+
+    for_each(decode_rows, blocks(out.shape[0], out.shape[1], size), out)
 
 
 def gptq(scheme: Gptq, operands: Operands, out: Tensor) -> None:
@@ -68,7 +72,8 @@ def gptq(scheme: Gptq, operands: Operands, out: Tensor) -> None:
     if scheme.zeros_less_one:
         zeros = zeros + ONES[bits]  # over whole words: a zero point of 0 has borrowed from its neighbour
     zeros = _fields(zeros, bits).float()
-    for rows in blocks(out.shape[0], out.shape[1], size if scheme.ordered else per_word):
+
+    def decode_rows(rows: slice) -> None:
         packed = words[rows.start // per_word : rows.stop // per_word]
         values = torch.empty(rows.stop - rows.start, out.shape[1], device=out.device)
         by_word = values.unflatten(0, (-1, per_word))
@@ -84,6 +89,8 @@ def gptq(scheme: Gptq, operands: Operands, out: Tensor) -> None:
             values *= scales[group].to(torch.float32)
         store(values, scales.dtype, out[rows])
 
+    for_each(decode_rows, blocks(out.shape[0], out.shape[1], size if scheme.ordered else per_word), out)
+
 
 def words(scheme: Words, operands: Operands, out: Tensor) -> None:
     """out [N, K]."""
@@ -92,7 +99,8 @@ def words(scheme: Words, operands: Operands, out: Tensor) -> None:
     zeros = operands.get("weight_zero_point")
     if zeros is not None:
         zeros = _fields(zeros.mT.contiguous(), bits).mT[: out.shape[0]]
-    for rows in blocks(out.shape[0], out.shape[1]):
+
+    def decode_rows(rows: slice) -> None:
         values = _fields(packed[rows], bits).to(torch.float32)
         if zeros is None:
             values -= 1 << (bits - 1)
@@ -108,6 +116,8 @@ def words(scheme: Words, operands: Operands, out: Tensor) -> None:
             values *= scale[rows][:, group].to(torch.float32)
         store(values, scale.dtype, out[rows])
 
+    for_each(decode_rows, blocks(out.shape[0], out.shape[1]), out)
+
 
 def scaled(scheme: Scaled, operands: Operands, out: Tensor) -> None:
     """out [N, K]."""
@@ -116,7 +126,8 @@ def scaled(scheme: Scaled, operands: Operands, out: Tensor) -> None:
     shape = (-(-out.shape[0] // height), -(-out.shape[1] // width))
     kept = torch.float32 if scheme.in_float32 else scale.dtype
     scale = scale.reshape(shape).to(torch.float32)
-    for rows in blocks(out.shape[0], out.shape[1]):
+
+    def decode_rows(rows: slice) -> None:
         lines = torch.arange(rows.start, rows.stop, device=out.device) // height
         values, factor = _floats(weight[rows])
         scales = scale[lines]
@@ -130,29 +141,41 @@ def scaled(scheme: Scaled, operands: Operands, out: Tensor) -> None:
             values *= scheme.factor
         store(values, kept, out[rows])
 
+    for_each(decode_rows, blocks(out.shape[0], out.shape[1]), out)
+
 
 def mxfp4(scheme: Mxfp4, operands: Operands, out: Tensor) -> None:
     """out [E, K, N]."""
     stored, scales = operands["blocks"].flatten(0, 1), operands["scales"].flatten(0, 1)  # [E N, K/32, …]
-    experts, inputs, outputs = out.shape
-    for expert in range(experts):
-        for rows in blocks(outputs, inputs):
-            among = slice(expert * outputs + rows.start, expert * outputs + rows.stop)
-            values = fp4_values(nibbles(stored[among])).to(torch.float32)
-            values *= FP4_AS_HALF_FACTOR
-            values *= powers_of_two(scales[among])[..., None]
-            store(values.flatten(1), torch.bfloat16, out[expert].mT[rows])
+    outputs = out.shape[2]
+
+    def decode_rows(part: tuple[int, slice]) -> None:
+        expert, rows = part
+        among = slice(expert * outputs + rows.start, expert * outputs + rows.stop)
+        values = fp4_values(nibbles(stored[among])).to(torch.float32)
+        values *= FP4_AS_HALF_FACTOR
+        values *= powers_of_two(scales[among])[..., None]
+        store(values.flatten(1), torch.bfloat16, out[expert].mT[rows])
+
+    for_each(
+        decode_rows,
+        ((expert, rows) for expert, one in enumerate(out.mT) for rows in blocks(one.shape[0], one.shape[1])),
+        out,
+    )
 
 
 def codebook(scheme: Codebook, operands: Operands, out: Tensor) -> None:
     """out [N, K]."""
     table, absmax = operands["weight.quant_map"], codebook_scales(scheme, operands)
     stored, flat, size = operands["weight"].view(-1), out.view(-1), scheme.block
-    for part in blocks(len(absmax), size):
+
+    def decode_blocks(part: slice) -> None:
         among = slice(part.start * size, part.stop * size)
         values = pair_values(stored[among.start // 2 : among.stop // 2], table).unflatten(0, (-1, size))
         values *= absmax[part, None]
         store(values.flatten(), getattr(torch, scheme.dtype), flat[among])
+
+    for_each(decode_blocks, blocks(len(absmax), size), out)
 
 
 def codebook_scales(scheme: Codebook, operands: Operands) -> Tensor:
