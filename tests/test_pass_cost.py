@@ -8,10 +8,16 @@ import torch
 from scheduler import bandwidth
 from scheduler.bandwidth import FEW_ROWS, MANY_ROWS, measure_speed
 from scheduler.machine import Machine
-from scheduler.pass_cost import LAYER_SECONDS, REPLAYED_LAYER_SECONDS, PassCost, resident_cost
+from scheduler.pass_cost import (
+    DECODED_VALUE_SECONDS,
+    LAYER_SECONDS,
+    REPLAYED_LAYER_SECONDS,
+    PassCost,
+    resident_cost,
+)
 from scheduler.placement import Tier
 from scheduler.sizes import GIB
-from tests.plan_samples import LLAMA2_70B, LLAMA_68M, cpu, gpu
+from tests.plan_samples import LLAMA2_70B, LLAMA_68M, cpu, gpu, packed
 
 SPEED = {"flops": 1e11, "memory_bandwidth": 2e10, "product_bandwidth": 5e9}
 CPU = Machine("cpu", "test CPU", 64 * GIB, 48 * GIB, 64 * GIB, 48 * GIB, cores=2, disk_bandwidth=2e9, **SPEED)
@@ -40,6 +46,15 @@ def test_more_rows_on_a_processor_lay_weights_out_and_then_multiply(rows):
 def test_a_processor_of_which_less_is_known_reads_at_one_speed():
     less = resident_cost(LLAMA2_70B, replace(CPU, product_bandwidth=None)).seconds(2, 2, 0).total
     assert less < resident_cost(LLAMA2_70B, CPU).seconds(2, 2, 0).total
+
+
+def test_a_processor_decodes_packed_weights_value_by_value():
+    units = tuple(packed(unit, LAYER // 4) for unit in LLAMA2_70B.units)
+    spec = replace(LLAMA2_70B, units=units)
+    layer = (LAYER / 4 + 2 * LAYER) / 2e10 + LAYER / 2 * DECODED_VALUE_SECONDS + LAYER_SECONDS
+    assert resident_cost(spec, CPU).seconds(1, 1, 0).total == pytest.approx(LAYERS * layer + HEAD / 2e10)
+    decoded = resident_cost(spec.with_decoded(LAYERS), CPU).seconds(1, 1, 0).total
+    assert decoded == pytest.approx(resident_cost(LLAMA2_70B, CPU).seconds(1, 1, 0).total)
 
 
 def test_a_gpu_reads_and_multiplies_side_by_side():
