@@ -9,14 +9,14 @@ WORKERS ?= 2
 .PHONY: help chat test lint clean
 
 help:
-	@echo "make chat   install into $(VENV) if needed, then chat with the bundled demonstration pair"
+	@echo "make chat   install into $(VENV) if needed, then chat with the bundled demonstration pair, trees always on"
 	@echo "            (other models: make chat ARGS='--model DIR_OR_NAME'; all options: ARGS=--help)"
 	@echo "make test   install into $(VENV) if needed, then run the whole test suite"
 	@echo "make lint   ruff and mypy over the code"
 	@echo "make clean  remove $(VENV) and caches"
 
 chat: $(VENV)/.installed-chat
-	@$(BIN)/python -m offload_runtime.chat $(ARGS)
+	@$(BIN)/python -m offload_runtime.chat $(or $(ARGS),--tree sequoia)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
