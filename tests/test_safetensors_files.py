@@ -164,7 +164,7 @@ def test_an_index_without_a_map(tmp_path, weight_map):
 
 
 def test_no_weights(tmp_path):
-    with pytest.raises(ModelFilesError, match="no such directory"):
+    with pytest.raises(ModelFilesError, match="no such file or directory"):
         read_checkpoint(tmp_path / "absent")
     with pytest.raises(ModelFilesError, match=r"neither model\.safetensors nor .* Download"):
         read_checkpoint(tmp_path)
