@@ -66,13 +66,23 @@ class Prefetcher(Generic[Item]):
             self._released += 1
             self._changed.notify_all()
 
-    def restart(self, meanwhile: Callable[[], None] = nothing) -> None:
-        """Start over at the first item, if a round was abandoned in the middle or a fetch failed.
+    @property
+    def has_failed(self) -> bool:
+        """Whether a fetch has, and what it raised is still to be raised."""
+        return self._error is not None
+
+    def restart(self, meanwhile: Callable[[], None] = nothing, anyway: bool = False) -> None:
+        """Start over at the first item, if a round was abandoned in the middle or a fetch failed, or `anyway`.
 
         `meanwhile` is called while nothing is being fetched, if so.
         """
         with self._lock:
-            if self._error is None and self._acquired == self._released and self._acquired % len(self._order) == 0:
+            if (
+                not anyway
+                and self._error is None
+                and self._acquired == self._released
+                and self._acquired % len(self._order) == 0
+            ):
                 return
             self._restarting = True
             try:

@@ -53,6 +53,11 @@ class ReadAhead:
                 if self._was_read[place]:
                     yield span, self._buffers[place]
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a read has, and nobody was told yet."""
+        return self._prefetcher.has_failed
+
     def restart(self) -> None:
         """Start over at the first unit, unless it is the next anyway."""
         self._prefetcher.restart()

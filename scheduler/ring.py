@@ -27,6 +27,7 @@ class Ring(Generic[Filled]):
     fill: `fill(unit, slot)` writes a unit's bytes into a slot; called in a thread with the copying stream active. What
         it returns says what it wrote: `filled[slot]`, from acquiring the slot's unit to releasing it.
     restart: called when the next unit filled is the first again, out of turn; nothing is being filled then.
+    will_fail: whether what is filled from has failed already, ahead of the fills.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class Ring(Generic[Filled]):
         fill: Callable[[int, Tensor], Filled],
         streams: Streams | None = None,
         restart: Callable[[], None] = nothing,
+        will_fail: Callable[[], bool] = bool,
     ):
         assert len(slots) >= 2, "one slot computes while another fills"
         self._streams = streams or streams_of(slots[0].device)
-        self.slots, self._fill, self._restart = tuple(slots), fill, restart
+        self.slots, self._fill, self._restart, self._will_fail = tuple(slots), fill, restart, will_fail
         self.filled: dict[int, Filled] = {}
         self._filled_events = [self._streams.event() for _ in slots]
         self._used_events = [self._streams.event() for _ in slots]
@@ -66,8 +68,8 @@ class Ring(Generic[Filled]):
         self._prefetcher.release()
 
     def rewind(self) -> None:
-        """Start over at the first unit, if a pass was abandoned in the middle or a fill failed."""
-        self._prefetcher.restart(self._start_over)
+        """Start over at the first unit, if a pass was abandoned in the middle or a fill failed, or is going to."""
+        self._prefetcher.restart(self._start_over, anyway=self._will_fail())
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -348,7 +348,7 @@ def test_headers_of_many_files_are_bounded_together(hub: FakeHub, monkeypatch: p
     hub.add("tiny/gguf", files)
     with pytest.raises(ModelFilesError, match="headers of its model need more than 1,048,576 bytes"):
         prepare(Options(Path("tiny/gguf"), device="cpu"))
-    assert hub.sent_bytes <= 2 << 20
+    assert hub.sent_bytes <= 3 << 20, "that, the first look, and those that were under way beside it"
 
 
 def test_a_gated_repository(hub: FakeHub) -> None:
