@@ -75,7 +75,8 @@ def prepare(options: Options) -> Preparation:
         draft = acceptance = None
         if choice.directory is not None:
             draft = read_model(options, choice.directory, machine)
-            _check_tokens(options, target.spec, draft.spec)
+            if options.draft != AUTO:  # else the choice has compared them
+                _check_tokens(options, target.spec, draft.spec)
             acceptance = expected_acceptance(options.model, draft.spec)
         elif options.draft == AUTO and options.tree == "auto":
             limits = replace(limits, repeat_text=True)

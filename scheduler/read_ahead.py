@@ -53,7 +53,6 @@ class ReadAhead:
                 if self._was_read[place]:
                     yield span, self._buffers[place]
 
-    @property
     def has_failed(self) -> bool:
         """Whether a read has, and nobody was told yet."""
         return self._prefetcher.has_failed

@@ -1,9 +1,8 @@
 """Every unit's bytes in the tier that the plan gives it, and the ring that brings the streamed ones to the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from scheduler.expert_fetch import ExpertFetch
 from scheduler.host_memory import HostMemory, host_memory_for
 from scheduler.loading import Loader, Progress
 from scheduler.placement import Tier
+from scheduler.prefetch import nothing
 from scheduler.read_ahead import ReadAhead
 from scheduler.ring import Ring
 from scheduler.streams import Streams, streams_of
@@ -183,15 +183,15 @@ class UnitMemory:
         if not self._streamed:
             return
         from_disk = [index for index in self._streamed if self._tiers[index] is Tier.DISK]
-        ahead: dict[str, Any] = {}
+        restart: Callable[[], None] = nothing
+        will_fail: Callable[[], bool] = bool
         self._expert_fetch = ExpertFetch(self._units, buffers, self._link, self._reader.fill, self._streams)
         if from_disk and self._streams.is_async:
             order = [(index, self._spans(index, buffers.span_bytes)) for index in from_disk]
             staging = self._expert_fetch.staging_left
             self._read_ahead = ReadAhead(order, staging, self._reader.fill, self._streams, self._is_wanted)
-            read_ahead = self._read_ahead
-            ahead = {"restart": read_ahead.restart, "will_fail": lambda: read_ahead.has_failed}
-        self.ring = Ring(self._streamed, buffers.slots, self._fill_slot, self._streams, **ahead)
+            restart, will_fail = self._read_ahead.restart, self._read_ahead.has_failed
+        self.ring = Ring(self._streamed, buffers.slots, self._fill_slot, self._streams, restart, will_fail)
 
     def _spans(self, index: int, span_bytes: int) -> tuple[Span, ...]:
         unit = self._units[index]
