@@ -123,7 +123,7 @@ def fetched(
         print(f"downloading {download}", file=sys.stderr, flush=True)
     from rich.console import Console
 
-    from offload_runtime.progress import LoadingBar
+    from offload_runtime.chat.progress import LoadingBar
 
     try:
         with LoadingBar(Console(stderr=True), quiet) as progress:

@@ -192,7 +192,7 @@ def _measure(
     from latency.report import reply_record, write_seconds
     from rich.console import Console
 
-    from offload_runtime.progress import LoadingBar
+    from offload_runtime.chat.progress import LoadingBar
 
     replies = len(workload.prompts) * workload.repeats
 

@@ -73,7 +73,7 @@ def _measure(arguments: argparse.Namespace, preparation: Preparation) -> "list[M
     from acceptance.prompts import prompts_for
     from rich.console import Console
 
-    from offload_runtime.progress import LoadingBar
+    from offload_runtime.chat.progress import LoadingBar
 
     def note(text: str) -> None:
         if not arguments.quiet:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
-from offload_runtime import chat
+from offload_runtime.chat import command
 from offload_runtime.conversation import Conversation
 from offload_runtime.errors import ModelFilesError, PromptError
 from offload_runtime.text import IncrementalText
@@ -120,15 +120,15 @@ class ScriptedRuntime:
 
 def run_chat(runtime: ScriptedRuntime, arguments: Sequence[str]) -> int:
     """The chat's own `main`, with everything that would read a model replaced by `runtime`."""
-    kept = chat.prepare, chat._new_conversation, chat._load
+    kept = command.prepare, command._new_conversation, command._load
     try:
         nothing_else = {"draft_note": None, "packing": None}
-        chat.prepare = lambda options: SimpleNamespace(plan=runtime.plan, **nothing_else)  # type: ignore[assignment]
-        chat._new_conversation = lambda model, options: Conversation(runtime.tokenizer, options.system, options.raw)
-        chat._load = lambda preparation, screen: runtime  # type: ignore[assignment]
-        return chat.main(arguments)
+        command.prepare = lambda options: SimpleNamespace(plan=runtime.plan, **nothing_else)  # type: ignore[assignment]
+        command._new_conversation = lambda model, options: Conversation(runtime.tokenizer, options.system, options.raw)
+        command._load = lambda preparation, screen: runtime  # type: ignore[assignment]
+        return command.run(arguments)
     finally:
-        chat.prepare, chat._new_conversation, chat._load = kept
+        command.prepare, command._new_conversation, command._load = kept
 
 
 if __name__ == "__main__":

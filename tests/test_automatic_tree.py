@@ -9,8 +9,8 @@ import pytest
 
 from offload_runtime import OffloadRuntime, automatic_tree
 from offload_runtime.automatic_tree import AutomaticTree
+from offload_runtime.chat.status import reply_line
 from offload_runtime.model import Model
-from offload_runtime.status import reply_line
 from offload_runtime.tree_policy import PassFacts
 from scheduler.cost import PassTimes
 from sequoia_tree.choose import Chooser

@@ -21,11 +21,11 @@ import torch
 from loaders.random_checkpoint import SHAPES, write_random_checkpoint
 from offload_runtime import OffloadRuntime
 from offload_runtime.chat import main
-from offload_runtime.chat_session import Chat
+from offload_runtime.chat.progress import LoadingBar
+from offload_runtime.chat.session import Chat
+from offload_runtime.chat.terminal import Screen
 from offload_runtime.conversation import Conversation
 from offload_runtime.options import SamplingOptions
-from offload_runtime.progress import LoadingBar
-from offload_runtime.terminal import Screen
 from tests.scripted_runtime import BROKEN, STORY, ScriptedRuntime, run_chat
 from tests.tokenizer_samples import byte_level
 

@@ -1,16 +1,12 @@
-"""Chat with a model that is larger than the device's memory: `python -m offload_runtime.chat --help`."""
+"""The chat's command line: from arguments to one answer, or to a conversation at the terminal."""
 
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` runs, Ctrl-C ends this without a traceback
 
 from offload_runtime.command_line import run_command
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, UsageError
@@ -21,9 +17,9 @@ from scheduler.plan_table import format_plan
 
 # The rest is imported where it is used: `--help` and `--plan` answer sooner than torch can be imported.
 if TYPE_CHECKING:
+    from offload_runtime.chat.terminal import Screen
     from offload_runtime.conversation import Conversation
     from offload_runtime.runtime import OffloadRuntime
-    from offload_runtime.terminal import Screen
 
 DEMO_NOTE = (
     "No --model given: this is the bundled demonstration of the machinery. "
@@ -32,7 +28,7 @@ DEMO_NOTE = (
 GREETING = "/help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     return run_command(lambda: _run(parse_chat_arguments(arguments)))
 
@@ -49,7 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
     prompt = _given_prompt(arguments)
     if prompt is None and arguments.json:
         raise UsageError("--json answers one prompt: give --prompt TEXT or --file FILE, or pipe the prompt in")
-    from offload_runtime.terminal import Screen
+    from offload_runtime.chat.terminal import Screen
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings are for those who program with it
     screen = Screen(quiet=arguments.quiet or arguments.json)
@@ -101,7 +97,7 @@ def _decoded(content: bytes, source: str) -> str:
 
 
 def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argparse.Namespace) -> None:
-    from offload_runtime.status import plan_line
+    from offload_runtime.chat.status import plan_line
 
     if arguments.model is None:
         screen.note(DEMO_NOTE)
@@ -120,7 +116,7 @@ def _new_conversation(model: Path, arguments: argparse.Namespace) -> "Conversati
 
 
 def _load(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
-    from offload_runtime.progress import LoadingBar
+    from offload_runtime.chat.progress import LoadingBar
     from offload_runtime.runtime import OffloadRuntime
 
     with LoadingBar(screen.console, screen.quiet) as progress:
@@ -131,8 +127,8 @@ def _load(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
 
 
 def _chat(runtime: "OffloadRuntime", conversation: "Conversation", sampling: SamplingOptions, screen: "Screen") -> int:
-    from offload_runtime.chat_session import Chat
-    from offload_runtime.terminal import line_reader
+    from offload_runtime.chat.session import Chat
+    from offload_runtime.chat.terminal import line_reader
 
     screen.note(GREETING)
     return Chat(runtime, conversation, sampling, screen, line_reader()).run()
@@ -146,9 +142,9 @@ def _answer_once(
     prompt: str,
     as_json: bool,
 ) -> int:
-    from offload_runtime.chat_session import stream_reply
-    from offload_runtime.interrupt import StopOnInterrupt
-    from offload_runtime.status import reply_line
+    from offload_runtime.chat.interrupt import StopOnInterrupt
+    from offload_runtime.chat.session import stream_reply
+    from offload_runtime.chat.status import reply_line
 
     ids = conversation.add_user(prompt)
     with StopOnInterrupt() as stop:
@@ -161,8 +157,3 @@ def _answer_once(
         content = {name: getattr(reply, name) for name in names}
         print(json.dumps({**content, "stats": reply.stats.as_dict(), "plan": runtime.plan.as_dict()}), flush=True)
     return INTERRUPTED_EXIT_CODE if reply.finish_reason == "interrupted" else 0
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())

@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from offload_runtime.chat_commands import is_command, run_command
+from offload_runtime.chat.commands import is_command, run_command
+from offload_runtime.chat.interrupt import StopOnInterrupt
+from offload_runtime.chat.status import plan_line, reply_line
+from offload_runtime.chat.terminal import ReadLine, Screen
 from offload_runtime.conversation import Conversation
 from offload_runtime.errors import OffloadError, PromptError, UsageError
-from offload_runtime.interrupt import StopOnInterrupt
 from offload_runtime.options import SamplingOptions
-from offload_runtime.status import plan_line, reply_line
-from offload_runtime.terminal import ReadLine, Screen
 
 if TYPE_CHECKING:
     from offload_runtime.reply import Reply

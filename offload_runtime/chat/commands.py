@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offload_runtime.chat.saved import load_chat, save_chat
+from offload_runtime.chat.status import reply_line
 from offload_runtime.errors import UsageError
 from offload_runtime.options import SAMPLING
-from offload_runtime.saved_chat import load_chat, save_chat
-from offload_runtime.status import reply_line
 from scheduler.plan_table import format_plan
 from scheduler.sizes import format_size
 
 if TYPE_CHECKING:
-    from offload_runtime.chat_session import Chat
+    from offload_runtime.chat.session import Chat
 
 
 @dataclass(frozen=True)
