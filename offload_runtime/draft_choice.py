@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loaders.hub_cache import cached_model
 from loaders.spec import ModelSpec
-from loaders.vocabulary import check_same_vocabulary, read_vocabulary
+from loaders.tokenizers.vocabulary import check_same_vocabulary, read_vocabulary
 from offload_runtime.draft_table import FAMILIES, Candidate, family_of
 from offload_runtime.errors import DoesNotFitError, OffloadError
 from offload_runtime.expected_acceptance import assumed_acceptance, expected_acceptance

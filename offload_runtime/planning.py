@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.spec import ModelSpec
-from loaders.vocabulary import check_same_vocabulary
+from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.best_plan import best_plan
 from offload_runtime.draft_choice import DraftChoice, choose_draft
 from offload_runtime.errors import DoesNotFitError, MachineError, UsageError

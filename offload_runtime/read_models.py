@@ -19,7 +19,7 @@ from loaders.quantization import BITS, Quantization
 from loaders.read_spec import read_config, read_spec
 from loaders.safetensors_files import Checkpoint
 from loaders.spec import ModelSpec
-from loaders.vocabulary import read_vocabulary
+from loaders.tokenizers.vocabulary import read_vocabulary
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.packing import Packing
 from offload_runtime.run_options import Options

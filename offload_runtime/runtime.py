@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from loaders.tokenizers import check_same_tokens, has_tokenizer, load_tokenizer
-from loaders.vocabulary import has_vocabulary
+from loaders.tokenizers.vocabulary import has_vocabulary
 from offload_runtime.automatic_tree import MAX_DEPTH, AutomaticTree
 from offload_runtime.decode import Decoder, Request, Step
 from offload_runtime.errors import PromptError, UsageError

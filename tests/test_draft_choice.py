@@ -13,7 +13,7 @@ import pytest
 from loaders import hub_cache
 from loaders.hub_cache import cached_model
 from loaders.spec import ModelSpec
-from loaders.vocabulary import read_vocabulary
+from loaders.tokenizers.vocabulary import read_vocabulary
 from offload_runtime import acceptance_store, draft_choice
 from offload_runtime.acceptance_store import Measurement, PairAcceptance, Setting
 from offload_runtime.draft_choice import DraftChoice, choose_draft

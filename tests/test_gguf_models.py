@@ -18,7 +18,7 @@ from loaders.model_files import read_checkpoint
 from loaders.read_spec import read_spec
 from loaders.skeleton import build_skeleton
 from loaders.tokenizers import has_tokenizer, load_tokenizer
-from loaders.vocabulary import read_vocabulary
+from loaders.tokenizers.vocabulary import read_vocabulary
 from offload_runtime import OffloadRuntime
 from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET
 from scheduler.plan import Tier

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from loaders.errors import DraftMismatchError, ModelFilesError
 from loaders.tokenizers import check_same_tokens, load_tokenizer
-from loaders.vocabulary import check_same_vocabulary, read_vocabulary
+from loaders.tokenizers.vocabulary import check_same_vocabulary, read_vocabulary
 from tests.tokenizer_samples import SAMPLES
 
 WORDS = ["<unk>", "a", "b", "c", "d"]

@@ -11,7 +11,7 @@ from loaders.errors import DraftMismatchError, ModelFilesError
 from loaders.gguf.model import is_gguf, read_gguf_cached
 from loaders.gguf.vocabulary import gguf_vocabulary, has_gguf_vocabulary
 from loaders.safetensors_files import read_json
-from loaders.sentencepiece_file import FILE, is_sentencepiece_alone, read_sentencepiece
+from loaders.tokenizers.sentencepiece_file import FILE, is_sentencepiece_alone, read_sentencepiece
 
 # Names of ids that a family keeps free, and gives a meaning in some of its models: Llama 3's 128004 became
 # <|finetune_right_pad_id|> in 3.1. No text holds them, so like padding they agree with anything.

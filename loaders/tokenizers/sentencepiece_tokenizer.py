@@ -17,7 +17,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 
 from loaders.errors import ModelFilesError
 from loaders.safetensors_files import read_json
-from loaders.sentencepiece_file import FILE, UNIGRAM, read_sentencepiece
+from loaders.tokenizers.sentencepiece_file import FILE, UNIGRAM, read_sentencepiece
 
 # What says no more than that there is a tokenizer, and all names that Llama's has had.
 _PLAIN = {"LlamaTokenizer", "LLaMATokenizer", "PreTrainedTokenizer", "TokenizersBackend"}

@@ -14,9 +14,9 @@ from loaders.gguf.tokenizer import gguf_tokenizer
 from loaders.gguf.vocabulary import has_gguf_vocabulary
 from loaders.needed_files import VOCABULARY_FILES
 from loaders.safetensors_files import read_json
-from loaders.sentencepiece_file import is_sentencepiece_alone
-from loaders.sentencepiece_tokenizer import sentencepiece_tokenizer, tokenizer_is_code
-from loaders.vocabulary import check_same_vocabulary
+from loaders.tokenizers.sentencepiece_file import is_sentencepiece_alone
+from loaders.tokenizers.sentencepiece_tokenizer import sentencepiece_tokenizer, tokenizer_is_code
+from loaders.tokenizers.vocabulary import check_same_vocabulary
 
 
 def has_tokenizer(directory: str | Path) -> bool:
