@@ -10,8 +10,9 @@ from loaders.errors import ModelFilesError
 from loaders.gguf.model import is_gguf, read_gguf_checkpoint, read_gguf_config
 from loaders.gguf.names import split_names
 from loaders.hub_names import snapshot_of
+from loaders.json_files import read_json
 from loaders.needed_files import GENERATION_CONFIG
-from loaders.safetensors_files import Checkpoint, no_such_directory, read_json
+from loaders.safetensors_files import Checkpoint, no_such_directory
 
 
 def config_file(model: Path | str) -> Path:

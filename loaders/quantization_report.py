@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from loaders.errors import ModelFilesError
+from loaders.json_files import read_json
 from loaders.quantization import CLIPPINGS, GROUP_SIZES, Quantization
-from loaders.safetensors_files import read_json
 
 REPORT_FILE = "quantization_report.json"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.json_files import parse_object, read_json
+from loaders.message_text import quoted
 from loaders.needed_files import INDEX, SINGLE_FILE
 
 STORED_ITEMSIZE = {
@@ -20,6 +21,8 @@ STORED_ITEMSIZE = {
 }  # fmt: skip
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_FILE_NAME = 255  # bytes, on all systems
+MAX_NAME, MAX_DIMENSIONS = 512, 16  # the longest names there are have 100 characters; torch has at most 64 dimensions
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,13 @@ def header_bytes(file: Path, start: bytes, size: int) -> int:
 
 def parse_header(file: Path, text: bytes, size: int) -> dict[str, StoredTensor]:
     """The tensors in the header `text` of a file of `size` bytes, all checked; `file` need not be there."""
-    header = _parse_json(file, text)
-    header.pop("__metadata__", None)
+    try:
+        header = parse_object(text, unique_names=True)
+    except ValueError as error:
+        raise _damaged(file, str(error)) from error
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _damaged(file, "its __metadata__ are not texts by name")
     tensors = {name: _stored_tensor(file, name, entry, 8 + len(text)) for name, entry in header.items()}
     _check_extents(file, tensors.values(), 8 + len(text), size)
     return tensors
@@ -124,13 +132,6 @@ def read_tensor_bytes(tensor: StoredTensor) -> bytes:
     if len(content) != tensor.nbytes:
         raise _damaged(tensor.file, f"{tensor.name} ends early")
     return content
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object a file holds; raises ModelFilesError."""
-    with _readable(file):
-        text = file.read_bytes()
-    return _parse_json(file, text)
 
 
 def _weight_map(directory: Path) -> dict[str, str]:
@@ -152,8 +153,9 @@ def read_weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise _damaged(index, "it has no `weight_map`")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard:
-            raise _damaged(index, f"it places {name} in {shard!r}, which is not a file name in this directory")
+        _check_name(index, name)
+        if not isinstance(shard, str) or Path(shard).name != shard or not 0 < len(shard.encode()) <= MAX_FILE_NAME:
+            raise _damaged(index, f"it places {name} in {quoted(shard)}, which is not a file name in this directory")
     return weight_map
 
 
@@ -174,14 +176,22 @@ def _no_weights(directory: Path) -> str:
     return f"{directory}: neither model.safetensors nor model.safetensors.index.json is there. {found}"
 
 
+def _check_name(file: Path, name: str) -> None:
+    """Names are part of messages and of paths to modules: what cannot be one is refused where it is read."""
+    if not name or len(name) > MAX_NAME or not name.isprintable():
+        raise _damaged(file, f"it names a tensor {quoted(name)!r}, with {len(name):,} characters")
+
+
 def _stored_tensor(file: Path, name: str, entry: Any, data_start: int) -> StoredTensor:
+    _check_name(file, name)
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        well_typed = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (begin, end, *shape))
+        numbers = [begin, end, *shape] if isinstance(shape, list) and len(shape) <= MAX_DIMENSIONS else [-1]
+        well_typed = isinstance(dtype, str) and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
     except (KeyError, TypeError, ValueError):
         well_typed = False
     if not well_typed:
-        raise _damaged(file, f"the header entry of {name} is not a dtype, a shape and two offsets: {entry!r:.200}")
+        raise _damaged(file, f"the header entry of {name} is no dtype, shape and two offsets: {quoted(entry, 200)}")
     if dtype not in STORED_ITEMSIZE:
         raise UnsupportedModelError(f"{file}: {name} is stored as {dtype[:40]!r}; this dtype is not supported.")
     nbytes = math.prod(shape) * STORED_ITEMSIZE[dtype]
@@ -209,16 +219,6 @@ def _readable(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ModelFilesError(f"{file}: cannot be read ({error.strerror}).") from error
-
-
-def _parse_json(file: Path, text: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(file, f"its JSON cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise _damaged(file, "its JSON is not an object")
-    return value
 
 
 def _damaged(file: Path, fault: str) -> ModelFilesError:

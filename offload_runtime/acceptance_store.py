@@ -24,6 +24,7 @@ from typing import Any
 
 from loaders.cache_directory import cache_directory, write_whole
 from loaders.gguf.model import is_gguf
+from loaders.json_files import read_object
 from loaders.model_files import config_values, is_downloaded, read_checkpoint
 from offload_runtime.errors import ModelFilesError
 from sequoia_tree.acceptance import BIN_EDGES, SCALES, Acceptance
@@ -199,7 +200,7 @@ def _cached(path: Path | None) -> PairAcceptance | None:
     if path is None:
         return None
     try:
-        return _parse(_read(path))[0]
+        return _parse(read_object(path, MAX_BYTES))[0]
     except (OSError, ValueError):
         return None
 
@@ -209,26 +210,11 @@ def _beside(draft: Path) -> tuple[PairAcceptance, str | None] | None:
     if not path.exists():
         return None
     try:
-        return _parse(_read(path))
+        return _parse(read_object(path, MAX_BYTES))
     except OSError as error:
         raise ModelFilesError(f"{path}: cannot be read ({error.strerror}).") from error
     except ValueError as error:
         raise ModelFilesError(f"{path}: {error}. Correct or remove the file.") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. OSError, or ValueError for anything else."""
-    with path.open("rb") as file:
-        text = file.read(MAX_BYTES + 1)
-    if len(text) > MAX_BYTES:
-        raise ValueError(f"it is larger than {MAX_BYTES:,} bytes, which no table of acceptances is")
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"its JSON cannot be read ({error})") from error
-    if not isinstance(record, dict):
-        raise ValueError("its JSON is not an object")
-    return record
 
 
 def _parse(record: dict[str, Any]) -> tuple[PairAcceptance, str | None]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from loaders.json_files import read_json
 from loaders.model_files import generation_config_file
-from loaders.safetensors_files import read_json
 from offload_runtime.errors import ModelFilesError, UsageError
 from sequoia_tree.sampling import Sampling
 

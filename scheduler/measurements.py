@@ -14,6 +14,7 @@ from typing import Any
 
 from loaders.cache_directory import cache_directory, write_whole
 from loaders.direct_io import measure_read_bandwidth
+from loaders.json_files import read_object
 from scheduler.machine import Machine
 
 FILE = "measurements.json"
@@ -88,8 +89,6 @@ def _read() -> dict[str, Any]:
     if directory is None:
         return {}
     try:
-        with (directory / FILE).open("rb") as file:
-            record = json.loads(file.read(MAX_BYTES))
-    except (OSError, ValueError, RecursionError):
+        return read_object(directory / FILE, MAX_BYTES)
+    except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}

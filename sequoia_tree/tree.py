@@ -221,6 +221,8 @@ def _steps_to_root(following: Ints) -> Ints:
 
 def read_json(path: Path) -> object:
     """What the JSON file `path` holds. ValueError where it is not JSON or larger than any tree; OSError as open's."""
+    if path.is_fifo() or path.is_char_device():  # opening or reading these may wait for ever
+        raise ValueError("it is not a regular file")
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"it has {path.stat().st_size:,} bytes, more than any tree of {_MOST_NODES:,} nodes")
     try:

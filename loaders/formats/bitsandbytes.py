@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.formats.schemes import Codebook, Scaled
 from loaders.formats.weights import PackedWeight, Settings, Tensors, base_names, matrix, take
+from loaders.json_files import parse_object
 from loaders.safetensors_files import StoredTensor, read_tensor_bytes
 
 CODES, NESTED_CODES = 16, 256
@@ -66,11 +66,9 @@ class _State:
         if stored.dtype != "U8" or stored.nbytes > MAX_STATE_BYTES:
             raise ModelFilesError(f"{stored.file}: {stored.name} must be a short text stored as U8.")
         try:
-            values = json.loads(read_tensor_bytes(stored))
-        except (ValueError, RecursionError) as error:
-            raise ModelFilesError(f"{stored.file}: {stored.name} is no JSON ({error}).") from error
-        if not isinstance(values, dict):
-            raise ModelFilesError(f"{stored.file}: {stored.name} is no JSON object.")
+            values = parse_object(read_tensor_bytes(stored))
+        except ValueError as error:
+            raise ModelFilesError(f"{stored.file}: {stored.name}: {error}.") from error
         state = _Values(stored, values)
         shape = state.get("shape", lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_positive, v)))
         block = state.get("blocksize", _is_positive)

@@ -12,8 +12,8 @@ from loaders.errors import ModelFilesError, OffloadError
 from loaders.gguf.model import is_gguf, read_gguf_cached
 from loaders.gguf.tokenizer import gguf_tokenizer
 from loaders.gguf.vocabulary import has_gguf_vocabulary
+from loaders.json_files import read_json
 from loaders.needed_files import VOCABULARY_FILES
-from loaders.safetensors_files import read_json
 from loaders.tokenizers.sentencepiece_file import is_sentencepiece_alone
 from loaders.tokenizers.sentencepiece_tokenizer import sentencepiece_tokenizer, tokenizer_is_code
 from loaders.tokenizers.vocabulary import check_same_vocabulary

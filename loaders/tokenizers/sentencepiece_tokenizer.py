@@ -16,7 +16,7 @@ from tokenizers.models import Unigram
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 
 from loaders.errors import ModelFilesError
-from loaders.safetensors_files import read_json
+from loaders.json_files import read_json
 from loaders.tokenizers.sentencepiece_file import FILE, UNIGRAM, read_sentencepiece
 
 # What says no more than that there is a tokenizer, and all names that Llama's has had.

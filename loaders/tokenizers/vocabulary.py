@@ -10,7 +10,7 @@ from typing import Any
 from loaders.errors import DraftMismatchError, ModelFilesError
 from loaders.gguf.model import is_gguf, read_gguf_cached
 from loaders.gguf.vocabulary import gguf_vocabulary, has_gguf_vocabulary
-from loaders.safetensors_files import read_json
+from loaders.json_files import read_json
 from loaders.tokenizers.sentencepiece_file import FILE, is_sentencepiece_alone, read_sentencepiece
 
 # Names of ids that a family keeps free, and gives a meaning in some of its models: Llama 3's 128004 became

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loaders.json_files import read_object
 from offload_runtime.conversation import Conversation, Message, Stretch
 from offload_runtime.errors import UsageError
 from offload_runtime.options import SamplingOptions
@@ -83,14 +84,12 @@ def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not a saved chat (not UTF-8 text)") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{path}: is not a saved chat ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if content.get("format") != FORMAT:
         raise UsageError(f"{path}: is not a saved chat of this version")
     return content
 

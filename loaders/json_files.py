@@ -1,0 +1,93 @@
+"""JSON files of others, read with limits: a regular file of bearable size that holds one object. Imports no torch."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+from loaders.errors import ModelFilesError
+
+MOST_BYTES = 256 << 20  # the largest there are, vocabularies, have 35 MB
+_MOST_DIGITS = 100  # 1e30 is written for "no limit"; Python itself refuses more than 4,300
+_COUNTED_BYTES = 4 << 20  # in larger files, vocabularies, counting digits would take a fifth of a second
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # whole pairs among them
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object that a model's file holds; raises ModelFilesError."""
+    try:
+        return read_object(file)
+    except OSError as error:
+        raise ModelFilesError(f"{file}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise ModelFilesError(f"{file}: {error}. The file is damaged or incomplete; download it again.") from error
+
+
+def read_object(file: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """The JSON object in `file`. Raises OSError, and ValueError that says what is wrong with it."""
+    return parse_object(read_regular(file, most_bytes))
+
+
+def parse_object(text: bytes, unique_names: bool = False) -> dict[str, Any]:
+    """The object that `text` spells. Raises ValueError, also for a name given twice where they have to be unique."""
+    hook = _unique if unique_names else None
+    whole = _whole_number if len(text) <= _COUNTED_BYTES else None
+    try:
+        value = json.loads(text, parse_int=whole, object_pairs_hook=hook)
+    except RecursionError:
+        raise ValueError("its JSON cannot be read (brackets nest too deeply)") from None
+    except ValueError as error:
+        raise ValueError(f"its JSON cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError("its JSON is not an object")
+    if _SURROGATE.search(text):
+        _check_text(value)
+    return value
+
+
+def read_regular(file: Path, most_bytes: int = MOST_BYTES) -> bytes:
+    """All of a regular file of at most `most_bytes`: opening waits for no writer of a FIFO. OSError, ValueError."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except ValueError as error:  # a zero byte in the name
+        raise FileNotFoundError(errno.ENOENT, str(error)) from error
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        if status.st_size > most_bytes:
+            raise ValueError(f"it is larger than {most_bytes:,} bytes")
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            return stream.read(most_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number has {len(digits):,} digits")
+    return int(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{name!r:.80} is there twice")
+        values[name] = value
+    return values
+
+
+def _check_text(value: dict[str, Any]) -> None:
+    """Half of a surrogate pair is no text: whatever encodes it later would fail."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("its JSON holds half of a surrogate pair, which is no text") from None

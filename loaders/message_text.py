@@ -1,0 +1,54 @@
+"""Text on its way to a person: outside strings (names, file contents, templates' words) made harmless, and bounded."""
+
+from __future__ import annotations
+
+import re
+from itertools import accumulate
+
+_NOT_PLAIN = re.compile(r"[^\n -~]")
+_WORD = re.compile(r"\S{301,}")
+ROW = 80  # columns
+_MOST_ROWS, _HEAD_ROWS = 22, 12  # of a terminal's 24; the end of a message says what to do, so both ends are kept
+_LINE = 8 * ROW
+
+
+def displayable(text: str) -> str:
+    r"""`text` with every character escaped that steers a terminal or hides: "\x1b", "\u202e", "\ud800".
+
+    These are all that Unicode calls control, format, surrogate, private, unassigned and separator characters, so bidi
+    marks, zero-width characters and operating system commands too. Line breaks stay, and what is escaped already.
+    """
+    return _NOT_PLAIN.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    character = match[0]
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+
+
+def message_text(text: str) -> str:
+    """`displayable`, and no longer than a screen of 24 rows: where there is too much, the middle is left out."""
+    text = _WORD.sub(lambda match: _shortened(match[0], 300), displayable(text))
+    lines = [_shortened(line, _LINE) for line in text.split("\n")]
+    rows = [max(1, -(-len(line) // ROW)) for line in lines]
+    if sum(rows) <= _MOST_ROWS:
+        return "\n".join(lines)
+    head = sum(count <= _HEAD_ROWS for count in accumulate(rows))
+    tail = sum(count < _MOST_ROWS - _HEAD_ROWS for count in accumulate(reversed(rows)))
+    return "\n".join([*lines[:head], "…", *lines[len(lines) - tail :]])
+
+
+def quoted(value: object, most: int = 60) -> str:
+    """A name or value out of a file, for the middle of a sentence: one line of at most `most` characters."""
+    try:
+        text = value if isinstance(value, str) and value and value.isprintable() else repr(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+    return _shortened(text, most)
+
+
+def _shortened(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    end = most // 3
+    return f"{text[: most - end - 1]}…{text[-end:]}"
