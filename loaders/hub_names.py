@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from loaders.errors import ModelFilesError
 from loaders.gguf.model import is_gguf
 from loaders.gguf.names import model_stem
+from loaders.message_text import displayable, quoted
+from loaders.safetensors_files import MAX_FILE_NAME
 
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"  # the hub's own limit is 96 characters
 _REVISION = r"[A-Za-z0-9][\w./-]{0,199}"
@@ -44,8 +48,13 @@ def model_path(model: str | Path) -> Path:
     """The path of a directory, or a hub's name as it is: what is written as a path never becomes a name.
 
     "./org/name" and "org/name/" are directories, and so is everything that is a Path already. "hf.co/org/name", as
-    Ollama has it, and "https://huggingface.co/org/name" are names.
+    Ollama has it, and "https://huggingface.co/org/name" are names. Raises ModelFilesError for what no file is called.
     """
+    if any(len(os.fsencode(part)) > MAX_FILE_NAME for part in Path(model).parts) or "\0" in str(model):
+        raise ModelFilesError(
+            f"{quoted(str(model))}: no file or directory can have this name: of each part of a path at most "
+            f"{MAX_FILE_NAME} bytes are stored, and none of them is zero."
+        )
     if isinstance(model, Path):
         return model.absolute()
     if site := _SITE.match(model):
@@ -71,12 +80,15 @@ def hub_name(model: Path) -> HubName | None:
 
 
 def directory_name(model: Path) -> str:
-    """What people call the model in a directory or a GGUF file: of a snapshot in the hub's cache its name."""
+    """What people call the model in a directory or a GGUF file: of a snapshot in the hub's cache its name.
+
+    It is shown in plans, banners and progress lines, so what would steer a terminal is escaped.
+    """
     if is_gguf(model):
-        return _OLLAMA.sub(r"\1", model_stem(model.name))
+        return displayable(_OLLAMA.sub(r"\1", model_stem(model.name))).replace("\n", "\\n")
     directory = model.resolve()
     match = _IN_CACHE.fullmatch("/".join(directory.parts[-3:]))
-    return match[1] if match else directory.name
+    return displayable(match[1] if match else directory.name).replace("\n", "\\n")
 
 
 def snapshot_of(file: Path) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import accumulate
 
-_NOT_PLAIN = re.compile(r"[^\n -~]")
+_NOT_PLAIN = re.compile(r"[^\n\t -~]")
 _WORD = re.compile(r"\S{301,}")
 ROW = 80  # columns
 _MOST_ROWS, _HEAD_ROWS = 22, 12  # of a terminal's 24; the end of a message says what to do, so both ends are kept
@@ -16,7 +16,7 @@ def displayable(text: str) -> str:
     r"""`text` with every character escaped that steers a terminal or hides: "\x1b", "\u202e", "\ud800".
 
     These are all that Unicode calls control, format, surrogate, private, unassigned and separator characters, so bidi
-    marks, zero-width characters and operating system commands too. Line breaks stay, and what is escaped already.
+    marks and zero-width characters too. Line breaks and tabs stay, and what is escaped already.
     """
     return _NOT_PLAIN.sub(_escaped, text)
 

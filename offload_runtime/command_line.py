@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from loaders.message_text import message_text
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, exit_code
 
 
@@ -26,10 +27,13 @@ def run_command(run: Callable[[], int]) -> int:
         _drop_output()  # whoever read stdout has enough, as `head` has
         return 0
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            _drop_output()
+            print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
+        elif error.filename is not None:
+            print(message_text(f"error: {error.filename}: {error.strerror}"), file=sys.stderr)
+        else:
             raise
-        _drop_output()
-        print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
         return 1
 
 

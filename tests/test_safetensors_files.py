@@ -171,3 +171,30 @@ def test_no_weights(tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(ModelFilesError, match=r"It holds pytorch_model\.bin; convert"):
         read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "fault"),
+    [
+        (b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, "a": {}}', "is there twice"),
+        ({"a": entry(0, 0, [1] * 200_000)}, "no dtype, shape"),
+        ({"a": entry(0, 0, [0, 1 << 63])}, "no dtype, shape"),
+        ({"a" * 70_000: entry(0, 4, [1])}, "70,000 characters"),
+        ({"a\x1b[31m": entry(0, 4, [1])}, "names a tensor"),
+        ({"": entry(0, 4, [1])}, "names a tensor"),
+        ({"__metadata__": {"a": 1}}, "__metadata__"),
+        (b'{"\\ud800": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}', "surrogate"),
+    ],
+)
+def test_names_and_shapes_are_bounded(tmp_path, header, fault):
+    with pytest.raises(ModelFilesError, match=fault) as caught:
+        read_header(write(tmp_path / "model.safetensors", header, bytes(4)))
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("weight_map", [{"a": "x" * 300}, {"a" * 100_000: "model.safetensors"}, {"a": "\x1b]0;"}])
+def test_names_in_an_index_are_bounded(tmp_path, weight_map):
+    write_index(tmp_path, weight_map)
+    with pytest.raises(ModelFilesError) as caught:
+        read_checkpoint(tmp_path)
+    assert len(str(caught.value)) < 1000

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from loaders.message_text import displayable, message_text
+
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -44,11 +46,11 @@ class Screen:
     def note(self, text: str) -> None:
         """Write what is good to know, dimmed."""
         if not self.quiet:
-            self.console.print(text, style="dim")
+            self.console.print(displayable(text), style="dim")
 
     def say(self, text: str) -> None:
         """Write what was asked for, or must be known."""
-        self.console.print(text)
+        self.console.print(displayable(text))
 
     def busy(self, what: str) -> AbstractContextManager[object]:
         """A sign of life for the block, on a terminal."""
@@ -57,7 +59,7 @@ class Screen:
     def error(self, text: object) -> None:
         """Write what went wrong."""
         self.end_reply()
-        self.console.print(f"error: {text}")
+        self.console.print(message_text(f"error: {text}"))
 
 
 def line_reader() -> ReadLine:
