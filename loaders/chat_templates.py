@@ -1,8 +1,17 @@
-"""Chat templates of models that were published before repositories had any, and are in use still."""
+"""Which chat template a model comes with: in a file of its own, in its tokenizer's, or known by the model's name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from loaders.errors import ModelFilesError
+from loaders.safetensors_files import read_json
+
+ADDITIONAL = "additional_chat_templates"
+_FOR_OTHER_USES = ("tool_use", "rag")  # names that repositories give to templates for tools and for documents
+_LARGEST = 4 << 20  # bytes of a file; those of published models have at most 100 KB
 
 # Of version 1.1 and later, as FastChat, which they were trained with, writes it.
 _VICUNA = (
@@ -15,6 +24,54 @@ _VICUNA = (
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 _BY_WORD = {"vicuna": _VICUNA}
+
+
+def chat_template_of(directory: Path) -> str | None:
+    """The template of the model in a directory, None where it has none. Raises ModelFilesError for what is damaged.
+
+    Files win over tokenizer_config.json, as in transformers; chat_template.json is what processors used to write.
+    """
+    templates = _in_config(directory / "tokenizer_config.json") | _in_files(directory)
+    return chosen(templates or _in_config(directory / "chat_template.json")) or known_template(directory)
+
+
+def chosen(templates: Mapping[str, str]) -> str | None:
+    """The one among named templates that is for conversations."""
+    if "default" in templates:
+        return templates["default"]
+    plain = [text for name, text in templates.items() if name not in _FOR_OTHER_USES]
+    return next(iter([*plain, *templates.values()]), None)
+
+
+def read_template(file: Path) -> str:
+    """The template in a file; raises ModelFilesError."""
+    try:
+        if file.stat().st_size > _LARGEST:
+            raise ModelFilesError(f"{file}: has {file.stat().st_size} bytes, which no chat template has.")
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelFilesError(f"{file}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ModelFilesError(f"{file}: is no chat template: it is not UTF-8 text.") from error
+
+
+def _in_files(directory: Path) -> dict[str, str]:
+    files = {"default": directory / "chat_template.jinja"}
+    files |= {file.name.removesuffix(".jinja"): file for file in sorted((directory / ADDITIONAL).glob("*.jinja"))}
+    return {name: read_template(file) for name, file in files.items() if file.is_file()}
+
+
+def _in_config(file: Path) -> dict[str, str]:
+    """The templates in a JSON file: one text, or a list of {"name", "template"}."""
+    stated: Any = read_json(file).get("chat_template") if file.is_file() else None
+    if isinstance(stated, str):
+        return {"default": stated}
+    if isinstance(stated, list) and all(isinstance(one, dict) for one in stated):
+        stated = {one.get("name"): one.get("template") for one in stated}
+    texts = [text for pair in stated.items() for text in pair] if isinstance(stated, dict) else [stated]
+    if stated is not None and not all(isinstance(text, str) for text in texts):
+        raise ModelFilesError(f"{file}: chat_template is neither a text nor a list of named texts.")
+    return stated or {}
 
 
 def known_template(directory: Path) -> str | None:

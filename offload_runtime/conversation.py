@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from offload_runtime.errors import UsageError
-from offload_runtime.prompt import render_chat, turn_end_tokens
+from offload_runtime.prompt import turn_end_tokens
+from offload_runtime.rendering.chat_template import render_chat
 from offload_runtime.text import IncrementalText
 
 if TYPE_CHECKING:

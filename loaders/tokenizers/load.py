@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from loaders.chat_templates import known_template
+from loaders.chat_templates import chat_template_of
 from loaders.errors import ModelFilesError, OffloadError
 from loaders.gguf.model import is_gguf, read_gguf_cached
 from loaders.gguf.tokenizer import gguf_tokenizer
@@ -45,7 +45,8 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         raise
     except Exception as error:  # damaged files raise whatever the parsers meet: KeyError, JSON errors, bare Exception
         raise ModelFilesError(f"{directory}: the tokenizer cannot be loaded: {_first_line(error)}") from error
-    tokenizer.chat_template = tokenizer.chat_template or known_template(directory)
+    if not is_gguf(directory):
+        tokenizer.chat_template = chat_template_of(directory)
     return tokenizer
 
 
