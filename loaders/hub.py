@@ -24,6 +24,7 @@ from loaders.needed_files import (
     SINGLE_FILE,
     TOKEN_FILES,
     has_safetensors,
+    is_chat_template,
     needed_files,
     needed_for_gguf,
     needs_index,
@@ -145,10 +146,10 @@ def _listed(name: HubName, siblings: list[RepoSibling]) -> Iterator[tuple[str, H
 
 
 def _has_usable_name(file: str) -> bool:
-    """Whether it is a plain name at the top, or, of GGUF files alone, one in a directory there."""
+    """Whether it is a plain name at the top, or, of GGUF files and chat templates alone, one in a directory there."""
     parts = file.split("/")
     plain = all(part not in ("", ".", "..") for part in parts) and "\\" not in file and file.isprintable()
-    return plain and (len(parts) == 1 or (len(parts) == 2 and file.endswith(SUFFIX)))
+    return plain and (len(parts) == 1 or (len(parts) == 2 and file.endswith(SUFFIX)) or is_chat_template(file))
 
 
 @contextmanager

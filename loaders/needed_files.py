@@ -23,6 +23,7 @@ _SMALL_FILES = {
     *("chat_template.jinja", "chat_template.json"),
     *VOCABULARY_FILES,
 }
+_CHAT_TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
 _FOREIGN_WEIGHTS = re.compile(r"\.(gguf|bin|pth?|ckpt|onnx|h5|msgpack|safetensors)$")
 
 
@@ -36,6 +37,11 @@ def needs_index(names: Collection[str]) -> bool:
     return SINGLE_FILE not in names and INDEX in names
 
 
+def is_chat_template(name: str) -> bool:
+    """Whether a file is one of the templates that repositories keep in a directory of their own."""
+    return _CHAT_TEMPLATE.fullmatch(name) is not None
+
+
 def needed_files(names: Collection[str], shards: Collection[str] = ()) -> list[str]:
     """The files that a run needs among all those of a repository, the small ones first.
 
@@ -44,7 +50,7 @@ def needed_files(names: Collection[str], shards: Collection[str] = ()) -> list[s
     where there are none, or where files are missing.
     """
     weights = sorted(shards) if needs_index(names) else [SINGLE_FILE]
-    small = sorted(name for name in names if name in _SMALL_FILES)
+    small = sorted(name for name in names if name in _SMALL_FILES or is_chat_template(name))
     if needs_index(names):
         small.append(INDEX)
     elif SINGLE_FILE not in names:

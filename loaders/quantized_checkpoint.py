@@ -36,7 +36,7 @@ PIECE_BYTES = 1 << 20
 MAX_THREADS = 8  # more of them would wait for Python's lock
 SMALL_FILE_BYTES = 100_000_000
 # What is copied beside the weights: tokenizer, generation config and chat template, by their kinds. Never code.
-COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*")
+COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*/*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*")
 NOT_COPIED = {"config.json", "acceptance.json"}
 
 Progress = Callable[[int, int], None]
@@ -259,4 +259,6 @@ def _write_others(quantization: Quantization, directory: Path) -> None:
     for file in sorted(file for pattern in COPIED for file in source.glob(pattern)):
         is_small = file.is_file() and file.stat().st_size <= SMALL_FILE_BYTES
         if is_small and file.name not in NOT_COPIED and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, directory / file.name)
+            copy = directory / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)

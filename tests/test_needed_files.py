@@ -39,6 +39,7 @@ def test_one_whole_file_wins_over_shards() -> None:
         *VOCABULARY_FILES,
         *("merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.json", "acceptance.json"),
         *("quantize_config.json", "quant_config.json", "hf_quant_config.json"),
+        "additional_chat_templates/tool_use.jinja",
     ],
 )
 def test_what_tokenizers_and_formats_need_is_taken(name: str) -> None:
@@ -47,6 +48,7 @@ def test_what_tokenizers_and_formats_need_is_taken(name: str) -> None:
 
 def test_code_is_never_taken() -> None:
     names = {"config.json", "model.safetensors", "modeling_x.py", "tokenization_x.py", "setup.sh", "data.pkl"}
+    names |= {"additional_chat_templates/x.py", "other/x.jinja", "additional_chat_templates/deep/x.jinja"}
     assert needed_files(names) == ["config.json", "model.safetensors"]
 
 

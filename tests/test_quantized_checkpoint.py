@@ -159,13 +159,22 @@ def test_a_piece_for_each_thread_is_in_memory_and_no_more(tmp_path, monkeypatch)
 def test_what_belongs_to_the_model_is_copied_and_code_is_not(tmp_path):
     source, packed = tmp_path / "source", tmp_path / "packed"
     shutil.copytree(model("llama"), source)
-    for name in ("tokenizer.json", "chat_template.jinja", "merges.txt", "modeling_mine.py", "pytorch_model.bin"):
+    (source / "additional_chat_templates").mkdir()
+    template = "additional_chat_templates/tools.jinja"
+    for name in (
+        "tokenizer.json",
+        "chat_template.jinja",
+        "merges.txt",
+        "modeling_mine.py",
+        "pytorch_model.bin",
+        template,
+    ):
         (source / name).write_text("{}")
     (source / "model.safetensors.index.json").write_text("{}")
     pack(source, packed)
-    assert {file.name for file in packed.iterdir()} == {
+    assert {str(file.relative_to(packed)) for file in packed.rglob("*") if file.is_file()} == {
         *("model.safetensors", "config.json", REPORT_FILE, "generation_config.json"),
-        *("tokenizer.json", "chat_template.jinja", "merges.txt"),
+        *("tokenizer.json", "chat_template.jinja", "merges.txt", template),
     }
 
 

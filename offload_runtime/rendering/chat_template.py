@@ -15,6 +15,7 @@ Form = Mapping[str, str]
 
 TEXT, PARTS, THOUGHTS = "text", "parts", "parts with thoughts"
 _MARK = "sequoiamark{}x"  # a text that templates neither know nor change: letters and digits
+_WRITTEN_OUT = ("'type':", '"type":')  # of a template that writes a list of parts as it stands
 
 
 def render_chat(
@@ -78,7 +79,7 @@ class _Renderer:
             except (TemplateFailedError, UsageError) as error:
                 first_error = first_error or error
                 continue
-            written = {role for role in roles if marks[role] in text}
+            written = {role for role in roles if marks[role] in text} if _is_prose(text) else set()
             if len(written) > most and ("user" in written or "user" not in roles):
                 best, most = form, len(written)
             if most == len(roles):
@@ -100,9 +101,14 @@ class _Renderer:
             return form
         other = {**form, "assistant": THOUGHTS}
         try:
-            return other if thought in self._rendered(marked, other).casefold() else form
+            text = self._rendered(marked, other).casefold()
+            return other if thought in text and _is_prose(text) else form
         except (TemplateFailedError, UsageError):
             return form
+
+
+def _is_prose(text: str) -> bool:
+    return not any(sign in text for sign in _WRITTEN_OUT)
 
 
 def _in_form(message: dict[str, Any], form: str) -> dict[str, Any]:
