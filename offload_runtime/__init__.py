@@ -3,21 +3,21 @@
 Importing this package does not import torch: `--help` and `--plan` stay quick.
 """
 
-import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from offload_runtime.runtime import OffloadRuntime
 
-# Read once, when torch loads its threads. Threads that spin while they wait take the cores that read and that compute:
-# on two busy cores replies of the demonstration pair came 4 times slower with OpenMP's default.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
+__version__ = "0.1.0"
 __all__ = ["OffloadRuntime"]
 
 
 def __getattr__(name: str) -> object:
     if name == "OffloadRuntime":
+        from offload_runtime.start import foreign_package
+
+        if problem := foreign_package():
+            raise ImportError(problem)
         from offload_runtime.runtime import OffloadRuntime
 
         return OffloadRuntime

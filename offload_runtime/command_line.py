@@ -10,11 +10,17 @@ from pathlib import Path
 from loaders.message_text import message_text
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, exit_code
 
+# HF_HUB_VERBOSITY: its warnings are for those who program with it. OMP_WAIT_POLICY is read once, when torch loads its
+# threads: those that spin while they wait take the cores that read and that compute; on two busy cores replies of the
+# demonstration pair came 4 times slower with OpenMP's default.
+ENVIRONMENT = {"HF_HUB_VERBOSITY": "error", "OMP_WAIT_POLICY": "passive"}
+
 
 def run_command(run: Callable[[], int]) -> int:
     """Run a command and return its exit code. Every error of the user's ends here, as a message on stderr."""
     _prepare_streams()
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its warnings are for those who program with it
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         return run()
     except OffloadError as error:

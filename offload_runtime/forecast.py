@@ -10,6 +10,7 @@ from offload_runtime.expected_acceptance import ExpectedAcceptance
 from offload_runtime.planning import Preparation
 from offload_runtime.prediction import Prediction, predict
 from offload_runtime.read_models import smaller_targets
+from offload_runtime.start import command_name
 from scheduler.errors import DoesNotFitError
 from scheduler.plan import Plan, Tier, make_plan
 from scheduler.sizes import format_size
@@ -17,7 +18,6 @@ from sequoia_tree.choose import reach_by_size
 
 _MEASURED = "measured for this pair"
 _PUBLISHED = "published for Llama-3, by the draft's size"
-_UNMEASURED = "Not measured for this pair yet: scripts/measure_acceptance.py does."
 
 
 def forecast(preparation: Preparation) -> Iterator[str]:
@@ -45,7 +45,8 @@ def _with_draft(preparation: Preparation, acceptance: ExpectedAcceptance) -> Ite
         if plan.seconds_per_pass:
             yield f"With the draft about {_pace(tokens / plan.seconds_per_pass)} tokens/s, less the time of drafting."
     if not acceptance.measured:
-        yield _UNMEASURED
+        command = command_name("sequoia-measure-acceptance", "offload_runtime.measure_acceptance")
+        yield f"Not measured for this pair yet: {command}"
 
 
 def _parts(prediction: Prediction, link: str, rule: str) -> Iterator[str]:

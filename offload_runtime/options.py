@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from loaders.quantization import BITS
+from offload_runtime import __version__
 from offload_runtime.errors import UsageError
 from offload_runtime.run_options import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft, resolve_model
+from offload_runtime.start import PROJECT, command_name
 from scheduler.machine import DEVICES
 from scheduler.sizes import parse_size
 
@@ -142,6 +144,7 @@ def model_parser(prog: str, description: str, epilog: str | None = None) -> argp
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"{PROJECT} {__version__}")
     add_model_options(parser)
     return parser
 
@@ -219,22 +222,22 @@ def sampling_options(arguments: argparse.Namespace) -> SamplingOptions:
 
 
 CHAT_EXAMPLES = """examples:
-  python -m offload_runtime.chat                                          chat with the demonstration pair
-  python -m offload_runtime.chat -m DIR -d DRAFT_DIR                      chat with a model, sped up by a draft
-  python -m offload_runtime.chat -m org/name:Q4_K_M                       chat with a GGUF file of a repository
-  python -m offload_runtime.chat -m DIR --plan                            what would lie where, and how fast it may be
-  python -m offload_runtime.chat -m DIR --plan --gpu rtx-4090             the same for a card that is not here
-  python -m offload_runtime.chat -m org/name --plan                       the same for a model that is not downloaded
-  python -m offload_runtime.chat -m DIR -p "Why is the sky blue?" --json  one reply, as JSON
+  %(prog)s                                          chat with the demonstration pair
+  %(prog)s -m DIR -d DRAFT_DIR                      chat with a model, sped up by a draft
+  %(prog)s -m org/name:Q4_K_M                       chat with a GGUF file of a repository
+  %(prog)s -m DIR --plan                            what would lie where, and how fast it may be
+  %(prog)s -m DIR --plan --gpu rtx-4090             the same for a card that is not here
+  %(prog)s -m org/name --plan                       the same for a model that is not downloaded
+  %(prog)s -m DIR -p "Why is the sky blue?" --json  one reply, as JSON
 
 exit codes: 0 ok, 1 failure of this program, 2 wrong use, 3 model files missing or damaged, 4 does not fit,
 5 draft does not match, 130 interrupted"""
 
 
 def chat_parser() -> argparse.ArgumentParser:
-    """The parser of `python -m offload_runtime.chat`."""
+    """The parser of the chat, `sequoia-chat` as an installed command."""
     description = "Chat with a language model that is larger than the device's memory."
-    parser = model_parser("python -m offload_runtime.chat", description, CHAT_EXAMPLES)
+    parser = model_parser(command_name("sequoia-chat", "offload_runtime.chat"), description, CHAT_EXAMPLES)
     add_sampling_options(parser)
     group = parser.add_argument_group("prompt", "Without one, and without input piped in, a chat begins.")
     source = group.add_mutually_exclusive_group()

@@ -5,7 +5,7 @@
 Tokenizer, target and draft are trained on conversations about the standard library of the running interpreter
 (`demo_corpus.py`); the draft is then distilled from the target. Both are written as bf16 safetensors that transformers
 loads without further code, together with the draft's acceptance (`draft/acceptance.json`, measured by
-`measure_acceptance.py`).
+`offload_runtime.measure_acceptance`).
 
 The same seed, interpreter and torch build give the same weights on a CPU; on CUDA, up to the kernels' rounding. The
 default steps and the measurements took about 65 CPU-minutes on one thread of a busy machine of two x86-64 cores, 95
@@ -22,19 +22,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads its threads; see `command_line`
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
 import torch
 import torch.nn.functional as F
-from acceptance.prompts import STANDARD_LIBRARY
 from demo_corpus import Message, build_corpus
 from demo_measurement import WINDOW, held_out_loss, next_token_loss
-from measure_acceptance import main as measure_acceptance
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
+
+from offload_runtime.measure_acceptance import main as measure_acceptance
+from offload_runtime.measure_acceptance.prompts import STANDARD_LIBRARY
 
 VOCABULARY = 4096
 PAD, BOS, END = "<|pad|>", "<|bos|>", "<|end|>"

@@ -9,3 +9,5 @@ from sequoia_tree.construct import DEFAULT_ACCEPTANCE, chain, expected_tokens, o
 from sequoia_tree.tree import Tree
 
 __all__ = ["DEFAULT_ACCEPTANCE", "Tree", "best_chains", "chain", "chains", "expected_tokens", "k_ary", "optimal_tree"]
+
+__project__ = "sequoia-offload"  # by this `offload_runtime.start` knows it from others of its name

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from offload_runtime.decode import Step
+from offload_runtime.measure_acceptance.prompts import read_prompts
 from scheduler.pass_cost import PassCost
 from scheduler.plan import Limits, Tier, make_plan
 from scheduler.sizes import GIB
@@ -21,7 +22,6 @@ import benchmark_latency  # noqa: E402
 from latency import measure, memory  # noqa: E402
 from latency.link import Link, best  # noqa: E402
 from latency.prediction import predict_passes  # noqa: E402
-from latency.prompts import read_prompts  # noqa: E402
 from latency.records import TimedReply  # noqa: E402
 
 QUICK = ["--repeats", "1", "--warmup", "0", "--new-tokens", "4", "--prompt-tokens", "8", "--quiet"]

@@ -17,6 +17,7 @@ from offload_runtime.acceptance_store import ACCEPTANCE_FILE, Measurement, PairA
 from offload_runtime.acceptance_store import Setting as StoredSetting
 from offload_runtime.decode import Step
 from offload_runtime.errors import UsageError
+from offload_runtime.measure_acceptance.prompts import read_prompts
 from offload_runtime.run_options import DEMO_TARGET, Options
 from sequoia_tree.acceptance import Acceptance
 from tests.tiny_models import checkpoint, perturbed
@@ -39,7 +40,6 @@ from comparison.rounding import GRIDS, rounded_draft  # noqa: E402
 from comparison.same_contexts import SideBySide, up_to  # noqa: E402
 from comparison.tables import Grid  # noqa: E402
 from comparison.texts import acceptance_tables  # noqa: E402
-from latency.prompts import read_prompts  # noqa: E402
 
 QUICK = ("--device", "cpu", "--passes", "3", "--replies", "2", "--reply-tokens", "4", "--quiet")
 WARM = Setting(0.8, 1.0)

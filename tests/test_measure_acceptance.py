@@ -10,7 +10,11 @@ import pytest
 import torch
 
 from offload_runtime import acceptance_store as store
+from offload_runtime import measure_acceptance
 from offload_runtime.acceptance_store import Setting
+from offload_runtime.measure_acceptance import measure
+from offload_runtime.measure_acceptance.options import SETTINGS, parse_arguments, settings
+from offload_runtime.measure_acceptance.prompts import GENERAL, STANDARD_LIBRARY, prompts_for
 from offload_runtime.planning import prepare
 from offload_runtime.run_options import Options
 from sequoia_tree.acceptance import Acceptance
@@ -18,12 +22,6 @@ from sequoia_tree.observe import observe_greedy
 from tests.tiny_models import checkpoint, perturbed, reference, weights_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import measure_acceptance  # noqa: E402
-from acceptance import measure  # noqa: E402
-from acceptance.options import SETTINGS, parse_arguments, settings  # noqa: E402
-from acceptance.prompts import GENERAL, STANDARD_LIBRARY, prompts_for  # noqa: E402
 
 QUICK = [
     *("--device", "cpu", "--context-length", "64", "--tree-size", "4", "--tree-depth", "2"),
@@ -214,8 +212,8 @@ def test_a_bad_value_exits_with_2(capsys, line):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys; sys.path.insert(0, 'scripts')\n"
-        "import measure_acceptance\n"
+        "import sys\n"
+        "from offload_runtime import measure_acceptance\n"
         "try: measure_acceptance.main(['--help'])\n"
         "finally: assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )

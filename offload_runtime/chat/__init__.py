@@ -5,6 +5,6 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    from offload_runtime.chat.command import run
+    from offload_runtime.start import start
 
-    return run(arguments)
+    return start("offload_runtime.chat.command", arguments)

@@ -5,10 +5,9 @@ import json
 import random
 from pathlib import Path
 
-from latency.prompts import read_prompts
-
 from loaders.tokenizers import has_tokenizer, load_tokenizer
 from offload_runtime.errors import UsageError
+from offload_runtime.measure_acceptance.prompts import read_prompts
 from offload_runtime.prompt import Prompt, encode_prompt
 
 DEFAULT_PROMPTS = Path(__file__).parent / "prompts.txt"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from acceptance.measure import Measured
+from offload_runtime.measure_acceptance.measure import Measured
 from sequoia_tree.acceptance import BIN_EDGES, clustered_intervals
 
 CHILDREN_SHOWN = 8

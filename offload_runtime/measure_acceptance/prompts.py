@@ -1,14 +1,13 @@
-"""What the target is asked: given prompts, the script's own, or made-up token ids for a model without a tokenizer."""
+"""What the target is asked: given prompts, its own, or made-up token ids for a model without a tokenizer."""
 
+import random
 from pathlib import Path
-
-from latency.prompts import made_up_prompts, read_prompts
 
 from loaders.tokenizers import has_tokenizer, load_tokenizer
 from offload_runtime.errors import UsageError
 from offload_runtime.prompt import Prompt
 
-MADE_UP_TOKENS = 32
+MADE_UP_TOKENS, MADE_UP_PROMPTS = 32, 2
 
 GENERAL = (
     "Why is the sky blue?",
@@ -73,7 +72,7 @@ STANDARD_LIBRARY = (
 
 
 def prompts_for(model: Path, vocab_size: int, file: Path | None, demonstration: bool, seed: int) -> list[Prompt]:
-    """Texts of a file, or the script's own, as chat messages where the model has a chat template.
+    """Texts of a file, or the measurement's own, as chat messages where the model has a chat template.
 
     A model without a tokenizer gets random token ids. Raises UsageError for a file that such a model cannot read, and
     for one that holds no prompts.
@@ -86,3 +85,24 @@ def prompts_for(model: Path, vocab_size: int, file: Path | None, demonstration: 
     if load_tokenizer(model).chat_template:
         return [[{"role": "user", "content": text}] for text in texts]
     return list(texts)
+
+
+def made_up_prompts(tokens: int, vocab_size: int, seed: int) -> list[Prompt]:
+    """Random token ids."""
+    numbers = random.Random(seed)
+    return [[numbers.randrange(vocab_size) for _ in range(tokens)] for _ in range(MADE_UP_PROMPTS)]
+
+
+def read_prompts(file: Path) -> list[str]:
+    """Prompts separated by blank lines if there are any, else one a line."""
+    try:
+        text = file.read_text(encoding="utf-8").strip("\n")
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: it is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    blocks = text.split("\n\n") if "\n\n" in text else text.splitlines()
+    prompts = [block.strip("\n") for block in blocks if block.strip()]
+    if not prompts:
+        raise UsageError(f"{file}: it holds no prompt")
+    return prompts

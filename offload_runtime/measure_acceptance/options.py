@@ -6,6 +6,7 @@ from pathlib import Path
 
 from offload_runtime.acceptance_store import Setting
 from offload_runtime.options import SAMPLING, model_parser, whole_number
+from offload_runtime.start import command_name
 
 DESCRIPTION = """\
 How often a draft's proposals are accepted by its target, by sampling setting, child number and the draft's own
@@ -13,9 +14,9 @@ confidence. The target writes replies; then both models give their laws at every
 kept where the runtime finds it, to shape its trees by. Without --model the bundled demonstration pair is measured."""
 
 EPILOG = """examples:
-  python scripts/measure_acceptance.py -m DIR -d DRAFT_DIR                     the five usual settings, into the cache
-  python scripts/measure_acceptance.py -m DIR -d DRAFT_DIR --temperature 0.7 --top-p 0.8
-  python scripts/measure_acceptance.py -m DIR -d DRAFT_DIR --output beside     to ship with the draft
+  %(prog)s -m DIR -d DRAFT_DIR                     the five usual settings, into the cache
+  %(prog)s -m DIR -d DRAFT_DIR --temperature 0.7 --top-p 0.8
+  %(prog)s -m DIR -d DRAFT_DIR --output beside     to ship with the draft
 
 output: "cache" is the user's cache, $SEQUOIA_OFFLOAD_CACHE or ~/.cache/sequoia-offload, which keeps what it holds of
 other settings; "beside" is acceptance.json beside the draft's weights; else the name of a file that ends in .json.
@@ -55,7 +56,9 @@ def settings(arguments: argparse.Namespace) -> list[Setting]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = model_parser("python scripts/measure_acceptance.py", DESCRIPTION, EPILOG)
+    parser = model_parser(
+        command_name("sequoia-measure-acceptance", "offload_runtime.measure_acceptance"), DESCRIPTION, EPILOG
+    )
     add = parser.add_argument_group("measurement").add_argument
     for name in ("temperature", "top_p"):
         option, value = f"--{name.replace('_', '-')}", SAMPLING[name]

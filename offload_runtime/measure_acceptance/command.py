@@ -1,0 +1,103 @@
+"""The command of the measurement: what it measures, shows and keeps."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loaders.hub_names import directory_name
+from offload_runtime.acceptance_store import ACCEPTANCE_FILE, PairAcceptance, cache_file, save, write
+from offload_runtime.command_line import run_command
+from offload_runtime.errors import UsageError
+from offload_runtime.fetching import fetched
+from offload_runtime.measure_acceptance.options import parse_arguments, settings
+from offload_runtime.options import model_options
+from offload_runtime.planning import Preparation, prepare
+from offload_runtime.run_options import DEMO_TARGET
+
+# Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
+if TYPE_CHECKING:
+    from offload_runtime.measure_acceptance.measure import Measured
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return run_command(lambda: _run(parse_arguments(arguments)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    options = model_options(arguments)
+    if not isinstance(options.draft, Path) or options.tree == "none":
+        raise UsageError("acceptance is that of a draft: name one with --draft DIR")
+    options = fetched(options, arguments.yes, arguments.quiet)
+    assert isinstance(options.draft, Path)
+    file = _file(arguments.output, options.draft)
+    measured = _measure(arguments, prepare(options))
+    pair = PairAcceptance(
+        target=directory_name(options.model),
+        draft=directory_name(options.draft),
+        measurements={one.setting: one.measurement for one in measured},
+    )
+    # Printed first: what took long must not be lost where it cannot be kept.
+    _print(measured, pair, arguments.json)
+    kept_in = _keep(pair, file, options.model, options.draft)
+    if not arguments.quiet:
+        print(f"kept in {kept_in}", file=sys.stderr)
+    return 0
+
+
+def _file(output: str, draft: Path) -> Path | None:
+    """Which file to write; None for the cache. Raises UsageError where it cannot be."""
+    if output == "cache":
+        return None
+    file = draft / ACCEPTANCE_FILE if output == "beside" else Path(output)
+    if not os.access(file.parent, os.W_OK):
+        raise UsageError(f"--output {output}: {file.parent} is no directory that can be written to")
+    return file
+
+
+def _measure(arguments: argparse.Namespace, preparation: Preparation) -> "list[Measured]":
+    from rich.console import Console
+
+    from offload_runtime.measure_acceptance.measure import Workload, measure
+    from offload_runtime.measure_acceptance.prompts import prompts_for
+    from offload_runtime.chat.progress import LoadingBar
+
+    def note(text: str) -> None:
+        if not arguments.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    spec, seed = preparation.target.spec, arguments.seed
+    demonstration = spec.directory.resolve() == DEMO_TARGET.resolve()
+    prompts = prompts_for(spec.directory, spec.vocab_size, arguments.prompts, demonstration, seed)
+    workload = Workload(prompts, arguments.max_new_tokens, arguments.positions, seed)
+    with LoadingBar(Console(stderr=True), arguments.quiet) as loading:
+        return measure(preparation, workload, settings(arguments), loading, note)
+
+
+def _print(measured: "Sequence[Measured]", pair: PairAcceptance, as_json: bool) -> None:
+    from offload_runtime.measure_acceptance.report import figures, lines
+
+    if as_json:
+        print(json.dumps({"target": pair.target, "draft": pair.draft, "settings": figures(measured)}))
+        return
+    print(f"{pair.draft} drafting for {pair.target}\n")
+    for line in lines(measured):
+        print(line)
+
+
+def _keep(pair: PairAcceptance, file: Path | None, target: Path, draft: Path) -> Path:
+    """Write the tables; return where they are. Raises UsageError where that cannot be."""
+    if file is not None:
+        try:
+            write(file, pair, target)
+        except OSError as error:
+            raise UsageError(f"{file}: cannot be written ({error.strerror})") from error
+        return file
+    cached = cache_file(target, draft)
+    if cached is None or not save(pair, target, draft):
+        raise UsageError(f"{cached or 'the cache'}: cannot be written; set SEQUOIA_OFFLOAD_CACHE to another directory")
+    return cached

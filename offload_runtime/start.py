@@ -1,0 +1,91 @@
+"""How a command starts: Ctrl-C ends it quietly from the first import on, and only this project's own packages run.
+
+Imports the standard library alone. `loaders` and `scheduler` are the names of other packages on the index, too.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+PROJECT = "sequoia-offload"
+PACKAGES = ("loaders", "scheduler", "sequoia_tree")
+MARK = f'__project__ = "{PROJECT}"'  # stands in the `__init__.py` of each
+
+
+def start(module: str, arguments: Sequence[str] | None = None) -> int:
+    """Import a command's module and call its `run`; return the exit code. arguments: None for those of the process.
+
+    What keeps the module from being imported is told in one line.
+    """
+    with _ended_by_interrupts():
+        problem = foreign_package()
+        try:
+            run = None if problem else import_module(module).run
+        except ImportError as error:
+            problem = _import_problem(error)
+    if run is None:
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    code = run(arguments)
+    if arguments is None and _interrupts_raise():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own end takes a while, too
+    return int(code)
+
+
+def command_name(command: str, module: str) -> str:
+    """How to call a command, in the way in which the running one was called: as installed, or by `python -m`."""
+    return command if Path(sys.argv[0]).stem.startswith("sequoia-") else f"python -m {module}"
+
+
+def foreign_package() -> str | None:
+    """What is wrong where a package of this project's name is not this project's; None where all are.
+
+    None of them is imported: another's could do anything.
+    """
+    for name in PACKAGES:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            return f"the package `{name}` is not there or has lost files. Try: install {PROJECT} again"
+        if MARK not in Path(spec.origin).read_text(encoding="utf-8", errors="replace"):
+            return f"{spec.origin} is not {PROJECT}'s package `{name}`: {_remedy(name)}"
+    return None
+
+
+def _remedy(name: str) -> str:
+    from importlib.metadata import packages_distributions  # slow to import
+
+    others = sorted(set(packages_distributions().get(name, ())) - {PROJECT})
+    if others:
+        names = " ".join(others)
+        return f"{names} was installed over it. Try: pip uninstall {names}, then install {PROJECT} again"
+    return "it comes first on Python's path. Try: start in another directory, or rename it"
+
+
+def _import_problem(error: ImportError) -> str:
+    if (error.name or "").partition(".")[0] in (*PACKAGES, "offload_runtime"):
+        return f"{PROJECT} is not installed whole ({error}). Try: install it again"
+    return f"{error}, which {PROJECT} needs. Try: install {PROJECT} again, with its dependencies"
+
+
+@contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """For the block Ctrl-C ends the process at once, and without a traceback."""
+    raising = _interrupts_raise()
+    if raising:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if raising:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupts_raise() -> bool:
+    """Whether Ctrl-C raises KeyboardInterrupt: neither is it ignored, as under nohup, nor handled by a caller."""
+    in_charge = threading.current_thread() is threading.main_thread()
+    return in_charge and signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,1 +1,0 @@
-"""What the measurement of acceptance is made of."""
