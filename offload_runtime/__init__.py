@@ -14,10 +14,9 @@ __all__ = ["OffloadRuntime"]
 
 def __getattr__(name: str) -> object:
     if name == "OffloadRuntime":
-        from offload_runtime.start import foreign_package
+        from offload_runtime.start import check_packages
 
-        if problem := foreign_package():
-            raise ImportError(problem)
+        check_packages()
         from offload_runtime.runtime import OffloadRuntime
 
         return OffloadRuntime

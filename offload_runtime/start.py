@@ -17,24 +17,26 @@ PACKAGES = ("loaders", "scheduler", "sequoia_tree")
 MARK = f'__project__ = "{PROJECT}"'  # stands in the `__init__.py` of each
 
 
+class ForeignPackageError(ImportError):
+    """A package of this project's name is not this project's."""
+
+
 def start(module: str, arguments: Sequence[str] | None = None) -> int:
     """Import a command's module and call its `run`; return the exit code. arguments: None for those of the process.
 
-    What keeps the module from being imported is told in one line.
+    What is missing of the installation, or lies over it, is told in one line.
     """
-    with _ended_by_interrupts():
-        problem = foreign_package()
-        try:
-            run = None if problem else import_module(module).run
-        except ImportError as error:
-            problem = _import_problem(error)
-    if run is None:
-        print(f"error: {problem}", file=sys.stderr)
+    try:
+        with _ended_by_interrupts():
+            check_packages()
+            run = import_module(module).run
+        return int(run(arguments))
+    except ImportError as error:
+        print(f"error: {_import_problem(error)}", file=sys.stderr)
         return 1
-    code = run(arguments)
-    if arguments is None and _interrupts_raise():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own end takes a while, too
-    return int(code)
+    finally:
+        if arguments is None and _interrupts_raise():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own end takes a while, too
 
 
 def command_name(command: str, module: str) -> str:
@@ -42,18 +44,17 @@ def command_name(command: str, module: str) -> str:
     return command if Path(sys.argv[0]).stem.startswith("sequoia-") else f"python -m {module}"
 
 
-def foreign_package() -> str | None:
-    """What is wrong where a package of this project's name is not this project's; None where all are.
+def check_packages() -> None:
+    """ForeignPackageError where a package of this project's name is not this project's.
 
     None of them is imported: another's could do anything.
     """
     for name in PACKAGES:
         spec = find_spec(name)
         if spec is None or spec.origin is None:
-            return f"the package `{name}` is not there or has lost files. Try: install {PROJECT} again"
+            raise ForeignPackageError(f"the package `{name}` has lost files. Try: install {PROJECT} again")
         if MARK not in Path(spec.origin).read_text(encoding="utf-8", errors="replace"):
-            return f"{spec.origin} is not {PROJECT}'s package `{name}`: {_remedy(name)}"
-    return None
+            raise ForeignPackageError(f"{spec.origin} is not {PROJECT}'s package `{name}`: {_remedy(name)}")
 
 
 def _remedy(name: str) -> str:
@@ -67,6 +68,8 @@ def _remedy(name: str) -> str:
 
 
 def _import_problem(error: ImportError) -> str:
+    if isinstance(error, ForeignPackageError):
+        return str(error)
     if (error.name or "").partition(".")[0] in (*PACKAGES, "offload_runtime"):
         return f"{PROJECT} is not installed whole ({error}). Try: install it again"
     return f"{error}, which {PROJECT} needs. Try: install {PROJECT} again, with its dependencies"

@@ -62,9 +62,9 @@ def _file(output: str, draft: Path) -> Path | None:
 def _measure(arguments: argparse.Namespace, preparation: Preparation) -> "list[Measured]":
     from rich.console import Console
 
+    from offload_runtime.chat.progress import LoadingBar
     from offload_runtime.measure_acceptance.measure import Workload, measure
     from offload_runtime.measure_acceptance.prompts import prompts_for
-    from offload_runtime.chat.progress import LoadingBar
 
     def note(text: str) -> None:
         if not arguments.quiet:
