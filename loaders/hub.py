@@ -29,7 +29,7 @@ from loaders.needed_files import (
     needed_for_gguf,
     needs_index,
 )
-from loaders.safetensors_files import MAX_HEADER_BYTES, has_all_weights, read_weight_map
+from loaders.safetensors_files import MAX_HEADER_BYTES, has_all_weights, is_plain_path, read_weight_map
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -146,10 +146,9 @@ def _listed(name: HubName, siblings: list[RepoSibling]) -> Iterator[tuple[str, H
 
 
 def _has_usable_name(file: str) -> bool:
-    """Whether it is a plain name at the top, or, of GGUF files and chat templates alone, one in a directory there."""
-    parts = file.split("/")
-    plain = all(part not in ("", ".", "..") for part in parts) and "\\" not in file and file.isprintable()
-    return plain and (len(parts) == 1 or (len(parts) == 2 and file.endswith(SUFFIX)) or is_chat_template(file))
+    """Whether it is a plain name at the top, or, of weights and chat templates alone, one in directories there."""
+    below = file.endswith((SUFFIX, ".safetensors")) or is_chat_template(file)
+    return is_plain_path(file) and ("/" not in file or below)
 
 
 @contextmanager

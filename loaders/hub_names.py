@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from loaders.errors import ModelFilesError
 from loaders.gguf.model import is_gguf
@@ -18,7 +19,12 @@ _REVISION = r"[A-Za-z0-9][\w./-]{0,199}"
 _WANTED = r"[^/\\:\x00-\x1f\x7f][^\\:\x00-\x1f\x7f]{0,254}"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@({_REVISION}))?(?::({_WANTED}))?", re.ASCII)
 _FILE = re.compile(rf"({_PART}/{_PART})/({_WANTED}\.gguf)", re.ASCII)
-_SITE = re.compile(r"(?:https?://)?(?:hf\.co|huggingface\.co)/(?=[^/])")
+_SITE = re.compile(r"(?:(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co|hf-mirror\.com)/|hf://(?:models/)?)(?=[^/])")
+# What the hub's addresses have behind org/name: pages about a revision, a file of it, or the whole.
+_PAGE = re.compile(
+    rf"({_PART}/{_PART})(?:/(tree|blob|resolve|raw|commit|commits)/([^/]+)(?:/(.+))?|/\w+(?:/.*)?)", re.ASCII
+)
+_CACHE_FOLDER = re.compile(r"models--([^/]+?)--([^/]+)")
 _OLLAMA = re.compile(r"^(sha256-[0-9a-f]{12})[0-9a-f]{52}$")
 _IN_CACHE = re.compile(r"models--[^/]+--([^/]+)/snapshots/[0-9a-f]{40}")
 
@@ -48,7 +54,9 @@ def model_path(model: str | Path) -> Path:
     """The path of a directory, or a hub's name as it is: what is written as a path never becomes a name.
 
     "./org/name" and "org/name/" are directories, and so is everything that is a Path already. "hf.co/org/name", as
-    Ollama has it, and "https://huggingface.co/org/name" are names. Raises ModelFilesError for what no file is called.
+    Ollama has it, and addresses of pages and files at huggingface.co are names, and so is "models--org--name", which
+    the cache calls it, where there is no such directory. A "~" that no shell has seen is the home directory.
+    Raises ModelFilesError for what no file is called.
     """
     if any(len(os.fsencode(part)) > MAX_FILE_NAME for part in Path(model).parts) or "\0" in str(model):
         raise ModelFilesError(
@@ -56,12 +64,36 @@ def model_path(model: str | Path) -> Path:
             f"{MAX_FILE_NAME} bytes are stored, and none of them is zero."
         )
     if isinstance(model, Path):
-        return model.absolute()
+        return _at_home(model).absolute()
+    model = model.strip()
     if site := _SITE.match(model):
-        return Path(model[site.end() :])
+        return Path(_name_in_address(model[site.end() :]))
     if model.startswith(("./", "../", "~")) or model.endswith("/"):
-        return Path(model).absolute()
+        return _at_home(Path(model)).absolute()
+    if (folder := _CACHE_FOLDER.fullmatch(model)) and not Path(model).exists():
+        return Path(f"{folder[1]}/{folder[2]}")
     return Path(model)
+
+
+def _at_home(path: Path) -> Path:
+    try:
+        return path if path.exists() else path.expanduser()
+    except RuntimeError:  # nobody of that name
+        return path
+
+
+def _name_in_address(address: str) -> str:
+    """The name in what an address has behind the site: of a file in GGUF that file, of other pages their model."""
+    address = re.split(r"[?#]", address)[0].rstrip("/")
+    match = _PAGE.fullmatch(address)
+    if match is None or (address.endswith(".gguf") and not match[2]):
+        return unquote(address).removesuffix(".git")
+    repo, kind, revision, file = match.groups()
+    at = "" if revision in (None, "main") else f"@{unquote(revision)}"
+    wanted = unquote(file) if file and kind != "commits" else ""
+    if wanted.endswith(".gguf") or (kind == "tree" and wanted):
+        return f"{repo}{at}:{wanted}"
+    return f"{repo}{at}"
 
 
 def hub_name(model: Path) -> HubName | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.errors import ModelFilesError
+from loaders.foreign_files import ForeignContent, foreign_content
 
 MOST_BYTES = 256 << 20  # the largest there are, vocabularies, have 35 MB
 _MOST_DIGITS = 100  # 1e30 is written for "no limit"; Python itself refuses more than 4,300
@@ -24,6 +25,8 @@ def read_json(file: Path) -> dict[str, Any]:
         return read_object(file)
     except OSError as error:
         raise ModelFilesError(f"{file}: cannot be read ({error.strerror}).") from error
+    except ForeignContent as error:
+        raise ModelFilesError(f"{file}: {error}.") from error
     except ValueError as error:
         raise ModelFilesError(f"{file}: {error}. The file is damaged or incomplete; download it again.") from error
 
@@ -36,6 +39,8 @@ def read_object(file: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
 def parse_object(text: bytes, unique_names: bool = False) -> dict[str, Any]:
     """The object that `text` spells. Raises ValueError, also for a name given twice where they have to be unique."""
     hook = _unique if unique_names else None
+    if other := foreign_content(text):
+        raise ForeignContent(other)
     whole = _whole_number if len(text) <= _COUNTED_BYTES else None
     try:
         value = json.loads(text, parse_int=whole, object_pairs_hook=hook)

@@ -7,6 +7,7 @@ from typing import Any
 
 from loaders import safetensors_files
 from loaders.errors import ModelFilesError
+from loaders.foreign_files import broken_link
 from loaders.gguf.model import is_gguf, read_gguf_checkpoint, read_gguf_config
 from loaders.gguf.names import split_names
 from loaders.hub_names import snapshot_of
@@ -27,6 +28,8 @@ def config_values(model: Path | str) -> dict[str, Any]:
     file = config_file(model)
     if not file.parent.is_dir():
         raise ModelFilesError(no_such_directory(file.parent))
+    if link := broken_link(file):
+        raise ModelFilesError(link)
     if not file.is_file():
         raise ModelFilesError(
             f"{file}: no such file. Give the directory of a model, with config.json and *.safetensors, or a .gguf file."

@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Sequence
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.foreign_files import INDEX, SINGLE_FILE, remedy, weights_found
 
-SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 GENERATION_CONFIG = "generation_config.json"
 
 # One of these holds the vocabulary, whatever the kind of tokenizer.
@@ -24,7 +24,6 @@ _SMALL_FILES = {
     *VOCABULARY_FILES,
 }
 _CHAT_TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
-_FOREIGN_WEIGHTS = re.compile(r"\.(gguf|bin|pth?|ckpt|onnx|h5|msgpack|safetensors)$")
 
 
 def has_safetensors(names: Collection[str]) -> bool:
@@ -71,13 +70,7 @@ def needed_for_gguf(names: Collection[str], weights: Sequence[str]) -> list[str]
 
 
 def _no_weights(names: Collection[str]) -> ModelFilesError | UnsupportedModelError:
-    found = sorted(name for name in names if _FOREIGN_WEIGHTS.search(name))
-    some = ", ".join(found[:2]) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
-    for suffixes, remedy in (
-        ((".gguf",), "Such GGUF files hold parts of models; use the repository of the whole model."),
-        ((".bin", ".pt", ".pth", ".ckpt"), "Such files can run code when read; use a repository with safetensors."),
-        ((".safetensors",), "These are adapters or parts of another program; use the repository of the whole model."),
-    ):
-        if any(name.endswith(suffixes) for name in found):
-            return UnsupportedModelError(f"it has no {SINGLE_FILE}, only {some}. {remedy}")
-    return ModelFilesError(f"it has no weights in safetensors format{f', only {some}' if some else ''}.")
+    found = weights_found(names)
+    if advice := remedy(names):
+        return UnsupportedModelError(f"it has no {SINGLE_FILE}, only {found}. {advice}")
+    return ModelFilesError(f"it has no weights in safetensors format{f', only {found}' if found else ''}.")

@@ -6,14 +6,14 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.foreign_files import INDEX, SINGLE_FILE, broken_link, foreign_content, remedy, weights_found
 from loaders.json_files import parse_object, read_json
 from loaders.message_text import quoted
-from loaders.needed_files import INDEX, SINGLE_FILE
 
 STORED_ITEMSIZE = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -23,6 +23,7 @@ STORED_ITEMSIZE = {
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_FILE_NAME = 255  # bytes, on all systems
 MAX_NAME, MAX_DIMENSIONS = 512, 16  # the longest names there are have 100 characters; torch has at most 64 dimensions
+FIRST_BYTES = 64  # they tell what a file is
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,14 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All tensors of a model directory by name."""
+    """All tensors of a model directory by name.
+
+    absent: the files that lack a tensor which the index places there, by its name. That matters where it is wanted.
+    """
 
     directory: Path
     tensors: Mapping[str, StoredTensor]
+    absent: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -63,6 +68,8 @@ def read_checkpoint(directory: Path | str) -> Checkpoint:
     weight_map = _weight_map(directory)
     shards = _shards(weight_map)
     if absent := [shard for shard in shards if not (directory / shard).is_file()]:
+        if link := broken_link(directory / absent[0]):
+            raise ModelFilesError(link)
         raise ModelFilesError(
             f"{directory}: {len(absent)} of {len(shards)} weight files are missing ({_some(absent)}). "
             "Download the model again; files that are already complete are kept."
@@ -83,27 +90,40 @@ def assemble(
 ) -> Checkpoint:
     """The tensors of all files, given by the files' names, each from where `weight_map` places it.
 
-    Raises ModelFilesError where a tensor is not in its place.
+    One that is not there comes from the only file that holds it, as in transformers; ModelFilesError where several do.
     """
     tensors: dict[str, StoredTensor] = {}
     for shard, header in headers.items():
         tensors |= {name: tensor for name, tensor in header.items() if weight_map.get(name, shard) == shard}
-    if lost := sorted(weight_map.keys() - tensors.keys()):
-        where = directory / weight_map[lost[0]]
-        raise ModelFilesError(f"{where}: the index places {_some(lost)} here, but the file does not hold it.")
-    return Checkpoint(directory, tensors)
+    lost = sorted(weight_map.keys() - tensors.keys())
+    for name in lost:
+        held = [header[name] for header in headers.values() if name in header]
+        if len(held) > 1:
+            raise ModelFilesError(
+                f"{directory / weight_map[name]}: the index places {name} here, but {len(held)} other files hold it."
+            )
+        tensors.update((tensor.name, tensor) for tensor in held)
+    absent = {name: directory / weight_map[name] for name in lost if name not in tensors}
+    return Checkpoint(directory, tensors, absent)
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file by name, checked; raises ModelFilesError."""
     with _readable(file), file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
-        text = stream.read(header_bytes(file, stream.read(8), size))
+        start = stream.read(FIRST_BYTES)
+        length = header_bytes(file, start, size)
+        text = start[8 : 8 + length] + stream.read(max(8 + length - len(start), 0))
     return parse_header(file, text, size)
 
 
 def header_bytes(file: Path, start: bytes, size: int) -> int:
-    """Bytes of the header behind the first 8 of a file of `size` bytes; `start` holds those. Raises ModelFilesError."""
+    """Bytes of the header behind the first 8 of a file of `size` bytes that begins with `start`.
+
+    Raises ModelFilesError.
+    """
+    if other := foreign_content(start):
+        raise ModelFilesError(f"{file}: {other}.")
     length = int.from_bytes(start[:8], "little")
     if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
         raise _damaged(file, f"the header needs {length} bytes, the file has {max(size - 8, 0)} after its first 8")
@@ -126,10 +146,15 @@ def parse_header(file: Path, text: bytes, size: int) -> dict[str, StoredTensor]:
 
 def read_tensor_bytes(tensor: StoredTensor) -> bytes:
     """The bytes of a small tensor; raises ModelFilesError."""
+    return read_bytes(tensor, 0, tensor.nbytes)
+
+
+def read_bytes(tensor: StoredTensor, start: int, nbytes: int) -> bytes:
+    """A part of a tensor's bytes; raises ModelFilesError."""
     with _readable(tensor.file), tensor.file.open("rb") as stream:
-        stream.seek(tensor.offset)
-        content = stream.read(tensor.nbytes)
-    if len(content) != tensor.nbytes:
+        stream.seek(tensor.offset + start)
+        content = stream.read(nbytes)
+    if len(content) != nbytes:
         raise _damaged(tensor.file, f"{tensor.name} ends early")
     return content
 
@@ -148,15 +173,23 @@ def _shards(weight_map: Mapping[str, str]) -> list[str]:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor name to shard name, each the plain name of a file; raises ModelFilesError."""
+    """Tensor name to shard name, each the path of a file below the index's directory; raises ModelFilesError."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _damaged(index, "it has no `weight_map`")
     for name, shard in weight_map.items():
         _check_name(index, name)
-        if not isinstance(shard, str) or Path(shard).name != shard or not 0 < len(shard.encode()) <= MAX_FILE_NAME:
+        if not isinstance(shard, str) or not is_plain_path(shard):
             raise _damaged(index, f"it places {name} in {quoted(shard)}, which is not a file name in this directory")
     return weight_map
+
+
+def is_plain_path(name: str) -> bool:
+    """Whether this names a file here or some directories below, with no way out and nothing that needs escaping."""
+    parts = name.split("/")
+    if "\\" in name or not name.isprintable() or len(name) > MAX_NAME:
+        return False
+    return all(part not in ("", ".", "..") and len(part.encode()) <= MAX_FILE_NAME for part in parts)
 
 
 def no_such_directory(directory: Path) -> str:
@@ -171,9 +204,12 @@ def no_such_directory(directory: Path) -> str:
 def _no_weights(directory: Path) -> str:
     if not directory.is_dir():
         return no_such_directory(directory)
-    others = sorted(file.name for kind in ("*.bin", "*.pth", "*.gguf") for file in directory.glob(kind))
-    found = f"It holds {_some(others)}; convert the model to safetensors." if others else "Download the model again."
-    return f"{directory}: neither model.safetensors nor model.safetensors.index.json is there. {found}"
+    names = [file.name for file in directory.iterdir()]
+    if link := broken_link(directory / SINGLE_FILE) or broken_link(directory / INDEX):
+        return link
+    found = weights_found(names)
+    advice = f"It holds {found}. {remedy(names) or ''}" if found else "Download the model again."
+    return f"{directory}: neither model.safetensors nor model.safetensors.index.json is there. {advice}".rstrip()
 
 
 def _check_name(file: Path, name: str) -> None:

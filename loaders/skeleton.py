@@ -31,11 +31,12 @@ from loaders.formats import read_format
 from loaders.formats.weights import told_apart
 from loaders.gguf.model import is_gguf
 from loaders.layout import Layout
-from loaders.model_files import config_file, read_checkpoint
+from loaders.model_files import config_file, is_downloaded, read_checkpoint
 from loaders.packed import Packed, by_any_name, packed_parameters
 from loaders.read_spec import read_config
 from loaders.refused import WHAT_RUNS
 from loaders.safetensors_files import Checkpoint, StoredTensor
+from loaders.tied import untie_what_differs
 
 # Where a tensor goes: a module's own `_parameters` or `_buffers`, and the key. Assigning there takes 1 to 1.7 µs,
 # `setattr` on the module 38 to 69.
@@ -133,9 +134,9 @@ def build_skeleton(
     """Build the causal language model that `config.json` describes, without reading a weight.
 
     Tensors are laid out in `dtype`, except those transformers keeps in float32, and packed weights, which are laid out
-    as they are stored: for these the headers are looked at, `checkpoint` if given. `attn_implementation` must be known
-    to transformers. Raises ModelFilesError for a missing or broken config and UnsupportedModelError for what cannot
-    be run; no code from the directory is executed.
+    as they are stored: for these, and for tied tensors, the headers are looked at, `checkpoint` if given.
+    `attn_implementation` must be known to transformers. Raises ModelFilesError for a missing or broken config and
+    UnsupportedModelError for what cannot be run; no code from the directory is executed.
     """
     config = _load_config(Path(directory))
     with _explained(directory), _own_attention_explained(directory, attn_implementation), torch.device("meta"):
@@ -145,14 +146,12 @@ def build_skeleton(
     model.eval().requires_grad_(False)
     _compute_buffers(model, torch.device(device))
     model.tie_weights()
-    return _divide(model, dtype, _packed_parameters(model, Path(directory), checkpoint))
-
-
-def _packed_parameters(model: PreTrainedModel, directory: Path, checkpoint: Checkpoint | None) -> dict[str, Packed]:
-    packing = read_format(read_config(directory), config_file(directory))
-    if packing is None:
-        return {}
-    return packed_parameters(model, told_apart(packing, checkpoint or read_checkpoint(directory)))
+    packing = read_format(read_config(directory), config_file(Path(directory)))
+    if packing is None and not (model.all_tied_weights_keys and (checkpoint or is_downloaded(directory))):
+        return _divide(model, dtype, {})
+    contents = told_apart(packing, checkpoint or read_checkpoint(directory))
+    untie_what_differs(model, contents.plain)
+    return _divide(model, dtype, packed_parameters(model, contents) if packing else {})
 
 
 def _load_config(directory: Path) -> PretrainedConfig:

@@ -17,7 +17,6 @@ from loaders.skeleton import Skeleton, Unit
 from loaders.spec import DTYPE_NAMES
 
 COMPUTE_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
-CHUNK = 8 << 20  # bytes read at a time to compare two tensors
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,21 @@ def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitS
     by_name |= {parameter.name: [] for parameter in skeleton.decoded_at_load}
     names = (_full_name(unit, place.name) for unit in units for place in unit.layout.places)
     if missing := [name for name in names if name not in by_name]:
-        raise ModelFilesError(
-            f"{checkpoint.directory}: {len(missing)} tensors are missing, the first is {missing[0]}. "
-            "The files are incomplete or belong to another model; download them again."
-        )
+        raise ModelFilesError(_lacking(checkpoint, missing))
     *sources, outer = (_unit_source(unit, by_name) for unit in units)
     return tuple(sources), outer
+
+
+def _lacking(checkpoint: Checkpoint, missing: list[str]) -> str:
+    if missing == ["lm_head.weight"]:
+        return (
+            f"{checkpoint.directory}: lm_head.weight is missing, which writes the text. The model makes embeddings or "
+            "scores, or its files are incomplete: then download them again."
+        )
+    fault = f"{len(missing)} tensors are missing, the first is {missing[0]}"
+    if file := checkpoint.absent.get(missing[0]):
+        fault += f", which the index places in {file}, but the file does not hold it"
+    return f"{checkpoint.directory}: {fault}. The files are incomplete or belong to another model; download them again."
 
 
 def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list[Part]]:
@@ -85,30 +93,10 @@ def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list
     for part in model_parts(skeleton.model, plain):
         by_name.setdefault(part.target, []).append(part)
     for alias, name in skeleton.tied.items():
-        if alias in by_name:
+        if alias in by_name:  # where both are stored they are equal: what differs is not tied
             parts = by_name.pop(alias)
-            _check_equal(name, by_name.setdefault(name, parts), alias, parts)
+            by_name.setdefault(name, parts)
     return by_name
-
-
-def _check_equal(name: str, parts: list[Part], alias: str, others: list[Part]) -> None:
-    """Tied tensors that are stored twice must hold the same values; this reads them, and happens rarely."""
-    if parts is others or all(_same_bytes(a.stored, b.stored) for a, b in zip(parts, others, strict=True)):
-        return
-    raise UnsupportedModelError(
-        f"{others[0].stored.file}: config.json says that {alias} and {name} are one tensor, but the files hold two "
-        'with different values. Set "tie_word_embeddings" to false in config.json.'
-    )
-
-
-def _same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
-    if (one.dtype, one.nbytes) != (other.dtype, other.nbytes):
-        return False
-    with one.file.open("rb") as first, other.file.open("rb") as second:
-        first.seek(one.offset)
-        second.seek(other.offset)
-        steps = (min(CHUNK, one.nbytes - done) for done in range(0, one.nbytes, CHUNK))
-        return all(first.read(step) == second.read(step) for step in steps)
 
 
 def _full_name(unit: Unit, place: str) -> str:

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from loaders.gguf.model import gguf_or_directory
 from loaders.hub import find_model
 from loaders.hub_model import HubModel
 from loaders.hub_names import hub_name, model_path
+from loaders.local_models import local_model
 from loaders.quantization import BITS
 from offload_runtime.errors import UsageError
 
@@ -87,9 +87,9 @@ class Options:
 
 
 def resolve_model(model: str | Path) -> Path:
-    """A directory, a hub's name as it is, or a GGUF file; ModelFilesError for a directory with several of these."""
+    """A directory, a hub's name as it is, or a GGUF file; ModelFilesError for a path that means none of these."""
     path = model_path(model)
-    return path if hub_name(path) else gguf_or_directory(path)
+    return path if hub_name(path) else local_model(path)
 
 
 def resolve_draft(model: Path, draft: str | Path | None) -> Path | Literal["auto"] | None:

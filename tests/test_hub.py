@@ -182,7 +182,10 @@ def test_files_outside_the_top_and_their_like_are_never_touched(hub: FakeHub, tm
     assert not list(tmp_path.rglob("escape"))
 
 
-@pytest.mark.parametrize("shard", ["../x.safetensors", "", 7, "a/b.safetensors"])
+@pytest.mark.parametrize(
+    "shard",
+    ["../x.safetensors", "", 7, "a//b.safetensors", "/b.safetensors", "a/../../b.safetensors", "a\\b.safetensors"],
+)
 def test_an_index_that_leads_elsewhere(hub: FakeHub, shard: object) -> None:
     index = json.dumps({"weight_map": {"a": shard}}).encode()
     hub.add("tiny/llama", {"config.json": CONFIG, "model.safetensors.index.json": index})

@@ -41,6 +41,47 @@ def test_the_address_of_the_site_may_come_first(site: str, name: str) -> None:
     assert hub_name(model_path(site + name)) == hub_name(model_path(name)) is not None
 
 
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("org/name/tree/main", "org/name"),
+        ("org/name/tree/main/", "org/name"),
+        ("org/name/tree/v1.0", "org/name@v1.0"),
+        ("org/name/tree/refs%2Fpr%2F4", "org/name@refs/pr/4"),
+        ("org/name/commit/" + "a" * 40, "org/name@" + "a" * 40),
+        ("org/name/commits/main", "org/name"),
+        ("org/name?library=transformers", "org/name"),
+        ("org/name#usage", "org/name"),
+        ("org/name/", "org/name"),
+        ("org/name.git", "org/name"),
+        ("org/name/discussions/3", "org/name"),
+        ("org/name/blob/main/config.json", "org/name"),
+        ("org/name/resolve/main/model.safetensors?download=true", "org/name"),
+        ("org/name/blob/main/x-Q4_K_M.gguf", "org/name:x-Q4_K_M.gguf"),
+        ("org/name/resolve/main/x-Q4_K_M.gguf?download=true", "org/name:x-Q4_K_M.gguf"),
+        ("org/name/resolve/v2/Q8_0/x%20y-Q8_0.gguf", "org/name@v2:Q8_0/x y-Q8_0.gguf"),
+        ("org/name/raw/main/x.gguf", "org/name:x.gguf"),
+    ],
+)
+@pytest.mark.parametrize("site", ["https://huggingface.co/", "hf.co/", "https://www.huggingface.co/", "hf://"])
+def test_an_address_as_a_browser_shows_it(address: str, name: str, site: str) -> None:
+    found = hub_name(model_path(site + address))
+    assert found is not None and str(found) == name
+
+
+def test_paths_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert model_path("~/m") == model_path(Path("~/m")) == tmp_path / "m"
+    assert model_path("~no-such-user/m").is_absolute()
+
+
+def test_a_folder_of_the_cache_is_a_name_where_it_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert hub_name(model_path("models--org--na--me")) == HubName("org/na--me")
+    (tmp_path / "models--org--name").mkdir()
+    assert hub_name(model_path("models--org--name")) is None
+
+
 @pytest.mark.parametrize("file", ["Name-Q8_0.gguf", "Q8_0/Name-Q8_0-00001-of-00002.gguf"])
 def test_a_file_of_a_repository_may_be_written_as_a_path(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

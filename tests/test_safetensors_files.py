@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from loaders.errors import ModelFilesError, OffloadError, UnsupportedModelError
-from loaders.safetensors_files import read_checkpoint, read_header
+from loaders.safetensors_files import read_checkpoint, read_header, read_json
 
 ARRAYS = {
     "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -142,14 +142,95 @@ def test_absent_shards_are_named(tmp_path):
         read_checkpoint(tmp_path)
 
 
-def test_a_tensor_that_only_the_index_knows_is_named(tmp_path):
+def test_a_tensor_that_only_the_index_knows_is_told_to_whoever_wants_it(tmp_path):
     write_shards(tmp_path)
     write_index(tmp_path, {"a": "one.safetensors", "c": "two.safetensors", "b": "two.safetensors"})
-    with pytest.raises(ModelFilesError, match=r"two\.safetensors: the index places c here"):
+    checkpoint = read_checkpoint(tmp_path)
+    assert checkpoint.tensors.keys() == {"a", "b"} and checkpoint.absent == {"c": tmp_path / "two.safetensors"}
+
+
+def test_a_tensor_that_the_index_misplaces_is_read_from_the_one_file_that_holds_it(tmp_path):
+    write_shards(tmp_path)
+    save_file({"c": np.ones(4, dtype=np.float32)}, tmp_path / "three.safetensors")
+    places = {"a": "two.safetensors", "b": "two.safetensors", "c": "one.safetensors"}
+    write_index(tmp_path, places | {"d": "three.safetensors"})
+    assert {name: t.file.name for name, t in read_checkpoint(tmp_path).tensors.items()} == {
+        "a": "one.safetensors", "b": "two.safetensors", "c": "three.safetensors"
+    }  # fmt: skip
+    save_file({"c": np.ones(4, dtype=np.float32), "b": np.ones(2, dtype=np.float32)}, tmp_path / "two.safetensors")
+    with pytest.raises(ModelFilesError, match="c here, but 2 other files hold it"):
         read_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("shard", ["../one.safetensors", "/etc/passwd", "sub/one.safetensors", 3, ""])
+def test_shards_may_lie_in_directories_below(tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    save_file({"a": np.ones(4, dtype=np.float32)}, tmp_path / "deep" / "er" / "one.safetensors")
+    write_index(tmp_path, {"a": "deep/er/one.safetensors"})
+    assert read_checkpoint(tmp_path).tensors["a"].file == tmp_path / "deep" / "er" / "one.safetensors"
+
+
+@pytest.mark.parametrize(
+    "shard", ["../a.safetensors", "/a.safetensors", "b/../../a.safetensors", "b//a.safetensors", "b\\a.safetensors",
+              "./a.safetensors", "b/", "a\0b", "a\x1b[31m", "x" * 300, "\ud800"],
+)  # fmt: skip
+def test_an_index_never_leads_out_of_its_directory(tmp_path, shard):
+    write_shards(tmp_path)
+    write_index(tmp_path, {"a": shard})
+    with pytest.raises(ModelFilesError, match="not a file name"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4948\n", "git lfs pull"),
+        (b"<!DOCTYPE html><html><head>" + bytes(100), "a web page.*/resolve/"),
+        (b"PK\x03\x04" + bytes(100), "PyTorch"),
+        (b"GGUF" + bytes(100), "GGUF file under another name"),
+    ],
+)
+def test_what_another_file_is_in_the_place_of_weights_is_said(tmp_path, content, message):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(ModelFilesError, match=message):
+        read_checkpoint(tmp_path)
+    with pytest.raises(ModelFilesError, match=message):
+        read_json(file)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["consolidated.safetensors", "params.json"], r"consolidated\.safetensors\. Consolidated files name tensors"),
+        (["pytorch_model.bin"], "can run code"),
+        (["adapter_model.safetensors", "adapter_config.json"], "--adapter"),
+        (["weights.safetensors"], r"rename it to model\.safetensors"),
+        (
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+            r"Without model\.safetensors\.index",
+        ),
+        (["model.onnx"], r"It holds model\.onnx"),
+        ([], "Download the model again"),
+    ],
+)
+def test_other_weights_are_named_where_the_models_are_not_there(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ModelFilesError, match=message):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "two.safetensors", "model.safetensors.index.json"])
+def test_a_link_that_leads_nowhere_is_named_as_one(tmp_path, name):
+    if name != "model.safetensors":
+        write_shards(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("../../blobs/gone")
+    with pytest.raises(ModelFilesError, match=rf"{name}: it is a link to \.\./\.\./blobs/gone, which is not there"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("shard", ["../one.safetensors", "/etc/passwd", "sub/../../one.safetensors", 3, ""])
 def test_an_index_cannot_lead_out_of_the_directory(tmp_path, shard):
     write_index(tmp_path, {"a": shard})
     with pytest.raises(ModelFilesError, match="not a file name in this directory"):
@@ -169,7 +250,7 @@ def test_no_weights(tmp_path):
     with pytest.raises(ModelFilesError, match=r"neither model\.safetensors nor .* Download"):
         read_checkpoint(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(ModelFilesError, match=r"It holds pytorch_model\.bin; convert"):
+    with pytest.raises(ModelFilesError, match=r"It holds pytorch_model\.bin\. Such files can run code"):
         read_checkpoint(tmp_path)
 
 

@@ -1,0 +1,67 @@
+"""What lies in the place of a model's weights and is none of them, told by names and first bytes. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
+
+SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+# What the first bytes of a file say that is taken for another.
+_BEGINNINGS = (
+    (b"version https://git-lfs", "it is a git-lfs pointer to the file, not the file. In the clone run: git lfs pull"),
+    (
+        b"<!doctype html",
+        "it is a web page, not the file. On the hub files are at /resolve/, pages about them at /blob/",
+    ),
+    (b"<html", "it is a web page, not the file. On the hub files are at /resolve/, pages about them at /blob/"),
+    (b"pk\x03\x04", "it is a PyTorch (pickle) file under another name. Such files can run code, so it is never read"),
+    (b"gguf", "it is a GGUF file under another name: give it a name that ends in .gguf"),
+)
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_WEIGHTS = (".safetensors", ".gguf", *_PICKLES, ".onnx", ".h5", ".msgpack", ".npz")
+
+
+class ForeignContent(ValueError):
+    """A file holds something else than what it was to hold, which `foreign_content` knows."""
+
+
+def foreign_content(start: bytes) -> str | None:
+    """What a file is that begins so, in the place of weights or JSON; None where nothing is known."""
+    return next((said for begin, said in _BEGINNINGS if start[:32].lower().startswith(begin)), None)
+
+
+def broken_link(path: Path) -> str | None:
+    """What to say of a path that leads nowhere: the target of the link that is gone; None where there is no link."""
+    if not path.is_symlink() or path.exists():
+        return None
+    return (
+        f"{path}: it is a link to {path.readlink()}, which is not there: the download is unfinished, or its cache was "
+        "cleaned. Download the model again."
+    )
+
+
+def weights_found(names: Collection[str]) -> str:
+    """The files among `names` that hold weights of any kind, the first two by name."""
+    found = sorted(name for name in names if name.endswith(_WEIGHTS))
+    return ", ".join(found[:2]) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
+
+
+def remedy(names: Collection[str]) -> str | None:
+    """What to do about a model with these files, none of them model.safetensors or its index; None without any."""
+    own = [PurePosixPath(name).name for name in names if name.endswith(".safetensors")]
+    if any(name.endswith(".gguf") for name in names):
+        return "Such GGUF files hold parts of models; use the repository of the whole model."
+    if ADAPTER_CONFIG in names or ADAPTER_WEIGHTS in names:
+        return "These are adapters: give the model they were made for, and them with --adapter."
+    if any(name.startswith("consolidated") for name in own):
+        return (
+            "Consolidated files name tensors in their own way; use those that transformers reads, model-*.safetensors."
+        )
+    if any(name.endswith(_PICKLES) for name in names):
+        return "Such files can run code when read; use a repository with safetensors."
+    if len(own) == 1:
+        return f"If it is the whole model, rename it to {SINGLE_FILE}."
+    return f"Without {INDEX} nothing says which of them belong together; download that too." if own else None

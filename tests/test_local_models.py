@@ -1,0 +1,80 @@
+"""What a path on this machine means, and what is said where it means no model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loaders.errors import ModelFilesError
+from loaders.local_models import local_model
+
+COMMITS = ("a" * 40, "b" * 40)
+SHARDS = ("model-00001-of-00002.safetensors", "deep/two.safetensors")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (directory / name).write_text("{}")
+    return directory
+
+
+def cached(root: Path, commits: tuple[str, ...]) -> Path:
+    folder = root / "models--org--name"
+    (folder / "snapshots").mkdir(parents=True)
+    for commit in commits:
+        (folder / "snapshots" / commit).mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "config.json", "model.safetensors"])
+def test_files_of_a_model_mean_the_model(model: Path, name: str) -> None:
+    assert local_model(model / name) == model
+
+
+def test_a_shard_means_its_model(model: Path) -> None:
+    (model / "model.safetensors").rename(model / SHARDS[0])
+    index = {"weight_map": dict(zip("ab", SHARDS))}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert local_model(model / SHARDS[0]) == local_model(model / "model.safetensors.index.json") == model
+
+
+@pytest.mark.parametrize("name", ["consolidated.safetensors", "tokenizer.json", "other.safetensors"])
+def test_other_files_mean_no_model(model: Path, name: str) -> None:
+    (model / name).write_text("{}")
+    with pytest.raises(ModelFilesError, match="this one file is no model"):
+        local_model(model / name)
+
+
+def test_files_that_run_code_are_no_models(model: Path) -> None:
+    (model / "pytorch_model.bin").write_bytes(b"PK")
+    with pytest.raises(ModelFilesError, match="can run code"):
+        local_model(model / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("below", ["", "snapshots"])
+def test_a_folder_of_the_cache_means_its_newest_commit(tmp_path: Path, below: str) -> None:
+    folder = cached(tmp_path, COMMITS)
+    with pytest.raises(ModelFilesError, match="2 commits and no note which is the newest") as caught:
+        local_model(folder / below)
+    assert all(f"--model {folder}/snapshots/{commit}" in str(caught.value) for commit in COMMITS)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMITS[1])
+    assert local_model(folder / below) == folder / "snapshots" / COMMITS[1]
+
+
+def test_a_folder_of_the_cache_with_one_commit_or_none(tmp_path: Path) -> None:
+    folder = cached(tmp_path, COMMITS[:1])
+    assert local_model(folder) == folder / "snapshots" / COMMITS[0]
+    (folder / "snapshots" / COMMITS[0]).rmdir()
+    with pytest.raises(ModelFilesError, match="nothing was downloaded"):
+        local_model(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "directory"])
+def test_a_link_that_leads_nowhere(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    with pytest.raises(ModelFilesError, match=f"it is a link to {tmp_path}/gone, which is not there"):
+        local_model(tmp_path / name)
