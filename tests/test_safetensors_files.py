@@ -171,7 +171,7 @@ def test_shards_may_lie_in_directories_below(tmp_path):
 
 @pytest.mark.parametrize(
     "shard", ["../a.safetensors", "/a.safetensors", "b/../../a.safetensors", "b//a.safetensors", "b\\a.safetensors",
-              "./a.safetensors", "b/", "a\0b", "a\x1b[31m", "x" * 300, "\ud800"],
+              "./a.safetensors", "b/", "a\0b", "a\x1b[31m", "x" * 300],
 )  # fmt: skip
 def test_an_index_never_leads_out_of_its_directory(tmp_path, shard):
     write_shards(tmp_path)

@@ -102,7 +102,9 @@ def test_both_files_hold_the_same_vocabulary(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_plan_reads_a_vocabulary_without_torch(tmp_path: Path) -> None:
-    code = "import sys; from loaders.tokenizers.vocabulary import read_vocabulary as read; print(len(read(sys.argv[1])));"
+    code = (
+        "import sys; from loaders.tokenizers.vocabulary import read_vocabulary as read; print(len(read(sys.argv[1])));"
+    )
     command = [sys.executable, "-c", code + "print('torch' in sys.modules)"]
     directory = write_repository(tmp_path, trained("bpe"))
     root = Path(__file__).parent.parent
