@@ -88,6 +88,8 @@ class _HubContent:
         self._listed = {model.directory / file.name: file for file in model.missing}
         self._begun = dict.fromkeys(self._listed, b"")
 
+    is_local = False
+
     def begin(self) -> None:
         """Ask for the beginnings of all files at once."""
         with ThreadPoolExecutor(_THREADS) as pool:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.gguf.consistency import check_consistent
 from loaders.gguf.header import GgufArray, GgufFile, GgufTensor
 from loaders.gguf.metadata import Metadata
-from loaders.gguf.rotations import factors, linear_or_yarn, rotations
+from loaders.gguf.rotations import BASES, factors, linear_or_yarn, rotations
 
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ATTENTION = {
@@ -137,8 +138,8 @@ def _gemma2(metadata: Metadata) -> Config:
     layers = metadata.integer("block_count")
     return {
         **_gemma(metadata, big=46),
-        "attn_logit_softcapping": metadata.real("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": metadata.real("final_logit_softcapping", 30.0),
+        "attn_logit_softcapping": metadata.real("attn_logit_softcapping", 50.0, least=1),
+        "final_logit_softcapping": metadata.real("final_logit_softcapping", 30.0, least=1),
         "rope_parameters": rotations(metadata),
         "layer_types": _alternating(layers, 2),
     }
@@ -146,7 +147,7 @@ def _gemma2(metadata: Metadata) -> Config:
 
 def _gemma3(metadata: Metadata) -> Config:
     """Only layers of full attention have their rotations scaled."""
-    local = metadata.real("rope.freq_base_swa", 10_000.0)
+    local = metadata.real("rope.freq_base_swa", 10_000.0, *BASES)
     return {
         **_gemma(metadata, big=62),
         "rope_parameters": {
@@ -219,6 +220,7 @@ def gguf_config(gguf: GgufFile) -> Config:
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.values) != 2:
         raise ModelFilesError(f"{gguf.file}: it holds no token_embd.weight. Is this a language model's file?")
+    check_consistent(gguf, metadata)
     heads = metadata.integer("attention.head_count")
     config: Config = {
         "model_type": family.model_type,
@@ -231,7 +233,7 @@ def gguf_config(gguf: GgufFile) -> Config:
         "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
         "head_dim": metadata.head_dim,
         "max_position_embeddings": metadata.integer("context_length"),
-        "rms_norm_eps": metadata.real("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": metadata.real("attention.layer_norm_rms_epsilon", least=1e-12, most=1e-2),
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "bos_token_id": gguf.metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": _ends(gguf),

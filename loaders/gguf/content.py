@@ -13,6 +13,10 @@ _FIRST_BYTES = 1 << 25  # more than the largest header there is, in 10 ms: no se
 class Content(Protocol):
     """Files that can be read in ranges. All of it raises ModelFilesError."""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether reading a few bytes anywhere costs little."""
+
     def first_bytes(self, file: Path) -> int:
         """How much of a file to read first, whose header is of unknown length."""
 
@@ -28,6 +32,8 @@ class Content(Protocol):
 
 class Disk:
     """Files that are there."""
+
+    is_local = True
 
     def first_bytes(self, file: Path) -> int:
         return _FIRST_BYTES

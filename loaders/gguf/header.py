@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,14 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.gguf.content import DISK, Content
 from loaders.gguf.names import split_names
 from loaders.gguf.types import BLOCKS, READABLE, TYPE_NAMES, VALUES
+from loaders.message_text import quoted
 from loaders.safetensors_files import StoredTensor
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 20
 MAX_HEADER_BYTES = 1 << 28  # the largest there are have 20 MB
-MAX_NAME_BYTES = (1 << 16) - 1  # the format's own limit for keys
+MAX_KEY_BYTES, MAX_NAME_BYTES = (1 << 16) - 1, 255  # the format's own limits; ggml's for tensors is 63
 MAX_DIMENSIONS = 4
 
 STRING, ARRAY = 8, 9
@@ -95,7 +96,7 @@ class GgufFile:
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if value is not default and type(value) not in kinds:
             names = " or ".join(kind.__name__ for kind in kinds)
-            raise ModelFilesError(f"{self.file}: {key} is {_short(value)}, but must be {names}.")
+            raise ModelFilesError(f"{self.file}: {key} is {quoted(value)}, but must be {names}.")
         return value
 
     def bytes_of(self, tensor: GgufTensor) -> bytes:
@@ -130,19 +131,19 @@ def read_gguf(file: Path | str, content: Content = DISK) -> GgufFile:
     count = metadata.get("split.count", 1)
     if (count or 1) != len(files):
         raise ModelFilesError(
-            f"{files[0]}: it is one of {_short(count)} files, but its name says {len(files)}. "
+            f"{files[0]}: it is one of {quoted(count)} files, but its name says {len(files)}. "
             "Give the files back the names they were downloaded by: …-00001-of-0000N.gguf."
         )
     for number, other in enumerate(files[1:], start=1):
         more_metadata, more = _read_one(other, content)
         if more_metadata.get("split.no", number) != number:
-            raise _damaged(other, f"split.no is {_short(more_metadata['split.no'])}, but its name says {number}")
+            raise _damaged(other, f"split.no is {quoted(more_metadata['split.no'])}, but its name says {number}")
         if twice := tensors.keys() & more.keys():
             raise _damaged(other, f"{min(twice)} is in another of the files too")
         tensors |= more
     total = metadata.get("split.tensors.count", len(tensors))
     if total != len(tensors):
-        raise _damaged(files[0], f"the files hold {len(tensors)} tensors, but should hold {_short(total)}")
+        raise _damaged(files[0], f"the files hold {len(tensors)} tensors, but should hold {quoted(total)}")
     return GgufFile(files, metadata, tensors, content)
 
 
@@ -168,9 +169,13 @@ def _read_one(file: Path, content: Content) -> tuple[dict[str, Any], dict[str, G
     while True:
         start += content.read(file, len(start), min(wanted, size, MAX_HEADER_BYTES))
         try:
-            return _parse(_Cursor(file, start, size))
+            metadata, tensors = _parse(_Cursor(file, start, size))
         except _MoreIsNeeded:
             wanted = 2 * len(start)
+            continue
+        if content.is_local:
+            _check_padding(content, tensors.values(), size)
+        return metadata, tensors
 
 
 def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
@@ -259,10 +264,10 @@ class _Cursor:
 def _read_metadata(cursor: _Cursor, count: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     for _ in range(count):
-        key = cursor.text("a key", MAX_NAME_BYTES)
+        key = cursor.text("a key", MAX_KEY_BYTES)
         if key in metadata:
-            raise _damaged(cursor.file, f"it has {_short(key)} twice")
-        metadata[key] = _read_value(cursor, _short(key))
+            raise _damaged(cursor.file, f"it has {quoted(key)} twice")
+        metadata[key] = _read_value(cursor, quoted(key))
     return metadata
 
 
@@ -282,20 +287,20 @@ def _read_tensors(cursor: _Cursor, count: int, metadata: Mapping[str, Any]) -> d
     file = cursor.file
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
-        raise _damaged(file, f"general.alignment is {_short(alignment)}, but must be a power of two")
+        raise _damaged(file, f"general.alignment is {quoted(alignment)}, but must be a power of two")
     described: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(count):
         name = cursor.text("a tensor's name", MAX_NAME_BYTES)
-        if name in described:
-            raise _damaged(file, f"it has the tensor {_short(name)} twice")
+        if name in described or not name.isprintable():
+            raise _damaged(file, f"it has the tensor {quoted(name)} twice, or that is no name")
         dimensions = cursor.number("I", name)
         if not 0 < dimensions <= MAX_DIMENSIONS:
-            raise _damaged(file, f"{_short(name)} has {dimensions} dimensions")
+            raise _damaged(file, f"{quoted(name)} has {dimensions} dimensions")
         shape = tuple(cursor.number("Q", name) for _ in range(dimensions))[::-1]
         described[name] = shape, cursor.number("I", name), cursor.number("Q", name)
     start = -(-cursor.position // alignment) * alignment
     tensors = {name: _tensor(file, name, *described[name], start, alignment) for name in described}
-    _check_extents(file, list(tensors.values()), start, cursor.size)
+    _check_extents(file, list(tensors.values()), start, alignment, cursor.size)
     return tensors
 
 
@@ -305,36 +310,46 @@ def _tensor(
     kind = TYPE_NAMES.get(kind_number, f"type {kind_number}")
     if kind not in BLOCKS and kind not in VALUES:
         raise UnsupportedModelError(
-            f"{file}: {_short(name)} is stored as {kind}, which cannot be decoded. {', '.join(READABLE)} can: look "
+            f"{file}: {quoted(name)} is stored as {kind}, which cannot be decoded. {', '.join(READABLE)} can: look "
             "for a file in those."
         )
     if 0 in shape or offset % alignment:
-        raise _damaged(file, f"{_short(name)} has shape {list(shape)} at offset {offset}, which cannot be")
+        raise _damaged(file, f"{quoted(name)} has shape {list(shape)} at offset {offset}, which cannot be")
     per_block, block_bytes = BLOCKS.get(kind, (1, 0))
     block_bytes, dtype = VALUES.get(kind, (block_bytes, "U8"))
     if shape[-1] % per_block:
-        raise _damaged(file, f"{_short(name)} has rows of {shape[-1]} values, no whole number of blocks of {per_block}")
+        raise _damaged(file, f"{quoted(name)} has rows of {shape[-1]} values, no whole number of blocks of {per_block}")
     row = shape[-1] // per_block * block_bytes
     stored = shape if kind in VALUES else (*shape[:-1], row)
     return GgufTensor(name, file, dtype, stored, start + offset, math.prod(shape[:-1]) * row, kind, shape)
 
 
-def _check_extents(file: Path, tensors: list[GgufTensor], start: int, size: int) -> None:
-    end, before = start, "the header"
-    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
-        if tensor.offset < end:
+def _check_extents(file: Path, tensors: list[GgufTensor], start: int, alignment: int, size: int) -> None:
+    """ggml's rule: in the order of the header, each tensor at the next multiple of the alignment behind the last.
+
+    So a wrong type, shape or offset is found by what comes behind, that of the last tensor by the file's end.
+    """
+    end = place = start
+    before = "the header"
+    for tensor in tensors:
+        if tensor.offset != place:
+            fault = "overlaps" if tensor.offset < end else "does not follow"
             raise _damaged(
-                file, f"{_short(tensor.name)} at byte {tensor.offset} overlaps {before}, which ends at {end}"
+                file, f"{quoted(tensor.name)} at byte {tensor.offset} {fault} {before}, behind which is byte {place}"
             )
-        end, before = tensor.offset + tensor.nbytes, _short(tensor.name)
-    if end > size:
-        raise _damaged(file, f"it is truncated: its tensors need {end} bytes, the file has {size}")
+        end, before = tensor.offset + tensor.nbytes, quoted(tensor.name)
+        place = end + -end % alignment
+    if tensors and not end <= size <= place:
+        fault = "truncated" if end > size else "too long"
+        raise _damaged(file, f"it is {fault}: its tensors need {end} bytes, the file has {size}")
 
 
-def _short(value: Any) -> str:
-    """A value out of the file, fit for one line."""
-    plain = isinstance(value, str) and value and value.isprintable()
-    return str(value)[:60] if plain else repr(value)[:60]
+def _check_padding(content: Content, tensors: Iterable[GgufTensor], size: int) -> None:
+    """What lies between tensors is zero: else one was longer, which the alignment would hide. Few files have any."""
+    places = [(tensor.offset + tensor.nbytes, tensor) for tensor in tensors]
+    for (end, tensor), next_place in zip(places, [*(tensor.offset for _, tensor in places[1:]), size]):
+        if end < next_place and any(content.read(tensor.file, end, next_place)):
+            raise _damaged(tensor.file, f"{quoted(tensor.name)} ends at byte {end}, but there are values behind it")
 
 
 def _damaged(file: Path, fault: str) -> ModelFilesError:

@@ -19,14 +19,15 @@ class Metadata:
 
     def integer(self, name: str, default: int | None = None) -> int:
         value: int = self.gguf.get(f"{self.prefix}.{name}", int, default)
-        if value <= 0:
+        if not 0 < value < 1 << 31:
             raise ModelFilesError(f"{self.gguf.file}: {self.prefix}.{name} is {value}, but must be a positive number.")
         return value
 
-    def real(self, name: str, default: float | None = None) -> float:
+    def real(self, name: str, default: float | None = None, least: float = -math.inf, most: float = math.inf) -> float:
+        """A finite number within the bounds, which are far beyond what models have."""
         value: float = self.gguf.get(f"{self.prefix}.{name}", float, default)
-        if not math.isfinite(value):
-            raise ModelFilesError(f"{self.gguf.file}: {self.prefix}.{name} is {value}.")
+        if not (math.isfinite(value) and least <= value <= most):
+            raise ModelFilesError(f"{self.gguf.file}: {self.prefix}.{name} is {value:.6g}, which no model has.")
         return value
 
     def optional(self, name: str) -> Any:

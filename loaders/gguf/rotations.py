@@ -13,6 +13,8 @@ from loaders.gguf.metadata import Metadata
 # What Llama 3.1 and later ones are made with, besides the factor; files hold the outcome alone.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 MAX_FACTORS = 1 << 16
+BASES = (10.0, 1e12)  # of rotations; published models have 1,000 to 4.6e10
+SLOWER = (1e-3, 1e6)  # by what rotations are slowed
 SCALING = {"type", "factor", "original_context_length", "finetuned", "yarn_beta_fast", "yarn_beta_slow"}
 
 
@@ -38,7 +40,7 @@ def rotations(metadata: Metadata, partial: bool = False) -> dict[str, Any]:
 def linear_or_yarn(metadata: Metadata, default_theta: float) -> dict[str, Any]:
     """What the metadata alone say: nothing, or that rotations are slowed by a factor."""
     _refuse_unknown_scaling(metadata)
-    theta = metadata.real("rope.freq_base", default_theta)
+    theta = metadata.real("rope.freq_base", default_theta, *BASES)
     kind = metadata.optional("rope.scaling.type") or "none"
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedModelError(
@@ -46,7 +48,7 @@ def linear_or_yarn(metadata: Metadata, default_theta: float) -> dict[str, Any]:
         )
     if kind in ("none", "longrope"):  # the factors of the latter are tensors
         return {"rope_type": "default", "rope_theta": theta}
-    parameters = {"rope_type": kind, "rope_theta": theta, "factor": metadata.real("rope.scaling.factor")}
+    parameters = {"rope_type": kind, "rope_theta": theta, "factor": metadata.real("rope.scaling.factor", None, *SLOWER)}
     if kind == "yarn":
         parameters["original_max_position_embeddings"] = metadata.integer("rope.scaling.original_context_length")
         parameters |= {
