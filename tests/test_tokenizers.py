@@ -51,7 +51,7 @@ def test_damaged_files_are_a_model_files_error(saved: Path, name: str, content: 
     if name == "tokenizer_config.json" and content.endswith("3}"):
         pytest.skip("valid: an unknown key")
     (saved / name).write_text(content)
-    with pytest.raises(ModelFilesError, match="the tokenizer cannot be loaded"):
+    with pytest.raises(ModelFilesError, match=r"the tokenizer cannot be loaded|its JSON cannot be read"):
         load_tokenizer(saved)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loaders.chat_templates import chat_template_of
 from loaders.errors import ModelFilesError, OffloadError
@@ -15,7 +15,9 @@ from loaders.gguf.vocabulary import has_gguf_vocabulary
 from loaders.json_files import read_json
 from loaders.needed_files import VOCABULARY_FILES
 from loaders.tokenizers.sentencepiece_file import is_sentencepiece_alone
-from loaders.tokenizers.sentencepiece_tokenizer import sentencepiece_tokenizer, tokenizer_is_code
+from loaders.tokenizers.sentencepiece_tokenizer import sentencepiece_tokenizer
+from loaders.tokenizers.tokenizer_json import FILE as JSON
+from loaders.tokenizers.tokenizer_json import tokenizer_from_json, tokenizer_is_code
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 
 
@@ -51,6 +53,8 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _from_directory(directory: Path) -> PreTrainedTokenizerBase:
+    if (directory / JSON).is_file():
+        return tokenizer_from_json(directory)
     if is_sentencepiece_alone(directory) and (tokenizer := sentencepiece_tokenizer(directory)):
         return tokenizer
     try:
@@ -61,17 +65,13 @@ def _from_directory(directory: Path) -> PreTrainedTokenizerBase:
         if "trust_remote_code" in str(error):
             raise tokenizer_is_code(directory) from error
         raise
-    file = directory / "tokenizer.json"
-    if isinstance(tokenizer, LlamaTokenizer) and file.is_file() and read_json(file)["model"].get("type") == "Unigram":
-        # transformers makes BPE without merges of it, which takes words apart into letters
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
 
 def _of_mistral(directory: Path) -> dict[str, Any]:
     """What a tekken.json alone leaves unsaid: mistral-common, for which it is made, knows it."""
-    if not (directory / "tekken.json").is_file() or (directory / "tokenizer.json").is_file():
+    if not (directory / "tekken.json").is_file():
         return {}
     file = directory / "tokenizer_config.json"
     stated = read_json(file) if file.is_file() else {}

@@ -15,9 +15,9 @@ from tokenizers import Regex, normalizers
 from tokenizers.models import Unigram
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 
-from loaders.errors import ModelFilesError
 from loaders.json_files import read_json
 from loaders.tokenizers.sentencepiece_file import FILE, UNIGRAM, read_sentencepiece
+from loaders.tokenizers.tokenizer_json import check_is_no_code
 
 # What says no more than that there is a tokenizer, and all names that Llama's has had.
 _PLAIN = {"LlamaTokenizer", "LLaMATokenizer", "PreTrainedTokenizer", "TokenizersBackend"}
@@ -36,18 +36,8 @@ def sentencepiece_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
     if name and name not in _PLAIN:
         if getattr(transformers, name, None):
             return None
-        if config.get("auto_map"):
-            raise tokenizer_is_code(directory)
+        check_is_no_code(directory, config)
     return _tokenizer(directory, model, config)
-
-
-def tokenizer_is_code(directory: Path) -> ModelFilesError:
-    """What to say of a tokenizer_config.json whose auto_map names a class that transformers does not have."""
-    return ModelFilesError(
-        f"{directory}: its tokenizer is a program in the repository, which is never run. If the model has a copy that "
-        "works without, use that; if its tokenizer.json is all there is to it, remove auto_map from "
-        "tokenizer_config.json."
-    )
 
 
 def _tokenizer(directory: Path, model: Any, config: dict[str, Any]) -> PreTrainedTokenizerBase:
