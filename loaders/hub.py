@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.formats.side_files import SIDE_FILES
 from loaders.gguf.choice import choose_gguf, gguf_models
 from loaders.gguf.names import SUFFIX
 from loaders.hub_cache import cached_snapshot, gguf_sizes, note_commit, repository_directory
@@ -92,6 +93,8 @@ def _safetensors_model(name: HubName, commit: str, listed: Mapping[str, HubFile]
     with _refused(name):
         needed_files(listed, shards=())
     directory = _fetch_small(name, listed["config.json"], commit)
+    for file in SIDE_FILES.keys() & listed.keys():
+        _fetch_small(name, listed[file], commit)
     shards: set[str] = set()
     if needs_index(listed):
         _fetch_small(name, listed[INDEX], commit)

@@ -8,6 +8,7 @@ from typing import Any
 from loaders import safetensors_files
 from loaders.errors import ModelFilesError
 from loaders.foreign_files import broken_link
+from loaders.formats.side_files import with_side_file
 from loaders.gguf.model import is_gguf, read_gguf_checkpoint, read_gguf_config
 from loaders.gguf.names import split_names
 from loaders.hub_names import snapshot_of
@@ -22,7 +23,7 @@ def config_file(model: Path | str) -> Path:
 
 
 def config_values(model: Path | str) -> dict[str, Any]:
-    """The config as it stands, unchecked; raises ModelFilesError."""
+    """The config, and what a file beside it says of packed weights, unchecked; raises ModelFilesError."""
     if is_gguf(model):
         return read_gguf_config(model)
     file = config_file(model)
@@ -34,7 +35,7 @@ def config_values(model: Path | str) -> dict[str, Any]:
         raise ModelFilesError(
             f"{file}: no such file. Give the directory of a model, with config.json and *.safetensors, or a .gguf file."
         )
-    return read_json(file)
+    return with_side_file(read_json(file), file.parent)
 
 
 def generation_config_file(model: Path | str) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.foreign_files import INDEX, SINGLE_FILE, remedy, weights_found
+from loaders.formats.side_files import SIDE_FILES
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -18,7 +19,7 @@ TOKEN_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "ad
 # Files beside the weights, all small. None of them is code: what a repository would want to run stays there.
 _SMALL_FILES = {
     *("config.json", GENERATION_CONFIG, "acceptance.json"),
-    *("quantization_config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json"),
+    *SIDE_FILES,
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
     *("chat_template.jinja", "chat_template.json"),
     *VOCABULARY_FILES,

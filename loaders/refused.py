@@ -16,6 +16,12 @@ _OWN_CACHE = "it insists on a cache of its own, which cannot be cut back"
 _INDEXED = "its attention picks rows of the whole cache by an index, which the branches of a tree would share"
 _SEVERAL_STACKS = "its layers are not one stack that is run once"
 
+_CLASSIFIERS = (
+    "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice", "RewardModel",
+    "ForRewardModel", "ForScoring",
+)  # fmt: skip
+_LONGEST_CLASS = 80
+
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("bloom", "mpt", "cpmant", "openai-gpt", "xlnet", "xlm"), _NO_POSITIONS),
     **dict.fromkeys(("falcon", "gptj", "gpt_neo", "reformer"), _OWN_ATTENTION),
@@ -38,6 +44,15 @@ def why_refused(config: Mapping[str, Any]) -> str | None:
         reason = f"it is multimodal ({senses[0]})"
     elif model_type in REFUSED:
         reason = REFUSED[model_type]
+    elif classifier := _classifier(config):
+        reason = f"{classifier} gives scores for a text and has no head that writes one"
     else:
         return None
     return f"{model_type} cannot be run: {reason}. {WHAT_RUNS}."
+
+
+def _classifier(config: Mapping[str, Any]) -> str | None:
+    """The name of the class that config.json states, where that only classifies."""
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    return name if name.endswith(_CLASSIFIERS) and len(name) <= _LONGEST_CLASS else None

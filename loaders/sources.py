@@ -11,11 +11,13 @@ import torch
 
 from loaders.conversion import Part, model_parts
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.layout import TensorPlace
-from loaders.safetensors_files import STORED_ITEMSIZE, Checkpoint, StoredTensor
+from loaders.layout import TORCH_DTYPES, TensorPlace
+from loaders.safetensors_files import STORED_ITEMSIZE, Checkpoint, StoredTensor, read_tensor_bytes
 from loaders.skeleton import Skeleton, Unit
 from loaders.spec import DTYPE_NAMES
 
+MAX_BIAS_BYTES = 1 << 24
+WEIGHTS = ("weight", "qweight", "weight_packed", "weight.absmax")  # what the weight beside a bias is called when stored
 COMPUTE_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
@@ -92,11 +94,34 @@ def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list
     plain = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor not in packed}
     for part in model_parts(skeleton.model, plain):
         by_name.setdefault(part.target, []).append(part)
+    used = {part.stored.name for parts in by_name.values() for part in parts} | {tensor.name for tensor in packed}
+    _refuse_biases(plain.values(), used)
     for alias, name in skeleton.tied.items():
         if alias in by_name:  # where both are stored they are equal: what differs is not tied
             parts = by_name.pop(alias)
             by_name.setdefault(name, parts)
     return by_name
+
+
+def _refuse_biases(stored: Iterable[StoredTensor], used: set[str]) -> None:
+    """Biases that the model has no place for would be left out, and change every text: zeros alone make no difference.
+
+    used: the names of the stored tensors that the model is made of. Raises UnsupportedModelError.
+    """
+    for tensor in stored:
+        module = tensor.name.removesuffix(".bias")
+        if tensor.name in used or module == tensor.name or tensor.nbytes > MAX_BIAS_BYTES:
+            continue
+        if used.isdisjoint(f"{module}.{leaf}" for leaf in WEIGHTS) or not _has_values(tensor):
+            continue
+        raise UnsupportedModelError(
+            f"{tensor.file}: it holds {tensor.name}, but the model of config.json has no such bias. Its model_type may "
+            'be wrong, or a line like "attention_bias": true or "mlp_bias": true is missing.'
+        )
+
+
+def _has_values(tensor: StoredTensor) -> bool:
+    return bool(torch.frombuffer(bytearray(read_tensor_bytes(tensor)), dtype=TORCH_DTYPES[tensor.dtype]).any())
 
 
 def _full_name(unit: Unit, place: str) -> str:

@@ -81,6 +81,8 @@ def test_what_cannot_run_is_refused_by_name(model_type, tmp_path):
     "config, reason",
     [
         ({"model_type": "t5", "is_encoder_decoder": True}, "t5 cannot be run: it is an encoder-decoder"),
+        ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "gives scores for a text"),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForRewardModel"]}, "Qwen2ForRewardModel gives scores"),
         ({"model_type": "qwen2_5_vl", "vision_config": {}}, "qwen2_5_vl cannot be run: it is multimodal"),
     ],
 )

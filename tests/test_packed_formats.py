@@ -31,6 +31,7 @@ from tests.tiny_models import checkpoint
 GOLDEN = Path(__file__).parent / "golden_packed.safetensors"
 with safe_open(GOLDEN, "pt") as golden:
     GOLDEN_CONFIGS = json.loads(golden.metadata()["configs"])
+AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "packing_format": "auto_round:auto_gptq"}
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -113,7 +114,8 @@ def test_float8_that_is_no_number_stays_none():
         ({"quant_method": "awq", "bits": True}, "bits is True"),
         ({"quant_method": "awq", "version": "gemv"}, "version is 'gemv'; gemm, GEMM can be run"),
         ({"quant_method": "awq", "checkpoint_format": "gemv"}, "checkpoint_format is 'gemv'; gemm can be run"),
-        ({"quant_method": "awq", "zero_point": False}, "zero_point is False"),
+        ({"quant_method": "awq", "zero_point": "no"}, "zero_point is 'no'"),
+        ({"quant_method": "awq", "q_group_size": 100}, "q_group_size is 100; multiples of 8"),
         ({"quant_method": "awq", "group_size": 0}, "group_size is 0"),
         ({"quant_method": "awq", "group_size": "128"}, "group_size is '128'"),
         ({"quant_method": "awq", "group_size": 100}, "group_size is 100; multiples of 8"),
@@ -121,7 +123,13 @@ def test_float8_that_is_no_number_stays_none():
         (gptq_config(bits=None), "bits is None"),
         (gptq_config(checkpoint_format="marlin"), "checkpoint_format is 'marlin'; gptq, gptq_v2"),
         (gptq_config(is_marlin_format=True), "is_marlin_format"),
-        (gptq_config(dynamic={"+:.*": {"bits": 8}}), "dynamic"),
+        (gptq_config(dynamic={"+:.*": {"bits": 8}}), "dynamic gives modules a bits of their own"),
+        (gptq_config(dynamic={"-:head": {}, ".*": {"group_size": 64}}), "dynamic gives modules a group_size"),
+        ({**AUTO_ROUND, "packing_format": "auto_round"}, "packing_format is 'auto_round'; auto_round:auto_gptq"),
+        ({**AUTO_ROUND, "data_type": "mx_fp"}, "data_type is 'mx_fp'"),
+        ({**AUTO_ROUND, "bits": 3}, "bits is 3"),
+        ({**AUTO_ROUND, "extra_config": {"lm_head": {"bits": 8}}}, "extra_config gives lm_head a bits of its own"),
+        ({"quant_method": "modelopt", "quantization": {}}, "packed as 'modelopt'"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size is"),
         ({"quant_method": "fp8", "weight_block_size": [128, -1]}, "weight_block_size is"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, "fmt is 'e5m2'"),
@@ -145,6 +153,14 @@ def test_configs_that_cannot_be_run_are_refused(config, message):
     with pytest.raises(UnsupportedModelError, match=message) as caught:
         read_format({"model_type": "llama", "quantization_config": config}, file)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["quantization", "quantization_config"])
+def test_weights_of_mlx_are_named_as_such(key):
+    values = {"group_size": 64, "bits": 4}
+    config = {"model_type": "llama", "quantization": values, key: values}
+    with pytest.raises(UnsupportedModelError, match="packed as MLX, Apple's library"):
+        read_format(config, Path("config.json"))
 
 
 JSON = st.recursive(

@@ -1,5 +1,6 @@
 """Models whose weights are packed: streamed packed, decoded before use or for good; text of the decoded weights."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from scheduler.pass_cost import PassCost
 from scheduler.plan import Tier
 from scheduler.sizes import GIB
 from scheduler.unit_memory import UnitMemory
-from tests.packed_models import CASES, WHOLE, packed_model
+from tests.packed_models import AWQ, CASES, WHOLE, gptq_config, packed_model
 from tests.plan_samples import gpu
 from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
@@ -231,3 +232,37 @@ def test_a_pass_costs_what_is_decoded():
     moved = PassCost(packed, (), 0, replace(gpu(8 * GIB), memory_bandwidth=1e3))._unit_seconds(packed.units[0], 1, 0)
     unit = packed.units[0]
     assert moved == pytest.approx((unit.nbytes + 2 * unit.decoded_bytes) / 1e3) and unit.nbytes < unit.decoded_bytes
+
+
+AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "data_type": "int"}
+
+
+@pytest.mark.parametrize(
+    ("case", "config", "file"),
+    [
+        ("gptq", {"bits": 4, "group_size": 32, "desc_act": False, "sym": False}, "quantize_config.json"),
+        ("awq", {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}, "quant_config.json"),
+        ("awq", {**AWQ, "zero_point": False}, "config.json"),
+        ("awq", {**AUTO_ROUND, "packing_format": "auto_round:auto_awq"}, "config.json"),
+        ("gptq", {**AUTO_ROUND, "packing_format": "auto_round:auto_gptq"}, "quantization_config.json"),
+        (
+            "gptq",
+            {**AUTO_ROUND, "quant_method": "intel/auto-round", "backend": "auto_round:gptq:exllamav2"},
+            "config.json",
+        ),
+        ("gptq", gptq_config(dynamic={"-:.*lm_head": {}, "+:.*up_proj": {"bits": 4, "desc_act": True}}), "config.json"),
+        ("gptq", {**AUTO_ROUND, "backend": "gptq", "extra_config": {"lm_head": {"bits": 16}}}, "config.json"),
+    ],
+)
+def test_the_same_weights_however_it_is_said_how_they_are_packed(case, config, file, tmp_path):
+    directory = shutil.copytree(packed_model(case), tmp_path / "model", ignore=shutil.ignore_patterns("decoded"))
+    values = json.loads((directory / "config.json").read_text())
+    del values["quantization_config"]
+    if file == "config.json":
+        values["quantization_config"] = config
+    else:
+        (directory / file).write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps(values))
+    with streaming_runtime(directory, context_length=96) as runtime:
+        reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+    assert reply.token_ids == greedy(packed_model(case) / "decoded", PROMPT, NEW_TOKENS)

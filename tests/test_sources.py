@@ -156,6 +156,18 @@ def test_a_head_alone_in_a_stale_index_is_named(damaged):
         mapped(directory)
 
 
+@pytest.mark.parametrize("name", ["self_attn.q_proj.bias", "mlp.up_proj.bias"])
+def test_a_bias_that_the_config_does_not_declare_is_refused_unless_it_is_zero(damaged, name):
+    name = f"model.layers.1.{name}"
+    with pytest.raises(UnsupportedModelError, match=rf"{name}, but the model of config\.json has no such bias"):
+        mapped(damaged("llama", lambda tensors: tensors.update({name: torch.tensor([0, 0.5])})))
+
+
+def test_biases_of_zero_are_left_out(damaged):
+    directory = damaged("llama", lambda tensors: tensors.update({"model.layers.1.mlp.up_proj.bias": -torch.zeros(96)}))
+    assert torch.equal(logits(bound_skeleton(directory).model), logits(reference(directory)))
+
+
 def test_surplus_tensors_are_ignored(damaged):
     def add(tensors):
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)

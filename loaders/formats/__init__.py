@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.errors import UnsupportedModelError
-from loaders.formats import bitsandbytes
+from loaders.formats import auto_round, bitsandbytes
 from loaders.formats.awq import AwqFormat
 from loaders.formats.compressed_tensors import CompressedFormat
 from loaders.formats.fp8 import Fp8Format
@@ -26,6 +26,8 @@ METHODS: dict[str, Callable[[Settings], Format]] = {
     "gguf": GgufFormat.read,
     "gptq": GptqFormat.read,
     "mxfp4": Mxfp4Format.read,
+    "auto-round": auto_round.read,
+    "intel/auto-round": auto_round.read,
 }
 
 
@@ -34,13 +36,18 @@ def read_format(config: Mapping[str, Any], file: Path) -> Format | None:
 
     Raises UnsupportedModelError, naming the value, for whatever cannot be decoded.
     """
-    values = config.get("quantization_config") or config.get("compression_config")
+    values = config.get("quantization_config") or config.get("compression_config") or config.get("quantization")
     if not values:
         return None
     settings = Settings(
         file, values if isinstance(values, dict) else {"quant_method": values}, config.get("model_type", "")
     )
     method = settings.values.get("quant_method")
+    if method is None and _is_mlx(config, settings):
+        raise UnsupportedModelError(
+            f"{file}: the weights are packed as MLX, Apple's library, packs them, which cannot be decoded. Use the "
+            "model they were made from, or a GGUF, AWQ or GPTQ version of it."
+        )
     if method is None and (settings.values.get("load_in_4bit") or settings.values.get("load_in_8bit")):
         method = "bitsandbytes"  # older files name no method
     read = METHODS.get(method) if isinstance(method, str) else None
@@ -50,3 +57,8 @@ def read_format(config: Mapping[str, Any], file: Path) -> Format | None:
             "bfloat16, float16 or float32: look for a checkpoint in one of those."
         )
     return read(settings)
+
+
+def _is_mlx(config: Mapping[str, Any], settings: Settings) -> bool:
+    """MLX states "quantization", and in newer files the same again where transformers has its own; no method."""
+    return isinstance(config.get("quantization"), dict) and {"bits", "group_size"} <= settings.values.keys()

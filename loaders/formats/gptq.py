@@ -18,6 +18,7 @@ from loaders.formats.weights import (
 )
 
 VERSIONS = ("gptq", "gptq_v2")
+STORED = ("bits", "group_size", "format", "checkpoint_format", "pack_dtype")  # settings that say how weights are stored
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ class GptqFormat:
         version = settings.choice("checkpoint_format", VERSIONS, settings.choice("format", VERSIONS, "gptq"))
         if settings.values.get("is_marlin_format"):
             raise settings.unsupported("is_marlin_format is set; only gptq and gptq_v2 can be run")
-        if settings.values.get("dynamic"):
-            raise settings.unsupported("dynamic gives modules bits of their own, which cannot be run")
+        _check_dynamic(settings)
         return cls(settings.choice("bits", (4, 8)), settings.group_size(), version == "gptq")
 
     def weights(self, tensors: Tensors) -> Iterator[PackedWeight]:
@@ -56,3 +56,14 @@ class GptqFormat:
                 operands["g_idx"] = take(tensors, f"{base}.g_idx", ["I32"], (inputs,), because=because)
             scheme = Gptq(self.bits, inputs // count, self.zeros_less_one, ordered="g_idx" not in operands)
             yield PackedWeight(f"{base}.weight", (outputs, inputs), scheme, operands)
+
+
+def _check_dynamic(settings: Settings) -> None:
+    """Patterns with "-:" leave modules as they are, which the files show; others may store them in another way."""
+    dynamic = settings.part("dynamic")
+    for pattern in dynamic.values:
+        if pattern.startswith("-:"):
+            continue
+        own = dynamic.part(pattern).values
+        if changed := [name for name in STORED if name in own and own[name] != settings.values.get(name)]:
+            raise settings.unsupported(f"dynamic gives modules a {changed[0]} of their own, which cannot be run")

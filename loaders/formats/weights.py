@@ -101,13 +101,13 @@ class Settings:
             raise self.unsupported(f"{name} is {value!r:.80}; {_listed(choices)} can be run")
         return value
 
-    def group_size(self, default: int | None = None) -> int | None:
+    def group_size(self, default: int | None = None, name: str = "group_size") -> int | None:
         """Inputs that share a scale; None where a whole row does, which configs write as -1."""
-        value = self.values.get("group_size", default)
+        value = self.values.get(name, default)
         if value is None or (type(value) is int and value == -1):
             return None
         if type(value) is not int or value <= 0 or value % 8:
-            raise self.unsupported(f"group_size is {value!r:.80}; multiples of 8 can be run, and -1 for whole rows")
+            raise self.unsupported(f"{name} is {value!r:.80}; multiples of 8 can be run, and -1 for whole rows")
         return value
 
     def part(self, name: str) -> Settings:
