@@ -71,11 +71,22 @@ class PaddedRows:
 
 def _permitted(mask_function: Callable, rows: Tensor, columns: Tensor) -> Tensor:
     """The predicate at every pair of positions, int64 [n] and [k]: bool [n, k]."""
-    zero = torch.zeros((), dtype=torch.int64, device=rows.device)
+    zero = torch.zeros(1, 1, dtype=torch.int64, device=rows.device)  # an index without dimensions is waited for
     return mask_function(zero, zero, rows[:, None], columns[None, :]).expand(len(rows), len(columns))
 
 
 _current_rows: ContextVar[PassRows | PaddedRows] = ContextVar("current_rows")
+
+
+def rows_before() -> Tensor | None:
+    """What each row of the pass under way, in the order of its rows, has to be counted from to end up at its position.
+
+    int64 [n]; None outside of passes.
+    """
+    rows = _current_rows.get(None)
+    if rows is None:
+        return None
+    return rows.row_positions - torch.arange(len(rows.row_positions), device=rows.row_positions.device)
 
 
 @contextmanager

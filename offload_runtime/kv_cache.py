@@ -23,6 +23,7 @@ from transformers.cache_utils import (
 )
 
 from loaders.refused import WHAT_RUNS
+from offload_runtime.attention import rows_before
 from offload_runtime.errors import UnsupportedModelError
 from sequoia_tree.uploads import upload
 
@@ -139,6 +140,14 @@ class TreeCache(Cache):
     def is_recurrent(self) -> bool:
         """Whether some layer carries a state, so that no tree can be held."""
         return bool(self._states)
+
+    def get_seq_length(self, layer_idx: int | None = None) -> Any:
+        """Rows before those of the pass; int, and int64 [n] where a layer asks for its own.
+
+        Llama 4's attention counts its rows from there to find their positions, which in a tree are not their order.
+        """
+        counted = None if layer_idx is None else rows_before()
+        return super().get_seq_length(layer_idx or 0) if counted is None else counted
 
     def advance(self, rows: int) -> None:
         """The model has written `rows` further rows in every layer."""

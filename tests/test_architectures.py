@@ -7,19 +7,26 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from loaders.errors import UnsupportedModelError
 from loaders.read_spec import read_config
 from loaders.refused import REFUSED, WHAT_RUNS
 from offload_runtime import OffloadRuntime, attention
+from offload_runtime.drawn_tree import DrawnTree
 from scheduler.plan import Tier
-from tests.architectures import ATTENTION, EXPERTS, STATES, SWEEP
-from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
+from sequoia_tree import Tree
+from tests.architectures import ATTENTION, BORDER, EXPERTS, STATES, SWEEP
+from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed, reference, streaming_runtime
 
 NEW_TOKENS = 14
+BORDERS = (
+    *("sliding_window", "attention_window_size", "attention_chunk_size", "chunk_size", "mamba_chunk_size"),
+    "floor_scale",
+)
 TREE = {"context_length": 64, "tree": "sequoia", "tree_size": 6, "tree_depth": 3}
 
 
@@ -33,8 +40,29 @@ def streamed_text(architecture: str, draft: Path | str, **options) -> tuple[list
     """The new tokens, and how many came of a pass."""
     with streaming_runtime(checkpoint(architecture), draft, **options) as runtime:
         assert set(runtime.plan.tiers) == {Tier.DISK}
-        reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+        return written(runtime)
+
+
+def written(runtime: OffloadRuntime) -> tuple[list[int], float]:
+    reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     return reply.token_ids, reply.stats.tokens_per_pass
+
+
+def wide_tree_error(runtime: OffloadRuntime, architecture: str) -> float:
+    """How far logits of a wide tree are from those of each of its paths run alone, relative to the largest.
+
+    Its rows stand far behind their positions in the cache, so whatever counts rows comes out at another border.
+    """
+    text, tree = [*PROMPT, *range(40, 58)], Tree([-1, *[0] * 8, 1, 1, 2, 5, 9, 12])
+    tokens, none = [text[-1], *range(2, 2 + tree.size - 1)], np.full(tree.size, -1)
+    runtime._models.target.model.cache.truncate(0)
+    ours = runtime._models.target.score(text, DrawnTree(tree, tokens, tree.size, none, None, none))
+    paths = [[tokens[node] for node in np.flatnonzero(seen)[1:]] for seen in tree.ancestor_mask()]
+    padded = torch.tensor([[*text, *path, *[0] * (tree.depth - len(path))] for path in paths])
+    with torch.inference_mode():
+        logits = reference(checkpoint(architecture))(padded, use_cache=False).logits
+    theirs = torch.stack([row[len(text) - 1 + len(path)] for row, path in zip(logits, paths)])
+    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 @pytest.mark.parametrize("architecture", known({**ATTENTION, **EXPERTS}))
@@ -42,8 +70,11 @@ def test_streamed_trees_write_the_models_own_text(architecture):
     target = checkpoint(architecture)
     expected = greedy(target, PROMPT, NEW_TOKENS)
     assert len(set(expected)) > 3, "a text that repeats itself proves little"
-    text, tokens_per_pass = streamed_text(architecture, perturbed(target, 0.02), **TREE)
-    assert text == expected and tokens_per_pass > 1
+    with streaming_runtime(target, perturbed(target, 0.02), **TREE) as runtime:
+        assert set(runtime.plan.tiers) == {Tier.DISK}
+        text, tokens_per_pass = written(runtime)
+        assert text == expected and tokens_per_pass > 1
+        assert wide_tree_error(runtime, architecture) < 1e-4
 
 
 @pytest.mark.parametrize("architecture", known(STATES))
@@ -91,6 +122,15 @@ def test_other_kinds_are_refused_by_name(config, reason, tmp_path):
     with pytest.raises(UnsupportedModelError, match=reason) as error:
         read_config(tmp_path)
     assert WHAT_RUNS in str(error.value)
+
+
+@pytest.mark.parametrize("architecture", known(SWEEP))
+def test_texts_go_past_every_border(architecture):
+    """A window, a chunk or a scale longer than the text would leave what happens behind it untested."""
+    config = AutoConfig.from_pretrained(checkpoint(architecture)).to_dict()
+    if (config.get("rope_parameters") or {}).get("llama_4_scaling_beta"):
+        assert config["rope_parameters"]["original_max_position_embeddings"] <= BORDER
+    assert [name for name in BORDERS if (config.get(name) or 0) > BORDER] == []
 
 
 def test_the_list_names_what_is_tested():

@@ -12,7 +12,7 @@ from tests.pass_samples import OPTIONS, PADDING, largest_difference, loaded, pas
 from tests.recorded_work import RecordedWork
 from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed
 
-ARCHITECTURES = ["llama", "gemma2", "mistral", "gemma3_text", "phi3", "mixtral", "gpt_oss"]
+ARCHITECTURES = ["llama", "gemma2", "mistral", "gemma3_text", "phi3", "mixtral", "gpt_oss", "llama4_text"]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])

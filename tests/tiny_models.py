@@ -74,7 +74,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "linear_key_head_dim": 8,
         "linear_value_head_dim": 8,
     },
-    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
 }
 transformers.logging.disable_progress_bar()
 _KINDS = {**SWEEP, **ARCHITECTURES, **RECURRENT}
