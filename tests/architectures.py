@@ -74,7 +74,7 @@ EXPERTS: dict[str, Changes] = {
     ),
     **dict.fromkeys(
         ("afmoe", "cohere2_moe", "dots1", "exaone_moe", "gpt_oss", "granitemoe_swa", "laguna", "mellum"),
-        {**_EXPERTS, **_WINDOWS},
+        _EXPERTS | _WINDOWS,
     ),
     "axk1": {**_EXPERTS, **_LATENT},
     "deepseek_v2": {**_EXPERTS, **_LATENT},
