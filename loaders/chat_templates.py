@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.errors import ModelFilesError
-from loaders.safetensors_files import read_json
+from loaders.json_files import read_json, read_regular
 
 ADDITIONAL = "additional_chat_templates"
 _FOR_OTHER_USES = ("tool_use", "rag")  # names that repositories give to templates for tools and for documents
@@ -46,13 +46,13 @@ def chosen(templates: Mapping[str, str]) -> str | None:
 def read_template(file: Path) -> str:
     """The template in a file; raises ModelFilesError."""
     try:
-        if file.stat().st_size > _LARGEST:
-            raise ModelFilesError(f"{file}: has {file.stat().st_size} bytes, which no chat template has.")
-        return file.read_text(encoding="utf-8")
+        return read_regular(file, _LARGEST).decode("utf-8")
     except OSError as error:
         raise ModelFilesError(f"{file}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
-        raise ModelFilesError(f"{file}: is no chat template: it is not UTF-8 text.") from error
+        raise ModelFilesError(f"{file}: holds no chat template: it is not UTF-8 text.") from error
+    except ValueError as error:
+        raise ModelFilesError(f"{file}: holds no chat template: {error}.") from error
 
 
 def _in_files(directory: Path) -> dict[str, str]:

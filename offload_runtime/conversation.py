@@ -4,20 +4,21 @@ The KV cache holds what was computed for exact token ids. Encoding a reply's tex
 text, so ids are kept, each stretch with the text it stands for, and only text that no kept stretch covers is encoded.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from offload_runtime.errors import UsageError
+from offload_runtime.errors import OffloadError, UsageError
 from offload_runtime.prompt import turn_end_tokens
+from offload_runtime.reasoning.reply_text import split_reply
 from offload_runtime.rendering.chat_template import render_chat
 from offload_runtime.text import IncrementalText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]  # "role": "system" | "user" | "assistant"; "content"
+Message = dict[str, str]  # "role": "system" | "user" | "assistant"; "content"; of some replies "reasoning_content"
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,18 @@ class Conversation:
     the messages; the conversation is then as it was before the call.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None, raw: bool = False):
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        system: str | None = None,
+        raw: bool = False,
+        template_arguments: Mapping[str, Any] | None = None,
+    ):
         self.raw = raw
+        self.template_arguments = dict(template_arguments or {})
         self.messages: list[Message] = []
         self.stretches: list[Stretch] = []
         self.tokenizer = tokenizer
-        self._render([{"role": "user", "content": "?"}])
         self.set_system(system)
 
     @property
@@ -55,7 +62,7 @@ class Conversation:
     @cached_property
     def end_token_ids(self) -> frozenset[int]:
         """Tokens that end a reply beside the model's own: what the chat template puts behind one."""
-        return frozenset() if self.raw else turn_end_tokens(self.tokenizer)
+        return frozenset() if self.raw else turn_end_tokens(self.tokenizer, self.template_arguments)
 
     @property
     def token_count(self) -> int:
@@ -75,7 +82,7 @@ class Conversation:
         self.messages.append({"role": "user", "content": text})
         try:
             return self.prompt_ids()
-        except UsageError:
+        except OffloadError:
             self.messages.pop()
             raise
 
@@ -90,14 +97,25 @@ class Conversation:
         return [token for stretch in kept for token in stretch.ids]
 
     def add_reply(self, ids: Sequence[int], text: str, end_ids: Collection[int]) -> None:
-        """Add what the model wrote, cut short or not: all its ids, the text shown for them, what ends a reply."""
+        """Add what the model wrote, cut short or not: all its ids, the answer shown for them, what ends a reply.
+
+        The message holds the answer, which a stop string may have cut, and apart from it the thoughts before it: the
+        template writes of them what its model is to see again.
+        """
         body = list(ids)
         end = [body.pop()] if body and body[-1] in end_ids else []
         written = self._text_of(body)
-        self.messages.append({"role": "assistant", "content": written if self.raw else text})
+        self.messages.append(self._reply_message(written, text, body))
         self._append(written, body)
         if not self.raw:  # plain text goes on after a reply: what ended it is no part of it
             self._append(self._text_of(end), end)
+
+    def _reply_message(self, written: str, shown: str, ids: list[int]) -> Message:
+        if self.raw:
+            return {"role": "assistant", "content": written}
+        thoughts, answer = split_reply(self.tokenizer, self.stretches[-1].ids if self.stretches else (), ids)
+        message = {"role": "assistant", "content": shown if answer.startswith(shown) else answer}
+        return {**message, "reasoning_content": thoughts} if thoughts else message
 
     def drop_reply(self) -> bool:
         """Take back the model's last message, to have it written again; False if there is none."""
@@ -139,7 +157,7 @@ class Conversation:
     def _render(self, messages: list[Message], awaits_reply: bool = True) -> str:
         if self.raw:
             return "".join(message["content"] for message in messages)
-        return render_chat(self.tokenizer, messages, add_generation_prompt=awaits_reply)
+        return render_chat(self.tokenizer, messages, awaits_reply, self.template_arguments)
 
     def _matching_stretches(self, rendering: str) -> list[Stretch]:
         """The known stretches that `rendering` begins with; a template may rewrite earlier turns."""

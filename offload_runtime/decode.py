@@ -38,6 +38,7 @@ class Step:
     streamed_bytes: int
     finish_reason: str | None = None
     text: str = ""
+    reasoning: str = ""
     method: str = "none"
     predicted_tokens: float | None = None
     predicted_seconds: float | None = None

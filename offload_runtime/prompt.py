@@ -1,13 +1,18 @@
 """From what a caller hands in to token ids."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from loaders.chat_templates import read_template
+from loaders.tokenizers import load_tokenizer
 from offload_runtime.errors import PromptError
+from offload_runtime.reasoning.reply_text import inner_tokens
 from offload_runtime.rendering.chat_template import render_chat
 
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Raw text, token ids, or chat messages with "role" and "content"."""
 
 _MARK = "\u2063mark\u2063"  # a text no template treats specially
@@ -18,22 +23,36 @@ def is_chat(prompt: Prompt) -> bool:
     return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
-def encode_prompt(prompt: Prompt, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> list[int]:
+def chat_tokenizer(directory: Path, chat_template: Path | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with the chat template in a file in place of its own if one is given."""
+    tokenizer = load_tokenizer(directory)
+    if chat_template is not None:
+        tokenizer.chat_template = read_template(chat_template)
+    return tokenizer
+
+
+def encode_prompt(
+    prompt: Prompt,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+    template_arguments: Mapping[str, Any] | None = None,
+) -> list[int]:
     """Token ids: raw text as the tokenizer encodes it, messages through the chat template, ids as they are."""
     if isinstance(prompt, str):
         return list(tokenizer()(prompt).input_ids)
     if is_chat(prompt):
-        text = render_chat(tokenizer(), prompt, add_generation_prompt=True)  # type: ignore[arg-type]
+        text = render_chat(tokenizer(), prompt, True, template_arguments)  # type: ignore[arg-type]
         return list(tokenizer()(text, add_special_tokens=False).input_ids)
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
         raise PromptError("a prompt is text, a list of token ids, or a list of messages; this list mixes other things")
     return list(prompt)  # type: ignore[arg-type]
 
 
-def turn_end_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def turn_end_tokens(
+    tokenizer: PreTrainedTokenizerBase, template_arguments: Mapping[str, Any] | None = None
+) -> frozenset[int]:
     """The special token that the chat template puts behind a reply, if it puts one."""
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-    _, _, after = render_chat(tokenizer, messages, add_generation_prompt=False).rpartition(_MARK)
+    _, _, after = render_chat(tokenizer, messages, False, template_arguments).rpartition(_MARK)
     ids = tokenizer(after.lstrip(), add_special_tokens=False).input_ids
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return frozenset(ids[:1]) & special
+    return frozenset(ids[:1]) & special - inner_tokens(tokenizer)

@@ -80,10 +80,14 @@ class ReplyStats:
 
 @dataclass
 class Reply:
-    """What a generation produced so far. finish_reason: "stop", "length" or "interrupted"; None while it runs."""
+    """What a generation produced so far. finish_reason: "stop", "length" or "interrupted"; None while it runs.
+
+    text: the answer. reasoning: what was thought before it, by models that mark it.
+    """
 
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
+    reasoning: str = ""
     finish_reason: str | None = None
     seed: int = 0
     stats: ReplyStats = field(default_factory=ReplyStats)
@@ -91,5 +95,6 @@ class Reply:
     def add(self, step: Step) -> None:
         self.token_ids += step.token_ids
         self.text += step.text
+        self.reasoning += step.reasoning
         self.finish_reason = step.finish_reason
         self.stats.add(step)

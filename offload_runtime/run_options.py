@@ -1,8 +1,10 @@
 """What a user may fix about a run. Imports no torch."""
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from loaders.hub import find_model
 from loaders.hub_model import HubModel
@@ -43,7 +45,8 @@ class Options:
     what the text said before. share_layers: the files hold the target's first few layers only, and the others repeat
     them in turn. gpu: plan for this card (of `scheduler.hardware`) in place of the machine's own, with `host_memory`
     beside it, all free. offline: never use the network. quantize: pack the target's weights as "int8" or "int4", once;
-    they are kept in `quantized_directory`, or in the user's cache.
+    they are kept in `quantized_directory`, or in the user's cache. chat_template: a file with another one than the
+    model's. template_arguments: variables of the chat template.
     """
 
     model: Path
@@ -64,6 +67,8 @@ class Options:
     sources: tuple[HubModel, ...] = ()
     quantize: str | None = None
     quantized_directory: Path | None = None
+    chat_template: Path | None = None
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.quantize not in (None, *BITS):
@@ -72,6 +77,7 @@ class Options:
             raise UsageError(
                 f"{self.quantized_directory} is for packed weights: say which with --quantize int4 or int8"
             )
+        _check_template_arguments(self.template_arguments)
         for name, choices in (("tree", TREES), ("verification", RULES), ("dtype", DTYPES), ("io", IO_MODES)):
             if getattr(self, name) not in choices:
                 raise UsageError(f"{name} {getattr(self, name)!r} is none of {', '.join(choices)}")
@@ -84,6 +90,15 @@ class Options:
     def rule(self) -> str:
         """The rule that trees are verified by above temperature 0."""
         return TREE_RULES[self.tree][0] if self.verification == "auto" else self.verification
+
+
+def _check_template_arguments(arguments: Mapping[str, Any]) -> None:
+    if taken := {"messages", "add_generation_prompt"} & set(arguments):
+        raise UsageError(f"the template argument {min(taken)!r} is given by the conversation")
+    try:
+        json.dumps(dict(arguments))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"template arguments are values that JSON can hold: {error}") from error
 
 
 def resolve_model(model: str | Path) -> Path:

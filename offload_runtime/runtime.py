@@ -1,7 +1,7 @@
 """The facade: load a target and perhaps a draft, then generate."""
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -24,11 +24,12 @@ from offload_runtime.model import never
 from offload_runtime.out_of_memory import free_unused_memory, out_of_memory_explained, tightened
 from offload_runtime.pack_weights import with_packed_files
 from offload_runtime.planning import Preparation, prepare
-from offload_runtime.prompt import Prompt, encode_prompt, is_chat, turn_end_tokens
+from offload_runtime.prompt import Prompt, chat_tokenizer, encode_prompt, is_chat, turn_end_tokens
+from offload_runtime.reasoning.reply_text import ReplyText
 from offload_runtime.repeated_text_trees import RepeatedTextTrees
 from offload_runtime.reply import Reply
 from offload_runtime.run_options import IOMode, Options, resolve_draft, resolve_model
-from offload_runtime.text import IncrementalText, StopStrings
+from offload_runtime.text import StopStrings
 from offload_runtime.tree_policy import FixedTree, PlainDecoding, TreePolicy
 from scheduler.plan import Plan
 from sequoia_tree.sampling import Sampling
@@ -60,6 +61,8 @@ class OffloadRuntime:
         quantized_directory: str | Path | None = None,
         progress: Progress | None = None,
         offline: bool = False,
+        chat_template: str | Path | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
     ) -> "OffloadRuntime":
         """Plan, download what is missing and load.
 
@@ -72,7 +75,8 @@ class OffloadRuntime:
         is the tree's own. io: how weights are read from disk: "direct" past the page cache, "buffered" through it.
         quantize: "int8" or "int4" packs the model's weights once and keeps them in `quantized_directory`, by default in
         the user's cache. progress: called while weights are downloaded, packed and loaded. offline: never use the
-        network.
+        network. chat_template: a file with another chat template than the model's. template_arguments: variables of the
+        template, such as {"enable_thinking": False}.
         Raises an OffloadError that says what is wrong and what would work.
         """
         path = resolve_model(model)
@@ -92,6 +96,8 @@ class OffloadRuntime:
             offline=offline,
             quantize=quantize,
             quantized_directory=None if quantized_directory is None else Path(quantized_directory),
+            chat_template=None if chat_template is None else Path(chat_template),
+            template_arguments=dict(template_arguments or {}),
         )
         preparation = prepare(options)
         download = Download.of(preparation.options)
@@ -156,7 +162,12 @@ class OffloadRuntime:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The target's. Raises ModelFilesError where the checkpoint has none."""
-        return load_tokenizer(self._directory)
+        return chat_tokenizer(self._directory, self._preparation.options.chat_template)
+
+    @cached_property
+    def _turn_ends(self) -> frozenset[int]:
+        """What ends a reply to messages beside the model's own end tokens."""
+        return turn_end_tokens(self.tokenizer, self._preparation.options.template_arguments)
 
     @cached_property
     def _defaults(self) -> GenerationDefaults:
@@ -186,14 +197,16 @@ class OffloadRuntime:
         stop: str | Sequence[str] | None = None,
         end_token_ids: Collection[int] = (),
         should_stop: Callable[[], bool] = never,
+        split_reasoning: bool = True,
     ) -> Iterator[Step]:
         """Generate step by step; each step carries the tokens and the text of one pass.
 
         max_new_tokens: None generates until an end token or a full context. Sampling values that are None come from
-        the model's generation config. seed: makes the call repeatable; None draws a fresh one. stop: the text ends
-        before the first of these strings. end_token_ids: tokens that end the text beside the model's own. should_stop:
-        asked between two layers; the reply then ends "interrupted" and keeps what it has. Raises UsageError or
-        PromptError before anything runs.
+        the model's generation config. seed: makes the call repeatable; None draws a fresh one. stop: the answer
+        ends before the first of these strings. end_token_ids: tokens that end the text beside the model's own.
+        should_stop: asked between two layers; the reply then ends "interrupted" and keeps what it has. split_reasoning:
+        what a model thinks before it answers is in `reasoning`, not in `text`; a text prompt is continued as it is.
+        Raises UsageError or PromptError before anything runs.
         """
         if not self._close.alive:
             raise UsageError("this runtime is closed: load the model again")
@@ -205,8 +218,8 @@ class OffloadRuntime:
             min_p=min_p,
             repetition_penalty=repetition_penalty,
         )
-        ids = encode_prompt(prompt, lambda: self.tokenizer)
-        turn_ends = turn_end_tokens(self.tokenizer) if is_chat(prompt) else frozenset()
+        ids = encode_prompt(prompt, lambda: self.tokenizer, self._preparation.options.template_arguments)
+        turn_ends = self._turn_ends if is_chat(prompt) else frozenset()
         self._check_prompt(ids)
         stops = self._stop_strings(stop)
         generator = _seeded(torch.Generator(self._models.target.model.device), seed)
@@ -220,7 +233,9 @@ class OffloadRuntime:
             repeatable=seed is not None,
         )
         self.last_reply = Reply(seed=generator.initial_seed())
-        return self._stream(request, stops, self.last_reply)
+        split = split_reasoning and not isinstance(prompt, str)
+        text = ReplyText(self.tokenizer, ids, stops, split) if self._has_text else None
+        return self._stream(request, text, self.last_reply)
 
     def forget(self) -> None:
         """Drop the text in the KV caches: the next prompt is read whole, also where it begins like the last one."""
@@ -246,11 +261,10 @@ class OffloadRuntime:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _stream(self, request: Request, stops: StopStrings, reply: Reply) -> Iterator[Step]:
-        text = IncrementalText(self.tokenizer, request.prompt) if self._has_text else None
+    def _stream(self, request: Request, text: ReplyText | None, reply: Reply) -> Iterator[Step]:
         try:
             for step in self._steps(request, reply):
-                step = _with_text(step, text, stops) if text else step
+                step = _with_text(step, text) if text else step
                 reply.add(step)
                 reply.stats.peak_device_bytes = self._models.memory.peak_bytes
                 yield step
@@ -328,16 +342,21 @@ def _seeded(generator: torch.Generator, seed: int | None) -> torch.Generator:
     return generator
 
 
-def _with_text(step: Step, text: IncrementalText, stops: StopStrings) -> Step:
+def _with_text(step: Step, text: ReplyText) -> Step:
     """The step with the text it completes; cut behind the token that completes a stop string."""
-    new = ""
+    thoughts, answers = [], []
     for count, token in enumerate(step.token_ids, start=1):
-        new += stops.push(text.push([token]))
-        if stops.found is not None:
-            return replace(step, token_ids=step.token_ids[:count], text=new, finish_reason="stop")
-    if step.finish_reason:
-        new += stops.push(text.finish()) + stops.finish()
-    return replace(step, text=new)
+        thought, answer = text.push(token)
+        thoughts.append(thought)
+        answers.append(answer)
+        if text.is_stopped:
+            step = replace(step, token_ids=step.token_ids[:count], finish_reason="stop")
+            break
+    if step.finish_reason and not text.is_stopped:
+        thought, answer = text.finish()
+        thoughts.append(thought)
+        answers.append(answer)
+    return replace(step, text="".join(answers), reasoning="".join(thoughts))
 
 
 def _check_draft(preparation: Preparation) -> None:

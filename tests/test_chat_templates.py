@@ -282,5 +282,5 @@ def test_a_tokenizer_comes_with_the_template_in_its_files(tmp_path: Path, file: 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"x" * (5 << 20)])
 def test_a_file_that_holds_no_template_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "chat_template.jinja").write_bytes(content)
-    with pytest.raises(OffloadError, match=r"chat_template\.jinja: (is|has) .*no"):
+    with pytest.raises(OffloadError, match=r"chat_template\.jinja: holds no chat template"):
         chat_template_of(tmp_path)

@@ -1,0 +1,108 @@
+"""The marks that families of models put around their thoughts: text, or tokens that are left out of a text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+
+class State(Enum):
+    """What the text behind a mark is. NAMED: an answer or a thought, as the header before the mark says."""
+
+    ANSWER = auto()
+    THOUGHT = auto()
+    HEADER = auto()
+    NAMED = auto()
+
+
+@dataclass(frozen=True)
+class Family:
+    """The marks of one family, and what follows each.
+
+    label: a word that may stand behind the mark of a thought. anywhere: every mark counts wherever it comes. Else a
+    thought stands at the start of a reply, the mark `end` ends it, and later ones are what the answer is about.
+    """
+
+    marks: Mapping[str, State]
+    end: str = ""
+    label: str = ""
+    anywhere: bool = False
+
+    @property
+    def opener(self) -> str:
+        """The mark without which a vocabulary is not of this family."""
+        return next(iter(self.marks))
+
+    @property
+    def begins(self) -> tuple[str, ...]:
+        """The marks that a reply can begin with, as text."""
+        around = self.awaited(State.ANSWER) if self.anywhere else ()
+        return self.opener, *(mark for mark in around if self.marks[mark] is State.ANSWER and mark != self.end)
+
+    def awaited(self, state: State) -> tuple[str, ...]:
+        """The marks that count behind text of a kind."""
+        if self.anywhere:
+            return tuple(self.marks)
+        if state is State.THOUGHT:
+            return (self.end,)
+        return tuple(mark for mark, follows in self.marks.items() if follows is State.ANSWER and mark != self.end)
+
+
+def _pair(begin: str, end: str, *around_answer: str, label: str = "", anywhere: bool = False) -> Family:
+    marks = {begin: State.THOUGHT, **dict.fromkeys((end, *around_answer), State.ANSWER)}
+    return Family(marks, end, label, anywhere)
+
+
+# Channels: https://cookbook.openai.com/articles/openai-harmony
+HARMONY = Family(
+    dict.fromkeys(("<|channel|>", "<|start|>", "<|end|>", "<|return|>", "<|call|>"), State.HEADER)
+    | {"<|message|>": State.NAMED},
+    anywhere=True,
+)
+FAMILIES = (
+    _pair("<think>", "</think>"),  # DeepSeek-R1, Qwen 3, GLM 4.5, Kimi K2, MiniMax M2, Nemotron, Olmo 3, SmolLM 3, …
+    _pair("[THINK]", "[/THINK]"),  # Magistral, Ministral 3
+    HARMONY,  # gpt-oss
+    _pair("<|channel>", "<channel|>", label="thought\n", anywhere=True),  # Gemma 4
+    _pair("<unused94>", "<unused95>", label="thought\n"),  # MedGemma
+    _pair(
+        *("<|START_THINKING|>", "<|END_THINKING|>"),
+        *("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"),
+        anywhere=True,
+    ),  # Command A, Command R7B
+    _pair("<|inner_prefix|>", "<|inner_suffix|>", anywhere=True),  # Apertus
+    _pair("<seed:think>", "</seed:think>"),  # Seed-OSS
+    _pair("<thought>", "</thought>"),  # EXAONE Deep
+    _pair("<longcat_think>", "</longcat_think>"),  # LongCat
+    _pair("◁think▷", "◁/think▷"),  # Kimi-VL
+    _pair("<|begin_of_thought|>", "<|end_of_thought|>", "<|begin_of_solution|>", "<|end_of_solution|>"),  # OpenThinker
+    _pair("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"),  # Apriel
+    _pair("Here is my thought process:", "Here is my response:"),  # Granite 3.2
+)
+# They begin and end a message of harmony, of which a reply has several.
+WITHIN_REPLY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+EFFORTLESS: Mapping[str, object] = {
+    "enable_thinking": False,
+    "thinking": False,
+    "reasoning": False,
+    "thinking_budget": 0,
+}
+"""Variables of templates, and the values with which a model is asked to answer at once."""
+
+
+def named_state(header: str) -> State:
+    """What a message of harmony is by its header: calls of tools in the commentary are not for the reader."""
+    channel, _, recipient = header.strip().partition(" ")
+    return State.THOUGHT if channel == "analysis" or "to=" in recipient else State.ANSWER
+
+
+def begun_by(prompt: str) -> tuple[Family | None, State]:
+    """The family that a prompt ends in a mark of, where a template writes it, and what the reply begins as."""
+    end = prompt.rstrip()
+    for family in FAMILIES:
+        for mark, state in family.marks.items():
+            if state is State.THOUGHT and end.endswith((mark, mark + family.label.rstrip())):
+                return family, state
+    head, _, header = end.removesuffix("<|message|>").rpartition("<|channel|>")
+    if end.endswith("<|message|>") and head:
+        return HARMONY, named_state(header)
+    return None, State.ANSWER

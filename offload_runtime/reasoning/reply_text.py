@@ -1,0 +1,75 @@
+"""The text of a reply as its tokens come: thoughts apart from the answer, which ends before a stop string."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from offload_runtime.reasoning.families import FAMILIES, WITHIN_REPLY
+from offload_runtime.reasoning.splitter import Piece, Splitter
+from offload_runtime.text import IncrementalText, StopStrings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PROMPT_END = 64  # tokens that hold what a template writes of the reply, letter by letter if need be
+
+
+class ReplyText:
+    """Thoughts and answer of a growing list of token ids that follow `prompt`.
+
+    split: tell thoughts from the answer; else all is answer. Stop strings are looked for in the answer alone.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        prompt: Sequence[int] = (),
+        stops: StopStrings | None = None,
+        split: bool = True,
+    ):
+        self._text = IncrementalText(tokenizer, prompt)
+        self._stops = stops or StopStrings(())
+        self._marks = special_marks(tokenizer) if split else {}
+        end = tokenizer.decode(list(prompt[-_PROMPT_END:]), skip_special_tokens=False) if split and prompt else ""
+        self._splitter = Splitter(str(end), self._marks.values()) if split else None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string has come: nothing more will."""
+        return self._stops.found is not None
+
+    def push(self, token: int) -> Piece:
+        """Add a token; return the thoughts and the answer that it completes."""
+        text = self._text.push([token])
+        thought, answer = self._splitter.push(text) if self._splitter else ("", text)
+        if self._splitter and token in self._marks:
+            more = self._splitter.push_mark(self._marks[token])
+            thought, answer = thought + more[0], answer + more[1]
+        return thought, self._stops.push(answer)
+
+    def finish(self) -> Piece:
+        """What is still held back, when no more comes."""
+        text = self._text.finish()
+        if not self._splitter:
+            return "", self._stops.push(text) + self._stops.finish()
+        thought, answer = self._splitter.push(text)
+        last = self._splitter.finish()
+        return thought + last[0], self._stops.push(answer + last[1]) + self._stops.finish()
+
+
+def special_marks(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
+    """The special tokens, left out of texts, that are marks of thoughts, by their ids."""
+    special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    marks = (mark for family in FAMILIES if family.opener in special for mark in family.marks)
+    return {special[mark]: mark for mark in marks if mark in special}
+
+
+def inner_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """The marks that no reply ends with, although a template may put one behind a reply that has no thoughts."""
+    return frozenset(token for token, mark in special_marks(tokenizer).items() if mark in WITHIN_REPLY)
+
+
+def split_reply(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids: Iterable[int]) -> Piece:
+    """The thoughts and the answer of a whole reply."""
+    text = ReplyText(tokenizer, prompt)
+    pieces = [*(text.push(token) for token in ids), text.finish()]
+    return "".join(thought for thought, _ in pieces), "".join(answer for _, answer in pieces)
