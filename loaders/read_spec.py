@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loaders.config_limits import check_config
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.expert_names import is_by_expert, stated_experts
 from loaders.formats import read_format
@@ -93,6 +94,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
         raise ModelFilesError(f"{file}: it names no model_type. Is this the config.json of a transformers model?")
     if refusal := why_refused(config):
         raise UnsupportedModelError(f"{file}: {refusal}")
+    check_config(file, config)
     return config
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
@@ -25,7 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from loaders.errors import UnsupportedModelError
+from loaders.errors import OffloadError, UnsupportedModelError
 from loaders.experts import Experts, find_experts
 from loaders.formats import read_format
 from loaders.formats.weights import told_apart
@@ -40,6 +39,7 @@ from loaders.tied import untie_what_differs
 
 # Where a tensor goes: a module's own `_parameters` or `_buffers`, and the key. Assigning there takes 1 to 1.7 µs,
 # `setattr` on the module 38 to 69.
+MOST_BUFFER_BYTES = 4 << 30  # rotary frequencies have a few kB, tables of all positions some MB
 Slot = tuple[dict[str, Any], str]
 
 
@@ -144,8 +144,9 @@ def build_skeleton(
             config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
         )
     model.eval().requires_grad_(False)
-    _compute_buffers(model, torch.device(device))
-    model.tie_weights()
+    with _explained(directory):
+        _compute_buffers(model, torch.device(device))
+        model.tie_weights()
     packing = read_format(read_config(directory), config_file(Path(directory)))
     if packing is None and not (model.all_tied_weights_keys and (checkpoint or is_downloaded(directory))):
         return _divide(model, dtype, {})
@@ -179,7 +180,9 @@ def _explained(directory: Path | str) -> Iterator[None]:
     """Turn what transformers raises on a config it cannot use into an error for the user."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, ImportError, StrictDataclassError) as error:
+    except OffloadError:
+        raise
+    except Exception as error:  # values nobody expected raise whatever the model's code meets: AssertionError, …
         raise UnsupportedModelError(
             f"{directory}: transformers {transformers.__version__} cannot build the model of this config.json: "
             f"{type(error).__name__}: {error}"
@@ -206,6 +209,10 @@ def _compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
     for tensor in model.state_dict(keep_vars=True).values():
         tensor._is_hf_initialized = True  # initialize_weights() then leaves them alone
     buffers = list(model.named_non_persistent_buffers())
+    if (nbytes := sum(buffer.nbytes for _, buffer in buffers)) > MOST_BUFFER_BYTES:
+        raise UnsupportedModelError(
+            f"its tables of positions would take {nbytes:,} bytes: config.json states too many."
+        )
     for name, buffer in buffers:
         _replace_buffer(model, name, torch.empty_like(buffer, device="cpu"))
     model.initialize_weights()

@@ -1,0 +1,117 @@
+"""The values of a config.json that decide about sizes and numbers, held to what a model can have. Imports no torch.
+
+transformers takes most values as they are: a count of 2^31 then makes it build for hours, a base of 0 gives NaN, and
+one of another type fails anywhere. What is not named here is left to transformers, whose errors are explained.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from loaders.errors import ModelFilesError
+from loaders.message_text import quoted
+
+_COUNT = re.compile(
+    r"(num|n)_\w+|max_\w*len\w*|\w+_(size|dim|rank|heads|layers|experts|embeddings|positions|window|length)"
+)
+_MOST = (1 << 31) - 1
+_MOST_OF = {"head_dim": 1 << 16, "num_labels": 100_000}  # transformers makes a name of each label
+_MOST_LAYERS, _MOST_EXPERTS = 10_000, 1 << 16  # many models have a module for each
+_POSITIVE = {
+    "head_dim", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads",
+    "num_hidden_layers", "max_position_embeddings", "n_embd", "n_head", "n_layer", "n_positions", "d_model",
+}  # fmt: skip
+_LISTS_OF_TEXT = ("architectures", "layer_types", "layers_block_type", "block_types", "mlp_layer_types")
+_OBJECTS = ("quantization_config", "compression_config", "rope_scaling", "rope_parameters")
+_DTYPES = {
+    "auto", "float32", "float16", "bfloat16", "float64", "float", "half", "double", "float8_e4m3fn", "float8_e5m2",
+}  # fmt: skip
+# Names by their ends, and the bounds of their values: far beyond what published models have.
+_REALS = (
+    (re.compile(r"theta|base_freq|rotary_emb_base"), 1.0, 1e13),
+    (re.compile(r"eps$|epsilon$"), 0.0, 0.1),
+    (re.compile(r"^(attn|final)_logit_softcapping$"), 1e-6, 1e9),
+    (re.compile(r"^(partial_rotary_factor|rotary_pct)$"), 1e-6, 1.0),
+    (re.compile(r"^factor$"), 1e-6, 1e6),
+)
+
+
+def check_config(file: Path, config: Mapping[str, Any]) -> None:
+    """Raises ModelFilesError that names the first value no model can have."""
+    text = config.get("text_config")
+    if text is not None and not isinstance(text, dict):
+        raise _wrong(file, "text_config", text, "an object")
+    for values in (config, text or {}):
+        _check_kinds(file, values)
+        for name, value in _leaves(values):
+            _check_number(file, name, value, least=1 if name in _POSITIVE and name in values else -1)
+    merged = {**config, **(text or {})}
+    _check_windows(file, merged)
+    _check_experts(file, merged)
+
+
+def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every number and what it is called, those in lists and objects too."""
+    stack: list[tuple[str, Any]] = list(values.items())
+    while stack:
+        name, value = stack.pop()
+        if isinstance(value, dict):
+            stack.extend((key, one) for key, one in value.items())
+        elif isinstance(value, list):
+            stack.extend((name, one) for one in value)
+        elif type(value) in (int, float):
+            yield name, value
+
+
+def _check_kinds(file: Path, values: Mapping[str, Any]) -> None:
+    for name in _LISTS_OF_TEXT:
+        value = values.get(name)
+        if value is not None and not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+            raise _wrong(file, name, value, "a list of words")
+    for name in _OBJECTS:
+        if not isinstance(values.get(name), dict | None):
+            raise _wrong(file, name, values[name], "an object")
+    for name in ("dtype", "torch_dtype"):
+        value = values.get(name)
+        if value is not None and (not isinstance(value, str) or value.removeprefix("torch.") not in _DTYPES):
+            raise _wrong(file, name, value, f"one of {', '.join(sorted(_DTYPES))}")
+    stored = values.get("stored_layers")
+    if stored is not None and not (isinstance(stored, list) and all(type(one) is int and one >= 0 for one in stored)):
+        raise _wrong(file, "stored_layers", stored, "a list of layers")
+
+
+def _check_number(file: Path, name: str, value: float, least: int) -> None:
+    if isinstance(value, float) and math.isnan(value):
+        raise _wrong(file, name, value, "a number")
+    if _COUNT.fullmatch(name):
+        most = _MOST_OF.get(name, _MOST_EXPERTS if "expert" in name and name.startswith(("n", "num")) else _MOST)
+        most = _MOST_LAYERS if name.endswith("layers") else most
+        if not least <= value <= most:
+            what = "a positive number" if value < least else f"at most {most:,}"
+            raise _wrong(file, name, value, what)
+        return
+    for pattern, lowest, highest in _REALS:
+        if pattern.search(name) and not lowest <= value <= highest:
+            raise _wrong(file, name, value, f"a number from {lowest:g} to {highest:g}")
+
+
+def _check_windows(file: Path, values: Mapping[str, Any]) -> None:
+    window = values.get("sliding_window", 1)
+    if "sliding_attention" in (values.get("layer_types") or ()) and not (type(window) is int and window > 0):
+        raise _wrong(file, "sliding_window", window, "a positive number, as there are layers that slide")
+
+
+def _check_experts(file: Path, values: Mapping[str, Any]) -> None:
+    chosen = values.get("num_experts_per_tok")
+    for name in ("num_experts", "num_local_experts", "n_routed_experts"):
+        there = values.get(name)
+        if type(chosen) is int and type(there) is int and chosen > there > 0:
+            raise _wrong(file, "num_experts_per_tok", chosen, f"at most {there}, the number of experts")
+
+
+def _wrong(file: Path, name: str, value: object, must: str) -> ModelFilesError:
+    return ModelFilesError(f"{file}: {quoted(name)} is {quoted(value)}, but must be {must}.")
