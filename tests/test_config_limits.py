@@ -91,7 +91,7 @@ def test_what_transformers_cannot_build_is_told(changes, tmp_path):
 
 
 def test_tables_larger_than_memory_are_not_made(tmp_path):
-    config = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 1 << 17}
+    config = {"model_type": "codegen", "n_embd": 64, "n_head": 4, "rotary_dim": 16, "n_positions": 1 << 26}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(OffloadError, match="tables of positions"):
         build_skeleton(tmp_path, torch.float32, "cpu", "eager")
