@@ -132,6 +132,22 @@ class Conversation:
         self._forget_from(users[-1])
         return True
 
+    def drop_oldest(self) -> list[Message]:
+        """Take away the oldest message of the user with the reply to it, and return them; the newest always stays.
+
+        Ids of what stays are kept, but for those that stood at the border.
+        """
+        first = 0 if self.system is None else 1
+        users = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
+        if len(users) < 2:
+            return []
+        awaits_reply = self.messages[-1]["role"] == "user"
+        rest = self.messages[:first] + self.messages[users[1] :]
+        before, after = self._render(self.messages, awaits_reply), self._render(rest, awaits_reply)
+        dropped, self.messages = self.messages[first : users[1]], rest
+        self.stretches = self._matching_end(before, after)
+        return dropped
+
     def clear(self) -> None:
         """Take back everything but the system message."""
         self._forget_from(1 if self.system is not None else 0)
@@ -169,6 +185,19 @@ class Conversation:
             kept.append(stretch)
             position += len(stretch.text)
         return kept
+
+    def _matching_end(self, before: str, after: str) -> list[Stretch]:
+        """Stretches for the rendering `after`, the known ones of `before` kept where both end alike."""
+        known = "".join(stretch.text for stretch in self.stretches)
+        unknown = before[len(known) :] if before.startswith(known) else ""
+        text = after.removesuffix(unknown)
+        kept: list[Stretch] = []
+        for stretch in reversed(self.stretches):
+            if not text.endswith(stretch.text) or text == stretch.text:  # at the start belongs what begins a text
+                break
+            kept.insert(0, stretch)
+            text = text[: len(text) - len(stretch.text)]
+        return [Stretch(text, tuple(self._encode(text, []))), *kept] if text else kept
 
     def _encode(self, text: str, before: list[Stretch]) -> list[int]:
         """The ids of `text` where it follows `before`.

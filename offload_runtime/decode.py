@@ -28,6 +28,7 @@ class Step:
     predicted_tokens, predicted_seconds: what the choice of the tree expected of the step; None where nothing was known.
     draft_seconds, target_seconds: wall time. streamed_bytes: what crossed the link, reading the prompt included.
     finish_reason: None until the last step, then "stop" (an end token or stop string), "length" or "interrupted".
+    read_tokens: of the text, that the target had not read before.
     """
 
     token_ids: list[int]
@@ -42,6 +43,7 @@ class Step:
     method: str = "none"
     predicted_tokens: float | None = None
     predicted_seconds: float | None = None
+    read_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class Decoder:
         started = chosen_at = drafted_at = time.perf_counter()
         tokens: list[int] = []
         drafted, accepted, finish_reason = 0, 0, None
+        unread = len(self.text) - min(self._target.model.cache.length, len(self.text) - 1)
         method = PLAIN
         try:
             method = self._policy.method(request.sampling, len(self.text), request.repeatable)
@@ -146,6 +149,7 @@ class Decoder:
             method=method.name if drafted else PLAIN.name,
             predicted_tokens=method.predicted_tokens,
             predicted_seconds=method.predicted_seconds,
+            read_tokens=unread if tokens else 0,
         )
         if tokens:
             fresh_text = self._target.text_rows - 1

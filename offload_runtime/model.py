@@ -103,6 +103,8 @@ class Model:
         except BaseException:
             self._weights.close()
             raise
+        self.layers = len(skeleton.units)
+        self.layers_begun = 0  # in all passes so far; other threads may read it while a pass runs
         self.padded_total = 0
         self._padded: PaddedPasses | None = None
 
@@ -256,7 +258,7 @@ class Model:
         ring = self._weights.ring
         shared: dict[tuple[int, Layout], Parameters] = {}
         for index, unit in enumerate(units):
-            yield unit.module.register_forward_pre_hook(self._poll)
+            yield unit.module.register_forward_pre_hook(self._begin_layer)
             if index in self._weights.resident:
                 continue
             assert ring is not None
@@ -272,7 +274,11 @@ class Model:
                 yield unit.experts.module.register_forward_pre_hook(fetch, with_kwargs=True)
             yield unit.module.register_forward_hook(self._release)
 
-    def _poll(self, *hook_arguments: Any) -> None:
+    def _begin_layer(self, module: nn.Module, args: Any) -> None:
+        self._poll()
+        self.layers_begun += 1
+
+    def _poll(self) -> None:
         if self.should_stop():
             raise Interrupted
 

@@ -241,10 +241,22 @@ def chat_parser() -> argparse.ArgumentParser:
     add_sampling_options(parser)
     group = parser.add_argument_group("prompt", "Without one, and without input piped in, a chat begins.")
     source = group.add_mutually_exclusive_group()
-    source.add_argument("--prompt", "-p", metavar="TEXT", type=utf8_text, help="answer this and exit")
-    source.add_argument("--file", "-f", metavar="FILE", type=Path, help="answer what this UTF-8 file says and exit")
+    source.add_argument(
+        *("--prompt", "-p"), metavar="TEXT", type=utf8_text, help="answer this, and what is piped in below it, and exit"
+    )
+    source.add_argument(
+        *("--file", "-f"), metavar="FILE", type=Path, help="answer what this UTF-8 file says (-: the input) and exit"
+    )
     group.add_argument("--system", metavar="TEXT", type=utf8_text, help="system message before the first prompt")
     group.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    group = parser.add_argument_group("chat")
+    group.add_argument(
+        "--context-overflow",
+        choices=("stop", "drop"),
+        default="stop",
+        help="where the context is full: stop and say so, or drop the oldest turns (default: stop)",
+    )
+    group.add_argument("--no-history", action="store_true", help="keep neither what is typed nor the last conversation")
     group = parser.add_argument_group("output")
     group.add_argument("--plan", action="store_true", help="print the plan and exit, without loading anything")
     group.add_argument(

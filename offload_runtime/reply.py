@@ -14,7 +14,14 @@ class ReplyStats:
     prompt). link_bytes_per_second: streamed bytes over all seconds, so a link that idles shows. methods: passes by the
     kind of tree. predicted_passes: those for which the choice of the tree made a prediction; predicted_tokens and
     predicted_seconds are its sums over them, measured_tokens and measured_seconds what came of them.
+    prompt_tokens: of the prompt; prompt_tokens_read: those that the cache did not hold from the text before, which the
+    first step reads: in prompt_seconds, the target's time for it, with the first tree that it checks along with them.
+    first_tokens: of the reply, that the first step brought.
     """
+
+    prompt_tokens: int = 0
+    prompt_tokens_read: int = 0
+    prompt_seconds: float = 0.0
 
     passes: int = 0
     tokens: int = 0
@@ -31,6 +38,7 @@ class ReplyStats:
     predicted_seconds: float = 0.0
     measured_tokens: int = 0
     measured_seconds: float = 0.0
+    first_tokens: int = 0
 
     def add(self, step: Step) -> None:
         self.draft_seconds += step.draft_seconds
@@ -40,6 +48,8 @@ class ReplyStats:
             return
         if self.seconds_to_first_token is None:
             self.seconds_to_first_token = self.seconds
+            self.prompt_tokens_read, self.prompt_seconds = step.read_tokens, step.target_seconds
+            self.first_tokens = len(step.token_ids)
         self.passes += 1
         self.tokens += len(step.token_ids)
         self.drafted += step.drafted
@@ -65,6 +75,18 @@ class ReplyStats:
         return self.tokens / self.seconds if self.seconds else 0.0
 
     @property
+    def prompt_tokens_per_second(self) -> float | None:
+        """Tokens of the prompt read in a second; None before they are."""
+        return self.prompt_tokens_read / self.prompt_seconds if self.prompt_seconds else None
+
+    @property
+    def reply_tokens_per_second(self) -> float | None:
+        """Tokens written in a second after those of the first step; None where there are none."""
+        if self.seconds_to_first_token is None or self.tokens == self.first_tokens:
+            return None
+        return (self.tokens - self.first_tokens) / max(self.seconds - self.seconds_to_first_token, 1e-9)
+
+    @property
     def seconds_per_token(self) -> float | None:
         return self.seconds / self.tokens if self.tokens else None
 
@@ -74,7 +96,10 @@ class ReplyStats:
 
     def as_dict(self) -> dict[str, Any]:
         """Sums and derived figures, as JSON can hold them."""
-        derived = ("seconds", "tokens_per_pass", "tokens_per_second", "seconds_per_token", "link_bytes_per_second")
+        derived = (
+            *("seconds", "tokens_per_pass", "tokens_per_second", "seconds_per_token", "link_bytes_per_second"),
+            *("prompt_tokens_per_second", "reply_tokens_per_second"),
+        )
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 

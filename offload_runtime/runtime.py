@@ -27,8 +27,9 @@ from offload_runtime.planning import Preparation, prepare
 from offload_runtime.prompt import Prompt, chat_tokenizer, encode_prompt, is_chat, turn_end_tokens
 from offload_runtime.reasoning.reply_text import ReplyText
 from offload_runtime.repeated_text_trees import RepeatedTextTrees
-from offload_runtime.reply import Reply
+from offload_runtime.reply import Reply, ReplyStats
 from offload_runtime.run_options import IOMode, Options, resolve_draft, resolve_model
+from offload_runtime.target import PassProgress
 from offload_runtime.text import StopStrings
 from offload_runtime.tree_policy import FixedTree, PlainDecoding, TreePolicy
 from scheduler.plan import Plan
@@ -232,10 +233,15 @@ class OffloadRuntime:
             should_stop=should_stop,
             repeatable=seed is not None,
         )
-        self.last_reply = Reply(seed=generator.initial_seed())
+        self.last_reply = Reply(seed=generator.initial_seed(), stats=ReplyStats(prompt_tokens=len(ids)))
         split = split_reasoning and not isinstance(prompt, str)
         text = ReplyText(self.tokenizer, ids, stops, split) if self._has_text else None
         return self._stream(request, text, self.last_reply)
+
+    @property
+    def progress(self) -> PassProgress | None:
+        """How far the target's pass is, None where there is none under way: for a thread that shows it meanwhile."""
+        return self._models.target.progress
 
     def forget(self) -> None:
         """Drop the text in the KV caches: the next prompt is read whole, also where it begins like the last one."""

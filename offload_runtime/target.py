@@ -1,5 +1,6 @@
 """The target: one pass over the text it has not read yet and a whole tree behind it."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,43 @@ class _TreeShape:
         return cls(tree, upload(tree.ancestor_mask(), device), upload(tree.depth_array, device))
 
 
+@dataclass(frozen=True)
+class PassProgress:
+    """How far the target is with a step, to be shown meanwhile.
+
+    tokens: of text to read, the tree's root among them. passes: that this takes. layers: of all these passes, and
+    layers_begun of them. seconds: since the first began.
+    """
+
+    tokens: int
+    passes: int
+    layers: int
+    layers_begun: int
+    seconds: float
+
+    @property
+    def share(self) -> float:
+        """Of all layers, those that are done: from 0 to below 1."""
+        return max(0, self.layers_begun - 1) / self.layers
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the pace so far; None until that says something."""
+        if self.seconds < 1 or self.share < 0.05:
+            return None
+        return self.seconds * (1 / self.share - 1)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What `score` set out to do, and when."""
+
+    tokens: int
+    passes: int
+    layers_before: int
+    began: float
+
+
 class Target:
     """Scores trees; its cache holds a beginning of the text and is brought up to date with the tree's own pass.
 
@@ -38,6 +76,16 @@ class Target:
         self._most_rows = most_rows
         self.text_rows = 1
         self._shape: _TreeShape | None = None
+        self._step: _Step | None = None
+
+    @property
+    def progress(self) -> PassProgress | None:
+        """Of the step under way, None between two; for other threads."""
+        step, model = self._step, self.model
+        if step is None:
+            return None
+        begun, seconds = model.layers_begun - step.layers_before, time.perf_counter() - step.began
+        return PassProgress(step.tokens, step.passes, step.passes * model.layers, begun, seconds)
 
     @torch.inference_mode()
     def score(self, text: Sequence[int], drawn: DrawnTree) -> Tensor:
@@ -45,6 +93,16 @@ class Target:
         cache, nodes = self.model.cache, drawn.tree.size
         cache.truncate(len(text) - 1)
         surplus = len(text) - cache.length + nodes - 1 - self._most_rows
+        passes = 1 + max(0, -(-surplus // self._most_rows))
+        self._step = _Step(len(text) - cache.length, passes, self.model.layers_begun, time.perf_counter())
+        try:
+            return self._score(text, drawn, surplus)
+        finally:
+            self._step = None
+
+    def _score(self, text: Sequence[int], drawn: DrawnTree, surplus: int) -> Tensor:
+        """surplus: tokens of the text that are read in passes of their own."""
+        cache, nodes = self.model.cache, drawn.tree.size
         if surplus > 0:
             self.model.read(text[cache.length : cache.length + surplus], self._most_rows)
         unread = text[cache.length :]

@@ -1,6 +1,7 @@
 """One thread per test process: tiny models are quicker on one, and results do not depend on the machine's cores.
 
-The user's cache stays out of it: what was measured of a pair there would change trees, and tests would write to it.
+The user's cache and history stay out of it: what was measured of a pair there would change trees, and tests would write
+to them.
 """
 
 import atexit
@@ -17,6 +18,7 @@ settings.register_profile("shared", deadline=None)  # times of a machine that ot
 settings.load_profile("shared")
 _CACHE = tempfile.mkdtemp(prefix="sequoia-offload-cache-")
 os.environ["SEQUOIA_OFFLOAD_CACHE"] = _CACHE
+os.environ["SEQUOIA_OFFLOAD_STATE"] = f"{_CACHE}/state"
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 

@@ -39,6 +39,10 @@ class Stats:
     link_bytes_per_second: float = 1.6e9
     peak_device_bytes: int = 10_000_000
     predicted_passes: int = 0
+    prompt_tokens: int = 0
+    prompt_tokens_read: int = 0
+    prompt_tokens_per_second: float | None = None
+    reply_tokens_per_second: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,6 +69,7 @@ class ScriptedRuntime:
             temperature=0.6, top_k=0, top_p=0.9, min_p=0.0, repetition_penalty=1.0
         )
         self.end_token_ids = frozenset([self.tokenizer.eos_token_id])
+        self.progress = None
         self.prompts: list[list[int]] = []
         self.asked: list[dict[str, Any]] = []
         self.last_reply = Reply(0)

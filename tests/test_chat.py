@@ -1,16 +1,10 @@
 """The chat: one prompt and out, commands, and a terminal of its own for Ctrl-C, Ctrl-D and pasted lines."""
 
-import fcntl
 import io
 import json
-import os
-import pty
 import re
-import select
 import subprocess
 import sys
-import termios
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +20,7 @@ from offload_runtime.chat.session import Chat
 from offload_runtime.chat.terminal import Screen
 from offload_runtime.conversation import Conversation
 from offload_runtime.options import SamplingOptions
+from tests.chat_terminal import Terminal
 from tests.scripted_runtime import BROKEN, STORY, ScriptedRuntime, run_chat
 from tests.tokenizer_samples import byte_level
 
@@ -411,58 +406,6 @@ def test_the_loading_bar_counts_on_a_terminal_only(capsys: pytest.CaptureFixture
 # In a terminal
 
 
-def _take_terminal() -> None:
-    """Make standard input the controlling terminal: Ctrl-C typed there is then a signal."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
-class Terminal:
-    """The scripted chat on a pseudo terminal."""
-
-    def __init__(self, seconds_per_step: float = 0.0):
-        self._master, slave = pty.openpty()
-        environment = {**os.environ, "TERM": "xterm", "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "-m", "tests.scripted_runtime", str(seconds_per_step)]
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            preexec_fn=_take_terminal,
-        )  # fmt: skip
-        os.close(slave)
-        self.output = ""
-
-    def expect(self, text: str, seconds: float = 30) -> str:
-        """Read until `text` comes; return what came before it."""
-        deadline = time.monotonic() + seconds
-        while text not in self.output:
-            assert self._read(deadline), self.output
-        before, _, self.output = self.output.partition(text)
-        return before
-
-    def send(self, keys: str) -> None:
-        os.write(self._master, keys.encode())
-
-    def exit_code(self) -> int:
-        deadline = time.monotonic() + 30
-        while self._read(deadline):
-            pass
-        return self._process.wait(timeout=max(0, deadline - time.monotonic()))
-
-    def _read(self, deadline: float) -> bool:
-        """Read some more; False when the time is up or the other side is closed, which Linux says by an error."""
-        if not select.select([self._master], [], [], max(0, deadline - time.monotonic()))[0]:
-            return False
-        try:
-            self.output += os.read(self._master, 4096).decode(errors="replace")
-        except OSError:
-            return False
-        return True
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        os.close(self._master)
-
-
 @pytest.fixture
 def slow() -> Iterator[Terminal]:
     """A chat whose first reply takes seconds, at its first prompt."""
@@ -490,7 +433,7 @@ def test_ctrl_c_twice_leaves_with_130(slow: Terminal) -> None:
     slow.send("one\r")
     slow.expect("once upon")
     slow.send("\x03")
-    time.sleep(0.1)  # two at once are one signal
+    slow.expect("Ctrl-C within 2 s leaves")
     slow.send("\x03")
     assert slow.exit_code() == 130
 

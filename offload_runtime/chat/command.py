@@ -4,10 +4,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offload_runtime.chat.given import given_prompt
 from offload_runtime.command_line import run_command
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, UsageError
 from offload_runtime.fetching import Download, fetched
@@ -42,13 +43,13 @@ def _run(arguments: argparse.Namespace) -> int:
         if download.models and not arguments.quiet:
             print(f"Not downloaded yet: {download}", file=sys.stderr)
         return 0
-    prompt = _given_prompt(arguments)
-    if prompt is None and arguments.json:
-        raise UsageError("--json answers one prompt: give --prompt TEXT or --file FILE, or pipe the prompt in")
     from offload_runtime.chat.terminal import Screen
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings are for those who program with it
     screen = Screen(quiet=arguments.quiet or arguments.json)
+    prompt = given_prompt(arguments.prompt, arguments.file, screen.note)
+    if prompt is None and arguments.json:
+        raise UsageError("--json answers one prompt: give --prompt TEXT or --file FILE, or pipe the prompt in")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings are for those who program with it
     options = fetched(options, arguments.yes, screen.quiet, _plan_text)
     preparation = prepare(options)
     _show_what_comes(screen, preparation, arguments)
@@ -56,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
         conversation = _new_conversation(options.model, arguments)  # before loading: refuses a base model at once
     with _load(preparation, screen) as runtime:
         if prompt is None:
-            return _chat(runtime, conversation, sampling_options(arguments), screen)
+            return _chat(runtime, conversation, arguments, screen)
         return _answer_once(runtime, conversation, sampling_options(arguments), screen, prompt, arguments.json)
 
 
@@ -65,35 +66,6 @@ def _plan_text(preparation: Preparation) -> str:
 
     packing = [str(preparation.packing)] if preparation.packing else []
     return "\n".join([format_plan(preparation.plan), *packing, *forecast(preparation)])
-
-
-def _given_prompt(arguments: argparse.Namespace) -> str | None:
-    """The prompt of the command line, a file or a pipe; None for a chat. Raises UsageError for one with nothing in."""
-    if arguments.prompt is not None:
-        prompt = arguments.prompt
-    elif arguments.file is not None:
-        prompt = _decoded(_read_bytes(arguments.file), str(arguments.file)).removesuffix("\n")
-    elif not sys.stdin.isatty():
-        prompt = _decoded(sys.stdin.buffer.read(), "what was piped in").removesuffix("\n")
-    else:
-        return None
-    if not prompt.strip():
-        raise UsageError("the prompt is empty")
-    return prompt
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _decoded(content: bytes, source: str) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{source} is not UTF-8 text: byte {error.start} is 0x{content[error.start]:02x}") from error
 
 
 def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argparse.Namespace) -> None:
@@ -126,12 +98,21 @@ def _load(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
     return runtime
 
 
-def _chat(runtime: "OffloadRuntime", conversation: "Conversation", sampling: SamplingOptions, screen: "Screen") -> int:
+def _chat(
+    runtime: "OffloadRuntime", conversation: "Conversation", arguments: argparse.Namespace, screen: "Screen"
+) -> int:
+    from offload_runtime.chat.commands import completions
+    from offload_runtime.chat.completion import CommandCompleter
+    from offload_runtime.chat.history import state_directory
+    from offload_runtime.chat.keyboard import line_reader
     from offload_runtime.chat.session import Chat
-    from offload_runtime.chat.terminal import line_reader
 
     screen.note(GREETING)
-    return Chat(runtime, conversation, sampling, screen, line_reader()).run()
+    kept = None if arguments.no_history else state_directory()
+    history, last = (kept / "history", kept / "last.json") if kept else (None, None)
+    read_line = line_reader(history, CommandCompleter(completions()))
+    sampling = sampling_options(arguments)
+    return Chat(runtime, conversation, sampling, screen, read_line, last, arguments.context_overflow).run()
 
 
 def _answer_once(
@@ -142,14 +123,15 @@ def _answer_once(
     prompt: str,
     as_json: bool,
 ) -> int:
-    from offload_runtime.chat.interrupt import StopOnInterrupt
-    from offload_runtime.chat.session import stream_reply
+    from offload_runtime.chat.keyboard import without_echo
     from offload_runtime.chat.status import reply_line
+    from offload_runtime.chat.streaming import ReplyStream
 
     ids = conversation.add_user(prompt)
-    with StopOnInterrupt() as stop:
-        write = (lambda text: None) if as_json else screen.write
-        reply = stream_reply(runtime, conversation, ids, sampling, stop.requested, write)
+    with without_echo() as restore_terminal:
+        stream = ReplyStream(runtime, screen, lambda: _leave_at_once(restore_terminal))
+        with stream.interrupt:
+            reply = stream.run(conversation, ids, sampling, (lambda text: None) if as_json else screen.write)
     screen.end_reply()
     screen.note(reply_line(reply.stats, runtime.plan, len(ids) + len(reply.token_ids)))
     if as_json:
@@ -157,3 +139,8 @@ def _answer_once(
         content = {name: getattr(reply, name) for name in names}
         print(json.dumps({**content, "stats": reply.stats.as_dict(), "plan": runtime.plan.as_dict()}), flush=True)
     return INTERRUPTED_EXIT_CODE if reply.finish_reason == "interrupted" else 0
+
+
+def _leave_at_once(restore_terminal: Callable[[], None]) -> None:
+    restore_terminal()
+    os._exit(INTERRUPTED_EXIT_CODE)

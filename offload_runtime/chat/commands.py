@@ -1,11 +1,13 @@
 """What the chat's /commands do."""
 
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from offload_runtime.chat.given import read_text
 from offload_runtime.chat.saved import load_chat, save_chat
 from offload_runtime.chat.status import reply_line
 from offload_runtime.errors import UsageError
@@ -19,22 +21,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """One command: how it is written, what it does."""
+    """One command: how it is written, what it does, and whether its argument may have several lines."""
 
     arguments: str
     help: str
     run: Callable[["Chat", str], None]
+    lines: bool = False
 
 
-def is_command(line: str) -> bool:
-    """Whether a line is meant as a command: a slash and one word of letters, or /?. Paths and several lines are not."""
-    return re.fullmatch(r"/([a-zA-Z]+|\?)( .*)?", line.rstrip()) is not None
+def is_command(text: str) -> bool:
+    """Whether a text is meant as a command: a slash and one word of letters, or /?. Paths are not.
+
+    Nor are several lines, unless the first begins with a command that takes them.
+    """
+    first, _, rest = text.rstrip().partition("\n")
+    return re.fullmatch(r"/([a-zA-Z]+|\?)( .*)?", first) is not None and (not rest or takes_lines(first))
+
+
+def takes_lines(text: str) -> bool:
+    """Whether a text begins with a command whose argument may have several lines."""
+    command = _named(text.split(None, 1)[0]) if text.strip() else None
+    return command is not None and command.lines
+
+
+def _named(name: str) -> Command | None:
+    return COMMANDS.get(ALIASES.get(name.lower(), name.lower()))
+
+
+def completions() -> Mapping[str, Iterable[str] | None]:
+    """What Tab offers behind each command: words, or None for a path."""
+    words: dict[str, Iterable[str] | None] = dict.fromkeys(COMMANDS, ())
+    return {**words, "/set": [f"{name} " for name in SAMPLING], "/system": ["none"], **dict.fromkeys(TAKE_PATHS)}
 
 
 def run_command(chat: "Chat", line: str) -> None:
     """Carry out a command line. Raises UsageError for an unknown command or a wrong argument."""
-    name, _, argument = line.strip().partition(" ")
-    command = COMMANDS.get(ALIASES.get(name.lower(), name.lower()))
+    name = line.split(None, 1)[0]
+    argument = line.strip().removeprefix(name)
+    command = _named(name)
     if command is None:
         raise UsageError(f"there is no command {name}; /help lists them (a space before the slash makes it a message)")
     if argument.strip() and not command.arguments:
@@ -43,13 +67,25 @@ def run_command(chat: "Chat", line: str) -> None:
 
 
 def _help(chat: "Chat", argument: str) -> None:
-    rows = [(f"{name} {command.arguments}", command.help) for name, command in COMMANDS.items()]
-    rows += [
-        ('"""', "begin and end a message of several lines (so does Alt-Enter)"),
-        ("Ctrl-C", "stop the reply and keep what is there; twice: leave"),
-        ("Ctrl-D", "leave"),
-    ]
-    chat.screen.say("\n".join(f"  {left:<20} {right}" for left, right in rows))
+    rows = {f"{name} {command.arguments}": command.help for name, command in COMMANDS.items()}
+    rows |= {
+        '"""': "begin and end a message of several lines; so does Alt-Enter",
+        "Tab": "complete a command or the name of a file",
+        "Ctrl-C": "stop the reply and keep what is there; twice: leave",
+        "Ctrl-D": "leave",
+    }
+    chat.screen.say(_rows(chat, rows))
+
+
+def _rows(chat: "Chat", rows: Mapping[str, object]) -> str:
+    """Names and what they stand for, side by side where the terminal is wide enough."""
+    width = chat.screen.console.width if chat.screen.console.is_terminal else 1000
+    indent = 23 if width > 60 else 4
+    lines = []
+    for name, text in rows.items():
+        beside = f"  {name:<20} " if indent > 4 else f"  {name}: "
+        lines.append(textwrap.fill(str(text), width, initial_indent=beside, subsequent_indent=" " * indent))
+    return "\n".join(lines)
 
 
 def _clear(chat: "Chat", argument: str) -> None:
@@ -82,13 +118,13 @@ def _set(chat: "Chat", argument: str) -> None:
 
 def _sampling_lines(chat: "Chat", only: str | None = None) -> str:
     """Every sampling value in force or `only` one, and where it comes from."""
-    lines = []
+    rows = {}
     for name, value in chat.sampling.as_arguments().items():
         if only not in (None, name):
             continue
         default = getattr(chat.runtime.generation_defaults, name, {"seed": "fresh"}.get(name, "none"))
-        lines.append(f"  {name:<20} {f'{default} (default)' if value is None else value:<16}  {SAMPLING[name].help}")
-    return "\n".join(lines)
+        rows[name] = f"{f'{default} (default)' if value is None else value:<16}  {SAMPLING[name].help}"
+    return _rows(chat, rows)
 
 
 def _stats(chat: "Chat", argument: str) -> None:
@@ -106,7 +142,7 @@ def _stats(chat: "Chat", argument: str) -> None:
         "streamed": format_size(stats.streamed_bytes),
         "peak device memory": format_size(stats.peak_device_bytes),
     }
-    chat.screen.say("\n".join(f"  {name:<20} {value}" for name, value in rows.items()))
+    chat.screen.say(_rows(chat, rows))
     chat.screen.say(_sampling_lines(chat))
 
 
@@ -121,9 +157,32 @@ def _save(chat: "Chat", argument: str) -> None:
 
 
 def _load(chat: "Chat", argument: str) -> None:
-    path = _path(argument, "/load")
+    path = _path(argument, "/load") if argument != LAST else _last(chat)
     chat.sampling = load_chat(path, chat.conversation)
     chat.screen.note(f"loaded {_messages(chat)} from {path}")
+
+
+def _last(chat: "Chat") -> Path:
+    if chat.last is None:
+        raise UsageError("no conversation is kept here; a file of that name is ./last")
+    if not chat.last.exists():
+        raise UsageError("no conversation has been kept yet: that is done when a chat is left")
+    return chat.last
+
+
+def _read(chat: "Chat", argument: str) -> None:
+    name, _, question = argument.partition("\n")
+    path = _path(name.strip(), "/read")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is no file")
+    content = read_text(path)
+    if not content.strip():
+        raise UsageError(f"{path}: is empty")
+    chat.answer(f"{question.strip()}\n\n{content}" if question.strip() else content)
+
+
+def _compact(chat: "Chat", argument: str) -> None:
+    chat.room.compact()
 
 
 def _path(argument: str, command: str) -> Path:
@@ -151,13 +210,17 @@ COMMANDS = {
     "/help": Command("", "show this list", _help),
     "/clear": Command("", "begin a new conversation with the same system message", _clear),
     "/regen": Command("[SEED]", "write the last reply again, with a fresh seed or this one", _regenerate),
-    "/system": Command("[TEXT|none]", "show, change or remove the system message", _system),
+    "/system": Command("[TEXT|none]", "show, change or remove the system message", _system, lines=True),
     "/set": Command("[NAME VALUE]", "show or change how replies are sampled; the value default resets", _set),
     "/stats": Command("", "show what the last reply cost, its seed, and the sampling values", _stats),
     "/plan": Command("", "show what lies where", _plan),
     "/save": Command("FILE", "write the conversation to a file", _save),
-    "/load": Command("FILE", "go on with a conversation from a file", _load),
+    "/load": Command("FILE|last", "go on with a conversation from a file, or the last one", _load),
+    "/read": Command("FILE", "send what a text file says; lines below the name go before it", _read, lines=True),
+    "/compact": Command("", "drop the oldest turns, to make room in the context", _compact),
     "/undo": Command("", "take back the last message and its reply", _undo),
     "/bye": Command("", "leave", _bye),
 }
+TAKE_PATHS = ("/save", "/load", "/read")
+LAST = "last"
 ALIASES = {"/exit": "/bye", "/quit": "/bye", "/?": "/help"}  # as other chats have them

@@ -1,36 +1,114 @@
 """Ctrl-C as a wish to stop the reply rather than the program."""
 
+import _thread
+import os
+import select
 import signal
+import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+LEAVE_WITHIN = 2.0  # seconds between two Ctrl-C that mean: leave
+REACT_WITHIN = 1.0  # seconds in which the main thread must have begun to leave
+TICK = 0.1
+
+
+class Leave(KeyboardInterrupt):
+    """Ctrl-C was pressed again, after the first one was answered on screen."""
+
+
+def _nothing() -> None:
+    """What is called where nothing is to be done."""
+
 
 class StopOnInterrupt:
-    """For the block: the first Ctrl-C sets `requested`, which is polled between units; a second raises there and then.
+    """For the block: a first Ctrl-C sets `requested`, which is polled between layers; a second raises Leave there.
 
-    Only for the main thread. `pressed_at` is when Ctrl-C was last pressed, in seconds of `time.monotonic`.
+    The second one counts only within two seconds of the first, and only where `answer` has shown that on screen; else
+    it is a first one again. A thread sees to both, so that an answer comes also while the main thread is inside a call
+    that takes seconds. Where that cannot be left within a second, the thread calls `abandon`. tick: called by the
+    thread every tenth of a second. Only for the main thread. `pressed_at` is when Ctrl-C was last pressed, in seconds
+    of `time.monotonic`.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        answer: Callable[[], None] = _nothing,
+        tick: Callable[[], None] = _nothing,
+        abandon: Callable[[], None] = _nothing,
+    ) -> None:
         self.pressed_at = float("-inf")
-        self._requested = False
+        self._answer, self._tick, self._abandon = answer, tick, abandon
+        self._requested = self._leaving = self._left = False
         self._previous: Any = None
+        self._previous_fd = -1
 
     def requested(self) -> bool:
         """Whether Ctrl-C was pressed in this block."""
         return self._requested
 
     def __enter__(self) -> "StopOnInterrupt":
-        self._requested = False
+        self._requested = self._leaving = self._left = False
+        self.pressed_at = float("-inf")
+        self._done, self._wake = os.pipe()
+        for descriptor in (self._done, self._wake):
+            os.set_blocking(descriptor, False)
         self._previous = signal.signal(signal.SIGINT, self._on_interrupt)
+        # The system's handler writes there at once, whatever the main thread is doing.
+        self._previous_fd = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, name="interrupts", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        signal.set_wakeup_fd(self._previous_fd)
         signal.signal(signal.SIGINT, self._previous)
+        os.close(self._wake)  # the thread reads the end of it and goes
+        self._thread.join()
+        os.close(self._done)
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._requested:
-            raise KeyboardInterrupt
-        self._requested = True
-        self.pressed_at = time.monotonic()
+        if self._leaving and not self._left:
+            self._left = True
+            raise Leave
+
+    def _watch(self) -> None:
+        while True:
+            if select.select([self._done], [], [], TICK)[0]:
+                signals = os.read(self._done, 64)
+                if not signals:
+                    return
+                if signal.SIGINT in signals and not self._leaving:
+                    self._press(time.monotonic())
+            self._tick()
+            if self._leaving and not self._left and time.monotonic() - self.pressed_at > REACT_WITHIN:
+                self._abandon()
+
+    def _press(self, now: float) -> None:
+        again = self._requested and now - self.pressed_at <= LEAVE_WITHIN
+        self.pressed_at = now
+        if again:
+            self._leaving = True
+            _thread.interrupt_main()  # its handler may have run already, before it knew
+        else:
+            self._requested = True
+            self._answer()
+            with suppress(BlockingIOError):
+                os.read(self._done, 64)  # pressed before the answer could be seen
+
+
+@contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise SystemExit in the block, so that it can save and tidy up; nohup stays in force."""
+    ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
+    for one in ends:
+        signal.signal(one, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        for one in ends:
+            signal.signal(one, signal.SIG_DFL)

@@ -33,15 +33,21 @@ class SavedChat:
 
 def save_chat(path: Path, conversation: Conversation, sampling: SamplingOptions) -> None:
     """Write a chat, all or nothing. Raises UsageError where it cannot, or where another kind of file would be lost."""
+    _refuse_to_overwrite(path)
+    keep_chat(path, conversation, sampling)
+
+
+def keep_chat(path: Path, conversation: Conversation, sampling: SamplingOptions) -> None:
+    """Write a chat over whatever is there, up to its last reply. Raises UsageError where it cannot."""
+    messages = conversation.messages
     content = {
         "format": FORMAT,
         "raw": conversation.raw,
         "tokens": fingerprint(conversation.tokenizer),
-        "messages": conversation.messages,
+        "messages": messages[:-1] if messages and messages[-1]["role"] == "user" else messages,
         "stretches": [{"text": stretch.text, "ids": stretch.ids} for stretch in conversation.stretches],
         "sampling": sampling.as_arguments(),
     }
-    _refuse_to_overwrite(path)
     try:
         _write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     except OSError as error:
@@ -83,6 +89,8 @@ def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is no file")
     try:
         content = read_object(path)
     except OSError as error:

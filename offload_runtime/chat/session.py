@@ -1,15 +1,23 @@
 """The chat itself: read a line, answer it, keep the conversation whatever happens."""
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offload_runtime.chat.commands import is_command, run_command
-from offload_runtime.chat.interrupt import StopOnInterrupt
+from loaders.interrupts import interrupts_deferred
+from offload_runtime.chat.commands import is_command, run_command, takes_lines
+from offload_runtime.chat.context_room import MAKE_ROOM, ContextRoom
+from offload_runtime.chat.interrupt import LEAVE_WITHIN, Leave, ended_in_order
+from offload_runtime.chat.keyboard import ReadLine, without_echo
+from offload_runtime.chat.saved import keep_chat
 from offload_runtime.chat.status import plan_line, reply_line
-from offload_runtime.chat.terminal import ReadLine, Screen
+from offload_runtime.chat.streaming import ReplyStream
+from offload_runtime.chat.terminal import Screen
 from offload_runtime.conversation import Conversation
-from offload_runtime.errors import OffloadError, PromptError, UsageError
+from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, PromptError, UsageError
 from offload_runtime.options import SamplingOptions
 
 if TYPE_CHECKING:
@@ -17,28 +25,15 @@ if TYPE_CHECKING:
     from offload_runtime.runtime import OffloadRuntime
 
 QUOTES = '"""'
-DOUBLE_PRESS_SECONDS = 1.0
-INTERRUPT_HINT = "Ctrl-C again, Ctrl-D or /bye leaves; while a reply is written, Ctrl-C stops it"
-MAKE_ROOM = "/undo takes back the last message and its reply, /clear begins a new conversation"
-
-
-def stream_reply(
-    runtime: "OffloadRuntime",
-    conversation: Conversation,
-    ids: list[int],
-    sampling: SamplingOptions,
-    should_stop: Callable[[], bool],
-    write: Callable[[str], None],
-) -> "Reply":
-    """Generate a reply to the conversation's prompt `ids`, write its text as it comes, return it whole or stopped."""
-    ends = conversation.end_token_ids
-    for step in runtime.stream(ids, end_token_ids=ends, should_stop=should_stop, **sampling.as_arguments()):
-        write(step.text)
-    return runtime.last_reply
+INTERRUPT_HINT = "Ctrl-C again within 2 s, Ctrl-D or /bye leaves; while a reply is written, Ctrl-C stops it"
 
 
 class Chat:
-    """A conversation at a terminal, with the settings that commands change."""
+    """A conversation at a terminal, with the settings that commands change.
+
+    last: the file that keeps the conversation when the chat is left; None keeps nothing. overflow: "drop" takes the
+    oldest turns away where a reply would have no room, "stop" leaves that to the user.
+    """
 
     def __init__(
         self,
@@ -47,32 +42,39 @@ class Chat:
         sampling: SamplingOptions,
         screen: Screen,
         read_line: ReadLine,
+        last: Path | None = None,
+        overflow: str = "stop",
     ):
         self.runtime = runtime
         self.conversation = conversation
         self.sampling = sampling
         self.screen = screen
+        self.last = last
         self.last_reply: Reply | None = None
         self.leaving = False
+        self.room = ContextRoom(conversation, runtime.context_length, overflow, screen)
         self._read_line = read_line
-        self._interrupt = StopOnInterrupt()
-        self._hinted = False
+        self._stream = ReplyStream(runtime, screen, self._abandon)
+        self._restore_terminal: Callable[[], None] = lambda: None
+        self._replies_before: Reply | None = None
+        self._hinted_at = float("-inf")
 
     def run(self) -> int:
         """Answer until the user leaves; return the exit code. A second Ctrl-C raises KeyboardInterrupt."""
-        while not self.leaving:
+        with ended_in_order():
             try:
-                line = self._read_line(">>> ")
-                act = self._command if is_command(line) else self.answer
-                text = self._read_quoted(line) if line.lstrip().startswith(QUOTES) else line
-            except EOFError:
-                break
-            except KeyboardInterrupt:
-                self._hint_or_leave()
-                continue
-            self._hinted = False
-            with self._interrupt:
-                self._do(act, text)
+                while not self.leaving:
+                    try:
+                        self._turn()
+                    except EOFError:
+                        break
+                    except Leave:
+                        raise
+                    except KeyboardInterrupt:
+                        self._hint_or_leave()
+            finally:
+                with interrupts_deferred():
+                    self._keep()
         return 0
 
     def answer(self, text: str) -> None:
@@ -90,6 +92,14 @@ class Chat:
 
         self._reply(prompt_ids, sampling)
 
+    def _turn(self) -> None:
+        line = self._read_line(">>> ")
+        act = self._command if is_command(line) else self.answer
+        text = self._whole_message(line)
+        self._hinted_at = float("-inf")
+        with without_echo() as self._restore_terminal, self._stream.interrupt:
+            self._do(act, text)
+
     def _command(self, line: str) -> None:
         run_command(self, line)
 
@@ -105,45 +115,81 @@ class Chat:
 
     def _reply(self, prompt_ids: Callable[[], list[int]], sampling: SamplingOptions) -> None:
         before, plan = self.conversation.snapshot(), self.runtime.plan
-        ids = prompt_ids()
-        reply = stream_reply(
-            self.runtime, self.conversation, ids, sampling, self._interrupt.requested, self.screen.write
-        )
+        ids = self.room.before_reply(prompt_ids(), sampling.max_new_tokens)
+        self._replies_before = self.runtime.last_reply
+        try:
+            reply = self._stream.run(self.conversation, ids, sampling, self.screen.write)
+        except Leave:
+            self._take_up_reply()
+            raise
         self.screen.end_reply()
         if self.runtime.plan is not plan:
             self.screen.note(
                 f"the device ran out of memory, so the models were loaded anew: {plan_line(self.runtime.plan)}"
             )
-        if not reply.token_ids:
+        if not self._take_up_reply():
             self.conversation.restore(before)
-            self.screen.note("\nstopped before the first token: the conversation is as it was")
+            self.screen.note("stopped before the first token: the conversation is as it was")
             return
-        end_ids = self.runtime.end_token_ids | self.conversation.end_token_ids
-        self.conversation.add_reply(reply.token_ids, reply.text, end_ids)
         self.last_reply = reply
         self._report(reply, len(ids) + len(reply.token_ids))
+
+    def _take_up_reply(self) -> bool:
+        """Make what was written so far part of the conversation, once; False if that is nothing."""
+        reply = self.runtime.last_reply
+        if reply is self._replies_before or not reply.token_ids:
+            return False
+        self._replies_before = reply
+        end_ids = self.runtime.end_token_ids | self.conversation.end_token_ids
+        self.conversation.add_reply(reply.token_ids, reply.text, end_ids)
+        return True
 
     def _report(self, reply: "Reply", tokens_in_context: int) -> None:
         stopped = "stopped · " if reply.finish_reason == "interrupted" else ""
         self.screen.note(stopped + reply_line(reply.stats, self.runtime.plan, tokens_in_context))
-        if tokens_in_context >= self.runtime.context_length:
-            self.screen.say(f"The context is full ({self.runtime.context_length} tokens): {MAKE_ROOM}")
-        elif reply.finish_reason == "length":
+        full = self.room.after_reply(tokens_in_context)
+        if reply.finish_reason == "length" and not full:
             self.screen.note(f"stopped at max_new_tokens = {len(reply.token_ids)}")
 
-    def _read_quoted(self, line: str) -> str:
-        """The message that begins with triple quotes, read on until they end; empty if Ctrl-C gives it up."""
-        text = line.lstrip().removeprefix(QUOTES)
+    def _whole_message(self, line: str) -> str:
+        """What was typed, read on where it begins with triple quotes; empty if Ctrl-C gives that up.
+
+        Several lines at once were pasted or ended by Alt-Enter: they stay as they are.
+        """
+        before, quotes, text = line.partition(QUOTES)
+        if not quotes or "\n" in line or not (not before.strip() or takes_lines(before)):
+            return line
         try:
             while not text.rstrip().endswith(QUOTES):
                 text += "\n" + self._read_line("... ")
         except KeyboardInterrupt:
             return ""
-        return text.rstrip().removesuffix(QUOTES).strip("\n")
+        return before.lstrip() + text.rstrip().removesuffix(QUOTES).strip("\n")
 
     def _hint_or_leave(self) -> None:
-        """At an empty prompt: the first Ctrl-C explains. The next one, or the second of a quick pair, leaves."""
-        if self._hinted or time.monotonic() - self._interrupt.pressed_at < DOUBLE_PRESS_SECONDS:
-            raise KeyboardInterrupt
-        self._hinted = True
+        """At an empty prompt: the first Ctrl-C explains. A second within two seconds leaves, also of a reply's."""
+        now = time.monotonic()
+        if now - max(self._hinted_at, self._stream.interrupt.pressed_at) <= LEAVE_WITHIN:
+            raise Leave
+        self._hinted_at = now
         self.screen.say(INTERRUPT_HINT)
+
+    def _keep(self) -> None:
+        """Keep the conversation for `/load last`, where there is one."""
+        if self.last is None or all(message["role"] == "system" for message in self.conversation.messages):
+            return
+        with suppress(OSError):  # the terminal may be gone
+            try:
+                keep_chat(self.last, self.conversation, self.sampling)
+                self.screen.note("the conversation is kept: /load last goes on with it")
+            except UsageError as error:
+                self.screen.note(f"the conversation could not be kept: {error}")
+
+    def _abandon(self) -> None:
+        """End the process from another thread than the main one, which is inside a call that nothing can interrupt."""
+        try:
+            self._take_up_reply()
+            self._keep()
+        finally:
+            self._restore_terminal()
+            os._exit(INTERRUPTED_EXIT_CODE)

@@ -1,4 +1,4 @@
-"""One-line summaries: of a plan before it is carried out, of a reply after it."""
+"""One-line summaries: of a plan before it is carried out, of a reply while it is written and after it."""
 
 from typing import TYPE_CHECKING
 
@@ -7,6 +7,10 @@ from scheduler.sizes import format_size
 
 if TYPE_CHECKING:
     from offload_runtime.reply import ReplyStats
+    from offload_runtime.target import PassProgress
+
+
+READ_WITHOUT_SAYING = 8  # tokens: a step of the reply itself reads the few that the last one brought
 
 
 def plan_line(plan: Plan) -> str:
@@ -27,9 +31,38 @@ def _streaming(plan: Plan) -> str:
     return what if plan.seconds_per_pass is None else f"{what}, about {plan.seconds_per_pass:.2g} s a pass"
 
 
+def activity_texts(progress: "PassProgress | None", stopping: bool = False) -> list[str]:
+    """What the machine is doing, at length and in ever fewer words."""
+    if progress is None:
+        return ["drafting"] if not stopping else ["stopping"]
+    layer = f"layer {max(1, progress.layers_begun)}/{progress.layers}"
+    words = [layer]
+    if progress.passes > 1:
+        words = [f"{progress.share:.0%} of {progress.passes} passes"]
+    left = [f"{duration(progress.seconds_left)} left"] if progress.seconds_left else []
+    reading = [f"reading {progress.tokens:,} tokens"] if progress.tokens > READ_WITHOUT_SAYING else []
+    what = ["stopping"] if stopping else reading
+    lines = ([*what, *words, *left], [*words, *left], what and [*what, *left], left, words)
+    return [" · ".join(line) for line in lines if line]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "8 s", "12 min", "1 h 05 min"."""
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
 def reply_line(stats: "ReplyStats", plan: Plan, tokens_in_context: int) -> str:
     """Counts and speeds of one reply."""
-    parts = [f"{stats.tokens} token{'' if stats.tokens == 1 else 's'}", f"{_short(stats.tokens_per_second)} tok/s"]
+    parts = []
+    if stats.prompt_tokens_per_second:
+        known = stats.prompt_tokens - stats.prompt_tokens_read
+        read = f"{stats.prompt_tokens_read}{f' of {stats.prompt_tokens}' if known > 0 else ''}"
+        parts.append(f"prompt {read} tokens, {_short(stats.prompt_tokens_per_second)} tok/s")
+    speed = stats.reply_tokens_per_second or stats.tokens_per_second
+    parts += [f"{stats.tokens} token{'' if stats.tokens == 1 else 's'}", f"{_short(speed)} tok/s"]
     if stats.seconds_to_first_token is not None:
         parts.append(f"first token {_short(stats.seconds_to_first_token)} s")
     parts.append(f"{stats.tokens_per_pass:.1f} tokens/pass{_predicted(stats)}")

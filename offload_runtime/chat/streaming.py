@@ -1,0 +1,54 @@
+"""A reply on its way: its text as it comes, signs of life between, and Ctrl-C."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from offload_runtime.chat.interrupt import StopOnInterrupt
+from offload_runtime.chat.status import activity_texts
+from offload_runtime.chat.terminal import Screen
+from offload_runtime.conversation import Conversation
+from offload_runtime.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from offload_runtime.reply import Reply
+    from offload_runtime.runtime import OffloadRuntime
+
+SILENCE = 0.5  # seconds without text before a sign of life is shown
+STOPPING = "stopping; Ctrl-C within 2 s leaves"  # fits 40 columns
+
+
+class ReplyStream:
+    """Streams replies to a screen. `interrupt` is the block in which Ctrl-C stops them.
+
+    abandon: called by another thread to end the process where a second Ctrl-C cannot be obeyed in time.
+    """
+
+    def __init__(self, runtime: "OffloadRuntime", screen: Screen, abandon: Callable[[], None] = lambda: None):
+        self._runtime, self._screen = runtime, screen
+        self._silent_since: float | None = None
+        self.interrupt = StopOnInterrupt(lambda: screen.answer_interrupt(STOPPING), self._show_activity, abandon)
+
+    def run(
+        self, conversation: Conversation, ids: list[int], sampling: SamplingOptions, write: Callable[[str], None]
+    ) -> "Reply":
+        """Generate a reply to the conversation's prompt `ids`, write its text as it comes, return it whole or not."""
+        self._silent_since = time.monotonic()
+        try:
+            for step in self._runtime.stream(
+                ids,
+                end_token_ids=conversation.end_token_ids,
+                should_stop=self.interrupt.requested,
+                **sampling.as_arguments(),
+            ):
+                write(step.text)
+                self._silent_since = time.monotonic()
+        finally:
+            self._silent_since = None
+            self._screen.hide_activity()
+        return self._runtime.last_reply
+
+    def _show_activity(self) -> None:
+        since = self._silent_since
+        if since is not None and time.monotonic() - since >= SILENCE:
+            self._screen.show_activity(activity_texts(self._runtime.progress, self.interrupt.requested()))

@@ -1,0 +1,69 @@
+"""The scripted chat on a pseudo terminal, for tests."""
+
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def _take_terminal() -> None:
+    """Make standard input the controlling terminal: Ctrl-C typed there is then a signal."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+class Terminal:
+    """A chat at its prompt, whose replies take so long a step."""
+
+    def __init__(self, seconds_per_step: float = 0.0, columns: int = 80, state: Path | None = None):
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        kept = {} if state is None else {"SEQUOIA_OFFLOAD_STATE": str(state)}
+        environment = {**os.environ, **kept, "TERM": "xterm", "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "tests.scripted_runtime", str(seconds_per_step)]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            preexec_fn=_take_terminal,
+        )  # fmt: skip
+        self.descriptor = self._master
+        os.close(slave)
+        self.output = ""
+
+    def expect(self, text: str, seconds: float = 30) -> str:
+        """Read until `text` comes; return what came before it."""
+        deadline = time.monotonic() + seconds
+        while text not in self.output:
+            assert self._read(deadline), self.output
+        before, _, self.output = self.output.partition(text)
+        return before
+
+    def send(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def exit_code(self) -> int:
+        deadline = time.monotonic() + 30
+        while self._read(deadline):
+            pass
+        return self._process.wait(timeout=max(0, deadline - time.monotonic()))
+
+    def _read(self, deadline: float) -> bool:
+        """Read some more; False when the time is up or the other side is closed, which Linux says by an error."""
+        if not select.select([self._master], [], [], max(0, deadline - time.monotonic()))[0]:
+            return False
+        try:
+            self.output += os.read(self._master, 4096).decode(errors="replace")
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._master)
