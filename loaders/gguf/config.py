@@ -248,8 +248,8 @@ def gguf_config(gguf: GgufFile) -> Config:
 
 
 def _ends(gguf: GgufFile) -> list[int] | None:
-    """The end of a text, and that of a turn where it is another."""
-    ends = [gguf.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    """The end of a text, and those of a turn and of a message where they are others."""
+    ends = [gguf.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     return sorted({end for end in ends if type(end) is int}) or None
 
 

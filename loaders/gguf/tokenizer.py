@@ -10,9 +10,12 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from loaders.errors import ModelFilesError
-from loaders.gguf.byte_level import WHOLE_PIECES, byte_level_tokenizer
+from loaders.gguf.byte_level import byte_level_tokenizer
 from loaders.gguf.config import family_of
 from loaders.gguf.header import GgufArray, GgufFile
+from loaders.gguf.sentencepiece import sentencepiece_tokenizer
+from loaders.gguf.splitting_rules import BEGUN
+from loaders.gguf.token_kinds import found_first, warn_of_split_marks
 
 PREFIX = "tokenizer.ggml."
 # What transformers calls the values that it builds a tokenizer from.
@@ -37,24 +40,50 @@ SPECIAL = {
 }
 
 
+# Where a file of this kind does not say which they are.
+SENTENCEPIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+# Phi-3's other tokens swallow the spaces behind them, and the line breaks of its chat template with them.
+PHI3_KEEPS_SPACES = frozenset({"<unk>", "<s>", "<|endoftext|>"})
+
+
 def gguf_tokenizer(gguf: GgufFile) -> PreTrainedTokenizerBase:
-    """Raises ModelFilesError for special tokens that the vocabulary does not hold, and what transformers raises."""
+    """Raises ModelFilesError for special tokens that the vocabulary does not hold, and what transformers raises.
+
+    Warns of what the file leaves unsaid, where text may become other tokens than the model learned.
+    """
     values = {ours: _value(gguf, key) for key, ours in VALUES.items() if f"{PREFIX}{key}" in gguf.metadata}
-    tokens, kind = values["tokens"], values.get("tokenizer_type")
-    backend = byte_level_tokenizer(gguf.file, values) if kind == "gpt2" else _sentencepiece(gguf, values)
-    begins = kind == "llama" or (kind == "gpt2" and values.get("pre_tokenizer_type") in WHOLE_PIECES)
+    tokens, kinds, kind = values["tokens"], values.get("token_type", ()), values.get("tokenizer_type")
     template = gguf.metadata.get("tokenizer.chat_template")
+    template = template if isinstance(template, str) else None
+    defaults = SENTENCEPIECE_IDS if kind == "llama" else {}
+    special = {name: _special(gguf, tokens, key, defaults.get(key)) for name, key in SPECIAL.items()}
+    backend = _backend(gguf, values)
+    architecture = gguf.get("general.architecture", str)
+    is_phi3 = kind == "llama" and architecture == "phi3"
+    backend.add_tokens(found_first(tokens, kinds, PHI3_KEEPS_SPACES if is_phi3 else None))
+    warn_of_split_marks(gguf.file, backend.get_vocab(), kinds, template or "")
+    begins = kind == "llama" or (kind == "gpt2" and values.get("pre_tokenizer_type") in BEGUN)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=template,
         clean_up_tokenization_spaces=False,
         add_bos_token=_flag(gguf, "add_bos_token", default=begins),
         add_eos_token=_flag(gguf, "add_eos_token", default=False),
-        **{name: _special(gguf, tokens, key) for name, key in SPECIAL.items()},
+        **special,
     )
 
 
-def _sentencepiece(gguf: GgufFile, values: dict[str, Any]) -> Tokenizer:
+def _backend(gguf: GgufFile, values: dict[str, Any]) -> Tokenizer:
+    kind = values.get("tokenizer_type")
+    if kind == "gpt2":
+        return byte_level_tokenizer(gguf.file, values)
+    if kind == "llama":
+        is_gemma = gguf.get("general.architecture", str).startswith("gemma")
+        return sentencepiece_tokenizer(gguf.file, values, is_gemma)
+    return _by_transformers(gguf, values)
+
+
+def _by_transformers(gguf: GgufFile, values: dict[str, Any]) -> Tokenizer:
     """As transformers makes it; before 5.20 other code does this, which names families as transformers does."""
     convert = getattr(import_module("transformers.integrations.gguf"), "convert_gguf_tokenizer", None)
     if convert:
@@ -84,8 +113,8 @@ def _flag(gguf: GgufFile, key: str, default: bool) -> bool:
     return flag
 
 
-def _special(gguf: GgufFile, tokens: list[str], key: str) -> str | None:
-    index = gguf.metadata.get(f"{PREFIX}{key}")
+def _special(gguf: GgufFile, tokens: list[str], key: str, default: int | None) -> str | None:
+    index = gguf.metadata.get(f"{PREFIX}{key}", default if default is not None and default < len(tokens) else None)
     if index is None:
         return None
     if type(index) is not int or not 0 <= index < len(tokens):
