@@ -207,3 +207,8 @@ def test_layers_that_slide_may_be_listed(tmp_path):
         source = make_checkpoint("gemma3_text", 2, False, {"layer_types": layer_types})
         file = write_gguf(source, tmp_path / "m.gguf", lambda name: "F32", sliding_window_pattern=pattern)
         assert read_config(file)["layer_types"] == layer_types
+
+
+def test_text_turn_and_message_have_an_end(tmp_path):
+    ends = {f"tokenizer.ggml.{name}_token_id": (token, U32) for name, token in (("eos", 5), ("eot", 9), ("eom", 7))}
+    assert gguf_config(read_gguf(changed(tmp_path, lambda v, t: v.update(ends))))["eos_token_id"] == [5, 7, 9]
