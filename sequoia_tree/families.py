@@ -26,6 +26,10 @@ class Family:
     children: Tensor
     having: list[int]
 
+    def tokens(self, of_nodes: Tensor) -> Tensor:
+        """int64 [m, most children]: the children's tokens, the first child's beyond the last; of_nodes int64 [n]."""
+        return of_nodes[torch.where(self.present, self.children, self.children[:, :1])]
+
     def children_or(self, other: int) -> Tensor:
         """`children`, and `other` beyond a parent's last child."""
         return self.children.masked_fill(~self.present, other)

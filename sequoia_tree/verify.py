@@ -76,7 +76,7 @@ def verify_traversal(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Ge
     """Bottom-up traversal (arXiv 2505.12398), for trees as `verify_top_down` takes them; accepts more.
 
     A node's weight is what the ratios along its path leave of its chance; it is accepted with what its children leave
-    of that, once they and all before it are refused. Weights do not depend on what is accepted, so they are found
+    of that, once they and all before it are rejected. Weights do not depend on what is accepted, so they are found
     level by level; the first node in post-order that passes its test is the answer.
     """
     arriving, leaving = traversal_weights(tree, tokens, laws)
@@ -85,21 +85,21 @@ def verify_traversal(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Ge
     passed = (uniform < leaving[order]).int()
     passed[-1] = 1  # the root comes last, and is accepted when nothing else is
     path = tree.path(int(order[passed.argmax()]))
-    return Verdict(path, _bonus(tree, path, tokens, laws, arriving, generator))
+    return Verdict(path, draw(bonus_weights(tree, path, tokens, laws, arriving), generator))
 
 
 def traversal_weights(tree: Tree, tokens: Tensor, laws: Laws) -> tuple[Tensor, Tensor]:
-    """Of every node, float64 [n]: the weight it arrives with, and its chance once all nodes before it are refused."""
+    """Of every node, float64 [n]: the weight it arrives with, and its chance once all nodes before it are rejected."""
     nobody = tree.size  # a place for what is written of children that are not there
     arriving = torch.ones(tree.size + 1, dtype=torch.float64, device=tokens.device)
     leaving = arriving.clone()
     for depth in range(tree.depth):
         level = np.flatnonzero(tree.depth_array == depth)
         for family in families(tree, level, laws.most_rows, tokens.device):
-            refused = _refuse(family, tokens, laws, arriving[family.parents], replacement=False)
-            leaving[family.parents] = refused.weight
+            rejected = _reject(family, tokens, laws, arriving[family.parents], replacement=False)
+            leaving[family.parents] = rejected.weight
             children = family.children_or(nobody)
-            arriving[children] = leaving[children] = refused.chances
+            arriving[children] = leaving[children] = rejected.chances
     return arriving[:nobody], leaving[:nobody]
 
 
@@ -170,25 +170,25 @@ def _ratio_tests(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Genera
         node = first_passed[node]
         path.append(node)
     full = torch.ones_like(chances)
-    return Verdict(path, _bonus(tree, path, tokens, laws, full, generator, replacement))
+    return Verdict(path, draw(bonus_weights(tree, path, tokens, laws, full, replacement), generator))
 
 
 def ratio_chances(tree: Tree, tokens: Tensor, laws: Laws, replacement: bool) -> Tensor:
-    """Of every node, float64 [n]: its chance once its parent is accepted and its elder siblings are refused."""
+    """Of every node, float64 [n]: its chance once its parent is accepted and its earlier siblings are rejected."""
     nobody = tree.size
     chances = torch.zeros(tree.size + 1, dtype=torch.float64, device=tokens.device)
     for family in families(tree, np.arange(tree.size), laws.most_rows, tokens.device):
         full = torch.ones(len(family.parents), dtype=torch.float64, device=tokens.device)
-        refused = _refuse(family, tokens, laws, full, replacement)
-        chances[family.children_or(nobody)] = refused.chances
+        rejected = _reject(family, tokens, laws, full, replacement)
+        chances[family.children_or(nobody)] = rejected.chances
     return chances[:nobody]
 
 
 @dataclass(frozen=True)
-class _Refused:
-    """What m parents are left with once all their children are refused.
+class _Rejected:
+    """What m parents are left with once all their children are rejected.
 
-    chances: float64 [m, most children], of each child, once its elder siblings are refused. weight: float64 [m].
+    chances: float64 [m, most children], of each child, once its earlier siblings are rejected. weight: float64 [m].
     left: float32 [m, V], proportional to what the target has left.
     """
 
@@ -197,51 +197,61 @@ class _Refused:
     left: Tensor
 
 
-def _refuse(family: Family, tokens: Tensor, laws: Laws, weight: Tensor, replacement: bool) -> _Refused:
-    """The ratio tests of every child against what its elder siblings leave, for parents that arrive with `weight`.
+def _reject(family: Family, tokens: Tensor, laws: Laws, weight: Tensor, replacement: bool) -> _Rejected:
+    """The ratio tests of every child against what its earlier siblings leave, for parents that arrive with `weight`.
 
-    With weight A, target law p and draft law q, a child's chance is min(1, A p / q); refusing it leaves the positive
+    With weight A, target law p and draft law q, a child's chance is min(1, A p / q); rejecting it leaves the positive
     part of A p - q, whose sum S makes the weight S / (S + 1 - A). Weight 1 stays 1: Sequoia's rule. Laws are kept
-    unnormalised, beside their sums in float64.
+    unnormalised, beside their sums in float64. A rejected token has nothing left of p, so it may stay in q.
     """
     p, q = laws.target(family.parents), laws.draft(family.parents)
-    p_sum, q_sum = p.sum(-1, dtype=torch.float64), q.sum(-1, dtype=torch.float64)
-    drawn = tokens[family.children]
+    drawn = family.tokens(tokens)
+    q_tokens, q_sums = _draft_left(q, drawn, family.present, replacement)
+    p_sum = p.sum(-1, dtype=torch.float64)
     chances = torch.zeros(drawn.shape, dtype=torch.float64, device=drawn.device)
     weight = weight.clone()
     for number, count in enumerate(family.having):
-        token = drawn[:count, number, None]
         a, p_whole = weight[:count], p_sum[:count]
-        p_token, q_token = (law[:count].gather(1, token)[:, 0].double() for law in (p, q))
-        q_whole = torch.maximum(q_sum[:count], q_token)
+        p_token = p[:count].gather(1, drawn[:count, number, None])[:, 0].double()
+        q_token, q_whole = q_tokens[:count, number], q_sums[:count, number]
         chances[:count, number] = (a * p_token * q_whole / (p_whole * q_token)).clamp_(max=1)
         q_share = (p_whole / (a * q_whole)).clamp_(max=_LARGEST).float()
         left = p[:count].addcmul_(q[:count], q_share[:, None], value=-1).clamp_(min=0).sum(-1, dtype=torch.float64)
         part = a * left / p_whole
         p_sum[:count] = torch.where(left > 0, left, p_whole)
         weight[:count] = torch.where(part > 0, (part / (part + 1 - a)).clamp_(max=1), (a == 1).double())
-        if not replacement:
-            q_sum[:count] = q_whole - q_token
-            q[:count].scatter_(1, token, 0)
-    return _Refused(chances, weight, p)
+    return _Rejected(chances, weight, p)
 
 
-def _bonus(
-    tree: Tree,
-    path: list[int],
-    tokens: Tensor,
-    laws: Laws,
-    arriving: Tensor,
-    generator: torch.Generator,
-    replacement: bool = False,
-) -> int:
-    """A token from what the target has left at the end of `path`, all children there being refused."""
+def _draft_left(q: Tensor, drawn: Tensor, present: Tensor, replacement: bool) -> tuple[Tensor, Tensor]:
+    """Of each child drawn from the rows of q [m, V], float64 [m, K] both: its weight there, and all that is left there
+    for it and the tokens after it.
+
+    What is left is summed from what nobody drew upwards. Subtracting what was drawn from the whole would lose it as
+    soon as a draft is certain to 1e-16 of a token; then an all but impossible token of the target could come out.
+    """
+    tokens = q.gather(1, drawn)
+    weights = tokens.double().masked_fill_(~present, 0)
+    if replacement:
+        return weights, q.sum(-1, keepdim=True, dtype=torch.float64).expand_as(weights)
+    undrawn = q.scatter_(1, drawn, 0).sum(-1, keepdim=True, dtype=torch.float64)
+    q.scatter_(1, drawn, tokens)
+    return weights, undrawn + weights.flip(1).cumsum_(1).flip(1)
+
+
+def bonus_weights(
+    tree: Tree, path: list[int], tokens: Tensor, laws: Laws, arriving: Tensor, replacement: bool = False
+) -> Tensor:
+    """What the target has left at the end of `path`, all children there being rejected: float32 [V], unnormalised.
+
+    arriving: float64 [n], the weight that each node arrives with; all 1 for ratio tests from the root down.
+    """
     node = np.array(path[-1:] or [0])
     law = laws.target(upload(node, tokens.device))[0]
     for family in families(tree, node, 1, tokens.device):
-        left = _refuse(family, tokens, laws, arriving[family.parents], replacement).left[0]
+        left = _reject(family, tokens, laws, arriving[family.parents], replacement).left[0]
         law = torch.where(left.sum() > 0, left, law)  # p equals q up to rounding: go on with p itself
-    return draw(law, generator)
+    return law
 
 
 def _uniform(count: int, device: torch.device, generator: torch.Generator) -> Tensor:
