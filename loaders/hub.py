@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loaders.adapters.adapter import base_of
+from loaders.adapters.locate import adapter_alone
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.foreign_files import ADAPTER_CONFIG
 from loaders.formats.side_files import SIDE_FILES
 from loaders.gguf.choice import choose_gguf, gguf_models
 from loaders.gguf.names import SUFFIX
@@ -90,6 +93,9 @@ def note_downloaded(model: HubModel) -> None:
 
 
 def _safetensors_model(name: HubName, commit: str, listed: Mapping[str, HubFile]) -> HubModel:
+    if ADAPTER_CONFIG in listed and not has_safetensors(listed):
+        base = base_of(_fetch_small(name, listed[ADAPTER_CONFIG], commit))
+        raise UnsupportedModelError(f"{adapter_alone(str(name), base)}\n  hf download {name.repo}   gets it first")
     with _refused(name):
         needed_files(listed, shards=())
     directory = _fetch_small(name, listed["config.json"], commit)

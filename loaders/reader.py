@@ -86,6 +86,8 @@ class WeightReader:
     def fill(self, source: UnitSource, buffer: Tensor) -> None:
         """Read every run of `source` to its place in `buffer` (uint8 [nbytes], on the CPU); the padding stays as it is.
 
+        What an adapter adds is added here, so what leaves this is merged, in whatever tier it will lie.
+
         Raises ModelFilesError, naming file and offset, if a file is shorter than needed or cannot be read; the buffer's
         content is undefined then.
         """
@@ -100,6 +102,10 @@ class WeightReader:
 
         with self._busy():
             self._workers.run(chunks, read)
+        for run in source.runs:
+            if run.update:
+                values = buffer[run.buffer_offset : run.buffer_offset + run.buffer_bytes].view(run.buffer_dtype)
+                run.update.add_to(values, run.update_start)
 
     @contextmanager
     def _busy(self) -> Iterator[None]:

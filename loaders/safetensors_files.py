@@ -8,12 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.foreign_files import INDEX, SINGLE_FILE, broken_link, foreign_content, remedy, weights_found
 from loaders.json_files import parse_object, read_json
 from loaders.message_text import quoted
+
+if TYPE_CHECKING:
+    from loaders.adapters.adapter import Adapter
 
 STORED_ITEMSIZE = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -43,15 +46,18 @@ class Checkpoint:
     """All tensors of a model directory by name.
 
     absent: the files that lack a tensor which the index places there, by its name. That matters where it is wanted.
+    adapter: what is merged into the tensors while they are read.
     """
 
     directory: Path
     tensors: Mapping[str, StoredTensor]
     absent: Mapping[str, Path] = field(default_factory=dict)
+    adapter: Adapter | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
+        replaced = self.adapter.replaced if self.adapter else {}
+        return tuple(sorted({tensor.file for tensor in (*self.tensors.values(), *replaced.values())}))
 
     @property
     def nbytes(self) -> int:

@@ -150,8 +150,9 @@ def build_skeleton(
     packing = read_format(read_config(directory), config_file(Path(directory)))
     if packing is None and not (model.all_tied_weights_keys and (checkpoint or is_downloaded(directory))):
         return _divide(model, dtype, {})
-    contents = told_apart(packing, checkpoint or read_checkpoint(directory))
-    untie_what_differs(model, contents.plain)
+    checkpoint = checkpoint or read_checkpoint(directory)
+    contents = told_apart(packing, checkpoint)
+    untie_what_differs(model, {**contents.plain, **(checkpoint.adapter.replaced if checkpoint.adapter else {})})
     return _divide(model, dtype, packed_parameters(model, contents) if packing else {})
 
 

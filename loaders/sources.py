@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from loaders.adapters.merge import Addition, Update, additions, cut_at, with_replaced
 from loaders.conversion import Part, model_parts
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.layout import TORCH_DTYPES, TensorPlace
@@ -28,7 +29,7 @@ class ByteRun:
     `nbytes` counts bytes on disk, in `stored_dtype` (safetensors' name: "BF16", "F32", ...); the run fills
     nbytes / itemsize(stored) elements of `buffer_dtype` from `buffer_offset` on. Where the two dtypes differ the
     values are cast on the way. Runs that continue each other on disk and in the buffer are merged, so one run may span
-    several tensors.
+    several tensors. An adapter's `update` is added once the values are there, its elements from `update_start` on.
     """
 
     file: Path
@@ -37,6 +38,23 @@ class ByteRun:
     stored_dtype: str
     buffer_offset: int
     buffer_dtype: torch.dtype
+    update: Update | None = None
+    update_start: int = 0
+
+    @property
+    def buffer_bytes(self) -> int:
+        return self.nbytes // STORED_ITEMSIZE[self.stored_dtype] * self.buffer_dtype.itemsize
+
+    def part(self, first: int, count: int, buffer_offset: int) -> ByteRun:
+        """`count` of the elements from number `first` on, which go to another place."""
+        itemsize = STORED_ITEMSIZE[self.stored_dtype]
+        return replace(
+            self,
+            file_offset=self.file_offset + first * itemsize,
+            nbytes=count * itemsize,
+            buffer_offset=buffer_offset,
+            update_start=self.update_start + first,
+        )
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,7 @@ def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitS
     by_name = _parts_by_name(skeleton, checkpoint)
     units = (*skeleton.units, skeleton.outer)
     packed = (*skeleton.packed, *skeleton.decoded_at_load)
+    added = _additions(skeleton, checkpoint, by_name)
     if twice := [parameter.name for parameter in packed if parameter.name in by_name]:
         raise ModelFilesError(
             f"{checkpoint.directory}: {twice[0]} is stored twice, packed and as it is, perhaps under another name it "
@@ -70,7 +89,7 @@ def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitS
     names = (_full_name(unit, place.name) for unit in units for place in unit.layout.places)
     if missing := [name for name in names if name not in by_name]:
         raise ModelFilesError(_lacking(checkpoint, missing))
-    *sources, outer = (_unit_source(unit, by_name) for unit in units)
+    *sources, outer = (_unit_source(unit, by_name, added) for unit in units)
     return tuple(sources), outer
 
 
@@ -96,11 +115,36 @@ def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list
         by_name.setdefault(part.target, []).append(part)
     used = {part.stored.name for parts in by_name.values() for part in parts} | {tensor.name for tensor in packed}
     _refuse_biases(plain.values(), used)
+    if checkpoint.adapter:
+        by_name = with_replaced(skeleton.model, checkpoint.adapter, by_name)
     for alias, name in skeleton.tied.items():
         if alias in by_name:  # where both are stored they are equal: what differs is not tied
             parts = by_name.pop(alias)
             by_name.setdefault(name, parts)
+        elif checkpoint.adapter and name in checkpoint.adapter.replaced:
+            raise UnsupportedModelError(
+                f"{checkpoint.adapter.directory}: it has a {name} of its own, but no {alias}, which is the same tensor "
+                "in the model. Merge it with PEFT, which then stores both."
+            )
     return by_name
+
+
+def _additions(
+    skeleton: Skeleton, checkpoint: Checkpoint, by_name: Mapping[str, list[Part]]
+) -> Mapping[str, list[Addition]]:
+    """What an adapter adds to each tensor. Raises UnsupportedModelError where that is packed: it has no such values."""
+    if checkpoint.adapter is None:
+        return {}
+    tied = {*skeleton.tied, *skeleton.tied.values()}
+    added = additions(skeleton.model, checkpoint.adapter, by_name, tied)
+    packed = {parameter.name for parameter in (*skeleton.packed, *skeleton.decoded_at_load)}
+    if both := sorted(packed & added.keys()):
+        raise UnsupportedModelError(
+            f"{checkpoint.adapter.directory}: {both[0]}, which it changes, is packed ({checkpoint.directory.name}); an "
+            "adapter is merged exactly into 16- and 32-bit weights alone. Give the model that was packed, or merge the "
+            "adapter into that and pack the result."
+        )
+    return added
 
 
 def _refuse_biases(stored: Iterable[StoredTensor], used: set[str]) -> None:
@@ -134,12 +178,18 @@ def _stacked(place: str, stored: tuple[StoredTensor, ...]) -> list[Part]:
     return [Part(place, index * count, tensor, 0, count) for index, tensor in enumerate(stored)]
 
 
-def _unit_source(unit: Unit, by_name: dict[str, list[Part]]) -> UnitSource:
-    runs = [_byte_run(part, place) for place in unit.layout.places for part in by_name[_full_name(unit, place.name)]]
+def _unit_source(unit: Unit, by_name: Mapping[str, list[Part]], added: Mapping[str, list[Addition]]) -> UnitSource:
+    runs = [
+        _byte_run(piece, place, addition)
+        for place in unit.layout.places
+        for name in [_full_name(unit, place.name)]
+        for part in by_name[name]
+        for piece, addition in cut_at(part, added.get(name, ()))
+    ]
     return UnitSource(tuple(_merged(sorted(runs, key=lambda run: (run.file, run.file_offset)))))
 
 
-def _byte_run(part: Part, place: TensorPlace) -> ByteRun:
+def _byte_run(part: Part, place: TensorPlace, addition: Addition | None) -> ByteRun:
     stored, itemsize = part.stored, STORED_ITEMSIZE[part.stored.dtype]
     if place.dtype in COMPUTE_DTYPES and stored.dtype not in DTYPE_NAMES:
         raise UnsupportedModelError(
@@ -153,6 +203,8 @@ def _byte_run(part: Part, place: TensorPlace) -> ByteRun:
         stored_dtype=stored.dtype,
         buffer_offset=place.offset + part.position * place.dtype.itemsize,
         buffer_dtype=place.dtype,
+        update=addition.update if addition else None,
+        update_start=addition.start if addition else 0,
     )
 
 
@@ -167,8 +219,9 @@ def _merged(runs: Iterable[ByteRun]) -> list[ByteRun]:
 
 
 def _continues(run: ByteRun, after: ByteRun) -> bool:
-    """Whether `after` starts where `run` ends, on disk and in the buffer, with the same dtypes."""
-    buffer_bytes = run.nbytes // STORED_ITEMSIZE[run.stored_dtype] * run.buffer_dtype.itemsize
+    """Whether `after` starts where `run` ends, on disk and in the buffer, with equal dtypes, and nothing is added."""
+    if run.update or after.update:
+        return False
     return (after.file, after.file_offset, after.buffer_offset, after.stored_dtype, after.buffer_dtype) == (
-        run.file, run.file_offset + run.nbytes, run.buffer_offset + buffer_bytes, run.stored_dtype, run.buffer_dtype
+        run.file, run.file_offset + run.nbytes, run.buffer_offset + run.buffer_bytes, run.stored_dtype, run.buffer_dtype
     )  # fmt: skip

@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from loaders.safetensors_files import STORED_ITEMSIZE
 from loaders.sources import ByteRun, UnitSource
 from loaders.spec import ALIGNMENT
 
@@ -57,10 +56,9 @@ def joined(placed: Iterable[tuple[int, Span]]) -> UnitSource:
 
 def _divided(run: ByteRun, starts: Sequence[int], stops: Sequence[int]) -> Iterator[tuple[int, ByteRun]]:
     """The parts of a run, each with the number of the span it lies in and its offset there."""
-    stored, placed = STORED_ITEMSIZE[run.stored_dtype], run.buffer_dtype.itemsize
-    file_offset, place, left = run.file_offset, run.buffer_offset, run.nbytes // stored
-    while left:
+    itemsize, place, first, stop = run.buffer_dtype.itemsize, run.buffer_offset, 0, run.buffer_bytes
+    while first * itemsize < stop:
         cell = bisect_right(starts, place) - 1
-        count = min(left, (stops[cell] - place) // placed)
-        yield cell, replace(run, file_offset=file_offset, nbytes=count * stored, buffer_offset=place - starts[cell])
-        file_offset, place, left = file_offset + count * stored, place + count * placed, left - count
+        count = min(stop // itemsize - first, (stops[cell] - place) // itemsize)
+        yield cell, run.part(first, count, place - starts[cell])
+        first, place = first + count, place + count * itemsize

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from loaders.adapters.locate import with_adapter
 from loaders.quantization import BITS
 from offload_runtime import __version__
 from offload_runtime.errors import UsageError
@@ -165,6 +166,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="a small model with the same tokens, in the same way (org/name:Q8_0); none: plain decoding; "
         "auto: a known draft that is in the hub's cache, else what the text said before (default: auto)",
     )
+    add(
+        "--adapter",
+        metavar="DIR",
+        help="a LoRA adapter, merged into the model while it is read; none: leave out one that lies beside the model",
+    )
     add("--device", choices=DEVICES, default="auto", help="where to compute (default: auto)")
     add("--device-memory", metavar="SIZE", type=size, help="use at most this much of the device's memory: 10GiB")
     add("--host-memory", metavar="SIZE", type=size, help="use at most this much of the host's memory: 32GiB")
@@ -205,7 +211,9 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def model_options(arguments: argparse.Namespace) -> Options:
     """The model options in parsed arguments, with the bundled pair filled in."""
-    model = DEMO_TARGET if arguments.model is None else resolve_model(arguments.model)
+    model, adapter = with_adapter(
+        DEMO_TARGET if arguments.model is None else resolve_model(arguments.model), arguments.adapter
+    )
     names = (
         *("device", "device_memory", "host_memory", "dtype", "context_length", "offline"),
         *("tree", "verification", "tree_size", "tree_depth"),
@@ -213,7 +221,7 @@ def model_options(arguments: argparse.Namespace) -> Options:
     )
     values = {name: getattr(arguments, name) for name in names}
     gpu = getattr(arguments, "gpu", None)
-    return Options(model=model, draft=resolve_draft(model, arguments.draft), gpu=gpu, **values)
+    return Options(model=model, draft=resolve_draft(model, arguments.draft), gpu=gpu, adapter=adapter, **values)
 
 
 def sampling_options(arguments: argparse.Namespace) -> SamplingOptions:

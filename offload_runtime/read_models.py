@@ -6,6 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from loaders.adapters.adapter import read_adapter
 from loaders.gguf.config import gguf_config, model_tensors
 from loaders.gguf.header import GgufFile
 from loaders.gguf.model import is_gguf
@@ -87,7 +88,7 @@ def vocabulary_of(options: Options, directory: Path) -> dict[str, int] | None:
 
 def smaller_targets(options: Options, machine: Machine) -> Iterator[tuple[str, ModelSpec]]:
     """The options that would pack the target's weights, where they can be, and its spec then."""
-    if options.quantize is not None:
+    if options.quantize is not None or options.adapter is not None:
         return
     for name in BITS:
         try:
@@ -143,11 +144,14 @@ def _files(
         from loaders.random_checkpoint import share_layers
 
         checkpoint = share_layers(checkpoint, config["num_hidden_layers"], stored)
+    adapter = read_adapter(options.adapter) if options.adapter and directory == options.model else None
+    checkpoint = replace(checkpoint, adapter=adapter)
     spec = read_spec(directory, dtype, checkpoint, config)
     if dtype == "auto" and machine.device == "cpu" and spec.dtype != "float32" and not _cpu_has_bfloat16():
         spec = read_spec(directory, "float32", checkpoint, config)
     source = _source(options, directory)
-    return ModelFiles(replace(spec, name=source.label) if source else spec, checkpoint, source)
+    name = (source.label if source else spec.name) + (f" with {adapter.name}" if adapter else "")
+    return ModelFiles(replace(spec, name=name), checkpoint, source)
 
 
 def _cpu_has_bfloat16() -> bool:

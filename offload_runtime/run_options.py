@@ -46,7 +46,7 @@ class Options:
     them in turn. gpu: plan for this card (of `scheduler.hardware`) in place of the machine's own, with `host_memory`
     beside it, all free. offline: never use the network. quantize: pack the target's weights as "int8" or "int4", once;
     they are kept in `quantized_directory`, or in the user's cache. chat_template: a file with another one than the
-    model's. template_arguments: variables of the chat template.
+    model's. template_arguments: variables of the chat template. adapter: a directory, merged into the target.
     """
 
     model: Path
@@ -69,8 +69,14 @@ class Options:
     quantized_directory: Path | None = None
     chat_template: Path | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.adapter is not None and (self.quantize or self.share_layers):
+            raise UsageError(
+                f"{self.adapter}: an adapter is merged into weights as they are read, so not with --quantize: merge it "
+                "with PEFT first, and pack the result"
+            )
         if self.quantize not in (None, *BITS):
             raise UsageError(f"quantize {self.quantize!r} is none of {', '.join(BITS)}")
         if self.quantized_directory is not None and self.quantize is None:

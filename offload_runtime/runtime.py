@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from loaders.adapters.locate import with_adapter
 from loaders.tokenizers import check_same_tokens, has_tokenizer, load_tokenizer
 from loaders.tokenizers.vocabulary import has_vocabulary
 from offload_runtime.automatic_tree import MAX_DEPTH, AutomaticTree
@@ -64,6 +65,7 @@ class OffloadRuntime:
         offline: bool = False,
         chat_template: str | Path | None = None,
         template_arguments: Mapping[str, Any] | None = None,
+        adapter: str | Path | None = None,
     ) -> "OffloadRuntime":
         """Plan, download what is missing and load.
 
@@ -77,10 +79,11 @@ class OffloadRuntime:
         quantize: "int8" or "int4" packs the model's weights once and keeps them in `quantized_directory`, by default in
         the user's cache. progress: called while weights are downloaded, packed and loaded. offline: never use the
         network. chat_template: a file with another chat template than the model's. template_arguments: variables of the
-        template, such as {"enable_thinking": False}.
+        template, such as {"enable_thinking": False}. adapter: directory of a LoRA adapter, merged into the model while
+        it is read, as PEFT merges it; "none" leaves out one that lies beside the model.
         Raises an OffloadError that says what is wrong and what would work.
         """
-        path = resolve_model(model)
+        path, adapter_directory = with_adapter(resolve_model(model), adapter)
         options = Options(
             model=path,
             draft=resolve_draft(path, draft),
@@ -99,6 +102,7 @@ class OffloadRuntime:
             quantized_directory=None if quantized_directory is None else Path(quantized_directory),
             chat_template=None if chat_template is None else Path(chat_template),
             template_arguments=dict(template_arguments or {}),
+            adapter=adapter_directory,
         )
         preparation = prepare(options)
         download = Download.of(preparation.options)

@@ -8,6 +8,7 @@ from offload_runtime import OffloadRuntime, model
 from offload_runtime.errors import ModelFilesError
 from scheduler.placement import Tier
 from scheduler.unit_memory import UnitMemory
+from tests.adapter_samples import write_adapter
 from tests.fake_device import FakeStreams, fake_host
 from tests.tiny_models import PROMPT, checkpoint, greedy, perturbed
 
@@ -40,7 +41,7 @@ def load(pair, monkeypatch):
     threads = set(threading.enumerate())
     closing = []
 
-    def load(tiers, granted=None, **device):
+    def load(tiers, granted=None, adapter=None, **device):
         streams = FakeStreams(inline=True, **device)
         host, pinning = fake_host(granted)
 
@@ -50,7 +51,7 @@ def load(pair, monkeypatch):
             return UnitMemory(units, [*tiers, DEVICE], 2, *arguments, streams=streams, host=host)
 
         monkeypatch.setattr(model, "UnitMemory", unit_memory)
-        runtime = OffloadRuntime.from_pretrained(*pair, device="cpu", **OPTIONS)
+        runtime = OffloadRuntime.from_pretrained(*pair, device="cpu", adapter=adapter, **OPTIONS)
         closing.append((runtime, streams, pinning))
         return runtime
 
@@ -100,3 +101,10 @@ def test_a_failing_disk_and_the_next_prompt(load, expected, monkeypatch):
             for _ in range(4):
                 write(runtime)
     assert write(runtime) == expected
+
+
+@pytest.mark.parametrize("tiers", TIERS)
+def test_an_adapter_is_merged_in_every_tier(load, pair, tiers):
+    adapter, merged = write_adapter(pair[0], ("q_proj", "down_proj"))
+    reply = load(TIERS[tiers], adapter=adapter).generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+    assert reply.token_ids == greedy(merged, PROMPT, NEW_TOKENS) != greedy(pair[0], PROMPT, NEW_TOKENS)

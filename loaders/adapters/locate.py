@@ -1,0 +1,64 @@
+"""Which adapter a model is run with: one that is named, or one that lies beside the model or in its place. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loaders.adapters.adapter import base_of
+from loaders.errors import ModelFilesError
+from loaders.foreign_files import ADAPTER_CONFIG, INDEX, SINGLE_FILE
+from loaders.hub_cache import cached_snapshot, hub_cache, repository_directory
+from loaders.hub_names import hub_name, model_path
+from loaders.message_text import quoted
+
+NONE = "none"
+
+
+def with_adapter(model: Path, adapter: Path | str | None) -> tuple[Path, Path | None]:
+    """The model and the directory of its adapter. adapter: a directory or a name on the hub, "none", None for unsaid.
+
+    Unsaid it is what lies beside the model, where it names that very directory as its base, and of a directory that is
+    an adapter alone its base, if that is a directory too. Raises ModelFilesError, with commands, for what is unclear.
+    """
+    if adapter is not None:
+        return model, None if adapter == NONE else _directory(adapter)
+    if not (model / ADAPTER_CONFIG).is_file():
+        return model, None
+    base = base_of(model)
+    here = Path(base).resolve() if base and Path(base).is_dir() else None
+    if not any((model / name).exists() for name in (SINGLE_FILE, INDEX)):
+        if here and here != model.resolve():
+            return Path(base).absolute(), model
+        raise ModelFilesError(adapter_alone(str(model), base))
+    if here == model.resolve():
+        return model, model
+    raise ModelFilesError(
+        f"{model}: beside the model lies an adapter, made for {_called(base)}. It may be merged already. Say which is "
+        f"meant:\n  --adapter {model}   merges it while the model is read\n  --adapter {NONE}   leaves it out"
+    )
+
+
+def adapter_alone(adapter: str, base: str) -> str:
+    """What to say where an adapter, a directory or a name, was given in the place of a model."""
+    return (
+        f"{adapter}: it is an adapter, made for {_called(base)}, and holds no model. Run it on that:\n"
+        f"  --model {quoted(base, 200) if base else 'MODEL'} --adapter {adapter}"
+    )
+
+
+def _called(base: str) -> str:
+    return quoted(base) if base else "a model that it does not name"
+
+
+def _directory(adapter: Path | str) -> Path:
+    path = model_path(adapter)
+    name = hub_name(path)
+    if name is None:
+        return path.parent if path.is_file() else path.absolute()
+    snapshot = cached_snapshot(repository_directory(hub_cache(), name.repo), name.revision or "main")
+    if snapshot is None:
+        raise ModelFilesError(
+            f"{adapter}: there is no such directory, and the cache of downloads does not hold it. Download it first:\n"
+            f"  hf download {name.repo}" + (f" --revision {name.revision}" if name.revision else "")
+        )
+    return snapshot
