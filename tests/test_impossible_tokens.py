@@ -4,6 +4,7 @@ The models are tables of logits by the last token, so that the law of every toke
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_no_impossible_token_comes_out(tree, pair):
             [0, *runtime.generate([0], max_new_tokens=LENGTH, temperature=TEMPERATURE, seed=seed).token_ids]
             for seed in range(TEXTS)
         ]
-    pairs = torch.tensor([pair for text in texts for pair in zip(text, text[1:])])
+    pairs = torch.tensor([pair for text in texts for pair in pairwise(text)])
     assert len(pairs) == TEXTS * LENGTH
     impossible = (law[pairs[:, 0], pairs[:, 1]] < IMPOSSIBLE).sum()
     assert impossible == 0, f"{impossible} of {len(pairs)} tokens are impossible"
