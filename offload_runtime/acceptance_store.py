@@ -40,7 +40,7 @@ _STATED_CONTEXTS = 1000.0  # that a bare list of acceptances counts as
 
 @dataclass(frozen=True)
 class Setting:
-    """How tokens are sampled; `Setting(**asdict(sampling))` makes one of a `sequoia_tree.sampling.Sampling`.
+    """How tokens are sampled: what acceptance is measured by of a `sequoia_tree.sampling.Sampling`.
 
     At temperature 0 top_k, top_p and min_p change nothing and are set to off. ValueError for what is none.
     """
@@ -58,6 +58,11 @@ class Setting:
         if self.temperature == 0:
             for name, off in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
                 object.__setattr__(self, name, off)
+
+    @classmethod
+    def of(cls, sampling: object) -> "Setting":
+        """The values of the same names; what else a sampling says is not measured by."""
+        return cls(**{item.name: getattr(sampling, item.name) for item in fields(cls)})
 
     def distance(self, other: "Setting") -> tuple[float, ...]:
         """How far apart two settings are: by temperature, then by what cuts the law, then by the penalty."""

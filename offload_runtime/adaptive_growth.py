@@ -8,11 +8,11 @@ from torch import Tensor
 
 from offload_runtime.draft import Draft, draft_law
 from offload_runtime.drawn_tree import DrawnTree
-from offload_runtime.repetition import SeenTokens
 from offload_runtime.static_growth import likeliest
 from offload_runtime.text_candidates import RepeatedText, with_candidates
 from sequoia_tree.adaptive import Frontier, Grown
 from sequoia_tree.sampling import Sampling, draw_without_replacement
+from sequoia_tree.shaping.contexts import Contexts, Text
 from sequoia_tree.tree import Tree
 
 Costs = Callable[[Tensor, Tensor], Tensor]
@@ -45,7 +45,7 @@ class AdaptiveGrowth:
     def grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator, costs: Costs) -> DrawnTree:
         """The best nodes under `text`, whose last token is the root."""
         draft, frontier = self._draft, self._frontier
-        seen = SeenTokens(text, draft.model.device) if sampling.repetition_penalty != 1 else None
+        known = Text.of(text, draft.model.device) if sampling.rules else None
         draw = draw_without_replacement if sampling.temperature else likeliest
         frontier.restart(text[-1])
         logits = draft.read(text)
@@ -54,7 +54,7 @@ class AdaptiveGrowth:
             if wave > 0:
                 frontier.expand()
                 logits = self._run_wave()
-            laws.append(draft_law(logits, sampling, seen, self._paths(text[-1]) if seen else None))
+            laws.append(draft_law(logits, sampling, self._contexts(known, wave) if known else None))
             tokens = draw(laws[-1], frontier.children, generator)
             frontier.open(tokens, costs(laws[-1], tokens))
         candidates = self._repeated.candidates(text, self._size, self._waves + 1)
@@ -66,10 +66,11 @@ class AdaptiveGrowth:
         wave, tree = slice(frontier.begin, frontier.end), slice(1, frontier.end)
         return self._draft.forward(frontier.tokens[wave], frontier.depths[tree], frontier.ancestors[wave, tree])
 
-    def _paths(self, root_token: int) -> Tensor:
+    def _contexts(self, text: Text, waves: int) -> Contexts:
+        """Of the nodes of the current wave, which are no deeper than there were waves."""
         frontier = self._frontier
-        wave = slice(frontier.begin, frontier.end)
-        return torch.where(frontier.ancestors[wave], frontier.tokens.clamp(min=0), root_token)
+        tree = slice(0, frontier.end)
+        return text.at(frontier.ancestors[frontier.begin : frontier.end, tree], frontier.tokens[tree], waves)
 
 
 def _drawn_tree(grown: Grown, laws: Tensor) -> DrawnTree:

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from offload_runtime.attention import PassRows
 from offload_runtime.model import Model
-from offload_runtime.repetition import SeenTokens
-from sequoia_tree.sampling import Sampling, log_law, penalised
+from sequoia_tree.sampling import Sampling, log_law, processed
+from sequoia_tree.shaping.contexts import Contexts
+from sequoia_tree.shaping.rule import drawable
 
 
 class Draft:
@@ -52,12 +53,12 @@ class Draft:
         return F.pad(logits, (0, surplus), value=-torch.inf) if surplus > 0 else logits[:, : self._vocab_size]
 
 
-def draft_law(logits: Tensor, sampling: Sampling, seen: SeenTokens | None, paths: Tensor | None) -> Tensor:
+def draft_law(logits: Tensor, sampling: Sampling, contexts: Contexts | None) -> Tensor:
     """Log-probabilities ``[n, vocab]`` to draw from; at temperature 0, where nothing is drawn, of no temperature.
 
-    paths: token ids [n, any] on the way from the root to each node, where a repetition penalty has to know them.
+    contexts: the tokens before each, where rules of the sampling have to know them.
     """
-    seen_here = seen.at(paths) if seen is not None and paths is not None else None
-    if sampling.temperature == 0:
-        return penalised(logits, sampling, seen_here).log_softmax(-1)
-    return log_law(logits, sampling, seen_here)
+    if sampling.temperature:
+        return log_law(logits, sampling, contexts)
+    scores = processed(logits, sampling, contexts)
+    return (drawable(scores, logits) if sampling.rules else scores).log_softmax(-1)

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sequoia_tree.shaping.contexts import Contexts, Text
 from sequoia_tree.tree import Tree
 from sequoia_tree.uploads import upload
 
@@ -57,7 +57,8 @@ class DrawnTree:
         computed = np.count_nonzero(np.cumprod(columns >= 0))
         return columns[:computed].tolist()
 
-    def paths(self, device: torch.device) -> Tensor:
-        """Token ids ``[n, n]`` on the way from the root to each node, filled up with the root's token."""
-        tokens = upload(self.tokens, device)
-        return torch.where(upload(self.tree.ancestor_mask(), device), tokens, tokens[0])
+    def contexts(self, text: Text) -> Contexts:
+        """The tokens before what follows each node, the last of `text` being the root's."""
+        device = text.tokens.device
+        ancestors, tokens = upload(self.tree.ancestor_mask(), device), upload(self.tokens, device)
+        return text.at(ancestors, tokens, self.tree.depth)

@@ -1,54 +1,92 @@
 """How a model's own generation config wants it sampled, and which tokens end its text."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from loaders.json_files import read_json
-from loaders.model_files import generation_config_file
+from loaders.model_files import config_file, generation_config_file
+from offload_runtime import generation_fields
 from offload_runtime.errors import ModelFilesError, UsageError
 from sequoia_tree.sampling import Sampling
+from sequoia_tree.shaping.order import TokenRules
 
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What applies where a caller says nothing."""
+    """What applies where a caller says nothing.
+
+    end_token_ids: None where the file does not state them, and the config's hold. max_length: of prompt and reply;
+    max_new_tokens goes before it.
+    """
 
     sampling: Sampling
-    end_token_ids: frozenset[int]
+    end_token_ids: frozenset[int] | None
+    token_rules: TokenRules
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    stop_strings: tuple[str, ...] = ()
 
 
-SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+SAMPLING_NAMES = tuple(field.name for field in fields(Sampling) if field.compare)
 
 
-def read_generation_defaults(model: Path, config_end_tokens: int | list[int] | None) -> GenerationDefaults:
+def read_generation_defaults(model: Path) -> GenerationDefaults:
     """Read generation_config.json, which may be absent. Without `do_sample` the model decodes greedily.
 
-    Raises ModelFilesError where the file holds values that no sampling can have.
+    Raises ModelFilesError where the file holds values that cannot be.
     """
     path = generation_config_file(model)
     stated: Mapping[str, Any] = read_json(path) if path.exists() else {}
-    values = {name: stated[name] for name in SAMPLING_FIELDS if stated.get(name) is not None}
+    values = _read(path, stated, generation_fields.SAMPLING)
     if not stated.get("do_sample"):
         values["temperature"] = 0.0
-    stated_ends = stated.get("eos_token_id", config_end_tokens)
-    end_tokens = [stated_ends] if isinstance(stated_ends, int) else stated_ends or []
-    if not isinstance(end_tokens, list) or not all(isinstance(token, int) for token in end_tokens):
-        raise ModelFilesError(f"{path}: eos_token_id must be a token id or a list of them, not {stated_ends!r}.")
     try:
         sampling = Sampling(**values)
     except (TypeError, ValueError) as error:
         raise ModelFilesError(f"{path}: {error}. Correct or remove the file.") from error
-    return GenerationDefaults(sampling, frozenset(end_tokens))
+    return GenerationDefaults(
+        sampling=sampling,
+        end_token_ids=_end_tokens(path, stated["eos_token_id"]) if "eos_token_id" in stated else None,
+        token_rules=TokenRules(**_read(path, stated, generation_fields.TOKEN_RULES)),
+        **_read(path, stated, generation_fields.LIMITS),
+    )
+
+
+def model_end_tokens(model: Path, of_config: int | list[int] | None) -> frozenset[int]:
+    """The tokens that end a text: those of the generation config, else `of_config`. Raises ModelFilesError."""
+    stated = read_generation_defaults(model).end_token_ids
+    return _end_tokens(config_file(model), of_config) if stated is None else stated
+
+
+def _end_tokens(path: Path, stated: object) -> frozenset[int]:
+    reader = {"eos_token_id": generation_fields.one_or_more_tokens}
+    return frozenset(_read(path, {"eos_token_id": stated}, reader).get("eos_token_id", ()))
+
+
+def _read(path: Path, stated: Mapping[str, Any], readers: Mapping[str, generation_fields.Reader]) -> dict[str, Any]:
+    """The fields that are stated and have a reader."""
+    values = {}
+    for name, reader in readers.items():
+        if stated.get(name) is None:
+            continue
+        try:
+            values[name] = reader(stated[name])
+        except ValueError as error:
+            raise ModelFilesError(
+                f"{path}: {name} must be {error}, not {stated[name]!r:.80}. Correct or remove the file."
+            ) from error
+    return values
 
 
 def override(sampling: Sampling, **values: float | int | None) -> Sampling:
-    """`sampling` with the values that are not None. Raises UsageError for a value that cannot be."""
+    """`sampling` with the values that are not None. Raises UsageError for a value that cannot be, or an unknown one."""
+    unknown = sorted(set(values) - set(SAMPLING_NAMES))
+    if unknown:
+        raise UsageError(f"there is no sampling value {unknown[0]!r}; there are {', '.join(SAMPLING_NAMES)}")
     given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     try:
         return replace(sampling, **given)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
-    except TypeError as error:
-        raise UsageError(f"sampling values must be numbers, not {given}") from error

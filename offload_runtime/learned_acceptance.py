@@ -1,6 +1,5 @@
 """What is known of a pair's acceptance: measured before, and refined by every pass that the runtime makes."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,7 @@ class LearnedAcceptance:
 
     def measured(self, sampling: Sampling) -> Acceptance:
         """What was known before the first pass: of this setting, or a little from the nearest one."""
-        nearest = self._measured and self._measured.nearest(Setting(**asdict(sampling)))
+        nearest = self._measured and self._measured.nearest(Setting.of(sampling))
         if not nearest:
             return Acceptance.empty()
         table, exact = nearest
@@ -72,4 +71,4 @@ def _drawn(scored: Scored, nodes: np.ndarray) -> Acceptance:
 @torch.inference_mode()
 def _greedy(scored: Scored, nodes: np.ndarray) -> Acceptance:
     ids = upload(nodes, scored.logits.device)
-    return observe_greedy(scored.penalised(ids), scored.drawn.draft_law(ids))
+    return observe_greedy(scored.processed(ids), scored.drawn.draft_law(ids))

@@ -1,105 +1,18 @@
-"""Command line options, and the sampling values that can also change while a chat runs. Imports no torch."""
+"""Command line options. Imports no torch."""
 
 import argparse
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from loaders.adapters.locate import with_adapter
 from loaders.quantization import BITS
 from offload_runtime import __version__
-from offload_runtime.errors import UsageError
+from offload_runtime.option_readers import utf8_text, whole_number
 from offload_runtime.run_options import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft, resolve_model
+from offload_runtime.sampling_options import add_sampling_options
 from offload_runtime.start import PROJECT, command_name
 from scheduler.machine import DEVICES
 from scheduler.sizes import parse_size
-
-Number = float | int
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How a reply is sampled; None leaves a value to the model's generation config, and makes a fresh seed.
-
-    The field names are those of `OffloadRuntime.stream`.
-    """
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    max_new_tokens: int | None = None
-    seed: int | None = None
-
-    def with_value(self, name: str, text: str) -> "SamplingOptions":
-        """A copy with one value read from text, "default" standing for None. Raises UsageError with the reason."""
-        if name not in SAMPLING:
-            raise UsageError(f"there is no value {name!r}; there are {', '.join(SAMPLING)}")
-        try:
-            change: dict[str, Any] = {name: None if text == "default" else SAMPLING[name].parse(text)}
-        except argparse.ArgumentTypeError as error:
-            raise UsageError(f"{name}: {error}") from None
-        return replace(self, **change)
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, object]) -> "SamplingOptions":
-        """The inverse of `as_arguments`, for values from a file: UsageError for unknown names and bad values."""
-        options = cls()
-        for name, value in values.items():
-            options = options.with_value(name, "default" if value is None else str(value))
-        return options
-
-    def as_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `OffloadRuntime.stream`."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class SamplingValue:
-    """One entry of `SAMPLING`: how its text is read and checked, and what it means."""
-
-    parse: Callable[[str], Number]
-    help: str
-    metavar: str = "X"
-
-
-def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
-    """A reader of integers from `low` to `high`, both allowed."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{value} is out of range: {_range(low, high)}")
-        return value
-
-    return parse
-
-
-def real_number(low: float, high: float | None = None, above: bool = False) -> Callable[[str], float]:
-    """A reader of finite numbers from `low` to `high`, both allowed; `above` excludes `low` itself."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        inside = math.isfinite(value) and value >= low and (high is None or value <= high)
-        if not inside or (above and value == low):
-            raise argparse.ArgumentTypeError(f"{text} is out of range: {_range(low, high, above)}")
-        return value
-
-    return parse
-
-
-def _range(low: float, high: float | None, above: bool = False) -> str:
-    start = f"above {low}" if above else f"at least {low}"
-    return start if high is None else f"{start} and at most {high}"
 
 
 def size(text: str) -> int:
@@ -110,29 +23,9 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def utf8_text(text: str) -> str:
-    """A reader of text; bytes that are no UTF-8 reach a program as lone surrogates, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError("is not UTF-8 text") from None
-    return text
-
-
 def count_or_auto(text: str) -> int | None:
     """A reader of an integer of at least 1, or of "auto", which gives None."""
     return None if text == "auto" else whole_number(1)(text)
-
-
-SAMPLING: dict[str, SamplingValue] = {
-    "temperature": SamplingValue(real_number(0), "0 takes the likeliest token always"),
-    "top_p": SamplingValue(real_number(0, 1, above=True), "keep the likeliest tokens of this total probability"),
-    "top_k": SamplingValue(whole_number(0), "keep this many of the likeliest tokens; 0 keeps all", "N"),
-    "min_p": SamplingValue(real_number(0, 1), "drop tokens less likely than this share of the likeliest"),
-    "repetition_penalty": SamplingValue(real_number(0, above=True), "above 1 makes tokens that occurred less likely"),
-    "max_new_tokens": SamplingValue(whole_number(1), "stop a reply after this many tokens", "N"),
-    "seed": SamplingValue(whole_number(0, 2**63 - 1), "make a reply repeatable; a fresh one is drawn otherwise", "N"),
-}
 
 
 def model_parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -202,13 +95,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--yes", action="store_true", help="never ask before a large step, such as more than 5 GB")
 
 
-def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say how to sample; `sampling_options` reads them back."""
-    group = parser.add_argument_group("sampling", "What is not given comes from the model's generation config.")
-    for name, value in SAMPLING.items():
-        group.add_argument(f"--{name.replace('_', '-')}", metavar=value.metavar, type=value.parse, help=value.help)
-
-
 def model_options(arguments: argparse.Namespace) -> Options:
     """The model options in parsed arguments, with the bundled pair filled in."""
     model, adapter = with_adapter(
@@ -222,11 +108,6 @@ def model_options(arguments: argparse.Namespace) -> Options:
     values = {name: getattr(arguments, name) for name in names}
     gpu = getattr(arguments, "gpu", None)
     return Options(model=model, draft=resolve_draft(model, arguments.draft), gpu=gpu, adapter=adapter, **values)
-
-
-def sampling_options(arguments: argparse.Namespace) -> SamplingOptions:
-    """The sampling options in parsed arguments."""
-    return SamplingOptions(**{name: getattr(arguments, name) for name in SAMPLING})
 
 
 CHAT_EXAMPLES = """examples:

@@ -1,5 +1,6 @@
 """The facade: load a target and perhaps a draft, then generate."""
 
+import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,8 @@ from offload_runtime.automatic_tree import MAX_DEPTH, AutomaticTree
 from offload_runtime.decode import Decoder, Request, Step
 from offload_runtime.errors import PromptError, UsageError
 from offload_runtime.fetching import Download
-from offload_runtime.generation_defaults import GenerationDefaults, override, read_generation_defaults
+from offload_runtime.generation_defaults import SAMPLING_NAMES, model_end_tokens, override, read_generation_defaults
+from offload_runtime.generation_fields import unapplied_note
 from offload_runtime.learned_acceptance import LearnedAcceptance
 from offload_runtime.loading import LoadedModels, Progress, load_models
 from offload_runtime.model import never
@@ -29,12 +31,14 @@ from offload_runtime.prompt import Prompt, chat_tokenizer, encode_prompt, is_cha
 from offload_runtime.reasoning.reply_text import ReplyText
 from offload_runtime.repeated_text_trees import RepeatedTextTrees
 from offload_runtime.reply import Reply, ReplyStats
+from offload_runtime.request_rules import RequestRules
 from offload_runtime.run_options import IOMode, Options, resolve_draft, resolve_model
 from offload_runtime.target import PassProgress
 from offload_runtime.text import StopStrings
 from offload_runtime.tree_policy import FixedTree, PlainDecoding, TreePolicy
 from scheduler.plan import Plan
 from sequoia_tree.sampling import Sampling
+from sequoia_tree.shaping.order import Bounds
 
 
 class OffloadRuntime:
@@ -109,6 +113,8 @@ class OffloadRuntime:
         if download.models:
             download.run(progress)
             preparation = prepare(preparation.options)
+        if note := unapplied_note(preparation.target.spec.directory):
+            warnings.warn(note, stacklevel=2)
         return cls(preparation, progress)
 
     def __init__(self, preparation: Preparation, progress: Progress | None = None):
@@ -123,6 +129,8 @@ class OffloadRuntime:
         self._resources = ExitStack()
         self._close = weakref.finalize(self, self._resources.close)  # also where this is dropped, or the program ends
         self._has_text = has_tokenizer(self._directory)
+        self._defaults = read_generation_defaults(self._directory)
+        self._rules = RequestRules(self._defaults.token_rules)
         self.last_reply = Reply()
         try:
             self._load(preparation)
@@ -159,6 +167,13 @@ class OffloadRuntime:
         """Sampling where a call says nothing."""
         return self._defaults.sampling
 
+    def default_of(self, name: str) -> object:
+        """What holds for an argument of `stream` that a call leaves out, as it may be shown."""
+        if name in SAMPLING_NAMES:
+            return getattr(self._defaults.sampling, name)
+        others = {"max_new_tokens": self._defaults.max_new_tokens, "stop": self._defaults.stop_strings, "seed": "fresh"}
+        return others.get(name) or "none"
+
     @property
     def context_length(self) -> int:
         """Most tokens of prompt and reply together."""
@@ -175,13 +190,9 @@ class OffloadRuntime:
         return turn_end_tokens(self.tokenizer, self._preparation.options.template_arguments)
 
     @cached_property
-    def _defaults(self) -> GenerationDefaults:
-        return read_generation_defaults(self._directory, self._models.target.model.config.eos_token_id)
-
-    @property
     def end_token_ids(self) -> frozenset[int]:
         """Tokens that end a text."""
-        return self._defaults.end_token_ids
+        return model_end_tokens(self._directory, self._models.target.model.config.eos_token_id)
 
     def generate(self, prompt: Prompt, **arguments: Any) -> Reply:
         """The whole reply at once; arguments as for `stream`."""
@@ -193,46 +204,44 @@ class OffloadRuntime:
         self,
         prompt: Prompt,
         max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        top_p: float | None = None,
-        top_k: int | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        dry_sequence_breakers: str | Sequence[str] | None = None,
         end_token_ids: Collection[int] = (),
         should_stop: Callable[[], bool] = never,
         split_reasoning: bool = True,
+        **sampling: float | int | None,
     ) -> Iterator[Step]:
         """Generate step by step; each step carries the tokens and the text of one pass.
 
-        max_new_tokens: None generates until an end token or a full context. Sampling values that are None come from
-        the model's generation config. seed: makes the call repeatable; None draws a fresh one. stop: the answer
-        ends before the first of these strings. end_token_ids: tokens that end the text beside the model's own.
-        should_stop: asked between two layers; the reply then ends "interrupted" and keeps what it has. split_reasoning:
-        what a model thinks before it answers is in `reasoning`, not in `text`; a text prompt is continued as it is.
-        Raises UsageError or PromptError before anything runs.
+        sampling: values of `sequoia_tree.sampling.Sampling` by name: temperature, top_p, top_k, min_p,
+        repetition_penalty, presence_penalty, … What is None comes from the model's generation config; max_new_tokens
+        that is nowhere generates until an end token or a full context. seed: makes the call repeatable; None draws a
+        fresh one. stop: the answer ends before the first of these strings. logit_bias: added to the logits of tokens.
+        dry_sequence_breakers: texts over which no sequence of a DRY penalty reaches. end_token_ids: tokens that end the
+        text beside the model's own. should_stop: asked between two layers; the reply then ends "interrupted" and keeps
+        what it has. split_reasoning: what a model thinks before it answers is in `reasoning`, not in `text`; a text
+        prompt is continued as it is. Raises UsageError or PromptError before anything runs.
         """
         if not self._close.alive:
             raise UsageError("this runtime is closed: load the model again")
-        sampling = override(
-            self._defaults.sampling,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-        )
+        values = override(self._defaults.sampling, **sampling)
         ids = encode_prompt(prompt, lambda: self.tokenizer, self._preparation.options.template_arguments)
         turn_ends = self._turn_ends if is_chat(prompt) else frozenset()
         self._check_prompt(ids)
         stops = self._stop_strings(stop)
-        generator = _seeded(torch.Generator(self._models.target.model.device), seed)
+        model = self._models.target.model
+        generator = _seeded(torch.Generator(model.device), seed)
+        room = self._room(ids, max_new_tokens)
+        ends = self.end_token_ids.union(end_token_ids, turn_ends)
+        bounds = Bounds(ids, ends, len(ids) + room, model.vocab_size, model.device)
+        tokenizer = (lambda: self.tokenizer) if self._has_text else None
         request = Request(
             prompt=ids,
-            sampling=sampling,
-            max_new_tokens=self._room(ids, max_new_tokens),
-            end_token_ids=self.end_token_ids.union(end_token_ids, turn_ends),
+            sampling=self._rules.bind(values, bounds, logit_bias, dry_sequence_breakers, tokenizer),
+            max_new_tokens=room,
+            end_token_ids=ends,
             generator=generator,
             should_stop=should_stop,
             repeatable=seed is not None,
@@ -316,6 +325,8 @@ class OffloadRuntime:
         return f"shorten the prompt, or start with --context-length {min(2 * tokens, most)} if memory allows"
 
     def _stop_strings(self, stop: str | Sequence[str] | None) -> StopStrings:
+        if stop is None:
+            stop = self._defaults.stop_strings
         if stop and not self._has_text:
             raise UsageError("stop strings need a tokenizer to be found with, and this model comes without one")
         try:
@@ -326,7 +337,17 @@ class OffloadRuntime:
     def _room(self, ids: list[int], max_new_tokens: int | None) -> int:
         if max_new_tokens is not None and not (isinstance(max_new_tokens, int) and max_new_tokens >= 1):
             raise UsageError(f"max_new_tokens must be a whole number from 1 up, not {max_new_tokens!r}")
-        room = self.context_length - len(ids)
+        defaults, room = self._defaults, self.context_length - len(ids)
+        if max_new_tokens is None:
+            max_new_tokens = defaults.max_new_tokens
+        if max_new_tokens is None and defaults.max_length is not None:
+            max_new_tokens = defaults.max_length - len(ids)
+            if max_new_tokens < 1:
+                raise PromptError(
+                    f"the prompt has {len(ids)} tokens, and the model's generation_config.json ends prompt and reply "
+                    f"at max_length = {defaults.max_length}.\n  shorten the prompt, or give max_new_tokens, which goes "
+                    "before it (in the chat: --max-new-tokens N or /set max_new_tokens N)"
+                )
         return room if max_new_tokens is None else min(room, max_new_tokens)
 
 

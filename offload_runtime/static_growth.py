@@ -10,8 +10,8 @@ from torch import Tensor
 
 from offload_runtime.draft import Draft, draft_law
 from offload_runtime.drawn_tree import DrawnTree
-from offload_runtime.repetition import SeenTokens
 from sequoia_tree.sampling import Sampling
+from sequoia_tree.shaping.contexts import Text
 from sequoia_tree.tree import Tree
 from sequoia_tree.uploads import upload
 
@@ -63,15 +63,14 @@ class StaticGrowth:
         The device is waited for once, for the tokens.
         """
         draft = self._draft
-        seen = SeenTokens(text, draft.model.device) if sampling.repetition_penalty != 1 else None
+        known = Text.of(text, draft.model.device) if sampling.rules else None
         tokens = torch.full((self.tree.size,), text[-1], device=draft.model.device)
         logits = draft.read(text)
         laws = []
         for depth, level in enumerate(self._levels):
             if depth > 0:
                 logits = draft.forward(tokens[level.parents], level.depths, level.visible)
-            paths = torch.where(level.ancestors, tokens.clamp(min=0), text[-1]) if seen else None
-            laws.append(draft_law(logits, sampling, seen, paths))
+            laws.append(draft_law(logits, sampling, known.at(level.ancestors, tokens, depth) if known else None))
             children = self._children(laws[-1], level.width, sampling, generator)
             children = children.masked_fill(tokens[level.parents, None] < 0, -1)  # no parent, no children
             tokens[level.children] = children[level.child_rows, level.child_numbers]

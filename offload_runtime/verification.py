@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from offload_runtime.drawn_tree import DrawnTree
-from offload_runtime.repetition import SeenTokens
-from sequoia_tree.sampling import Sampling, log_law, penalised, probabilities
+from sequoia_tree.sampling import Sampling, log_law, probabilities, processed
+from sequoia_tree.shaping.contexts import Contexts, Text
 from sequoia_tree.uploads import upload
 from sequoia_tree.verify import RULES, Laws, Verdict, follow, verify_greedy
 
@@ -21,14 +21,12 @@ class Scored:
     drawn: DrawnTree
     logits: Tensor
     sampling: Sampling
-    seen: Tensor | None
+    contexts: Contexts | None
 
     @classmethod
     def of(cls, drawn: DrawnTree, logits: Tensor, text: Sequence[int], sampling: Sampling) -> "Scored":
-        seen = None
-        if sampling.repetition_penalty != 1:
-            seen = SeenTokens(text, logits.device).at(drawn.paths(logits.device))
-        return cls(drawn, logits, sampling, seen)
+        contexts = drawn.contexts(Text.of(text, logits.device)) if sampling.rules else None
+        return cls(drawn, logits, sampling, contexts)
 
     @cached_property
     def laws(self) -> Laws:
@@ -39,13 +37,15 @@ class Scored:
         table = self._target_law(nodes)  # of a small tree all at once: many short steps would take longer
         return replace(laws, target=lambda ids: table[ids])
 
-    def penalised(self, nodes: Tensor) -> Tensor:
+    def processed(self, nodes: Tensor) -> Tensor:
         """The target's logits ``[m, vocab]`` after the given nodes, int64 [m], before any temperature."""
-        return penalised(self.logits[nodes], self.sampling, None if self.seen is None else self.seen[nodes])
+        return processed(self.logits[nodes], self.sampling, self._contexts(nodes))
 
     def _target_law(self, nodes: Tensor) -> Tensor:
-        seen = None if self.seen is None else self.seen[nodes]
-        return probabilities(log_law(self.logits[nodes], self.sampling, seen))
+        return probabilities(log_law(self.logits[nodes], self.sampling, self._contexts(nodes)))
+
+    def _contexts(self, nodes: Tensor) -> Contexts | None:
+        return None if self.contexts is None else self.contexts[nodes]
 
     def _draft_law(self, nodes: Tensor) -> Tensor:
         return probabilities(self.drawn.draft_law(nodes))
@@ -57,7 +57,7 @@ def verify(scored: Scored, rule: str, generator: torch.Generator) -> Verdict:
     drawn, laws = scored.drawn, scored.laws
     tokens = upload(drawn.tokens, scored.logits.device)
     if scored.sampling.temperature == 0:
-        best = [scored.penalised(nodes).argmax(dim=-1) for nodes in _pieces(drawn.tree.size, laws, tokens.device)]
+        best = [scored.processed(nodes).argmax(dim=-1) for nodes in _pieces(drawn.tree.size, laws, tokens.device)]
         return verify_greedy(drawn.tree, tokens, torch.cat(best))
     tree = drawn.drawn_part
     verdict = RULES[rule](tree, tokens[: tree.size], laws, generator)

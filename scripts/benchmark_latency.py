@@ -24,9 +24,10 @@ from loaders.direct_io import measure_read_bandwidth
 from offload_runtime.command_line import run_command
 from offload_runtime.errors import UsageError
 from offload_runtime.fetching import fetched
-from offload_runtime.options import model_options, sampling_options
+from offload_runtime.options import model_options
 from offload_runtime.planning import Preparation, prepare
 from offload_runtime.run_options import IOMode, Options
+from offload_runtime.sampling_options import sampling_options
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Sc
 from loaders.gguf.types import BLOCKS, TYPE_NAMES
 from offload_runtime.command_line import run_command
 from offload_runtime.errors import UsageError
-from offload_runtime.options import whole_number
+from offload_runtime.option_readers import whole_number
 
 GROUP = 128
 BLOCK = 256  # the largest that a format stores together

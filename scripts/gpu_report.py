@@ -35,7 +35,7 @@ from termination import ended_by_sigterm
 
 from offload_runtime.command_line import run_command
 from offload_runtime.errors import MachineError, UsageError
-from offload_runtime.options import real_number
+from offload_runtime.option_readers import real_number
 from scheduler.machine import Machine, read_machine
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.

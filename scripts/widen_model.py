@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 
 from offload_runtime.command_line import run_command
 from offload_runtime.errors import UnsupportedModelError, UsageError
-from offload_runtime.options import whole_number
+from offload_runtime.option_readers import whole_number
 from offload_runtime.run_options import DEMO_TARGET
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.

@@ -3,73 +3,158 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from sequoia_tree.shaping.contexts import Contexts
+from sequoia_tree.shaping.rule import Rule, drawable, shaped
+from sequoia_tree.shaping.truncation import epsilon_cutoff, eta_cutoff, top_h, typical
+from sequoia_tree.shaping.xtc import exclude_top_choices
 
 _INF = math.inf
 # Natural logarithm. Float32 ends at e^-103 and is inexact from e^-87 on; what is less likely is never drawn at all.
 _LEAST_LOG_PROBABILITY = -80.0
 # Tokens sorted at first for top-k and top-p; 8 times more as long as they turn out not to be enough.
 _FIRST_WIDTH = 256
+# Logits over less than this may overflow float32; less than the least is no float32 that all devices know.
+_SMALL_TEMPERATURE, _LEAST_TEMPERATURE = 1e-3, 1e-30
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How logits become a law. The defaults leave it as the model gives it; ValueError for values out of range."""
+    """How logits become a distribution, in numbers named as in a generation config; all are off by default.
+
+    rules: what else shapes the scores, bound to one request (`sequoia_tree.shaping.order`). They are left out of
+    comparisons: what is learnt about one sampling holds for all its requests. ValueError for values out of range.
+    """
 
     temperature: float = 1.0  # 0: always the most likely token
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     min_p: float = 0.0  # 0: off
     repetition_penalty: float = 1.0  # 1: off
+    top_h: float | None = None
+    typical_p: float = 1.0  # 1: off
+    epsilon_cutoff: float = 0.0  # 0 and 1: off
+    eta_cutoff: float = 0.0  # 0 and 1: off
+    xtc_probability: float = 0.0  # 0: off
+    xtc_threshold: float = 0.1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0  # 0: off
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 0  # 0: the whole text
+    encoder_repetition_penalty: float = 1.0  # 1: off
+    no_repeat_ngram_size: int = 0  # 0: off
+    encoder_no_repeat_ngram_size: int = 0  # 0: off
+    min_length: int = 0  # of prompt and reply
+    min_new_tokens: int = 0  # 0: min_length holds
+    rules: tuple[Rule, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        allowed = {
-            "temperature": (0 <= self.temperature < _INF, "0 (greedy) or more"),
-            "top_k": (self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number, 0 (off) or more"),
-            "top_p": (0 <= self.top_p <= 1, "from 0 to 1 (off)"),
-            "min_p": (0 <= self.min_p <= 1, "from 0 (off) to 1"),
-            "repetition_penalty": (0 < self.repetition_penalty < _INF, "more than 0; 1 is off"),
-        }
-        for name, (fits, rule) in allowed.items():
-            if not fits:
-                raise ValueError(f"{name} must be {rule}, got {getattr(self, name)}")
+        for name, (fits, meaning) in _ALLOWED.items():
+            value: Any = getattr(self, name)
+            if name == "top_h" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, not {value!r:.80}")
+            if not fits(value):  # type: ignore[arg-type]
+                raise ValueError(f"{name} must be {meaning}, got {value!r:.80}")
+        for name in _WHOLE:
+            object.__setattr__(self, name, min(int(getattr(self, name)), _LARGEST))
 
 
-def log_law(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
+_WHOLE = (
+    *("top_k", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"),
+    *("dry_allowed_length", "dry_penalty_last_n"),
+)
+# What values may be: beyond it a score could leave float32, and then nothing can be drawn.
+_LARGEST, _LARGEST_FACTOR = 10**9, 1e6
+_Allowed = tuple[Callable[[float], bool], str]
+_ZERO_TO_ONE: _Allowed = (lambda x: 0 <= x <= 1, "from 0 to 1")
+_FACTOR: _Allowed = (
+    lambda x: 1 / _LARGEST_FACTOR <= x <= _LARGEST_FACTOR,
+    "from 0.000001 to 1,000,000; 1 is off",
+)
+_SUMMAND: _Allowed = (lambda x: abs(x) <= _LARGEST, "from -1e9 to 1e9; 0 is off")
+_COUNT: _Allowed = (lambda x: 0 <= x < _INF and x == int(x), "a whole number, 0 (off) or more")
+_ALLOWED: dict[str, _Allowed] = {
+    "temperature": (lambda x: 0 <= x <= _LARGEST, "from 0 (greedy) to 1e9"),
+    "top_p": (lambda x: 0 <= x <= 1, "from 0 to 1 (off)"),
+    "min_p": (lambda x: 0 <= x <= 1, "from 0 (off) to 1"),
+    "top_h": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "typical_p": (lambda x: 0 < x <= 1, "above 0 and at most 1 (off)"),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "xtc_probability", "xtc_threshold"), _ZERO_TO_ONE),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), _FACTOR),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty"), _SUMMAND),
+    "dry_multiplier": (lambda x: 0 <= x <= _LARGEST_FACTOR, "from 0 (off) to 1,000,000"),
+    "dry_base": (lambda x: 1 <= x <= _LARGEST_FACTOR, "from 1 to 1,000,000"),
+    **dict.fromkeys(_WHOLE, _COUNT),
+}
+
+
+def log_law(logits: Tensor, sampling: Sampling, contexts: Contexts | None = None) -> Tensor:
     """Log-probabilities, float32 [n, V], of `logits` [n, V] shaped by `sampling`; -inf where a token is excluded.
 
-    Same rules, in the same order, as transformers' `generate`: repetition penalty over `seen` (see `penalised`),
-    temperature, top-k, top-p, min-p. Tokens tied at the edge of top-k all stay; of those tied at the edge of top-p
-    the higher ids stay (`generate` leaves them to an unstable sort). Temperature 0 puts everything on the argmax.
+    Same rules, in the same order, as transformers' `generate`: the rules of the request (see `processed`), temperature,
+    top-h, top-k, top-p, min-p, typical-p, epsilon and eta cut-off; then XTC, which it does not know. Tokens tied at the
+    edge of top-k all stay; of those tied at the edge of top-p the higher ids stay (`generate` leaves them to an
+    unstable sort). Temperature 0 puts everything on the argmax. Where rules leave no token at all, and `generate`
+    fails, the logits hold as they are.
     """
-    scores = penalised(logits, sampling, seen)
+    scores = processed(logits, sampling, contexts)
     if sampling.temperature == 0:
         return torch.full_like(scores, -_INF).scatter_(-1, scores.argmax(-1, keepdim=True), 0.0)
+    if sampling.rules:
+        scores = drawable(scores, logits.float())
     if sampling.temperature != 1:
-        scores = scores / sampling.temperature
+        scores = _tempered(scores, sampling.temperature)
+    if sampling.top_h is not None:
+        scores = top_h(scores, sampling.top_h)
     if sampling.top_k == 0 and sampling.top_p == 1:
-        return _min_p(scores, sampling).log_softmax(-1)
+        return _finished(scores, sampling)
     values, ids = _nucleus(scores, sampling)
-    return torch.full_like(scores, -_INF).scatter_(-1, ids, _min_p(values, sampling).log_softmax(-1))
+    return torch.full_like(scores, -_INF).scatter_(-1, ids, _finished(values, sampling))
 
 
-def penalised(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
-    """`logits` [n, V] as float32, with the repetition penalty for the tokens in `seen` (int64 [n, L]).
+def processed(logits: Tensor, sampling: Sampling, contexts: Contexts | None = None) -> Tensor:
+    """`logits` [n, V] as float32, after the request's rules for the contexts they follow.
 
-    A token may occur several times in a row of `seen`; ids outside the vocabulary, such as -1, are padding.
+    This is what greedy decoding takes the argmax of.
     """
     scores = logits.float()
-    if seen is None or sampling.repetition_penalty == 1:
+    if not sampling.rules:
         return scores
-    vocabulary = scores.shape[-1]
-    padded = torch.nn.functional.pad(scores, (0, 1))  # one more column, for the padding to fall into
-    ids = seen.masked_fill((seen < 0) | (seen >= vocabulary), vocabulary)
-    found = padded.gather(-1, ids)
-    penalty = sampling.repetition_penalty
-    return padded.scatter_(-1, ids, torch.where(found < 0, found * penalty, found / penalty))[:, :vocabulary]
+    assert contexts is not None and len(contexts.depths) == len(scores)
+    return shaped(scores, sampling.rules, contexts)
+
+
+def _tempered(scores: Tensor, temperature: float) -> Tensor:
+    """`scores` over the temperature; of a small one such that nothing overflows: the likeliest are left."""
+    if temperature >= _SMALL_TEMPERATURE:
+        return scores / temperature
+    return (scores - scores.amax(-1, keepdim=True)) / max(temperature, _LEAST_TEMPERATURE)
+
+
+def _finished(scores: Tensor, sampling: Sampling) -> Tensor:
+    """Log-probabilities [n, w] of the tokens that top-k and top-p kept, once the other rules have left out theirs."""
+    scores = _min_p(scores, sampling)
+    if sampling.typical_p < 1:
+        scores = typical(scores, sampling.typical_p)
+    if 0 < sampling.epsilon_cutoff < 1:
+        scores = epsilon_cutoff(scores, sampling.epsilon_cutoff)
+    if 0 < sampling.eta_cutoff < 1:
+        scores = eta_cutoff(scores, sampling.eta_cutoff)
+    log_probs = scores.log_softmax(-1)
+    if not sampling.xtc_probability:
+        return log_probs
+    return exclude_top_choices(log_probs, sampling.xtc_probability, sampling.xtc_threshold)
 
 
 def _nucleus(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

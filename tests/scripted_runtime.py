@@ -76,6 +76,9 @@ class ScriptedRuntime:
         self._replies = list(replies)
         self._seconds = seconds
 
+    def default_of(self, name: str) -> object:
+        return getattr(self.generation_defaults, name, {"seed": "fresh"}.get(name, "none"))
+
     def stream(
         self,
         ids: list[int],

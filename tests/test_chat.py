@@ -19,7 +19,7 @@ from offload_runtime.chat.progress import LoadingBar
 from offload_runtime.chat.session import Chat
 from offload_runtime.chat.terminal import Screen
 from offload_runtime.conversation import Conversation
-from offload_runtime.options import SamplingOptions
+from offload_runtime.sampling_options import SamplingOptions
 from tests.chat_terminal import Terminal
 from tests.scripted_runtime import BROKEN, STORY, ScriptedRuntime, run_chat
 from tests.tokenizer_samples import byte_level

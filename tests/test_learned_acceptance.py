@@ -1,5 +1,7 @@
 """What passes teach about a pair: the same as observing the laws at the accepted path's nodes, one by one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from sequoia_tree import Tree
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.observe import observe, observe_greedy
 from sequoia_tree.sampling import Sampling, draw_without_replacement, log_law, probabilities
+from sequoia_tree.shaping.repetition import RepetitionPenalty
 from sequoia_tree.verify import Verdict
 from tests.tiny_models import PROMPT, checkpoint, perturbed
 
@@ -47,7 +50,9 @@ def drawn_tree(sampling, seed=0):
 
 def scored(sampling, seed=0):
     drawn = drawn_tree(sampling, seed)
-    return Scored.of(drawn, random_logits(drawn.tree.size, seed + 1), [3, 5, 7], sampling)
+    penalty = sampling.repetition_penalty
+    bound = replace(sampling, rules=(RepetitionPenalty(penalty),) if penalty != 1 else ())
+    return Scored.of(drawn, random_logits(drawn.tree.size, seed + 1), [3, 5, 7], bound)
 
 
 def observed(scored, nodes):
@@ -101,7 +106,7 @@ def test_a_greedy_pass_teaches_ranks(pair):
     one = scored(greedy)
     known.learn(one, Verdict(PATH, 0))
     nodes = torch.tensor([0, *PATH])
-    assert_equal(known.now(greedy), observe_greedy(one.penalised(nodes), one.drawn.draft_law(nodes)))
+    assert_equal(known.now(greedy), observe_greedy(one.processed(nodes), one.drawn.draft_law(nodes)))
     assert known.now(greedy).scale_positions == 3
 
 

@@ -1,5 +1,6 @@
 """The command line: every option reaches its place, bad values exit with 2, help and plan come without torch."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 
 from loaders.random_checkpoint import SHAPES, write_random_checkpoint
 from offload_runtime.errors import UsageError
-from offload_runtime.options import SAMPLING, SamplingOptions, model_options, parse_chat_arguments, sampling_options
+from offload_runtime.options import model_options, parse_chat_arguments
 from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET
+from offload_runtime.sampling_options import SAMPLING, SamplingOptions, sampling_options
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,7 +46,8 @@ def test_sampling_options_are_read() -> None:
     line = "--temperature 0 --top-p .9 --top-k 40 --min-p 0 --repetition-penalty 1.1 --seed 7 --max-new-tokens 5"
     expected = {"temperature": 0, "top_p": 0.9, "top_k": 40, "min_p": 0, "repetition_penalty": 1.1}
     options = sampling_options(parse_chat_arguments(line.split()))
-    assert options.as_arguments() == {**expected, "seed": 7, "max_new_tokens": 5}
+    given = {name: value for name, value in options.as_arguments().items() if value is not None}
+    assert given == {**expected, "seed": 7, "max_new_tokens": 5}
 
 
 @pytest.mark.parametrize(
@@ -139,3 +142,44 @@ def test_help_and_plan_do_not_import_torch(option: str, answer: str, tmp_path: P
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert answer in done.stdout and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "stops"),
+    [
+        ("###", ("###",)),
+        (r"\n\n", ("\n\n",)),
+        (r"a\\nb", (r"a\nb",)),
+        (r"\x", (r"\x",)),
+        ("[INST]", ("[INST]",)),
+        ('"', ('"',)),
+        ('" end"', (" end",)),
+        (r'["\n", "User:"]', ("\n", "User:")),
+        ("[1]", ("[1]",)),
+    ],
+)
+def test_stop_texts_are_read_as_a_user_writes_them(text: str, stops: tuple[str, ...]) -> None:
+    assert SamplingOptions().with_value("stop", text).stop == stops
+
+
+def test_stops_and_biases_add_up() -> None:
+    line = ["--stop", "a", "--stop", r"\n", "--logit-bias", "5=-2,6=1.5", "--logit-bias", "7=-inf"]
+    options = sampling_options(parse_chat_arguments(line))
+    assert options.stop == ("a", "\n")
+    arguments = options.as_arguments()
+    assert arguments["logit_bias"] == {5: -2.0, 6: 1.5, 7: float("-inf")}
+    assert SamplingOptions.from_mapping(json.loads(json.dumps(arguments))) == options
+
+
+@pytest.mark.parametrize("text", ["5", "5=x", "a=1", "-1=2", "5=nan", "{}x", '{"a": 1}', "5=1,"])
+def test_a_bad_bias_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="logit_bias"):
+        SamplingOptions().with_value("logit_bias", text)
+
+
+@pytest.mark.parametrize(
+    "damaged", [{"stop": [1]}, {"stop": [""]}, {"stop": ""}, {"logit_bias": [5]}, {"stop": ["\ud800"]}]
+)
+def test_damaged_lists_in_a_file_are_refused(damaged: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        SamplingOptions.from_mapping(damaged)

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from sequoia_tree.sampling import Sampling, draw, draw_without_replacement, log_law, penalised, probabilities
+from sequoia_tree.sampling import Sampling, draw, draw_without_replacement, log_law, probabilities, processed
+from sequoia_tree.shaping.contexts import Contexts, Text
+from sequoia_tree.shaping.repetition import RepetitionPenalty
 from tests.chi_square import p_value
 
 SHAPES = [
@@ -41,6 +44,19 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=generator(seed))
 
 
+def with_penalty(shape):
+    """The sampling with its repetition penalty as a rule."""
+    sampling = Sampling(**shape)
+    rules = (RepetitionPenalty(sampling.repetition_penalty),) if sampling.repetition_penalty != 1 else ()
+    return replace(sampling, rules=rules)
+
+
+def contexts(seen):
+    """Of a text of one token, behind which each row of `seen` [n, L] stands."""
+    text = Text.of([int(seen[0, 0])], seen.device)
+    return Contexts(text, seen, torch.full((len(seen),), seen.shape[1]))
+
+
 def reference(logits, sampling, seen):
     """The processors that `generate` would build, in its order."""
     steps = [TemperatureLogitsWarper(sampling.temperature)]
@@ -61,29 +77,30 @@ def reference(logits, sampling, seen):
 @pytest.mark.parametrize("vocabulary", [1, 7, 300, 20_000])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_law_agrees_with_transformers(shape, vocabulary):
-    sampling = Sampling(**shape)
+    sampling = with_penalty(shape)
     logits = 3 * normal(4, vocabulary)
     seen = torch.randint(vocabulary, (4, 9), generator=generator())
-    law, expected = log_law(logits, sampling, seen), reference(logits, sampling, seen)
+    seen[:, 0] = 0
+    law, expected = log_law(logits, sampling, contexts(seen)), reference(logits, sampling, seen)
     assert law.dtype == torch.float32
     torch.testing.assert_close(law, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_ties_agree_with_transformers(shape):
-    sampling = Sampling(**shape)
+    sampling = with_penalty(shape)
     logits = torch.randint(-2, 3, (50, 12), generator=generator()).float()
     seen = torch.zeros(50, 1, dtype=torch.int64)
-    torch.testing.assert_close(log_law(logits, sampling, seen), reference(logits, sampling, seen))
+    torch.testing.assert_close(log_law(logits, sampling, contexts(seen)), reference(logits, sampling, seen))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_wide_ties_keep_as_many_tokens_as_transformers(shape):
     """Hundreds of tokens tie at the edge; which of them top-p keeps depends on an unstable sort in transformers."""
-    sampling = Sampling(**shape)
+    sampling = with_penalty(shape)
     logits = torch.randint(-2, 3, (3, 4000), generator=generator()).bfloat16()
     seen = torch.zeros(3, 1, dtype=torch.int64)
-    law, expected = log_law(logits, sampling, seen), reference(logits, sampling, seen)
+    law, expected = log_law(logits, sampling, contexts(seen)), reference(logits, sampling, seen)
     torch.testing.assert_close(law.sort().values, expected.sort().values, rtol=1e-5, atol=1e-5)
 
 
@@ -98,16 +115,35 @@ def test_logits_of_minus_infinity_stay_excluded(shape):
 
 def test_temperature_0_is_the_argmax_of_the_penalised_logits():
     logits = torch.tensor([[2.0, 1.9, -1.0]])
-    law = log_law(logits, Sampling(temperature=0, repetition_penalty=2.0), torch.tensor([[0]]))
+    sampling = with_penalty({"temperature": 0, "repetition_penalty": 2.0})
+    law = log_law(logits, sampling, contexts(torch.tensor([[0]])))
     assert law.tolist() == [[-math.inf, 0.0, -math.inf]]
     assert log_law(logits, Sampling(temperature=0)).argmax() == 0
 
 
 def test_penalty_counts_a_token_once_and_skips_padding():
     logits = torch.tensor([[2.0, -2.0, 1.0]])
-    sampling = Sampling(repetition_penalty=2.0)
-    assert penalised(logits, sampling, torch.tensor([[1, 0, 0, -1, 99]])).tolist() == [[1.0, -4.0, 1.0]]
-    assert penalised(logits, sampling, None) is logits
+    seen = contexts(torch.tensor([[1, 0, 0, -1, 99]]))
+    assert processed(logits, with_penalty({"repetition_penalty": 2.0}), seen).tolist() == [[1.0, -4.0, 1.0]]
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-30, 1e-20, 1e-8])
+def test_the_smallest_temperatures_leave_the_likeliest(temperature):
+    """Their logits over the temperature would be infinite, and a law of infinities no law."""
+    law = log_law(torch.tensor([[30.0, 29.9, -500.0, 2.0], [-9.0, -7.0, -7.0, -8.0]]), Sampling(temperature))
+    torch.testing.assert_close(law.exp(), torch.tensor([[1.0, 0, 0, 0], [0, 0.5, 0.5, 0]]))
+
+
+def test_a_small_temperature_follows_the_division():
+    logits, sampling = normal(3, 50) / 100, Sampling(temperature=9e-4)
+    torch.testing.assert_close(log_law(logits, sampling), (logits / 9e-4).log_softmax(-1), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [1e-6, 1e6])
+def test_the_largest_penalties_stay_finite(penalty):
+    logits = torch.tensor([[1e4, -1e4, 3.0]])
+    sampling = with_penalty({"repetition_penalty": penalty, "temperature": 1e-30})
+    assert log_law(logits, sampling, contexts(torch.tensor([[0, 1]]))).exp().sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -121,13 +157,40 @@ def test_penalty_counts_a_token_once_and_skips_padding():
         {"top_p": 1.1},
         {"top_p": -0.1},
         {"min_p": 2.0},
+        {"temperature": 1e39},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-38},
+        {"repetition_penalty": 1e38},
+        {"encoder_repetition_penalty": 1e-7},
+        {"presence_penalty": 1e38},
+        {"frequency_penalty": -math.inf},
+        {"frequency_penalty": math.nan},
+        {"dry_multiplier": -1.0},
+        {"dry_base": 0.5},
+        {"dry_allowed_length": 1.5},
+        {"xtc_probability": 1.5},
+        {"typical_p": 0.0},
+        {"top_h": 0.0},
+        {"no_repeat_ngram_size": -1},
+        {"min_new_tokens": math.inf},
     ],
     ids=str,
 )
 def test_values_out_of_range_are_named(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         Sampling(**wrong)
+
+
+@pytest.mark.parametrize("value", ["1", None, True, [1]])
+def test_values_that_are_no_numbers_are_named(value):
+    with pytest.raises(TypeError, match="top_p must be a number"):
+        Sampling(top_p=value)
+
+
+def test_whole_numbers_may_be_written_as_floats():
+    sampling = Sampling(top_k=50.0)
+    assert (sampling.top_k, type(sampling.top_k)) == (50, int)
+    assert Sampling(top_k=10**12) == Sampling(top_k=10**9), "more tokens than any vocabulary has"
 
 
 def law_of_draws(law, count):

@@ -27,8 +27,8 @@ from offload_runtime.chat.status import activity_texts, duration, reply_line
 from offload_runtime.chat.terminal import Screen
 from offload_runtime.conversation import Conversation
 from offload_runtime.errors import UsageError
-from offload_runtime.options import SamplingOptions
 from offload_runtime.reply import ReplyStats
+from offload_runtime.sampling_options import SamplingOptions
 from offload_runtime.target import PassProgress
 from tests.chat_terminal import Terminal
 from tests.scripted_runtime import STORY, ScriptedRuntime, run_chat

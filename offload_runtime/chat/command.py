@@ -12,8 +12,10 @@ from offload_runtime.chat.given import given_prompt
 from offload_runtime.command_line import run_command
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, UsageError
 from offload_runtime.fetching import Download, fetched
-from offload_runtime.options import SamplingOptions, model_options, parse_chat_arguments, sampling_options
+from offload_runtime.generation_fields import unapplied_note
+from offload_runtime.options import model_options, parse_chat_arguments
 from offload_runtime.planning import Preparation, prepare
+from offload_runtime.sampling_options import SamplingOptions, sampling_options
 from scheduler.plan_table import format_plan
 
 # The rest is imported where it is used: `--help` and `--plan` answer sooner than torch can be imported.
@@ -78,6 +80,8 @@ def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argp
         screen.note(str(preparation.packing))
     if preparation.draft_note:
         screen.note(preparation.draft_note)
+    if note := unapplied_note(preparation.target.spec.directory):
+        screen.note(note)
 
 
 def _new_conversation(model: Path, arguments: argparse.Namespace) -> "Conversation":

@@ -11,7 +11,7 @@ from offload_runtime.chat.given import read_text
 from offload_runtime.chat.saved import load_chat, save_chat
 from offload_runtime.chat.status import reply_line
 from offload_runtime.errors import UsageError
-from offload_runtime.options import SAMPLING
+from offload_runtime.sampling_options import SAMPLING
 from scheduler.plan_table import format_plan
 from scheduler.sizes import format_size
 
@@ -122,8 +122,8 @@ def _sampling_lines(chat: "Chat", only: str | None = None) -> str:
     for name, value in chat.sampling.as_arguments().items():
         if only not in (None, name):
             continue
-        default = getattr(chat.runtime.generation_defaults, name, {"seed": "fresh"}.get(name, "none"))
-        rows[name] = f"{f'{default} (default)' if value is None else value:<16}  {SAMPLING[name].help}"
+        shown = f"{chat.runtime.default_of(name)} (default)" if value is None else str(value)
+        rows[name] = f"{shown:<16}  {SAMPLING[name].help}"
     return _rows(chat, rows)
 
 

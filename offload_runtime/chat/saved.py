@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loaders.json_files import read_object
 from offload_runtime.conversation import Conversation, Message, Stretch
 from offload_runtime.errors import UsageError
-from offload_runtime.options import SamplingOptions
+from offload_runtime.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from offload_runtime.chat.streaming import ReplyStream
 from offload_runtime.chat.terminal import Screen
 from offload_runtime.conversation import Conversation
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, PromptError, UsageError
-from offload_runtime.options import SamplingOptions
+from offload_runtime.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
     from offload_runtime.reply import Reply

@@ -8,7 +8,7 @@ from offload_runtime.chat.interrupt import StopOnInterrupt
 from offload_runtime.chat.status import activity_texts
 from offload_runtime.chat.terminal import Screen
 from offload_runtime.conversation import Conversation
-from offload_runtime.options import SamplingOptions
+from offload_runtime.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
     from offload_runtime.reply import Reply

@@ -20,7 +20,7 @@ from comparison.texts import sampling
 from offload_runtime.decode import Step, cut
 from offload_runtime.draft import Draft
 from offload_runtime.errors import UsageError
-from offload_runtime.generation_defaults import read_generation_defaults
+from offload_runtime.generation_defaults import model_end_tokens
 from offload_runtime.loading import LoadedModels
 from offload_runtime.methods import Method, adaptive_method, static_method
 from offload_runtime.model import Model
@@ -79,8 +79,8 @@ class SideBySide:
         size, depth = cells[0].size, cells[0].depth
         names = sorted({driver, *(cell.method for cell in cells)}, key=lambda name: _order(name, driver))
         methods = {name: _build(name, models.draft, acceptance, how, size, depth) for name in names}
-        defaults = read_generation_defaults(pair.options.model, models.target.model.config.eos_token_id)
-        return cls(models.target, models.draft, methods, how, defaults.end_token_ids, models.plan.context_length)
+        ends = model_end_tokens(pair.options.model, models.target.model.config.eos_token_id)
+        return cls(models.target, models.draft, methods, how, ends, models.plan.context_length)
 
     def passes(self, prompt: Sequence[int], seed: int) -> Iterator[Pass]:
         """Those of the reply that the driver writes with this seed, until it ends or the context is full."""
