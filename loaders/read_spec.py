@@ -18,6 +18,7 @@ from loaders.formats.weights import Contents, Format, told_apart
 from loaders.hub_names import directory_name
 from loaders.model_files import config_file, config_values, read_checkpoint
 from loaders.refused import why_refused
+from loaders.rope_scaling import NO_POSITION_LIMIT, extended_positions
 from loaders.safetensors_files import Checkpoint, StoredTensor
 from loaders.spec import DTYPE_NAMES, ITEMSIZE, ModelSpec, UnitSpec, aligned
 
@@ -42,8 +43,6 @@ NUMBER = re.compile(r"\.\d+\.")
 POSITION_LIMITS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "context_length",
 )  # fmt: skip
-LONG_ROPE = ("longrope", "su")  # "su" in older configs of Phi-3
-NO_POSITION_LIMIT = 2**31 - 1  # for configs that state none
 
 
 def read_spec(
@@ -138,35 +137,28 @@ class _Numbers:
         return 2 * head_dim * self.get("num_key_value_heads", "num_kv_heads", default=self.heads)
 
     @property
-    def positions(self) -> int:
-        """Up to where the model's text may grow: under longrope, up to where it changes all rotations of a text.
-
-        Which pass crosses that border depends on the tree, so text beyond it would too.
-        """
-        limit = self.get(*POSITION_LIMITS, default=NO_POSITION_LIMIT)
-        rotations = self.text.get("rope_parameters") or self.text.get("rope_scaling")
-        if not isinstance(rotations, dict) or rotations.get("rope_type", rotations.get("type")) not in LONG_ROPE:
-            return limit
-        stated = self.text.get("original_max_position_embeddings")
-        border = rotations.get("original_max_position_embeddings") if stated is None else stated
-        return min(limit, border) if type(border) is int and border > 0 else limit
+    def positions(self) -> tuple[int, str | None]:
+        """Up to where the model's text may grow, and which scaling extended it to there."""
+        return extended_positions(self.text, self.get(*POSITION_LIMITS, default=NO_POSITION_LIMIT))
 
 
 def _sizes(
     numbers: _Numbers, layers: list[list[StoredTensor]], outer: list[StoredTensor], dtype: str
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """The fields of ModelSpec that the config states; what it leaves to defaults is read off the tensors."""
     vocabulary, width = max((t.shape for t in outer if len(t.shape) == 2), key=math.prod, default=(None, None))
     widest = max((max(t.shape) for t in layers[0] if len(t.shape) == 2), default=None)
     cached = [t.shape[0] for tensors in layers for t in tensors if _is_cached(t)]
     per_token = sum(cached) if cached or _is_recurrent(numbers.text) else len(layers) * numbers.cached_per_layer
+    positions, extension = numbers.positions
     return {
         "vocab_size": numbers.get("vocab_size", default=vocabulary),
         "hidden_size": numbers.get("hidden_size", "n_embd", "d_model", default=width),
         "intermediate_size": numbers.get("intermediate_size", "n_inner", "ffn_dim", default=widest),
         "num_heads": numbers.heads,
         "kv_bytes_per_token": per_token * ITEMSIZE[dtype],
-        "max_positions": numbers.positions,
+        "max_positions": positions,
+        "extension": extension,
     }
 
 

@@ -34,6 +34,7 @@ from loaders.model_files import config_file, is_downloaded, read_checkpoint
 from loaders.packed import Packed, by_any_name, packed_parameters
 from loaders.read_spec import read_config
 from loaders.refused import WHAT_RUNS
+from loaders.rope_scaling import RopeScaling, no_rotations
 from loaders.safetensors_files import Checkpoint, StoredTensor
 from loaders.tied import untie_what_differs
 
@@ -130,15 +131,17 @@ def build_skeleton(
     device: torch.device | str,
     attn_implementation: str = "tree",
     checkpoint: Checkpoint | None = None,
+    rope_scaling: RopeScaling | None = None,
 ) -> Skeleton:
     """Build the causal language model that `config.json` describes, without reading a weight.
 
     Tensors are laid out in `dtype`, except those transformers keeps in float32, and packed weights, which are laid out
     as they are stored: for these, and for tied tensors, the headers are looked at, `checkpoint` if given.
     `attn_implementation` must be known to transformers. Raises ModelFilesError for a missing or broken config and
-    UnsupportedModelError for what cannot be run; no code from the directory is executed.
+    UnsupportedModelError for what cannot be run; no code from the directory is executed. `rope_scaling` takes the place
+    of what the config says of it.
     """
-    config = _load_config(Path(directory))
+    config = _load_config(Path(directory), rope_scaling)
     with _explained(directory), _own_attention_explained(directory, attn_implementation), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
@@ -156,7 +159,7 @@ def build_skeleton(
     return _divide(model, dtype, packed_parameters(model, contents) if packing else {})
 
 
-def _load_config(directory: Path) -> PretrainedConfig:
+def _load_config(directory: Path, rope_scaling: RopeScaling | None) -> PretrainedConfig:
     values = read_config(directory)
     model_type = values.get("model_type")
     if model_type not in CONFIG_MAPPING:
@@ -169,11 +172,20 @@ def _load_config(directory: Path) -> PretrainedConfig:
             config = AutoConfig.for_model(**values)
         else:
             config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        if rope_scaling:
+            config = _scaled(config, rope_scaling)
     encodes = type(config) in MODEL_FOR_MASKED_LM_MAPPING or model_type == "bert-generation"
     is_encoder = encodes and not getattr(config, "is_decoder", False)
     if is_encoder or config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModelError(f"{directory}: {model_type} is not a decoder-only language model. {WHAT_RUNS}.")
     return config
+
+
+def _scaled(config: PretrainedConfig, rope_scaling: RopeScaling) -> PretrainedConfig:
+    """The config with other rotations. Raises UnsupportedModelError where it states none: they would have no effect."""
+    if not getattr(config.get_text_config(decoder=True), "rope_parameters", None):
+        raise no_rotations(config.model_type, rope_scaling)
+    return AutoConfig.for_model(**rope_scaling.applied(config.to_dict()))
 
 
 @contextmanager

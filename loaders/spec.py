@@ -67,6 +67,7 @@ class ModelSpec:
     decode_bytes: int = 0  # device memory in which packed weights are decoded, those of one module at a time
     outer_decode_bytes: int = 0  # of these what the weights outside of layers need
     experts_per_token: int = 0  # in each layer; 0 where no experts are told apart
+    extension: str | None = None  # what made max_positions more than the config says: "64, extended 4 times by yarn..."
 
     def with_decoded(self, count: int) -> ModelSpec:
         """The same model after the first `count` layers have been decoded for good."""
@@ -75,6 +76,11 @@ class ModelSpec:
         units = (*(unit.decoded for unit in self.units[:count]), *self.units[count:])
         packed = any(unit.packed_bytes for unit in units)
         return replace(self, units=units, decode_bytes=self.decode_bytes if packed else self.outer_decode_bytes)
+
+    @property
+    def positions_for_people(self) -> str:
+        """How many, and where that was extended, from what: "256 (64, extended 4 times by yarn scaling)"."""
+        return f"{self.max_positions} ({self.extension})" if self.extension else f"{self.max_positions}"
 
     @property
     def weight_form(self) -> str:

@@ -51,6 +51,7 @@ class Request:
     """One generation: the prompt's token ids and how to continue them.
 
     repeatable: the same random numbers are to bring the same text again, so trees must not depend on what was learnt.
+    first_prompt: tokens of the prompt as it was given, where `prompt` has tokens of the reply behind them.
     """
 
     prompt: Sequence[int]
@@ -60,11 +61,18 @@ class Request:
     generator: torch.Generator
     should_stop: Callable[[], bool] = never
     repeatable: bool = False
+    first_prompt: int | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt as it was given."""
+        return len(self.prompt) if self.first_prompt is None else self.first_prompt
 
     def after(self, tokens: Sequence[int]) -> "Request":
         """What is left to generate when `tokens` were."""
         left = self.max_new_tokens - len(tokens)
-        return replace(self, prompt=[*self.prompt, *tokens], max_new_tokens=left)
+        prompt = [*self.prompt, *tokens]
+        return replace(self, prompt=prompt, max_new_tokens=left, first_prompt=self.prompt_length)
 
 
 class Decoder:
@@ -88,7 +96,7 @@ class Decoder:
         finish_reason = None
         try:
             while finish_reason is None:
-                self._take_up(text, request.should_stop)
+                self._take_up(text, request)
                 step = self._step(request, most_tokens - len(text))
                 finish_reason = step.finish_reason
                 yield step
@@ -96,14 +104,15 @@ class Decoder:
             if self.text is text:  # another iterator that took over has rolled back, and may be in the middle of a pass
                 self._rollback()
 
-    def _take_up(self, text: list[int], should_stop: Callable[[], bool]) -> None:
+    def _take_up(self, text: list[int], request: Request) -> None:
         """Turn to `text`, which grows from here on. Of another text, the caches keep what both begin with."""
         common = common_prefix(self.text, text) if self.text is not text else None
         self.text = text
         for model in self._models():
-            model.should_stop = should_stop
+            model.should_stop = request.should_stop
             if common is not None:
-                model.cache.truncate(common)
+                model.take_up(request.prompt_length, common)
+            model.reaches(len(text))
 
     def _models(self) -> list[Model]:
         return [self._target.model, *([self._draft.model] if self._draft else [])]
@@ -136,7 +145,8 @@ class Decoder:
             self._commit(drawn, verdict)
             drafted, accepted = drawn.tree.size - 1, len(verdict.path)
             accepted_tokens = [drawn.tokens[node] for node in verdict.path]
-            tokens, finish_reason = cut([*accepted_tokens, verdict.bonus], request.end_token_ids, most_tokens)
+            room = self._target.model.room(len(self.text))
+            tokens, finish_reason = cut([*accepted_tokens, verdict.bonus][:room], request.end_token_ids, most_tokens)
             self.text += tokens
         step = Step(
             token_ids=tokens,

@@ -100,7 +100,7 @@ def _refuse_states(*models: Model) -> None:
 
 def _skeleton(files: ModelFiles, device: torch.device) -> Skeleton:
     dtype = getattr(torch, files.spec.dtype)
-    return build_skeleton(files.spec.directory, dtype, device, ATTENTION_NAME, files.checkpoint)
+    return build_skeleton(files.spec.directory, dtype, device, ATTENTION_NAME, files.checkpoint, files.rope_scaling)
 
 
 def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:

@@ -28,6 +28,7 @@ from loaders.sources import map_sources
 from offload_runtime.attention import PassRows, attending
 from offload_runtime.errors import Interrupted, UnsupportedModelError
 from offload_runtime.kv_cache import TreeCache
+from offload_runtime.length_rotations import TextLengths
 from offload_runtime.padded_passes import NotReplayable, PaddedPasses, Runner
 from offload_runtime.rows import text_rows
 from scheduler.device_memory import DeviceMemory
@@ -80,6 +81,7 @@ class Model:
         self.config = skeleton.config
         self.vocab_size: int = skeleton.config.vocab_size
         self._last_position = positions - 1
+        self._lengths = TextLengths.of(skeleton.model)
         self.cache = TreeCache(skeleton.config, capacity, memory.add)
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
         units = (*skeleton.units, skeleton.outer)
@@ -131,6 +133,19 @@ class Model:
         """Bytes that crossed the link for the passes so far."""
         return self._weights.crossed_bytes
 
+    def take_up(self, prompt: int, common: int) -> None:
+        """Turn to another text, which begins with a prompt of so many tokens: of the cache keep the rows in common."""
+        self.cache.truncate(common if self._lengths.begin(prompt) else 0)
+
+    def reaches(self, text: int) -> None:
+        """The text has grown to so many tokens; some models read it all again at one length."""
+        if self._lengths.must_restart(text):
+            self.cache.truncate(0)
+
+    def room(self, text: int) -> int:
+        """How many tokens the next pass may add to a text of so many."""
+        return self._lengths.room(text)
+
     @torch.inference_mode()
     def forward(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor:
         """Run ``tokens [n]`` as the given rows, behind what the cache holds.
@@ -141,6 +156,7 @@ class Model:
         if not self._hooks:
             raise RuntimeError("the model is closed")
         assert tokens.shape == rows.row_positions.shape and 1 <= logits_to_keep <= len(tokens)
+        self._lengths.begin_pass(min(rows.past + len(rows.positions), self._last_position + 1))
         logits = self._padded_logits(tokens, rows, logits_to_keep)
         if logits is None:
             if self._weights.ring:
@@ -167,7 +183,7 @@ class Model:
 
     def _padded_logits(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor | None:
         """The logits of a pass in a fixed shape; None where it takes none."""
-        if self._padded is None or not self._padded.takes(rows):
+        if self._padded is None or self._lengths.vary or not self._padded.takes(rows):
             return None
         self._poll()
         try:
@@ -184,8 +200,7 @@ class Model:
         """transformers' own pass, over int64 [n] each; logits ``[logits_to_keep, vocab]``, of all rows if that is 0."""
         output = self._model(
             input_ids=tokens[None],
-            # Rows past the last position are never part of a text, but a table of learned positions must not
-            # overflow, nor rotations switch to those of longer texts.
+            # Rows past the last position are never part of a text, but a table of learned positions must not overflow.
             position_ids=positions.clamp(max=self._last_position)[None],
             use_cache=True,
             logits_to_keep=logits_to_keep,

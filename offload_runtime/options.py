@@ -6,6 +6,7 @@ from pathlib import Path
 
 from loaders.adapters.locate import with_adapter
 from loaders.quantization import BITS
+from loaders.rope_scaling import RopeScaling
 from offload_runtime import __version__
 from offload_runtime.option_readers import utf8_text, whole_number
 from offload_runtime.run_options import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft, resolve_model
@@ -19,6 +20,14 @@ def size(text: str) -> int:
     """A reader of sizes such as 20GiB."""
     try:
         return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def rope_scaling(text: str) -> RopeScaling:
+    """A reader of scaled rotations such as yarn:4."""
+    try:
+        return RopeScaling.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -76,6 +85,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--quantized-directory", metavar="DIR", type=Path, help="where packed weights are kept (default: the cache)")
     add("--context-length", metavar="N", type=whole_number(1), help="most tokens of prompts and replies together")
     add(
+        "--rope-scaling",
+        metavar="KIND:FACTOR",
+        type=rope_scaling,
+        help="extend the context: yarn:4, linear:2, dynamic:2; yarn:4:32768 says what the model was made for; none; or "
+        "rope_scaling as JSON (default: what the config says)",
+    )
+    add(
         "--tree",
         choices=TREES,
         default="auto",
@@ -103,7 +119,7 @@ def model_options(arguments: argparse.Namespace) -> Options:
     names = (
         *("device", "device_memory", "host_memory", "dtype", "context_length", "offline"),
         *("tree", "verification", "tree_size", "tree_depth"),
-        *("quantize", "quantized_directory"),
+        *("quantize", "quantized_directory", "rope_scaling"),
     )
     values = {name: getattr(arguments, name) for name in names}
     gpu = getattr(arguments, "gpu", None)

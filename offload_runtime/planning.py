@@ -12,7 +12,7 @@ from offload_runtime.draft_choice import DraftChoice, choose_draft
 from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
 from offload_runtime.expected_acceptance import ExpectedAcceptance, expected_acceptance
 from offload_runtime.packing import Packing
-from offload_runtime.read_models import ModelFiles, read_model, read_target, smaller_targets, vocabulary_of
+from offload_runtime.read_models import ModelFiles, read_draft, read_target, smaller_targets, vocabulary_of
 from offload_runtime.run_options import AUTO, Options, located
 from scheduler.hardware import planned_machine, recognised, with_data_sheet
 from scheduler.machine import Machine, read_machine
@@ -74,7 +74,7 @@ def prepare(options: Options) -> Preparation:
         choice = _choose(options, target.spec, machine, limits)
         draft = acceptance = None
         if choice.directory is not None:
-            draft = read_model(options, choice.directory, machine)
+            draft = read_draft(options, choice.directory, machine, target.spec)
             if options.draft != AUTO:  # else the choice has compared them
                 _check_tokens(options, target.spec, draft.spec)
             acceptance = expected_acceptance(options.model, draft.spec)
@@ -98,7 +98,7 @@ def _choose(options: Options, target: ModelSpec, machine: Machine, limits: Limit
         return DraftChoice(options.draft)
     vocabulary = None if target.recurrent else vocabulary_of(options, options.model)
     return choose_draft(
-        target, vocabulary, machine, limits, lambda directory: read_model(options, directory, machine).spec
+        target, vocabulary, machine, limits, lambda directory: read_draft(options, directory, machine, target).spec
     )
 
 

@@ -18,6 +18,7 @@ from loaders.hub_names import directory_name
 from loaders.model_files import read_checkpoint
 from loaders.quantization import BITS, Quantization
 from loaders.read_spec import read_config, read_spec
+from loaders.rope_scaling import RopeScaling, is_rotary
 from loaders.safetensors_files import Checkpoint
 from loaders.spec import ModelSpec
 from loaders.tokenizers.vocabulary import read_vocabulary
@@ -29,11 +30,15 @@ from scheduler.machine import Machine
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """One model and what its headers say. source: what it is on the hub, where it came by its name."""
+    """One model and what its headers say.
+
+    source: what it is on the hub, where it came by its name. rope_scaling: what takes the place of its config's.
+    """
 
     spec: ModelSpec
     checkpoint: Checkpoint
     source: HubModel | None = None
+    rope_scaling: RopeScaling | None = None
 
     @property
     def missing_bytes(self) -> int:
@@ -41,7 +46,9 @@ class ModelFiles:
         return self.source.missing_bytes if self.source else 0
 
 
-def read_model(options: Options, directory: Path, machine: Machine) -> ModelFiles:
+def read_model(
+    options: Options, directory: Path, machine: Machine, rope_scaling: RopeScaling | None = None
+) -> ModelFiles:
     """What config and headers in `directory` say, or those on the hub where the files are not here yet."""
     source = _source(options, directory)
     if source and source.gguf and source.missing:
@@ -51,13 +58,21 @@ def read_model(options: Options, directory: Path, machine: Machine) -> ModelFile
     else:
         config = read_config(directory)  # refuses models before their headers are asked for
         checkpoint = _checkpoint(options, directory)
-    return _files(options, directory, checkpoint, config, machine)
+    return _files(options, directory, checkpoint, config, machine, rope_scaling)
+
+
+def read_draft(options: Options, directory: Path, machine: Machine, target: ModelSpec) -> ModelFiles:
+    """A draft's files. Its context is extended as the target's is, where it would be shorter."""
+    draft = read_model(options, directory, machine)
+    if options.rope_scaling and draft.spec.max_positions < target.max_positions and is_rotary(draft.spec.model_type):
+        return read_model(options, directory, machine, options.rope_scaling)
+    return draft
 
 
 def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing | None]:
     """The target's files, or the packed ones: those that are there, else those that will be, known by their sizes."""
     if options.quantize is None:
-        return read_model(options, options.model, machine), None
+        return read_model(options, options.model, machine, options.rope_scaling), None
     _refuse_gguf(options.model)
     source = _source(options, options.model)
     name = source.label if source else directory_name(options.model)
@@ -66,7 +81,7 @@ def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing
     else:
         packing = Packing.of(options.model, options.quantize, options.quantized_directory)
         if packing.report:
-            files = read_model(options, packing.directory, machine)
+            files = read_model(options, packing.directory, machine, options.rope_scaling)
         else:
             files = _described(options, packing.quantization, packing.directory, machine)
     return replace(files, spec=replace(files.spec, name=name)), packing
@@ -111,7 +126,8 @@ def _quantization(options: Options, name: str) -> Quantization:
 def _described(options: Options, quantization: Quantization, directory: Path, machine: Machine) -> ModelFiles:
     """The files that packing will write to `directory`."""
     config = quantization.config(read_config(options.model))
-    return _files(options, options.model, quantization.checkpoint(directory), config, machine)
+    checkpoint = quantization.checkpoint(directory)
+    return _files(options, options.model, checkpoint, config, machine, options.rope_scaling)
 
 
 def _source(options: Options, directory: Path) -> HubModel | None:
@@ -137,8 +153,15 @@ def _hub_gguf(source: HubModel) -> GgufFile:
 
 
 def _files(
-    options: Options, directory: Path, checkpoint: Checkpoint, config: dict[str, Any], machine: Machine
+    options: Options,
+    directory: Path,
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    machine: Machine,
+    rope_scaling: RopeScaling | None,
 ) -> ModelFiles:
+    if rope_scaling:
+        config = rope_scaling.applied(config)
     dtype, stored = options.dtype, config.get("stored_layers")  # of a widened model: which layer of the files each is
     if stored is not None or (options.share_layers and directory == options.model):
         from loaders.random_checkpoint import share_layers
@@ -151,7 +174,7 @@ def _files(
         spec = read_spec(directory, "float32", checkpoint, config)
     source = _source(options, directory)
     name = (source.label if source else spec.name) + (f" with {adapter.name}" if adapter else "")
-    return ModelFiles(replace(spec, name=name), checkpoint, source)
+    return ModelFiles(replace(spec, name=name), checkpoint, source, rope_scaling)
 
 
 def _cpu_has_bfloat16() -> bool:

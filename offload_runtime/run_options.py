@@ -11,6 +11,7 @@ from loaders.hub_model import HubModel
 from loaders.hub_names import hub_name, model_path
 from loaders.local_models import local_model
 from loaders.quantization import BITS
+from loaders.rope_scaling import RopeScaling
 from offload_runtime.errors import UsageError
 
 DEMO_PAIR = Path(__file__).parent / "demo_pair"
@@ -47,6 +48,8 @@ class Options:
     beside it, all free. offline: never use the network. quantize: pack the target's weights as "int8" or "int4", once;
     they are kept in `quantized_directory`, or in the user's cache. chat_template: a file with another one than the
     model's. template_arguments: variables of the chat template. adapter: a directory, merged into the target.
+    rope_scaling: in place of what the config says; the draft gets it too where it was made for fewer positions than the
+    target then has.
     """
 
     model: Path
@@ -70,6 +73,7 @@ class Options:
     chat_template: Path | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     adapter: Path | None = None
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         if self.adapter is not None and (self.quantize or self.share_layers):

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from loaders.adapters.locate import with_adapter
+from loaders.rope_scaling import RopeScaling
 from loaders.tokenizers import check_same_tokens, has_tokenizer, load_tokenizer
 from loaders.tokenizers.vocabulary import has_vocabulary
 from offload_runtime.automatic_tree import MAX_DEPTH, AutomaticTree
@@ -70,6 +71,7 @@ class OffloadRuntime:
         chat_template: str | Path | None = None,
         template_arguments: Mapping[str, Any] | None = None,
         adapter: str | Path | None = None,
+        rope_scaling: str | Mapping[str, Any] | None = None,
     ) -> "OffloadRuntime":
         """Plan, download what is missing and load.
 
@@ -84,7 +86,9 @@ class OffloadRuntime:
         the user's cache. progress: called while weights are downloaded, packed and loaded. offline: never use the
         network. chat_template: a file with another chat template than the model's. template_arguments: variables of the
         template, such as {"enable_thinking": False}. adapter: directory of a LoRA adapter, merged into the model while
-        it is read, as PEFT merges it; "none" leaves out one that lies beside the model.
+        it is read, as PEFT merges it; "none" leaves out one that lies beside the model. rope_scaling: extends the
+        context, in place of what the config says: "yarn:4", "yarn:4:32768" where the model was made for so many
+        positions, "linear:2", "dynamic:2", "none", or transformers' rope_scaling.
         Raises an OffloadError that says what is wrong and what would work.
         """
         path, adapter_directory = with_adapter(resolve_model(model), adapter)
@@ -107,6 +111,7 @@ class OffloadRuntime:
             chat_template=None if chat_template is None else Path(chat_template),
             template_arguments=dict(template_arguments or {}),
             adapter=adapter_directory,
+            rope_scaling=_rope_scaling(rope_scaling),
         )
         preparation = prepare(options)
         download = Download.of(preparation.options)
@@ -319,9 +324,10 @@ class OffloadRuntime:
 
     def _longer_context(self, tokens: int) -> str:
         """What to do about a prompt of so many tokens."""
-        most = self._preparation.target.spec.max_positions
+        spec = self._preparation.target.spec
+        most = spec.max_positions
         if tokens >= most:
-            return f"shorten the prompt: the model was made for {most} tokens"
+            return f"shorten the prompt: the model was made for {spec.positions_for_people} tokens"
         return f"shorten the prompt, or start with --context-length {min(2 * tokens, most)} if memory allows"
 
     def _stop_strings(self, stop: str | Sequence[str] | None) -> StopStrings:
@@ -360,6 +366,13 @@ def _tree_policy(models: LoadedModels, options: Options, known: LearnedAcceptanc
         return FixedTree(draft, plan, options.tree, options.rule, known)
     depth = options.tree_depth if isinstance(options.tree_depth, int) else MAX_DEPTH
     return AutomaticTree(draft, target, plan, depth, options.rule, known)
+
+
+def _rope_scaling(value: str | Mapping[str, Any] | None) -> RopeScaling | None:
+    try:
+        return None if value is None else RopeScaling.parse(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"rope_scaling: {error}") from error
 
 
 def _seeded(generator: torch.Generator, seed: int | None) -> torch.Generator:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from loaders.errors import UnsupportedModelError
+from loaders.rope_scaling import is_rotary
 from loaders.spec import ModelSpec
 from scheduler.machine import Machine
 from scheduler.memory_items import (
@@ -78,10 +79,7 @@ class PlanRequest:
 
     def __post_init__(self) -> None:
         if self.context_lengths[0] > self.spec.max_positions:
-            raise ValueError(
-                f"a context of {self.context_lengths[0]} tokens is more than the {self.spec.max_positions} positions "
-                f"{self.spec.name} was made for"
-            )
+            raise ValueError(_too_long(self.spec, self.context_lengths[0]))
         recurrent = [model for model in self.models if model.recurrent]
         if self.draft is not None and recurrent:
             raise UnsupportedModelError(
@@ -179,3 +177,15 @@ class PlanRequest:
         """
         default = tree_size if self.repeats_text else max(4, 2 * (tree_size - 1).bit_length() - 2)
         return min(self.limits.tree_depth or default, tree_size - 1)
+
+
+def _too_long(spec: ModelSpec, context_length: int) -> str:
+    lines = [
+        f"a context of {context_length} tokens is more than the {spec.positions_for_people} positions {spec.name} was "
+        "made for",
+        f"  --context-length {spec.max_positions}   is the most that it has",
+    ]
+    if is_rotary(spec.model_type):
+        factor = -(-context_length // spec.max_positions)
+        lines.append(f"  --rope-scaling yarn:{factor}   extends it; how good its texts then are depends on the model")
+    return "\n".join(lines)

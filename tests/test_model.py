@@ -10,20 +10,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from offload_runtime import OffloadRuntime
-from offload_runtime.errors import DoesNotFitError, PromptError, UnsupportedModelError, UsageError
+from offload_runtime.errors import DoesNotFitError, PromptError, UnsupportedModelError
 from offload_runtime.model import Model
 from scheduler.device_memory import DeviceMemory
 from tests.tiny_models import BASE, PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 TREE = {"tree": "sequoia", "tree_size": 12, "tree_depth": 4}
-BORDER = 40
-LONG_ROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10_000.0,
-    "short_factor": [1.0] * 4,
-    "long_factor": [4.0] * 4,
-    "original_max_position_embeddings": BORDER,
-}
 
 
 def save(architecture, directory, **changes):
@@ -39,19 +31,6 @@ def test_a_model_that_counts_rows_for_positions_is_refused(architecture, sizes, 
     """The rows of a tree are not in the text's order: its logits would be wrong by far."""
     with pytest.raises(UnsupportedModelError, match="positions"):
         OffloadRuntime.from_pretrained(save(architecture, tmp_path, **sizes), "none", device="cpu", context_length=64)
-
-
-def test_text_ends_where_long_rotations_begin(tmp_path):
-    """Up to there it is exact, though the last trees reach beyond."""
-    rope = {"rope_parameters": LONG_ROPE, "original_max_position_embeddings": BORDER}
-    target = save("phi3", tmp_path, **rope)
-    with pytest.raises(UsageError, match=f"more than the {BORDER} positions"):
-        OffloadRuntime.from_pretrained(target, "none", device="cpu", context_length=BORDER + 1)
-    with OffloadRuntime.from_pretrained(target, perturbed(target, 0.02), device="cpu", **TREE) as runtime:
-        assert runtime.context_length == BORDER
-        reply = runtime.generate(PROMPT, temperature=0)
-    assert reply.token_ids == greedy(target, PROMPT, BORDER - len(PROMPT))
-    assert reply.stats.tokens_per_pass > 1.5
 
 
 @pytest.mark.parametrize("held", [True, False])
