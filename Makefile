@@ -6,13 +6,14 @@ BIN     = $(VENV)/bin
 # One thread per worker: several small tests side by side are quicker than one on all cores.
 WORKERS ?= 2
 
-.PHONY: help chat test lint clean
+.PHONY: help chat test lint pins clean
 
 help:
 	@echo "make chat   install into $(VENV) if needed, then chat with the bundled demonstration pair, trees always on"
 	@echo "            (other models: make chat ARGS='--model DIR_OR_NAME'; all options: ARGS=--help)"
 	@echo "make test   install into $(VENV) if needed, then run the whole test suite"
 	@echo "make lint   ruff and mypy over the code"
+	@echo "make pins   whether constraints.txt can be installed, for every Python and build of PyTorch; installs nothing"
 	@echo "make clean  remove $(VENV) and caches"
 
 chat: $(VENV)/.installed-chat
@@ -26,6 +27,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+pins: $(VENV)/.installed-dev
+	$(BIN)/python scripts/check_pins.py
+
 $(VENV)/.installed-chat: EXTRAS =
 $(VENV)/.installed-test: EXTRAS = [test]
 $(VENV)/.installed-dev: EXTRAS = [dev]
@@ -34,8 +38,8 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 		|| { echo "error: Python 3.10 or newer is needed; this is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/pip || { rm -rf $(VENV); echo "Making a virtual environment in $(VENV)"; $(PYTHON) -m venv $(VENV); } \
 		|| { rm -rf $(VENV); echo "error: python3 cannot make virtual environments. Try: sudo apt install python3-venv"; exit 2; }
-	@echo "Installing pinned packages (constraints.txt); PyTorch is the large one"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(EXTRAS)'
+	@echo "Installing pinned packages (constraints.txt): 0.25 GB to download with PyTorch's CPU build, 2.8 GB with CUDA's"
+	@$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.$(EXTRAS)'
 	@touch $@
 
 clean:
