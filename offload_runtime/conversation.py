@@ -13,12 +13,13 @@ from offload_runtime.errors import OffloadError, UsageError
 from offload_runtime.prompt import turn_end_tokens
 from offload_runtime.reasoning.reply_text import split_reply
 from offload_runtime.rendering.chat_template import render_chat
-from offload_runtime.text import IncrementalText
+from offload_runtime.text import IncrementalText, check_whole_characters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, str]  # "role": "system" | "user" | "assistant"; "content"; of some replies "reasoning_content"
+QUESTION: Message = {"role": "user", "content": "?"}  # of a conversation that templates are tried with
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Conversation:
     @cached_property
     def end_token_ids(self) -> frozenset[int]:
         """Tokens that end a reply beside the model's own: what the chat template puts behind one."""
-        return frozenset() if self.raw else turn_end_tokens(self.tokenizer, self.template_arguments)
+        return frozenset() if self.raw else turn_end_tokens(self.tokenizer, self.template_arguments, self.messages)
 
     @property
     def token_count(self) -> int:
@@ -158,7 +159,7 @@ class Conversation:
             raise UsageError("without the chat template (--raw) there is no place for a system message")
         others = self.messages[0 if self.system is None else 1 :]
         messages = others if text is None else [{"role": "system", "content": text}, *others]
-        self._render(messages if others else [*messages, {"role": "user", "content": "?"}])
+        self._render(messages if others else [*messages, QUESTION])
         self.messages = messages
 
     def _append(self, text: str, ids: Sequence[int]) -> None:
@@ -167,12 +168,17 @@ class Conversation:
 
     def _forget_from(self, index: int) -> None:
         rest = self.messages[:index]
-        rendering = self._render(rest, awaits_reply=False) if len(rest) > 1 else ""
+        try:
+            rendering = self._render(rest, awaits_reply=False) if len(rest) > 1 else ""
+        except OffloadError:  # some templates refuse a conversation that ends with a reply
+            rendering = self._render([*rest, QUESTION])
         self.messages, self.stretches = rest, self._matching_stretches(rendering)
 
     def _render(self, messages: list[Message], awaits_reply: bool = True) -> str:
         if self.raw:
-            return "".join(message["content"] for message in messages)
+            text = "".join(message["content"] for message in messages)
+            check_whole_characters(text)
+            return text
         return render_chat(self.tokenizer, messages, awaits_reply, self.template_arguments)
 
     def _matching_stretches(self, rendering: str) -> list[Stretch]:

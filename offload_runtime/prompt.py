@@ -1,6 +1,7 @@
 """From what a caller hands in to token ids."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from loaders.chat_templates import read_template
 from loaders.tokenizers import load_tokenizer
-from offload_runtime.errors import PromptError
+from offload_runtime.errors import OffloadError, PromptError
 from offload_runtime.reasoning.reply_text import inner_tokens
 from offload_runtime.rendering.chat_template import render_chat
+from offload_runtime.text import check_whole_characters
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Raw text, token ids, or chat messages with "role" and "content"."""
@@ -38,6 +40,7 @@ def encode_prompt(
 ) -> list[int]:
     """Token ids: raw text as the tokenizer encodes it, messages through the chat template, ids as they are."""
     if isinstance(prompt, str):
+        check_whole_characters(prompt)
         return list(tokenizer()(prompt).input_ids)
     if is_chat(prompt):
         text = render_chat(tokenizer(), prompt, True, template_arguments)  # type: ignore[arg-type]
@@ -48,11 +51,26 @@ def encode_prompt(
 
 
 def turn_end_tokens(
-    tokenizer: PreTrainedTokenizerBase, template_arguments: Mapping[str, Any] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    template_arguments: Mapping[str, Any] | None = None,
+    messages: Sequence[Mapping[str, Any]] = (),
 ) -> frozenset[int]:
-    """The special token that the chat template puts behind a reply, if it puts one."""
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-    _, _, after = render_chat(tokenizer, messages, False, template_arguments).rpartition(_MARK)
-    ids = tokenizer(after.lstrip(), add_special_tokens=False).input_ids
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return frozenset(ids[:1]) & special - inner_tokens(tokenizer)
+    """The special token that the chat template puts behind a reply, if it puts one.
+
+    messages: a conversation of which those before the first of the user are taken along: some templates want a system
+    message. Some refuse a conversation that ends with a reply: they are asked with one that goes on.
+    """
+    question = {"role": "user", "content": "?"}
+    asked = [*takewhile(lambda message: message.get("role") not in ("user", "assistant"), messages), question]
+    answered = [*asked, {"role": "assistant", "content": _MARK}]
+    for conversation in (answered, [*answered, question]):
+        try:
+            text = render_chat(tokenizer, conversation, False, template_arguments)
+        except OffloadError:
+            continue
+        _, found, after = text.rpartition(_MARK)
+        if found:
+            ids = tokenizer(after.lstrip(), add_special_tokens=False).input_ids
+            special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+            return frozenset(ids[:1]) & special - inner_tokens(tokenizer)
+    return frozenset()

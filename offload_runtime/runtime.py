@@ -190,11 +190,6 @@ class OffloadRuntime:
         return chat_tokenizer(self._directory, self._preparation.options.chat_template)
 
     @cached_property
-    def _turn_ends(self) -> frozenset[int]:
-        """What ends a reply to messages beside the model's own end tokens."""
-        return turn_end_tokens(self.tokenizer, self._preparation.options.template_arguments)
-
-    @cached_property
     def end_token_ids(self) -> frozenset[int]:
         """Tokens that end a text."""
         return model_end_tokens(self._directory, self._models.target.model.config.eos_token_id)
@@ -232,8 +227,11 @@ class OffloadRuntime:
         if not self._close.alive:
             raise UsageError("this runtime is closed: load the model again")
         values = override(self._defaults.sampling, **sampling)
-        ids = encode_prompt(prompt, lambda: self.tokenizer, self._preparation.options.template_arguments)
-        turn_ends = self._turn_ends if is_chat(prompt) else frozenset()
+        template_arguments = self._preparation.options.template_arguments
+        ids = encode_prompt(prompt, lambda: self.tokenizer, template_arguments)
+        turn_ends: frozenset[int] = frozenset()
+        if is_chat(prompt):
+            turn_ends = turn_end_tokens(self.tokenizer, template_arguments, prompt)  # type: ignore[arg-type]
         self._check_prompt(ids)
         stops = self._stop_strings(stop)
         model = self._models.target.model
@@ -387,10 +385,13 @@ def _seeded(generator: torch.Generator, seed: int | None) -> torch.Generator:
 
 
 def _with_text(step: Step, text: ReplyText) -> Step:
-    """The step with the text it completes; cut behind the token that completes a stop string."""
+    """The step with the text it completes; cut behind the token that completes a stop string.
+
+    A token that ends the reply is none of its text, special or not.
+    """
     thoughts, answers = [], []
     for count, token in enumerate(step.token_ids, start=1):
-        thought, answer = text.push(token)
+        thought, answer = text.push(token, ends=step.finish_reason == "stop" and count == len(step.token_ids))
         thoughts.append(thought)
         answers.append(answer)
         if text.is_stopped:

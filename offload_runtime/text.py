@@ -3,10 +3,23 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from offload_runtime.errors import PromptError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for bytes that are no character, or not yet one
+
+
+def check_whole_characters(text: str) -> None:
+    """Raise PromptError for a text that holds half a character, as JSON and system calls may bring: no tokens can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"the prompt holds half a character, a lone surrogate {text[error.start]!a} at position {error.start}, "
+            "which no tokenizer takes"
+        ) from error
 
 
 class IncrementalText:

@@ -6,8 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from offload_runtime import OffloadRuntime
 from offload_runtime.conversation import Conversation
@@ -16,6 +15,7 @@ from offload_runtime.prompt import turn_end_tokens
 from offload_runtime.reasoning.reply_text import ReplyText, split_reply
 from offload_runtime.reasoning.splitter import Splitter
 from offload_runtime.text import StopStrings
+from tests.chain_model import save_chain
 from tests.tokenizer_samples import byte_level
 
 HARMONY = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>", "<|constrain|>")
@@ -239,21 +239,6 @@ def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OffloadRuntime
 
 
 QUESTION = [{"role": "user", "content": "hello"}]
-
-
-def save_chain(directory: Path, chain: list[int], vocabulary: int) -> None:
-    sizes = {"hidden_size": vocabulary + vocabulary % 2, "intermediate_size": 16, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
-    config = AutoConfig.for_model(
-        "llama", vocab_size=vocabulary, **sizes, **heads, tie_word_embeddings=False, eos_token_id=2, bos_token_id=1
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.fill_(1.0 if weight.dim() == 1 else 0.0)
-        model.get_input_embeddings().weight.fill_diagonal_(1.0)
-        model.lm_head.weight[chain[1:], chain[:-1]] = 1.0
-    model.save_pretrained(directory)
 
 
 @pytest.mark.parametrize("as_ids", [True, False])

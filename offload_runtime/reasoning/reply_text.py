@@ -37,9 +37,9 @@ class ReplyText:
         """Whether a stop string has come: nothing more will."""
         return self._stops.found is not None
 
-    def push(self, token: int) -> Piece:
-        """Add a token; return the thoughts and the answer that it completes."""
-        text = self._text.push([token])
+    def push(self, token: int, ends: bool = False) -> Piece:
+        """Add a token; return the thoughts and the answer that it completes. One that ends the reply adds no text."""
+        text = "" if ends else self._text.push([token])
         thought, answer = self._splitter.push(text) if self._splitter else ("", text)
         if self._splitter and token in self._marks:
             more = self._splitter.push_mark(self._marks[token])

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from offload_runtime.errors import ModelFilesError, PromptError, UsageError
 from offload_runtime.rendering.process import REMEDY, TemplateFailedError, template_process
+from offload_runtime.text import check_whole_characters
 
 Message = Mapping[str, Any]
 Form = Mapping[str, str]
@@ -50,12 +51,7 @@ class _Renderer:
 
     def render(self, messages: list[dict[str, Any]]) -> str:
         text = self._rendered(messages, self._form(messages))
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(
-                "the prompt holds half a character (a lone surrogate), which no tokenizer takes"
-            ) from error
+        check_whole_characters(text)
         return text
 
     def _rendered(self, messages: list[dict[str, Any]], form: Form) -> str:
