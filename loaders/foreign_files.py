@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
+from loaders.errors import ModelFilesError
+
 SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -20,6 +22,7 @@ _BEGINNINGS = (
     (b"gguf", "it is a GGUF file under another name: give it a name that ends in .gguf"),
 )
 
+_TOLD_BY = 32  # bytes
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _WEIGHTS = (".safetensors", ".gguf", *_PICKLES, ".onnx", ".h5", ".msgpack", ".npz")
 
@@ -30,7 +33,18 @@ class ForeignContent(ValueError):
 
 def foreign_content(start: bytes) -> str | None:
     """What a file is that begins so, in the place of weights or JSON; None where nothing is known."""
-    return next((said for begin, said in _BEGINNINGS if start[:32].lower().startswith(begin)), None)
+    return next((said for begin, said in _BEGINNINGS if start[:_TOLD_BY].lower().startswith(begin)), None)
+
+
+def check_content(file: Path) -> None:
+    """Raise ModelFilesError for a file that is there and holds what `foreign_content` knows, or is a broken link."""
+    if link := broken_link(file):
+        raise ModelFilesError(link)
+    if file.is_file():
+        with file.open("rb") as stream:
+            other = foreign_content(stream.read(_TOLD_BY))
+        if other:
+            raise ModelFilesError(f"{file}: {other}.")
 
 
 def broken_link(path: Path) -> str | None:

@@ -22,8 +22,11 @@ _FILE = re.compile(rf"({_PART}/{_PART})/({_WANTED}\.gguf)", re.ASCII)
 _SITE = re.compile(r"(?:(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co|hf-mirror\.com)/|hf://(?:models/)?)(?=[^/])")
 # What the hub's addresses have behind org/name: pages about a revision, a file of it, or the whole.
 _PAGE = re.compile(
-    rf"({_PART}/{_PART})(?:/(tree|blob|resolve|raw|commit|commits)/([^/]+)(?:/(.+))?|/\w+(?:/.*)?)", re.ASCII
+    rf"({_PART}/{_PART})(?:/(tree|blob|resolve|raw|commit|commits)/([^/]+)(?:/(.+))?|/(?:discussions|settings|blame)(?:/.*)?)",
+    re.ASCII,
 )
+_NO_MODELS = ("datasets/", "spaces/", "collections/", "papers/", "docs/", "blog/", "organizations/", "settings/")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{1,15}://", re.IGNORECASE)
 _CACHE_FOLDER = re.compile(r"models--([^/]+?)--([^/]+)")
 _OLLAMA = re.compile(r"^(sha256-[0-9a-f]{12})[0-9a-f]{52}$")
 _IN_CACHE = re.compile(r"models--[^/]+--([^/]+)/snapshots/[0-9a-f]{40}")
@@ -58,16 +61,24 @@ def model_path(model: str | Path) -> Path:
     the cache calls it, where there is no such directory. A "~" that no shell has seen is the home directory.
     Raises ModelFilesError for what no file is called.
     """
-    if any(len(os.fsencode(part)) > MAX_FILE_NAME for part in Path(model).parts) or "\0" in str(model):
+    path = model if isinstance(model, Path) else _without_site(model.strip())
+    if any(len(os.fsencode(part)) > MAX_FILE_NAME for part in path.parts) or "\0" in str(path):
         raise ModelFilesError(
             f"{quoted(str(model))}: no file or directory can have this name: of each part of a path at most "
             f"{MAX_FILE_NAME} bytes are stored, and none of them is zero."
         )
-    if isinstance(model, Path):
-        return _at_home(model).absolute()
-    model = model.strip()
+    return _at_home(path).absolute() if isinstance(model, Path) else path
+
+
+def _without_site(model: str) -> Path:
     if site := _SITE.match(model):
-        return Path(_name_in_address(model[site.end() :]))
+        return Path(_name_in_address(model, site.end()))
+    if model.startswith("file://"):
+        return Path(unquote(model.removeprefix("file://"))).absolute()
+    if _ADDRESS.match(model):
+        raise ModelFilesError(
+            f"{quoted(model)}: models are downloaded from the Hugging Face hub alone. Download it, and give its path."
+        )
     if model.startswith(("./", "../", "~")) or model.endswith("/"):
         return _at_home(Path(model)).absolute()
     if (folder := _CACHE_FOLDER.fullmatch(model)) and not Path(model).exists():
@@ -82,9 +93,16 @@ def _at_home(path: Path) -> Path:
         return path
 
 
-def _name_in_address(address: str) -> str:
-    """The name in what an address has behind the site: of a file in GGUF that file, of other pages their model."""
-    address = re.split(r"[?#]", address)[0].rstrip("/")
+def _name_in_address(whole: str, start: int) -> str:
+    """The name in what an address has behind the site: of a file in GGUF that file, of other pages their model.
+
+    Raises ModelFilesError for pages that are no model's.
+    """
+    address = re.split(r"[?#]", whole[start:])[0].rstrip("/")
+    if address.startswith(_NO_MODELS):
+        raise ModelFilesError(
+            f"{quoted(whole)}: this page is no model's. Give a model's page, or its name as org/name."
+        )
     match = _PAGE.fullmatch(address)
     if match is None or (address.endswith(".gguf") and not match[2]):
         return unquote(address).removesuffix(".git")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from loaders.errors import ModelFilesError
-from loaders.foreign_files import INDEX, SINGLE_FILE, broken_link
+from loaders.foreign_files import INDEX, SINGLE_FILE, broken_link, check_content
 from loaders.gguf.model import gguf_or_directory
 from loaders.hub_cache import cached_snapshot
 from loaders.safetensors_files import read_weight_map
@@ -29,7 +29,11 @@ def local_model(path: Path) -> Path:
         path = path.parent
     if _CACHE_FOLDER.fullmatch(path.name) and path.is_dir() and not (path / "config.json").exists():
         path = _snapshot(path)
-    return gguf_or_directory(path)
+    found = gguf_or_directory(path)
+    if found.is_dir() and not (found / "config.json").exists():
+        for file in sorted(found.glob("*.gguf")):
+            check_content(file)  # what else is wrong with it is told where it is read
+    return found
 
 
 def _directory_of(file: Path) -> Path:

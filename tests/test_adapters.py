@@ -196,6 +196,7 @@ def test_embeddings():
         ({"init_lora_weights": 1}, "init_lora_weights is 1"),
         *(({"r": r}, "the rank of .* is") for r in (0, -1, 4.0, "4", True, [4])),
         *(({"lora_alpha": alpha}, "lora_alpha of .* is") for alpha in ("8", 1e400, [8], True)),
+        ({"use_rslora": "false"}, "use_rslora is false; true"),
         ({"rank_pattern": [1]}, "rank_pattern is"),
         ({"rank_pattern": {"(a+)+$": 4}}, "rank_pattern has the expression"),
         ({"alpha_pattern": {"(": 4}}, "alpha_pattern has"),

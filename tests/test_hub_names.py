@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loaders.errors import ModelFilesError
 from loaders.hub_names import HubName, directory_name, hub_name, model_path, snapshot_of
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +68,29 @@ def test_the_address_of_the_site_may_come_first(site: str, name: str) -> None:
 def test_an_address_as_a_browser_shows_it(address: str, name: str, site: str) -> None:
     found = hub_name(model_path(site + address))
     assert found is not None and str(found) == name
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("https://huggingface.co/datasets/org/name", "this page is no model's"),
+        ("hf.co/spaces/org/name", "this page is no model's"),
+        ("https://example.com/org/name/x.gguf", "from the Hugging Face hub alone"),
+        ("s3://bucket/name", "from the Hugging Face hub alone"),
+    ],
+)
+def test_other_addresses_are_told_what_they_are(address: str, message: str) -> None:
+    with pytest.raises(ModelFilesError, match=message):
+        model_path(address)
+
+
+def test_a_long_question_in_an_address_is_no_part_of_the_name() -> None:
+    assert hub_name(model_path(f"https://huggingface.co/org/name?{'x' * 999}")) == HubName("org/name")
+    assert hub_name(model_path("https://huggingface.co/org/name/unknown/page")) is None
+
+
+def test_an_address_of_a_file_here(tmp_path: Path) -> None:
+    assert model_path(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
 
 
 def test_paths_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

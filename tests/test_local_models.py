@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from loaders.errors import ModelFilesError
+from loaders.gguf.header import read_gguf
 from loaders.local_models import local_model
+from loaders.tokenizers.load import load_tokenizer
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4948\n"
 COMMITS = ("a" * 40, "b" * 40)
 SHARDS = ("model-00001-of-00002.safetensors", "deep/two.safetensors")
 
@@ -78,3 +81,24 @@ def test_a_link_that_leads_nowhere(tmp_path: Path, name: str) -> None:
     (tmp_path / name).symlink_to(tmp_path / "gone")
     with pytest.raises(ModelFilesError, match=f"it is a link to {tmp_path}/gone, which is not there"):
         local_model(tmp_path / name)
+
+
+def test_what_lies_in_the_place_of_a_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").symlink_to("gone")
+    with pytest.raises(ModelFilesError, match=r"x\.gguf: it is a link to gone"):
+        local_model(tmp_path)
+    (tmp_path / "x.gguf").unlink()
+    (tmp_path / "x.gguf").write_bytes(LFS_POINTER)
+    with pytest.raises(ModelFilesError, match=r"x\.gguf: .*git lfs pull"):
+        read_gguf(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "vocab.json"])
+def test_what_lies_in_the_place_of_a_tokenizer(model: Path, name: str) -> None:
+    (model / name).write_bytes(LFS_POINTER)
+    with pytest.raises(ModelFilesError, match=rf"{name}: .*git lfs pull"):
+        load_tokenizer(model)
+    (model / name).unlink()
+    (model / name).symlink_to("gone")
+    with pytest.raises(ModelFilesError, match=rf"{name}: it is a link to gone"):
+        load_tokenizer(model)

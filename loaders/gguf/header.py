@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.foreign_files import check_content
 from loaders.gguf.content import DISK, Content
 from loaders.gguf.names import split_names
 from loaders.gguf.types import BLOCKS, READABLE, TYPE_NAMES, VALUES
@@ -181,6 +182,7 @@ def _read_one(file: Path, content: Content) -> tuple[dict[str, Any], dict[str, G
 def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
     file = cursor.file
     if cursor.take(4, "the first bytes") != MAGIC:
+        check_content(file)
         raise ModelFilesError(f"{file}: this is no GGUF file: it does not begin with “GGUF”.")
     version = cursor.number("I", "the version")
     if version not in VERSIONS:

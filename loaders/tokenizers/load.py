@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loaders.chat_templates import chat_template_of
 from loaders.errors import ModelFilesError, OffloadError
+from loaders.foreign_files import check_content
 from loaders.gguf.model import is_gguf, read_gguf_cached
 from loaders.gguf.tokenizer import gguf_tokenizer
 from loaders.gguf.vocabulary import has_gguf_vocabulary
@@ -34,6 +35,9 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     Raises ModelFilesError if its files are missing or cannot be read.
     """
     directory = Path(directory)
+    if not is_gguf(directory):
+        for name in VOCABULARY_FILES:
+            check_content(directory / name)
     if not has_tokenizer(directory):
         if is_gguf(directory):
             raise ModelFilesError(f"{directory}: it holds no tokenizer. Use token ids instead of text.")
