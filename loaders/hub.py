@@ -7,6 +7,7 @@ import, so it is imported where a name is met. No torch; nothing that a reposito
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +97,10 @@ def _safetensors_model(name: HubName, commit: str, listed: Mapping[str, HubFile]
     if ADAPTER_CONFIG in listed and not has_safetensors(listed):
         base = base_of(_fetch_small(name, listed[ADAPTER_CONFIG], commit))
         raise UnsupportedModelError(f"{adapter_alone(str(name), base)}\n  hf download {name.repo}   gets it first")
+    if ADAPTER_CONFIG in listed:
+        warnings.warn(
+            f"{name}: the adapter that lies beside the model is left out; --adapter applies one", stacklevel=2
+        )
     with _refused(name):
         needed_files(listed, shards=())
     directory = _fetch_small(name, listed["config.json"], commit)

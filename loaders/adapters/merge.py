@@ -23,7 +23,7 @@ from loaders.errors import UnsupportedModelError
 from loaders.layout import TORCH_DTYPES
 from loaders.safetensors_files import StoredTensor, read_tensor_bytes
 
-BLOCK_VALUES = 1 << 21  # 8 MB in float32
+BLOCK_VALUES = 1 << 19  # 2 MB in float32: larger ones leave the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +43,11 @@ class Update:
     def add_to(self, values: Tensor, start: int) -> None:
         """Add the elements from `start` on, in rows, to `values` (one dimension, any float dtype), in place."""
         rows, columns = self.shape
-        step = self._rows_of_block
-        stop = start + len(values)
+        step, stop = self._rows_of_block, start + len(values)
         with torch.inference_mode():
+            scratch = torch.empty(step * columns)  # one for all blocks: fresh memory takes 10 times as long as the sum
             for first in range(start // columns // step * step, -(-stop // columns), step):
-                block = self._block(first, min(first + step, rows)).flatten()
+                block = self._block(first, min(first + step, rows), scratch)
                 begin = first * columns
                 inside = slice(max(start, begin), min(stop, begin + len(block)))
                 values[inside.start - start : inside.stop - start] += block[inside.start - begin : inside.stop - begin]
@@ -59,10 +59,14 @@ class Update:
         blocks = -(-rows * columns // BLOCK_VALUES)
         return -(-rows // max(1, min(blocks, rows // 64)))
 
-    def _block(self, first: int, stop: int) -> Tensor:
+    def _block(self, first: int, stop: int, scratch: Tensor) -> Tensor:
+        """Rows of the update, [rows * columns], in `scratch` or elsewhere."""
         a, b = self._factors
-        product = (b @ a[:, first:stop]).mT if self.transposed else b[first:stop] @ a
-        return product * self.scaling
+        if self.transposed:
+            return (b @ a[:, first:stop] * self.scaling).mT.flatten()
+        product = scratch[: (stop - first) * a.shape[1]]
+        torch.mm(b[first:stop], a, out=product.view(stop - first, -1))
+        return product.mul_(self.scaling)
 
     @cached_property
     def _factors(self) -> tuple[Tensor, Tensor]:
