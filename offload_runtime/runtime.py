@@ -2,7 +2,7 @@
 
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -37,13 +37,14 @@ from offload_runtime.run_options import IOMode, Options, resolve_draft, resolve_
 from offload_runtime.target import PassProgress
 from offload_runtime.text import StopStrings
 from offload_runtime.tree_policy import FixedTree, PlainDecoding, TreePolicy
+from offload_runtime.turns import Turns
 from scheduler.plan import Plan
 from sequoia_tree.sampling import Sampling
 from sequoia_tree.shaping.order import Bounds
 
 
 class OffloadRuntime:
-    """A target, perhaps with a draft, ready to generate. A context manager. For one thread at a time.
+    """A target, perhaps with a draft, ready to generate. A context manager. Threads that share it take turns.
 
     `plan` says what lives where; `packing` which weights were packed for this, None if none were; `last_reply` is the
     newest reply, also while it grows and after it was interrupted.
@@ -137,6 +138,7 @@ class OffloadRuntime:
         self._defaults = read_generation_defaults(self._directory)
         self._rules = RequestRules(self._defaults.token_rules)
         self.last_reply = Reply()
+        self._turns = Turns()
         try:
             self._load(preparation)
             return
@@ -164,7 +166,7 @@ class OffloadRuntime:
             with out_of_memory_explained(preparation.plan):
                 self._load(preparation)
         except BaseException:
-            self.close()
+            self._close()
             raise
 
     @property
@@ -195,10 +197,11 @@ class OffloadRuntime:
         return model_end_tokens(self._directory, self._models.target.model.config.eos_token_id)
 
     def generate(self, prompt: Prompt, **arguments: Any) -> Reply:
-        """The whole reply at once; arguments as for `stream`."""
-        for _ in self.stream(prompt, **arguments):
-            pass
-        return self.last_reply
+        """The whole reply at once; arguments as for `stream`. Other threads' passes wait until it is written."""
+        with self._turns.hold():
+            for _ in self.stream(prompt, **arguments):
+                pass
+            return self.last_reply
 
     def stream(
         self,
@@ -222,10 +225,11 @@ class OffloadRuntime:
         dry_sequence_breakers: texts over which no sequence of a DRY penalty reaches. end_token_ids: tokens that end the
         text beside the model's own. should_stop: asked between two layers; the reply then ends "interrupted" and keeps
         what it has. split_reasoning: what a model thinks before it answers is in `reasoning`, not in `text`; a text
-        prompt is continued as it is. Raises UsageError or PromptError before anything runs.
+        prompt is continued as it is. Raises UsageError or PromptError before anything runs. Several streams may be
+        open, of one thread or of several: each pass is one stream's, and a stream that finds another's text in the
+        caches reads its own again.
         """
-        if not self._close.alive:
-            raise UsageError("this runtime is closed: load the model again")
+        self._check_open()
         values = override(self._defaults.sampling, **sampling)
         template_arguments = self._preparation.options.template_arguments
         ids = encode_prompt(prompt, lambda: self.tokenizer, template_arguments)
@@ -249,10 +253,12 @@ class OffloadRuntime:
             should_stop=should_stop,
             repeatable=seed is not None,
         )
-        self.last_reply = Reply(seed=generator.initial_seed(), stats=ReplyStats(prompt_tokens=len(ids)))
         split = split_reasoning and not isinstance(prompt, str)
         text = ReplyText(self.tokenizer, ids, stops, split) if self._has_text else None
-        return self._stream(request, text, self.last_reply)
+        reply = Reply(seed=generator.initial_seed(), stats=ReplyStats(prompt_tokens=len(ids)))
+        with self._turns.hold():
+            self.last_reply = reply
+        return self._stream(request, text, reply)
 
     @property
     def progress(self) -> PassProgress | None:
@@ -261,21 +267,24 @@ class OffloadRuntime:
 
     def forget(self) -> None:
         """Drop the text in the KV caches: the next prompt is read whole, also where it begins like the last one."""
-        self._decoder.text = []
+        with self._turns.take():
+            self._decoder.text = []
 
     @contextmanager
     def without_streaming(self) -> Iterator[None]:
         """For the block, no weights move and replies are meaningless: their passes take the computing time alone."""
-        self.forget()
-        try:
-            with self._models.target.model.without_streaming():
-                yield
-        finally:
+        with self._turns.hold():
             self.forget()
+            try:
+                with self._models.target.model.without_streaming():
+                    yield
+            finally:
+                self.forget()
 
     def close(self) -> None:
-        """Stop the streaming threads and free the models' memory."""
-        self._close()
+        """Stop the streaming threads and free the models' memory; waits for a pass of another thread."""
+        with self._turns.take():
+            self._close()
 
     def __enter__(self) -> "OffloadRuntime":
         return self
@@ -284,18 +293,22 @@ class OffloadRuntime:
         self.close()
 
     def _stream(self, request: Request, text: ReplyText | None, reply: Reply) -> Iterator[Step]:
+        steps = self._steps(request, reply)
         try:
-            for step in self._steps(request, reply):
+            while reply.finish_reason is None:
+                with self._turns.take():
+                    self._check_open()
+                    step = next(steps)
                 step = _with_text(step, text) if text else step
                 reply.add(step)
                 reply.stats.peak_device_bytes = self._models.memory.peak_bytes
                 yield step
-                if step.finish_reason:
-                    return
         finally:
+            with self._turns.hold():
+                steps.close()
             reply.finish_reason = reply.finish_reason or "interrupted"
 
-    def _steps(self, request: Request, reply: Reply) -> Iterator[Step]:
+    def _steps(self, request: Request, reply: Reply) -> Generator[Step, None, None]:
         """The decoder's steps; where the device runs out of memory, the rest of them after loading with less of it."""
         if not self._tightened:
             try:
@@ -307,6 +320,10 @@ class OffloadRuntime:
             request = request.after(reply.token_ids)
         with out_of_memory_explained(self.plan):
             yield from self._decoder.steps(request)
+
+    def _check_open(self) -> None:
+        if not self._close.alive:
+            raise UsageError("this runtime is closed: load the model again")
 
     def _check_prompt(self, ids: list[int]) -> None:
         vocab_size = self._models.target.model.vocab_size
