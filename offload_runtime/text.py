@@ -1,6 +1,7 @@
 """From token ids to text, piece by piece: characters made of several tokens, and stop strings, are never cut."""
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from offload_runtime.errors import PromptError
@@ -28,7 +29,8 @@ class IncrementalText:
     Works for every tokenizer of transformers, since it only calls `decode`: on a window of the last tokens, of which
     the text already handed out is cut off. A decoder that drops the first space (sentencepiece) so drops it once.
     Bytes that are no character come out as replacement characters once a character or the end follows them; nothing
-    handed out is taken back.
+    handed out is taken back. Byte tokens (<0x0A>) are decoded together with all those beside them, and one that is no
+    part of a character makes replacement characters of them all: they wait until another token follows.
     With `context`, the ids that went before, the text is what follows them: a first space stays.
     """
 
@@ -37,32 +39,45 @@ class IncrementalText:
     ):
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._byte_tokens = _byte_tokens(tokenizer)
+        self._skipped = _special_tokens(tokenizer) if skip_special_tokens and self._byte_tokens else frozenset()
         self._window = list(context[-32:])  # enough to hold a visible token among special ones
         self._shown = self._decode(self._window)
         self._since_whole: list[int] = []  # tokens since the text last ended with a whole character
+
+    @property
+    def held_bytes(self) -> str:
+        """The text that byte tokens stand for if no more of them follow."""
+        return _added(self._shown, self._decode(self._window)) if self._ends_in_bytes() else ""
 
     def push(self, ids: Iterable[int]) -> str:
         """Add tokens; return the text they complete, which may be empty."""
         block = list(ids)
         self._window += block
         self._since_whole += block
+        if self._ends_in_bytes():
+            return ""
         text = self._decode(self._window)
         whole = text.rstrip(REPLACEMENT)
-        if not whole.startswith(self._shown):
-            if whole != text:
-                return ""  # byte tokens: an unfinished character spoils the ones before it until it is whole
-            whole = self._shown + text[len(self._shown) :]
-        new = whole[len(self._shown) :]
+        if whole != text and not whole.startswith(self._shown):
+            return ""
+        new = _added(self._shown, whole)
         self._shown = whole
         if new and whole == text:
             self._shorten_window()
         return new
 
     def finish(self) -> str:
-        """The text still held back: a last character of which bytes are missing, as replacement characters."""
-        rest = self._decode(self._window)[len(self._shown) :]
-        self._shown += rest
+        """The text still held back: bytes that may be no whole character, with replacement characters if so."""
+        text = self._decode(self._window)
+        rest, self._shown = _added(self._shown, text), text
         return rest
+
+    def _ends_in_bytes(self) -> bool:
+        if not self._byte_tokens:
+            return False
+        last = next((token for token in reversed(self._window) if token not in self._skipped), None)
+        return last in self._byte_tokens
 
     def _shorten_window(self) -> None:
         """Keep the tokens of the last whole characters, so that a push costs the same however long the text is."""
@@ -78,6 +93,24 @@ class IncrementalText:
         return text
 
 
+def _byte_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """The tokens that stand for a byte each; a vocabulary spelled in bytes has none."""
+    names = {f"<0x{byte:02X}>" for byte in range(256)}
+    ids = (tokenizer.convert_tokens_to_ids(name) for name in names)
+    return frozenset(token for token in ids if type(token) is int and tokenizer.convert_ids_to_tokens(token) in names)
+
+
+def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    added = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset(tokenizer.all_special_ids).union(added)
+
+
+def _added(before: str, text: str) -> str:
+    """What `text` has beyond `before`, the end of which it may complete: half a character of a prompt."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(before, text))
+    return text[len(before) if text.startswith(before) else sum(1 for _ in same) :]
+
+
 class StopStrings:
     """Cuts a text, given in pieces, before the first stop string that completes in it, and withholds what may be one.
 
@@ -90,6 +123,9 @@ class StopStrings:
             raise ValueError("a stop string must not be empty")
         self._held = ""
         self.found: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._stops)
 
     def push(self, text: str) -> str:
         """Add text; return what certainly comes before any stop string. After `found` is set, nothing more comes."""

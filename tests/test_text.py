@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
+from offload_runtime.reasoning.reply_text import ReplyText
 from offload_runtime.text import IncrementalText, StopStrings
 from tests.tokenizer_samples import SAMPLES
 
@@ -26,12 +27,48 @@ def test_blocks_give_the_text_of_all_ids(name: str, text: str, size: int) -> Non
     assert "".join(in_blocks(tokenizer, ids, size)) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-@settings(max_examples=300, deadline=None)
-@given(data=st.data(), size=st.integers(1, 9))
-def test_any_ids_of_a_byte_level_vocabulary(data: st.DataObject, size: int) -> None:
-    tokenizer = SAMPLES["byte-level"]()
-    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=40))
-    assert "".join(in_blocks(tokenizer, ids, size)) == tokenizer.decode(ids, skip_special_tokens=True)
+@pytest.mark.parametrize("name", SAMPLES)
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), size=st.integers(1, 9), skip=st.booleans())
+def test_any_ids_give_the_text_of_them_all(name: str, data: st.DataObject, size: int, skip: bool) -> None:
+    """Also bytes that are no character, special tokens and spaces among them."""
+    tokenizer = SAMPLES[name]()
+    pieces = [tokenizer.encode(text, add_special_tokens=False) for text in ("☃", "😀", "é", "a", "▁ ", "<s>", "\n")]
+    ids = data.draw(
+        st.lists(
+            st.integers(0, len(tokenizer) - 1) | st.sampled_from([one for piece in pieces for one in piece]),
+            max_size=30,
+        )
+    )
+    text = "".join(in_blocks(tokenizer, ids, size, skip_special_tokens=skip))
+    assert text == tokenizer.decode(ids, skip_special_tokens=skip)
+
+
+def test_a_stray_byte_takes_the_ones_beside_it_along() -> None:
+    tokenizer = SAMPLES["metaspace"]()
+    ids = tokenizer.convert_tokens_to_ids(["h", "<0x0A>", "<0x2E>", "<0xFF>", "el"])
+    assert in_blocks(tokenizer, ids, 1) == ["h", "", "", "", "\ufffd" * 3 + "el", ""]
+    assert in_blocks(tokenizer, [*ids[:3], ids[4]], 1) == ["h", "", "", "\n.el", ""]
+
+
+@pytest.mark.parametrize("name", ["byte-level", "metaspace"])
+def test_a_character_that_the_prompt_began_comes_out_whole(name: str) -> None:
+    tokenizer = SAMPLES[name]()
+    ids = tokenizer.encode("hello ☃", add_special_tokens=False)
+    assert "".join(in_blocks(tokenizer, ids[-1:], 1, context=ids[:-1])) == "☃"
+
+
+@pytest.mark.parametrize("name", ["byte-level", "metaspace"])
+def test_a_stop_string_of_bytes_ends_the_answer_at_once(name: str) -> None:
+    tokenizer = SAMPLES[name]()
+    ids = tokenizer.encode("hello\n\nhello", add_special_tokens=False)
+    text = ReplyText(tokenizer, [], StopStrings(["\n\n"]))
+    shown, pushed = "", []
+    for token in ids:
+        if not text.is_stopped:
+            shown += text.push(token)[1]
+            pushed.append(token)
+    assert shown == "hello" and tokenizer.decode(pushed) == "hello\n\n"
 
 
 @pytest.mark.parametrize("name", SAMPLES)

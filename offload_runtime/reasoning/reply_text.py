@@ -1,6 +1,7 @@
 """The text of a reply as its tokens come: thoughts apart from the answer, which ends before a stop string."""
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from offload_runtime.reasoning.families import FAMILIES, WITHIN_REPLY
@@ -27,7 +28,7 @@ class ReplyText:
         split: bool = True,
     ):
         self._text = IncrementalText(tokenizer, prompt)
-        self._stops = stops or StopStrings(())
+        self._stops = StopStrings(()) if stops is None else stops
         self._marks = special_marks(tokenizer) if split else {}
         end = tokenizer.decode(list(prompt[-_PROMPT_END:]), skip_special_tokens=False) if split and prompt else ""
         self._splitter = Splitter(str(end), self._marks.values()) if split else None
@@ -44,7 +45,22 @@ class ReplyText:
         if self._splitter and token in self._marks:
             more = self._splitter.push_mark(self._marks[token])
             thought, answer = thought + more[0], answer + more[1]
-        return thought, self._stops.push(answer)
+        answer = self._stops.push(answer)
+        more = self._up_to_stop_in_bytes()
+        return thought + more[0], answer + more[1]
+
+    def _up_to_stop_in_bytes(self) -> Piece:
+        """A stop string that the byte tokens held back complete, as line breaks may be, ends the answer at once."""
+        held = self._text.held_bytes if self._stops and not self.is_stopped else ""
+        if not held:
+            return "", ""
+        splitter, stops = deepcopy((self._splitter, self._stops))
+        thought, answer = splitter.push(held) if splitter else ("", held)
+        answer = stops.push(answer)
+        if stops.found is None:
+            return "", ""
+        self._splitter, self._stops = splitter, stops
+        return thought, answer
 
     def finish(self) -> Piece:
         """What is still held back, when no more comes."""
