@@ -17,6 +17,7 @@ from tests.sentencepiece_samples import CONFIG, splitter, trained, with_json, wr
 
 KINDS = ("bpe", "unigram")
 PROBES = ("hello world", "Grüße 😀☃ x", "a\nb", "123", "你好", "the  cat   sat", "ends with a space ", "def f(x): ☃☃")
+PROBES += (" hello", "   the cat", " ", "▁hello")
 SPLITS = {
     "llama": ("llama", CONFIG),
     "legacy": ("llama", {**CONFIG, "legacy": True}),
@@ -46,6 +47,17 @@ def test_text_is_split_as_sentencepiece_splits_it(kind: str, case: str, tmp_path
         assert tokenizer.decode([1, *ids], skip_special_tokens=True) == theirs.decode(ids)
 
 
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_space_is_put_before_the_text_or_before_every_stretch_of_it(legacy: bool, tmp_path: Path) -> None:
+    content = trained("bpe")
+    tokenizer = load_tokenizer(write_repository(tmp_path, content, config={**CONFIG, "legacy": legacy}))
+    theirs = splitter(content)
+    for text in ("hello", " hello"):
+        after = tokenizer(f"hello</s>{text}", add_special_tokens=False).input_ids[len(theirs.encode("hello")) + 1 :]
+        written = "".join(tokenizer.convert_ids_to_tokens(after))
+        assert written == "▁" * legacy + text.replace(" ", "▁")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "options",
@@ -62,7 +74,7 @@ def test_the_file_says_how_it_is_split(kind: str, options: dict, tmp_path: Path)
     content = trained(kind, **options)
     tokenizer, theirs = load_tokenizer(write_repository(tmp_path, content, config=None)), splitter(content)
     assert tokenizer.bos_token_id == theirs.bos_id() and tokenizer.eos_token_id == theirs.eos_id()
-    for text in ("hello world", "the   cat", "ﬁ ① Grüße", "你好", "one\ntwo"):
+    for text in ("hello world", "the   cat", "ﬁ ① Grüße", "你好", "one\ntwo", "  hello", " "):
         assert tokenizer(text).input_ids == [theirs.bos_id(), *theirs.encode(text)]
 
 

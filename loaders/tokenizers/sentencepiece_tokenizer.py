@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import Regex, normalizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers.models import Unigram
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase
 
@@ -57,6 +57,8 @@ def _tokenizer(directory: Path, model: Any, config: dict[str, Any]) -> PreTraine
     )
     backend = tokenizer.backend_tokenizer
     backend.normalizer = _normalizer(normalizer)
+    if normalizer.add_dummy_prefix:
+        backend.pre_tokenizer = _space_before("always" if config.get("legacy") else "first")
     if trainer.model_type == UNIGRAM:
         scores = [(piece.piece, piece.score) for piece in model.pieces]
         backend.model = Unigram(scores, trainer.unk_id, trainer.byte_fallback)
@@ -66,10 +68,23 @@ def _tokenizer(directory: Path, model: Any, config: dict[str, Any]) -> PreTraine
     return tokenizer
 
 
-def _normalizer(spec: Any) -> normalizers.Normalizer | None:
+def _space_before(which: str) -> pre_tokenizers.PreTokenizer:
+    """A space before the first stretch of text, or before each.
+
+    Metaspace has one before whatever does not begin with its mark, so with a mark of its own before all, also before
+    what begins with a space: such are marked already, unless there is to be no second one.
+    """
+    begin = pre_tokenizers.Metaspace(" ", prepend_scheme=which, split=False)
+    return pre_tokenizers.Sequence([begin, pre_tokenizers.Metaspace(prepend_scheme="never", split=False)])
+
+
+def _normalizer(spec: Any) -> normalizers.Normalizer:
     steps: list[normalizers.Normalizer] = []
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    return normalizers.Sequence(steps) if steps else None
+        # a space that the text begins with stays, and is the one before it
+        steps += [normalizers.Replace(Regex(" +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    else:
+        steps.append(normalizers.Replace(" ", "▁"))
+    return normalizers.Sequence(steps)
