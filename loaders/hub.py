@@ -160,9 +160,13 @@ def _listed(name: HubName, siblings: list[RepoSibling]) -> Iterator[tuple[str, H
 
 
 def _has_usable_name(file: str) -> bool:
-    """Whether it is a plain name at the top, or, of weights and chat templates alone, one in directories there."""
-    below = file.endswith((SUFFIX, ".safetensors")) or is_chat_template(file)
-    return is_plain_path(file) and ("/" not in file or below)
+    """Whether it is a plain name at the top, or, of weights and chat templates alone, one in directories there.
+
+    GGUF files are looked for one directory below, as in the cache.
+    """
+    folders = file.count("/")
+    below = file.endswith(".safetensors") or (file.endswith(SUFFIX) and folders == 1) or is_chat_template(file)
+    return is_plain_path(file) and (folders == 0 or below)
 
 
 @contextmanager
