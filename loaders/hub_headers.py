@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +45,7 @@ def read_hub_checkpoint(model: HubModel) -> Checkpoint:
     return assemble(model.directory, weight_map, headers)
 
 
-def _header(model: HubModel, file: HubFile) -> dict[str, StoredTensor]:
+def _header(model: HubModel, file: HubFile) -> Mapping[str, StoredTensor]:
     path = model.directory / file.name
     if path.is_file():
         return read_header(path)

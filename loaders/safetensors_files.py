@@ -14,6 +14,7 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.foreign_files import INDEX, SINGLE_FILE, broken_link, foreign_content, remedy, weights_found
 from loaders.json_files import parse_object, read_json
 from loaders.message_text import quoted
+from loaders.unchanged import kept_while_unchanged
 
 if TYPE_CHECKING:
     from loaders.adapters.adapter import Adapter
@@ -113,7 +114,8 @@ def assemble(
     return Checkpoint(directory, tensors, absent)
 
 
-def read_header(file: Path) -> dict[str, StoredTensor]:
+@kept_while_unchanged(lambda file: (file,))
+def read_header(file: Path) -> Mapping[str, StoredTensor]:
     """The tensors of one safetensors file by name, checked; raises ModelFilesError."""
     with _readable(file), file.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size

@@ -25,7 +25,8 @@ from typing import Any
 from loaders.cache_directory import cache_directory, write_whole
 from loaders.gguf.model import is_gguf
 from loaders.json_files import read_object
-from loaders.model_files import config_values, is_downloaded, read_checkpoint
+from loaders.model_files import config_file, config_values, is_downloaded, read_checkpoint
+from loaders.unchanged import kept_while_unchanged
 from offload_runtime.errors import ModelFilesError
 from sequoia_tree.acceptance import BIN_EDGES, SCALES, Acceptance
 
@@ -116,6 +117,7 @@ class PairAcceptance:
         return replace(newer, measurements={**self.measurements, **newer.measurements})
 
 
+@kept_while_unchanged(lambda directory: (config_file(directory), *read_checkpoint(directory).files))
 def fingerprint(directory: Path) -> str:
     """A digest of a checkpoint's config.json, of its tensors' names, dtypes and shapes, and of a few of their bytes.
 

@@ -6,6 +6,8 @@ Imports no torch.
 from collections.abc import Iterator
 from dataclasses import replace
 
+from loaders.quantization import BITS
+from loaders.spec import ITEMSIZE, ModelSpec
 from offload_runtime.expected_acceptance import ExpectedAcceptance
 from offload_runtime.planning import Preparation
 from offload_runtime.prediction import Prediction, predict
@@ -82,16 +84,39 @@ def _listed(names: list[str]) -> str:
 def _smaller_weights(preparation: Preparation) -> Iterator[str]:
     """What packed weights of the same model would come to, where they spare a tier."""
     plan, draft = preparation.plan, preparation.draft
-    if not plan.slots:
+    if not plan.slots or preparation.target.spec.is_packed:
         return
     limits = replace(preparation.limits, tree_size=plan.tree_size, context_length=plan.context_length)
-    for flags, packed in smaller_targets(preparation.options, preparation.machine):
+
+    def gain(packed: ModelSpec) -> str | None:
         try:
             smaller = make_plan(packed, draft.spec if draft else None, plan.machine, limits)
         except DoesNotFitError:
-            continue
-        if gain := _gain(plan, smaller):
-            yield f"{flags} ({format_size(smaller.weight_bytes)} of weights) would {gain}."
+            return None
+        step = _gain(plan, smaller)
+        return step and f"({format_size(smaller.weight_bytes)} of weights) would {step}."
+
+    # What packing would leave as it is takes as long to find out as the plan itself: only where it can matter.
+    worth_it = [name for name, bits in BITS.items() if gain(_at_least(preparation.target.spec, bits))]
+    for flags, packed in smaller_targets(preparation.options, preparation.machine, worth_it):
+        if line := gain(packed):
+            yield f"{flags} {line}"
+
+
+def _at_least(spec: ModelSpec, bits: int) -> ModelSpec:
+    """No larger than `spec` with its layers packed to so many bits a weight: without scales, and nothing left out."""
+    shrink = bits / (8 * ITEMSIZE[spec.dtype])
+    units = (
+        replace(
+            unit,
+            nbytes=int(unit.nbytes * shrink),
+            disk_bytes=int(unit.disk_bytes * shrink),
+            expert_bytes=int(unit.expert_bytes * shrink),
+            expert_disk_bytes=int(unit.expert_disk_bytes * shrink),
+        )
+        for unit in spec.units
+    )
+    return replace(spec, units=tuple(units))
 
 
 def _gain(plan: Plan, smaller: Plan) -> str | None:

@@ -1,7 +1,6 @@
 """From what the user asks for to a plan, without reading a weight and without importing torch."""
 
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from scheduler.machine import Machine, read_machine
 from scheduler.measurements import read_bandwidth, with_known_speed
 from scheduler.plan import Limits, Plan, Tier, make_plan
 from scheduler.sizes import parse_size
+from scheduler.torch_build import torch_build
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _machine(options: Options) -> Machine:
 
 def _with_speed(machine: Machine, dtype: str) -> Machine:
     """What was measured at earlier starts, or else what a data sheet says of the GPU."""
-    machine = with_known_speed(machine, dtype, version("torch"))
+    machine = with_known_speed(machine, dtype)
     gpu = recognised(machine.device_name) if machine.device == "cuda" else None
     return with_data_sheet(machine, gpu) if gpu else machine
 
@@ -152,12 +152,12 @@ def _usable_device(device: str) -> str:
 
     Raises MachineError where "cuda" was asked for.
     """
-    build = version("torch")
-    if not build.endswith("+cpu") or device == "cpu":
+    build = torch_build()
+    if build.cuda or device == "cpu":
         return device
     if device == "cuda":
         raise MachineError(
-            f"the installed PyTorch ({build}) is built without CUDA.\n"
+            f"the installed PyTorch ({build.version}) is built without CUDA.\n"
             "  pip install --force-reinstall torch   installs the CUDA build where there is one\n"
             "  --device cpu                          runs without"
         )

@@ -1,6 +1,6 @@
 """The models of a run as they lie on disk, on the hub, or will lie there once they are packed. Imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -101,11 +101,13 @@ def vocabulary_of(options: Options, directory: Path) -> dict[str, int] | None:
     return read_vocabulary(directory)
 
 
-def smaller_targets(options: Options, machine: Machine) -> Iterator[tuple[str, ModelSpec]]:
-    """The options that would pack the target's weights, where they can be, and its spec then."""
+def smaller_targets(
+    options: Options, machine: Machine, names: Iterable[str] = tuple(BITS)
+) -> Iterator[tuple[str, ModelSpec]]:
+    """The options that would pack the target's weights, by names of `BITS`, where they can be, and its spec then."""
     if options.quantize is not None or options.adapter is not None:
         return
-    for name in BITS:
+    for name in names:
         try:
             quantization = _quantization(options, name)
         except UnsupportedModelError:

@@ -31,7 +31,7 @@ SWEEP_BYTES = {"cuda": 512 * MIB, "cpu": 64 * MIB}
 
 def with_speed(machine: Machine, dtype: str) -> Machine:
     """`machine` with the speed of its device, as kept from an earlier start or as measured now."""
-    subject, conditions = speed_subject(machine), speed_conditions(machine, dtype, torch.__version__)
+    subject, conditions = speed_subject(machine), speed_conditions(machine, dtype)
     figures = recall(subject, conditions)
     if figures is None:
         figures = measure_speed(torch.device(machine.device), getattr(torch, dtype))

@@ -16,6 +16,7 @@ from loaders.cache_directory import cache_directory, write_whole
 from loaders.direct_io import measure_read_bandwidth
 from loaders.json_files import read_object
 from scheduler.machine import Machine
+from scheduler.torch_build import torch_build
 
 FILE = "measurements.json"
 MAX_BYTES = 1_000_000
@@ -65,14 +66,15 @@ def speed_subject(machine: Machine) -> str:
     return f"device {machine.uuid or machine.device_name}"
 
 
-def speed_conditions(machine: Machine, dtype: str, torch_version: str) -> str:
+def speed_conditions(machine: Machine, dtype: str) -> str:
     """What must not have changed since: driver and PyTorch choose the kernels, cores the speed of a processor."""
-    return f"driver {machine.driver}, torch {torch_version}, {dtype}, {machine.cores} cores, products of 1 to 64 rows"
+    software = f"driver {machine.driver}, torch {torch_build().version}"
+    return f"{software}, {dtype}, {machine.cores} cores, products of 1 to 64 rows"
 
 
-def with_known_speed(machine: Machine, dtype: str, torch_version: str) -> Machine:
+def with_known_speed(machine: Machine, dtype: str) -> Machine:
     """`machine` with what was measured of its device at earlier starts, as far as that still holds."""
-    figures = recall(speed_subject(machine), speed_conditions(machine, dtype, torch_version))
+    figures = recall(speed_subject(machine), speed_conditions(machine, dtype))
     return with_measured_speed(machine, figures) if figures else machine
 
 

@@ -8,9 +8,9 @@ experts  all stream ahead with their unit; or those that are hit are fetched whe
          goes on: whichever makes the quicker pass
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 
 from loaders.spec import ITEMSIZE, ModelSpec, UnitSpec
 from scheduler.machine import Machine
@@ -28,6 +28,10 @@ DECODED_VALUE_SECONDS = 0.8e-9
 # Until the first byte of experts that are fetched arrives: the host waits for the router, then asks. From disk to a
 # processor's memory 4 KiB take 0.2 ms, through the reading threads; for a GPU as much is assumed, not measured.
 FETCH_SECONDS = 0.2e-3
+
+
+_Kind = tuple[UnitSpec, Tier, bool]
+"""A unit without its name and place, its tier, and whether it streams out of memory that is not pinned."""
 
 
 def expected_hits(experts: int, per_token: int, tokens: float) -> float:
@@ -87,26 +91,33 @@ class PassCost:
 
     def seconds_with(self, hits: float | None, rows: int, nodes: int, context: int, gap: float = 0.0) -> PassSeconds:
         """The same, where so many experts of each layer are fetched, and no others; None: all stream ahead."""
-        stages = list(self._stages(rows, context, hits))
+        by_kind = [self._stage(*kind, rows, context, hits) for kind in self._kinds[0]]
+        stages = [by_kind[kind] for kind in self._kinds[1]]
         head = self._head_seconds(nodes)
         stages.append(Stage(0.0, 0.0, head))
         return simulate(stages, self.slots, STAGING_BUFFERS, gap)
 
-    def _stages(self, rows: int, context: int, hits: float | None) -> Iterator[Stage]:
+    @cached_property
+    def _kinds(self) -> tuple[list[_Kind], list[int]]:
+        """The kinds of units that cost alike, and the number of each unit's kind: most models have one or two."""
         pageable = pageable_units(self.spec, self.tiers, self.machine.pinned_limit)
-        for index, (unit, tier) in enumerate(zip(self.spec.units, self.tiers)):
-            compute = self._unit_seconds(unit, rows, context)
-            if tier is Tier.DEVICE:
-                yield Stage(0.0, 0.0, compute)
-                continue
-            moving = partial(self._moving, tier, index in pageable)
-            if hits is None or not unit.experts:
-                yield Stage(*moving(unit.nbytes, unit.disk_bytes), compute)
-                continue
-            read, copy = moving(unit.nbytes - unit.expert_bytes, unit.disk_bytes - unit.expert_disk_bytes)
-            share = hits / unit.experts
-            fetch_read, fetch_copy = moving(share * unit.expert_bytes, share * unit.expert_disk_bytes)
-            yield Stage(read, copy, compute, fetch_read, FETCH_SECONDS + fetch_copy)
+        numbers: dict[_Kind, int] = {}
+        units = enumerate(zip(_unnamed(self.spec.units), self.tiers))
+        kinds = ((unit, tier, index in pageable) for index, (unit, tier) in units)
+        by_unit = [numbers.setdefault(kind, len(numbers)) for kind in kinds]
+        return list(numbers), by_unit
+
+    def _stage(self, unit: UnitSpec, tier: Tier, pageable: bool, rows: int, context: int, hits: float | None) -> Stage:
+        compute = self._unit_seconds(unit, rows, context)
+        if tier is Tier.DEVICE:
+            return Stage(0.0, 0.0, compute)
+        moving = partial(self._moving, tier, pageable)
+        if hits is None or not unit.experts:
+            return Stage(*moving(unit.nbytes, unit.disk_bytes), compute)
+        read, copy = moving(unit.nbytes - unit.expert_bytes, unit.disk_bytes - unit.expert_disk_bytes)
+        share = hits / unit.experts
+        fetch_read, fetch_copy = moving(share * unit.expert_bytes, share * unit.expert_disk_bytes)
+        return Stage(read, copy, compute, fetch_read, FETCH_SECONDS + fetch_copy)
 
     def _moving(self, tier: Tier, pageable: bool, nbytes: float, disk_bytes: float) -> tuple[float, float]:
         """Seconds to read and to copy bytes of a unit that streams."""
@@ -160,6 +171,12 @@ class PassCost:
     @staticmethod
     def _over(amount: float, rate: float | None) -> float:
         return amount / rate if rate else 0.0
+
+
+@lru_cache(maxsize=16)  # trees of many sizes are weighed for the same units
+def _unnamed(units: tuple[UnitSpec, ...]) -> tuple[UnitSpec, ...]:
+    """Units without name and place, by which those that cost alike are equal."""
+    return tuple(replace(unit, name="", stored_at=None) for unit in units)
 
 
 def resident_cost(spec: ModelSpec, machine: Machine) -> PassCost:

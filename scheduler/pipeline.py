@@ -36,6 +36,9 @@ def simulate(stages: Sequence[Stage], slots: int, staging: int, gap: float = 0.0
     `slots` copies before was computed. A read waits for the copy out of its buffer, `staging` reads before. Both go on
     in the gap. What is fetched is read and copied side by side, and the next unit behind it.
     """
+    compute = sum(stage.compute for stage in stages)
+    if not any(stage.copy or stage.fetch_copy for stage in stages):
+        return PassSeconds(total=compute, disk=0.0, link=0.0, compute=compute)
     read_ends: list[float] = []
     copied_out: list[float] = []  # of the units that were read
     copy_ends: list[float] = []
@@ -65,7 +68,7 @@ def simulate(stages: Sequence[Stage], slots: int, staging: int, gap: float = 0.0
         total=now - begin,
         disk=sum(stage.read + stage.fetch_read for stage in stages),
         link=sum(stage.copy + stage.fetch_copy for stage in stages),
-        compute=sum(stage.compute for stage in stages),
+        compute=compute,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import lru_cache
 
 from loaders.spec import UnitSpec
 from scheduler.sizes import MIB
@@ -73,9 +74,8 @@ def place_on_device(units: Sequence[UnitSpec], room: int) -> Placement:
     wanted, smallest = wanted_slots(units), _placement(units, 0, 2)
     if room < min(device_bytes(units, smallest), sum(unit.nbytes for unit in units)):
         return smallest
-    candidates = [_placement(units, resident, wanted) for resident in range(len(units), -1, -1)]
-    fitting = [placement for placement in candidates if device_bytes(units, placement) <= room]
-    return max(fitting, key=lambda placement: bytes_in(units, placement.tiers, Tier.DEVICE), default=smallest)
+    fitting = [one for one in _candidates(tuple(units), wanted) if one[1] <= room]
+    return max(fitting, key=lambda one: one[2])[0] if fitting else smallest
 
 
 def place_on_host(
@@ -90,10 +90,22 @@ def place_on_host(
     """
     streamed = [index for index, tier in enumerate(placement.tiers) if tier is Tier.DISK]
 
-    candidates = [_with_host(placement.tiers, streamed, count) for count in range(len(streamed), -1, -1)]
-    fitting = [tiers for tiers in candidates if host_bytes(units, tiers) + staging(units, tiers) <= room]
-    most = max(fitting, key=lambda tiers: bytes_in(units, tiers, Tier.HOST), default=placement.tiers)
+    def fits(tiers: tuple[Tier, ...]) -> bool:
+        return host_bytes(units, tiers) + staging(units, tiers) <= room
+
+    most = _with_host(placement.tiers, streamed, len(streamed))
+    if not fits(most):
+        fewer = (_with_host(placement.tiers, streamed, count) for count in range(len(streamed) - 1, -1, -1))
+        fitting = filter(fits, fewer)
+        most = max(fitting, key=lambda tiers: bytes_in(units, tiers, Tier.HOST), default=placement.tiers)
     return replace(placement, tiers=most)
+
+
+@lru_cache(maxsize=8)  # a plan weighs trees of many sizes, which leave different room for the same units
+def _candidates(units: tuple[UnitSpec, ...], slots: int) -> list[tuple[Placement, int, int]]:
+    """A placement for every number of resident units, the most first; its bytes on the device; the resident ones."""
+    placements = [_placement(units, resident, slots) for resident in range(len(units), -1, -1)]
+    return [(one, device_bytes(units, one), bytes_in(units, one.tiers, Tier.DEVICE)) for one in placements]
 
 
 def _placement(units: Sequence[UnitSpec], resident: int, slots: int) -> Placement:

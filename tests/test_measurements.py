@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
+import torch
 
-from scheduler import bandwidth, measurements
+from scheduler import bandwidth, measurements, torch_build
 from scheduler.bandwidth import measure_speed, with_speed
 from scheduler.measurements import FILE, read_bandwidth, recall, remember, with_known_speed
 from scheduler.sizes import GIB
@@ -103,10 +105,10 @@ def test_the_device_is_measured_once_for_each_dtype_and_driver(monkeypatch: pyte
 
 def test_measured_figures_replace_estimates_without_torch() -> None:
     machine = replace(gpu(24 * GIB), estimated=("flops", "link_bandwidth"), flops=5.0, uuid="GPU-1")
-    assert with_known_speed(machine, "bfloat16", "2.13.0") == machine
+    assert with_known_speed(machine, "bfloat16") == machine
     subject = measurements.speed_subject(machine)
-    remember(subject, measurements.speed_conditions(machine, "bfloat16", "2.13.0"), {"flops": 7.0})
-    known = with_known_speed(machine, "bfloat16", "2.13.0")
+    remember(subject, measurements.speed_conditions(machine, "bfloat16"), {"flops": 7.0})
+    known = with_known_speed(machine, "bfloat16")
     assert known.flops == 7.0 and known.estimated == ("link_bandwidth",)
 
 
@@ -124,3 +126,32 @@ def test_a_gpu_and_its_link_can_be_measured() -> None:
     figures = measure_speed(torch.device("cuda"), torch.bfloat16)
     assert figures.keys() == {"flops", "memory_bandwidth", "link_bandwidth", "pageable_bandwidth"}
     assert figures["link_bandwidth"] > 1e9 and figures["memory_bandwidth"] > figures["link_bandwidth"]
+
+
+@pytest.mark.parametrize("cuda", ["13.0", None])
+def test_the_build_of_torch_is_what_its_own_version_says(
+    cuda: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metadata of PyPI's CUDA wheel say 2.13.0, which is not what torch itself says once it is imported."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('was imported')")
+    (tmp_path / "torch" / "version.py").write_text(
+        f"from typing import Optional\n__version__ = '2.13.0+cu130'\ncuda: Optional[str] = {cuda!r}\n"
+    )
+    spec = spec_from_file_location("torch", tmp_path / "torch" / "__init__.py")
+    monkeypatch.setattr(torch_build, "find_spec", lambda name: spec)
+    torch_build.torch_build.cache_clear()
+    try:
+        assert torch_build.torch_build() == torch_build.TorchBuild("2.13.0+cu130", cuda)
+        remember(measurements.speed_subject(gpu(24 * GIB)), measurements.speed_conditions(gpu(24 * GIB), "bfloat16"), {"flops": 7.0})
+        assert "torch 2.13.0+cu130," in measurements.speed_conditions(gpu(24 * GIB), "bfloat16")
+        assert with_known_speed(gpu(24 * GIB), "bfloat16").flops == 7.0
+    finally:
+        torch_build.torch_build.cache_clear()
+
+
+def test_what_a_start_measures_is_found_by_the_next_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch_build.torch_build() == torch_build.TorchBuild(torch.__version__, torch.version.cuda)
+    monkeypatch.setattr(bandwidth, "measure_speed", lambda device, dtype: {"flops": 7.0})
+    assert with_speed(cpu(GIB), "float32") == with_known_speed(cpu(GIB), "float32")
+    assert with_known_speed(cpu(GIB), "float32").flops == 7.0

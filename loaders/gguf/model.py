@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from loaders.gguf.config import gguf_config, model_tensors
 from loaders.gguf.header import GgufFile, read_gguf
 from loaders.gguf.names import is_model_name, split_names
 from loaders.safetensors_files import Checkpoint
+from loaders.unchanged import kept_while_unchanged
 
 
 def is_gguf(path: Path | str) -> bool:
@@ -43,19 +43,14 @@ def gguf_or_directory(path: Path | str) -> Path:
     return files[0] if files else path
 
 
+@kept_while_unchanged(lambda path: (path,))
+def _read(path: Path) -> GgufFile:
+    return read_gguf(path)
+
+
 def read_gguf_cached(path: Path | str) -> GgufFile:
     """`read_gguf`, which takes 0.1 s, once for as long as the file stays as it is."""
-    path = Path(path)
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ModelFilesError(f"{path}: cannot be read ({error.strerror}).") from error
-    return _read(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=4)
-def _read(path: Path, changed: int, size: int) -> GgufFile:
-    return read_gguf(path)
+    return _read(Path(path))
 
 
 def read_gguf_config(path: Path | str) -> dict[str, Any]:
