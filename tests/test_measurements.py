@@ -143,9 +143,11 @@ def test_the_build_of_torch_is_what_its_own_version_says(
     torch_build.torch_build.cache_clear()
     try:
         assert torch_build.torch_build() == torch_build.TorchBuild("2.13.0+cu130", cuda)
-        remember(measurements.speed_subject(gpu(24 * GIB)), measurements.speed_conditions(gpu(24 * GIB), "bfloat16"), {"flops": 7.0})
-        assert "torch 2.13.0+cu130," in measurements.speed_conditions(gpu(24 * GIB), "bfloat16")
-        assert with_known_speed(gpu(24 * GIB), "bfloat16").flops == 7.0
+        machine = gpu(24 * GIB)
+        conditions = measurements.speed_conditions(machine, "bfloat16")
+        assert "torch 2.13.0+cu130," in conditions
+        remember(measurements.speed_subject(machine), conditions, {"flops": 7.0})
+        assert with_known_speed(machine, "bfloat16").flops == 7.0
     finally:
         torch_build.torch_build.cache_clear()
 
