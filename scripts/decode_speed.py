@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -70,13 +71,13 @@ def _run(options: argparse.Namespace) -> int:
     for name, scheme, operands, rivals in cases(options.rows, options.columns, options.device):
         out = output(scheme, options.rows, options.columns, dtype, options.device)
         run = (fused_kernels() if options.device == "cuda" else None) or decode
-        ours = best_seconds(lambda run=run, s=scheme, o=operands, out=out: run(s, o, out), options.device)
+        ours = best_seconds(partial(run, scheme, operands, out), options.device)
         print(f"{name:<28}{describe('this project', ours, out)}")
         for rival, compute in rivals:
             if not torch.equal(compute().to(dtype).reshape(out.shape), out):
                 print(f"{'':<28}{rival} gives other values")
                 return 1
-            seconds = best_seconds(lambda c=compute: c().to(dtype), options.device)
+            seconds = best_seconds(partial(_computed, compute, dtype), options.device)
             slower += seconds < ours
             print(f"{'':<28}{describe(rival, seconds, out)}")
     if slower:
@@ -96,6 +97,10 @@ def output(scheme: Scheme, rows: int, columns: int, dtype: torch.dtype, device: 
     if scheme.input_major:
         return torch.empty(columns, rows, dtype=dtype, device=device).mT
     return torch.empty(rows, columns, dtype=dtype, device=device)
+
+
+def _computed(compute: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
+    return compute().to(dtype)
 
 
 def best_seconds(compute: Callable[[], object], device: str) -> float:

@@ -96,7 +96,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is ever given
         for group in self.param_groups:
             for parameter in group["params"]:
                 average = self.state[parameter].setdefault("average", torch.zeros_like(parameter))
@@ -272,7 +272,8 @@ def load_checkpoint(model: LlamaForCausalLM, optimizers: list[torch.optim.Optimi
 
 def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> LlamaForCausalLM:
     """Write model in bf16, generation config, tokenizer and chat template; return the model as the files hold it."""
-    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    rounded = copy.deepcopy(model)
+    rounded.bfloat16()
     rounded.generation_config = GenerationConfig(
         do_sample=True,
         temperature=0.7,
@@ -283,7 +284,9 @@ def save_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fold
     )
     rounded.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).to(model.device)
+    loaded = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.nn.Module.to(loaded, model.device)
+    return loaded
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -51,7 +51,7 @@ def record(pair: Pair, settings: list[Setting], contexts: int, seed: int, file: 
     about = {
         "format": FORMAT,
         "target": directory_name(pair.options.model),
-        "draft": directory_name(pair.options.draft) if pair.options.draft else "",
+        "draft": directory_name(pair.options.draft) if isinstance(pair.options.draft, Path) else "",
         "settings": json.dumps([asdict(setting) for setting in settings]),
         "seed": str(seed),
     }

@@ -43,7 +43,7 @@ def pair_source(arguments: argparse.Namespace, kinds: list[Setting], note: Note)
     draft = pair.options.draft
     setup = {
         "model": directory_name(pair.options.model),
-        "draft": directory_name(draft) if draft and arguments.draft_bits is None else None,
+        "draft": directory_name(draft) if isinstance(draft, Path) and arguments.draft_bits is None else None,
         "draft_bits": arguments.draft_bits,
         "dtype": pair.options.dtype,
         "prompts": digest(pair.prompts),

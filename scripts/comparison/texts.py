@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +99,7 @@ def _logits(model: Model, text: Text) -> Tensor:
 
 def observe_beside(pair: Pair, settings: list[Setting], contexts: int, seed: int) -> None:
     """Measure acceptance along texts that the target writes, and write it beside the draft's weights."""
-    assert pair.options.draft is not None
+    assert isinstance(pair.options.draft, Path)
     tables = _observe(pair, settings, contexts, seed)
     measured = {_stored(setting): Measurement(table) for setting, table in tables.items()}
     model, draft = pair.options.model, pair.options.draft
@@ -109,7 +110,7 @@ def acceptance_tables(
     pair: Pair, settings: list[Setting], contexts: int, seed: int, note: Callable[[str], None]
 ) -> dict[Setting, Acceptance]:
     """Of every setting what was measured of the pair before; where nothing was, it is measured now and not kept."""
-    assert pair.options.draft is not None
+    assert isinstance(pair.options.draft, Path)
     known = load(pair.options.model, pair.options.draft)
     measured = known.measurements if known else {}
     tables = {s: measured[_stored(s)].acceptance for s in settings if _stored(s) in measured}

@@ -1,6 +1,7 @@
 """(e) Trees where nothing streams: the demonstration pair widened to Llama2-7B and a 68M draft, on the device whole."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from gpu.bench import Bench, Budget
 from gpu.decoding import decode, decoding, prompts
@@ -15,7 +16,7 @@ def run(bench: Bench, budget: Budget) -> Iterator[Record]:
     scale = bench.scale
     what = f"{scale.chip.shape} with {scale.chip_draft.shape}, all on the device"
     target, draft = bench.widened(DEMO_TARGET, scale.chip), bench.widened(DEMO_DRAFT, scale.chip_draft)
-    options = {"dtype": bench.compute_dtype, "context_length": 512}
+    options: dict[str, Any] = {"dtype": bench.compute_dtype, "context_length": 512}
     modes = {
         "plain": bench.prepare(target, tree="none", **options),
         "tree": bench.prepare(target, draft, **options),

@@ -1,7 +1,9 @@
 """Passes of a program that reads through the page cache, timed one by one, each after its files have left the cache."""
 
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import torch
 from latency.memory import peak_host_bytes
@@ -9,10 +11,15 @@ from latency.memory import peak_host_bytes
 from offloading.job import Job, NextToken, Outcome, written_bytes
 from offloading.page_cache import cached_bytes, drop
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 
 def run_passes(job: Job, next_token: NextToken, load_seconds: float, packages: tuple[str, ...]) -> Outcome:
     """The prompt, then token after token. Dropping and looking at the cache lies outside of what is timed."""
-    tokens, seconds, cached = list(job.tokens), [], []
+    tokens = list(job.tokens)
+    seconds: list[float] = []
+    cached: list[int] = []
     with torch.inference_mode():
         for _ in range(1 + job.passes):
             drop(job.files)
@@ -35,12 +42,12 @@ def run_passes(job: Job, next_token: NextToken, load_seconds: float, packages: t
 class Greedy:
     """Runs a transformers model with a key-value cache: a NextToken."""
 
-    def __init__(self, model: torch.nn.Module, config: object):
+    def __init__(self, model: torch.nn.Module, config: "PreTrainedConfig"):
         from transformers import DynamicCache
 
         self._model, self._cache = model, DynamicCache(config=config)
 
-    def __call__(self, tokens: list[int]) -> int:
+    def __call__(self, tokens: Sequence[int]) -> int:
         ids = torch.tensor([list(tokens)])
         output = self._model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         return int(output.logits[0, -1].argmax())

@@ -53,7 +53,7 @@ class Shape:
             raise UnsupportedModelError("only Llama models without biases can be widened")
         if rope.get("rope_type", "default") not in ROTATIONS or rope.get("partial_rotary_factor", 1.0) != 1.0:
             raise UnsupportedModelError(f"only rotations of these kinds can be widened: {', '.join(ROTATIONS)}")
-        values = {field: config.get(name) for field, name in CONFIG_NAMES.items()}
+        values: dict[str, Any] = {field: config.get(name) for field, name in CONFIG_NAMES.items()}
         values["kv_heads"] = values["kv_heads"] or values["heads"]
         values["head_dim"] = values["head_dim"] or values["hidden"] // values["heads"]
         return cls(**values)
