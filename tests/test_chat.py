@@ -250,6 +250,23 @@ def test_set_changes_values_and_refuses_bad_ones(capsys: pytest.CaptureFixture[s
     assert shown.count("error: ") == 3 and "0.9 (default)" in shown
 
 
+def test_set_takes_biases_and_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        "/set logit_bias 5=-2,6=1",
+        "/set stop = ###",
+        "/set dry-multiplier=0.8",
+        "hi",
+        '/set stop ["a b", "="]',
+        "/set",
+    ]
+    runtime = ScriptedRuntime()
+    chat = chat_with(runtime, lines)
+    assert chat.sampling.logit_bias == ((5, -2.0), (6, 1.0)) and chat.sampling.stop == ("a b", "=")
+    asked = runtime.asked[0]
+    assert (asked["logit_bias"], asked["stop"], asked["dry_multiplier"]) == ({5: -2.0, 6: 1.0}, ("###",), 0.8)
+    assert "error" not in capsys.readouterr().err
+
+
 def test_stats_show_the_seed_and_plan_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     chat_with(ScriptedRuntime(), ["/stats", "hi", "/stats", "/plan"])
     shown = capsys.readouterr().err

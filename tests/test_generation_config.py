@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from math import inf, nan
 
 import pytest
 
 from offload_runtime import OffloadRuntime
-from offload_runtime.errors import ModelFilesError, PromptError
+from offload_runtime.chat import main
+from offload_runtime.errors import ModelFilesError, PromptError, UsageError
 from offload_runtime.generation_defaults import read_generation_defaults
 from sequoia_tree.shaping.contexts import Contexts, Text
 from tests.tiny_models import PROMPT as ONCE
 from tests.tiny_models import checkpoint, greedy, perturbed
+from tests.tokenizer_samples import byte_level
 
 PROMPT = ONCE * 2  # so that it repeats itself
 NEW_TOKENS = 24
@@ -154,6 +157,44 @@ def test_what_changes_no_text_is_not_named(tmp_path):
         "max_time": None,
     }
     OffloadRuntime.from_pretrained(with_config(tmp_path, **fields), "none", device="cpu").close()
+
+
+def test_the_chat_names_what_is_not_applied(tmp_path, capsys):
+    model = shutil.copytree(checkpoint("llama", vocab_size=320), tmp_path / "model")
+    (model / "generation_config.json").write_text(json.dumps({"num_beams": 3}))
+    byte_level().save_pretrained(model)
+    assert main(["-m", str(model), "-d", "none", "--device", "cpu", "-p", "hi", "--raw", "--max-new-tokens", "2"]) == 0
+    assert "num_beams=3" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_smallest_temperature_is_as_none(way, base):
+    with runtime_of(TARGET, way) as runtime:
+        for temperature in (1e-38, 1e-12):
+            reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=temperature)
+            assert reply.token_ids == base
+
+
+def test_what_a_call_asks_for(base):
+    """On top of a model whose file says nothing."""
+    with runtime_of(TARGET) as runtime:
+
+        def written(**arguments):
+            return runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, **{"temperature": 0, **arguments}).token_ids
+
+        bias = greedy(TARGET, PROMPT, NEW_TOKENS, sequence_bias=[[[base[0]], -30.0]])
+        assert written(logit_bias={base[0]: -30.0}) == bias != base
+        assert written(no_repeat_ngram_size=2.0) == greedy(TARGET, PROMPT, NEW_TOKENS, no_repeat_ngram_size=2) != base
+        assert base[0] not in written(logit_bias={base[0]: -inf})
+        assert len(set(written(presence_penalty=1000.0))) == NEW_TOKENS, "no token comes twice"
+        assert written() == base
+        for wrong in (
+            *({"repetition_penalty": 1e-38}, {"presence_penalty": 1e38}, {"temperature": 1e38}, {"rules": ()}),
+            *({"logit_bias": {96: 1.0}}, {"logit_bias": {1: nan}}, {"logit_bias": [1]}, {"warmth": 1}),
+            {"dry_sequence_breakers": [""]},
+        ):
+            with pytest.raises(UsageError, match=next(iter(wrong))):
+                written(**wrong)
 
 
 @pytest.mark.parametrize(

@@ -108,11 +108,12 @@ def _set(chat: "Chat", argument: str) -> None:
     if not argument:
         chat.screen.say(_sampling_lines(chat))
         return
-    name, _, text = argument.replace("=", " ", 1).partition(" ")
-    if not text.strip():
+    name, *rest = re.split(r"\s*=\s*|\s+", argument, maxsplit=1)  # a value may hold a sign of its own: logit_bias 5=-2
+    text = "".join(rest).strip()
+    if not text:
         raise UsageError(f"/set {name} needs a value, or default")
     name = name.replace("-", "_")
-    chat.sampling = chat.sampling.with_value(name, text.strip())
+    chat.sampling = chat.sampling.with_value(name, text)
     chat.screen.say(_sampling_lines(chat, name))
 
 
