@@ -55,6 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
     options = fetched(options, arguments.yes, screen.quiet, _plan_text)
     preparation = prepare(options)
     _show_what_comes(screen, preparation, arguments)
+    if note := unapplied_note(options.model):
+        screen.note(note)
     with screen.busy("starting PyTorch"):
         conversation = _new_conversation(options.model, arguments)  # before loading: refuses a base model at once
     with _load(preparation, screen) as runtime:
@@ -80,8 +82,6 @@ def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argp
         screen.note(str(preparation.packing))
     if preparation.draft_note:
         screen.note(preparation.draft_note)
-    if note := unapplied_note(preparation.target.spec.directory):
-        screen.note(note)
 
 
 def _new_conversation(model: Path, arguments: argparse.Namespace) -> "Conversation":
