@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,9 @@ def run_command(run: Callable[[], int]) -> int:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        return run()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return run()
     except OffloadError as error:
         print(f"error: {error}", file=sys.stderr)
         return exit_code(error)
@@ -51,6 +54,11 @@ def _prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a reply may hold characters that the terminal's encoding has not
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Without the place in the code, which helps no user."""
+    print(message_text(f"warning: {message}"), file=sys.stderr)
 
 
 def _drop_output() -> None:

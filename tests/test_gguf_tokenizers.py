@@ -18,6 +18,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.tokenizers import load_tokenizer
+from offload_runtime.command_line import run_command
 from tests.gguf_samples import gguf, np
 
 # As the published tokenizer.json files have them.
@@ -197,6 +198,15 @@ def test_marks_of_the_template_that_are_split_are_named(tmp_path):
     assert len(told) == 1 and "<|im_start|> would be split into pieces" in str(told[0].message)
     assert "unrelated" not in str(told[0].message)
     assert len(found.encode("<|unrelated|>")) > 1
+
+
+def test_a_command_tells_of_it_in_one_line_without_what_steers_a_terminal(tmp_path, capsys):
+    mark = "<|\x1b[31m\u202e|>"
+    tokenizer = original(PUBLISHED["qwen2"], [mark])
+    path = write(tokenizer, "qwen2", {}, tmp_path / "m\x1b.gguf", f"{mark}{{{{ messages[0]['content'] }}}}")
+    assert run_command(lambda: len(load_tokenizer(path)) * 0) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ") and r"<|\x1b[31m\u202e|>" in line and line.isprintable()
 
 
 SPACE = "▁"

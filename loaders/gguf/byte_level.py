@@ -16,6 +16,7 @@ from tokenizers.models import BPE
 
 from loaders.errors import UnsupportedModelError
 from loaders.gguf.splitting_rules import COMPOSED, RULES, WHOLE_PIECES
+from loaders.message_text import quoted
 
 
 def byte_level_tokenizer(file: Path, values: Mapping[str, Any]) -> Tokenizer:
@@ -32,8 +33,9 @@ def byte_level_tokenizer(file: Path, values: Mapping[str, Any]) -> Tokenizer:
         )
     if name == "default":
         warnings.warn(
-            f"{file}: tokenizer.ggml.pre names no rule for splitting text. llama.cpp's default is taken; the model may "
-            "have learned another, and then answers worse. A file that was converted later says which.",
+            f"{quoted(str(file), 200)}: tokenizer.ggml.pre names no rule for splitting text. llama.cpp's default is "
+            "taken; the model may have learned another, and then answers worse. A file that was converted later says "
+            "which.",
             stacklevel=2,
         )
     merges = [(first, second) for first, _, second in (merge.partition(" ") for merge in values.get("merges", ()))]

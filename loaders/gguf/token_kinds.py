@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken
 
+from loaders.message_text import quoted
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 
 # Ends of a text or a turn, which llama.cpp knows by name (src/llama-vocab.cpp) whatever kind a file says they are.
@@ -38,13 +40,17 @@ def warn_of_split_marks(file: Path, tokens: Mapping[str, int], kinds: Sequence[i
     plain = [mark for mark in marks if kinds[tokens[mark]] == NORMAL]
     split = [mark for mark in plain if mark not in ENDS]
     if plain:
-        outcome = f"{', '.join(split[:8])} would be split into pieces, so the model may not see where turns begin."
+        outcome = f"{_listed(split)} would be split into pieces, so the model may not see where turns begin."
         warnings.warn(
-            f"{file}: of its chat template's marks, {', '.join(plain[:8])} are stored as normal tokens. "
+            f"{quoted(str(file), 200)}: of its chat template's marks, {_listed(plain)} are stored as normal tokens. "
             f"{outcome if split else 'They are taken for the ends that they name.'} A file that was converted anew "
             "has them as control tokens.",
             stacklevel=2,
         )
+
+
+def _listed(marks: list[str]) -> str:
+    return ", ".join(map(quoted, marks[:8])) + ", …" * (len(marks) > 8)
 
 
 def _as_named(tokens: Sequence[str], kinds: Sequence[int]) -> list[int]:
