@@ -37,7 +37,7 @@ def _with_draft(preparation: Preparation, acceptance: ExpectedAcceptance) -> Ite
     by_child = acceptance.verified_by(preparation.options.rule)
     cost = plan.target_cost(target)
     source = _MEASURED if acceptance.measured else _PUBLISHED
-    if draft and cost.is_known and cost.knows_computing:
+    if draft and cost.is_known and cost.knows_computing and (plan.slots or cost.knows_passes):
         link = "link" if plan.device == "cuda" else "disk"
         yield from _parts(predict(plan, target, draft.spec, by_child), link, preparation.options.rule)
         yield f"Acceptance: {source}."

@@ -17,6 +17,7 @@ from offload_runtime.draft import Draft
 from offload_runtime.errors import MachineError, UnsupportedModelError
 from offload_runtime.host_shortage import host_shortage_explained
 from offload_runtime.model import Model
+from offload_runtime.pass_overhead import measure_passes
 from offload_runtime.planning import Preparation
 from offload_runtime.read_models import ModelFiles
 from offload_runtime.run_options import IOMode
@@ -63,7 +64,7 @@ def load_models(preparation: Preparation, progress: Progress | None) -> LoadedMo
     preparation = preparation.replanned(
         target=_exact(preparation.target.spec, target_skeleton),
         draft=_exact(preparation.draft.spec, draft_skeleton) if preparation.draft and draft_skeleton else None,
-        machine=with_speed(preparation.machine, preparation.target.spec.dtype),
+        machine=with_speed(preparation.machine, preparation.target.spec.dtype, measure_passes),
     )
     plan, memory = preparation.plan, DeviceMemory(device)
     memory.add(plan.workspace_bytes)  # activations come and go; the largest pass counts throughout

@@ -29,12 +29,19 @@ FEW_ROWS, MANY_ROWS = 2, 64
 SWEEP_BYTES = {"cuda": 512 * MIB, "cpu": 64 * MIB}
 
 
-def with_speed(machine: Machine, dtype: str) -> Machine:
-    """`machine` with the speed of its device, as kept from an earlier start or as measured now."""
+Measure = Callable[[torch.device, torch.dtype], Figures]
+
+
+def with_speed(machine: Machine, dtype: str, passes: Measure) -> Machine:
+    """`machine` with the speed of its device, as kept from an earlier start or as measured now.
+
+    passes: measures what of a pass does not depend on the model's size, `pass_seconds` and `layer_seconds`.
+    """
     subject, conditions = speed_subject(machine), speed_conditions(machine, dtype)
     figures = recall(subject, conditions)
     if figures is None:
-        figures = measure_speed(torch.device(machine.device), getattr(torch, dtype))
+        device, computed_in = torch.device(machine.device), getattr(torch, dtype)
+        figures = measure_speed(device, computed_in) | passes(device, computed_in)
         remember(subject, conditions, figures)
     return with_measured_speed(machine, figures)
 

@@ -2,7 +2,8 @@
 
 unit     GPU: max(weights / memory bandwidth, operations / speed, launching its kernels), which go on side by side;
          CPU: weights / bandwidth + operations / speed + Python, which follow one another
-pass     units, read, copied and computed side by side as the ring allows, then the head over the nodes of the tree
+pass     units, read, copied and computed side by side as the ring allows, then the head over the nodes of the tree, and
+         what every pass takes
 level    the same for a draft that is resident, over the nodes of one level
 experts  all stream ahead with their unit; or those that are hit are fetched when it is known which, while nothing else
          goes on: whichever makes the quicker pass
@@ -19,7 +20,7 @@ from scheduler.pipeline import PassSeconds, Stage, simulate
 from scheduler.placement import Tier
 from scheduler.staging import STAGING_BUFFERS, pageable_units
 
-# Python of one of transformers' decoder layers with our hooks, without what it computes: 0.35 ms on an x86-64 core.
+# Python of one of transformers' decoder layers, without what it computes, where it is not measured: an x86-64 core.
 LAYER_SECONDS = 0.35e-3
 # Replayed as part of a CUDA graph its kernels, some 45, still take a few microseconds each: assumed, not measured.
 REPLAYED_LAYER_SECONDS = 0.1e-3
@@ -61,6 +62,11 @@ class PassCost:
         """Whether the device's speed is known, too."""
         return self.machine.flops is not None and self.machine.memory_bandwidth is not None
 
+    @property
+    def knows_passes(self) -> bool:
+        """Whether the fixed cost of passes is known: of models in memory it is most of what small passes take."""
+        return self.machine.pass_seconds is not None and self.machine.layer_seconds is not None
+
     def hits(self, rows: float) -> float | None:
         """Experts of each layer that a pass over so many tokens hits; None where they are not told apart."""
         count = max(unit.experts for unit in self.spec.units)
@@ -94,7 +100,7 @@ class PassCost:
         by_kind = [self._stage(*kind, rows, context, hits) for kind in self._kinds[0]]
         stages = [by_kind[kind] for kind in self._kinds[1]]
         head = self._head_seconds(nodes)
-        stages.append(Stage(0.0, 0.0, head))
+        stages.append(Stage(0.0, 0.0, head + (self.machine.pass_seconds or 0.0)))
         return simulate(stages, self.slots, STAGING_BUFFERS, gap)
 
     @cached_property
@@ -144,7 +150,7 @@ class PassCost:
         if not self.knows_computing:
             return 0.0
         replayed = self.machine.device == "cuda" and not self.slots and rows <= WIDTHS[-1]
-        return REPLAYED_LAYER_SECONDS if replayed else LAYER_SECONDS
+        return REPLAYED_LAYER_SECONDS if replayed else self.machine.layer_seconds or LAYER_SECONDS
 
     def _head_seconds(self, nodes: int) -> float:
         values = self.spec.vocab_size * self.spec.hidden_size

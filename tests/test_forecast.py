@@ -120,8 +120,17 @@ def test_with_a_known_machine_the_parts_add_up(draft: Path, depth: int, levels: 
 
 def test_a_draft_that_is_no_help_is_said_to_be_none(draft: Path) -> None:
     record(draft, [0.01])
-    known = with_speed(preparation(draft, tree_size=8, tree_depth=3), flops=1e9, memory_bandwidth=1e9)
+    passes = {"pass_seconds": 1e-3, "layer_seconds": 1e-3}
+    known = with_speed(preparation(draft, tree_size=8, tree_depth=3), flops=1e9, memory_bandwidth=1e9, **passes)
     assert "With the draft: no faster here" in next(forecast(known))
+
+
+def test_nothing_is_predicted_of_models_in_memory_whose_passes_were_not_measured(draft: Path) -> None:
+    """Most of what they take is no matter of bandwidth."""
+    record(draft, [0.6, 0.2])
+    known = with_speed(preparation(draft, tree_size=8, tree_depth=3), flops=1e9, memory_bandwidth=1e9)
+    (line,) = forecast(known)
+    assert "Expected" in line and "tokens/s" not in line
 
 
 def test_without_a_draft_there_is_nothing_to_expect(draft: Path) -> None:

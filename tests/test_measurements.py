@@ -1,6 +1,7 @@
 """Figures of the machine are kept between starts, for the conditions they were measured under and for a week."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from importlib.util import spec_from_file_location
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from loaders.direct_io import ReadBandwidth
 from scheduler import bandwidth, measurements, torch_build
 from scheduler.bandwidth import measure_speed, with_speed
 from scheduler.measurements import FILE, read_bandwidth, recall, remember, with_known_speed
@@ -70,11 +72,46 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypa
     assert recall("disk 1", "chunks") is None
 
 
+def measured(rate: float, direct: bool = True) -> Callable[..., ReadBandwidth]:
+    return lambda *arguments, **named: ReadBandwidth(rate, direct, 1 << 20)
+
+
+@pytest.mark.parametrize(
+    "rate, direct, believed", [(15e9, True, True), (17e9, True, False), (3e9, False, True), (5e9, False, False)]
+)
+def test_a_speed_that_no_disk_has_is_not_believed(
+    rate: float, direct: bool, believed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(1 << 16))
+    monkeypatch.setattr(measurements, "measure_read_bandwidth", measured(rate, direct))
+    assert read_bandwidth([file], 1 << 16) == (rate if believed else None)
+    monkeypatch.setattr(measurements, "measure_read_bandwidth", measured(1e9))
+    assert read_bandwidth([file], 1 << 16) == (rate if believed else 1e9), "only what was believed is remembered"
+
+
+def test_a_remembered_speed_that_no_disk_has_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(1 << 16))
+    remember(f"disk {file.stat().st_dev}", f"reads of {1 << 16} bytes", {"bytes_per_second": 40e9})
+    monkeypatch.setattr(measurements, "measure_read_bandwidth", measured(1e9))
+    assert read_bandwidth([file], 1 << 16) == 1e9
+
+
+def test_holes_are_read_at_no_disk_s_speed(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    with file.open("wb") as handle:
+        handle.write(bytes(4096))
+        handle.truncate(1 << 26)
+    assert read_bandwidth([file], 1 << 16) is None
+
+
 def test_a_disk_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "weights"
     file.write_bytes(bytes(1 << 20))
+    monkeypatch.setattr(measurements, "measure_read_bandwidth", measured(2e9))
     rate = read_bandwidth([file], 1 << 16)
-    assert rate > 0
+    assert rate == 2e9
 
     def refuse(*arguments: object, **named: object) -> None:
         raise AssertionError("measured again")
@@ -93,13 +130,18 @@ def test_the_device_is_measured_once_for_each_dtype_and_driver(monkeypatch: pyte
         return {"flops": 1e12, "memory_bandwidth": 1e10}
 
     monkeypatch.setattr(bandwidth, "measure_speed", measure)
+
+    def passes(device: object, dtype: object) -> dict[str, float]:
+        return {"pass_seconds": 2e-3, "layer_seconds": 3e-4}
+
     machine = cpu(16 * GIB)
-    known = with_speed(machine, "float32")
-    assert (known.flops, known.memory_bandwidth) == (1e12, 1e10) and with_speed(machine, "float32") == known
+    known = with_speed(machine, "float32", passes)
+    assert (known.flops, known.memory_bandwidth) == (1e12, 1e10) and with_speed(machine, "float32", passes) == known
+    assert (known.pass_seconds, known.layer_seconds) == (2e-3, 3e-4)
     assert len(asked) == 1
-    with_speed(machine, "bfloat16")
-    with_speed(replace(machine, driver="580.65"), "float32")
-    with_speed(replace(machine, cores=1), "float32")
+    with_speed(machine, "bfloat16", passes)
+    with_speed(replace(machine, driver="580.65"), "float32", passes)
+    with_speed(replace(machine, cores=1), "float32", passes)
     assert len(asked) == 4
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from offload_runtime.pass_overhead import fixed_costs, measure_passes
 from scheduler import bandwidth
 from scheduler.bandwidth import FEW_ROWS, MANY_ROWS, measure_speed
 from scheduler.machine import Machine
@@ -115,6 +116,25 @@ KNOWN = {"flops": 1e14, "memory_bandwidth": 1e15}  # so fast that launching is a
 def test_layers_in_graphs_are_launched_with_them(machine, rows, seconds):
     cost = resident_cost(LLAMA_68M, replace(machine, **KNOWN))
     assert cost.seconds(rows, 1, 100).total == pytest.approx(2 * seconds, rel=0.01)
+
+
+@pytest.mark.parametrize("machine, layer", [(cpu(24 * GIB), 4e-3), (gpu(24 * GIB), REPLAYED_LAYER_SECONDS)])
+def test_passes_and_layers_take_what_was_measured_of_tiny_ones(machine, layer):
+    known = replace(machine, **KNOWN, pass_seconds=3e-2, layer_seconds=4e-3)
+    assert resident_cost(LLAMA_68M, known).seconds(1, 1, 100).total == pytest.approx(3e-2 + 2 * layer, rel=0.01)
+
+
+def test_fixed_costs_of_two_models_are_told_apart():
+    figures = fixed_costs(few=5e-3 + 1e-3, many=5e-3 + 9e-3)
+    assert figures == pytest.approx({"pass_seconds": 5e-3, "layer_seconds": 1e-3})
+    assert all(seconds > 0 for seconds in fixed_costs(few=2e-3, many=1e-3).values()), "noise makes nothing free"
+
+
+def test_passes_can_be_measured():
+    state = torch.get_rng_state()
+    figures = measure_passes(torch.device("cpu"), torch.float32)
+    assert figures.keys() == {"pass_seconds", "layer_seconds"} and all(0 < value < 10 for value in figures.values())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_layers_that_share_a_model_with_streamed_ones_are_launched_one_by_one():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from latency.records import TimedReply
 from loaders.spec import ModelSpec
+from offload_runtime.pass_overhead import measure_passes
 from scheduler.bandwidth import with_speed
 from scheduler.plan import Plan
 
@@ -16,7 +17,7 @@ def predict_passes(plan: Plan, target: ModelSpec, replies: Sequence[TimedReply])
     """
     cost = plan.target_cost(target)
     if not plan.machine.flops:
-        cost = replace(cost, machine=with_speed(plan.machine, plan.dtype))
+        cost = replace(cost, machine=with_speed(plan.machine, plan.dtype, measure_passes))
     if not (cost.is_known and cost.knows_computing):
         return None
 

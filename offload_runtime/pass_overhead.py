@@ -1,0 +1,63 @@
+"""What a pass takes however small its model is: Python, masks, launching kernels. Measured in a fifth of a second."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from offload_runtime.attention import ATTENTION_NAME, attending
+from offload_runtime.kv_cache import TreeCache
+from offload_runtime.rows import text_rows
+from scheduler.measurements import Figures
+
+FEW_LAYERS, MANY_LAYERS = 1, 9
+RUNS, WARM_UP_RUNS = 15, 3
+_LEAST_SECONDS = 1e-6  # noise must not make passes free
+_WIDTH = 64  # whose products take no time beside the rest
+
+
+def measure_passes(device: torch.device, dtype: torch.dtype) -> Figures:
+    """`pass_seconds` and `layer_seconds` of Machine, from passes of one row through two tiny models."""
+    few, many = (_median_seconds(_tiny_pass(layers, device, dtype), device) for layers in (FEW_LAYERS, MANY_LAYERS))
+    return fixed_costs(few, many)
+
+
+def fixed_costs(few: float, many: float) -> Figures:
+    """The seconds of a pass without layers, and of a layer, from those of passes through few and many layers."""
+    layer = max((many - few) / (MANY_LAYERS - FEW_LAYERS), _LEAST_SECONDS)
+    return {"pass_seconds": max(few - FEW_LAYERS * layer, _LEAST_SECONDS), "layer_seconds": layer}
+
+
+def _tiny_pass(layers: int, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
+    config = AutoConfig.for_model(
+        "llama",
+        **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), _WIDTH),
+        **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 2),
+        num_hidden_layers=layers,
+    )
+    with torch.random.fork_rng(devices=[]), device:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION_NAME).eval()
+    cache, rows = TreeCache(config, 8), text_rows(0, 1, device)
+    inputs = {"input_ids": torch.zeros_like(rows.row_positions)[None], "position_ids": rows.row_positions[None]}
+
+    @torch.inference_mode()
+    def run() -> None:
+        cache.truncate(0)
+        with attending(rows):
+            model(**inputs, use_cache=True, past_key_values=cache, logits_to_keep=1)
+
+    return run
+
+
+def _median_seconds(run: Callable[[], None], device: torch.device) -> float:
+    """Of runs that each wait for the device, as passes do, after some that pay for memory and for choosing kernels."""
+    seconds = []
+    for _ in range(WARM_UP_RUNS + RUNS):
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds[WARM_UP_RUNS:])
