@@ -197,5 +197,5 @@ def test_the_build_of_torch_is_what_its_own_version_says(
 def test_what_a_start_measures_is_found_by_the_next_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch_build.torch_build() == torch_build.TorchBuild(torch.__version__, torch.version.cuda)
     monkeypatch.setattr(bandwidth, "measure_speed", lambda device, dtype: {"flops": 7.0})
-    assert with_speed(cpu(GIB), "float32") == with_known_speed(cpu(GIB), "float32")
+    assert with_speed(cpu(GIB), "float32", lambda device, dtype: {}) == with_known_speed(cpu(GIB), "float32")
     assert with_known_speed(cpu(GIB), "float32").flops == 7.0
