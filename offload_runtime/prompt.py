@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loaders.chat_templates import read_template
 from loaders.tokenizers import load_tokenizer
+from loaders.tokenizers.trial import panics_explained
 from offload_runtime.errors import OffloadError, PromptError
 from offload_runtime.reasoning.reply_text import inner_tokens
 from offload_runtime.rendering.chat_template import render_chat
@@ -33,6 +34,7 @@ def chat_tokenizer(directory: Path, chat_template: Path | None) -> PreTrainedTok
     return tokenizer
 
 
+@panics_explained("the prompt")
 def encode_prompt(
     prompt: Prompt,
     tokenizer: Callable[[], PreTrainedTokenizerBase],

@@ -19,6 +19,7 @@ from loaders.tokenizers.sentencepiece_file import is_sentencepiece_alone
 from loaders.tokenizers.sentencepiece_tokenizer import sentencepiece_tokenizer
 from loaders.tokenizers.tokenizer_json import FILE as JSON
 from loaders.tokenizers.tokenizer_json import tokenizer_from_json, tokenizer_is_code
+from loaders.tokenizers.trial import check_tokenizer_files, panics_explained
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 
 
@@ -45,8 +46,13 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             f"{directory}: no tokenizer. One of {', '.join(VOCABULARY_FILES)} is needed, none is there: "
             "copy the tokenizer's files beside the weights, or use token ids instead of text."
         )
+    if not is_gguf(directory):
+        check_tokenizer_files(directory)
     try:
-        tokenizer = gguf_tokenizer(read_gguf_cached(directory)) if is_gguf(directory) else _from_directory(directory)
+        with panics_explained(directory):
+            tokenizer = (
+                gguf_tokenizer(read_gguf_cached(directory)) if is_gguf(directory) else _from_directory(directory)
+            )
     except OffloadError:
         raise
     except Exception as error:  # damaged files raise whatever the parsers meet: KeyError, JSON errors, bare Exception

@@ -57,12 +57,12 @@ def read_sentencepiece(file: Path) -> Any:
         raise _no_model(file, "it is neither of the unigram nor of the BPE kind")
     if not 0 <= model.trainer_spec.unk_id < len(model.pieces):
         raise _no_model(file, "its unknown token is none of its pieces")
-    if not _can_be_looked_up(model.normalizer_spec.precompiled_charsmap):
+    if not can_be_looked_up(model.normalizer_spec.precompiled_charsmap):
         raise _no_model(file, "its table of characters leads out of itself")
     return model
 
 
-def _can_be_looked_up(table: bytes) -> bool:
+def can_be_looked_up(table: bytes) -> bool:
     """Whether no text leads whoever looks it up in this table of replacements out of it: tokenizers crashes then.
 
     The bytes of a trie, the trie, and the replacements, each with a zero behind it. A node of the trie is 4 bytes: the

@@ -1,0 +1,127 @@
+"""A tokenizer's files are tried before they are first used: in a process of its own, with limits of time and memory.
+
+Its patterns and replacements are programs of a kind: they can run for ever, fill the memory, or crash the library in
+ways that no `except Exception` meets. What was tried once is remembered in the user's cache by its contents.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from loaders.cache_directory import cache_directory, write_whole
+from loaders.errors import ModelFilesError
+from loaders.json_files import MOST_BYTES, parse_object, read_regular
+from loaders.message_text import quoted
+from loaders.tokenizers.sentencepiece_file import can_be_looked_up
+
+_TRIED = ("tokenizer.json", "tekken.json")
+# What loading a tokenizer may read, by the names' ends.
+_READ = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")
+_PATIENCE = 300  # seconds, on a machine that is busy; what counts is the limit of computing
+_known: set[str] = set()
+
+
+def check_tokenizer_files(directory: Path) -> None:
+    """Raise ModelFilesError, naming the file, where one is no regular file, too large, or fails its trial."""
+    for file in sorted(directory.iterdir()):
+        if file.name.endswith(_READ) and file.exists() and not file.is_dir():
+            _check_small(file)
+    for file in (directory / name for name in _TRIED):
+        if file.is_file():
+            _check_tried(file)
+
+
+@contextmanager
+def panics_explained(source: Path | str) -> Iterator[None]:
+    """Turn what the library throws past `except Exception` into an error for the user."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelFilesError(f"{source}: the tokenizer fails: {quoted(str(error), 200)}.") from error
+
+
+def _check_small(file: Path) -> None:
+    try:
+        if not file.is_file():
+            raise ModelFilesError(f"{file}: it is not a regular file, which a model's files are.")
+        nbytes = file.stat().st_size
+    except OSError as error:
+        raise ModelFilesError(f"{file}: cannot be read ({error.strerror}).") from error
+    if nbytes > MOST_BYTES:
+        raise ModelFilesError(f"{file}: it is larger than {MOST_BYTES:,} bytes, which no such file needs.")
+
+
+def _check_tried(file: Path) -> None:
+    try:
+        content = read_regular(file)
+    except (OSError, ValueError) as error:
+        raise ModelFilesError(f"{file}: cannot be read ({error}).") from error
+    mark = hashlib.sha256(f"{version('tokenizers')} {file.name}\n".encode() + content).hexdigest()
+    cache = cache_directory()
+    note = cache / "tokenizers" / mark if cache else None
+    if mark in _known or (note and note.is_file()):
+        return
+    try:
+        _check_tables(parse_object(content).get("normalizer"))
+    except ValueError as error:
+        raise ModelFilesError(f"{file}: {error}. The file is damaged or incomplete; download it again.") from error
+    if fault := _fault(file):
+        raise ModelFilesError(
+            f"{file}: the tokenizer fails on texts of a few thousand characters: {fault}. The file is damaged, or its "
+            "rules are made to run for ever: download it again, or take it from a copy of the model that you trust."
+        )
+    _known.add(mark)
+    try:
+        if note:
+            write_whole(note, "")
+    except OSError:
+        pass  # then it is tried again at the next start
+
+
+def _check_tables(normalizer: Any) -> None:
+    """SentencePiece's tables of replacements are looked up without checks. Raises ValueError."""
+    steps = [normalizer]
+    while steps:
+        step = steps.pop()
+        if not isinstance(step, dict):
+            continue
+        if isinstance(more := step.get("normalizers"), list):
+            steps += more
+        if step.get("type") == "Precompiled":
+            try:
+                table = base64.b64decode(step.get("precompiled_charsmap") or "", validate=True)
+            except (TypeError, ValueError, binascii.Error):
+                raise ValueError("its table of characters is no base64") from None
+            if not can_be_looked_up(table):
+                raise ValueError("its table of characters leads out of itself")
+
+
+def _fault(file: Path) -> str | None:
+    """What the trial says; None where all is well, and where no process can be started for it."""
+    command = [sys.executable, str(Path(__file__).with_name("trial_run.py")), str(file.absolute())]
+    environment = {**os.environ, "RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    try:
+        run = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, env=environment, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "it takes too long"
+    except OSError:
+        return None
+    if run.returncode < 0:
+        ended = {signal.SIGXCPU: "it computes for too long", signal.SIGKILL: "it takes too much time or memory"}
+        return ended.get(signal.Signals(-run.returncode), f"it crashes ({signal.Signals(-run.returncode).name})")
+    return None if run.returncode == 0 else quoted(run.stdout.strip() or "it ends unexpectedly", 200)

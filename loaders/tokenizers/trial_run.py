@@ -1,0 +1,76 @@
+"""Run as a program on a tokenizer's file, in a process that may hang or crash: encodes texts that bad rules explode on.
+
+Prints what is wrong in one line and exits with 1; 0 is all right. Imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer
+from tokenizers.pre_tokenizers import Split
+
+MOST_TOKENS_PER_BYTE = 64
+MEMORY = 6 << 30  # of address space: 250,000 tokens take 2 GB
+SECONDS = 5, 1  # of computing, and more for each MB of the file: a slow processor takes a third of that
+_CHARACTERS = "aA0é中 \t\n\r!-_.'\u00a0\u0301😀"
+_TEXTS = ("Hello, world! It's 12:30.\n\n  def f(x):\n\treturn x  # größer\n", "中文 и русский, عربى 日本語 한국어", "")
+
+
+def texts(letters: Iterable[str]) -> Iterator[str]:
+    """Ordinary text, and for each letter a short and a long row of it that ends in something else."""
+    yield from _TEXTS
+    for letter in letters:
+        yield letter * 30 + "!"
+        yield letter * 30 + "\ufffd" + letter * 2000 + "x"
+
+
+def letters_of(rules: Any) -> str:
+    """The characters above, and those that the rules' patterns and replacements are made of."""
+    stated = set(re.findall(r"\w", json.dumps(rules, ensure_ascii=False)[:20_000]))
+    found = [letter for letter in sorted(stated) if letter.isprintable() and letter not in _CHARACTERS]
+    return _CHARACTERS + "".join(found[:64])
+
+
+def try_tokenizer(file: Path) -> str | None:
+    """What is wrong with the tokenizer in `file`."""
+    record = json.loads(file.read_bytes())
+    if "config" in record and "model" not in record:  # Mistral's tekken.json, whose pattern transformers uses
+        pattern = record["config"].get("pattern", "")
+        split = Split(Regex(pattern), "isolated")
+        for text in texts(letters_of(pattern)):
+            split.pre_tokenize_str(text)
+        return None
+    tokenizer = Tokenizer.from_file(str(file))
+    rules = [record.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
+    for text in texts(letters_of(rules)):
+        ids = tokenizer.encode(text).ids
+        if len(ids) > MOST_TOKENS_PER_BYTE * (len(text.encode()) + 8):
+            return f"a text of {len(text)} characters becomes {len(ids):,} tokens"
+        tokenizer.decode(ids)
+    return None
+
+
+def main() -> int:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    seconds = SECONDS[0] + SECONDS[1] * (Path(sys.argv[1]).stat().st_size >> 20)
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        fault = try_tokenizer(Path(sys.argv[1]))
+    except BaseException as error:  # a panic of the library is no Exception
+        lines = str(error).splitlines()
+        fault = f"{lines[0] if lines else type(error).__name__}"
+    if fault:
+        print(fault[:300])
+    return 1 if fault else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
