@@ -1,5 +1,6 @@
 """The facade: load a target and perhaps a draft, then generate."""
 
+import os
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
@@ -133,7 +134,8 @@ class OffloadRuntime:
         draft = preparation.draft_directory
         self._known = LearnedAcceptance(options.model, draft) if draft else None
         self._resources = ExitStack()
-        self._close = weakref.finalize(self, self._resources.close)  # also where this is dropped, or the program ends
+        # also where this is dropped, or the program ends
+        self._close = weakref.finalize(self, _close_in, os.getpid(), self._resources)
         self._has_text = has_tokenizer(self._directory)
         self._defaults = read_generation_defaults(self._directory)
         self._rules = RequestRules(self._defaults.token_rules)
@@ -282,7 +284,12 @@ class OffloadRuntime:
                 self.forget()
 
     def close(self) -> None:
-        """Stop the streaming threads and free the models' memory; waits for a pass of another thread."""
+        """Stop the streaming threads and free the models' memory; waits for a pass of another thread.
+
+        In a fork of the process that loaded them there is nothing to stop.
+        """
+        if self._turns.in_fork:
+            return
         with self._turns.take():
             self._close()
 
@@ -304,8 +311,9 @@ class OffloadRuntime:
                 reply.stats.peak_device_bytes = self._models.memory.peak_bytes
                 yield step
         finally:
-            with self._turns.hold():
-                steps.close()
+            if not self._turns.in_fork:
+                with self._turns.hold():
+                    steps.close()
             reply.finish_reason = reply.finish_reason or "interrupted"
 
     def _steps(self, request: Request, reply: Reply) -> Generator[Step, None, None]:
@@ -322,6 +330,7 @@ class OffloadRuntime:
             yield from self._decoder.steps(request)
 
     def _check_open(self) -> None:
+        self._turns.check_process()
         if not self._close.alive:
             raise UsageError("this runtime is closed: load the model again")
 
@@ -370,6 +379,12 @@ class OffloadRuntime:
                     "before it (in the chat: --max-new-tokens N or /set max_new_tokens N)"
                 )
         return room if max_new_tokens is None else min(room, max_new_tokens)
+
+
+def _close_in(process: int, resources: ExitStack) -> None:
+    """Threads, and what they hold, are those of the process that started them: a fork of it has nothing to stop."""
+    if os.getpid() == process:
+        resources.close()
 
 
 def _tree_policy(models: LoadedModels, options: Options, known: LearnedAcceptance | None) -> TreePolicy:

@@ -1,5 +1,6 @@
 """Threads take turns on one runtime: its caches, buffers and streams serve one pass at a time."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +14,33 @@ class Turns:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._in_pass = False
+        self._process = os.getpid()
+
+    @property
+    def in_fork(self) -> bool:
+        """Whether this process is a copy of the one that loaded the models."""
+        return os.getpid() != self._process
+
+    def check_process(self) -> None:
+        """Raise UsageError in a fork, which has the memory and none of the threads: a pass would wait for ever."""
+        if self.in_fork:
+            raise UsageError(
+                f"this runtime belongs to process {self._process}, of which this one, {os.getpid()}, is a fork without "
+                "its threads. Load the model in the process that uses it, after the fork, or start that process anew: "
+                'multiprocessing.get_context("spawn")'
+            )
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Keep the turn for the block."""
+        self.check_process()
         with self._lock:
             yield
 
     @contextmanager
     def take(self) -> Iterator[None]:
         """One pass. Raises UsageError where this thread is in the middle of one: a callback has called back."""
+        self.check_process()
         with self._lock:
             if self._in_pass:
                 raise UsageError(
