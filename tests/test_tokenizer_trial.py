@@ -118,3 +118,11 @@ def test_a_panic_while_a_prompt_is_encoded_is_an_error_of_ours(directory):
 
     with pytest.raises(ModelFilesError, match="the tokenizer fails"):
         encode_prompt("ж" * 40 + "!", lambda: tokenizer)
+
+
+@pytest.mark.parametrize("value", [[512], "long", {"a": 1}])
+def test_values_of_another_type_are_told_before_their_first_use(value, directory):
+    (directory / "tokenizer.json").write_text(json.dumps(DEMO))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"model_max_length": value}))
+    with pytest.raises(ModelFilesError, match=r"the tokenizer cannot be (used|loaded)"):
+        load_tokenizer(directory)

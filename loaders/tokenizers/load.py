@@ -57,9 +57,22 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         raise
     except Exception as error:  # damaged files raise whatever the parsers meet: KeyError, JSON errors, bare Exception
         raise ModelFilesError(f"{directory}: the tokenizer cannot be loaded: {_first_line(error)}") from error
+    _check_use(directory, tokenizer)
     if not is_gguf(directory):
         tokenizer.chat_template = chat_template_of(directory)
     return tokenizer
+
+
+def _check_use(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """transformers takes most values of tokenizer_config.json as they are, and fails where it first uses them."""
+    try:
+        with panics_explained(directory):
+            tokenizer.decode(tokenizer("Hello").input_ids)
+            tokenizer.get_added_vocab(), tokenizer.all_special_ids, len(tokenizer)
+    except OffloadError:
+        raise
+    except Exception as error:
+        raise ModelFilesError(f"{directory}: the tokenizer cannot be used: {_first_line(error)}") from error
 
 
 def _from_directory(directory: Path) -> PreTrainedTokenizerBase:

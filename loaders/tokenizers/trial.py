@@ -80,8 +80,8 @@ def _check_tried(file: Path) -> None:
         raise ModelFilesError(f"{file}: {error}. The file is damaged or incomplete; download it again.") from error
     if fault := _fault(file):
         raise ModelFilesError(
-            f"{file}: the tokenizer fails on texts of a few thousand characters: {fault}. The file is damaged, or its "
-            "rules are made to run for ever: download it again, or take it from a copy of the model that you trust."
+            f"{file}: the tokenizer {fault}. The file is damaged, or its rules are made to run for ever: download it "
+            "again, or take it from a copy of the model that you trust."
         )
     _known.add(mark)
     try:
@@ -118,10 +118,14 @@ def _fault(file: Path) -> str | None:
             command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, env=environment, check=False
         )
     except subprocess.TimeoutExpired:
-        return "it takes too long"
+        return _ended("takes too long")
     except OSError:
         return None
     if run.returncode < 0:
-        ended = {signal.SIGXCPU: "it computes for too long", signal.SIGKILL: "it takes too much time or memory"}
-        return ended.get(signal.Signals(-run.returncode), f"it crashes ({signal.Signals(-run.returncode).name})")
-    return None if run.returncode == 0 else quoted(run.stdout.strip() or "it ends unexpectedly", 200)
+        kind = signal.Signals(-run.returncode)
+        return _ended("takes too long" if kind in (signal.SIGXCPU, signal.SIGKILL) else f"crashes ({kind.name})")
+    return None if run.returncode == 0 else quoted(run.stdout.strip() or _ended("crashes"), 300)
+
+
+def _ended(how: str) -> str:
+    return f"fails on texts of a few thousand characters: it {how}"
