@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer
 from tokenizers.pre_tokenizers import Split
 
 MOST_TOKENS_PER_BYTE = 64
-MEMORY = 6 << 30  # of address space: 250,000 tokens take 2 GB
+MEMORY = 2 << 30, 64  # bytes of address space, and more for each byte of the file
 SECONDS = 5, 1  # of computing, and more for each MB of the file: a slow processor takes a third of that
 _CHARACTERS = "aA0é中 \t\n\r!-_.'\u00a0\u0301😀"
 _FAILS = "fails on texts of a few thousand characters"
@@ -66,8 +66,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def main() -> int:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    seconds = SECONDS[0] + SECONDS[1] * (Path(sys.argv[1]).stat().st_size >> 20)
+    nbytes = Path(sys.argv[1]).stat().st_size
+    memory, seconds = MEMORY[0] + MEMORY[1] * nbytes, SECONDS[0] + SECONDS[1] * (nbytes >> 20)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
