@@ -178,6 +178,11 @@ def _load_config(directory: Path, rope_scaling: RopeScaling | None) -> Pretraine
     is_encoder = encodes and not getattr(config, "is_decoder", False)
     if is_encoder or config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModelError(f"{directory}: {model_type} is not a decoder-only language model. {WHAT_RUNS}.")
+    text = config.get_text_config(decoder=True)
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()) and not getattr(text, "sliding_window", 1):
+        raise UnsupportedModelError(
+            f"{directory}: sliding_window is {text.sliding_window}, but there are layers that slide."
+        )
     return config
 
 

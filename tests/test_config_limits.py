@@ -95,3 +95,11 @@ def test_tables_larger_than_memory_are_not_made(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(OffloadError, match="tables of positions"):
         build_skeleton(tmp_path, torch.float32, "cpu", "eager")
+
+
+def test_layers_that_slide_by_the_model_s_own_default_need_a_window(tmp_path):
+    config = AutoConfig.for_model("gemma3_text", **{**BASE, "sliding_window": None}).to_dict()
+    del config["layer_types"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(OffloadError, match="sliding_window is None"):
+        build_skeleton(tmp_path, torch.float32, "cpu", "eager")
