@@ -8,6 +8,7 @@ from loaders.adapters.locate import with_adapter
 from loaders.quantization import BITS
 from loaders.rope_scaling import RopeScaling
 from offload_runtime import __version__
+from offload_runtime.help_text import HelpFormatter
 from offload_runtime.option_readers import utf8_text, whole_number
 from offload_runtime.run_options import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft, resolve_model
 from offload_runtime.sampling_options import add_sampling_options
@@ -44,7 +45,7 @@ def model_parser(prog: str, description: str, epilog: str | None = None) -> argp
         usage="%(prog)s [OPTIONS]",
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{PROJECT} {__version__}")
@@ -127,16 +128,26 @@ def model_options(arguments: argparse.Namespace) -> Options:
 
 
 CHAT_EXAMPLES = """examples:
-  %(prog)s                                          chat with the demonstration pair
-  %(prog)s -m DIR -d DRAFT_DIR                      chat with a model, sped up by a draft
-  %(prog)s -m org/name:Q4_K_M                       chat with a GGUF file of a repository
-  %(prog)s -m DIR --plan                            what would lie where, and how fast it may be
-  %(prog)s -m DIR --plan --gpu rtx-4090             the same for a card that is not here
-  %(prog)s -m org/name --plan                       the same for a model that is not downloaded
-  %(prog)s -m DIR -p "Why is the sky blue?" --json  one reply, as JSON
+  %(prog)s
+      chat with the demonstration pair
+  %(prog)s -m DIR -d DRAFT_DIR
+      chat with a model, sped up by a draft
+  %(prog)s -m org/name:Q4_K_M
+      chat with a GGUF file of a repository
+  %(prog)s -m DIR --plan
+      what would lie where, and how fast it may be
+  %(prog)s -m DIR --plan --gpu rtx-4090
+      the same for a card that is not here
+  %(prog)s -m org/name --plan
+      the same for a model that is not downloaded
+  %(prog)s -m DIR -p "Why is the sky blue?" --json
+      one reply, as JSON
+  cat FILE | %(prog)s -m DIR -p "Summarize:"
+      a reply to a prompt and a text below it
 
-exit codes: 0 ok, 1 failure of this program, 2 wrong use, 3 model files missing or damaged, 4 does not fit,
-5 draft does not match, 130 interrupted"""
+exit codes: 0 ok, 1 failure of this program, 2 wrong use,
+3 model files missing or damaged, 4 does not fit, 5 draft does not match,
+130 interrupted"""
 
 
 def chat_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """The plan as people read it: one row per item, one column per memory, then what a pass streams and costs."""
 
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 
 from scheduler.placement import Tier
 from scheduler.plan import Plan
@@ -11,10 +12,21 @@ CELL_WIDTH = 18
 LINE_WIDTH = 100
 
 
-def format_plan(plan: Plan) -> str:
-    """The plan as plain text, lines of at most 100 characters, no line break at the end."""
-    lines = [*_heading(plan), "", *_table(plan), "", *_summary(plan)]
-    return "\n".join(_clip(line, LINE_WIDTH) for line in lines)
+def format_plan(plan: Plan, width: int = LINE_WIDTH) -> str:
+    """The plan as plain text, lines of at most `width` or 100 characters, no line break at the end."""
+    if width >= LINE_WIDTH:
+        lines = [*_heading(plan), "", *_table(plan), "", *_summary(plan)]
+        return "\n".join(_clip(line, LINE_WIDTH) for line in lines)
+    return "\n".join(
+        [*wrapped(_heading(plan), width), "", *_narrow_table(plan, width), "", *wrapped(_summary(plan), width)]
+    )
+
+
+def wrapped(lines: Iterable[str], width: int) -> Iterator[str]:
+    """Lines of at most `width` characters, broken between words; what goes on is indented by two more."""
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        yield from textwrap.wrap(line, max(width, 20), subsequent_indent=indent, break_on_hyphens=False) or [""]
 
 
 def _heading(plan: Plan) -> Iterator[str]:
@@ -37,15 +49,39 @@ def _bandwidths(plan: Plan) -> str:
 
 
 def _table(plan: Plan) -> Iterator[str]:
-    """One row per item and the totals; a machine without a GPU has no column for one."""
+    return (_row(name, cells, NAME_WIDTH, [CELL_WIDTH] * len(cells)) for name, cells in _rows(plan))
+
+
+def _rows(plan: Plan) -> Iterator[tuple[str, list[str]]]:
+    """A head, one row per item and the totals; a machine without a GPU has no column for one."""
     on_gpu = plan.device == "cuda"
-    yield _row("", ["GPU", "RAM", "disk"] if on_gpu else ["RAM", "disk"])
+    yield "", ["GPU", "RAM", "disk"] if on_gpu else ["RAM", "disk"]
     for item in plan.items:
         cells = [item.device_bytes, item.host_bytes, item.disk_bytes]
-        yield _row(item.name, [format_size(cell) if cell else "-" for cell in (cells if on_gpu else cells[::2])])
+        yield item.name, [format_size(cell) if cell else "-" for cell in (cells if on_gpu else cells[::2])]
     used = [_used(plan.device_bytes, plan.device_budget), _used(plan.host_bytes, plan.host_budget)]
     disk = format_size(plan.disk_bytes) if plan.disk_bytes else "-"
-    yield _row("total", [*(used if on_gpu else used[:1]), disk])
+    yield "total", [*(used if on_gpu else used[:1]), disk]
+
+
+def _narrow_table(plan: Plan, width: int) -> Iterator[str]:
+    """The table with columns as narrow as they can be; where even that is too wide, what an item takes is below it."""
+    rows = [(name, [_short_used(cell) for cell in cells]) for name, cells in _rows(plan)]
+    widths = [max(len(cells[column]) for _, cells in rows) + 2 for column in range(len(rows[0][1]))]
+    if width - sum(widths) >= max(len(name) for name, _ in rows) + 2:
+        yield from (_row(name, cells, width - sum(widths), widths) for name, cells in rows)
+        return
+    heads = rows[0][1]
+    for name, cells in rows[1:]:
+        taken = [f"{cell} {head}" for cell, head in zip(cells, heads) if cell != "-"]
+        yield from wrapped([name, f"  {', '.join(taken) or '-'}"], width)
+
+
+def _short_used(cell: str) -> str:
+    """A unit that both sides of a share have is written once."""
+    used, slash, budget = cell.partition(" / ")
+    unit = used.rpartition(" ")[2]
+    return cell.replace(f" {unit} /", " /") if slash and budget.endswith(f" {unit}") else cell
 
 
 def _summary(plan: Plan) -> Iterator[str]:
@@ -131,9 +167,10 @@ def _prediction(plan: Plan) -> str:
     return f"Predicted: {pace} s per pass; without a draft {1 / seconds:.2g} tokens/s."
 
 
-def _row(name: str, cells: list[str]) -> str:
-    """The name to the left, the cells to the right of columns of equal width."""
-    return f"  {_clip(name, NAME_WIDTH - 2):<{NAME_WIDTH - 2}}" + "".join(f"{cell:>{CELL_WIDTH}}" for cell in cells)
+def _row(name: str, cells: Sequence[str], name_width: int, widths: Sequence[int]) -> str:
+    """The name to the left, the cells to the right of their columns."""
+    left = f"  {_clip(name, name_width - 2):<{name_width - 2}}"
+    return left + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths))
 
 
 def _used(used: int, budget: int) -> str:

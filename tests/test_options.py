@@ -9,7 +9,7 @@ import pytest
 
 from loaders.random_checkpoint import SHAPES, write_random_checkpoint
 from offload_runtime.errors import UsageError
-from offload_runtime.options import model_options, parse_chat_arguments
+from offload_runtime.options import chat_parser, model_options, parse_chat_arguments
 from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET
 from offload_runtime.sampling_options import SAMPLING, SamplingOptions, sampling_options
 
@@ -183,3 +183,12 @@ def test_a_bad_bias_is_refused(text: str) -> None:
 def test_damaged_lists_in_a_file_are_refused(damaged: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         SamplingOptions.from_mapping(damaged)
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_help_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "argv", ["sequoia-chat"])
+    lines = chat_parser().format_help().splitlines()
+    assert max(len(line) for line in lines if "{" not in line) <= columns
+    assert any(line.startswith("exit codes: 0 ok") for line in lines) and "examples:" in lines

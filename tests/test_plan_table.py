@@ -109,3 +109,14 @@ def test_long_names_are_cut() -> None:
     name = "a-model-with-a-name-" + "that-goes-on-and-on-" * 6
     text = table(replace(LLAMA2_70B, name=name), replace(LLAMA_68M, name=name), gpu(24 * GIB))
     assert text.count("...") == 2
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_it_fits_narrow_terminals_with_every_figure(width: int) -> None:
+    for machine in (gpu(24 * GIB, host=64 * GIB, disk=3e9), cpu(64 * GIB, disk=2e9)):
+        plan = make_plan(LLAMA2_70B, LLAMA_68M, machine)
+        wide, narrow = format_plan(plan), format_plan(plan, width)
+        assert max(map(len, narrow.splitlines())) <= width
+        words = set(narrow.replace("/", " ").replace(",", " ").split())
+        assert {word for word in wide.replace("/", " ").replace(",", " ").split() if word != "-"} <= words
+        assert ("streamed layers (2 slots)" in narrow.replace("\n    ", " ")) == ("streamed layers (2 slots)" in wide)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from offload_runtime.generation_fields import unapplied_note
 from offload_runtime.options import model_options, parse_chat_arguments
 from offload_runtime.planning import Preparation, prepare
 from offload_runtime.sampling_options import SamplingOptions, sampling_options
-from scheduler.plan_table import format_plan
+from scheduler.plan_table import format_plan, wrapped
 
 # The rest is imported where it is used: `--help` and `--plan` answer sooner than torch can be imported.
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ def _run(arguments: argparse.Namespace) -> int:
 def _plan_text(preparation: Preparation) -> str:
     from offload_runtime.forecast import forecast
 
+    width = shutil.get_terminal_size().columns
     packing = [str(preparation.packing)] if preparation.packing else []
-    return "\n".join([format_plan(preparation.plan), *packing, *forecast(preparation)])
+    return "\n".join([format_plan(preparation.plan, width), *wrapped([*packing, *forecast(preparation)], width)])
 
 
 def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argparse.Namespace) -> None:

@@ -148,7 +148,7 @@ def _stats(chat: "Chat", argument: str) -> None:
 
 
 def _plan(chat: "Chat", argument: str) -> None:
-    chat.screen.say(format_plan(chat.runtime.plan))
+    chat.screen.say(format_plan(chat.runtime.plan, chat.screen.console.width))
 
 
 def _save(chat: "Chat", argument: str) -> None:
