@@ -7,12 +7,15 @@ memory is one piece for each thread, however large the model.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
+import math
 import os
 import shutil
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +26,9 @@ from torch import Tensor
 
 from loaders.direct_io import FileTable, Workers
 from loaders.errors import ModelFilesError
+from loaders.interrupts import interrupts_deferred
 from loaders.layout import TORCH_DTYPES
+from loaders.packing_journal import JOURNAL_FILE, PackingJournal
 from loaders.quantization import Matrix, Quantization
 from loaders.quantization_report import Report
 from loaders.quantize import Errors, pack_rows
@@ -33,7 +38,6 @@ from loaders.safetensors_files import STORED_ITEMSIZE, StoredTensor
 from loaders.shards import SHARD_BYTES, check_space, header, write_index
 
 PIECE_BYTES = 1 << 20
-MAX_THREADS = 8  # more of them would wait for Python's lock
 SMALL_FILE_BYTES = 100_000_000
 # What is copied beside the weights: tokenizer, generation config and chat template, by their kinds. Never code.
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*/*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -47,6 +51,7 @@ Progress = Callable[[int, int], None]
 class _Piece:
     """Elements [start, stop) of a stored tensor, whole rows of a matrix, and where what becomes of them goes."""
 
+    number: int  # in the order of the source's files
     stored: StoredTensor
     start: int
     stop: int
@@ -58,6 +63,11 @@ class _Piece:
         itemsize = STORED_ITEMSIZE[self.stored.dtype]
         return self.stored.offset + self.start * itemsize, self.stored.offset + self.stop * itemsize
 
+    @property
+    def nbytes(self) -> int:
+        start, stop = self.file_range
+        return stop - start
+
 
 def write_quantized(
     quantization: Quantization,
@@ -68,38 +78,82 @@ def write_quantized(
 ) -> Report:
     """Pack the checkpoint into `directory`, which appears when all of it is there, and report the errors.
 
+    What an interruption or a crash leaves is kept beside it, and the next call goes on from there.
     Raises ModelFilesError for a disk that is too full, for weights that are no finite numbers, where something else is
     in `directory`, and where another process is writing there.
     """
     with _work_directory(directory) as work:
         check_space(
             work,
-            quantization.nbytes,
+            max(0, quantization.nbytes - _allocated(work)),
             f"int{quantization.bits} weights are kept on disk for the next starts: free some space, or choose another "
             "disk with --quantized-directory DIR.",
         )
         shards = quantization.shards(work, shard_bytes)
-        report = Report.of(quantization, fingerprint, _write_shards(quantization, shards, progress))
+        layout = {"fingerprint": fingerprint, "shard_bytes": shard_bytes, "piece_bytes": PIECE_BYTES, "version": 1}
+        journal = PackingJournal(work, layout)
+        goes_on = bool(journal.done) and _are_whole(shards)
+        _clear(work, keep=shards if goes_on else ())
+        journal.begin(keep=goes_on)
+        report = Report.of(quantization, fingerprint, _write_shards(quantization, shards, journal, progress))
         write_index(work, shards)
         _write_others(quantization, work)
         report.write(work)
-        try:
-            work.rename(directory)
-        except OSError as error:
-            raise ModelFilesError(
-                f"{directory}: the packed weights cannot be put there ({error.strerror}). It must be empty, or not "
-                "exist: choose another with --quantized-directory DIR."
-            ) from error
+        with interrupts_deferred():
+            journal.remove()
+            _put_in_place(work, directory)
     return report
+
+
+def _put_in_place(work: Path, directory: Path) -> None:
+    try:
+        work.rename(directory)
+    except OSError as error:
+        raise ModelFilesError(
+            f"{directory}: the packed weights cannot be put there ({error.strerror}). It must be empty, or not "
+            "exist: choose another with --quantized-directory DIR."
+        ) from error
+
+
+def begun_bytes(directory: Path) -> int:
+    """What of the files for `directory` an interrupted call has left on disk."""
+    return _allocated(_partial(directory))
+
+
+def _partial(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.partial")
+
+
+def _allocated(work: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in work.glob("*.safetensors"))
+
+
+def _are_whole(shards: Mapping[Path, list[StoredTensor]]) -> bool:
+    """Whether all files are there at their full length, as they are from the start."""
+    return all(path.is_file() and path.stat().st_size == _shard_bytes(shard) for path, shard in shards.items())
+
+
+def _shard_bytes(shard: Sequence[StoredTensor]) -> int:
+    return len(header(shard)) + sum(tensor.nbytes for tensor in shard)
+
+
+def _clear(work: Path, keep: Collection[Path]) -> None:
+    for left in work.iterdir():
+        if left in keep or left.name == JOURNAL_FILE:
+            continue
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 @contextmanager
 def _work_directory(directory: Path) -> Iterator[Path]:
-    """A directory beside `directory` that is gone at the end, unless renamed. What a killed process left is removed.
+    """A directory beside `directory` that is gone at the end, unless renamed or interrupted.
 
     It is locked as long as its process lives. Raises ModelFilesError where another's is, or the disk refuses.
     """
-    work = directory.with_name(f".{directory.name}.partial")
+    work = _partial(directory)
     try:
         work.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(work, os.O_RDONLY)
@@ -113,11 +167,10 @@ def _work_directory(directory: Path) -> Iterator[Path]:
                 f"{directory}: another process is packing these weights. Wait until it is done, then start again."
             )
         try:
-            for left in work.iterdir():
-                left.unlink()
             yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)  # after the rename nothing is there
+        except Exception:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
     finally:
         os.close(descriptor)
 
@@ -132,40 +185,84 @@ def _locked(descriptor: int, directory: Path) -> bool:
 
 
 def _write_shards(
-    quantization: Quantization, shards: Mapping[Path, list[StoredTensor]], progress: Progress | None
+    quantization: Quantization,
+    shards: Mapping[Path, list[StoredTensor]],
+    journal: PackingJournal,
+    progress: Progress | None,
 ) -> dict[str, float]:
     """Write all files; returns the error of each matrix, as a part of its norm, by the name of its module."""
-    threads = min(MAX_THREADS, 1 + (os.cpu_count() or 2))  # one more than compute: some wait for the disk
     places = {tensor.name: tensor for shard in shards.values() for tensor in shard}
     pieces = list(_pieces(quantization, places))
-    longest = max(stop - start for start, stop in (piece.file_range for piece in pieces))
+    longest = max(piece.nbytes for piece in pieces)
     direct = choose_io(quantization.source.nbytes, psutil.virtual_memory().available) == "direct"
     sums: dict[str, list[Errors]] = defaultdict(list)
-    lock, total = threading.Lock(), sum(stop - start for start, stop in (piece.file_range for piece in pieces))
-    done = 0
+    lock, total, done = threading.Lock(), sum(piece.nbytes for piece in pieces), 0
+
+    def count(piece: _Piece, errors: Errors | None) -> None:
+        nonlocal done
+        if errors is not None and piece.matrix:
+            sums[piece.matrix.module].append(errors)
+        done += piece.nbytes
 
     def work(piece: _Piece, memory: memoryview) -> None:
-        nonlocal done
-        start, stop = piece.file_range
-        errors = _write_piece(piece, sources[piece.stored.file].read(start, stop, memory), outputs)
+        errors = _write_piece(piece, sources[piece.stored.file].read(*piece.file_range, memory), outputs)
+        journal.add(piece.number, errors, outputs.sync)
         with lock:
-            if errors is not None and piece.matrix:
-                sums[piece.matrix.module].append(errors)
-            done += stop - start
+            count(piece, errors)
             if progress:
                 progress(done, total)
 
+    left = [piece for piece in pieces if piece.number not in journal.done]
+    for number, errors in journal.done.items():
+        count(pieces[number], errors)
     with (
         closing(FileTable(quantization.source.files, direct)) as sources,
         closing(_Outputs(shards)) as outputs,
-        closing(Workers(threads, longest)) as workers,
+        closing(Workers(1 + cores(), longest)) as workers,  # one more than compute: some wait for the disk
+        _one_thread_an_operation(),
     ):
         for matrix in quantization.matrices:
             place = places[f"{matrix.module}.weight_shape"]
             outputs.write(place, 0, memoryview(b"".join(n.to_bytes(8, "little") for n in matrix.stored.shape)))
-        workers.run(pieces, work)
+        try:
+            workers.run(left, work)
+        except BaseException:
+            journal.flush(outputs.sync)
+            raise
         outputs.sync()
     return {module: _relative(errors) for module, errors in sums.items()}
+
+
+def cores() -> int:
+    """How many this process may compute on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def packing_seconds(quantization: Quantization, begun: int = 0) -> float:
+    """About how long packing takes on these cores where the disk keeps up; begun: bytes of the result that are there.
+
+    Packs some made-up weights for that, about a tenth of a second.
+    """
+    rows = torch.randn(256, 1024, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    best = float("inf")
+    with _one_thread_an_operation():
+        for _ in range(5):
+            started = time.perf_counter()
+            pack_rows(rows, quantization.bits, 32)
+            best = min(best, time.perf_counter() - started)
+    values = sum(math.prod(matrix.stored.shape) for matrix in quantization.matrices)
+    return max(0.0, 1 - begun / quantization.nbytes) * values / rows.numel() * best / cores()
+
+
+@contextmanager
+def _one_thread_an_operation() -> Iterator[None]:
+    """For the block, new threads compute alone: there are as many as cores, and a team for each would be too many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _relative(errors: list[Errors]) -> float:
@@ -175,6 +272,7 @@ def _relative(errors: list[Errors]) -> float:
 
 def _pieces(quantization: Quantization, places: Mapping[str, StoredTensor]) -> Iterator[_Piece]:
     """In the order in which the source's files have them."""
+    numbers = itertools.count()
     matrices = {matrix.stored.name: matrix for matrix in quantization.matrices}
     for stored in sorted(quantization.source.tensors.values(), key=lambda tensor: (tensor.file, tensor.offset)):
         matrix = matrices.get(stored.name)
@@ -183,7 +281,7 @@ def _pieces(quantization: Quantization, places: Mapping[str, StoredTensor]) -> I
         row = stored.shape[1] if matrix else 1
         step, count = max(1, PIECE_BYTES // itemsize // row) * row, stored.nbytes // itemsize
         for start in range(0, count, step):
-            yield _Piece(stored, start, min(start + step, count), matrix, targets)
+            yield _Piece(next(numbers), stored, start, min(start + step, count), matrix, targets)
 
 
 def _write_piece(piece: _Piece, stored: memoryview, outputs: _Outputs) -> Errors | None:
@@ -219,10 +317,10 @@ class _Outputs:
     def __init__(self, shards: Mapping[Path, list[StoredTensor]]) -> None:
         self._descriptors: dict[Path, int] = {}
         for path, shard in shards.items():
-            self._descriptors[path] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            self._descriptors[path] = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
             head = header(shard)
             _write_at(path, self._descriptors[path], 0, memoryview(head))
-            os.ftruncate(self._descriptors[path], len(head) + sum(tensor.nbytes for tensor in shard))
+            os.ftruncate(self._descriptors[path], _shard_bytes(shard))
 
     def write(self, place: StoredTensor, offset: int, content: memoryview) -> None:
         """Write bytes of a tensor, from its byte `offset` on. Raises ModelFilesError where the disk refuses."""

@@ -182,21 +182,87 @@ def nothing_is_left(directory: Path) -> bool:
     return not any(directory.parent.glob(f"*{directory.name}*"))
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_an_interruption_leaves_nothing(error, tmp_path, monkeypatch):
-    source, packed = model("llama"), tmp_path / "out" / "packed"
-    calls = []
+def interrupted_after(calls, error):
+    """A progress that raises at the so manyth call, and the list of what it was told."""
+    told = []
 
     def progress(done, total):
-        calls.append((done, total))
-        if len(calls) == 5:
+        told.append((done, total))
+        if len(told) == calls:
             raise error
 
-    with pytest.raises(error):
+    return progress, told
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    source, packed = model("llama"), tmp_path / "out" / "packed"
+    progress, told = interrupted_after(5, MemoryError)
+    with pytest.raises(MemoryError):
         write_quantized(quantization_of(source), packed, "", progress)
-    assert len(calls) < 30 and nothing_is_left(packed)
+    assert len(told) < 30 and nothing_is_left(packed)
     pack(source, packed)
     assert packed_weights(packed)
+
+
+def packed_in_parts(source, directory, monkeypatch, change=lambda left: None, fingerprint="x"):
+    """Pack, interrupted after five pieces and begun again; the report and what the second call told of its progress."""
+    monkeypatch.setattr(quantized_checkpoint, "PIECE_BYTES", 2000)
+    progress, _ = interrupted_after(5, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_quantized(quantization_of(source), directory, "x", progress)
+    assert not directory.exists() and quantized_checkpoint.begun_bytes(directory)
+    change(directory.with_name(f".{directory.name}.partial"))
+    progress, told = interrupted_after(-1, None)
+    return write_quantized(quantization_of(source), directory, fingerprint, progress), told
+
+
+def test_an_interruption_goes_on_where_it_was(tmp_path, monkeypatch):
+    source, whole, parts = model("llama"), tmp_path / "whole", tmp_path / "parts"
+    expected = write_quantized(quantization_of(source), whole, "x")
+    report, told = packed_in_parts(source, parts, monkeypatch)
+    names = {str(file.relative_to(whole)) for file in whole.rglob("*")}
+    assert names == {str(file.relative_to(parts)) for file in parts.rglob("*")}
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    assert told[0][0] > 5 * 2000 * 0.5 and told[-1][0] == told[-1][1]  # five pieces were not packed again
+    assert report.mean == pytest.approx(expected.mean) and report.worst_in == expected.worst_in
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("what", ["other files", "a shorter file", "no file", "no journal", "torn journal"])
+def test_what_is_left_of_something_else_is_begun_anew(what, tmp_path, monkeypatch):
+    def change(left):
+        journal, weights = left / "packed_pieces", left / "model.safetensors"
+        if what == "a shorter file":
+            os.truncate(weights, 1000)
+        elif what == "no file":
+            weights.unlink()
+        elif what == "no journal":
+            journal.unlink()
+        elif what == "torn journal":
+            os.truncate(journal, journal.stat().st_size - 10)
+
+    source, parts = model("llama"), tmp_path / "parts"
+    fingerprint = "y" if what == "other files" else "x"
+    _, told = packed_in_parts(source, parts, monkeypatch, change, fingerprint)
+    pack(source, tmp_path / "whole")
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    assert (told[0][0] <= 4000) == (what != "torn journal")
+
+
+def test_packing_says_how_long_it_takes_and_uses_all_cores(tmp_path, monkeypatch):
+    quantization, made, init = quantization_of(model("llama")), [], Workers.__init__
+    one = quantized_checkpoint.packing_seconds(quantization)
+    assert quantized_checkpoint.packing_seconds(quantization, quantization.nbytes // 2) > 0 and one < 60
+    assert quantized_checkpoint.packing_seconds(quantization, quantization.nbytes) == 0
+
+    def noting_init(self, threads, chunk_bytes):
+        made.append((threads, torch.get_num_threads()))
+        init(self, threads, chunk_bytes)
+
+    monkeypatch.setattr(quantized_checkpoint, "cores", lambda: 24)
+    monkeypatch.setattr(Workers, "__init__", noting_init)
+    pack(model("llama"), tmp_path / "packed")
+    assert made[0][0] == 25
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offload_runtime.chat.given import given_prompt
+from offload_runtime.chat.status import duration
 from offload_runtime.command_line import run_command
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, UsageError
 from offload_runtime.fetching import Download, fetched
@@ -18,11 +19,13 @@ from offload_runtime.options import model_options, parse_chat_arguments
 from offload_runtime.planning import Preparation, prepare
 from offload_runtime.sampling_options import SamplingOptions, sampling_options
 from scheduler.plan_table import format_plan, wrapped
+from scheduler.sizes import format_size
 
 # The rest is imported where it is used: `--help` and `--plan` answer sooner than torch can be imported.
 if TYPE_CHECKING:
     from offload_runtime.chat.terminal import Screen
     from offload_runtime.conversation import Conversation
+    from offload_runtime.packing import Packing
     from offload_runtime.runtime import OffloadRuntime
 
 DEMO_NOTE = (
@@ -94,14 +97,30 @@ def _new_conversation(model: Path, arguments: argparse.Namespace) -> "Conversati
 
 
 def _load(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
+    from loaders.quantized_checkpoint import begun_bytes
     from offload_runtime.chat.progress import LoadingBar
     from offload_runtime.runtime import OffloadRuntime
 
-    with LoadingBar(screen.console, screen.quiet) as progress:
-        runtime = OffloadRuntime(preparation, progress)
+    packing = None if preparation.packing and preparation.packing.report else preparation.packing
+    if packing:
+        screen.note(f"packing takes about {_packing_time(packing)}; after Ctrl-C the next start goes on from there")
+    try:
+        with LoadingBar(screen.console, screen.quiet) as progress:
+            runtime = OffloadRuntime(preparation, progress)
+    except KeyboardInterrupt:
+        if packing and (kept := begun_bytes(packing.directory)):
+            screen.note(f"{format_size(kept)} of packed weights are kept: the same command goes on from there")
+        raise
     if runtime.packing and runtime.packing is not preparation.packing:
         screen.note(str(runtime.packing.report))
     return runtime
+
+
+def _packing_time(packing: "Packing") -> str:
+    from loaders.quantized_checkpoint import begun_bytes, cores, packing_seconds
+
+    seconds = packing_seconds(packing.quantization, begun_bytes(packing.directory))
+    return f"{duration(seconds)} on {cores()} cores"
 
 
 def _chat(
