@@ -114,7 +114,7 @@ def fetched(
         return options
     preparation = prepare(options)  # refuses what cannot run before it is downloaded
     if not quiet:
-        text = describe(preparation) if describe else format_plan(preparation.plan, shutil.get_terminal_size().columns)
+        text = describe(preparation) if describe else format_plan(preparation.plan)
         print(text, file=sys.stderr, flush=True)
     download.check_disk()
     if download.nbytes > ASK_ABOVE and not yes:

@@ -72,9 +72,12 @@ def _run(arguments: argparse.Namespace) -> int:
 def _plan_text(preparation: Preparation) -> str:
     from offload_runtime.forecast import forecast
 
-    width = shutil.get_terminal_size().columns
     packing = [str(preparation.packing)] if preparation.packing else []
-    return "\n".join([format_plan(preparation.plan, width), *wrapped([*packing, *forecast(preparation)], width)])
+    lines = [*packing, *forecast(preparation)]
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:  # what a program reads keeps its lines
+        return "\n".join([format_plan(preparation.plan), *lines])
+    width = shutil.get_terminal_size().columns
+    return "\n".join([format_plan(preparation.plan, width), *wrapped(lines, width)])
 
 
 def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argparse.Namespace) -> None:
