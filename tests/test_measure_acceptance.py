@@ -220,3 +220,37 @@ def test_help_needs_no_torch():
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "--temperature" in result.stdout
+
+
+def test_an_interrupted_measurement_goes_on_from_its_replies(capsys, monkeypatch):
+    expected = figures(capsys)
+    generate, asked = measure.OffloadRuntime.generate, []
+
+    def counted(runtime, prompt, **arguments):
+        asked.append(arguments)
+        if len(asked) == 8:
+            raise KeyboardInterrupt
+        return generate(runtime, prompt, **arguments)
+
+    monkeypatch.setattr(measure.OffloadRuntime, "generate", counted)
+    assert run() == 130
+    [kept] = store.cache_file(target(), draft()).parent.glob("*.replies")
+    assert len(kept.read_text().splitlines()) == 6  # beside the one that the speed was measured with
+    kept.write_text(kept.read_text() + '{"question": "torn')
+    before = len(asked)
+    again = figures(capsys)
+    assert again == expected and not kept.exists()
+    asked_again = len(asked) - before
+    assert asked_again == 1 + 4 + 4 * 5 - 6
+
+
+def test_the_cost_is_said_before_and_a_quick_one_is_bounded():
+    notes = []
+    settings = [Setting(temperature=0.0), Setting(temperature=1.0)]
+    workload = measure.Workload(["a", "b"], 100, 3000, 0)
+    assert measure.within_minutes(workload, settings, 2.0, notes.append) == workload
+    assert notes[0].startswith("2 settings of 3000 tokens at 2 tokens/s: about 27 min; --quick")  # greedy: 200
+    quick = measure.within_minutes(measure.Workload(["a"], 100, 3000, 0, 5), settings, 2.0, notes.append)
+    assert quick.positions == 300 and "about 3 min" in notes[1]
+    assert parse_arguments(["--quick"]).quick == 5 and parse_arguments(["--quick", "9"]).quick == 9
+    assert parse_arguments([]).quick is None

@@ -14,6 +14,7 @@ from offload_runtime.command_line import run_command
 from offload_runtime.errors import UsageError
 from offload_runtime.fetching import fetched
 from offload_runtime.measure_acceptance.options import parse_arguments, settings
+from offload_runtime.measure_acceptance.written import WrittenReplies
 from offload_runtime.options import model_options
 from offload_runtime.planning import Preparation, prepare
 from offload_runtime.run_options import DEMO_TARGET
@@ -35,7 +36,9 @@ def _run(arguments: argparse.Namespace) -> int:
     options = fetched(options, arguments.yes, arguments.quiet)
     assert isinstance(options.draft, Path)
     file = _file(arguments.output, options.draft)
-    measured = _measure(arguments, prepare(options))
+    cached = cache_file(options.model, options.draft)
+    replies = WrittenReplies(cached and cached.with_suffix(".replies"))
+    measured = _measure(arguments, prepare(options), replies)
     pair = PairAcceptance(
         target=directory_name(options.model),
         draft=directory_name(options.draft),
@@ -44,6 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # Printed first: what took long must not be lost where it cannot be kept.
     _print(measured, pair, arguments.json)
     kept_in = _keep(pair, file, options.model, options.draft)
+    replies.remove()
     if not arguments.quiet:
         print(f"kept in {kept_in}", file=sys.stderr)
     return 0
@@ -59,7 +63,7 @@ def _file(output: str, draft: Path) -> Path | None:
     return file
 
 
-def _measure(arguments: argparse.Namespace, preparation: Preparation) -> "list[Measured]":
+def _measure(arguments: argparse.Namespace, preparation: Preparation, replies: WrittenReplies) -> "list[Measured]":
     from rich.console import Console
 
     from offload_runtime.chat.progress import LoadingBar
@@ -73,9 +77,11 @@ def _measure(arguments: argparse.Namespace, preparation: Preparation) -> "list[M
     spec, seed = preparation.target.spec, arguments.seed
     demonstration = spec.directory.resolve() == DEMO_TARGET.resolve()
     prompts = prompts_for(spec.directory, spec.vocab_size, arguments.prompts, demonstration, seed)
-    workload = Workload(prompts, arguments.max_new_tokens, arguments.positions, seed)
+    workload = Workload(prompts, arguments.max_new_tokens, arguments.positions, seed, arguments.quick)
+    if len(replies):
+        note(f"{len(replies)} replies of a start that was interrupted are used")
     with LoadingBar(Console(stderr=True), arguments.quiet) as loading:
-        return measure(preparation, workload, settings(arguments), loading, note)
+        return measure(preparation, workload, settings(arguments), loading, note, replies)
 
 
 def _print(measured: "Sequence[Measured]", pair: PairAcceptance, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 
 import torch
@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offload_runtime.acceptance_store import Measurement, Setting
+from offload_runtime.chat.status import duration
 from offload_runtime.loading import LoadedModels, Progress, load_models
+from offload_runtime.measure_acceptance.written import WrittenReplies
 from offload_runtime.model import Model
 from offload_runtime.out_of_memory import out_of_memory_explained
 from offload_runtime.planning import Preparation
@@ -22,16 +24,26 @@ from sequoia_tree.observe import observe_greedy, observe_laws
 from sequoia_tree.sampling import Sampling, log_law
 
 Note = Callable[[str], None]
+PROBE_TOKENS = 16  # of the reply that the speed is measured with before anything is announced
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What the target writes: at least `positions` tokens per setting, replies of at most `max_new_tokens`."""
+    """What the target writes: at least `positions` tokens per setting, replies of at most `max_new_tokens`.
+
+    minutes: fewer positions where they would take longer than this; None sets no limit.
+    """
 
     prompts: Sequence[Prompt]
     max_new_tokens: int
     positions: int
     seed: int
+    minutes: int | None = None
+
+    def tokens(self, settings: Sequence[Setting]) -> int:
+        """What is written in all; greedy replies are written once."""
+        greedy = min(self.positions, len(self.prompts) * self.max_new_tokens)
+        return sum(self.positions if setting.temperature else greedy for setting in settings)
 
 
 @dataclass(frozen=True)
@@ -63,25 +75,63 @@ class Measured:
 
 
 def measure(
-    preparation: Preparation, workload: Workload, settings: Sequence[Setting], loading: Progress, note: Note
+    preparation: Preparation,
+    workload: Workload,
+    settings: Sequence[Setting],
+    loading: Progress,
+    note: Note,
+    written: WrittenReplies | None = None,
 ) -> list[Measured]:
-    """Let the target write at every setting, then load both models anew and go through what was written."""
+    """Let the target write at every setting, then load both models anew and go through what was written.
+
+    written: replies that need not be written again, and where new ones are kept.
+    """
+    replies = WrittenReplies(None) if written is None else written
     with OffloadRuntime(preparation, loading) as runtime:
-        texts = {setting: list(write_texts(runtime, workload, setting, note)) for setting in settings}
+        workload = within_minutes(workload, settings, _speed(runtime, workload, settings[0]), note)
+        texts = {setting: list(write_texts(runtime, workload, setting, note, replies)) for setting in settings}
     with closing(load_models(preparation, loading)) as models, out_of_memory_explained(models.plan):
         return [_measured(models, setting, texts[setting], workload.seed, note) for setting in settings]
 
 
-def write_texts(runtime: OffloadRuntime, workload: Workload, setting: Setting, note: Note) -> Iterator[Text]:
+def _speed(runtime: OffloadRuntime, workload: Workload, setting: Setting) -> float:
+    """Tokens per second of a short reply."""
+    most = min(PROBE_TOKENS, workload.max_new_tokens)
+    stats = runtime.generate(workload.prompts[0], max_new_tokens=most, seed=workload.seed, **asdict(setting)).stats
+    return stats.reply_tokens_per_second or stats.tokens_per_second
+
+
+def within_minutes(workload: Workload, settings: Sequence[Setting], speed: float, note: Note) -> Workload:
+    """The workload, with fewer positions where its minutes allow no more; says what it costs. speed: in tokens/s."""
+    if workload.minutes is not None:
+        most = int(workload.minutes * 60 * speed / len(settings))
+        workload = replace(workload, positions=max(1, min(workload.positions, most)))
+    seconds = duration(workload.tokens(settings) / speed)
+    count = f"{len(settings)} setting{'s' * (len(settings) != 1)} of {workload.positions} tokens"
+    shorter = "; --quick takes 5 min" if workload.minutes is None else ""
+    note(
+        f"{count} at {speed:.2g} tokens/s: about {seconds}{shorter}. After Ctrl-C the same command goes on from there."
+    )
+    return workload
+
+
+def write_texts(
+    runtime: OffloadRuntime, workload: Workload, setting: Setting, note: Note, replies: WrittenReplies
+) -> Iterator[Text]:
     """Replies to the prompts in turn, until there are enough tokens; greedy ones would only repeat themselves."""
     written = 0
     for number in count() if setting.temperature else range(len(workload.prompts)):
         prompt = workload.prompts[number % len(workload.prompts)]
         ids = encode_prompt(prompt, lambda: runtime.tokenizer)
         room = min(workload.max_new_tokens, workload.positions - written)
-        reply = runtime.generate(prompt, max_new_tokens=room, seed=workload.seed + number, **asdict(setting))
-        yield Text(number % len(workload.prompts), ids, reply.token_ids)
-        written += len(reply.token_ids)
+        seed, values = workload.seed + number, asdict(setting)
+        question = [values, seed, room, ids]
+        reply = replies.get(question)
+        if reply is None:
+            reply = runtime.generate(prompt, max_new_tokens=room, seed=seed, **values).token_ids
+            replies.add(question, reply)
+        yield Text(number % len(workload.prompts), ids, reply)
+        written += len(reply)
         note(f"{_name(setting)}: {written}/{workload.positions} tokens written")
         if written >= workload.positions:
             return

@@ -16,9 +16,11 @@ confidence. The target writes replies; then both models give their laws at every
 kept where the runtime finds it, to shape its trees by. Without --model the bundled demonstration pair is measured."""
 
 EPILOG = """examples:
-  %(prog)s -m DIR -d DRAFT_DIR                     the five usual settings, into the cache
+  %(prog)s -m DIR -d DRAFT_DIR --quick
+      the five usual settings in about five minutes, into the cache
   %(prog)s -m DIR -d DRAFT_DIR --temperature 0.7 --top-p 0.8
-  %(prog)s -m DIR -d DRAFT_DIR --output beside     to ship with the draft
+  %(prog)s -m DIR -d DRAFT_DIR --output beside
+      to ship with the draft
 
 output: "cache" is the user's cache, $SEQUOIA_OFFLOAD_CACHE or ~/.cache/sequoia-offload, which keeps what it holds of
 other settings; "beside" is acceptance.json beside the draft's weights; else the name of a file that ends in .json.
@@ -35,6 +37,7 @@ SETTINGS = (
     Setting(temperature=1.0, top_p=0.9),
 )
 POSITIONS, NEW_TOKENS = 3000, 128
+QUICK_MINUTES = 5
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -80,6 +83,14 @@ def _parser() -> argparse.ArgumentParser:
         default=POSITIONS,
         help=f"tokens of replies to measure at, per setting (default: {POSITIONS}); at temperature 0 every prompt is "
         "answered once at most",
+    )
+    add(
+        "--quick",
+        metavar="MINUTES",
+        type=whole_number(1),
+        nargs="?",
+        const=QUICK_MINUTES,
+        help=f"measure at as many tokens as about so many minutes allow (without a number: {QUICK_MINUTES})",
     )
     add(
         "--seed", metavar="N", type=whole_number(0, 2**62), default=0, help="of replies and drawn children (default: 0)"
