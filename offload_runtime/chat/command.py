@@ -74,7 +74,7 @@ def _plan_text(preparation: Preparation) -> str:
 
     packing = [str(preparation.packing)] if preparation.packing else []
     lines = [*packing, *forecast(preparation)]
-    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:  # what a program reads keeps its lines
+    if not sys.stdout.isatty():  # what a program reads keeps its lines
         return "\n".join([format_plan(preparation.plan), *lines])
     width = shutil.get_terminal_size().columns
     return "\n".join([format_plan(preparation.plan, width), *wrapped(lines, width)])
