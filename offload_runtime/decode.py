@@ -1,6 +1,7 @@
 """The decode loop: grow a tree, score it in one pass of the target, keep what verification accepts."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -8,9 +9,10 @@ import torch
 
 from offload_runtime.draft import Draft
 from offload_runtime.drawn_tree import DrawnTree
-from offload_runtime.errors import Interrupted
+from offload_runtime.errors import Interrupted, ModelFilesError
 from offload_runtime.methods import PLAIN
 from offload_runtime.model import Model, never
+from offload_runtime.not_finite import describe_fault
 from offload_runtime.target import Target
 from offload_runtime.tree_policy import PassFacts, PlainDecoding, TreePolicy
 from offload_runtime.verification import Scored, verify
@@ -133,6 +135,8 @@ class Decoder:
             method = self._policy.method(request.sampling, len(self.text), request.repeatable)
             chosen_at = time.perf_counter()
             drawn = method.grow(self.text, request.sampling, request.generator)
+            if method.draft_rows and drawn.drawn == 1:
+                self._drop_draft()
             drafted_at = time.perf_counter()
             logits = self._target.score(self.text, drawn)
         except Interrupted:
@@ -141,6 +145,8 @@ class Decoder:
         else:
             scored = Scored.of(drawn, logits, self.text, request.sampling)
             verdict = verify(scored, method.rule, request.generator)
+            if verdict.bonus < 0:
+                raise self._not_finite()
             self._policy.learn(method, scored, verdict)
             self._commit(drawn, verdict)
             drafted, accepted = drawn.tree.size - 1, len(verdict.path)
@@ -166,6 +172,27 @@ class Decoder:
             facts = PassFacts(accepted + 1, drafted + 1, fresh_text, drafted_at - chosen_at, step.target_seconds)
             self._policy.passed(method, request.sampling, facts)
         return step
+
+    def _drop_draft(self) -> None:
+        """Go on without a draft that had nothing to draw from at the root; the reply stays exact."""
+        assert self._draft is not None
+        fault = describe_fault(self._draft.model, self.text)
+        self._draft, self._policy = None, PlainDecoding()
+        warnings.warn(
+            f"the draft computes values that are no numbers ({fault}): the reply goes on without it. Its files may be "
+            "damaged; choose another with --draft",
+            stacklevel=2,
+        )
+
+    def _not_finite(self) -> ModelFilesError:
+        self._rollback()
+        fault = describe_fault(self._target.model, self.text)
+        self.text = []
+        return ModelFilesError(
+            f"the model computes values that are no numbers, so no token can be told ({fault}).\n"
+            "  Its files may be damaged: compare them with where they come from, or download them again.\n"
+            "  --dtype float32   where float16 may have been too narrow for this model"
+        )
 
     def _commit(self, drawn: DrawnTree, verdict: Verdict) -> None:
         self._target.commit(verdict.path)

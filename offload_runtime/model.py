@@ -106,6 +106,7 @@ class Model:
             self._weights.close()
             raise
         self.layers = len(skeleton.units)
+        self.layer_modules = tuple(unit.module for unit in skeleton.units)
         self.layers_begun = 0  # in all passes so far; other threads may read it while a pass runs
         self.padded_total = 0
         self._padded: PaddedPasses | None = None

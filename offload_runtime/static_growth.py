@@ -84,15 +84,14 @@ class StaticGrowth:
         if all(alive):
             return DrawnTree(self.tree, tokens, len(tokens), self._columns, laws, self._law_rows)
         tree, kept = self.tree.prune(alive)
-        return DrawnTree(
-            tree, [tokens[node] for node in kept], tree.size, self._columns[kept], laws, self._law_rows[kept]
-        )
+        law_rows = np.where(tree.child_count_array > 0, self._law_rows[kept], -1)
+        return DrawnTree(tree, [tokens[node] for node in kept], tree.size, self._columns[kept], laws, law_rows)
 
 
 def likeliest(law: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """The `count` likeliest tokens of each row of log-laws ``[m, V]``, likeliest first; -1 where fewer are possible."""
     values, tokens = law.topk(min(count, law.shape[-1]))
-    tokens = tokens.masked_fill(values == -torch.inf, -1)
+    tokens = tokens.masked_fill(~(values > -torch.inf), -1)  # NaN is no probability either
     return torch.nn.functional.pad(tokens, (0, count - tokens.shape[-1]), value=-1)
 
 

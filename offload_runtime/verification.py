@@ -53,17 +53,26 @@ class Scored:
 
 @torch.inference_mode()
 def verify(scored: Scored, rule: str, generator: torch.Generator) -> Verdict:
-    """The path and the bonus token. `rule`, a key of `RULES`, is for nodes that were drawn; others are matched."""
+    """The path and the bonus token. `rule`, a key of `RULES`, is for nodes that were drawn; others are matched.
+
+    The bonus token is -1 where the target's logits are NaN or infinite: no token can be told.
+    """
     drawn, laws = scored.drawn, scored.laws
     tokens = upload(drawn.tokens, scored.logits.device)
     if scored.sampling.temperature == 0:
-        best = [scored.processed(nodes).argmax(dim=-1) for nodes in _pieces(drawn.tree.size, laws, tokens.device)]
+        best = [_likeliest(scored.processed(nodes)) for nodes in _pieces(drawn.tree.size, laws, tokens.device)]
         return verify_greedy(drawn.tree, tokens, torch.cat(best))
     tree = drawn.drawn_part
     verdict = RULES[rule](tree, tokens[: tree.size], laws, generator)
     if tree.size < drawn.tree.size:
         verdict = follow(drawn.tree, tokens, verdict, range(tree.size, drawn.tree.size), laws, generator)
     return verdict
+
+
+def _likeliest(scores: Tensor) -> Tensor:
+    """The argmax of each row, int64 [m]; -1 where the largest score is no finite number."""
+    largest, tokens = scores.max(dim=-1)
+    return tokens.masked_fill(~largest.isfinite(), -1)
 
 
 def _pieces(count: int, laws: Laws, device: torch.device) -> tuple[Tensor, ...]:

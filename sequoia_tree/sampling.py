@@ -226,7 +226,7 @@ def draw_without_replacement(log_law: Tensor, count: int, generator: torch.Gener
     uniform = torch.rand(log_law.shape, dtype=torch.float64, device=log_law.device, generator=generator)
     keys = uniform.log_().neg_().log_().neg_().add_(log_law).masked_fill_(log_law < _LEAST_LOG_PROBABILITY, -_INF)
     values, tokens = keys.topk(min(count, log_law.shape[-1]))
-    tokens = tokens.masked_fill(values == -_INF, -1)
+    tokens = tokens.masked_fill(~(values > -_INF), -1)  # NaN is no key either
     return torch.nn.functional.pad(tokens, (0, count - tokens.shape[-1]), value=-1)
 
 
@@ -237,7 +237,10 @@ def draw_with_replacement(log_law: Tensor, count: int, generator: torch.Generato
 
 
 def draw(weights: Tensor, generator: torch.Generator) -> int:
-    """One token with probability proportional to `weights` [V], which are not negative and need not sum to 1."""
+    """One token with probability proportional to `weights` [V], which are not negative and need not sum to 1.
+
+    -1 where they are no distribution: NaN, infinite, or all 0.
+    """
     return int(draw_rows(weights[None], generator))
 
 
@@ -247,4 +250,6 @@ def draw_rows(weights: Tensor, generator: torch.Generator) -> Tensor:
     uniform = torch.rand(len(weights), 1, dtype=torch.float64, device=weights.device, generator=generator)
     # `right`: the first token whose cumulative weight exceeds the point, so never one of weight 0
     tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
-    return tokens.clamp(max=weights.shape[-1] - 1)
+    tokens = tokens.clamp(max=weights.shape[-1] - 1)
+    total = cumulative[:, -1]
+    return tokens.masked_fill(~((total > 0) & (total < _INF)), -1)

@@ -1,0 +1,73 @@
+"""Where a model's numbers cease to be numbers: looked for once no distribution can be had, by a pass of its own."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offload_runtime.errors import Interrupted
+from offload_runtime.model import Model
+from offload_runtime.rows import text_rows
+from sequoia_tree.uploads import upload
+
+_TOKENS = 16  # of the text's end that the pass reads
+
+
+@torch.inference_mode()
+def describe_fault(model: Model, text: Sequence[int]) -> str:
+    """The first layer that holds or computes NaN or infinity, in words. The model's cache is empty afterwards."""
+    cache = model.cache
+    cache.truncate(0)
+    tokens = upload([min(token, model.vocab_size - 1) for token in text[-_TOKENS:]], model.device)
+    try:
+        with model.unpadded(), _watched(model) as faults:
+            logits = model.forward(tokens, text_rows(0, len(tokens), model.device), logits_to_keep=1)
+            if not _finite(logits):
+                faults.append("the final norm or the head gives NaN or infinity")
+    except Interrupted:
+        return "looking for the layer was interrupted"
+    finally:
+        cache.rollback()
+    return faults[0] if faults else "not in a pass over the end of the text alone"
+
+
+@contextmanager
+def _watched(model: Model) -> Iterator[list[str]]:
+    """For the block, what is wrong with the layers of a pass, in order."""
+    faults: list[str] = []
+    hooks = []
+    for number, layer in enumerate(model.layer_modules):
+        hooks.append(layer.register_forward_pre_hook(_check_weights(faults, number)))
+        hooks.append(layer.register_forward_hook(_check_output(faults, number)))
+    try:
+        yield faults
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_weights(faults: list[str], number: int) -> Callable[[nn.Module, Any], None]:
+    def check(layer: nn.Module, args: Any) -> None:
+        if not faults and args and isinstance(args[0], Tensor) and not _finite(args[0]):
+            faults.append(f"what enters layer {number} is NaN or infinity; look at the embeddings")
+        for name, weight in layer.named_parameters():
+            if not faults and not _finite(weight):
+                faults.append(f"layer {number} holds NaN or infinity in {name}")
+
+    return check
+
+
+def _check_output(faults: list[str], number: int) -> Callable[[nn.Module, Any, Any], None]:
+    def check(layer: nn.Module, args: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if not faults and not _finite(hidden):
+            faults.append(f"layer {number} is the first to give NaN or infinity")
+
+    return check
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all are; of codes that stand for numbers only once they are dequantized, nothing is known: True."""
+    return values.dtype not in (torch.float16, torch.bfloat16, torch.float32) or bool(values.isfinite().all())
