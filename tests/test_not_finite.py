@@ -48,9 +48,11 @@ def test_a_target_of_which_no_token_can_be_told(name, told, value, streamed, tmp
 def test_every_tree_and_rule_notices(tree, temperature, tmp_path):
     model = damaged(checkpoint("llama"), tmp_path / "damaged", DOWN, torch.nan)
     draft = "none" if tree == "none" else perturbed(checkpoint("llama"), 0.02)
-    with OffloadRuntime.from_pretrained(model, draft, device="cpu", tree=tree, **OPTIONS) as runtime:
-        with pytest.raises(ModelFilesError, match="layer 1"):
-            runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=temperature)
+    with (
+        OffloadRuntime.from_pretrained(model, draft, device="cpu", tree=tree, **OPTIONS) as runtime,
+        pytest.raises(ModelFilesError, match="layer 1"),
+    ):
+        runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=temperature)
 
 
 @pytest.mark.parametrize("temperature", [0, 0.7])
