@@ -124,6 +124,14 @@ def test_the_window_stays_short() -> None:
     assert len(text._window) < 8
 
 
+def test_the_window_begins_before_special_tokens_that_follow_the_text() -> None:
+    """A decoder that is not shown the last word takes the next one for the first, and drops its space."""
+    tokenizer = SAMPLES["metaspace"]()
+    hello, world = (tokenizer.encode(word, add_special_tokens=False) for word in ("hello", "world"))
+    text = IncrementalText(tokenizer, [*hello, *[tokenizer.eos_token_id] * 20])
+    assert text.push(world) + text.finish() == " world"
+
+
 @given(text=st.text("abc", max_size=30), stops=st.lists(st.text("abc", min_size=1, max_size=4)), size=st.integers(1, 7))
 def test_stop_strings_cut_where_the_first_one_completes(text: str, stops: list[str], size: int) -> None:
     cut = text
