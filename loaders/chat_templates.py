@@ -35,6 +35,13 @@ def chat_template_of(directory: Path) -> str | None:
     return chosen(templates or _in_config(directory / "chat_template.json")) or known_template(directory)
 
 
+def gguf_chat_template(metadata: Mapping[str, object]) -> str | None:
+    """The template among a GGUF file's metadata: tokenizer.chat_template, and others by names of their own."""
+    key = "tokenizer.chat_template"
+    texts = {name: text for name, text in metadata.items() if name.startswith(key) and isinstance(text, str)}
+    return chosen({name.removeprefix(key).removeprefix(".") or "default": text for name, text in texts.items()})
+
+
 def chosen(templates: Mapping[str, str]) -> str | None:
     """The one among named templates that is for conversations."""
     if "default" in templates:

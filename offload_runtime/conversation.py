@@ -142,9 +142,8 @@ class Conversation:
         users = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
         if len(users) < 2:
             return []
-        awaits_reply = self.messages[-1]["role"] == "user"
         rest = self.messages[:first] + self.messages[users[1] :]
-        before, after = self._render(self.messages, awaits_reply), self._render(rest, awaits_reply)
+        before, after = (self._render(_awaiting_reply(messages)) for messages in (self.messages, rest))
         dropped, self.messages = self.messages[first : users[1]], rest
         self.stretches = self._matching_end(before, after)
         return dropped
@@ -159,7 +158,7 @@ class Conversation:
             raise UsageError("without the chat template (--raw) there is no place for a system message")
         others = self.messages[0 if self.system is None else 1 :]
         messages = others if text is None else [{"role": "system", "content": text}, *others]
-        self._render(messages if others else [*messages, QUESTION])
+        self._render(_awaiting_reply(messages))
         self.messages = messages
 
     def _append(self, text: str, ids: Sequence[int]) -> None:
@@ -168,18 +167,16 @@ class Conversation:
 
     def _forget_from(self, index: int) -> None:
         rest = self.messages[:index]
-        try:
-            rendering = self._render(rest, awaits_reply=False) if len(rest) > 1 else ""
-        except OffloadError:  # some templates refuse a conversation that ends with a reply
-            rendering = self._render([*rest, QUESTION])
+        rendering = self._render(_awaiting_reply(rest)) if len(rest) > 1 else ""
         self.messages, self.stretches = rest, self._matching_stretches(rendering)
 
-    def _render(self, messages: list[Message], awaits_reply: bool = True) -> str:
+    def _render(self, messages: list[Message]) -> str:
+        """The text of messages, the last of them the user's, up to where the reply begins."""
         if self.raw:
             text = "".join(message["content"] for message in messages)
             check_whole_characters(text)
             return text
-        return render_chat(self.tokenizer, messages, awaits_reply, self.template_arguments)
+        return render_chat(self.tokenizer, messages, True, self.template_arguments)
 
     def _matching_stretches(self, rendering: str) -> list[Stretch]:
         """The known stretches that `rendering` begins with; a template may rewrite earlier turns."""
@@ -224,3 +221,9 @@ class Conversation:
         context = self.stretches[-1].ids if self.stretches else ()
         text = IncrementalText(self.tokenizer, context, skip_special_tokens=False)
         return text.push(ids) + text.finish()
+
+
+def _awaiting_reply(messages: list[Message]) -> list[Message]:
+    """The messages, with one of the user behind where there is none: some templates refuse a reply at the end."""
+    asked = messages and messages[-1]["role"] == "user"
+    return messages if asked else [*messages, QUESTION]

@@ -86,3 +86,18 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def template_argument(text: str) -> tuple[str, Any]:
+    """A reader of KEY=JSON. A bare word is text, but for those that look like another language's true and false."""
+    name, _, value = text.partition("=")
+    if not name.isidentifier() or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=JSON, such as enable_thinking=false")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        if re.fullmatch(r"[A-Za-z][\w.-]*", value) and value.lower() not in ("true", "false", "none", "null", "nan"):
+            return name, value
+        raise argparse.ArgumentTypeError(
+            f"{value!r} is not JSON: true, false, null, 3, a word, or '\"text\"' with its quotes"
+        ) from None

@@ -9,12 +9,14 @@ from loaders.quantization import BITS
 from loaders.rope_scaling import RopeScaling
 from offload_runtime import __version__
 from offload_runtime.help_text import HelpFormatter
-from offload_runtime.option_readers import utf8_text, whole_number
+from offload_runtime.option_readers import template_argument, utf8_text, whole_number
 from offload_runtime.run_options import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft, resolve_model
 from offload_runtime.sampling_options import add_sampling_options
 from offload_runtime.start import PROJECT, command_name
 from scheduler.machine import DEVICES
 from scheduler.sizes import parse_size
+
+THINKING = ("show", "hide", "off")
 
 
 def size(text: str) -> int:
@@ -123,8 +125,10 @@ def model_options(arguments: argparse.Namespace) -> Options:
         *("quantize", "quantized_directory", "rope_scaling"),
     )
     values = {name: getattr(arguments, name) for name in names}
-    gpu = getattr(arguments, "gpu", None)
-    return Options(model=model, draft=resolve_draft(model, arguments.draft), gpu=gpu, adapter=adapter, **values)
+    values |= {name: getattr(arguments, name) for name in ("gpu", "chat_template") if hasattr(arguments, name)}
+    variables = dict(getattr(arguments, "template_arg", ()))
+    draft = resolve_draft(model, arguments.draft)
+    return Options(model=model, draft=draft, adapter=adapter, template_arguments=variables, **values)
 
 
 CHAT_EXAMPLES = """examples:
@@ -165,6 +169,21 @@ def chat_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--system", metavar="TEXT", type=utf8_text, help="system message before the first prompt")
     group.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    group.add_argument("--chat-template", metavar="FILE", type=Path, help="a Jinja template in place of the model's")
+    group.add_argument(
+        "--template-arg",
+        metavar="KEY=JSON",
+        type=template_argument,
+        action="append",
+        default=[],
+        help="a variable of the chat template: enable_thinking=false, reasoning_effort=high; may be repeated",
+    )
+    group.add_argument(
+        "--thinking",
+        choices=THINKING,
+        default="show",
+        help="what a model thinks before it answers; show: dimmed; hide; off: ask it not to (default: show)",
+    )
     group = parser.add_argument_group("chat")
     group.add_argument(
         "--context-overflow",
@@ -192,6 +211,9 @@ def parse_chat_arguments(arguments: Sequence[str] | None = None) -> argparse.Nam
     parsed = parser.parse_args(arguments)
     if parsed.gpu is not None and not parsed.plan:
         parser.error("argument --gpu: it plans for a card that need not be here; add --plan")
+    if parsed.raw and (parsed.chat_template is not None or parsed.template_arg):
+        name = "--template-arg" if parsed.template_arg else "--chat-template"
+        parser.error(f"argument {name}: --raw leaves the chat template out")
     if parsed.raw and parsed.system is not None:
         parser.error("argument --system: --raw has no chat template that a system message could go into")
     return parsed

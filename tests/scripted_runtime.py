@@ -13,7 +13,7 @@ from typing import Any
 from offload_runtime.chat import command
 from offload_runtime.conversation import Conversation
 from offload_runtime.errors import ModelFilesError, PromptError
-from offload_runtime.text import IncrementalText
+from offload_runtime.reasoning.reply_text import ReplyText
 from scheduler.plan import Limits, make_plan
 from scheduler.sizes import GIB
 from tests.plan_samples import TINY, cpu
@@ -53,6 +53,7 @@ class Reply:
     seed: int
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
+    reasoning: str = ""
     finish_reason: str | None = None
     stats: Stats = field(default_factory=Stats)
 
@@ -100,7 +101,7 @@ class ScriptedRuntime:
     def _steps(
         self, written: list[int], most: int, should_stop: Callable[[], bool], breaks: bool
     ) -> Iterator[SimpleNamespace]:
-        reply, text = self.last_reply, IncrementalText(self.tokenizer)
+        reply, text = self.last_reply, ReplyText(self.tokenizer)
         end = min(most, len(written))
         for start in range(0, end, 2):
             time.sleep(self._seconds)
@@ -110,12 +111,14 @@ class ScriptedRuntime:
             last = not ids or start + 2 >= end
             if last:
                 reply.finish_reason = "interrupted" if not ids else "stop" if end == len(written) else "length"
-            new = text.push(ids) + (text.finish() if last else "")
+            pieces = [*(text.push(token) for token in ids), *([text.finish()] if last else [])]
+            thought, new = "".join(piece[0] for piece in pieces), "".join(piece[1] for piece in pieces)
             reply.token_ids += ids
             reply.text += new
+            reply.reasoning += thought
             reply.stats.tokens += len(ids)
             reply.stats.passes += bool(ids)
-            yield SimpleNamespace(token_ids=ids, text=new, finish_reason=reply.finish_reason)
+            yield SimpleNamespace(token_ids=ids, text=new, reasoning=thought, finish_reason=reply.finish_reason)
             if last:
                 return
 

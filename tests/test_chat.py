@@ -22,7 +22,7 @@ from offload_runtime.conversation import Conversation
 from offload_runtime.sampling_options import SamplingOptions
 from tests.chat_terminal import Terminal
 from tests.scripted_runtime import BROKEN, STORY, ScriptedRuntime, run_chat
-from tests.tokenizer_samples import byte_level
+from tests.tokenizer_samples import byte_level, with_template
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,6 +72,57 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert (content["text"], content["finish_reason"], content["seed"]) == (STORY, "stop", 7)
     assert runtime.tokenizer.decode(content["token_ids"], skip_special_tokens=True) == STORY
     assert output.out.count("\n") == 1 and output.err == ""
+
+
+THOUGHTFUL = "<think>\nAdd \x1b[31mthem.\n</think>\n\nFour."
+SWITCH = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+
+
+def test_thoughts_are_written_beside_the_reply(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_chat(ScriptedRuntime([THOUGHTFUL]), ["-p", "hi"]) == 0
+    output = capsys.readouterr()
+    assert output.out == "Four.\n" and "Add \x1b[31mthem.\n\n" in output.err
+    assert run_chat(ScriptedRuntime(["<think>Add"]), ["-p", "hi"]) == 0
+    output = capsys.readouterr()
+    assert output.out == "" and "Add\n" in output.err
+
+
+@pytest.mark.parametrize("arguments", [["--thinking", "hide"], ["--quiet"], ["--thinking", "off"]])
+def test_thoughts_can_be_hidden(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_chat(ScriptedRuntime([THOUGHTFUL]), ["-p", "hi", *arguments]) == 0
+    output = capsys.readouterr()
+    assert output.out == "Four.\n" and "them" not in output.err
+    assert ("has no switch for thinking" in output.err) == ("off" in arguments)
+
+
+def test_json_has_the_thoughts_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_chat(ScriptedRuntime([THOUGHTFUL]), ["-p", "hi", "--json"]) == 0
+    output = capsys.readouterr()
+    content = json.loads(output.out)
+    assert (content["text"], content["reasoning"]) == ("Four.", "Add \x1b[31mthem.") and output.err == ""
+
+
+def test_thinking_is_shown_hidden_and_turned_off_in_a_chat(capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = ScriptedRuntime([THOUGHTFUL])
+    runtime.tokenizer = with_template(runtime.tokenizer, str(runtime.tokenizer.chat_template) + SWITCH)
+    lines = ["one", "/think hide", "two", "/think off", "three", "/think show", "four", "/think", "/think maybe"]
+    chat = chat_with(runtime, lines)
+    output = capsys.readouterr()
+    assert output.out == 4 * "Four.\n" and output.err.count("them.") == 2
+    assert output.err.count("thinking: show") == 2 and "'maybe' is none of show, hide, off" in output.err
+    ends = [runtime.tokenizer.decode(prompt).endswith("<think></think>") for prompt in runtime.prompts]
+    assert ends == [False, False, True, False]
+    assert chat.conversation.messages[1]["reasoning_content"] == "Add \x1b[31mthem."
+
+
+def test_a_saved_chat_keeps_what_was_thought(tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    saved = chat_with(ScriptedRuntime([THOUGHTFUL]), ["one", f"/save {file}"])
+    loaded = chat_with(ScriptedRuntime([THOUGHTFUL]), [f"/load {file}"])
+    assert loaded.conversation.messages == saved.conversation.messages
+    assert saved.conversation.messages[1]["reasoning_content"] == "Add \x1b[31mthem."
+    file.write_text(file.read_text().replace('"reasoning_content": "', '"reasoning_content": 5, "x": "'))
+    assert chat_with(ScriptedRuntime(), [f"/load {file}"]).conversation.messages == []
 
 
 def test_a_file_and_a_pipe_are_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from loaders.chat_templates import chat_template_of
+from loaders.chat_templates import chat_template_of, gguf_chat_template
 from loaders.errors import ModelFilesError
 from loaders.tokenizers.load import load_tokenizer
 from offload_runtime.conversation import Conversation
@@ -267,6 +267,13 @@ def test_which_template_a_model_has(tmp_path: Path, files: dict[str, Any], expec
             chat_template_of(directory)
     else:
         assert chat_template_of(directory) == expected
+
+
+def test_a_gguf_file_has_templates_by_names_of_their_own() -> None:
+    named = {"tokenizer.chat_template.tool_use": "tools", "tokenizer.chat_template.other": "other"}
+    assert gguf_chat_template({**named, "tokenizer.chat_template": "usual"}) == "usual"
+    assert gguf_chat_template(named) == "other"
+    assert gguf_chat_template({"tokenizer.chat_template": 5}) is None
 
 
 @pytest.mark.parametrize("file", ["chat_template.json", "tokenizer_config.json"])

@@ -141,6 +141,27 @@ def test_a_template_without_system_role_refuses_one_and_the_conversation_goes_on
     assert conversation.tokenizer.decode(conversation.add_user("hello")) == rendered(conversation)
 
 
+def test_a_template_that_refuses_a_reply_at_the_end_is_never_given_one() -> None:
+    refuses = "{% if messages[-1]['role'] == 'assistant' %}{{ raise_exception('a reply comes last') }}{% endif %}"
+    tokenizer = SAMPLES["byte-level"]()
+    conversation = Conversation(with_template(tokenizer, refuses + str(tokenizer.chat_template)))
+    for question in ("one", "two", "three"):
+        conversation.add_user(question)
+        reply(conversation, "hello")
+    conversation.set_system("be kind")
+    conversation.set_system(None)
+    assert conversation.undo()
+    assert conversation.drop_oldest() and len(conversation.messages) == 2
+    assert conversation.tokenizer.decode(conversation.add_user("four")) == rendered(conversation)
+
+
+def test_a_template_that_wants_a_system_message_gets_the_one_given() -> None:
+    wants = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    tokenizer = SAMPLES["byte-level"]()
+    conversation = Conversation(with_template(tokenizer, wants + str(tokenizer.chat_template)), system="be kind")
+    assert conversation.tokenizer.decode(conversation.add_user("hello")) == rendered(conversation)
+
+
 def test_restore_brings_back_a_snapshot() -> None:
     conversation = Conversation(SAMPLES["byte-level"]())
     before = conversation.snapshot()

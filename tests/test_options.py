@@ -41,6 +41,16 @@ def test_model_options_are_read() -> None:
     assert (options.quantize, options.quantized_directory) == ("int4", Path("y"))
 
 
+def test_options_of_the_chat_template_are_read() -> None:
+    line = "-m x --chat-template t.jinja --template-arg enable_thinking=false --template-arg reasoning_effort=high"
+    parsed = parse_chat_arguments([*line.split(), "--template-arg", 'tags=["a", "b=c"]', "--thinking", "hide"])
+    options = model_options(parsed)
+    assert options.chat_template == Path("t.jinja") and parsed.thinking == "hide"
+    expected = {"enable_thinking": False, "reasoning_effort": "high", "tags": ["a", "b=c"]}
+    assert options.template_arguments == expected
+    assert model_options(parse_chat_arguments([])).template_arguments == {}
+
+
 def test_sampling_options_are_read() -> None:
     assert sampling_options(parse_chat_arguments([])) == SamplingOptions()
     line = "--temperature 0 --top-p .9 --top-k 40 --min-p 0 --repetition-penalty 1.1 --seed 7 --max-new-tokens 5"
@@ -53,6 +63,13 @@ def test_sampling_options_are_read() -> None:
 @pytest.mark.parametrize(
     "line",
     [
+        "--template-arg enable_thinking",
+        "--template-arg enable_thinking=False",
+        "--template-arg enable-thinking=false",
+        "--template-arg x={",
+        "--raw --template-arg x=1",
+        "--raw --chat-template x",
+        "--thinking maybe",
         "--temperature -1",
         "--temperature nan",
         "--temperature inf",

@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offload_runtime.chat.given import given_prompt
@@ -17,6 +16,7 @@ from offload_runtime.fetching import Download, fetched
 from offload_runtime.generation_fields import unapplied_note
 from offload_runtime.options import model_options, parse_chat_arguments
 from offload_runtime.planning import Preparation, prepare
+from offload_runtime.run_options import Options
 from offload_runtime.sampling_options import SamplingOptions, sampling_options
 from scheduler.plan_table import format_plan, wrapped
 from scheduler.sizes import format_size
@@ -24,6 +24,7 @@ from scheduler.sizes import format_size
 # The rest is imported where it is used: `--help` and `--plan` answer sooner than torch can be imported.
 if TYPE_CHECKING:
     from offload_runtime.chat.terminal import Screen
+    from offload_runtime.chat.thinking import Thinking
     from offload_runtime.conversation import Conversation
     from offload_runtime.packing import Packing
     from offload_runtime.runtime import OffloadRuntime
@@ -50,6 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"Not downloaded yet: {download}", file=sys.stderr)
         return 0
     from offload_runtime.chat.terminal import Screen
+    from offload_runtime.chat.thinking import Thinking
 
     screen = Screen(quiet=arguments.quiet or arguments.json)
     prompt = given_prompt(arguments.prompt, arguments.file, screen.note)
@@ -62,11 +64,15 @@ def _run(arguments: argparse.Namespace) -> int:
     if note := unapplied_note(options.model):
         screen.note(note)
     with screen.busy("starting PyTorch"):
-        conversation = _new_conversation(options.model, arguments)  # before loading: refuses a base model at once
+        conversation = _new_conversation(options, arguments)  # before loading: refuses a base model at once
+    thinking = Thinking(conversation, arguments.thinking)
+    if thinking.note:
+        screen.note(thinking.note)
     with _load(preparation, screen) as runtime:
         if prompt is None:
-            return _chat(runtime, conversation, arguments, screen)
-        return _answer_once(runtime, conversation, sampling_options(arguments), screen, prompt, arguments.json)
+            return _chat(runtime, conversation, arguments, screen, thinking)
+        think = screen.think if thinking.is_shown and not arguments.json else None
+        return _answer_once(runtime, conversation, sampling_options(arguments), screen, prompt, arguments.json, think)
 
 
 def _plan_text(preparation: Preparation) -> str:
@@ -92,11 +98,12 @@ def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argp
         screen.note(preparation.draft_note)
 
 
-def _new_conversation(model: Path, arguments: argparse.Namespace) -> "Conversation":
-    from loaders.tokenizers import load_tokenizer
+def _new_conversation(options: Options, arguments: argparse.Namespace) -> "Conversation":
     from offload_runtime.conversation import Conversation
+    from offload_runtime.prompt import chat_tokenizer
 
-    return Conversation(load_tokenizer(model), arguments.system, arguments.raw)
+    tokenizer = chat_tokenizer(options.model, options.chat_template)
+    return Conversation(tokenizer, arguments.system, arguments.raw, options.template_arguments)
 
 
 def _load(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
@@ -127,7 +134,11 @@ def _packing_time(packing: "Packing") -> str:
 
 
 def _chat(
-    runtime: "OffloadRuntime", conversation: "Conversation", arguments: argparse.Namespace, screen: "Screen"
+    runtime: "OffloadRuntime",
+    conversation: "Conversation",
+    arguments: argparse.Namespace,
+    screen: "Screen",
+    thinking: "Thinking",
 ) -> int:
     from offload_runtime.chat.commands import completions
     from offload_runtime.chat.completion import CommandCompleter
@@ -140,7 +151,8 @@ def _chat(
     history, last = (kept / "history", kept / "last.json") if kept else (None, None)
     read_line = line_reader(history, CommandCompleter(completions()))
     sampling = sampling_options(arguments)
-    return Chat(runtime, conversation, sampling, screen, read_line, last, arguments.context_overflow).run()
+    overflow = arguments.context_overflow
+    return Chat(runtime, conversation, sampling, screen, read_line, last, overflow, thinking).run()
 
 
 def _answer_once(
@@ -150,6 +162,7 @@ def _answer_once(
     screen: "Screen",
     prompt: str,
     as_json: bool,
+    think: Callable[[str], None] | None,
 ) -> int:
     from offload_runtime.chat.keyboard import without_echo
     from offload_runtime.chat.status import reply_line
@@ -159,11 +172,12 @@ def _answer_once(
     with without_echo() as restore_terminal:
         stream = ReplyStream(runtime, screen, lambda: _leave_at_once(restore_terminal))
         with stream.interrupt:
-            reply = stream.run(conversation, ids, sampling, (lambda text: None) if as_json else screen.write)
+            write = (lambda text: None) if as_json else screen.write
+            reply = stream.run(conversation, ids, sampling, write, think)
     screen.end_reply()
     screen.note(reply_line(reply.stats, runtime.plan, len(ids) + len(reply.token_ids)))
     if as_json:
-        names = ("text", "token_ids", "finish_reason", "seed")
+        names = ("text", "reasoning", "token_ids", "finish_reason", "seed")
         content = {name: getattr(reply, name) for name in names}
         print(json.dumps({**content, "stats": reply.stats.as_dict(), "plan": runtime.plan.as_dict()}), flush=True)
     return INTERRUPTED_EXIT_CODE if reply.finish_reason == "interrupted" else 0

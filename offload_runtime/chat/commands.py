@@ -11,6 +11,7 @@ from offload_runtime.chat.given import read_text
 from offload_runtime.chat.saved import load_chat, save_chat
 from offload_runtime.chat.status import reply_line
 from offload_runtime.errors import UsageError
+from offload_runtime.options import THINKING
 from offload_runtime.sampling_options import SAMPLING
 from scheduler.plan_table import format_plan
 from scheduler.sizes import format_size
@@ -51,7 +52,13 @@ def _named(name: str) -> Command | None:
 def completions() -> Mapping[str, Iterable[str] | None]:
     """What Tab offers behind each command: words, or None for a path."""
     words: dict[str, Iterable[str] | None] = dict.fromkeys(COMMANDS, ())
-    return {**words, "/set": [f"{name} " for name in SAMPLING], "/system": ["none"], **dict.fromkeys(TAKE_PATHS)}
+    return {
+        **words,
+        "/set": [f"{name} " for name in SAMPLING],
+        "/system": ["none"],
+        "/think": THINKING,
+        **dict.fromkeys(TAKE_PATHS),
+    }
 
 
 def run_command(chat: "Chat", line: str) -> None:
@@ -102,6 +109,12 @@ def _system(chat: "Chat", argument: str) -> None:
     if argument:
         chat.conversation.set_system(None if argument == "none" else argument)
     chat.screen.say(f"system message: {chat.conversation.system or 'none'}")
+
+
+def _think(chat: "Chat", argument: str) -> None:
+    if argument:
+        chat.thinking.set(argument)
+    chat.screen.say(chat.thinking.note or f"thinking: {chat.thinking.mode}")
 
 
 def _set(chat: "Chat", argument: str) -> None:
@@ -212,6 +225,7 @@ COMMANDS = {
     "/clear": Command("", "begin a new conversation with the same system message", _clear),
     "/regen": Command("[SEED]", "write the last reply again, with a fresh seed or this one", _regenerate),
     "/system": Command("[TEXT|none]", "show, change or remove the system message", _system, lines=True),
+    "/think": Command("[show|hide|off]", "show, hide or turn off what the model thinks before it answers", _think),
     "/set": Command("[NAME VALUE]", "show or change how replies are sampled; the value default resets", _set),
     "/stats": Command("", "show what the last reply cost, its seed, and the sampling values", _stats),
     "/plan": Command("", "show what lies where", _plan),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FORMAT = "offload_runtime chat, version 1"
 ROLES = ("system", "user", "assistant")
+KEPT = ("role", "content", "reasoning_content")
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _parse(path: Path, content: dict[str, Any]) -> SavedChat:
     return SavedChat(
         raw=content["raw"],
         tokens=content["tokens"],
-        messages=[{"role": message["role"], "content": message["content"]} for message in messages],
+        messages=[{name: message[name] for name in KEPT if name in message} for message in messages],
         stretches=[Stretch(stretch["text"], tuple(stretch["ids"])) for stretch in stretches],
         sampling=values,
     )
@@ -137,7 +138,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("role") in ROLES and _is_text(value.get("content"))
+    texts = (value.get("content"), value.get("reasoning_content", "")) if isinstance(value, dict) else ()
+    return bool(texts) and value.get("role") in ROLES and all(map(_is_text, texts))
 
 
 def _roles_alternate(messages: list[Message]) -> bool:

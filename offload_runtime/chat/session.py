@@ -16,6 +16,7 @@ from offload_runtime.chat.saved import keep_chat
 from offload_runtime.chat.status import plan_line, reply_line
 from offload_runtime.chat.streaming import ReplyStream
 from offload_runtime.chat.terminal import Screen
+from offload_runtime.chat.thinking import Thinking
 from offload_runtime.conversation import Conversation
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, PromptError, UsageError
 from offload_runtime.sampling_options import SamplingOptions
@@ -44,6 +45,7 @@ class Chat:
         read_line: ReadLine,
         last: Path | None = None,
         overflow: str = "stop",
+        thinking: Thinking | None = None,
     ):
         self.runtime = runtime
         self.conversation = conversation
@@ -52,6 +54,7 @@ class Chat:
         self.last = last
         self.last_reply: Reply | None = None
         self.leaving = False
+        self.thinking = thinking or Thinking(conversation)
         self.room = ContextRoom(conversation, runtime.context_length, overflow, screen)
         self._read_line = read_line
         self._stream = ReplyStream(runtime, screen, self._abandon)
@@ -118,7 +121,8 @@ class Chat:
         ids = self.room.before_reply(prompt_ids(), sampling.max_new_tokens)
         self._replies_before = self.runtime.last_reply
         try:
-            reply = self._stream.run(self.conversation, ids, sampling, self.screen.write)
+            think = self.screen.think if self.thinking.is_shown else None
+            reply = self._stream.run(self.conversation, ids, sampling, self.screen.write, think)
         except Leave:
             self._take_up_reply()
             raise

@@ -30,19 +30,31 @@ class ReplyStream:
         self.interrupt = StopOnInterrupt(lambda: screen.answer_interrupt(STOPPING), self._show_activity, abandon)
 
     def run(
-        self, conversation: Conversation, ids: list[int], sampling: SamplingOptions, write: Callable[[str], None]
+        self,
+        conversation: Conversation,
+        ids: list[int],
+        sampling: SamplingOptions,
+        write: Callable[[str], None],
+        think: Callable[[str], None] | None = None,
     ) -> "Reply":
-        """Generate a reply to the conversation's prompt `ids`, write its text as it comes, return it whole or not."""
+        """Generate a reply to the conversation's prompt `ids`, write its text as it comes, return it whole or not.
+
+        think: writes what the model thinks before it answers; None hides it.
+        """
         self._silent_since = time.monotonic()
         try:
             for step in self._runtime.stream(
                 ids,
                 end_token_ids=conversation.end_token_ids,
                 should_stop=self.interrupt.requested,
+                split_reasoning=not conversation.raw,
                 **sampling.as_arguments(),
             ):
+                if think:
+                    think(step.reasoning)
                 write(step.text)
-                self._silent_since = time.monotonic()
+                if step.text or think or not step.reasoning:
+                    self._silent_since = time.monotonic()
         finally:
             self._silent_since = None
             self._screen.hide_activity()

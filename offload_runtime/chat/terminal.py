@@ -27,7 +27,7 @@ class Screen:
         self.quiet = quiet
         self._activity = ActivityLine(self.console)
         self._controls = CONTROLS if sys.stdout.isatty() else {}
-        self._open_line = False
+        self._open_line = self._open_thought = False
         self._column = 0
         self._lock = threading.RLock()
 
@@ -36,6 +36,7 @@ class Screen:
         if text:
             with self._lock:
                 self._activity.erase()
+                self._end_thought("\n\n")
                 shown = text.translate(self._controls)
                 sys.stdout.write(shown)
                 sys.stdout.flush()
@@ -43,8 +44,26 @@ class Screen:
                 if sys.stdout.isatty():
                     self._column = column_after(shown, self._column, self.console.width)
 
+    def think(self, text: str) -> None:
+        """Write a piece of what a model thinks, at once and dimmed; it is no part of the reply."""
+        if text and not self.quiet:
+            with self._lock:
+                self._activity.erase()
+                self._to_console(text.translate(CONTROLS) if self.console.is_terminal else text)
+                self._open_thought = True
+
+    def _end_thought(self, end: str) -> None:
+        if self._open_thought:
+            self._to_console(end)
+            self._open_thought = False
+
+    def _to_console(self, text: str) -> None:
+        self.console.out(text, style="dim", end="", highlight=False)
+        self._column = column_after(text, self._column, self.console.width)
+
     def end_reply(self) -> None:
         """End the reply's last line, if it is not ended."""
+        self._end_thought("\n")
         if self._open_line:
             self.write("\n")
 

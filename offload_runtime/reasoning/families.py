@@ -80,13 +80,6 @@ FAMILIES = (
 )
 # They begin and end a message of harmony, of which a reply has several.
 WITHIN_REPLY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
-EFFORTLESS: Mapping[str, object] = {
-    "enable_thinking": False,
-    "thinking": False,
-    "reasoning": False,
-    "thinking_budget": 0,
-}
-"""Variables of templates, and the values with which a model is asked to answer at once."""
 
 
 def named_state(header: str) -> State:

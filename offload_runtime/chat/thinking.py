@@ -1,0 +1,42 @@
+"""Whether thoughts are shown, hidden, or not wanted at all."""
+
+from typing import TYPE_CHECKING
+
+from offload_runtime.errors import UsageError
+from offload_runtime.options import THINKING
+from offload_runtime.reasoning.switch import without_thinking
+
+if TYPE_CHECKING:
+    from offload_runtime.conversation import Conversation
+
+NO_SWITCH = "the model's chat template has no switch for thinking: what the model thinks is hidden"
+
+
+class Thinking:
+    """What is done about the thoughts of a conversation's model. Arguments of the template that a user gave stay."""
+
+    def __init__(self, conversation: "Conversation", mode: str = "show"):
+        self.mode = mode
+        self._conversation = conversation
+        self._given = dict(conversation.template_arguments)
+        self.set(mode)
+
+    @property
+    def is_shown(self) -> bool:
+        return self.mode == "show"
+
+    @property
+    def note(self) -> str | None:
+        """What a user should know about the mode."""
+        return NO_SWITCH if self.mode == "off" and not self._off and not self._conversation.raw else None
+
+    @property
+    def _off(self) -> dict[str, object]:
+        return without_thinking(str(self._conversation.tokenizer.chat_template or ""))
+
+    def set(self, mode: str) -> None:
+        """Change the mode, by its name. Raises UsageError for another one."""
+        if mode not in THINKING:
+            raise UsageError(f"thinking {mode!r} is none of {', '.join(THINKING)}")
+        self.mode = mode
+        self._conversation.template_arguments = {**(self._off if mode == "off" else {}), **self._given}
