@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from loaders.chat_templates import gguf_chat_template
 from loaders.errors import ModelFilesError
 from loaders.gguf.byte_level import byte_level_tokenizer
 from loaders.gguf.config import family_of
@@ -53,8 +54,7 @@ def gguf_tokenizer(gguf: GgufFile) -> PreTrainedTokenizerBase:
     """
     values = {ours: _value(gguf, key) for key, ours in VALUES.items() if f"{PREFIX}{key}" in gguf.metadata}
     tokens, kinds, kind = values["tokens"], values.get("token_type", ()), values.get("tokenizer_type")
-    template = gguf.metadata.get("tokenizer.chat_template")
-    template = template if isinstance(template, str) else None
+    template = gguf_chat_template(gguf.metadata)
     defaults = SENTENCEPIECE_IDS if kind == "llama" else {}
     special = {name: _special(gguf, tokens, key, defaults.get(key)) for name, key in SPECIAL.items()}
     backend = _backend(gguf, values)

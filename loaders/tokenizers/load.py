@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from loaders.chat_templates import chat_template_of, gguf_chat_template
+from loaders.chat_templates import chat_template_of
 from loaders.errors import ModelFilesError, OffloadError
 from loaders.foreign_files import check_content
 from loaders.gguf.model import is_gguf, read_gguf_cached
