@@ -5,7 +5,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,27 +16,25 @@ from loaders.adapters.locate import with_adapter
 from loaders.rope_scaling import RopeScaling
 from loaders.tokenizers import check_same_tokens, has_tokenizer, load_tokenizer
 from loaders.tokenizers.vocabulary import has_vocabulary
-from offload_runtime.automatic_tree import MAX_DEPTH, AutomaticTree
+from offload_runtime.call_limits import CallLimits, seeded
 from offload_runtime.decode import Decoder, Request, Step
-from offload_runtime.errors import PromptError, UsageError
+from offload_runtime.errors import UsageError
 from offload_runtime.fetching import Download
 from offload_runtime.generation_defaults import SAMPLING_NAMES, model_end_tokens, override, read_generation_defaults
 from offload_runtime.generation_fields import unapplied_note
 from offload_runtime.learned_acceptance import LearnedAcceptance
-from offload_runtime.loading import LoadedModels, Progress, load_models
+from offload_runtime.loading import Progress, load_models
 from offload_runtime.model import never
 from offload_runtime.out_of_memory import free_unused_memory, out_of_memory_explained, tightened
 from offload_runtime.pack_weights import with_packed_files
 from offload_runtime.planning import Preparation, prepare
+from offload_runtime.policy_choice import tree_policy
 from offload_runtime.prompt import Prompt, chat_tokenizer, encode_prompt, is_chat, turn_end_tokens
-from offload_runtime.reasoning.reply_text import ReplyText
-from offload_runtime.repeated_text_trees import RepeatedTextTrees
+from offload_runtime.reasoning.reply_text import ReplyText, with_text
 from offload_runtime.reply import Reply, ReplyStats
 from offload_runtime.request_rules import RequestRules
 from offload_runtime.run_options import IOMode, Options, resolve_draft, resolve_model
 from offload_runtime.target import PassProgress
-from offload_runtime.text import StopStrings
-from offload_runtime.tree_policy import FixedTree, PlainDecoding, TreePolicy
 from offload_runtime.turns import Turns
 from scheduler.plan import Plan
 from sequoia_tree.sampling import Sampling
@@ -152,7 +149,7 @@ class OffloadRuntime:
         self._models = load_models(preparation, self._progress)
         self._resources.callback(self._models.close)
         self.plan = self._models.plan
-        policy = _tree_policy(self._models, preparation.options, self._known)
+        policy = tree_policy(self._models, preparation.options, self._known)
         self._decoder = Decoder(self._models.target, self._models.draft, policy)
 
     def _load_tightened(self, plan: Plan) -> None:
@@ -238,11 +235,11 @@ class OffloadRuntime:
         turn_ends: frozenset[int] = frozenset()
         if is_chat(prompt):
             turn_ends = turn_end_tokens(self.tokenizer, template_arguments, prompt)  # type: ignore[arg-type]
-        self._check_prompt(ids)
-        stops = self._stop_strings(stop)
         model = self._models.target.model
-        generator = _seeded(torch.Generator(model.device), seed)
-        room = self._room(ids, max_new_tokens)
+        limits = self._limits
+        limits.check_prompt(ids)
+        stops, room = limits.stop_strings(stop), limits.room(ids, max_new_tokens)
+        generator = seeded(torch.Generator(model.device), seed)
         ends = self.end_token_ids.union(end_token_ids, turn_ends)
         bounds = Bounds(ids, ends, len(ids) + room, model.vocab_size, model.device)
         tokenizer = (lambda: self.tokenizer) if self._has_text else None
@@ -306,7 +303,7 @@ class OffloadRuntime:
                 with self._turns.take():
                     self._check_open()
                     step = next(steps)
-                step = _with_text(step, text) if text else step
+                step = with_text(step, text) if text else step
                 reply.add(step)
                 reply.stats.peak_device_bytes = self._models.memory.peak_bytes
                 yield step
@@ -329,56 +326,15 @@ class OffloadRuntime:
         with out_of_memory_explained(self.plan):
             yield from self._decoder.steps(request)
 
+    @property
+    def _limits(self) -> CallLimits:
+        spec, vocab_size = self._preparation.target.spec, self._models.target.model.vocab_size
+        return CallLimits(spec, self._defaults, vocab_size, self.context_length, self._has_text)
+
     def _check_open(self) -> None:
         self._turns.check_process()
         if not self._close.alive:
             raise UsageError("this runtime is closed: load the model again")
-
-    def _check_prompt(self, ids: list[int]) -> None:
-        vocab_size = self._models.target.model.vocab_size
-        if not ids:
-            raise PromptError("the prompt is empty: there is nothing to continue")
-        if len(ids) >= self.context_length:
-            raise PromptError(
-                f"the prompt has {len(ids)} tokens, the context holds {self.context_length} for prompt and reply.\n"
-                f"  {self._longer_context(len(ids))}"
-            )
-        if not all(0 <= token < vocab_size for token in ids):
-            raise PromptError(f"the prompt has token ids outside the vocabulary (0 to {vocab_size - 1})")
-
-    def _longer_context(self, tokens: int) -> str:
-        """What to do about a prompt of so many tokens."""
-        spec = self._preparation.target.spec
-        most = spec.max_positions
-        if tokens >= most:
-            return f"shorten the prompt: the model was made for {spec.positions_for_people} tokens"
-        return f"shorten the prompt, or start with --context-length {min(2 * tokens, most)} if memory allows"
-
-    def _stop_strings(self, stop: str | Sequence[str] | None) -> StopStrings:
-        if stop is None:
-            stop = self._defaults.stop_strings
-        if stop and not self._has_text:
-            raise UsageError("stop strings need a tokenizer to be found with, and this model comes without one")
-        try:
-            return StopStrings([stop] if isinstance(stop, str) else stop or [])
-        except ValueError as error:
-            raise UsageError(str(error)) from error
-
-    def _room(self, ids: list[int], max_new_tokens: int | None) -> int:
-        if max_new_tokens is not None and not (isinstance(max_new_tokens, int) and max_new_tokens >= 1):
-            raise UsageError(f"max_new_tokens must be a whole number from 1 up, not {max_new_tokens!r}")
-        defaults, room = self._defaults, self.context_length - len(ids)
-        if max_new_tokens is None:
-            max_new_tokens = defaults.max_new_tokens
-        if max_new_tokens is None and defaults.max_length is not None:
-            max_new_tokens = defaults.max_length - len(ids)
-            if max_new_tokens < 1:
-                raise PromptError(
-                    f"the prompt has {len(ids)} tokens, and the model's generation_config.json ends prompt and reply "
-                    f"at max_length = {defaults.max_length}.\n  shorten the prompt, or give max_new_tokens, which goes "
-                    "before it (in the chat: --max-new-tokens N or /set max_new_tokens N)"
-                )
-        return room if max_new_tokens is None else min(room, max_new_tokens)
 
 
 def _close_in(process: int, resources: ExitStack) -> None:
@@ -387,53 +343,11 @@ def _close_in(process: int, resources: ExitStack) -> None:
         resources.close()
 
 
-def _tree_policy(models: LoadedModels, options: Options, known: LearnedAcceptance | None) -> TreePolicy:
-    target, draft, plan = models.target, models.draft, models.plan
-    if draft is None or known is None:
-        can_branch = plan.tree_size > 1 and not target.model.cache.is_recurrent
-        return RepeatedTextTrees(plan) if can_branch else PlainDecoding()
-    if options.tree != "auto":
-        return FixedTree(draft, plan, options.tree, options.rule, known)
-    depth = options.tree_depth if isinstance(options.tree_depth, int) else MAX_DEPTH
-    return AutomaticTree(draft, target, plan, depth, options.rule, known)
-
-
 def _rope_scaling(value: str | Mapping[str, Any] | None) -> RopeScaling | None:
     try:
         return None if value is None else RopeScaling.parse(value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"rope_scaling: {error}") from error
-
-
-def _seeded(generator: torch.Generator, seed: int | None) -> torch.Generator:
-    try:
-        if seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(seed)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UsageError(f"seed must be a whole number of at most 64 bits, not {seed!r}") from error
-    return generator
-
-
-def _with_text(step: Step, text: ReplyText) -> Step:
-    """The step with the text it completes; cut behind the token that completes a stop string.
-
-    A token that ends the reply is none of its text, special or not.
-    """
-    thoughts, answers = [], []
-    for count, token in enumerate(step.token_ids, start=1):
-        thought, answer = text.push(token, ends=step.finish_reason == "stop" and count == len(step.token_ids))
-        thoughts.append(thought)
-        answers.append(answer)
-        if text.is_stopped:
-            step = replace(step, token_ids=step.token_ids[:count], finish_reason="stop")
-            break
-    if step.finish_reason and not text.is_stopped:
-        thought, answer = text.finish()
-        thoughts.append(thought)
-        answers.append(answer)
-    return replace(step, text="".join(answers), reasoning="".join(thoughts))
 
 
 def _check_draft(preparation: Preparation) -> None:
