@@ -61,9 +61,10 @@ class Frontier:
     def restart(self, root_token: int) -> None:
         """Begin a tree: the root is the first node to expand."""
         self.begin, self.end, self._root_token = 0, 1, root_token
-        self.tokens[0], self.parents[0], self.depths[0], self._slot_of[0] = root_token, 0, 0, -1
+        for state, value in ((self.tokens, root_token), (self.parents, 0), (self.depths, 0), (self._slot_of, -1)):
+            state[:1].fill_(value)  # assigning to an element would have the host wait for a GPU
         self.ancestors[0] = self._own[0]
-        self._priorities[0] = 0.0
+        self._priorities[:1].fill_(0.0)
         self._slots.fill_(_NONE)
         self._taken.fill_(-1)
 

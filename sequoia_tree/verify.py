@@ -83,8 +83,8 @@ def verify_traversal(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Ge
     order = upload(tree.post_order, tokens.device)
     uniform = _uniform(tree.size, tokens.device, generator)
     passed = (uniform < leaving[order]).int()
-    passed[-1] = 1  # the root comes last, and is accepted when nothing else is
-    path = tree.path(int(order[passed.argmax()]))
+    passed[-1:].fill_(1)  # the root comes last, and is accepted when nothing else is
+    path = tree.path(int(tree.post_order[int(passed.argmax())]))
     return Verdict(path, draw(bonus_weights(tree, path, tokens, laws, arriving), generator))
 
 

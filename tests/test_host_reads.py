@@ -34,6 +34,9 @@ class Waits(TorchFunctionMode):
         elif function in (Tensor.__getitem__, Tensor.__setitem__):
             indices = args[1] if isinstance(args[1], tuple) else (args[1],)
             self.counts["mask"] += any(isinstance(i, Tensor) and i.dtype == torch.bool for i in indices)
+            # a number is copied out of pageable memory into one element, and an index of no dimensions is read
+            self.counts["element"] += function is Tensor.__setitem__ and not isinstance(args[2], Tensor)
+            self.counts["index"] += any(isinstance(i, Tensor) and i.dim() == 0 for i in indices)
         return function(*args, **(kwargs or {}))
 
 
@@ -77,7 +80,8 @@ def test_the_device_is_waited_for_once_a_tree(tree, penalty, temperature):
 def test_a_verdict_takes_two_answers(tree):
     """The path, and the token after it; `cpu` of the tokens follows an answer, with nothing queued in between."""
     waits = waits_of_a_step(tree, 8, 0.7)["verify"]
-    assert waits["mask"] == waits["tensor"] == waits["__bool__"] == waits["nonzero"] == 0
+    kinds = ("mask", "tensor", "__bool__", "nonzero", "element", "index")
+    assert not any(waits[kind] for kind in kinds)
     assert waits["__int__"] + waits["cpu"] <= 4
     assert waits == waits_of_a_step(tree, 3, 0.7)["verify"]
 
