@@ -76,16 +76,15 @@ class PassShape:
 
 
 def device_budget(machine: Machine, cap: int | None) -> int:
-    """Bytes that may be used on the device: the cap as far as memory exists, else what is free less the margin."""
+    """Bytes that may be used on the device: what is free less a margin, and no more than the cap."""
     if machine.device == "cpu":
         return host_budget(machine, cap)
-    if cap is not None:
-        return min(cap, max(0, machine.device_total - CUDA_CONTEXT_BYTES))
-    return max(0, int(machine.device_free * (1 - DEVICE_SHARE_KEPT)) - CUDA_CONTEXT_BYTES)
+    usable = max(0, int(machine.device_free * (1 - DEVICE_SHARE_KEPT)) - CUDA_CONTEXT_BYTES)
+    return usable if cap is None else min(cap, usable)
 
 
 def host_budget(machine: Machine, cap: int | None) -> int:
-    """Bytes that may be used in host memory, by the same rule."""
+    """Bytes that may be used in host memory: the cap as far as memory exists, else what is free less a margin."""
     if cap is not None:
         return min(cap, machine.host_total)
     return max(0, int(machine.host_available - machine.host_total * HOST_SHARE_KEPT) - PROCESS_BYTES)

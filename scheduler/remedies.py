@@ -6,7 +6,7 @@ from typing import Any
 
 from scheduler.errors import DoesNotFitError
 from scheduler.machine import Machine
-from scheduler.memory_items import CUDA_CONTEXT_BYTES, PROCESS_BYTES, PlanItem
+from scheduler.memory_items import PROCESS_BYTES, PlanItem, device_budget
 from scheduler.plan_request import Limits, PlanRequest
 from scheduler.sizes import format_cap, format_size, parse_size
 
@@ -141,7 +141,7 @@ def _caps_below(request: PlanRequest, shortage: Shortage) -> list[str]:
 
 def _unused(machine: Machine, memory: str) -> int:
     if memory == "device" and machine.device == "cuda":
-        return machine.device_free - CUDA_CONTEXT_BYTES
+        return device_budget(machine, None)
     return machine.host_available - PROCESS_BYTES
 
 

@@ -9,8 +9,21 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
 import gpu_report
+from gpu.scale import FULL, stands_for
 
 from scheduler.errors import MachineError
+from scheduler.hardware import GPU, GPUS
+from scheduler.sizes import GIB, MIB
+
+
+@pytest.mark.parametrize("card", GPUS, ids=lambda card: card.key)
+def test_every_card_has_rows_of_its_own(card: GPU) -> None:
+    """Those of each cap that it was sold as, or of the next smaller one."""
+    total = card.mebibytes * MIB
+    shown = {cap for cap in FULL.caps if stands_for(cap, total)}
+    sold = {16: 16, 24: 24, 46: 46, 48: 46}
+    expected = {sold[size] * GIB for size in sold if abs(total / GIB - size) / size < 0.08}
+    assert expected <= shown and all(cap <= total / 0.9 for cap in shown)
 
 
 def run(output: Path, *arguments: str) -> tuple[dict, str]:

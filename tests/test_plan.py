@@ -301,11 +301,14 @@ def test_three_slots_for_small_or_uneven_units_and_two_where_three_do_not_fit() 
 # Budgets
 
 
-def test_margins_are_kept_and_caps_are_obeyed_as_far_as_memory_exists() -> None:
+def test_margins_are_kept_and_caps_are_obeyed() -> None:
     spec = TINY
-    assert make_plan(spec, None, gpu(20 * GIB)).device_budget == int(20 * GIB * 0.95) - 600 * MIB
+    usable = int(20 * GIB * 0.95) - 600 * MIB
+    assert make_plan(spec, None, gpu(20 * GIB)).device_budget == usable
     assert make_plan(spec, None, gpu(20 * GIB, host=100 * GIB)).host_budget == 94 * GIB
-    assert make_plan(spec, None, gpu(20 * GIB), Limits(device_memory=20 * GIB)).device_budget == 20 * GIB - 600 * MIB
+    for cap in (20 * GIB, 40 * GIB):  # never more than without a cap
+        assert make_plan(spec, None, gpu(20 * GIB), Limits(device_memory=cap)).device_budget == usable
+    assert make_plan(spec, None, gpu(20 * GIB), Limits(device_memory=9 * GIB)).device_budget == 9 * GIB
     assert make_plan(spec, None, cpu(20 * GIB)).device_budget == 18 * GIB
     assert make_plan(spec, None, cpu(20 * GIB), Limits(device_memory=30 * GIB)).device_budget == 20 * GIB
     assert make_plan(spec, None, cpu(20 * GIB), Limits(9 * GIB, host_memory=8 * GIB)).device_budget == 8 * GIB

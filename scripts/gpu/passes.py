@@ -10,6 +10,7 @@ from latency.link import Link, measure_link
 
 from gpu.bench import Bench, Budget, OutOfTime
 from gpu.records import FirstToken, Missing, Record, StreamedPass
+from gpu.scale import stands_for
 from gpu.trees import made_up_tree
 from loaders.spec import ModelSpec
 from offload_runtime.drawn_tree import DrawnTree
@@ -28,7 +29,7 @@ def run(bench: Bench, budget: Budget) -> Iterator[Record]:
     caps, total = bench.scale.caps, read_machine(bench.device).device_total
     for number, cap in enumerate(caps):
         name = f"passes with the device capped to {format_size(cap)}"
-        if cap > total:
+        if not stands_for(cap, total):
             yield Missing(SECTION, name, "skipped", f"the device has {format_size(total)}")
             continue
         try:
@@ -58,6 +59,7 @@ def _capped(bench: Bench, cap: int, budget: Budget) -> Iterator[Record]:
     begin = time.perf_counter()
     models = bench.load(preparation)
     try:
+        cap = min(cap, preparation.plan.device_budget)
         bench.note(f"  {format_size(cap)}: loaded in {time.perf_counter() - begin:.1f} s")
         yield from _all_sizes(bench, preparation, models, cap, budget)
     finally:

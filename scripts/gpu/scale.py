@@ -7,6 +7,9 @@ from typing import Any
 from loaders.random_checkpoint import SHAPES
 from scheduler.sizes import GIB, MIB
 
+# Of a cap that a device must have: drivers keep up to a tenth of what a card is sold as (A10: 23,028 MiB of 24 GB).
+LEAST_SHARE = 0.9
+
 
 @dataclass(frozen=True)
 class Wide:
@@ -49,6 +52,11 @@ class Scale:
     plain_tokens: int
     tree_tokens: int
     passes: int
+
+
+def stands_for(cap: int, total: int) -> bool:
+    """Whether a device with `total` bytes can show what one of the size of `cap` does: a 24 GB card has 24,564 MiB."""
+    return total >= LEAST_SHARE * cap
 
 
 FULL = Scale(
