@@ -59,24 +59,26 @@ def flag(value: Any) -> bool:
 
 def tokens(value: Any) -> tuple[int, ...]:
     """A list of token ids."""
-    if not isinstance(value, list) or not all(type(token) is int for token in value):
-        raise ValueError("a list of token ids")
-    return tuple(value)
+    try:
+        return tuple(map(whole_number, value if isinstance(value, list) else [None]))
+    except ValueError:
+        raise ValueError("a list of token ids") from None
 
 
 def one_or_more_tokens(value: Any) -> tuple[int, ...]:
     """A token id or a list of them."""
     try:
-        return tokens([value] if type(value) is int else value)
+        return tokens(value if isinstance(value, list) else [value])
     except ValueError:
         raise ValueError("a token id or a list of them") from None
 
 
 def token(value: Any) -> int:
     """A token id."""
-    if type(value) is not int:
-        raise ValueError("a token id")
-    return value
+    try:
+        return whole_number(value)
+    except ValueError:
+        raise ValueError("a token id") from None
 
 
 def sequences(value: Any) -> tuple[tuple[int, ...], ...]:
@@ -125,7 +127,7 @@ def texts(value: Any) -> tuple[str, ...]:
 Reader = Callable[[Any], Any]
 SAMPLING: dict[str, Reader] = {
     **dict.fromkeys(("temperature", "min_p", "top_h", "repetition_penalty", "encoder_repetition_penalty"), number),
-    "top_k": whole_number,
+    "top_k": count,
     **dict.fromkeys(("top_p", "typical_p"), at_most_1),
     **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), between_0_and_1),
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), count),

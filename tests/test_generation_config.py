@@ -234,3 +234,15 @@ def test_values_that_transformers_takes_for_off(tmp_path):
     sampling = read_generation_defaults(with_config(tmp_path, do_sample=True, **fields)).sampling
     assert (sampling.top_p, sampling.typical_p, sampling.epsilon_cutoff, sampling.eta_cutoff) == (1, 1, 0, 0)
     assert sampling.no_repeat_ngram_size == 0
+    assert read_generation_defaults(with_config(tmp_path / "vLLM's", do_sample=True, top_k=-1)).sampling.top_k == 0
+
+
+def test_tokens_may_be_written_as_whole_floats(base, tmp_path):
+    fields = {"suppress_tokens": [float(base[0])], "begin_suppress_tokens": [7.0], "eos_token_id": [float(base[4]), 95]}
+    model = with_config(tmp_path, **fields, forced_eos_token_id=9.0)
+    defaults = read_generation_defaults(model)
+    assert defaults.end_token_ids == {base[4], 95}
+    rules = defaults.token_rules
+    written = (*rules.suppress_tokens, *rules.begin_suppress_tokens, *rules.forced_eos_token_id)
+    assert written == (base[0], 7, 9) and {type(token) for token in written} == {int}
+    assert read_generation_defaults(with_config(tmp_path / "one", eos_token_id=2.0)).end_token_ids == {2}
