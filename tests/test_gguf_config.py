@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.gguf.config import FAMILIES, MIXTURES, OUTER, gguf_config, model_tensors
-from loaders.gguf.header import read_gguf
+from loaders.gguf.config import FAMILIES, MIXTURES, OUTER, _ends, gguf_config, model_tensors
+from loaders.gguf.header import STRING as STRING_TYPE
+from loaders.gguf.header import GgufArray, read_gguf
 from loaders.gguf.model import gguf_or_directory
+from loaders.gguf.vocabulary import TOKENS
 from loaders.hub_names import directory_name
 from loaders.model_files import config_values
 from loaders.read_spec import read_config
@@ -212,3 +215,20 @@ def test_layers_that_slide_may_be_listed(tmp_path):
 def test_text_turn_and_message_have_an_end(tmp_path):
     ends = {f"tokenizer.ggml.{name}_token_id": (token, U32) for name, token in (("eos", 5), ("eot", 9), ("eom", 7))}
     assert gguf_config(read_gguf(changed(tmp_path, lambda v, t: v.update(ends))))["eos_token_id"] == [5, 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (("<|return|>", "<|call|>"), [5, 7]),
+        (("<|flush|>", "<|calls|>"), [5, 7]),
+        (("<|return|>", "<|flush|>"), [5, 7, 9]),
+    ],
+)
+def test_the_end_of_a_message_of_several_ends_no_reply(tokens, expected):
+    """gpt-oss' converted files may name <|end|>, which stands behind the thoughts too, as the end of a turn."""
+    listed = ["a", "b", *tokens, "c", "</s>", "d", "<|eom|>", "e", "<|end|>"]
+    ends = {"tokenizer.ggml.eos_token_id": 5, "tokenizer.ggml.eot_token_id": 9, "tokenizer.ggml.eom_token_id": 7}
+    array = GgufArray(Path(), STRING_TYPE, len(listed), 0, 0)
+    gguf = SimpleNamespace(metadata={**ends, TOKENS: array}, items=lambda array: listed)
+    assert _ends(gguf) == expected

@@ -6,12 +6,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from offload_runtime import OffloadRuntime
 from offload_runtime.conversation import Conversation
 from offload_runtime.errors import UsageError
 from offload_runtime.prompt import turn_end_tokens
+from offload_runtime.reasoning.families import answer_tags
 from offload_runtime.reasoning.reply_text import ReplyText, split_reply
 from offload_runtime.reasoning.splitter import Splitter
 from offload_runtime.text import StopStrings
@@ -21,6 +23,9 @@ from tests.tokenizer_samples import byte_level
 HARMONY = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>", "<|constrain|>")
 ANALYSIS = "<|channel|>analysis<|message|>Add them.<|end|><|start|>assistant<|channel|>final<|message|>Four."
 CALL = "<|channel|>commentary to=functions.add <|constrain|>json<|message|>{}<|call|>"
+COMMENTARY = "<|channel|>commentary json<|message|>"
+SOLAR = ("<|think|>", "<|content|>", "<|begin|>", "<|end|>")
+SOLAR_ANSWER = "<|end|><|begin|>assistant<|content|>"
 REPLIES = [  # what a prompt ends with, what is written, the thoughts in it, the answer
     ("", "Four.", "", "Four."),
     ("", "  Four. ", "", "  Four. "),
@@ -56,6 +61,19 @@ REPLIES = [  # what a prompt ends with, what is written, the thoughts in it, the
     ("<|start|>assistant<|channel|>analysis<|message|>", ANALYSIS.partition("<|message|>")[2], "Add them.", "Four."),
     ("<|start|>assistant<|channel|>final<|message|>", "Four.<|return|>", "", "Four."),
     ("<|start|>assistant", f"<|channel|>commentary<|message|>Wait.<|end|><|start|>assistant{CALL}", "{}", "Wait."),
+    ("", "Here's my thought process:\nAdd.\n\nHere's my response:\nFour.", "Add.", "Four."),
+    ("", "<reasoning>\nAdd.\n</reasoning>\nFour.", "Add.", "Four."),
+    ("", "<thinking>\nAdd.\n</thinking>\nFour.", "Add.", "Four."),
+    ("", "<Thought>\nAdd.\n</Thought>\nFour.", "Add.", "Four."),
+    ("<think>\n", "<think>\nAdd.\n</think>\nFour.", "Add.", "Four."),
+    ("", f"<|think|>Add.{SOLAR_ANSWER}Four.", "Add.", "Four."),
+    ("", "<|content|>Four.", "", "Four."),
+    (
+        "<|start|>assistant",
+        f"<|channel|>analysis<|message|>Add.<|end|><|start|>assistant to=functions.add{COMMENTARY}{{}}<|call|>",
+        "Add.\n\n{}",
+        "",
+    ),
     (
         "<|start|>assistant",
         f"<|channel|>analysis<|message|>One.<|end|><|start|>assistant{ANALYSIS}",
@@ -159,6 +177,42 @@ def test_the_end_of_a_message_inside_a_reply_does_not_end_it() -> None:
     assert turn_end_tokens(tokenizer) == {tokenizer.convert_tokens_to_ids("<|return|>")}
     other = tokenizer_with(GPT_OSS.replace("<|return|>", "<|end|>"), HARMONY)
     assert turn_end_tokens(other) == frozenset()
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_nor_does_it_where_only_a_family_s_own_ends_end_a_reply(special: bool) -> None:
+    template = "{% for m in messages %}<|begin|>{{ m.role }}<|content|>{{ m.content }}<|end|>{% endfor %}"
+    tokenizer = tokenizer_with(template + "<|begin|>assistant" + " " * special)
+    tokenizer.add_tokens([AddedToken(mark, special=special, normalized=False) for mark in SOLAR])
+    assert turn_end_tokens(tokenizer) == frozenset()
+    ids = tokenizer.encode(f"<|think|>Add.{SOLAR_ANSWER}Four.", add_special_tokens=False)
+    assert split_reply(tokenizer, [], ids) == ("Add.", "Four.")
+    phi = tokenizer_with(template + " ", ("<|end|>",))
+    assert turn_end_tokens(phi) == {phi.convert_tokens_to_ids("<|end|>")}
+
+
+TAGGED = [
+    ("<think>\nAdd.\n</think>\n\n<answer>\nFour.\n</answer>\n", "Four."),
+    ("<think>Add.</think><answer>Four.", "Four."),
+    ("<think>Add.</think><answer>One, </answer>two.", "One,\n\ntwo."),
+    ("<think>Add.</think>Four <answer>4</answer>", "Four <answer>4</answer>"),
+    ("<think>Add.</think>\n<response>4</response>", "<response>4</response>"),
+    ("<think>Add.</think>\n<answ", "<answ"),
+]
+
+
+@pytest.mark.parametrize(("written", "answer"), TAGGED)
+def test_tags_around_an_answer_are_dropped_where_the_template_knows_them(written: str, answer: str) -> None:
+    knows = "{{ messages[0].content.split('<answer>')[-1].split('</answer>')[0] }}"
+    for cut in range(len(written)):
+        pieces = [written[:cut], written[cut:]]
+        splitter = Splitter(tags=answer_tags(knows))
+        parts = [*(splitter.push(piece) for piece in pieces), splitter.finish()]
+        assert "".join(part[1] for part in parts) == answer
+    tokenizer = tokenizer_with(knows)
+    assert split_reply(tokenizer, [], tokenizer.encode(written, add_special_tokens=False)) == ("Add.", answer)
+    behind_thoughts = written.partition("</think>")[2].lstrip()
+    assert split([written]) == ("Add.", behind_thoughts), "a user may have asked for them"
 
 
 @pytest.mark.parametrize(

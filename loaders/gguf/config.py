@@ -17,6 +17,7 @@ from loaders.gguf.consistency import check_consistent
 from loaders.gguf.header import GgufArray, GgufFile, GgufTensor
 from loaders.gguf.metadata import Metadata
 from loaders.gguf.rotations import BASES, factors, linear_or_yarn, rotations
+from loaders.gguf.vocabulary import MESSAGE_END, TOKENS, has_gguf_vocabulary, replies_in_messages
 
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ATTENTION = {
@@ -248,9 +249,14 @@ def gguf_config(gguf: GgufFile) -> Config:
 
 
 def _ends(gguf: GgufFile) -> list[int] | None:
-    """The end of a text, and those of a turn and of a message where they are others."""
+    """The end of a text, and those of a turn and of a message where they are others and end a reply."""
     ends = [gguf.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
-    return sorted({end for end in ends if type(end) is int}) or None
+    found = {end for end in ends if type(end) is int}
+    if len(found) > 1 and has_gguf_vocabulary(gguf):
+        tokens = gguf.items(gguf.metadata[TOKENS])
+        if replies_in_messages(tokens):
+            found = {end for end in found if not 0 <= end < len(tokens) or tokens[end] != MESSAGE_END}
+    return sorted(found) or None
 
 
 def _most_bytes(gguf: GgufFile) -> str:

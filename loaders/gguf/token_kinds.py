@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken
 
+from loaders.gguf.vocabulary import MESSAGE_END, replies_in_messages
 from loaders.message_text import quoted
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
@@ -16,7 +17,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 # Ends of a text or a turn, which llama.cpp knows by name (src/llama-vocab.cpp) whatever kind a file says they are.
 ENDS = frozenset({"</s>", "<eos>", "[EOS]", "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>"})
 ENDS |= {"<|im_end|>", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<EOT>", "_<EOT>", "[EOT]"}
-ENDS |= {"<|return|>", "<|call|>", "<end_of_utterance>"}
+ENDS |= {"<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_utterance>"}
 _MARK = re.compile(r"<[^<>\s]{1,64}>|\[/?[A-Z_]{1,64}\]")
 
 
@@ -56,6 +57,6 @@ def _listed(marks: list[str]) -> str:
 def _as_named(tokens: Sequence[str], kinds: Sequence[int]) -> list[int]:
     kinds = kinds or [NORMAL] * len(tokens)
     ends = ENDS - {"</s>"} if "<|tool_response>" in tokens else ENDS  # Gemma 4's </s> is text
-    if "<|return|>" in tokens and "<|call|>" in tokens:  # a message's end, of which a reply has several
-        ends -= {"<|end|>"}
+    if replies_in_messages(tokens):
+        ends -= {MESSAGE_END}
     return [CONTROL if token in ends else kind for token, kind in zip(tokens, kinds, strict=False)]

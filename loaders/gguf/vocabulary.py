@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from loaders.errors import ModelFilesError
 from loaders.gguf.header import STRING, GgufArray, GgufFile
 
 TOKENS = "tokenizer.ggml.tokens"
+MESSAGE_END = "<|end|>"
+_REPLY_ENDS = (("<|return|>", "<|call|>"), ("<|flush|>", "<|calls|>"))
 
 
 def has_gguf_vocabulary(gguf: GgufFile) -> bool:
@@ -20,3 +24,8 @@ def gguf_vocabulary(gguf: GgufFile) -> dict[str, int]:
         raise ModelFilesError(f"{gguf.file}: its metadata list no tokens.")
     tokens = gguf.items(gguf.metadata[TOKENS])
     return {token: index for index, token in reversed([*enumerate(tokens)])}
+
+
+def replies_in_messages(tokens: Collection[str]) -> bool:
+    """Whether a reply has several messages, so that the end of one does not end it: gpt-oss, Solar Open."""
+    return any(first in tokens and second in tokens for first, second in _REPLY_ENDS)

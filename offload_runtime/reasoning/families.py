@@ -19,11 +19,11 @@ class Family:
     """The marks of one family, and what follows each.
 
     label: a word that may stand behind the mark of a thought. anywhere: every mark counts wherever it comes. Else a
-    thought stands at the start of a reply, the mark `end` ends it, and later ones are what the answer is about.
+    thought stands at the start of a reply, one of `ends` ends it, and later marks are what the answer is about.
     """
 
     marks: Mapping[str, State]
-    end: str = ""
+    ends: tuple[str, ...] = ()
     label: str = ""
     anywhere: bool = False
 
@@ -33,23 +33,36 @@ class Family:
         return next(iter(self.marks))
 
     @property
+    def openers(self) -> tuple[str, ...]:
+        """The marks that thoughts begin with; the first one alone where headers say what follows."""
+        return tuple(mark for mark, follows in self.marks.items() if follows is State.THOUGHT) or (self.opener,)
+
+    @property
     def begins(self) -> tuple[str, ...]:
         """The marks that a reply can begin with, as text."""
-        around = self.awaited(State.ANSWER) if self.anywhere else ()
-        return self.opener, *(mark for mark in around if self.marks[mark] is State.ANSWER and mark != self.end)
+        return self.openers + (self._around_answer if self.anywhere else ())
+
+    @property
+    def _around_answer(self) -> tuple[str, ...]:
+        answers = (mark for mark, follows in self.marks.items() if follows is State.ANSWER)
+        return tuple(mark for mark in answers if mark not in self.ends)
 
     def awaited(self, state: State) -> tuple[str, ...]:
         """The marks that count behind text of a kind."""
         if self.anywhere:
             return tuple(self.marks)
-        if state is State.THOUGHT:
-            return (self.end,)
-        return tuple(mark for mark, follows in self.marks.items() if follows is State.ANSWER and mark != self.end)
+        return self.ends if state is State.THOUGHT else self._around_answer
 
 
 def _pair(begin: str, end: str, *around_answer: str, label: str = "", anywhere: bool = False) -> Family:
-    marks = {begin: State.THOUGHT, **dict.fromkeys((end, *around_answer), State.ANSWER)}
-    return Family(marks, end, label, anywhere)
+    return _family((begin,), (end,), *around_answer, label=label, anywhere=anywhere)
+
+
+def _family(
+    begins: tuple[str, ...], ends: tuple[str, ...], *around_answer: str, label: str = "", anywhere: bool = False
+) -> Family:
+    marks = dict.fromkeys(begins, State.THOUGHT) | dict.fromkeys((*ends, *around_answer), State.ANSWER)
+    return Family(marks, ends, label, anywhere)
 
 
 # Channels: https://cookbook.openai.com/articles/openai-harmony
@@ -58,10 +71,16 @@ HARMONY = Family(
     | {"<|message|>": State.NAMED},
     anywhere=True,
 )
+# Messages with headers too, but what a message is stands in a mark of its own.
+SOLAR = Family(
+    {"<|think|>": State.THOUGHT, "<|content|>": State.ANSWER, "<|begin|>": State.HEADER, "<|end|>": State.HEADER},
+    anywhere=True,
+)
 FAMILIES = (
     _pair("<think>", "</think>"),  # DeepSeek-R1, Qwen 3, GLM 4.5, Kimi K2, MiniMax M2, Nemotron, Olmo 3, SmolLM 3, …
     _pair("[THINK]", "[/THINK]"),  # Magistral, Ministral 3
     HARMONY,  # gpt-oss
+    SOLAR,  # Solar Open
     _pair("<|channel>", "<channel|>", label="thought\n", anywhere=True),  # Gemma 4
     _pair("<unused94>", "<unused95>", label="thought\n"),  # MedGemma
     _pair(
@@ -76,16 +95,37 @@ FAMILIES = (
     _pair("◁think▷", "◁/think▷"),  # Kimi-VL
     _pair("<|begin_of_thought|>", "<|end_of_thought|>", "<|begin_of_solution|>", "<|end_of_solution|>"),  # OpenThinker
     _pair("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"),  # Apriel
-    _pair("Here is my thought process:", "Here is my response:"),  # Granite 3.2
+    _family(
+        ("Here is my thought process:", "Here's my thought process:"),
+        ("Here is my response:", "Here's my response:"),
+    ),  # Granite 3.2
+    _pair("<reasoning>", "</reasoning>"),  # Reka Flash 3
+    _pair("<thinking>", "</thinking>"),  # Reflection
+    _pair("<Thought>", "</Thought>"),  # Marco-o1
 )
-# They begin and end a message of harmony, of which a reply has several.
-WITHIN_REPLY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
+# They begin and end a message, of which a reply has several.
+WITHIN_REPLY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|begin|>", "<|think|>", "<|content|>")
+# What the answers of some stand between: Granite 3.3, ERNIE 4.5; Hunyuan, GLM 4.1V; Reflection; Marco-o1.
+_ANSWER_TAGS = ("<response>", "<answer>", "<output>", "<Output>")
 
 
 def named_state(header: str) -> State:
-    """What a message of harmony is by its header: calls of tools in the commentary are not for the reader."""
-    channel, _, recipient = header.strip().partition(" ")
-    return State.THOUGHT if channel == "analysis" or "to=" in recipient else State.ANSWER
+    """What a message of harmony is by its header: calls of tools in the commentary are not for the reader.
+
+    The channel is the first word behind its mark; whom a call is for may stand before or behind it.
+    """
+    channel = header.rpartition("<|channel|>")[2].split()[:1]
+    return State.THOUGHT if channel == ["analysis"] or " to=" in header else State.ANSWER
+
+
+def closing(tag: str) -> str:
+    """What ends that which a tag begins."""
+    return f"</{tag[1:]}"
+
+
+def answer_tags(template: str) -> tuple[str, ...]:
+    """The tags that answers begin with by a chat template. Others write them too, but only where a user asks for it."""
+    return tuple(tag for tag in _ANSWER_TAGS if tag in template and closing(tag) in template)
 
 
 def begun_by(prompt: str) -> tuple[Family | None, State]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from offload_runtime.decode import Step
-from offload_runtime.reasoning.families import FAMILIES, WITHIN_REPLY
+from offload_runtime.reasoning.families import FAMILIES, WITHIN_REPLY, answer_tags
 from offload_runtime.reasoning.splitter import Piece, Splitter
 from offload_runtime.text import IncrementalText, StopStrings
 
@@ -33,7 +33,8 @@ class ReplyText:
         self._stops = StopStrings(()) if stops is None else stops
         self._marks = special_marks(tokenizer) if split else {}
         end = tokenizer.decode(list(prompt[-_PROMPT_END:]), skip_special_tokens=False) if split and prompt else ""
-        self._splitter = Splitter(str(end), self._marks.values()) if split else None
+        tags = answer_tags(str(tokenizer.chat_template or ""))
+        self._splitter = Splitter(str(end), self._marks.values(), tags) if split else None
 
     @property
     def is_stopped(self) -> bool:
@@ -83,7 +84,9 @@ def special_marks(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
 
 def inner_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
     """The marks that no reply ends with, although a template may put one behind a reply that has no thoughts."""
-    return frozenset(token for token, mark in special_marks(tokenizer).items() if mark in WITHIN_REPLY)
+    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
+    families = (family for family in FAMILIES if all(mark in added for mark in family.marks))
+    return frozenset(added[mark] for family in families for mark in family.marks if mark in WITHIN_REPLY)
 
 
 def split_reply(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids: Iterable[int]) -> Piece:

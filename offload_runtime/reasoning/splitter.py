@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from offload_runtime.reasoning.families import FAMILIES, State, begun_by, named_state
+from offload_runtime.reasoning.families import FAMILIES, State, begun_by, closing, named_state
 from offload_runtime.text import overlap
 
 Piece = tuple[str, str]
@@ -15,12 +15,15 @@ class Splitter:
     Marks are dropped, and with them the space around thoughts. A text without any is the answer as it stands.
 
     prompt: the end of the text before, special tokens included. tokens: marks that are special tokens of the model;
-    they are given by `push_mark`, and the same characters in the text are not them.
+    they are given by `push_mark`, and the same characters in the text are not them. tags: what an answer behind
+    thoughts may stand between; they are dropped too.
     """
 
-    def __init__(self, prompt: str = "", tokens: Collection[str] = ()):
+    def __init__(self, prompt: str = "", tokens: Collection[str] = (), tags: Collection[str] = ()):
         self._family, self._state = begun_by(prompt)
         self._tokens = frozenset(tokens)
+        self._tags = frozenset(tags)
+        self._tag_end = ""  # what ends an answer that began with a tag
         self._at_start = self._family is None
         self._held = ""  # what may be the beginning of a mark
         self._header = ""
@@ -35,7 +38,7 @@ class Splitter:
         pieces: list[Piece] = []
         if self._at_start and not self._has_started():
             return "", ""
-        while found := [(self._held.index(mark), mark) for mark in self._awaited() if mark in self._held]:
+        while found := self._found():
             position, mark = min(found)
             before, self._held = self._held[:position], self._held[position + len(mark) :]
             pieces += [self._section(before), self._follow(mark)]
@@ -45,8 +48,9 @@ class Splitter:
 
     def push_mark(self, mark: str) -> Piece:
         """Add a mark that came as a token; return the text it completes."""
-        owner = next(family for family in FAMILIES if mark in family.marks)
-        begins = owner.anywhere or (self._at_start and mark == owner.opener)
+        owners = [family for family in (self._family, *FAMILIES) if family and mark in family.marks]
+        owner = owners[0]
+        begins = owner.anywhere or (self._at_start and mark in owner.openers)
         if not begins and (owner is not self._family or owner.marks[mark] is State.THOUGHT):
             return "", ""
         held, self._held = self._held, ""
@@ -59,9 +63,22 @@ class Splitter:
         held, self._held, self._at_start = self._held, "", False
         return _joined([self._section(held), self._close()])
 
+    def _found(self) -> list[tuple[int, str]]:
+        found = [(self._held.index(mark), mark) for mark in self._awaited() if mark in self._held]
+        return [(at, mark) for at, mark in found if mark not in self._first() or not self._held[:at].strip()]
+
     def _awaited(self) -> list[str]:
         marks = self._family.awaited(self._state) if self._family else ()
-        return [mark for mark in marks if mark not in self._tokens]
+        ends = (self._tag_end,) if self._tag_end else ()
+        return [mark for mark in (*marks, *ends, *self._first()) if mark not in self._tokens]
+
+    def _first(self) -> Collection[str]:
+        """What is dropped where a section begins with it: a mark that the prompt holds already, a tag of answers."""
+        if not self._family or not self._opens or self._family.anywhere or self._opening.strip():
+            return ()
+        if self._state is State.THOUGHT:
+            return self._family.openers
+        return self._tags if not self._tag_end else ()
 
     def _has_started(self) -> bool:
         """Whether what is held tells if the reply begins with a mark; one that it begins with is followed."""
@@ -78,11 +95,15 @@ class Splitter:
     def _follow(self, mark: str) -> Piece:
         """End the section before a mark, and begin the one behind it."""
         assert self._family is not None
+        if mark in (self._tag_end, *self._first()):
+            self._tag_end = closing(mark) if mark in self._tags else ""
+            self._opens, self._opening, self._space = True, "", ""
+            return "", ""
         follows = self._family.marks[mark]
         if follows is State.NAMED:
             follows = named_state(self._header)
         if follows is State.HEADER:
-            self._header = ""
+            self._header = self._header + mark if self._state is State.HEADER else mark
         if follows is self._state:
             return "", ""
         rest = self._close()
@@ -102,12 +123,12 @@ class Splitter:
             self._opens, self._opening = False, ""
         if text:
             self._written.add(self._state)
-        if self._state is State.ANSWER:
+        if self._state is State.ANSWER and not self._tag_end:
             return "", text
         text = self._space + text
         shown = text.rstrip()
         self._space = text[len(shown) :]
-        return shown, ""
+        return ("", shown) if self._state is State.ANSWER else (shown, "")
 
     def _behind_opening(self, text: str) -> str:
         """What comes behind the space and the label that a section opens with; nothing while that is not known."""
