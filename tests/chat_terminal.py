@@ -9,8 +9,10 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+PATIENCE = 60  # seconds, on a machine that is busy
 ROOT = Path(__file__).parent.parent
 
 
@@ -20,14 +22,22 @@ def _take_terminal() -> None:
 
 
 class Terminal:
-    """A chat at its prompt, whose replies take so long a step."""
+    """A chat at its prompt, whose replies take so long a step. loading: the FIFO that says how it is loaded."""
 
-    def __init__(self, seconds_per_step: float = 0.0, columns: int = 80, state: Path | None = None):
+    def __init__(
+        self,
+        seconds_per_step: float = 0.0,
+        columns: int = 80,
+        state: Path | None = None,
+        loading: Path | None = None,
+        options: Sequence[str] = (),
+    ):
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         kept = {} if state is None else {"SEQUOIA_OFFLOAD_STATE": str(state)}
+        kept |= {} if loading is None else {"SCRIPTED_LOADING": str(loading)}
         environment = {**os.environ, **kept, "TERM": "xterm", "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "-m", "tests.scripted_runtime", str(seconds_per_step)]
+        command = [sys.executable, "-m", "tests.scripted_runtime", str(seconds_per_step), *options]
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             preexec_fn=_take_terminal,
@@ -36,7 +46,11 @@ class Terminal:
         os.close(slave)
         self.output = ""
 
-    def expect(self, text: str, seconds: float = 30) -> str:
+    @property
+    def process(self) -> int:
+        return self._process.pid
+
+    def expect(self, text: str, seconds: float = PATIENCE) -> str:
         """Read until `text` comes; return what came before it."""
         deadline = time.monotonic() + seconds
         while text not in self.output:
@@ -48,7 +62,7 @@ class Terminal:
         os.write(self._master, keys.encode())
 
     def exit_code(self) -> int:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while self._read(deadline):
             pass
         return self._process.wait(timeout=max(0, deadline - time.monotonic()))

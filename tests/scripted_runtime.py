@@ -1,23 +1,34 @@
 """A runtime that says what it is told to, for tests of the chat; and that chat, to run in a terminal of its own.
 
 python -m tests.scripted_runtime SECONDS_PER_STEP [chat options]
+
+Where SCRIPTED_LOADING names a FIFO, loading waits for what is written there: "warn" and "read HALF WHOLE" are done,
+"fail" fails, "go" ends it.
 """
 
+import argparse
+import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from offload_runtime.chat import command
-from offload_runtime.conversation import Conversation
+from offload_runtime.chat.background import Loaded, Loading, Progress
+from offload_runtime.chat.thinking import Thinking
 from offload_runtime.errors import ModelFilesError, PromptError
-from offload_runtime.reasoning.reply_text import ReplyText
-from scheduler.plan import Limits, make_plan
+from scheduler.plan import Limits, Plan, make_plan
 from scheduler.sizes import GIB
 from tests.plan_samples import TINY, cpu
-from tests.tokenizer_samples import byte_level
+
+if TYPE_CHECKING:
+    from offload_runtime.conversation import Conversation
 
 STORY = "Grüße 😀 once upon a time, \x1b[31m你好 hello world. " * 8
 TARGET = replace(TINY, max_positions=4096)
@@ -58,12 +69,18 @@ class Reply:
     stats: Stats = field(default_factory=Stats)
 
 
+def scripted_plan(context_length: int = 4096) -> Plan:
+    return make_plan(TARGET, None, cpu(64 * GIB), Limits(context_length=context_length))
+
+
 class ScriptedRuntime:
     """Says `replies` in turn, the last one ever after, two tokens a step; notes what it was asked."""
 
     def __init__(self, replies: Sequence[str] = ("hello world",), context_length: int = 4096, seconds: float = 0.0):
+        from tests.tokenizer_samples import byte_level  # imports torch: a chat's prompt stands before that
+
         self.tokenizer = byte_level()
-        self.plan = make_plan(TARGET, None, cpu(64 * GIB), Limits(context_length=context_length))
+        self.plan = scripted_plan(context_length)
         self.packing = None
         self.context_length = context_length
         self.generation_defaults = SimpleNamespace(
@@ -101,6 +118,8 @@ class ScriptedRuntime:
     def _steps(
         self, written: list[int], most: int, should_stop: Callable[[], bool], breaks: bool
     ) -> Iterator[SimpleNamespace]:
+        from offload_runtime.reasoning.reply_text import ReplyText
+
         reply, text = self.last_reply, ReplyText(self.tokenizer)
         end = min(most, len(written))
         for start in range(0, end, 2):
@@ -126,21 +145,63 @@ class ScriptedRuntime:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        pass
+        self.close()
+
+    def close(self) -> None:
+        """As of the real one; nothing is held here."""
+
+
+def held_up(progress: Progress) -> None:
+    """Load for as long as a test wants."""
+    if file := os.environ.get("SCRIPTED_LOADING"):
+        with open(file, encoding="utf-8") as orders:  # noqa: PTH123
+            for order in orders:
+                word, *numbers = order.split()
+                if word == "read":
+                    progress("loading target", int(numbers[0]), int(numbers[1]))
+                elif word == "warn":
+                    warnings.warn("the disk is slow", stacklevel=1)
+                elif word == "fail":
+                    raise ModelFilesError(BROKEN)
+                else:
+                    return
+
+
+def loaded(runtime: Any, conversation: "Conversation") -> Loading:
+    """What a chat begins with where everything is there."""
+    return Loading.done(Loaded(runtime, conversation, Thinking(conversation)))
 
 
 def run_chat(runtime: ScriptedRuntime, arguments: Sequence[str]) -> int:
     """The chat's own `main`, with everything that would read a model replaced by `runtime`."""
-    kept = command.prepare, command._new_conversation, command._load
-    try:
-        nothing_else = {"draft_note": None, "packing": None}
-        command.prepare = lambda options: SimpleNamespace(plan=runtime.plan, **nothing_else)  # type: ignore[assignment]
-        command._new_conversation = lambda model, options: Conversation(runtime.tokenizer, options.system, options.raw)
-        command._load = lambda preparation, screen: runtime  # type: ignore[assignment]
+    return _run(lambda: runtime, runtime.plan, arguments)
+
+
+def _run(runtime: Callable[[], ScriptedRuntime], plan: Plan, arguments: Sequence[str]) -> int:
+    def new_conversation(options: object, arguments: argparse.Namespace) -> "Conversation":
+        from offload_runtime.conversation import Conversation
+
+        return Conversation(runtime().tokenizer, arguments.system, arguments.raw)
+
+    def load_behind(options: object, preparation: object, arguments: argparse.Namespace, progress: Progress) -> Loaded:
+        held_up(progress)
+        conversation = new_conversation(options, arguments)
+        return Loaded(runtime(), conversation, Thinking(conversation))  # type: ignore[arg-type]
+
+    seams = {
+        "prepare": lambda options: SimpleNamespace(plan=plan, draft_note=None, packing=None),
+        "_new_conversation": new_conversation,
+        "_load": lambda preparation, progress: runtime(),
+        "_load_behind": load_behind,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, replacement in seams.items():
+            patch.setattr(command, name, replacement)
         return command.run(arguments)
-    finally:
-        command.prepare, command._new_conversation, command._load = kept
 
 
 if __name__ == "__main__":
-    sys.exit(run_chat(ScriptedRuntime([STORY, "second reply"], seconds=float(sys.argv[1])), sys.argv[2:]))
+    seconds = float(sys.argv[1])
+    sys.exit(
+        _run(cache(lambda: ScriptedRuntime([STORY, "second reply"], seconds=seconds)), scripted_plan(), sys.argv[2:])
+    )

@@ -21,7 +21,7 @@ from offload_runtime.chat.terminal import Screen
 from offload_runtime.conversation import Conversation
 from offload_runtime.sampling_options import SamplingOptions
 from tests.chat_terminal import Terminal
-from tests.scripted_runtime import BROKEN, STORY, ScriptedRuntime, run_chat
+from tests.scripted_runtime import BROKEN, STORY, ScriptedRuntime, loaded, run_chat
 from tests.tokenizer_samples import byte_level, with_template
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +38,7 @@ def chat_with(runtime: ScriptedRuntime, lines: list[str], raw: bool = False) -> 
             raise EOFError from None
 
     conversation = Conversation(runtime.tokenizer, raw=raw)
-    chat = Chat(runtime, conversation, SamplingOptions(), Screen(), read_line)  # type: ignore[arg-type]
+    chat = Chat(loaded(runtime, conversation), SamplingOptions(), Screen(), read_line)  # type: ignore[arg-type]
     assert chat.run() == 0
     return chat
 
@@ -222,7 +222,7 @@ def test_turns_over_the_real_runtime_are_those_of_a_fresh_one(model: Path, capsy
     lines = iter(["/set max_new_tokens 6", "hello", "world", "/undo", "again", "/bye"])
     with OffloadRuntime.from_pretrained(model, draft="none", device="cpu") as runtime:
         conversation = Conversation(runtime.tokenizer)
-        chat = Chat(runtime, conversation, SamplingOptions(temperature=0), Screen(), lambda prompt: next(lines))
+        chat = Chat(loaded(runtime, conversation), SamplingOptions(temperature=0), Screen(), lambda prompt: next(lines))
         assert chat.run() == 0
         assert contents(chat)[::2] == ["hello", "again"] and "error" not in capsys.readouterr().err
         ids = [token for stretch in conversation.stretches for token in stretch.ids]

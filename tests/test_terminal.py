@@ -31,7 +31,7 @@ from offload_runtime.reply import ReplyStats
 from offload_runtime.sampling_options import SamplingOptions
 from offload_runtime.target import PassProgress
 from tests.chat_terminal import Terminal
-from tests.scripted_runtime import STORY, ScriptedRuntime, run_chat
+from tests.scripted_runtime import STORY, ScriptedRuntime, loaded, run_chat
 from tests.tokenizer_samples import SAMPLES
 
 
@@ -46,7 +46,7 @@ def chat_with(runtime: ScriptedRuntime, lines: list[str], last: Path | None = No
             raise EOFError from None
 
     conversation = Conversation(runtime.tokenizer)
-    chat = Chat(runtime, conversation, SamplingOptions(), Screen(), read_line, last, overflow)  # type: ignore[arg-type]
+    chat = Chat(loaded(runtime, conversation), SamplingOptions(), Screen(), read_line, last, overflow)  # type: ignore[arg-type]
     assert chat.run() == 0
     return chat
 

@@ -115,7 +115,14 @@ def _fault(file: Path) -> str | None:
     environment = {**os.environ, "RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     try:
         run = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, env=environment, check=False
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE,
+            env=environment,
+            check=False,
+            start_new_session=True,  # Ctrl-C at the terminal is the parent's, and no crash of the library
         )
     except subprocess.TimeoutExpired:
         return _ended("takes too long")

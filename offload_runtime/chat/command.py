@@ -8,8 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from offload_runtime.chat.background import FIRST_STAGE, Loaded, Loading, Progress, without_waiting
 from offload_runtime.chat.given import given_prompt
+from offload_runtime.chat.keyboard import edits_lines, line_reader, without_echo
+from offload_runtime.chat.ready import can_converse
 from offload_runtime.chat.status import duration
+from offload_runtime.chat.thinking import Thinking
 from offload_runtime.command_line import run_command
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, UsageError
 from offload_runtime.fetching import Download, fetched
@@ -17,14 +21,13 @@ from offload_runtime.generation_fields import unapplied_note
 from offload_runtime.options import model_options, parse_chat_arguments
 from offload_runtime.planning import Preparation, prepare
 from offload_runtime.run_options import Options
-from offload_runtime.sampling_options import SamplingOptions, sampling_options
+from offload_runtime.sampling_options import sampling_options
 from scheduler.plan_table import format_plan, wrapped
 from scheduler.sizes import format_size
 
 # The rest is imported where it is used: `--help` and `--plan` answer sooner than torch can be imported.
 if TYPE_CHECKING:
     from offload_runtime.chat.terminal import Screen
-    from offload_runtime.chat.thinking import Thinking
     from offload_runtime.conversation import Conversation
     from offload_runtime.packing import Packing
     from offload_runtime.runtime import OffloadRuntime
@@ -38,7 +41,7 @@ GREETING = "/help lists the commands, Ctrl-C stops a reply, Ctrl-D leaves"
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(lambda: _run(parse_chat_arguments(arguments)))
+    return without_waiting(lambda: run_command(lambda: _run(parse_chat_arguments(arguments))))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -51,7 +54,6 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"Not downloaded yet: {download}", file=sys.stderr)
         return 0
     from offload_runtime.chat.terminal import Screen
-    from offload_runtime.chat.thinking import Thinking
 
     screen = Screen(quiet=arguments.quiet or arguments.json)
     prompt = given_prompt(arguments.prompt, arguments.file, screen.note)
@@ -63,16 +65,14 @@ def _run(arguments: argparse.Namespace) -> int:
     _show_what_comes(screen, preparation, arguments)
     if note := unapplied_note(options.model):
         screen.note(note)
-    with screen.busy("starting PyTorch"):
-        conversation = _new_conversation(options, arguments)  # before loading: refuses a base model at once
-    thinking = Thinking(conversation, arguments.thinking)
-    if thinking.note:
-        screen.note(thinking.note)
-    with _load(preparation, screen) as runtime:
-        if prompt is None:
-            return _chat(runtime, conversation, arguments, screen, thinking)
-        think = screen.think if thinking.is_shown and not arguments.json else None
-        return _answer_once(runtime, conversation, sampling_options(arguments), screen, prompt, arguments.json, think)
+    if prompt is None and edits_lines() and not _packs(preparation) and can_converse(options, arguments.raw):
+        behind = Loading(lambda progress: _load_behind(options, preparation, arguments, progress), preparation.plan)
+        return _chat(behind, arguments, screen)
+    loaded = _load_before(options, preparation, arguments, screen)
+    if prompt is None:
+        return _chat(Loading.done(loaded), arguments, screen)
+    with loaded.runtime:
+        return _answer_once(loaded, arguments, screen, prompt)
 
 
 def _plan_text(preparation: Preparation) -> str:
@@ -106,17 +106,36 @@ def _new_conversation(options: Options, arguments: argparse.Namespace) -> "Conve
     return Conversation(tokenizer, arguments.system, arguments.raw, options.template_arguments)
 
 
-def _load(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
-    from loaders.quantized_checkpoint import begun_bytes
-    from offload_runtime.chat.progress import LoadingBar
+def _load_behind(
+    options: Options, preparation: Preparation, arguments: argparse.Namespace, progress: Progress
+) -> Loaded:
+    conversation = _new_conversation(options, arguments)
+    return Loaded(_load(preparation, progress), conversation, Thinking(conversation, arguments.thinking))
+
+
+def _load_before(options: Options, preparation: Preparation, arguments: argparse.Namespace, screen: "Screen") -> Loaded:
+    """Load everything before anything can be typed, with its progress on lines of its own."""
+    with screen.busy(FIRST_STAGE):
+        conversation = _new_conversation(options, arguments)  # before loading: refuses a base model at once
+    return Loaded(_load_shown(preparation, screen), conversation, Thinking(conversation, arguments.thinking))
+
+
+def _load(preparation: Preparation, progress: Progress) -> "OffloadRuntime":
     from offload_runtime.runtime import OffloadRuntime
 
-    packing = None if preparation.packing and preparation.packing.report else preparation.packing
+    return OffloadRuntime(preparation, progress)
+
+
+def _load_shown(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
+    from loaders.quantized_checkpoint import begun_bytes
+    from offload_runtime.chat.progress import LoadingBar
+
+    packing = preparation.packing if _packs(preparation) else None
     if packing:
         screen.note(f"packing takes about {_packing_time(packing)}; after Ctrl-C the next start goes on from there")
     try:
         with LoadingBar(screen.console, screen.quiet) as progress:
-            runtime = OffloadRuntime(preparation, progress)
+            runtime = _load(preparation, progress)
     except KeyboardInterrupt:
         if packing and (kept := begun_bytes(packing.directory)):
             screen.note(f"{format_size(kept)} of packed weights are kept: the same command goes on from there")
@@ -126,6 +145,11 @@ def _load(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
     return runtime
 
 
+def _packs(preparation: Preparation) -> bool:
+    """Whether weights are packed before they are loaded."""
+    return preparation.packing is not None and not preparation.packing.report
+
+
 def _packing_time(packing: "Packing") -> str:
     from loaders.quantized_checkpoint import begun_bytes, cores, packing_seconds
 
@@ -133,47 +157,36 @@ def _packing_time(packing: "Packing") -> str:
     return f"{duration(seconds)} on {cores()} cores"
 
 
-def _chat(
-    runtime: "OffloadRuntime",
-    conversation: "Conversation",
-    arguments: argparse.Namespace,
-    screen: "Screen",
-    thinking: "Thinking",
-) -> int:
+def _chat(loading: Loading, arguments: argparse.Namespace, screen: "Screen") -> int:
     from offload_runtime.chat.commands import completions
     from offload_runtime.chat.completion import CommandCompleter
     from offload_runtime.chat.history import state_directory
-    from offload_runtime.chat.keyboard import line_reader
     from offload_runtime.chat.session import Chat
 
     screen.note(GREETING)
     kept = None if arguments.no_history else state_directory()
     history, last = (kept / "history", kept / "last.json") if kept else (None, None)
-    read_line = line_reader(history, CommandCompleter(completions()))
-    sampling = sampling_options(arguments)
-    overflow = arguments.context_overflow
-    return Chat(runtime, conversation, sampling, screen, read_line, last, overflow, thinking).run()
+    read_line = line_reader(history, CommandCompleter(completions()), loading)
+    sampling, overflow = sampling_options(arguments), arguments.context_overflow
+    with loading:
+        chat = Chat(loading, sampling, screen, read_line, last, overflow, arguments.system, arguments.thinking)
+        return chat.run()
 
 
-def _answer_once(
-    runtime: "OffloadRuntime",
-    conversation: "Conversation",
-    sampling: SamplingOptions,
-    screen: "Screen",
-    prompt: str,
-    as_json: bool,
-    think: Callable[[str], None] | None,
-) -> int:
-    from offload_runtime.chat.keyboard import without_echo
+def _answer_once(loaded: Loaded, arguments: argparse.Namespace, screen: "Screen", prompt: str) -> int:
     from offload_runtime.chat.status import reply_line
     from offload_runtime.chat.streaming import ReplyStream
 
-    ids = conversation.add_user(prompt)
+    if loaded.thinking.note:
+        screen.note(loaded.thinking.note)
+    runtime, as_json = loaded.runtime, arguments.json
+    ids = loaded.conversation.add_user(prompt)
+    write = (lambda text: None) if as_json else screen.write
+    think = screen.think if loaded.thinking.is_shown and not as_json else None
     with without_echo() as restore_terminal:
-        stream = ReplyStream(runtime, screen, lambda: _leave_at_once(restore_terminal))
+        stream = ReplyStream(screen, lambda: _leave_at_once(restore_terminal))
         with stream.interrupt:
-            write = (lambda text: None) if as_json else screen.write
-            reply = stream.run(conversation, ids, sampling, write, think)
+            reply = stream.run(runtime, loaded.conversation, ids, sampling_options(arguments), write, think)
     screen.end_reply()
     screen.note(reply_line(reply.stats, runtime.plan, len(ids) + len(reply.token_ids)))
     if as_json:

@@ -107,14 +107,14 @@ def _regenerate(chat: "Chat", argument: str) -> None:
 
 def _system(chat: "Chat", argument: str) -> None:
     if argument:
-        chat.conversation.set_system(None if argument == "none" else argument)
-    chat.screen.say(f"system message: {chat.conversation.system or 'none'}")
+        chat.system = None if argument == "none" else argument
+    chat.screen.say(f"system message: {chat.system or 'none'}")
 
 
 def _think(chat: "Chat", argument: str) -> None:
     if argument:
-        chat.thinking.set(argument)
-    chat.screen.say(chat.thinking.note or f"thinking: {chat.thinking.mode}")
+        chat.thinking = argument
+    chat.screen.say(chat.thinking_note or f"thinking: {chat.thinking}")
 
 
 def _set(chat: "Chat", argument: str) -> None:
@@ -136,7 +136,8 @@ def _sampling_lines(chat: "Chat", only: str | None = None) -> str:
     for name, value in chat.sampling.as_arguments().items():
         if only not in (None, name):
             continue
-        shown = f"{chat.runtime.default_of(name)} (default)" if value is None else str(value)
+        default = f"{chat.runtime.default_of(name)} (default)" if chat.loaded else "default"
+        shown = default if value is None else str(value)
         rows[name] = f"{shown:<16}  {SAMPLING[name].help}"
     return _rows(chat, rows)
 
@@ -161,7 +162,7 @@ def _stats(chat: "Chat", argument: str) -> None:
 
 
 def _plan(chat: "Chat", argument: str) -> None:
-    chat.screen.say(format_plan(chat.runtime.plan, chat.screen.console.width))
+    chat.screen.say(format_plan(chat.loading.plan, chat.screen.console.width))
 
 
 def _save(chat: "Chat", argument: str) -> None:

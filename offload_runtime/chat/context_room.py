@@ -1,7 +1,11 @@
 """Room in the context: said before it runs out, and made by dropping the oldest turns."""
 
+from typing import TYPE_CHECKING
+
 from offload_runtime.chat.terminal import Screen
-from offload_runtime.conversation import Conversation, Message
+
+if TYPE_CHECKING:
+    from offload_runtime.conversation import Conversation, Message
 
 MAKE_ROOM = (
     "/undo takes back the last message and its reply, /compact drops the oldest turns, /clear begins a new conversation"
@@ -16,7 +20,7 @@ EXCERPT = 40  # characters of a dropped message that are shown
 class ContextRoom:
     """Watches how full a conversation's context of so many tokens is. overflow: "stop" or "drop"."""
 
-    def __init__(self, conversation: Conversation, context_length: int, overflow: str, screen: Screen):
+    def __init__(self, conversation: "Conversation", context_length: int, overflow: str, screen: Screen):
         self._conversation, self._length, self._drops = conversation, context_length, overflow == "drop"
         self._screen = screen
         self._warned = False
@@ -54,7 +58,8 @@ class ContextRoom:
 
     def compact(self) -> None:
         """Drop the oldest turn, and more until half of the context is free; the system message and the newest stay."""
-        before, dropped = self._conversation.token_count, list[Message]()
+        dropped: list[Message] = []
+        before = self._conversation.token_count
         while turn := self._conversation.drop_oldest():
             dropped += turn
             if self._conversation.token_count <= self._length // COMPACT:
@@ -65,7 +70,7 @@ class ContextRoom:
         else:
             self._screen.say("there is no older turn to drop; /clear begins a new conversation")
 
-    def _say_dropped(self, dropped: list[Message], tokens: int) -> None:
+    def _say_dropped(self, dropped: "list[Message]", tokens: int) -> None:
         asked = [message["content"] for message in dropped if message["role"] == "user"]
         shown = ", ".join(f'"{_excerpt(text)}"' for text in asked[:3]) + (", …" if len(asked) > 3 else "")
         turns = "the oldest turn" if len(asked) == 1 else f"the {len(asked)} oldest turns"

@@ -8,24 +8,50 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offload_runtime.chat.background import Loading
+
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.application import Application
     from prompt_toolkit.completion import Completer
+    from prompt_toolkit.formatted_text import StyleAndTextTuples
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 ReadLine = Callable[[str], str]
 """Reads what is typed after a prompt; raises EOFError on Ctrl-D and KeyboardInterrupt on Ctrl-C."""
 
 
-def line_reader(history: Path | None, completer: "Completer") -> ReadLine:
+def edits_lines() -> bool:
+    """Whether lines are edited here, with room to show what goes on behind; else the system's readline reads them."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def line_reader(history: Path | None, completer: "Completer", loading: Loading) -> ReadLine:
     """Line editing with history, completion and bracketed paste on a terminal, the system's own readline elsewhere.
 
-    history: the file that keeps what was typed; None keeps it until the end.
+    history: the file that keeps what was typed; None keeps it until the end. loading: is begun as soon as the prompt
+    stands, shown at its right, and ends it with an error of its own; what was typed is then in the history.
     """
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        session = _session(history, completer)
-        return lambda prompt: _valid_text(session.prompt(prompt))
-    return _read_plainly
+    if not edits_lines():
+        return _read_plainly
+    session = _session(history, completer)
+    session.rprompt = lambda: _progress(session.app, loading)
+    session.app.after_render += lambda app: _see_to(app, loading)
+    return lambda prompt: _valid_text(session.prompt(prompt))
+
+
+def _progress(app: "Application[str]", loading: Loading) -> "StyleAndTextTuples":
+    """Gives way to a line that is typed as far as there."""
+    room = app.output.get_size().columns // 2
+    texts = [] if app.is_done else [text for text in loading.texts() if len(text) < room]
+    return [("fg:ansibrightblack", f"{text} ") for text in texts[:1]]
+
+
+def _see_to(app: "Application[str]", loading: Loading) -> None:
+    loading.begin(app.invalidate)
+    if loading.error is not None and not app.is_done:
+        app.current_buffer.append_to_history()
+        app.exit(exception=loading.error)
 
 
 def _read_plainly(prompt: str) -> str:

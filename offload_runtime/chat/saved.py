@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loaders.json_files import read_object
-from offload_runtime.conversation import Conversation, Message, Stretch
 from offload_runtime.errors import UsageError
 from offload_runtime.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from offload_runtime.conversation import Conversation, Message, Stretch
 
 FORMAT = "offload_runtime chat, version 1"
 ROLES = ("system", "user", "assistant")
@@ -27,18 +28,18 @@ class SavedChat:
 
     raw: bool
     tokens: str
-    messages: list[Message]
-    stretches: list[Stretch]
+    messages: "list[Message]"
+    stretches: "list[Stretch]"
     sampling: SamplingOptions
 
 
-def save_chat(path: Path, conversation: Conversation, sampling: SamplingOptions) -> None:
+def save_chat(path: Path, conversation: "Conversation", sampling: SamplingOptions) -> None:
     """Write a chat, all or nothing. Raises UsageError where it cannot, or where another kind of file would be lost."""
     _refuse_to_overwrite(path)
     keep_chat(path, conversation, sampling)
 
 
-def keep_chat(path: Path, conversation: Conversation, sampling: SamplingOptions) -> None:
+def keep_chat(path: Path, conversation: "Conversation", sampling: SamplingOptions) -> None:
     """Write a chat over whatever is there, up to its last reply. Raises UsageError where it cannot."""
     messages = conversation.messages
     content = {
@@ -65,7 +66,7 @@ def _refuse_to_overwrite(path: Path) -> None:
         raise UsageError(f"{error}\n  it is left as it is: only saved chats are overwritten") from error
 
 
-def load_chat(path: Path, conversation: Conversation) -> SamplingOptions:
+def load_chat(path: Path, conversation: "Conversation") -> SamplingOptions:
     """Make `conversation` the one in the file; return its sampling values.
 
     Under another vocabulary only the text is taken over. Raises UsageError, with `conversation` as it was, for a file
@@ -110,6 +111,8 @@ def _parse(path: Path, content: dict[str, Any]) -> SavedChat:
         if not right:
             raise UsageError(f"{path}: is damaged: {what}")
 
+    from offload_runtime.conversation import Stretch
+
     messages: Any = content.get("messages")
     stretches: Any = content.get("stretches")
     sampling: Any = content.get("sampling")
@@ -142,7 +145,7 @@ def _is_message(value: Any) -> bool:
     return bool(texts) and value.get("role") in ROLES and all(map(_is_text, texts))
 
 
-def _roles_alternate(messages: list[Message]) -> bool:
+def _roles_alternate(messages: "list[Message]") -> bool:
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     return turns == ["user", "assistant"] * (len(turns) // 2)

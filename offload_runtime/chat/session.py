@@ -4,10 +4,12 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loaders.interrupts import interrupts_deferred
+from offload_runtime.chat.background import Loaded, Loading, WaitStopped
 from offload_runtime.chat.commands import is_command, run_command, takes_lines
 from offload_runtime.chat.context_room import MAKE_ROOM, ContextRoom
 from offload_runtime.chat.interrupt import LEAVE_WITHIN, Leave, ended_in_order
@@ -16,56 +18,125 @@ from offload_runtime.chat.saved import keep_chat
 from offload_runtime.chat.status import plan_line, reply_line
 from offload_runtime.chat.streaming import ReplyStream
 from offload_runtime.chat.terminal import Screen
-from offload_runtime.chat.thinking import Thinking
-from offload_runtime.conversation import Conversation
+from offload_runtime.chat.thinking import check_mode
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, PromptError, UsageError
 from offload_runtime.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
+    from offload_runtime.conversation import Conversation, Snapshot
     from offload_runtime.reply import Reply
     from offload_runtime.runtime import OffloadRuntime
 
 QUOTES = '"""'
+WAIT_STOPPED = "given up; loading goes on"
 INTERRUPT_HINT = "Ctrl-C again within 2 s, Ctrl-D or /bye leaves; while a reply is written, Ctrl-C stops it"
 
 
 class Chat:
     """A conversation at a terminal, with the settings that commands change.
 
-    last: the file that keeps the conversation when the chat is left; None keeps nothing. overflow: "drop" takes the
-    oldest turns away where a reply would have no room, "stop" leaves that to the user.
+    `runtime` and `conversation` wait until they are loaded. system, thinking: of the conversation that is loaded; what
+    commands change of them before that, is done then. last: the file that keeps the conversation when the chat is left;
+    None keeps nothing. overflow: "drop" takes the oldest turns away where a reply would have no room, "stop" leaves
+    that to the user.
     """
 
     def __init__(
         self,
-        runtime: "OffloadRuntime",
-        conversation: Conversation,
+        loading: Loading,
         sampling: SamplingOptions,
         screen: Screen,
         read_line: ReadLine,
         last: Path | None = None,
         overflow: str = "stop",
-        thinking: Thinking | None = None,
+        system: str | None = None,
+        thinking: str = "show",
     ):
-        self.runtime = runtime
-        self.conversation = conversation
+        self.loading = loading
         self.sampling = sampling
         self.screen = screen
         self.last = last
         self.last_reply: Reply | None = None
         self.leaving = False
-        self.thinking = thinking or Thinking(conversation)
-        self.room = ContextRoom(conversation, runtime.context_length, overflow, screen)
+        self._loaded: Loaded | None = None
+        self._system, self._thinking, self._overflow = system, thinking, overflow
+        self._before: Snapshot | None = None
         self._read_line = read_line
-        self._stream = ReplyStream(runtime, screen, self._abandon)
+        self._stream = ReplyStream(screen, self._abandon)
         self._restore_terminal: Callable[[], None] = lambda: None
         self._replies_before: Reply | None = None
         self._hinted_at = float("-inf")
+
+    @property
+    def loaded(self) -> bool:
+        """Whether what replies need was there when it was last looked for."""
+        return self._loaded is not None
+
+    @property
+    def runtime(self) -> "OffloadRuntime":
+        return self._ready().runtime
+
+    @property
+    def conversation(self) -> "Conversation":
+        return self._ready().conversation
+
+    @cached_property
+    def room(self) -> ContextRoom:
+        """How full the context is."""
+        return ContextRoom(self.conversation, self.runtime.context_length, self._overflow, self.screen)
+
+    @property
+    def system(self) -> str | None:
+        """The system message that is, or will be, the conversation's."""
+        return self._loaded.conversation.system if self._loaded else self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        if self._loaded:
+            self.conversation.set_system(text)
+        self._system = text
+
+    @property
+    def thinking(self) -> str:
+        """What is done about thoughts: one of `options.THINKING`."""
+        return self._loaded.thinking.mode if self._loaded else self._thinking
+
+    @thinking.setter
+    def thinking(self, mode: str) -> None:
+        check_mode(mode)
+        if self._loaded:
+            self._loaded.thinking.set(mode)
+        self._thinking = mode
+
+    @property
+    def thinking_note(self) -> str | None:
+        """What a user should know about what is done about thoughts."""
+        return self._loaded.thinking.note if self._loaded else None
+
+    def _ready(self) -> Loaded:
+        """What replies need; waits for it. Ctrl-C then raises WaitStopped."""
+        if self._loaded is None:
+            self._loaded = self._stream.wait(self.loading)
+            self._take_up(self._loaded)
+        return self._loaded
+
+    def _take_up(self, loaded: Loaded) -> None:
+        """Tell what loading had to say, and do what commands wanted meanwhile."""
+        for note in self.loading.notes:
+            self.screen.say(note)
+        loaded.thinking.set(self._thinking)
+        if loaded.thinking.note:
+            self.screen.note(loaded.thinking.note)
+        if loaded.conversation.system != self._system:
+            loaded.conversation.set_system(self._system)
+        self._before = loaded.conversation.snapshot()
 
     def run(self) -> int:
         """Answer until the user leaves; return the exit code. A second Ctrl-C raises KeyboardInterrupt."""
         with ended_in_order():
             try:
+                if self.loading.finished:
+                    self._ready()
                 while not self.leaving:
                     try:
                         self._turn()
@@ -108,11 +179,18 @@ class Chat:
 
     def _do(self, act: Callable[[str], None], text: str) -> None:
         """Act; a mistake of the user's ends in a message and leaves the conversation as it was."""
-        before = self.conversation.snapshot()
+        self._before = self._loaded.conversation.snapshot() if self._loaded else None
         try:
+            if self.loading.finished:
+                self._ready()
             act(text)
+        except WaitStopped:
+            self.screen.note(WAIT_STOPPED)
         except OffloadError as error:
-            self.conversation.restore(before)
+            if error is self.loading.error:
+                raise
+            if self._before is not None:
+                self.conversation.restore(self._before)
             too_long = isinstance(error, PromptError) and len(self.conversation.messages) > 1
             self.screen.error(f"{error}\n{MAKE_ROOM}" if too_long else error)
 
@@ -121,8 +199,8 @@ class Chat:
         ids = self.room.before_reply(prompt_ids(), sampling.max_new_tokens)
         self._replies_before = self.runtime.last_reply
         try:
-            think = self.screen.think if self.thinking.is_shown else None
-            reply = self._stream.run(self.conversation, ids, sampling, self.screen.write, think)
+            think = self.screen.think if self._ready().thinking.is_shown else None
+            reply = self._stream.run(self.runtime, self.conversation, ids, sampling, self.screen.write, think)
         except Leave:
             self._take_up_reply()
             raise
@@ -140,6 +218,8 @@ class Chat:
 
     def _take_up_reply(self) -> bool:
         """Make what was written so far part of the conversation, once; False if that is nothing."""
+        if self._loaded is None:
+            return False
         reply = self.runtime.last_reply
         if reply is self._replies_before or not reply.token_ids:
             return False
@@ -180,7 +260,9 @@ class Chat:
 
     def _keep(self) -> None:
         """Keep the conversation for `/load last`, where there is one."""
-        if self.last is None or all(message["role"] == "system" for message in self.conversation.messages):
+        if self.last is None or self._loaded is None:
+            return
+        if all(message["role"] == "system" for message in self.conversation.messages):
             return
         with suppress(OSError):  # the terminal may be gone
             try:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 READ_WITHOUT_SAYING = 8  # tokens: a step of the reply itself reads the few that the last one brought
+LEFT_AFTER = 2.0  # seconds: before them the time left is a guess
 
 
 def plan_line(plan: Plan) -> str:
@@ -44,6 +45,16 @@ def activity_texts(progress: "PassProgress | None", stopping: bool = False) -> l
     what = ["stopping"] if stopping else reading
     lines = ([*what, *words, *left], [*words, *left], what and [*what, *left], left, words)
     return [" · ".join(line) for line in lines if line]
+
+
+def loading_texts(stage: str, done_bytes: int, total_bytes: int, seconds: float) -> list[str]:
+    """How far a stage is after so many seconds, at length and in fewer words."""
+    if not total_bytes:
+        return [stage]
+    share = f"{done_bytes / total_bytes:.0%}"
+    known = done_bytes and seconds >= LEFT_AFTER
+    left = [f"{duration(seconds * (total_bytes - done_bytes) / done_bytes)} left"] if known else []
+    return [" · ".join([f"{stage} {share}", *left]), f"{stage} {share}", share]
 
 
 def duration(seconds: float) -> str:

@@ -1,16 +1,18 @@
 """A reply on its way: its text as it comes, signs of life between, and Ctrl-C."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from offload_runtime.chat.background import Loaded, Loading
 from offload_runtime.chat.interrupt import StopOnInterrupt
 from offload_runtime.chat.status import activity_texts
 from offload_runtime.chat.terminal import Screen
-from offload_runtime.conversation import Conversation
 from offload_runtime.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
+    from offload_runtime.conversation import Conversation
     from offload_runtime.reply import Reply
     from offload_runtime.runtime import OffloadRuntime
 
@@ -24,14 +26,21 @@ class ReplyStream:
     abandon: called by another thread to end the process where a second Ctrl-C cannot be obeyed in time.
     """
 
-    def __init__(self, runtime: "OffloadRuntime", screen: Screen, abandon: Callable[[], None] = lambda: None):
-        self._runtime, self._screen = runtime, screen
+    def __init__(self, screen: Screen, abandon: Callable[[], None] = lambda: None):
+        self._screen = screen
         self._silent_since: float | None = None
+        self._texts: Callable[[], list[str]] = list
         self.interrupt = StopOnInterrupt(lambda: screen.answer_interrupt(STOPPING), self._show_activity, abandon)
+
+    def wait(self, loading: Loading) -> Loaded:
+        """What `loading` loads; until then it is shown how far that is. Ctrl-C ends it with WaitStopped."""
+        with self._activity(loading.texts):
+            return loading.wait(self.interrupt.requested)
 
     def run(
         self,
-        conversation: Conversation,
+        runtime: "OffloadRuntime",
+        conversation: "Conversation",
         ids: list[int],
         sampling: SamplingOptions,
         write: Callable[[str], None],
@@ -41,9 +50,8 @@ class ReplyStream:
 
         think: writes what the model thinks before it answers; None hides it.
         """
-        self._silent_since = time.monotonic()
-        try:
-            for step in self._runtime.stream(
+        with self._activity(lambda: activity_texts(runtime.progress, self.interrupt.requested())):
+            for step in runtime.stream(
                 ids,
                 end_token_ids=conversation.end_token_ids,
                 should_stop=self.interrupt.requested,
@@ -55,12 +63,19 @@ class ReplyStream:
                 write(step.text)
                 if step.text or think or not step.reasoning:
                     self._silent_since = time.monotonic()
+        return runtime.last_reply
+
+    @contextmanager
+    def _activity(self, texts: Callable[[], list[str]]) -> Iterator[None]:
+        """For the block, what the machine does is shown where nothing else was for a while."""
+        self._texts, self._silent_since = texts, time.monotonic()
+        try:
+            yield
         finally:
             self._silent_since = None
             self._screen.hide_activity()
-        return self._runtime.last_reply
 
     def _show_activity(self) -> None:
         since = self._silent_since
         if since is not None and time.monotonic() - since >= SILENCE:
-            self._screen.show_activity(activity_texts(self._runtime.progress, self.interrupt.requested()))
+            self._screen.show_activity(self._texts())

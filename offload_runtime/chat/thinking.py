@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 NO_SWITCH = "the model's chat template has no switch for thinking: what the model thinks is hidden"
 
 
+def check_mode(mode: str) -> None:
+    """Raise UsageError for what is no mode's name."""
+    if mode not in THINKING:
+        raise UsageError(f"thinking {mode!r} is none of {', '.join(THINKING)}")
+
+
 class Thinking:
     """What is done about the thoughts of a conversation's model. Arguments of the template that a user gave stay."""
 
@@ -36,7 +42,6 @@ class Thinking:
 
     def set(self, mode: str) -> None:
         """Change the mode, by its name. Raises UsageError for another one."""
-        if mode not in THINKING:
-            raise UsageError(f"thinking {mode!r} is none of {', '.join(THINKING)}")
+        check_mode(mode)
         self.mode = mode
         self._conversation.template_arguments = {**(self._off if mode == "off" else {}), **self._given}
