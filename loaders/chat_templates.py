@@ -53,7 +53,7 @@ def chosen(templates: Mapping[str, str]) -> str | None:
 def read_template(file: Path) -> str:
     """The template in a file; raises ModelFilesError."""
     try:
-        return read_regular(file, _LARGEST).decode("utf-8")
+        return read_regular(file, _LARGEST).decode("utf-8-sig")
     except OSError as error:
         raise ModelFilesError(f"{file}: cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:

@@ -5,8 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from loaders.json_files import read_json
-from loaders.model_files import config_file, generation_config_file
+from loaders.model_files import config_file
 from offload_runtime import generation_fields
 from offload_runtime.errors import ModelFilesError, UsageError
 from sequoia_tree.sampling import Sampling
@@ -33,19 +32,18 @@ SAMPLING_NAMES = tuple(field.name for field in fields(Sampling) if field.compare
 
 
 def read_generation_defaults(model: Path) -> GenerationDefaults:
-    """Read generation_config.json, which may be absent. Without `do_sample` the model decodes greedily.
+    """Read generation_config.json, or else config.json. Without `do_sample` the model decodes greedily.
 
     Raises ModelFilesError where the file holds values that cannot be.
     """
-    path = generation_config_file(model)
-    stated: Mapping[str, Any] = read_json(path) if path.exists() else {}
+    path, stated = generation_fields.stated_fields(model)
     values = _read(path, stated, generation_fields.SAMPLING)
     if not stated.get("do_sample"):
         values["temperature"] = 0.0
     try:
         sampling = Sampling(**values)
     except (TypeError, ValueError) as error:
-        raise ModelFilesError(f"{path}: {error}. Correct or remove the file.") from error
+        raise ModelFilesError(f"{path}: {error}. Correct or remove that value.") from error
     return GenerationDefaults(
         sampling=sampling,
         end_token_ids=_end_tokens(path, stated["eos_token_id"]) if "eos_token_id" in stated else None,
@@ -75,7 +73,7 @@ def _read(path: Path, stated: Mapping[str, Any], readers: Mapping[str, generatio
             values[name] = reader(stated[name])
         except ValueError as error:
             raise ModelFilesError(
-                f"{path}: {name} must be {error}, not {stated[name]!r:.80}. Correct or remove the file."
+                f"{path}: {name} must be {error}, not {stated[name]!r:.80}. Correct or remove that value."
             ) from error
     return values
 

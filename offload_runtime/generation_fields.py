@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from loaders.gguf.model import is_gguf
 from loaders.json_files import read_json
-from loaders.model_files import generation_config_file
+from loaders.model_files import config_file, generation_config_file
 
 _LARGEST_BIAS = 1e30  # so that sums of them stay float32
 
@@ -153,6 +154,24 @@ _UNAPPLIED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("prompt_lookup_num_tokens", "assistant_early_exit", "assistant_ensemble_weight"), ()),
     **dict.fromkeys(("use_mtp", "speculation_type"), (False,)),
 }
+_OF_CONFIG = SAMPLING.keys() - {"min_length", "min_new_tokens"} | TOKEN_RULES.keys() | {"do_sample", "num_beams"}
+
+
+def stated_fields(model: Path) -> tuple[Path, dict[str, Any]]:
+    """What the model's generation config states, and the file it stands in. Raises ModelFilesError.
+
+    Older models have it in config.json: it holds where no generation_config.json is there, in transformers as well.
+    Lengths do not: 20, which was written into many, is what transformers takes for unset.
+    """
+    path, config = generation_config_file(model), config_file(model)
+    if path.exists():
+        return path, read_json(path)
+    if is_gguf(model) or not config.is_file():
+        return path, {}
+    outer = read_json(config)
+    inner = outer.get("text_config")
+    values = (inner if isinstance(inner, dict) else {}) | {name: value for name, value in outer.items() if value}
+    return config, {name: values[name] for name in values.keys() & _OF_CONFIG}
 
 
 def unapplied_note(model: Path) -> str | None:
@@ -160,8 +179,7 @@ def unapplied_note(model: Path) -> str | None:
 
     Raises ModelFilesError for a file that cannot be read.
     """
-    path = generation_config_file(model)
-    stated = read_json(path) if path.exists() else {}
+    path, stated = stated_fields(model)
     found = [
         f"{name}={stated[name]!r:.60}"
         for name, off in _UNAPPLIED.items()

@@ -291,3 +291,17 @@ def test_a_file_that_holds_no_template_is_named(tmp_path: Path, content: bytes) 
     (tmp_path / "chat_template.jinja").write_bytes(content)
     with pytest.raises(OffloadError, match=r"chat_template\.jinja: holds no chat template"):
         chat_template_of(tmp_path)
+
+
+@pytest.mark.parametrize("templates", [[{"template": TEMPLATE}], [TEMPLATE], 5])
+def test_templates_without_names_are_told_as_such(tmp_path: Path, templates: Any) -> None:
+    tokenizer_with(None).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": templates}))
+    with pytest.raises(OffloadError, match="chat_template is neither a text nor a list of named texts"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8-sig")
+    assert chat_template_of(tmp_path) == TEMPLATE

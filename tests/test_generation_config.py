@@ -129,6 +129,24 @@ def test_rules_that_see_the_text_alone_are_found_out(base, tmp_path, monkeypatch
         assert runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS).token_ids != greedy(model, PROMPT, NEW_TOKENS)
 
 
+@pytest.mark.parametrize("inner", [False, True])
+def test_older_models_have_it_in_config_json(inner, base, tmp_path):
+    model = shutil.copytree(TARGET, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    fields = {"suppress_tokens": [base[0]], "repetition_penalty": 1.8, "max_length": 20, "top_k": None}
+    (model / "config.json").write_text(json.dumps(config | ({"text_config": fields} if inner else fields)))
+    (model / "generation_config.json").unlink(missing_ok=True)
+    defaults = read_generation_defaults(model)
+    assert (defaults.sampling.repetition_penalty, defaults.token_rules.suppress_tokens) == (1.8, (base[0],))
+    assert (defaults.end_token_ids, defaults.max_length, defaults.sampling.temperature) == (None, None, 0)
+    if not inner:  # transformers keeps no such part of a text model's config
+        with runtime_of(model) as runtime:
+            reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS)
+        assert reply.token_ids == greedy(model, PROMPT, NEW_TOKENS) != base
+    (model / "generation_config.json").write_text("{}")
+    assert read_generation_defaults(model).sampling.repetition_penalty == 1
+
+
 @pytest.mark.parametrize("fields, count", [({"max_new_tokens": 5}, 5), ({"max_length": len(PROMPT) + 3}, 3)])
 def test_the_text_is_as_long_as_the_file_says(fields, count, base, tmp_path):
     with runtime_of(with_config(tmp_path, **fields, forced_eos_token_id=9)) as runtime:

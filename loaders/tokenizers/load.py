@@ -48,6 +48,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         )
     if not is_gguf(directory):
         check_tokenizer_files(directory)
+    template = None if is_gguf(directory) else chat_template_of(directory)
     try:
         with panics_explained(directory):
             tokenizer = (
@@ -59,7 +60,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         raise ModelFilesError(f"{directory}: the tokenizer cannot be loaded: {_first_line(error)}") from error
     _check_use(directory, tokenizer)
     if not is_gguf(directory):
-        tokenizer.chat_template = chat_template_of(directory)
+        tokenizer.chat_template = template
     return tokenizer
 
 
