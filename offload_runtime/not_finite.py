@@ -39,8 +39,9 @@ def _watched(model: Model) -> Iterator[list[str]]:
     faults: list[str] = []
     hooks = []
     for number, layer in enumerate(model.layer_modules):
-        hooks.append(layer.register_forward_pre_hook(_check_weights(faults, number)))
-        hooks.append(layer.register_forward_hook(_check_output(faults, number)))
+        weights: list[str] = []
+        hooks.append(layer.register_forward_pre_hook(_look_at_weights(faults, number, weights)))
+        hooks.append(layer.register_forward_hook(_check_output(faults, number, weights)))
     try:
         yield faults
     finally:
@@ -48,22 +49,25 @@ def _watched(model: Model) -> Iterator[list[str]]:
             hook.remove()
 
 
-def _check_weights(faults: list[str], number: int) -> Callable[[nn.Module, Any], None]:
-    def check(layer: nn.Module, args: Any) -> None:
-        if not faults and args and isinstance(args[0], Tensor) and not _finite(args[0]):
+def _look_at_weights(faults: list[str], number: int, weights: list[str]) -> Callable[[nn.Module, Any], None]:
+    """While the layer's weights are there: which are not finite. Of experts that no token takes, garbage may be."""
+
+    def look(layer: nn.Module, args: Any) -> None:
+        if faults:
+            return
+        if args and isinstance(args[0], Tensor) and not _finite(args[0]):
             faults.append(f"what enters layer {number} is NaN or infinity; look at the embeddings")
-        for name, weight in layer.named_parameters():
-            if not faults and not _finite(weight):
-                faults.append(f"layer {number} holds NaN or infinity in {name}")
+        weights.extend(name for name, weight in layer.named_parameters() if not _finite(weight))
 
-    return check
+    return look
 
 
-def _check_output(faults: list[str], number: int) -> Callable[[nn.Module, Any, Any], None]:
+def _check_output(faults: list[str], number: int, weights: list[str]) -> Callable[[nn.Module, Any, Any], None]:
     def check(layer: nn.Module, args: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         if not faults and not _finite(hidden):
-            faults.append(f"layer {number} is the first to give NaN or infinity")
+            held = f", and holds some in {weights[0]}" if weights else ""
+            faults.append(f"layer {number} is the first to give NaN or infinity{held}")
 
     return check
 

@@ -13,7 +13,7 @@ import pytest
 
 from loaders.reader import WeightReader
 from offload_runtime import OffloadRuntime, host_shortage
-from offload_runtime.errors import DoesNotFitError, ModelFilesError
+from offload_runtime.errors import DoesNotFitError, ModelFilesError, UsageError
 from scheduler.machine import read_machine
 from scheduler.plan import Tier
 from scheduler.ring import Ring
@@ -313,5 +313,5 @@ def test_closing_does_not_wait_for_reads_that_nobody_wants(pair, monkeypatch):
     before = len(reads)
     runtime.close()
     assert len(reads) - before <= 20
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(UsageError, match="closed"):
         list(steps)

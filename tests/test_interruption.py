@@ -192,7 +192,7 @@ def test_a_closed_runtime_says_so(expected):
     assert next(steps).token_ids == expected[: len(runtime.last_reply.token_ids)]
     runtime.close()
     runtime.close()
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(UsageError, match="closed"):
         list(steps)
     with pytest.raises(UsageError, match="closed"):
         write(runtime)

@@ -17,7 +17,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from offload_runtime import OffloadRuntime
-from offload_runtime.errors import DoesNotFitError
+from offload_runtime.errors import DoesNotFitError, ModelFilesError
 from tests.architectures import SWEEP
 
 PROMPT = (5, 17, 3, 88, 41, 9, 60, 2, 33, 71, 14, 8)  # longer than the sliding windows below
@@ -128,6 +128,14 @@ def streaming_runtime(model: Path, draft: Path | str = "none", spare: int = 0, *
             cap = error.needed + spare
         else:
             return runtime
+
+
+def writes(runtime: OffloadRuntime, prompt: Sequence[int], text: list[int]) -> bool:
+    """Whether `text` is the greedy continuation; wrong weights may also give none, being no numbers."""
+    try:
+        return runtime.generate(prompt, max_new_tokens=len(text), temperature=0).token_ids == text
+    except ModelFilesError:
+        return False
 
 
 def weights_bytes(directory: Path) -> int:

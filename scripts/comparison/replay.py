@@ -70,8 +70,19 @@ class RecordedModel:
         self.config = SimpleNamespace(eos_token_id=None, vocab_size=self.vocab_size)
         self.cache = RecordedCache()
         self.should_stop = never
-        self.streamed_total = 0
+        self.streamed_total = self.layers = self.layers_begun = 0
         self._laws = laws
+
+    def take_up(self, prompt: int, common: int) -> None:
+        """Turn to a text of which the cache keeps the rows in common."""
+        self.cache.truncate(common)
+
+    def reaches(self, text: int) -> None:
+        """Laws by position do not change with the length of the text."""
+
+    def room(self, text: int) -> int:
+        """No text is too long."""
+        return _MOST_ROWS
 
     def forward(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor:
         """Logits ``[logits_to_keep, vocab]`` of the last rows, float32, whatever the tokens are."""
