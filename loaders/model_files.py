@@ -13,7 +13,7 @@ from loaders.gguf.model import is_gguf, read_gguf_checkpoint, read_gguf_config
 from loaders.gguf.names import split_names
 from loaders.hub_names import snapshot_of
 from loaders.json_files import read_json
-from loaders.needed_files import GENERATION_CONFIG
+from loaders.needed_files import GENERATION_CONFIG, check_small_files
 from loaders.safetensors_files import Checkpoint, no_such_directory
 
 
@@ -35,6 +35,7 @@ def config_values(model: Path | str) -> dict[str, Any]:
         raise ModelFilesError(
             f"{file}: no such file. Give the directory of a model, with config.json and *.safetensors, or a .gguf file."
         )
+    check_small_files(file.parent)
     return with_side_file(read_json(file), file.parent)
 
 

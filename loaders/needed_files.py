@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.foreign_files import INDEX, SINGLE_FILE, remedy, weights_found
+from loaders.foreign_files import ADAPTER_CONFIG, INDEX, SINGLE_FILE, broken_link, remedy, weights_found
 from loaders.formats.side_files import SIDE_FILES
 
 GENERATION_CONFIG = "generation_config.json"
@@ -25,6 +26,18 @@ _SMALL_FILES = {
     *VOCABULARY_FILES,
 }
 _CHAT_TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
+
+
+def check_small_files(directory: Path) -> None:
+    """Raise ModelFilesError where something else lies in the place of a file that a run reads where it is there.
+
+    A link that leads nowhere, as an unfinished download leaves it, or a directory would count as no file: the model
+    would run, and sample or spell its prompts by other rules than its own.
+    """
+    for name in sorted({*_SMALL_FILES, ADAPTER_CONFIG, INDEX}):
+        file = directory / name
+        if (file.exists() or file.is_symlink()) and not file.is_file():
+            raise ModelFilesError(broken_link(file) or f"{file}: it is not a regular file, which a model's files are.")
 
 
 def has_safetensors(names: Collection[str]) -> bool:

@@ -1,6 +1,7 @@
 """What a path on this machine means, and what is said where it means no model."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from loaders.errors import ModelFilesError
 from loaders.gguf.header import read_gguf
 from loaders.local_models import local_model
+from loaders.model_files import config_values
 from loaders.tokenizers.load import load_tokenizer
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4948\n"
@@ -102,3 +104,21 @@ def test_what_lies_in_the_place_of_a_tokenizer(model: Path, name: str) -> None:
     (model / name).symlink_to("gone")
     with pytest.raises(ModelFilesError, match=rf"{name}: it is a link to gone"):
         load_tokenizer(model)
+
+
+@pytest.mark.parametrize("kind", ["link", "loop", "directory", "pipe"])
+@pytest.mark.parametrize(
+    "name", ["generation_config.json", "tokenizer_config.json", "chat_template.jinja", "adapter_config.json",
+             "quantize_config.json", "special_tokens_map.json", "model.safetensors.index.json"],
+)  # fmt: skip
+def test_what_lies_in_the_place_of_a_small_file_is_not_passed_over(model: Path, name: str, kind: str) -> None:
+    file = model / name
+    file.unlink(missing_ok=True)
+    if kind == "directory":
+        file.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("gone" if kind == "link" else name)
+    with pytest.raises(ModelFilesError, match=name):
+        config_values(model)

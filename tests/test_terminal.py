@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.application import create_app_session
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
-from offload_runtime.chat import given, interrupt
+from offload_runtime.chat import given, interrupt, keyboard
 from offload_runtime.chat.activity import ActivityLine, column_after
 from offload_runtime.chat.commands import completions, is_command
 from offload_runtime.chat.completion import CommandCompleter
@@ -421,3 +424,12 @@ def test_ids_of_what_stays_are_kept() -> None:
         assert ids[0] == anew[0] and (raw or runtime.tokenizer.decode(ids) == runtime.tokenizer.decode(anew))
         assert [message["content"] for message in conversation.drop_oldest()] == ["two", "hello"]
         assert conversation.drop_oldest() == []
+
+
+@pytest.mark.parametrize("pasted", ["\x1b[31mred\x1b[0m", "\x1b[<0;3m", "\x1b[M!!!", "\x1b[1;2;3;4M"])
+def test_escape_sequences_that_are_typed_or_pasted_without_brackets_do_no_harm(pasted):
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        session = keyboard._session(None, CommandCompleter({}))
+        keys.send_text(f"a{pasted}b\r\r")  # the second is for the library, which waits for it where it fails
+        line = session.prompt(">>> ")
+    assert line.startswith("a") and line.endswith("b")

@@ -90,7 +90,7 @@ def _rows(chat: "Chat", rows: Mapping[str, object]) -> str:
     indent = 23 if width > 60 else 4
     lines = []
     for name, text in rows.items():
-        beside = f"  {name:<20} " if indent > 4 else f"  {name}: "
+        beside = f"  {name:<20} " if indent > 4 else f"  {name.strip()}: "
         lines.append(textwrap.fill(str(text), width, initial_indent=beside, subsequent_indent=" " * indent))
     return "\n".join(lines)
 

@@ -95,6 +95,7 @@ def _session(history: Path | None, completer: "Completer") -> "PromptSession[str
 
 def _keys() -> "KeyBindings":
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.keys import Keys
 
     keys = KeyBindings()
 
@@ -113,6 +114,10 @@ def _keys() -> "KeyBindings":
             event.current_buffer.reset()
         else:
             event.app.exit(exception=KeyboardInterrupt())
+
+    @keys.add(Keys.Vt100MouseEvent)
+    def ignore(event: "KeyPressEvent") -> None:
+        """No mouse is used; colours in pasted text look like its movements, and the library's reader fails on them."""
 
     return keys
 
