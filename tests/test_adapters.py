@@ -210,6 +210,18 @@ def test_settings_that_cannot_be_applied_are_refused_by_name(config, message, tm
         read_adapter(tmp_path)
 
 
+def test_null_is_what_is_left_out(tmp_path):
+    adapter, _ = write_adapter(checkpoint("llama"), ["q_proj"])
+    shutil.copytree(adapter, tmp_path, dirs_exist_ok=True)
+    nulls = dict.fromkeys(("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias", "modules_to_save"))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG | nulls))
+    assert _scalings(tmp_path) == _scalings(adapter)
+
+
+def _scalings(adapter):
+    return [(update.module, update.scaling) for update in read_adapter(adapter).updates]
+
+
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
 

@@ -142,7 +142,7 @@ class _Settings:
                 f"init_lora_weights is {quoted(beginning)}, which changes the model's own weights as well. Convert it "
                 "with PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)"
             )
-        if type(values.get("use_rslora", False)) is not bool:
+        if type(values.get("use_rslora") or False) is not bool:
             raise settings._unsupported(f"use_rslora is {quoted(values['use_rslora'])}; true and false can be applied")
         for name, value in values.items():
             if name not in _OF_TRAINING and name not in _APPLIED and value:
