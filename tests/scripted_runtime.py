@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from types import SimpleNamespace
@@ -152,19 +153,23 @@ class ScriptedRuntime:
 
 
 def held_up(progress: Progress) -> None:
-    """Load for as long as a test wants."""
+    """Load for as long as a test wants, by a pool as readers have: Python's own end would wait for it."""
     if file := os.environ.get("SCRIPTED_LOADING"):
-        with open(file, encoding="utf-8") as orders:  # noqa: PTH123
-            for order in orders:
-                word, *numbers = order.split()
-                if word == "read":
-                    progress("loading target", int(numbers[0]), int(numbers[1]))
-                elif word == "warn":
-                    warnings.warn("the disk is slow", stacklevel=1)
-                elif word == "fail":
-                    raise ModelFilesError(BROKEN)
-                else:
-                    return
+        ThreadPoolExecutor(1).submit(_obey, file, progress).result()
+
+
+def _obey(file: str, progress: Progress) -> None:
+    with open(file, encoding="utf-8") as orders:  # noqa: PTH123
+        for order in orders:
+            word, *numbers = order.split()
+            if word == "read":
+                progress("loading target", int(numbers[0]), int(numbers[1]))
+            elif word == "warn":
+                warnings.warn("the disk is slow", stacklevel=1)
+            elif word == "fail":
+                raise ModelFilesError(BROKEN)
+            else:
+                return
 
 
 def loaded(runtime: Any, conversation: "Conversation") -> Loading:
