@@ -73,5 +73,6 @@ def _check_output(faults: list[str], number: int, weights: list[str]) -> Callabl
 
 
 def _finite(values: Tensor) -> bool:
-    """Whether all are; of codes that stand for numbers only once they are dequantized, nothing is known: True."""
-    return values.dtype not in (torch.float16, torch.bfloat16, torch.float32) or bool(values.isfinite().all())
+    """Whether all are; of weights that are numbers only once they are dequantized nothing is known: True."""
+    known = values.dtype in (torch.float16, torch.bfloat16, torch.float32) and not values.is_meta
+    return bool(values.isfinite().all()) if known else True
