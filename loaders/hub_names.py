@@ -81,16 +81,23 @@ def _without_site(model: str) -> Path:
         )
     if model.startswith(("./", "../", "~")) or model.endswith("/"):
         return _at_home(Path(model)).absolute()
-    if (folder := _CACHE_FOLDER.fullmatch(model)) and not Path(model).exists():
+    if (folder := _CACHE_FOLDER.fullmatch(model)) and not _is_there(Path(model)):
         return Path(f"{folder[1]}/{folder[2]}")
     return Path(model)
 
 
 def _at_home(path: Path) -> Path:
     try:
-        return path if path.exists() else path.expanduser()
+        return path if _is_there(path) else path.expanduser()
     except RuntimeError:  # nobody of that name
         return path
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _name_in_address(whole: str, start: int) -> str:

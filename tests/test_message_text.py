@@ -64,7 +64,8 @@ def test_values_in_sentences():
 
 
 @pytest.mark.parametrize(
-    "model", ["x" * 256, "./" + "ü" * 128, "org/" + "x" * 5000, "a\0b", Path("/tmp") / ("x" * 300)]
+    "model",
+    ["x" * 256, "./" + "ü" * 128, "org/" + "x" * 5000, "a\0b", Path("/tmp") / ("x" * 300), "models--a--" + "x" * 300],
 )
 def test_a_path_that_no_file_can_have_is_refused_by_name(model):
     with pytest.raises(ModelFilesError, match="no file or directory can have this name"):
