@@ -135,7 +135,7 @@ class Decoder:
             method = self._policy.method(request.sampling, len(self.text), request.repeatable)
             chosen_at = time.perf_counter()
             drawn = method.grow(self.text, request.sampling, request.generator)
-            if method.draft_rows and drawn.drawn == 1:
+            if method.draft_rows and drawn.drawn == 1 and not drawn.has_law:
                 self._drop_draft()
             drafted_at = time.perf_counter()
             logits = self._target.score(self.text, drawn)

@@ -41,6 +41,11 @@ class DrawnTree:
         """The tree of the nodes that the draft drew."""
         return self.tree if self.drawn == self.tree.size else Tree(self.tree.parents[: self.drawn])
 
+    @property
+    def has_law(self) -> bool:
+        """Whether the first row of `laws` is a distribution, and not NaN; the device is waited for."""
+        return self.laws is not None and bool(self.laws[0].logsumexp(-1).isfinite())
+
     def draft_law(self, nodes: Tensor) -> Tensor:
         """Log-probabilities ``[m, vocab]`` from which the children of nodes, int64 [m], were drawn."""
         assert self.laws is not None
