@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.gguf.content import DISK
@@ -87,6 +88,8 @@ class _HubContent:
         self._model = model
         self._listed = {model.directory / file.name: file for file in model.missing}
         self._begun = dict.fromkeys(self._listed, b"")
+        self._asked = 0  # bytes of all requests
+        self._asking = Lock()
 
     is_local = False
 
@@ -112,8 +115,12 @@ class _HubContent:
         if stop <= len(begun):
             return begun[start:stop]
         with explained(self._model.name):  # also of what is asked for later on: the config takes some small tensors
-            if sum(map(len, self._begun.values())) + stop - start > _MOST_BYTES:
-                raise ModelFilesError(f"{file.name}: the headers of its model need more than {_MOST_BYTES:,} bytes.")
+            with self._asking:  # several files are asked for at once
+                self._asked += stop - start
+                if self._asked > _MOST_BYTES:
+                    raise ModelFilesError(
+                        f"{file.name}: the headers of its model need more than {_MOST_BYTES:,} bytes."
+                    )
             more = read_range(self._model, self._listed[file], start, stop)
         if start == len(begun):
             self._begun[file] = begun + more

@@ -200,6 +200,7 @@ def test_marks_of_the_template_that_are_split_are_named(tmp_path):
     assert len(found.encode("<|unrelated|>")) > 1
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_command_tells_of_it_in_one_line_without_what_steers_a_terminal(tmp_path, capsys):
     mark = "<|\x1b[31m\u202e|>"
     tokenizer = original(PUBLISHED["qwen2"], [mark])
