@@ -100,6 +100,7 @@ def test_commands_work_and_a_message_waits(behind: Terminal, order: Order, tmp_p
     behind.expect("saved 3 messages")
     messages = json.loads((tmp_path / "chat.json").read_text())["messages"]
     assert [message["content"] for message in messages[:2]] == ["be kind", "one"]
+    behind.expect(">>>")  # between two prompts the system keeps Ctrl-D to itself
     behind.send("\x04")
     assert behind.exit_code() == 0
 
