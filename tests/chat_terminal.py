@@ -10,6 +10,7 @@ import sys
 import termios
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 PATIENCE = 60  # seconds, on a machine that is busy
@@ -60,6 +61,18 @@ class Terminal:
 
     def send(self, keys: str) -> None:
         os.write(self._master, keys.encode())
+
+    def press_until_it_ends(self, keys: str) -> None:
+        """Between two prompts the terminal drops what is typed: press again after a while, as a person does."""
+        for _ in range(3):
+            self.send(keys)
+            patience = time.monotonic() + PATIENCE / 4
+            while self._read(patience):
+                pass
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=2)
+                return
+            self.send(keys)  # the first press is answered, the second leaves
 
     def exit_code(self) -> int:
         deadline = time.monotonic() + PATIENCE

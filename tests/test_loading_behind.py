@@ -138,7 +138,7 @@ def test_the_chat_can_be_left_while_models_load(behind: Terminal, keys: str, cod
             behind.expect(WAITING)
         behind.send("\x03")
         behind.expect("Ctrl-C ")  # answered
-        behind.send("\x03")
+        behind.press_until_it_ends("\x03")
     assert behind.exit_code() == code and "Traceback" not in behind.output
 
 
