@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,13 @@ from offload_runtime.chat import command
 from offload_runtime.chat.background import Loaded, Loading, Progress
 from offload_runtime.chat.thinking import Thinking
 from offload_runtime.errors import ModelFilesError, PromptError
+from offload_runtime.sampling_options import SamplingOptions
 from scheduler.plan import Limits, Plan, make_plan
 from scheduler.sizes import GIB
 from tests.plan_samples import TINY, cpu
 
 if TYPE_CHECKING:
+    from offload_runtime.chat.session import Chat
     from offload_runtime.conversation import Conversation
 
 STORY = "Grüße 😀 once upon a time, \x1b[31m你好 hello world. " * 8
@@ -175,6 +178,28 @@ def _obey(file: str, progress: Progress) -> None:
 def loaded(runtime: Any, conversation: "Conversation") -> Loading:
     """What a chat begins with where everything is there."""
     return Loading.done(Loaded(runtime, conversation, Thinking(conversation)))
+
+
+def chat_with(
+    runtime: "ScriptedRuntime", lines: list[str], last: Path | None = None, overflow: str = "stop", raw: bool = False
+) -> "Chat":
+    """A chat in which `lines` have been typed, followed by Ctrl-D."""
+    rest = iter(lines)
+
+    def read_line(prompt: str) -> str:
+        try:
+            return next(rest)
+        except StopIteration:
+            raise EOFError from None
+
+    from offload_runtime.chat.session import Chat
+    from offload_runtime.chat.terminal import Screen
+    from offload_runtime.conversation import Conversation
+
+    beginning = loaded(runtime, Conversation(runtime.tokenizer, raw=raw))
+    chat = Chat(beginning, SamplingOptions(), Screen(), read_line, last, overflow)
+    assert chat.run() == 0
+    return chat
 
 
 def run_chat(runtime: ScriptedRuntime, arguments: Sequence[str]) -> int:

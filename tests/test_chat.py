@@ -21,26 +21,10 @@ from offload_runtime.chat.terminal import Screen
 from offload_runtime.conversation import Conversation
 from offload_runtime.sampling_options import SamplingOptions
 from tests.chat_terminal import Terminal
-from tests.scripted_runtime import BROKEN, STORY, ScriptedRuntime, loaded, run_chat
+from tests.scripted_runtime import BROKEN, STORY, ScriptedRuntime, chat_with, loaded, run_chat
 from tests.tokenizer_samples import byte_level, with_template
 
 ROOT = Path(__file__).parent.parent
-
-
-def chat_with(runtime: ScriptedRuntime, lines: list[str], raw: bool = False) -> Chat:
-    """A chat in which `lines` have been typed, followed by Ctrl-D."""
-    rest = iter(lines)
-
-    def read_line(prompt: str) -> str:
-        try:
-            return next(rest)
-        except StopIteration:
-            raise EOFError from None
-
-    conversation = Conversation(runtime.tokenizer, raw=raw)
-    chat = Chat(loaded(runtime, conversation), SamplingOptions(), Screen(), read_line)  # type: ignore[arg-type]
-    assert chat.run() == 0
-    return chat
 
 
 def contents(chat: Chat) -> list[str]:

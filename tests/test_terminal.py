@@ -27,31 +27,13 @@ from offload_runtime.chat.history import PrivateHistory, state_directory
 from offload_runtime.chat.interrupt import Leave, StopOnInterrupt
 from offload_runtime.chat.session import Chat
 from offload_runtime.chat.status import activity_texts, duration, reply_line
-from offload_runtime.chat.terminal import Screen
 from offload_runtime.conversation import Conversation
 from offload_runtime.errors import UsageError
 from offload_runtime.reply import ReplyStats
-from offload_runtime.sampling_options import SamplingOptions
 from offload_runtime.target import PassProgress
 from tests.chat_terminal import Terminal
-from tests.scripted_runtime import STORY, ScriptedRuntime, loaded, run_chat
+from tests.scripted_runtime import STORY, ScriptedRuntime, chat_with, run_chat
 from tests.tokenizer_samples import SAMPLES
-
-
-def chat_with(runtime: ScriptedRuntime, lines: list[str], last: Path | None = None, overflow: str = "stop") -> Chat:
-    """A chat in which `lines` have been typed, followed by Ctrl-D."""
-    rest = iter(lines)
-
-    def read_line(prompt: str) -> str:
-        try:
-            return next(rest)
-        except StopIteration:
-            raise EOFError from None
-
-    conversation = Conversation(runtime.tokenizer)
-    chat = Chat(loaded(runtime, conversation), SamplingOptions(), Screen(), read_line, last, overflow)  # type: ignore[arg-type]
-    assert chat.run() == 0
-    return chat
 
 
 def contents(chat: Chat) -> list[str]:
