@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loaders.cache_directory import replace_whole
 from loaders.json_files import read_object
 from offload_runtime.errors import UsageError
 from offload_runtime.sampling_options import SamplingOptions
@@ -51,7 +50,7 @@ def keep_chat(path: Path, conversation: "Conversation", sampling: SamplingOption
         "sampling": sampling.as_arguments(),
     }
     try:
-        _write_atomically(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        replace_whole(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -155,14 +154,3 @@ def _is_stretch(value: Any) -> bool:
     if not isinstance(value, dict) or not _is_text(value.get("text")) or not isinstance(value.get("ids"), list):
         return False
     return all(type(token) is int and token >= 0 for token in value["ids"])
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write beside `path` and rename: whoever reads it sees the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
