@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from loaders.errors import ModelFilesError
 from loaders.hub_names import HubName
+from loaders.message_text import first_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -79,17 +80,17 @@ def _explanation(name: HubName, error: Exception, is_cached: Callable[[], bool] 
     if isinstance(error, RevisionNotFoundError):
         return f"{name}: {name.repo} has no branch, tag or commit {name.revision!r}.\n  {page}/tree/main   lists them"
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-        return f"{name}: a file that the hub lists is not there ({_first_line(error)}). Run the same command again."
+        return f"{name}: a file that the hub lists is not there ({first_line(error)}). Run the same command again."
     if isinstance(error, HfHubHTTPError):
         return _refusal(name, error.response.status_code, hub, is_cached)
     if isinstance(error, HFValidationError):
-        return f"{name}: there is no such directory, and it cannot be a name on {hub}: {_first_line(error)}"
+        return f"{name}: there is no such directory, and it cannot be a name on {hub}: {first_line(error)}"
     if isinstance(error, HTTPError | ConnectionError | LocalEntryNotFoundError):
         neither = "there is no such directory, and " if is_cached else ""
-        return f"{name}: {neither}{hub} cannot be reached ({_first_line(error)}).{_without_hub(is_cached)}"
+        return f"{name}: {neither}{hub} cannot be reached ({first_line(error)}).{_without_hub(is_cached)}"
     if isinstance(error, OSError):
         return _disk(name, error, constants.HF_HUB_CACHE)
-    return f"{name}: what {hub} answered is no answer of a hub ({_first_line(error)}). A proxy may be in between."
+    return f"{name}: what {hub} answered is no answer of a hub ({first_line(error)}). A proxy may be in between."
 
 
 def _refusal(name: HubName, status: int, hub: str, is_cached: Callable[[], bool] | None) -> str:
@@ -127,9 +128,5 @@ def _disk(name: HubName, error: OSError, cache: str) -> str:
             "  HF_HOME=DIR   before the command: downloads go to another directory"
         )
     return (
-        f"{name}: it cannot be downloaded ({_first_line(error)}). Run the same command again; what is complete is kept."
+        f"{name}: it cannot be downloaded ({first_line(error)}). Run the same command again; what is complete is kept."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -38,6 +38,11 @@ def message_text(text: str) -> str:
     return "\n".join([*lines[:head], "…", *lines[len(lines) - tail :]])
 
 
+def first_line(error: BaseException) -> str:
+    """Of what a library raised: the first line of its message, else its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def quoted(value: object, most: int = 60) -> str:
     """A name or value out of a file, for the middle of a sentence: one line of at most `most` characters."""
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from loaders.gguf.model import is_gguf, read_gguf_cached
 from loaders.gguf.tokenizer import gguf_tokenizer
 from loaders.gguf.vocabulary import has_gguf_vocabulary
 from loaders.json_files import read_json
+from loaders.message_text import first_line
 from loaders.needed_files import VOCABULARY_FILES
 from loaders.tokenizers.sentencepiece_file import is_sentencepiece_alone
 from loaders.tokenizers.sentencepiece_tokenizer import sentencepiece_tokenizer
@@ -49,31 +52,26 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     if not is_gguf(directory):
         check_tokenizer_files(directory)
     template = None if is_gguf(directory) else chat_template_of(directory)
-    try:
-        with panics_explained(directory):
-            tokenizer = (
-                gguf_tokenizer(read_gguf_cached(directory)) if is_gguf(directory) else _from_directory(directory)
-            )
-    except OffloadError:
-        raise
-    except Exception as error:  # damaged files raise whatever the parsers meet: KeyError, JSON errors, bare Exception
-        raise ModelFilesError(f"{directory}: the tokenizer cannot be loaded: {_first_line(error)}") from error
-    _check_use(directory, tokenizer)
+    with _explained(directory, "loaded"):
+        tokenizer = gguf_tokenizer(read_gguf_cached(directory)) if is_gguf(directory) else _from_directory(directory)
+    with _explained(directory, "used"):  # most values of tokenizer_config.json fail where they are first used
+        tokenizer.decode(tokenizer("Hello").input_ids)
+        tokenizer.get_added_vocab(), tokenizer.all_special_ids, len(tokenizer)
     if not is_gguf(directory):
         tokenizer.chat_template = template
     return tokenizer
 
 
-def _check_use(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """transformers takes most values of tokenizer_config.json as they are, and fails where it first uses them."""
+@contextmanager
+def _explained(directory: Path, done: str) -> Iterator[None]:
+    """Damaged files raise whatever the parsers meet: KeyError, JSON errors, bare Exception, a panic."""
     try:
         with panics_explained(directory):
-            tokenizer.decode(tokenizer("Hello").input_ids)
-            tokenizer.get_added_vocab(), tokenizer.all_special_ids, len(tokenizer)
+            yield
     except OffloadError:
         raise
     except Exception as error:
-        raise ModelFilesError(f"{directory}: the tokenizer cannot be used: {_first_line(error)}") from error
+        raise ModelFilesError(f"{directory}: the tokenizer cannot be {done}: {first_line(error)}") from error
 
 
 def _from_directory(directory: Path) -> PreTrainedTokenizerBase:
@@ -111,7 +109,3 @@ def check_same_tokens(
 ) -> None:
     """`check_same_vocabulary` for loaded tokenizers and the rows of their models' embeddings."""
     check_same_vocabulary(target.get_vocab(), draft.get_vocab(), target_vocab_size, draft_vocab_size)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
