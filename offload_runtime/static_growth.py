@@ -10,7 +10,7 @@ from torch import Tensor
 
 from offload_runtime.draft import Draft, draft_law
 from offload_runtime.drawn_tree import DrawnTree
-from sequoia_tree.sampling import Sampling
+from sequoia_tree.sampling import Sampling, highest_tokens
 from sequoia_tree.shaping.contexts import Text
 from sequoia_tree.tree import Tree
 from sequoia_tree.uploads import upload
@@ -90,9 +90,7 @@ class StaticGrowth:
 
 def likeliest(law: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """The `count` likeliest tokens of each row of log-laws ``[m, V]``, likeliest first; -1 where fewer are possible."""
-    values, tokens = law.topk(min(count, law.shape[-1]))
-    tokens = tokens.masked_fill(~(values > -torch.inf), -1)  # NaN is no probability either
-    return torch.nn.functional.pad(tokens, (0, count - tokens.shape[-1]), value=-1)
+    return highest_tokens(law, count)
 
 
 def _inner_nodes(tree: Tree) -> NDArray[np.int64]:

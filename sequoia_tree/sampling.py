@@ -225,8 +225,16 @@ def draw_without_replacement(log_law: Tensor, count: int, generator: torch.Gener
     """
     uniform = torch.rand(log_law.shape, dtype=torch.float64, device=log_law.device, generator=generator)
     keys = uniform.log_().neg_().log_().neg_().add_(log_law).masked_fill_(log_law < _LEAST_LOG_PROBABILITY, -_INF)
-    values, tokens = keys.topk(min(count, log_law.shape[-1]))
-    tokens = tokens.masked_fill(~(values > -_INF), -1)  # NaN is no key either
+    return highest_tokens(keys, count)
+
+
+def highest_tokens(keys: Tensor, count: int) -> Tensor:
+    """The tokens of the `count` highest keys in each row [m, V], highest first: int64 [m, count].
+
+    -1 where there are fewer: -inf is no key, and neither is NaN.
+    """
+    values, tokens = keys.topk(min(count, keys.shape[-1]))
+    tokens = tokens.masked_fill(~(values > -_INF), -1)
     return torch.nn.functional.pad(tokens, (0, count - tokens.shape[-1]), value=-1)
 
 
