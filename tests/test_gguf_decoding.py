@@ -11,6 +11,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
 
 from loaders.decoding.plain import decode
+from loaders.decoding.side_by_side import BLOCK_VALUES
 from loaders.formats.schemes import Ggml
 from loaders.gguf.types import BLOCKS, TYPE_NAMES
 from tests.gguf_samples import KINDS, Type, gguf, random_blocks
@@ -92,7 +93,7 @@ def test_vectors_and_what_was_added(way):
 
 
 def test_work_goes_in_blocks(monkeypatch):
-    monkeypatch.setattr("loaders.decoding.ggml.BLOCK_VALUES", 1000)
+    monkeypatch.setitem(BLOCK_VALUES, "cpu", 1000)
     blocks = random_blocks("Q6_K", SHAPE, 1.0)
     expected = torch.from_numpy(gguf.quants.dequantize(blocks, Type.Q6_K))
     assert torch.equal(decoded(plain, Ggml("Q6_K"), torch.from_numpy(blocks), SHAPE), expected)

@@ -15,6 +15,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from loaders.decoding.plain import decode
+from loaders.decoding.side_by_side import BLOCK_VALUES
 from loaders.errors import ModelFilesError, OffloadError, UnsupportedModelError
 from loaders.formats import METHODS, read_format
 from loaders.formats.schemes import Scaled
@@ -55,7 +56,7 @@ def test_decoded_weights_are_those_of_the_writer(case, dtype):
 )
 def test_blocks_of_a_few_rows_make_no_difference(case, monkeypatch):
     """A matrix larger than a block, whose only group is."""
-    monkeypatch.setattr("loaders.decoding.plain.BLOCK_VALUES", 1)
+    monkeypatch.setitem(BLOCK_VALUES, "cpu", 1)
     test_decoded_weights_are_those_of_the_writer(case, torch.float32)
 
 

@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from loaders.decoding.side_by_side import for_each
+from loaders.decoding.side_by_side import block_values, for_each
 from loaders.formats.schemes import Ggml
 from loaders.gguf.types import BLOCKS
 
-BLOCK_VALUES = 1 << 19  # decoded at once, to stay in a core's cache: 2 MB in float32
 LOW_NIBBLES, FIFTH_BITS, SIXTH_BITS = 0x0F0F0F0F0F0F0F0F, 0x1010101010101010, 0x3030303030303030  # of 8 bytes
-EIGHT_BITS = ((torch.arange(256)[:, None] >> torch.arange(8) & 1) << 4).to(torch.uint8).view(torch.int64).flatten()
 SUB = 32  # values of a simple block, and of a part of a large one that has a scale of its own
 
 
@@ -42,15 +40,16 @@ def _parts(stored: Tensor, out: Tensor, paired_heads: int) -> Iterator[tuple[Ten
 
     The rows of a head in pairs: [pairs, 2, row] on disk, [2, pairs, row] in the model.
     """
+    most = block_values(out)
     if not paired_heads:
         source, target = stored.reshape(-1, stored.shape[-1]), out.view(-1, out.shape[-1])
-        step = max(BLOCK_VALUES // target.shape[-1], 1)
+        step = max(most // target.shape[-1], 1)
         yield from zip(source.split(step), target.split(step))
         return
     pairs = len(out) // paired_heads // 2
     source, target = stored.view(paired_heads, pairs, 2, -1), out.view(paired_heads, 2, pairs, -1).transpose(1, 2)
-    heads = max(BLOCK_VALUES // (2 * pairs * target.shape[-1]), 1)
-    step = max(BLOCK_VALUES // (2 * target.shape[-1]), 1) if heads == 1 else pairs
+    heads = max(most // (2 * pairs * target.shape[-1]), 1)
+    step = max(most // (2 * target.shape[-1]), 1) if heads == 1 else pairs
     for some, their in zip(source.split(heads), target.split(heads)):
         yield from zip(some.split(step, dim=1), their.split(step, dim=1))
 
@@ -82,9 +81,22 @@ def _add_bits(codes: Tensor, stored: Tensor, shifts: Iterable[int], mask: int) -
     codes.view(torch.int64).view(-1).bitwise_or_(bits.view(-1))
 
 
+def _fifth_bits_of_bytes(device: torch.device) -> Tensor:
+    """The 8 bits of every byte, each at the place of a fifth bit in a byte of its own: int64 [256].
+
+    Made on the device: to send it there would wait, and could not be captured in a graph.
+    """
+    bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)
+    return ((bits & 1) << 4).to(torch.uint8).view(torch.int64).flatten()
+
+
+FIFTH_BITS_OF_BYTES = _fifth_bits_of_bytes(torch.device("cpu"))
+
+
 def _add_fifth_bits(codes: Tensor, stored: Tensor) -> None:
     """Or bit i of the 32 in bytes [n, 4] into code i of uint8 [n, 32]."""
-    spread = EIGHT_BITS.to(stored.device).index_select(0, stored.reshape(-1).to(torch.int32))
+    table = FIFTH_BITS_OF_BYTES if stored.device.type == "cpu" else _fifth_bits_of_bytes(stored.device)
+    spread = table.index_select(0, stored.reshape(-1).to(torch.int32))
     codes.view(torch.int64).view(-1).bitwise_or_(spread)
 
 

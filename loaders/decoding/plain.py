@@ -1,6 +1,7 @@
 """Decoding in plain torch, on any device: the reference that kernels are held to, and the way it is done on a CPU.
 
-Works through a matrix in blocks of rows that stay in a core's cache: besides the output each core needs a few MB.
+Works through a matrix in blocks of rows: on a CPU they stay in a core's cache, and besides the output each core needs a
+few MB; on a GPU they are as large as most matrices, so that launching operations takes little time.
 Values are computed in float32, where products of a small integer and a 16-bit scale are exact, and rounded once to the
 dtype of the scale: bit for bit what the formats' own libraries give.
 """
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from loaders.decoding.ggml import ggml
-from loaders.decoding.side_by_side import for_each
+from loaders.decoding.side_by_side import block_values, for_each
 from loaders.decoding.values import (
     FP4_AS_HALF_FACTOR,
     awq_nibbles,
@@ -26,7 +27,6 @@ from loaders.decoding.values import (
 )
 from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
 
-BLOCK_VALUES = 1 << 19  # 2 MB in float32: smaller ones take more time in Python, larger ones leave the cache
 ONES = {4: 0x11111111, 8: 0x01010101}  # a one in each field of a word
 
 Operands = Mapping[str, Tensor]
@@ -37,9 +37,10 @@ def decode(scheme: Scheme, operands: Operands, out: Tensor) -> None:
     DECODERS[type(scheme)](scheme, operands, out)
 
 
-def blocks(rows: int, columns: int, group: int = 1) -> Iterator[slice]:
+def blocks(out: Tensor, group: int = 1) -> Iterator[slice]:
     """The rows of a matrix in blocks, each of whole groups of rows or within one; such a part is a multiple of 8."""
-    most = max(BLOCK_VALUES // columns, 8)
+    rows, columns = out.shape
+    most = max(block_values(out) // columns, 8)
     step = most // group * group or next(part for part in range(most // 8 * 8, 0, -8) if group % part == 0)
     return (slice(begin, min(begin + step, rows)) for begin in range(0, rows, step))
 
@@ -61,7 +62,7 @@ def awq(scheme: Awq, operands: Operands, out: Tensor) -> None:
         grouped *= scales[among, None].to(torch.float32)
         store(values, scales.dtype, out[rows])
 
-    for_each(decode_rows, blocks(out.shape[0], out.shape[1], size), out)
+    for_each(decode_rows, blocks(out, size), out)
 
 
 def gptq(scheme: Gptq, operands: Operands, out: Tensor) -> None:
@@ -89,7 +90,7 @@ def gptq(scheme: Gptq, operands: Operands, out: Tensor) -> None:
             values *= scales[group].to(torch.float32)
         store(values, scales.dtype, out[rows])
 
-    for_each(decode_rows, blocks(out.shape[0], out.shape[1], size if scheme.ordered else per_word), out)
+    for_each(decode_rows, blocks(out, size if scheme.ordered else per_word), out)
 
 
 def words(scheme: Words, operands: Operands, out: Tensor) -> None:
@@ -116,7 +117,7 @@ def words(scheme: Words, operands: Operands, out: Tensor) -> None:
             values *= scale[rows][:, group].to(torch.float32)
         store(values, scale.dtype, out[rows])
 
-    for_each(decode_rows, blocks(out.shape[0], out.shape[1]), out)
+    for_each(decode_rows, blocks(out), out)
 
 
 def scaled(scheme: Scaled, operands: Operands, out: Tensor) -> None:
@@ -141,41 +142,37 @@ def scaled(scheme: Scaled, operands: Operands, out: Tensor) -> None:
             values *= scheme.factor
         store(values, kept, out[rows])
 
-    for_each(decode_rows, blocks(out.shape[0], out.shape[1]), out)
+    for_each(decode_rows, blocks(out), out)
 
 
 def mxfp4(scheme: Mxfp4, operands: Operands, out: Tensor) -> None:
     """out [E, K, N]."""
-    stored, scales = operands["blocks"].flatten(0, 1), operands["scales"].flatten(0, 1)  # [E N, K/32, …]
-    outputs = out.shape[2]
+    stored, scales, out = operands["blocks"], operands["scales"], out.mT  # [E, N, …]
+    together = max(block_values(out) // out[0].numel(), 1)
+    experts = (slice(begin, begin + together) for begin in range(0, len(out), together))
 
-    def decode_rows(part: tuple[int, slice]) -> None:
-        expert, rows = part
-        among = slice(expert * outputs + rows.start, expert * outputs + rows.stop)
-        values = fp4_values(nibbles(stored[among])).to(torch.float32)
+    def decode_rows(part: tuple[slice, slice]) -> None:
+        values = fp4_values(nibbles(stored[part])).to(torch.float32)
         values *= FP4_AS_HALF_FACTOR
-        values *= powers_of_two(scales[among])[..., None]
-        store(values.flatten(1), torch.bfloat16, out[expert].mT[rows])
+        values *= powers_of_two(scales[part])[..., None]
+        store(values.flatten(2), torch.bfloat16, out[part])
 
-    for_each(
-        decode_rows,
-        ((expert, rows) for expert, one in enumerate(out.mT) for rows in blocks(one.shape[0], one.shape[1])),
-        out,
-    )
+    for_each(decode_rows, ((some, rows) for some in experts for rows in blocks(out[0])), out)
 
 
 def codebook(scheme: Codebook, operands: Operands, out: Tensor) -> None:
     """out [N, K]."""
     table, absmax = operands["weight.quant_map"], codebook_scales(scheme, operands)
-    stored, flat, size = operands["weight"].view(-1), out.view(-1), scheme.block
+    stored, size = operands["weight"].view(-1), scheme.block
+    out = out.view(-1, size)
 
     def decode_blocks(part: slice) -> None:
-        among = slice(part.start * size, part.stop * size)
-        values = pair_values(stored[among.start // 2 : among.stop // 2], table).unflatten(0, (-1, size))
+        pairs = stored[part.start * size // 2 : part.stop * size // 2]
+        values = pair_values(pairs, table).view(-1, size)
         values *= absmax[part, None]
-        store(values.flatten(), getattr(torch, scheme.dtype), flat[among])
+        store(values, getattr(torch, scheme.dtype), out[part])
 
-    for_each(decode_blocks, blocks(len(absmax), size), out)
+    for_each(decode_blocks, blocks(out), out)
 
 
 def codebook_scales(scheme: Codebook, operands: Operands) -> Tensor:
