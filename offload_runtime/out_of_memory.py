@@ -1,6 +1,7 @@
 """What to do when the GPU has less memory than the plan counted on."""
 
 import gc
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,10 +10,34 @@ import torch
 
 from offload_runtime.errors import DoesNotFitError
 from offload_runtime.planning import Preparation
+from scheduler.device_memory import release_cached
 from scheduler.plan import Plan
 from scheduler.sizes import format_cap, format_size
 
 SMALLER_SHARE = 0.9
+# PyTorch's allocator has an exception of its own. Whatever asks the driver past it says the same in text: starting CUDA
+# and loading kernels (AcceleratorError, "CUDA driver error"), a library's workspace or handle, a Triton launch.
+_IN_TEXT = re.compile(
+    r"CUDA (driver )?error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"
+    r"|CU[A-Z]+_STATUS_ALLOC_FAILED|Triton Error \[CUDA\]: out of memory"
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the GPU's memory is full, in whichever of CUDA's ways."""
+    told = isinstance(error, RuntimeError) and _IN_TEXT.search(str(error)) is not None
+    return told or isinstance(error, torch.OutOfMemoryError)
+
+
+@contextmanager
+def out_of_memory_recognised() -> Iterator[None]:
+    """Raise PyTorch's own exception for every way in which CUDA says that the GPU's memory is full."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or not is_out_of_memory(error):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
 
 
 def smaller_cap(plan: Plan) -> int:
@@ -28,15 +53,15 @@ def tightened(preparation: Preparation, plan: Plan) -> Preparation:
 def free_unused_memory() -> None:
     """Give the device back what nothing refers to any more: PyTorch keeps freed blocks for itself."""
     gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    release_cached()
 
 
 @contextmanager
 def out_of_memory_explained(plan: Plan) -> Iterator[None]:
     """Turn CUDA's own error into DoesNotFitError with a cap to try. What was generated so far is kept."""
     try:
-        yield
+        with out_of_memory_recognised():
+            yield
     except torch.OutOfMemoryError as error:
         cap = f"--device-memory {format_cap(smaller_cap(plan))}"
         raise DoesNotFitError(

@@ -25,7 +25,12 @@ from offload_runtime.generation_fields import unapplied_note
 from offload_runtime.learned_acceptance import LearnedAcceptance
 from offload_runtime.loading import Progress, load_models
 from offload_runtime.model import never
-from offload_runtime.out_of_memory import free_unused_memory, out_of_memory_explained, tightened
+from offload_runtime.out_of_memory import (
+    free_unused_memory,
+    out_of_memory_explained,
+    out_of_memory_recognised,
+    tightened,
+)
 from offload_runtime.pack_weights import with_packed_files
 from offload_runtime.planning import Preparation, prepare
 from offload_runtime.policy_choice import tree_policy
@@ -139,7 +144,8 @@ class OffloadRuntime:
         self.last_reply = Reply()
         self._turns = Turns()
         try:
-            self._load(preparation)
+            with out_of_memory_recognised():
+                self._load(preparation)
             return
         except torch.OutOfMemoryError:
             pass  # its traceback holds on to what was loaded until this block is left
@@ -317,7 +323,8 @@ class OffloadRuntime:
         """The decoder's steps; where the device runs out of memory, the rest of them after loading with less of it."""
         if not self._tightened:
             try:
-                yield from self._decoder.steps(request)
+                with out_of_memory_recognised():
+                    yield from self._decoder.steps(request)
                 return
             except torch.OutOfMemoryError:
                 pass  # its traceback holds on to the pass until this block is left

@@ -1,9 +1,32 @@
 """The device's memory: where buffers come from, and how much was held at most."""
 
+import threading
+
 import torch
 from torch import Tensor
 
 from scheduler.host_memory import allocate
+
+# A capture that fails leaves PyTorch's allocator, of which a process has one, believing in it for ever (2.11, 2.12:
+# pytorch#180395): the next `empty_cache` ends in an assertion, and a capture begins with one. Later versions leak the
+# memory pool of the graph, no more.
+_capture_failed = threading.Event()
+
+
+def note_failed_capture() -> None:
+    """From now on nothing is captured in this process, and blocks that were freed stay PyTorch's."""
+    _capture_failed.set()
+
+
+def may_capture() -> bool:
+    """Whether CUDA graphs can be captured: until a capture has failed."""
+    return not _capture_failed.is_set()
+
+
+def release_cached() -> None:
+    """Give the driver back the freed blocks that PyTorch keeps; they stay where a failed capture made that unsafe."""
+    if torch.cuda.is_initialized() and may_capture():
+        torch.cuda.empty_cache()
 
 
 class DeviceMemory:
@@ -46,7 +69,7 @@ class DeviceMemory:
         them where it finds no memory, but kernels that are loaded and other programs ask the driver.
         """
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+            release_cached()
 
     @property
     def peak_bytes(self) -> int:

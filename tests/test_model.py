@@ -77,14 +77,25 @@ def test_a_prompt_too_long_is_told_what_the_model_can_hold():
             runtime.generate([1] * most)
 
 
-def out_of_memory(monkeypatch, times):
+# What CUDA has been seen to say, PyTorch's allocator first.
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in ..."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+]
+
+
+def out_of_memory(monkeypatch, times, error=FULL[0]):
     """Let the next `times` passes run out of memory."""
     left, forward = [times], Model.forward
 
     def run(*arguments, **options):
         if left[0]:
             left[0] -= 1
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return forward(*arguments, **options)
 
     monkeypatch.setattr(Model, "forward", run)
@@ -110,6 +121,29 @@ def test_out_of_memory_in_a_reply_plans_with_less_and_goes_on(monkeypatch, steps
         assert runtime.plan.device_bytes <= 0.9 * planned
 
 
+@pytest.mark.parametrize("error", FULL[1:], ids=str)
+def test_out_of_memory_in_other_words_is_met_alike(monkeypatch, error):
+    target = checkpoint("llama")
+    with resident_runtime(target) as runtime:
+        out_of_memory(monkeypatch, 2, error)
+        with pytest.raises(DoesNotFitError, match="--device-memory"):
+            runtime.generate(PROMPT, max_new_tokens=4)
+        assert runtime.generate(PROMPT, max_new_tokens=4, temperature=0).token_ids == greedy(target, PROMPT, 4)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error: an illegal memory access was encountered"), ValueError("out of memory"), MemoryError()],
+    ids=repr,
+)
+def test_other_errors_of_a_pass_stay_what_they_are(monkeypatch, error):
+    with resident_runtime(checkpoint("llama")) as runtime:
+        out_of_memory(monkeypatch, 1, error)
+        with pytest.raises(type(error)) as caught:
+            runtime.generate(PROMPT, max_new_tokens=4)
+        assert caught.value is error
+
+
 def test_out_of_memory_a_second_time_is_explained_and_the_next_reply_is_right(monkeypatch):
     target = checkpoint("llama")
     with resident_runtime(target) as runtime:
@@ -128,14 +162,14 @@ def test_out_of_memory_where_no_plan_with_less_fits_leaves_what_is_loaded(monkey
         assert runtime.generate(PROMPT, max_new_tokens=4, temperature=0).token_ids == greedy(target, PROMPT, 4)
 
 
-@pytest.mark.parametrize(("times", "fits"), [(1, True), (2, False)])
-def test_out_of_memory_while_loading_plans_with_less_once(monkeypatch, times, fits):
+@pytest.mark.parametrize(("times", "fits", "error"), [(1, True, FULL[0]), (2, False, FULL[0]), (1, True, FULL[1])])
+def test_out_of_memory_while_loading_plans_with_less_once(monkeypatch, times, fits, error):
     target, left, empty = checkpoint("llama"), [times], DeviceMemory.empty
 
     def run_out(memory, nbytes):
         if left[0]:
             left[0] -= 1
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return empty(memory, nbytes)
 
     monkeypatch.setattr(DeviceMemory, "empty", run_out)

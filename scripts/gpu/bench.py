@@ -1,6 +1,5 @@
 """What the sections share: where they write, what is written already, how much time is left."""
 
-import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from widen_model import wide_shape, widen
 from gpu.scale import Scale, Wide
 from loaders.random_checkpoint import write_random_checkpoint
 from offload_runtime.loading import LoadedModels, load_models
+from offload_runtime.out_of_memory import free_unused_memory
 from offload_runtime.planning import Preparation, prepare
 from offload_runtime.run_options import Options
 
@@ -95,9 +95,7 @@ class Bench:
 
     def free(self) -> None:
         """Give back what nothing holds any more."""
-        gc.collect()
-        if self.is_cuda:
-            torch.cuda.empty_cache()
+        free_unused_memory()
 
     def synchronize(self) -> None:
         if self.is_cuda:
