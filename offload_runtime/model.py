@@ -110,6 +110,7 @@ class Model:
         self.layers_begun = 0  # in all passes so far; other threads may read it while a pass runs
         self.padded_total = 0
         self._padded: PaddedPasses | None = None
+        self._in_one_piece = False  # the pass under way
 
     def pad_passes(self, padding: Padding, run: Runner) -> None:
         """From now on passes that fit the widest shape are padded and go through `run`.
@@ -152,7 +153,7 @@ class Model:
         """Run ``tokens [n]`` as the given rows, behind what the cache holds.
 
         Returns logits ``[logits_to_keep, vocab]`` of the last rows. The new cache rows stay uncommitted.
-        Raises Interrupted between two layers when `should_stop` says so.
+        Raises Interrupted between two layers when `should_stop` says so; the device is then at most two layers behind.
         """
         if not self._hooks:
             raise RuntimeError("the model is closed")
@@ -211,12 +212,12 @@ class Model:
 
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:
-        """For the block nobody is asked whether to stop: a pass that is being captured has no middle."""
-        should_stop, self.should_stop = self.should_stop, never
+        """For the block nobody is asked whether to stop, nor waited for: a pass that is captured has no middle."""
+        self._in_one_piece = True
         try:
             yield
         finally:
-            self.should_stop = should_stop
+            self._in_one_piece = False
 
     def read(self, tokens: Sequence[int], most_rows: int) -> Tensor:
         """Append text to the cache, at most `most_rows` tokens a pass; logits ``[1, vocab]`` after its end.
@@ -291,7 +292,9 @@ class Model:
             yield unit.module.register_forward_hook(self._release)
 
     def _begin_layer(self, module: nn.Module, args: Any) -> None:
-        self._poll()
+        if not self._in_one_piece:
+            self._weights.run_ahead.begin_layer()
+            self._poll()
         self.layers_begun += 1
 
     def _poll(self) -> None:

@@ -3,7 +3,8 @@
 A thread fills slot after slot and never waits for the end of a pass: while the last units compute, while the draft
 works and while the next pass is prepared, it already fetches the first units of the next pass. It stops only where
 every slot is full. On CUDA the copies run on their own stream and events order both ways: a slot is computed on after
-its copy (read after write), and overwritten after the computation that used it (write after read).
+its copy (read after write), and overwritten after the computation that used it (write after read). The thread waits for
+copies to end, piece by piece, so that few are in flight; who computes waits for the thread, and never for the device.
 """
 
 from collections.abc import Callable, Iterator, Sequence

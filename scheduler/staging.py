@@ -11,10 +11,13 @@ from loaders.spec import ModelSpec, UnitSpec, aligned
 from scheduler.placement import Tier
 from scheduler.sizes import MIB
 
-# Large enough for a copy to run at the link's full speed, and enough of them that the host writes to one and the link
-# empties another while two wait.
-BOUNCE_CHUNK_BYTES = 16 * MIB
-BOUNCE_CHUNKS = 4
+# Layers are copied to a GPU in pieces: large enough to run at the link's full speed, and few enough of them in flight
+# that other uploads, which wait for these, wait for one or two milliseconds.
+PIECE_BYTES = 16 * MIB
+PIECES_IN_FLIGHT = 2
+# The host writes to one chunk while the others are in flight.
+BOUNCE_CHUNK_BYTES = PIECE_BYTES
+BOUNCE_CHUNKS = PIECES_IN_FLIGHT + 1
 BOUNCE_BYTES = BOUNCE_CHUNKS * BOUNCE_CHUNK_BYTES
 # What is read from disk to be sent to a GPU is staged in spans: eight threads read 4 MiB each.
 SPAN_BYTES = 32 * MIB

@@ -18,6 +18,7 @@ from scheduler.placement import Tier
 from scheduler.prefetch import nothing
 from scheduler.read_ahead import ReadAhead
 from scheduler.ring import Ring
+from scheduler.run_ahead import RunAhead
 from scheduler.streams import Streams, streams_of
 from scheduler.tier_buffers import TierBuffers, UnitBytes, allocate_tiers
 
@@ -70,6 +71,7 @@ class UnitMemory:
         self._lacking: tuple[int, Tensor] | None = None  # the unit acquired last and its slot
         self._only_hits = False
         self.crossed_bytes = 0  # of all units that were acquired so far
+        self.run_ahead = RunAhead(self._streams.event)
         self.resident: dict[int, Tensor] = {}
         self.ring: Ring[_Filled] | None = None
         # Where the reader writes to the device's memory itself, what it reads through lies there too.

@@ -7,6 +7,7 @@ under test forgets to order happens in the wrong order.
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -68,7 +69,7 @@ class FakeEvent:
             current.give(lambda: mark.wait(20))
 
     def synchronize(self) -> None:
-        self._streams.host_waits += 1
+        self._streams.host_waits[threading.current_thread().name] += 1
         if self._streams.forgets != "host":
             assert self._mark.wait(20), "the fake device hangs"
 
@@ -87,7 +88,7 @@ class FakeStreams:
         self.computing: Stream | Inline = Inline() if inline else Stream("compute")
         self._copying = Stream("copy")
         self._local = threading.local()
-        self.host_waits = 0
+        self.host_waits: Counter[str] = Counter()  # by thread
         self.copies = 0
 
     @property

@@ -7,6 +7,7 @@ import pytest
 from offload_runtime import OffloadRuntime, model
 from offload_runtime.errors import ModelFilesError
 from scheduler.placement import Tier
+from scheduler.staging import BOUNCE_BYTES
 from scheduler.unit_memory import UnitMemory
 from tests.adapter_samples import write_adapter
 from tests.fake_device import FakeStreams, fake_host
@@ -19,7 +20,6 @@ TIERS = {
     "disk": [DISK] * LAYERS,
     "mixed": [HOST, DISK, DEVICE, DISK, HOST, HOST],
 }
-CHUNKS = 4 * 16 * 1024**2  # what the chunks take that pageable memory crosses the link by
 OPTIONS = {"context_length": 96, "tree": "sequoia", "tree_size": 6, "tree_depth": 2}
 NEW_TOKENS = 8
 
@@ -68,7 +68,7 @@ def write(runtime, prompt=PROMPT, **arguments):
 
 
 @pytest.mark.parametrize("tiers", TIERS)
-@pytest.mark.parametrize("granted", [None, CHUNKS + 1, 0])
+@pytest.mark.parametrize("granted", [None, BOUNCE_BYTES + 1, 0])
 def test_text_is_the_models_own(load, expected, tiers, granted):
     runtime = load(TIERS[tiers], granted, copy_seconds=0.0005)
     assert write(runtime) == expected

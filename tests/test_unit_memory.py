@@ -15,10 +15,10 @@ import torch
 from loaders.errors import ModelFilesError
 from loaders.reader import WeightReader
 from loaders.sources import ByteRun, UnitSource
-from scheduler import bounce, staging
+from scheduler import bounce, copy_window, staging
 from scheduler.device_memory import DeviceMemory
 from scheduler.placement import Tier
-from scheduler.staging import pageable_units
+from scheduler.staging import BOUNCE_CHUNKS, pageable_units
 from scheduler.unit_memory import UnitBytes, UnitMemory
 from tests.fake_device import FakeStreams, fake_host
 from tests.plan_samples import model
@@ -35,10 +35,11 @@ LITTLE = 65_536  # what WSL2 would grant here: the chunks and a unit or two
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    """Units are several spans and several chunks, as large ones are."""
+    """Units are several spans, several chunks and several pieces, as large ones are."""
     monkeypatch.setattr(staging, "SPAN_BYTES", 8192)
     monkeypatch.setattr(staging, "BOUNCE_CHUNK_BYTES", 8192)
     monkeypatch.setattr(bounce, "BOUNCE_CHUNK_BYTES", 8192)
+    monkeypatch.setattr(copy_window, "PIECE_BYTES", 8192)
 
 
 @pytest.fixture
@@ -152,13 +153,15 @@ def test_a_wait_left_out_is_noticed(weights, forgets, tiers, granted, device, co
         assert run_passes(memory, weights, compute_seconds=compute_seconds) != []
 
 
-def test_pinned_units_never_wait_on_the_host(weights):
-    with loaded(weights, TIERS["host"]) as memory:
-        before = memory.fake[0].host_waits
-        assert run_passes(memory, weights) == [] and memory.fake[0].host_waits == before
-    with loaded(weights, TIERS["host"], LITTLE) as memory:
-        before = memory.fake[0].host_waits
-        assert run_passes(memory, weights) == [] and memory.fake[0].host_waits > before
+@pytest.mark.parametrize("granted", [None, LITTLE, 0])
+@pytest.mark.parametrize("tiers", TIERS)
+def test_who_computes_never_waits_for_the_device(weights, tiers, granted):
+    """The threads that copy do: they keep few pieces in flight."""
+    with loaded(weights, TIERS[tiers], granted) as memory:
+        waits = memory.fake[0].host_waits
+        waits.clear()
+        assert run_passes(memory, weights) == []
+        assert waits["ring"] and "MainThread" not in waits
 
 
 @pytest.mark.parametrize("tiers", TIERS)
@@ -191,12 +194,13 @@ def test_what_is_pinned_is_what_was_planned(weights, tiers, limit):
 
 
 def test_after_one_refusal_nothing_more_is_asked_for(weights):
-    with loaded(weights, TIERS["host"], granted=8192 * 4 + 24_576) as memory:
+    with loaded(weights, TIERS["host"], granted=8192 * BOUNCE_CHUNKS + 24_576) as memory:
         _, host, pinning = memory.fake
         # two threads load: either may be the first to ask, and both may be refused before they know of each other
         granted = sum(held == size for held in pinning.held.values() for size in {*SIZES} - {8192})
-        assert 4 + 1 <= pinning.asked <= 4 + granted + 2
-        assert memory.pageable_bytes == sum(SIZES) - (host.pinned_bytes - 4 * 8192) >= sum(SIZES) - 24_576
+        assert BOUNCE_CHUNKS + 1 <= pinning.asked <= BOUNCE_CHUNKS + granted + 2
+        pinned = host.pinned_bytes - BOUNCE_CHUNKS * 8192
+        assert memory.pageable_bytes == sum(SIZES) - pinned >= sum(SIZES) - 24_576
         assert run_passes(memory, weights) == []
 
 
