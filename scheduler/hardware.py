@@ -10,6 +10,8 @@ from scheduler.sizes import MIB
 
 # What large passes keep of a data sheet's figures, to be on the safe side until measured.
 FLOPS_SHARE = 0.7
+# Attention under a mask goes through the memory-efficient kernel, at less than half of that: assumed, not measured.
+ATTENTION_SHARE = 0.3
 MEMORY_SHARE = 0.85
 
 
@@ -99,6 +101,7 @@ def with_data_sheet(machine: Machine, gpu: GPU) -> Machine:
     """`machine` with what the data sheet says of its speed, where nothing is known yet."""
     figures = {
         "flops": gpu.tera_flops * 1e12 * FLOPS_SHARE,
+        "attention_flops": gpu.tera_flops * 1e12 * ATTENTION_SHARE,
         "memory_bandwidth": gpu.gigabytes_per_second * 1e9 * MEMORY_SHARE,
     }
     new = {name: value for name, value in figures.items() if getattr(machine, name) is None}

@@ -26,9 +26,10 @@ class Machine:
     link_bandwidth: from pinned host memory to the device; pageable_bandwidth: from any other. pinned_limit: most bytes
     that can be pinned; None: no limit is known. flops: operations per second (2 for a product and its sum) of large
     matrix products in the dtype computed in. memory_bandwidth: of the device's own memory, as a product of one row has
-    it. product_bandwidth: on a CPU the same for a few rows, whose products lay the weights out anew. pass_seconds: what
-    a pass takes however small its model: Python, masks and launching; layer_seconds: the same of a layer. estimated:
-    names of fields that come from data sheets, not from measurements.
+    it. product_bandwidth: on a CPU the same for a few rows, whose products lay the weights out anew. attention_flops:
+    operations per second of attention under a tree's mask. pass_seconds: what a pass takes however small its model:
+    Python, masks and launching; layer_seconds: the same of a layer. estimated: names of fields that come from data
+    sheets, not from measurements.
     """
 
     device: str
@@ -45,6 +46,7 @@ class Machine:
     flops: float | None = None
     memory_bandwidth: float | None = None
     product_bandwidth: float | None = None
+    attention_flops: float | None = None
     pass_seconds: float | None = None
     layer_seconds: float | None = None
     estimated: tuple[str, ...] = ()

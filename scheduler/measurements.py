@@ -86,7 +86,7 @@ def speed_subject(machine: Machine) -> str:
 def speed_conditions(machine: Machine, dtype: str) -> str:
     """What must not have changed since: driver and PyTorch choose the kernels, cores the speed of a processor."""
     software = f"driver {machine.driver}, torch {torch_build().version}"
-    return f"{software}, {dtype}, {machine.cores} cores, products and passes"
+    return f"{software}, {dtype}, {machine.cores} cores, products, attention and passes"
 
 
 def with_known_speed(machine: Machine, dtype: str) -> Machine:
@@ -97,7 +97,14 @@ def with_known_speed(machine: Machine, dtype: str) -> Machine:
 
 def with_measured_speed(machine: Machine, figures: Figures) -> Machine:
     """`machine` with measured figures (named as its fields) in place of estimates and of what was not known."""
-    speeds = ("link_bandwidth", "pageable_bandwidth", "flops", "memory_bandwidth", "product_bandwidth")
+    speeds = (
+        "link_bandwidth",
+        "pageable_bandwidth",
+        "flops",
+        "memory_bandwidth",
+        "product_bandwidth",
+        "attention_flops",
+    )
     fields = (*speeds, "pass_seconds", "layer_seconds")
     known: dict[str, Any] = {name: figures[name] for name in fields if name in figures}
     return replace(machine, **known, estimated=tuple(name for name in machine.estimated if name not in known))

@@ -1,7 +1,9 @@
 """What passes are predicted to cost: bytes over bandwidths and operations over speed, put through the ring.
 
-unit     GPU: max(weights / memory bandwidth, operations / speed, launching its kernels), which go on side by side;
-         CPU: weights / bandwidth + operations / speed + Python, which follow one another
+unit     decoding its packed weights, then products, max(weights / memory bandwidth, operations / speed), and attention,
+         max(keys and values / memory bandwidth, operations / its own speed): these follow one another on one stream;
+         GPU: at least what launching its kernels takes, which the host does meanwhile;
+         CPU: products take weights / bandwidth + operations / speed, and Python comes on top
 pass     units, read, copied and computed side by side as the ring allows, then the head over the nodes of the tree, and
          what every pass takes
 level    the same for a draft that is resident, over the nodes of one level
@@ -15,6 +17,7 @@ from functools import cached_property, lru_cache, partial
 
 from loaders.spec import ITEMSIZE, ModelSpec, UnitSpec
 from scheduler.machine import Machine
+from scheduler.memory_items import WRITTEN_OUT_ATTENTION
 from scheduler.padding import WIDTHS
 from scheduler.pipeline import PassSeconds, Stage, simulate
 from scheduler.placement import Tier
@@ -26,6 +29,8 @@ LAYER_SECONDS = 0.35e-3
 REPLAYED_LAYER_SECONDS = 0.1e-3
 # Decoding one value of a packed weight on a processor: 0.3 ns (int8) to 1.3 (AWQ) on two x86-64 cores.
 DECODED_VALUE_SECONDS = 0.8e-9
+# What attention moves for each score where it is written out in some ten operations, in 16 bits and in float32.
+WRITTEN_OUT_SCORE_BYTES = 44
 # Until the first byte of experts that are fetched arrives: the host waits for the router, then asks. From disk to a
 # processor's memory 4 KiB take 0.2 ms, through the reading threads; for a GPU as much is assumed, not measured.
 FETCH_SECONDS = 0.2e-3
@@ -137,14 +142,31 @@ class PassCost:
         hit = expected_hits(unit.experts, self.spec.experts_per_token, rows) / unit.experts if unit.experts else 1.0
         dense_share = 1 - unit.expert_bytes / unit.nbytes
         multiplied, touched = (dense_share + (1 - dense_share) * share for share in (per_token, hit))
-        weights = 2 * rows * multiplied * unit.weight_bytes / ITEMSIZE[self.spec.dtype]
-        attention = 4 * rows * (context + rows) * self.spec.hidden_size
-        moved = touched * (unit.nbytes + 2 * unit.decoded_bytes)  # what is decoded is written and read again
-        computing, launching = self._compute_seconds(moved, rows, weights + attention), self._launch_seconds(rows)
+        operations = 2 * rows * multiplied * unit.weight_bytes / ITEMSIZE[self.spec.dtype]
+        products = self._product_seconds(touched * unit.weight_bytes, rows, operations)
+        computing = self._decoding_seconds(unit, touched) + products + self._attention_seconds(rows, context)
+        launching = self._launch_seconds(rows)
         if self.machine.device == "cuda":  # the host goes ahead
             return max(computing, launching)
-        values = touched * unit.decoded_bytes / ITEMSIZE[self.spec.dtype]
-        return computing + launching + (values * DECODED_VALUE_SECONDS if self.knows_computing else 0.0)
+        return computing + launching
+
+    def _decoding_seconds(self, unit: UnitSpec, touched: float) -> float:
+        """Reading the packed weights of a unit, of experts those that are `touched`, and writing the decoded ones."""
+        moving = self._over(touched * (unit.packed_bytes + unit.decoded_bytes), self.machine.memory_bandwidth)
+        if self.machine.device == "cuda" or not self.knows_computing:
+            return moving
+        return moving + touched * unit.decoded_bytes / ITEMSIZE[self.spec.dtype] * DECODED_VALUE_SECONDS
+
+    def _attention_seconds(self, rows: int, context: int) -> float:
+        """Of one layer over the keys and values of the context and of the rows themselves."""
+        spec, machine = self.spec, self.machine
+        scores = rows * (context + rows)
+        multiplying = self._over(4 * scores * spec.hidden_size, machine.attention_flops or machine.flops)
+        read = (context + rows) * spec.kv_bytes_per_token / len(spec.units)
+        attending = max(multiplying, self._over(read, machine.memory_bandwidth))
+        if spec.model_type not in WRITTEN_OUT_ATTENTION:
+            return attending
+        return attending + self._over(spec.num_heads * scores * WRITTEN_OUT_SCORE_BYTES, machine.memory_bandwidth)
 
     def _launch_seconds(self, rows: int) -> float:
         if not self.knows_computing:
@@ -154,9 +176,9 @@ class PassCost:
 
     def _head_seconds(self, nodes: int) -> float:
         values = self.spec.vocab_size * self.spec.hidden_size
-        return self._compute_seconds(values * ITEMSIZE[self.spec.dtype], nodes, 2 * nodes * values)
+        return self._product_seconds(values * ITEMSIZE[self.spec.dtype], nodes, 2 * nodes * values)
 
-    def _compute_seconds(self, nbytes: float, rows: int, operations: float) -> float:
+    def _product_seconds(self, nbytes: float, rows: int, operations: float) -> float:
         """Products of `rows` rows with weights of `nbytes`."""
         machine, multiplying = self.machine, self._over(operations, self.machine.flops)
         if machine.device == "cpu" and rows > 1:  # it lays weights out anew, then multiplies

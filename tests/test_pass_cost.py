@@ -13,6 +13,7 @@ from scheduler.pass_cost import (
     DECODED_VALUE_SECONDS,
     LAYER_SECONDS,
     REPLAYED_LAYER_SECONDS,
+    WRITTEN_OUT_SCORE_BYTES,
     PassCost,
     resident_cost,
 )
@@ -31,8 +32,13 @@ def attention(rows: int, context: int) -> float:
     return 4 * rows * (context + rows) * LLAMA2_70B.hidden_size
 
 
+def cached(context: int) -> float:
+    """Bytes of one layer's keys and values."""
+    return context * LLAMA2_70B.kv_bytes_per_token / LAYERS
+
+
 def test_one_row_on_a_processor_reads_the_weights_once():
-    expected = LAYERS * (LAYER / 2e10 + LAYER_SECONDS) + HEAD / 2e10
+    expected = LAYERS * (LAYER / 2e10 + attention(1, 0) / 1e11 + LAYER_SECONDS) + HEAD / 2e10
     assert resident_cost(LLAMA2_70B, CPU).seconds(1, 1, 0).total == pytest.approx(expected)
 
 
@@ -52,17 +58,38 @@ def test_a_processor_of_which_less_is_known_reads_at_one_speed():
 def test_a_processor_decodes_packed_weights_value_by_value():
     units = tuple(packed(unit, LAYER // 4) for unit in LLAMA2_70B.units)
     spec = replace(LLAMA2_70B, units=units)
-    layer = (LAYER / 4 + 2 * LAYER) / 2e10 + LAYER / 2 * DECODED_VALUE_SECONDS + LAYER_SECONDS
+    decoding = (LAYER / 4 + LAYER) / 2e10 + LAYER / 2 * DECODED_VALUE_SECONDS
+    layer = decoding + LAYER / 2e10 + attention(1, 0) / 1e11 + LAYER_SECONDS
     assert resident_cost(spec, CPU).seconds(1, 1, 0).total == pytest.approx(LAYERS * layer + HEAD / 2e10)
     decoded = resident_cost(spec.with_decoded(LAYERS), CPU).seconds(1, 1, 0).total
     assert decoded == pytest.approx(resident_cost(LLAMA2_70B, CPU).seconds(1, 1, 0).total)
 
 
-def test_a_gpu_reads_and_multiplies_side_by_side():
-    machine = replace(gpu(200 * GIB), flops=1e14, memory_bandwidth=1e12, product_bandwidth=1.0)
-    layer = max(LAYER / 1e12, (8 * LAYER + attention(8, 0)) / 1e14)
-    expected = LAYERS * layer + max(HEAD / 1e12, 8 * HEAD / 1e14)
-    assert resident_cost(LLAMA2_70B, machine).seconds(8, 8, 0).total == pytest.approx(expected)
+FAST_GPU = replace(gpu(200 * GIB), flops=1e14, attention_flops=1e13, memory_bandwidth=1e12, product_bandwidth=1.0)
+
+
+@pytest.mark.parametrize("rows, context", [(1, 0), (1, 100_000), (8, 0), (1024, 0), (1024, 4096)])
+def test_a_gpu_reads_and_multiplies_side_by_side_and_then_attends_at_its_own_speed(rows: int, context: int):
+    attending = max(attention(rows, context) / 1e13, cached(context + rows) / 1e12)
+    layer = max(LAYER / 1e12, rows * LAYER / 1e14) + attending
+    expected = LAYERS * layer + max(HEAD / 1e12, rows * HEAD / 1e14)
+    assert resident_cost(LLAMA2_70B, FAST_GPU).seconds(rows, rows, context).total == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rows", [1, 768])
+def test_a_gpu_decodes_before_it_multiplies(rows: int):
+    """On one stream: while weights are decoded nothing is multiplied."""
+    units = tuple(packed(unit, LAYER // 4) for unit in LLAMA2_70B.units)
+    cost = resident_cost(replace(LLAMA2_70B, units=units), FAST_GPU)
+    plain = resident_cost(LLAMA2_70B, FAST_GPU).seconds(rows, rows, 0).total
+    assert cost.seconds(rows, rows, 0).total == pytest.approx(plain + LAYERS * (LAYER + LAYER // 4) / 1e12)
+
+
+def test_attention_that_is_written_out_moves_its_scores():
+    spec = replace(LLAMA2_70B, model_type="gemma2")
+    written_out, fused = (resident_cost(one, FAST_GPU).seconds(512, 1, 4096).total for one in (spec, LLAMA2_70B))
+    scores = LAYERS * spec.num_heads * 512 * (4096 + 512)
+    assert written_out - fused == pytest.approx(scores * WRITTEN_OUT_SCORE_BYTES / 1e12)
 
 
 def test_a_pass_from_disk_takes_the_disk_its_time():
@@ -133,7 +160,8 @@ def test_fixed_costs_of_two_models_are_told_apart():
 def test_passes_can_be_measured():
     state = torch.get_rng_state()
     figures = measure_passes(torch.device("cpu"), torch.float32)
-    assert figures.keys() == {"pass_seconds", "layer_seconds"} and all(0 < value < 10 for value in figures.values())
+    assert figures.keys() == {"pass_seconds", "layer_seconds", "attention_flops"}
+    assert 1e6 < figures.pop("attention_flops") < 1e14 and all(0 < value < 10 for value in figures.values())
     assert torch.equal(torch.get_rng_state(), state)
 
 
