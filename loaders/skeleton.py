@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from loaders import dense_experts
 from loaders.errors import OffloadError, UnsupportedModelError
 from loaders.experts import Experts, find_experts
 from loaders.formats import read_format
@@ -147,6 +148,8 @@ def build_skeleton(
             config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
         )
     model.eval().requires_grad_(False)
+    if dense_experts.grouped_products_wait(torch.device(device), dtype):
+        model.set_experts_implementation(dense_experts.NAME)
     with _explained(directory):
         _compute_buffers(model, torch.device(device))
         model.tie_weights()

@@ -6,9 +6,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from loaders.dense_experts import grouped_products_wait
+
 _INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
 _MASKS = (torch.bool, torch.uint8)
 _COPYING = {torch.ops.aten._to_copy, torch.ops.aten.copy_}
+_GROUPED = torch.ops.aten._grouped_mm
+_FALLBACK = "grouped_mm_fallback"  # transformers' own loop over experts, for GPUs before capability 8
 _READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
@@ -33,4 +37,6 @@ class no_host_reads(TorchDispatchMode):  # used as a function
 def _reads(function: Any, args: tuple[Any, ...]) -> bool:
     if function.overloadpacket in _INDEXING:  # by numbers the shape is known, by masks it is not
         return any(index is not None and index.dtype in _MASKS for index in args[1])
-    return not _READS.isdisjoint(function.tags)
+    if function.overloadpacket == _GROUPED:
+        return grouped_products_wait(args[0].device, args[0].dtype)
+    return _FALLBACK in function.name() or not _READS.isdisjoint(function.tags)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from loaders import expert_memory
 from loaders.direct_io import ALIGNMENT, CHUNK_BYTES, THREADS
 from loaders.spec import ITEMSIZE, ModelSpec
 from scheduler.machine import Machine
@@ -99,6 +100,7 @@ def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem
         *(PlanItem(f"draft {draft.name} ({draft.short_form})", weight_bytes(draft)) for draft in drafts),
         PlanItem(f"KV cache{'s' * len(drafts)}, {shape.context_length} + {shape.tree_size} tokens", kv_bytes),
         PlanItem(f"workspace, {_rows(shape.rows)}", workspace_bytes(models, shape)),
+        *_expert_products(models, device),
         *_graphs(models, device, shape),
         *_decoded_weights(models),
         _read_buffers(models, device),
@@ -126,10 +128,24 @@ def _graphs(models: Models, device: str, shape: PassShape) -> Iterator[PlanItem]
 def _graph_bytes(spec: ModelSpec, shape: PassShape, padding: Padding) -> int:
     """The graphs of one key length, their pool, and what passes are copied into and their logits out of."""
     rows = padding.widths[-1]
-    pool = _activation_bytes(spec, replace(shape, rows=rows))
+    pool = _activation_bytes(spec, replace(shape, rows=rows)) + _expert_bytes(spec)
     logits = 2 * rows * spec.vocab_size * ITEMSIZE[spec.dtype]  # in the pool, and where they are copied to
     masks = rows * (padding.columns + 2 * shape.cache_rows)  # booleans: as they come, and spread over the cache
     return pool + logits + masks + len(padding.widths) * len(spec.units) * GRAPH_LAYER_BYTES
+
+
+def _expert_products(models: Models, device: str) -> Iterator[PlanItem]:
+    """Of a GPU whose grouped products need the host; which one that is, only CUDA says."""
+    if device == "cuda" and (nbytes := max(map(_expert_bytes, models))):
+        yield PlanItem("experts of a layer, side by side", nbytes)
+
+
+def _expert_bytes(spec: ModelSpec) -> int:
+    by_layer = (
+        expert_memory.workspace_bytes(unit.experts, spec.hidden_size, unit.decoded.expert_bytes, ITEMSIZE[spec.dtype])
+        for unit in {unit for unit in spec.units if unit.experts}
+    )
+    return max(by_layer, default=0)
 
 
 def _decoded_weights(models: Models) -> Iterator[PlanItem]:
