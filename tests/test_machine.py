@@ -12,67 +12,10 @@ from scheduler import machine as machine_module
 from scheduler.container import container_memory
 from scheduler.errors import MachineError
 from scheduler.machine import WSL_PINNED_BYTES, read_machine
+from tests.fake_nvml import fake_nvml
 
 GB = 10**9
 NO_LIMIT_V1 = 9_223_372_036_854_771_712
-
-
-class FakeNVMLError(Exception):
-    pass
-
-
-def fake_nvml(*gpus: dict, broken: str | None = None) -> ModuleType:
-    """A stand-in for pynvml: each GPU has uuid, name, total, free, cores, clock."""
-    nvml = ModuleType("pynvml")
-
-    def start() -> None:
-        if broken:
-            raise FakeNVMLError(broken)
-
-    def by_uuid(uuid: str) -> dict:
-        found = [gpu for gpu in gpus if gpu["uuid"] == uuid]
-        if not found:
-            raise FakeNVMLError("Not Found")
-        return found[0]
-
-    def slot(gpu: dict) -> tuple[int, int]:
-        if "slot" not in gpu:
-            raise FakeNVMLError("Not Supported")
-        return gpu["slot"]
-
-    def mig_mode(gpu: dict) -> tuple[int, int]:
-        if "slices" not in gpu:
-            raise FakeNVMLError("Not Supported")
-        return bool(gpu["slices"]), bool(gpu["slices"])
-
-    def mig_device(gpu: dict, index: int) -> dict:
-        if gpu["slices"][index] is None:
-            raise FakeNVMLError("Not Found")
-        return gpu["slices"][index]
-
-    functions = {
-        "NVMLError": FakeNVMLError,
-        "NVML_CLOCK_SM": 1,
-        "nvmlInit": start,
-        "nvmlShutdown": lambda: None,
-        "nvmlDeviceGetCount": lambda: len(gpus),
-        "nvmlDeviceGetHandleByIndex": lambda index: gpus[index],
-        "nvmlDeviceGetHandleByUUID": by_uuid,
-        "nvmlDeviceGetUUID": lambda gpu: gpu["uuid"],
-        "nvmlDeviceGetName": lambda gpu: gpu["name"],
-        "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(total=gpu["total"], free=gpu["free"]),
-        "nvmlDeviceGetNumGpuCores": lambda gpu: gpu["cores"],
-        "nvmlDeviceGetMaxClockInfo": lambda gpu, kind: gpu["clock"],
-        "nvmlSystemGetDriverVersion": lambda: "580.65",
-        "nvmlDeviceGetMaxPcieLinkGeneration": lambda gpu: slot(gpu)[0],
-        "nvmlDeviceGetMaxPcieLinkWidth": lambda gpu: slot(gpu)[1],
-        "nvmlDeviceGetMigMode": mig_mode,
-        "nvmlDeviceGetMaxMigDeviceCount": lambda gpu: len(gpu["slices"]),
-        "nvmlDeviceGetMigDeviceHandleByIndex": mig_device,
-    }
-    for name, function in functions.items():
-        setattr(nvml, name, function)
-    return nvml
 
 
 DISPLAY = {"uuid": "GPU-aaaa-1", "name": "GT 1030", "total": 2 * GB, "free": GB, "cores": 384, "clock": 1468}

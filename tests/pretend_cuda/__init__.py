@@ -1,0 +1,1 @@
+"""A CUDA that only pretends, for tests of the GPU's path where there is none."""
