@@ -8,8 +8,7 @@ import torch
 
 from scheduler.host_memory import HostBuffer, HostMemory, host_memory_for
 from sequoia_tree.uploads import upload
-from tests.pretend_cuda.device import PretendCuda, pretend_cuda
-from tests.pretend_cuda.streams import PretendFault
+from tests.pretend_cuda import PretendCuda, PretendFault, pretend_cuda
 
 CUDA = torch.device("cuda")
 

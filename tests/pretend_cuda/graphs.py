@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._pytree import tree_leaves
 
 from tests.pretend_cuda import streams
 from tests.pretend_cuda.counts import counted
@@ -99,9 +98,12 @@ def record(function: OpOverload, args: Any, kwargs: Any, out: Any) -> None:
 
 
 def _do_again(function: OpOverload, args: Any, kwargs: Any, out: Any) -> None:
-    again = function(*args, **kwargs)
-    if function.is_view or any(argument.is_write for argument in function._schema.arguments):
+    if function.is_view:
         return
-    for kept, new in zip(tree_leaves(out), tree_leaves(again)):
-        if isinstance(kept, Tensor) and kept.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+    again = function(*args, **kwargs)
+    if function._schema.is_mutable:
+        return
+    many = isinstance(out, list | tuple)
+    for kept, new in zip(out if many else (out,), again if many else (again,)):
+        if isinstance(kept, Tensor) and kept.data_ptr() != new.data_ptr():
             kept.copy_(new)

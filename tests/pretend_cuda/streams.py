@@ -109,9 +109,13 @@ class Block:
     def __del__(self) -> None:
         timeline.allocate(-self.nbytes)
 
-    def touch(self, begin: int, end: int, writes: bool) -> None:
-        """The current stream's newest work reads or writes bytes at these addresses."""
+    def touch(self, memory: Tensor, writes: bool) -> None:
+        """The current stream's newest work reads or writes the memory of a tensor that lies in the block."""
         stream = current_stream()
+        if self.accesses is None and stream is self.stream and not timeline.pending:
+            self.given = stream.given
+            return
+        begin, end = extent(memory)
         timeline.arrive(stream, begin, end)
         if self.accesses is None:
             if stream is self.stream:

@@ -7,7 +7,8 @@ missing too: that of the meta device, which does nothing, is entered in its plac
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,10 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from tests.pretend_cuda import graphs, streams
 from tests.pretend_cuda.counts import counted
-from tests.pretend_cuda.streams import CUDA, Block, current_stream, extent, host_waits, lock
+from tests.pretend_cuda.streams import CUDA, Block, current_stream, host_waits, lock
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
@@ -30,7 +30,10 @@ _ALLOCATION = 512  # bytes that PyTorch's allocator rounds to
 _MASKS = (torch.bool, torch.uint8)
 _INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
 _READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-_NO_KERNEL = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten.lift_fresh}
+_NO_KERNEL = {
+    *(aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided),
+    *(aten.lift_fresh, aten._unsafe_view, aten._reshape_alias),
+}
 # Their out= forms, which the composite ones call, resize a tensor, and a wrapper cannot be.
 _MADE_WHOLE = ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace", "randperm", "tril_indices")
 
@@ -103,45 +106,81 @@ class PretendTensor(Tensor):
         return f"{self.inner!r} on {CUDA}"
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """Of an operation. written: places and names of the arguments that it writes to. reads: the host has to know."""
+
+    is_composite: bool
+    launches: bool
+    reads: bool
+    written: tuple[tuple[int, str], ...]
+
+
+@cache
+def _facts(function: OpOverload) -> _Facts:
+    packet, name = function.overloadpacket, "CompositeImplicitAutograd"
+    return _Facts(
+        is_composite=torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), name),
+        launches=not function.is_view and packet not in _NO_KERNEL,
+        reads=packet not in _INDEXING and not _READS.isdisjoint(function.tags),
+        written=tuple((i, arg.name) for i, arg in enumerate(function._schema.arguments) if arg.is_write),
+    )
+
+
 def dispatch(function: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an operation that takes or makes tensors on the device."""
-    if _is_composite(function):  # comes here whole in inference mode
+    operation, facts = function.overloadpacket, _facts(function)
+    if facts.is_composite:  # comes here whole in inference mode
         return function.decompose(*args, **kwargs)
-    operation = function.overloadpacket
     if operation is aten._to_copy and kwargs.get("device", CUDA).type == "cpu":
         return _download(function, args[0], kwargs)
     if operation is aten.copy_ and isinstance(args[0], PretendTensor) != isinstance(args[1], PretendTensor):
         return _copy_across(*args, **kwargs)
-    leaves = tree_leaves((args, kwargs))
-    _check_devices(function, args, leaves)
-    if _reads(function, args):
+    leaves = [*leaves_of(args), *leaves_of(kwargs.values())]
+    _check_devices(function, leaves)
+    if facts.reads or _reads(function, args):
         _host_reads(str(function))
     if kwargs.get("device") is not None and kwargs["device"].type != "cuda":  # made like one of the device
-        return function(*tree_map(_inner, args), **tree_map(_inner, kwargs))
-    return _compute(function, args, kwargs, leaves)
+        return function(*changed(args, _inner), **{name: changed(value, _inner) for name, value in kwargs.items()})
+    return _compute(function, args, kwargs, [leaf for leaf in leaves if isinstance(leaf, PretendTensor)])
 
 
-def _compute(function: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any]) -> Any:
-    inner_args, inner_kwargs = tree_map(_inner, args), tree_map(_inner, kwargs)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, PretendTensor)]
-    written = {id(tensor) for tensor in _written(function, args, kwargs)}
-    launches = not _is_view(function) and function.overloadpacket not in _NO_KERNEL
-    if launches:
+def _compute(function: OpOverload, args: Any, kwargs: dict[str, Any], tensors: list[PretendTensor]) -> Any:
+    facts = _facts(function)
+    inner_args = changed(args, _inner)
+    inner_kwargs = {name: changed(value, _inner) for name, value in kwargs.items()}
+    written = [args[place] if place < len(args) else kwargs.get(name) for place, name in facts.written]
+    written_ids = {id(leaf) for leaf in leaves_of(written)}
+    if facts.launches:
         current_stream().given += 1
         for tensor in tensors:
-            tensor.block.touch(*extent(tensor.inner), id(tensor) in written)
+            tensor.block.touch(tensor.inner, id(tensor) in written_ids)
         counted().launches[function.overloadpacket.__name__] += 1
-    graphs.before(_inner(tensor) for tensor in tensors if id(tensor) in written)
+    graphs.before(tensor.inner for tensor in tensors if id(tensor) in written_ids)
     out = _on_cpu(function)(*inner_args, **inner_kwargs)
     graphs.record(function, inner_args, inner_kwargs, out)
-    if written:
-        for tensor in tensors:
-            if tensor.inner.shape != tensor.shape or tensor.inner.stride() != tensor.stride():
-                raise NotImplementedError(f"{function} changes the shape of a tensor in place")
-        if "out" in kwargs:
-            return kwargs["out"]
-        return args[0] if len(written) == 1 else [arg for arg in args if id(arg) in written]
-    return tree_map(lambda value: wrapped(value, tensors) if isinstance(value, Tensor) else value, out)
+    if not written:
+        return changed(out, lambda value: wrapped(value, tensors) if isinstance(value, Tensor) else value)
+    for tensor in tensors:
+        if tensor.inner.shape != tensor.shape or tensor.inner.stride() != tensor.stride():
+            raise NotImplementedError(f"{function} changes the shape of a tensor in place")
+    return written[0] if len(written) == 1 else tuple(written)
+
+
+def leaves_of(values: Iterable[Any]) -> Iterator[Any]:
+    """What lists and tuples of arguments hold."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from leaves_of(value)
+        else:
+            yield value
+
+
+def changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    """An argument, or what lists and tuples of arguments hold, each changed."""
+    if isinstance(value, list | tuple):
+        return type(value)([changed(item, change) for item in value])
+    return change(value)
 
 
 def wrapped(inner: Tensor, bases: Sequence[PretendTensor] = ()) -> PretendTensor:
@@ -158,8 +197,7 @@ def wrapped(inner: Tensor, bases: Sequence[PretendTensor] = ()) -> PretendTensor
 def _made(function: OpOverload, *args: Any, **kwargs: Any) -> Any:
     """The backend's fallback: operations without a tensor of the device among their arguments."""
     with lock:
-        generator = kwargs.get("generator")
-        _check_devices(function, (), [generator])
+        _check_devices(function, [kwargs.get("generator")])
         kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
         out = function(*args, **{**kwargs, "device": CPU})
         if function.overloadpacket not in _NO_KERNEL:
@@ -169,7 +207,7 @@ def _made(function: OpOverload, *args: Any, **kwargs: Any) -> Any:
 
 def _download(function: OpOverload, source: PretendTensor, kwargs: dict[str, Any]) -> Tensor:
     _host_reads(str(function))
-    source.block.touch(*extent(source.inner), False)
+    source.block.touch(source.inner, False)
     return function(source.inner, **{**kwargs, "device": CPU}).clone()
 
 
@@ -182,7 +220,7 @@ def _copy_across(target: Tensor, source: Tensor, non_blocking: bool = False) -> 
     if not is_async:
         _host_reads("aten.copy_")
     stream.given += 1
-    device.block.touch(*extent(device.inner), is_upload)
+    device.block.touch(device.inner, is_upload)
     if is_upload and is_async and stream is streams.timeline.default:
         counted().uploads[streams.asker()] += 1
     streams.timeline.copied += host.nbytes
@@ -204,16 +242,16 @@ def _host_reads(what: str) -> None:
 
 
 def _reads(function: OpOverload, args: tuple[Any, ...]) -> bool:
-    """Whether the host has to know a result, its shape, or values that lie in its own pageable memory."""
+    """Whether this call has the host wait: indexing by a mask or out of its own memory, and products by groups."""
     if function.overloadpacket in _INDEXING:
         indices = [index for index in args[1] if index is not None]
         return any(index.dtype in _MASKS or not isinstance(index, PretendTensor) for index in indices)
     if function.overloadpacket is aten._grouped_mm:
         return torch.cuda.get_device_capability()[0] not in (9, 10)
-    return not _READS.isdisjoint(function.tags)
+    return False
 
 
-def _check_devices(function: OpOverload, args: tuple[Any, ...], leaves: list[Any]) -> None:
+def _check_devices(function: OpOverload, leaves: list[Any]) -> None:
     """What CUDA refuses: tensors of both sides, numbers apart, and generators of the CPU."""
     others = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, PretendTensor)]
     if any(other.dim() for other in others) and function.overloadpacket not in _INDEXING:
@@ -224,24 +262,6 @@ def _check_devices(function: OpOverload, args: tuple[Any, ...], leaves: list[Any
     for leaf in leaves:
         if isinstance(leaf, torch._C.Generator) and not any(leaf is own for own in _generators):
             raise RuntimeError(f"Expected a 'cuda' device type for generator but found '{leaf.device.type}'")
-
-
-def _written(function: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    written = []
-    for place, argument in enumerate(function._schema.arguments):
-        if argument.is_write:
-            value = args[place] if place < len(args) else kwargs.get(argument.name)
-            written += [leaf for leaf in tree_leaves(value) if isinstance(leaf, PretendTensor)]
-    return written
-
-
-@cache
-def _is_composite(function: OpOverload) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd")
-
-
-def _is_view(function: OpOverload) -> bool:
-    return function.is_view or function.overloadpacket in (aten._unsafe_view, aten._reshape_alias)
 
 
 def _inner(value: Any) -> Any:
