@@ -28,6 +28,7 @@ from scheduler.expert_choice import ExpertChoice
 from scheduler.padding import Padding
 from scheduler.pass_cost import PassCost
 from scheduler.plan import Plan, Tier
+from sequoia_tree.uploads import reserve_uploads
 
 Progress = Callable[[str, int, int], None]
 """Called with what is loading, the bytes read so far, and the bytes in all."""
@@ -67,6 +68,7 @@ def load_models(preparation: Preparation, progress: Progress | None) -> LoadedMo
         machine=with_speed(preparation.machine, preparation.target.spec.dtype, measure_passes),
     )
     plan, memory = preparation.plan, DeviceMemory(device)
+    reserve_uploads(device)
     memory.add(plan.workspace_bytes)  # activations come and go; the largest pass counts throughout
     with (
         interrupts_deferred() as heed_interrupts,  # units heed it while they load; what is open is closed whole

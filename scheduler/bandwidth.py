@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 
 import torch
 from torch import nn
 
 from scheduler.bounce import Link
+from scheduler.device_memory import release_unused
 from scheduler.host_memory import host_memory_for
 from scheduler.machine import Machine
 from scheduler.measurements import Figures, recall, remember, speed_conditions, speed_subject, with_measured_speed
@@ -41,7 +42,10 @@ def with_speed(machine: Machine, dtype: str, passes: Measure) -> Machine:
     figures = recall(subject, conditions)
     if figures is None:
         device, computed_in = torch.device(machine.device), getattr(torch, dtype)
-        figures = measure_speed(device, computed_in) | passes(device, computed_in)
+        try:
+            figures = measure_speed(device, computed_in) | passes(device, computed_in)
+        finally:
+            release_unused(device)  # half a gigabyte that the plan gives to layers
         remember(subject, conditions, figures)
     return with_measured_speed(machine, figures)
 
@@ -83,9 +87,13 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _link_figures(device: torch.device) -> Figures:
-    """Of copies out of pinned memory, if so much can be pinned, and of the way that any other memory takes."""
-    with closing(host_memory_for(device, None)) as host:
+    """Of copies out of pinned memory, if so much can be pinned, and of the way that any other memory takes.
+
+    As layers are copied: in pieces, whose own costs count.
+    """
+    with closing(host_memory_for(device, None)) as host, ExitStack() as stack:
         streams = streams_of(device)
+        stack.callback(streams.synchronize)  # also after Ctrl-C: memory that is copied from must stay pinned
         link = Link(streams, host)
         pageable, pinned = host.allocate(COPY_BYTES), host.allocate(COPY_BYTES)
         for buffer in (pageable, pinned):
@@ -96,7 +104,6 @@ def _link_figures(device: torch.device) -> Figures:
             figures = {"pageable_bandwidth": COPY_BYTES / _seconds(device, partial(link.send, place, pageable))}
             if pinned.pinned:
                 figures["link_bandwidth"] = COPY_BYTES / _seconds(device, partial(link.send, place, pinned))
-        streams.synchronize()
     return figures
 
 

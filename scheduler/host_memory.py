@@ -2,11 +2,19 @@
 
 PyTorch's own pinned allocator rounds up to powers of two: a layer of 1.711 GB takes 2.147. Here memory is mapped and
 then registered with CUDA, whole pages and no more.
+
+Pinned pages are left out of forks of this process: a fork would copy them all at once, since the device goes on reading
+them where they are.
 """
 
+import ctypes
+import mmap
+import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -58,10 +66,35 @@ class CudaPinning:
 
 @dataclass(eq=False)
 class HostBuffer:
-    """tensor: uint8 [nbytes] at the start of a page. pinned: the device copies straight out of it, asynchronously."""
+    """tensor: uint8 [nbytes] at the start of a page. pinned: the device copies straight out of it, asynchronously.
+
+    pages: what the tensor lies in; None where it is empty.
+    """
 
     tensor: Tensor
+    pages: mmap.mmap | None
     pinned: bool = field(default=False, init=False)
+
+    def leave_out_of_forks(self, leave_out: bool) -> None:
+        """Whether forks of this process are to lack these pages, as far as the system can do that."""
+        if self.pages is None or not hasattr(mmap, "MADV_DONTFORK"):
+            return
+        with suppress(OSError):
+            self.pages.madvise(mmap.MADV_DONTFORK if leave_out else mmap.MADV_DOFORK)
+        (_not_in_forks.add if leave_out else _not_in_forks.discard)(self)
+
+
+_not_in_forks: WeakSet[HostBuffer] = WeakSet()
+
+
+def _keep_in_fork() -> None:
+    """Never unmap, in a fork, what is not there: its own memory may lie at those addresses by then."""
+    for buffer in _not_in_forks:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(buffer.pages))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_in_fork)
 
 
 class HostMemory:
@@ -88,7 +121,7 @@ class HostMemory:
 
     def allocate(self, nbytes: int) -> HostBuffer:
         """A zeroed buffer; no page of it is taken before it is written to. Raises MemoryError."""
-        buffer = HostBuffer(allocate(nbytes))
+        buffer = HostBuffer(*_map(nbytes))
         with self._lock:
             if self._pinning is not None and nbytes and (self._room is None or _mapped_bytes(buffer) <= self._room):
                 self._set_aside.add(buffer)
@@ -102,7 +135,10 @@ class HostMemory:
                 return
             self._set_aside.remove(buffer)
         assert self._pinning is not None
+        buffer.leave_out_of_forks(True)
         granted = self._pinning.register(buffer.tensor.data_ptr(), _mapped_bytes(buffer))
+        if not granted:
+            buffer.leave_out_of_forks(False)
         with self._lock:
             if granted:
                 self._pinned.add(buffer)
@@ -121,6 +157,7 @@ class HostMemory:
         if granted:
             assert self._pinning is not None
             self._pinning.unregister(buffer.tensor.data_ptr())
+            buffer.leave_out_of_forks(False)
 
     def close(self) -> None:
         """Free all buffers that are pinned; the others go with their last references."""
@@ -134,13 +171,18 @@ def allocate(nbytes: int) -> Tensor:
 
     Raises MemoryError if the system refuses.
     """
+    return _map(nbytes)[0]
+
+
+def _map(nbytes: int) -> tuple[Tensor, mmap.mmap | None]:
+    """The memory, and what it is mapped by."""
     if nbytes == 0:
-        return torch.empty(0, dtype=torch.uint8)
+        return torch.empty(0, dtype=torch.uint8), None
     try:
         memory = aligned_memory(nbytes)
     except OSError as error:  # what mmap says where malloc returns nothing
         raise MemoryError(f"{nbytes:,} bytes of host memory were refused: {error.strerror}") from error
-    return torch.frombuffer(memory, dtype=torch.uint8)[:nbytes]
+    return torch.frombuffer(memory, dtype=torch.uint8)[:nbytes], cast(mmap.mmap, memory.obj)
 
 
 def host_memory_for(device: torch.device, limit: int | None) -> HostMemory:

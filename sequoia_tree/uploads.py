@@ -9,11 +9,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+# What is uploaded in a step: from a few token ids up to the mask of a tree of 1,024 nodes. PyTorch hands out pinned
+# memory in powers of two.
+RESERVED_BYTES = [1 << power for power in range(21)]
+RESERVED_OF_EACH = 4
+
 
 def upload(values: NDArray[np.generic] | Sequence[int], device: torch.device) -> Tensor:
     """`values` on `device`, int64 if they are a list. The host does not wait for what the device has been given to do.
 
-    A copy out of pageable memory would wait, so it goes through pinned memory, which PyTorch keeps and reuses.
+    A copy out of pageable memory would wait, so it goes through pinned memory, which PyTorch keeps and reuses. Where no
+    more can be pinned, it waits.
     """
     tensor = torch.from_numpy(np.asarray(values, dtype=None if isinstance(values, np.ndarray) else np.int64))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return _pinned(tensor).to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def reserve_uploads(device: torch.device) -> None:
+    """Have PyTorch pin what a step's uploads take, 8 MiB, before layers take all that the system lets us pin (WSL2)."""
+    if device.type == "cuda":
+        blocks = [torch.empty(nbytes, dtype=torch.uint8) for nbytes in RESERVED_BYTES for _ in range(RESERVED_OF_EACH)]
+        pinned = [_pinned(block) for block in blocks]  # all at once, or PyTorch would hand out one block again
+        del pinned
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """A pinned copy; the tensor itself where that is refused."""
+    try:
+        return tensor.pin_memory()
+    except RuntimeError:
+        return tensor

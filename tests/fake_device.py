@@ -16,6 +16,8 @@ from torch import Tensor
 
 from scheduler.host_memory import HostMemory
 
+_pending: list[int] = []  # addresses that have yet to be copied from, on all fake devices
+
 
 class Stream:
     """Work in order, in a thread of its own."""
@@ -109,11 +111,15 @@ class FakeStreams:
     def copy(self, target: Tensor, source: Tensor) -> None:
         assert self.current is self._copying, "copies go to the copying stream"
 
+        pending = source.data_ptr()
+
         def late() -> None:
             time.sleep(self.copy_seconds)
             target.copy_(source)
+            _pending.remove(pending)
 
         self.copies += 1
+        _pending.append(pending)
         self.current.give(late)
 
     def compute(self, work: Callable[[], None]) -> None:
@@ -146,7 +152,8 @@ class FakePinning:
         return True
 
     def unregister(self, address: int) -> None:
-        del self.held[address]
+        end = address + self.held.pop(address)
+        assert not any(address <= start < end for start in _pending), "unpinned while a copy is pending"
 
 
 def fake_host(granted: int | None = None, limit: int | None = None) -> tuple[HostMemory, FakePinning]:

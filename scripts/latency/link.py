@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from loaders.direct_io import measure_read_bandwidth
+from scheduler.device_memory import release_unused
+from scheduler.host_memory import HostBuffer, host_memory_for
 from scheduler.plan import Plan, Tier
 
 SECONDS = 0.5  # per measurement
@@ -65,16 +68,24 @@ def copy_bandwidth(device: torch.device, pinned: bool) -> float | None:
     """Bytes per second of copies from host memory to `device`; None if so much memory cannot be pinned."""
     if device.type != "cuda":
         return None
-    try:
-        source = torch.empty(COPY_BYTES, dtype=torch.uint8, pin_memory=pinned)
-    except RuntimeError:
-        return None
-    source.fill_(1)  # untouched memory is one page of zeros, which copies faster than memory does
+    with closing(host_memory_for(device, None)) as host:
+        source = host.allocate(COPY_BYTES)
+        source.tensor.fill_(1)  # untouched memory is one page of zeros, which copies faster than memory does
+        if pinned:
+            host.pin(source)
+        try:
+            return _copy_bandwidth(device, source) if source.pinned == pinned else None
+        finally:
+            torch.cuda.synchronize(device)  # memory that is copied from must stay pinned
+            release_unused(device)
+
+
+def _copy_bandwidth(device: torch.device, source: HostBuffer) -> float:
     target = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
-    target.copy_(source, non_blocking=pinned)  # the first copy wakes the link
+    target.copy_(source.tensor, non_blocking=source.pinned)  # the first copy wakes the link
     torch.cuda.synchronize(device)
     begin = time.perf_counter()
     for _ in range(COPIES):
-        target.copy_(source, non_blocking=pinned)
+        target.copy_(source.tensor, non_blocking=source.pinned)
     torch.cuda.synchronize(device)
     return COPIES * COPY_BYTES / (time.perf_counter() - begin)
