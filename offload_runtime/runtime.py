@@ -122,8 +122,9 @@ class OffloadRuntime:
         if download.models:
             download.run(progress)
             preparation = prepare(preparation.options)
-        if note := unapplied_note(preparation.target.spec.directory):
-            warnings.warn(note, stacklevel=2)
+        for note in (unapplied_note(preparation.target.spec.directory), preparation.plan.slow_dequantizing):
+            if note:
+                warnings.warn(note, stacklevel=2)
         return cls(preparation, progress)
 
     def __init__(self, preparation: Preparation, progress: Progress | None = None):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from loaders.decoding.toolchain import why_no_kernels
 from scheduler.container import container_memory
 from scheduler.errors import MachineError
 from scheduler.nvml import GPUReading, read_gpu
@@ -29,7 +30,7 @@ class Machine:
     it. product_bandwidth: on a CPU the same for a few rows, whose products lay the weights out anew. attention_flops:
     operations per second of attention under a tree's mask. pass_seconds: what a pass takes however small its model:
     Python, masks and launching; layer_seconds: the same of a layer. estimated: names of fields that come from data
-    sheets, not from measurements.
+    sheets, not from measurements. no_kernels: why plain torch dequantizes on a GPU; None where fused kernels do.
     """
 
     device: str
@@ -53,6 +54,7 @@ class Machine:
     driver: str | None = None
     pcie: str | None = None
     uuid: str | None = None
+    no_kernels: str | None = None
 
     def without_gpu(self) -> "Machine":
         """The same machine with its processor as the device, of whose speed nothing is known."""
@@ -94,6 +96,7 @@ def _with_gpu(cpu: Machine, gpu: GPUReading, root: Path) -> Machine:
         driver=gpu.driver,
         pcie=str(gpu.pcie) if gpu.pcie else None,
         uuid=gpu.uuid,
+        no_kernels=why_no_kernels(),
     )
 
 

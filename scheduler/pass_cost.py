@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 
+from loaders.decoding import plain_cost
 from loaders.spec import ITEMSIZE, ModelSpec, UnitSpec
 from scheduler.machine import Machine
 from scheduler.memory_items import WRITTEN_OUT_ATTENTION
@@ -29,6 +30,8 @@ LAYER_SECONDS = 0.35e-3
 REPLAYED_LAYER_SECONDS = 0.1e-3
 # Decoding one value of a packed weight on a processor: 0.3 ns (int8) to 1.3 (AWQ) on two x86-64 cores.
 DECODED_VALUE_SECONDS = 0.8e-9
+# An operation that plain torch launches to dequantize, and the matrices of a layer.
+LAUNCH_SECONDS, MATRICES = 5e-6, 7
 # What attention moves for each score where it is written out in some ten operations, in 16 bits and in float32.
 WRITTEN_OUT_SCORE_BYTES = 44
 # Until the first byte of experts that are fetched arrives: the host waits for the router, then asks. From disk to a
@@ -145,13 +148,16 @@ class PassCost:
         operations = 2 * rows * multiplied * unit.weight_bytes / ITEMSIZE[self.spec.dtype]
         products = self._product_seconds(touched * unit.weight_bytes, rows, operations)
         computing = self._decoding_seconds(unit, touched) + products + self._attention_seconds(rows, context)
-        launching = self._launch_seconds(rows)
+        launching = self._launch_seconds(rows, unit)
         if self.machine.device == "cuda":  # the host goes ahead
             return max(computing, launching)
         return computing + launching
 
     def _decoding_seconds(self, unit: UnitSpec, touched: float) -> float:
         """Reading the packed weights of a unit, of experts those that are `touched`, and writing the decoded ones."""
+        if self.machine.device == "cuda" and self.machine.no_kernels:  # all experts: to ask which would wait
+            values = unit.decoded_bytes / ITEMSIZE[self.spec.dtype]
+            return self._over(values * plain_cost.MOVED_BYTES, self.machine.memory_bandwidth)
         moving = self._over(touched * (unit.packed_bytes + unit.decoded_bytes), self.machine.memory_bandwidth)
         if self.machine.device == "cuda" or not self.knows_computing:
             return moving
@@ -168,11 +174,14 @@ class PassCost:
             return attending
         return attending + self._over(spec.num_heads * scores * WRITTEN_OUT_SCORE_BYTES, machine.memory_bandwidth)
 
-    def _launch_seconds(self, rows: int) -> float:
+    def _launch_seconds(self, rows: int, unit: UnitSpec) -> float:
         if not self.knows_computing:
             return 0.0
-        replayed = self.machine.device == "cuda" and not self.slots and rows <= WIDTHS[-1]
-        return REPLAYED_LAYER_SECONDS if replayed else self.machine.layer_seconds or LAYER_SECONDS
+        on_gpu = self.machine.device == "cuda"
+        if on_gpu and not self.slots and rows <= WIDTHS[-1]:
+            return REPLAYED_LAYER_SECONDS
+        operations = MATRICES * plain_cost.LAUNCHES if on_gpu and self.machine.no_kernels and unit.packed_bytes else 0
+        return (self.machine.layer_seconds or LAYER_SECONDS) + operations * LAUNCH_SECONDS
 
     def _head_seconds(self, nodes: int) -> float:
         values = self.spec.vocab_size * self.spec.hidden_size

@@ -27,7 +27,8 @@ class Plan:
     """Sizes in bytes, bandwidths in bytes per second, times in seconds; what is unknown is None.
 
     `tiers` has one entry per unit. The packed weights of the first layers, as many as `decoded` says, are decoded while
-    they are loaded, those of others before every use. `context_wanted` is what `context_length` would be if there were
+    they are loaded, those of others before every use; on a GPU by "fused kernels" or by "plain torch", where there are
+    any. `context_wanted` is what `context_length` would be if there were
     memory for it. The tree has at most `tree_size` nodes, the root among them, none deeper than `tree_depth`; without a
     draft it is the root alone. `rows` is the most rows of one pass: prompts go in such chunks. KV caches have
     `cache_rows`. Every reading thread reads `read_chunk_bytes` at once. Of "target" and "draft", the passes of those in
@@ -44,6 +45,7 @@ class Plan:
     weight_bytes: int
     tiers: tuple[Tier, ...]
     decoded: DecodedLayers
+    dequantized_by: str | None
     slots: int
     slot_bytes: int
     context_length: int
@@ -76,6 +78,13 @@ class Plan:
     def link_bandwidth(self) -> float | None:
         """Of the path that units stream over: host memory to GPU, or disk to memory where there is no GPU."""
         return self.machine.disk_bandwidth if self.device == "cpu" else self.machine.link_bandwidth
+
+    @property
+    def slow_dequantizing(self) -> str | None:
+        """Why quantized weights cannot be dequantized as fast as they could, and what helps, in one line."""
+        if self.dequantized_by != "plain torch":
+            return None
+        return f"Quantized weights are dequantized by plain torch, which is slower: {self.machine.no_kernels}."
 
     @property
     def device_bytes(self) -> int:
@@ -209,6 +218,7 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded:
         weight_bytes=weight_bytes(request.spec),
         tiers=tiers,
         decoded=decoded,
+        dequantized_by=_dequantized_by(request),
         slots=placement.slots,
         slot_bytes=placement.slot_bytes,
         context_length=shape.context_length,
@@ -231,6 +241,12 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded:
         token_bytes=cost.streamed_bytes(1),
         seconds_per_pass=_seconds_per_pass(cost, shape.context_length),
     )
+
+
+def _dequantized_by(request: PlanRequest) -> str | None:
+    if request.machine.device == "cpu" or not request.is_quantized:
+        return None
+    return "plain torch" if request.machine.no_kernels else "fused kernels"
 
 
 def _layer_items(spec: ModelSpec, placement: Placement, machine: Machine, decoded: int) -> Iterator[PlanItem]:

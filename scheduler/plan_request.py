@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from loaders.decoding.plain_cost import BLOCK_BYTES
 from loaders.errors import UnsupportedModelError
 from loaders.rope_scaling import is_rotary
 from loaders.spec import ModelSpec
@@ -167,7 +168,15 @@ class PlanRequest:
 
     def fixed_items(self, shape: PassShape) -> tuple[PlanItem, ...]:
         """What needs memory besides the target's layers."""
-        return fixed_items(self.models, self.machine.device, shape)
+        items = fixed_items(self.models, self.machine.device, shape)
+        if self.machine.no_kernels is None or not self.is_quantized:
+            return items
+        return (*items, PlanItem("dequantizing by plain torch", BLOCK_BYTES))
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights of any model are."""
+        return any(model.is_packed for model in self.models)
 
     def tree_depth(self, tree_size: int) -> int:
         """Depth limit of a tree of `tree_size` nodes: 4 levels for 8 nodes, 10 for 64, 16 for 512, 18 for 1,024.

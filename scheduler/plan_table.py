@@ -98,6 +98,11 @@ def _summary(plan: Plan) -> Iterator[str]:
             yield _pageable(plan)
         yield _prediction(plan)
         yield _prompts(plan)
+    if plan.slow_dequantizing:
+        yield "Quantized weights are dequantized by plain torch, which is slower:"
+        yield f"  {plan.machine.no_kernels}."
+    elif plan.dequantized_by:
+        yield f"Quantized weights are dequantized by {plan.dequantized_by}."
     if plan.context_length < plan.context_wanted:
         yield f"Context: {plan.context_length} tokens, for want of memory; with more it would be {plan.context_wanted}."
     if plan.draft is None and plan.tree_size == 1:

@@ -3,19 +3,23 @@
 Tensors on "meta" go the way of a GPU's: they count operations without memory or a GPU.
 """
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from loaders.decoding.plain import decode
+from loaders.decoding.plain_cost import LAUNCHES
 from loaders.decoding.side_by_side import BLOCK_VALUES
 from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
 from loaders.gguf.types import BLOCKS
 from tests.packed_weights import WEIGHTS, packed_weight
 
 SIZE = 4096  # rows and columns
-MOST_LAUNCHES = 50
+MOST_LAUNCHES = LAUNCHES + 1
 GROUPS = SIZE // 128
 Stored = dict[str, tuple[tuple[int, ...], torch.dtype]]
 HALF, WORD, BYTE = torch.float16, torch.int32, torch.uint8
@@ -101,6 +105,26 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         self.count += not operation.is_view
         return operation(*args, **(kwargs or {}))
+
+
+class Moved(TorchDispatchMode):
+    """Bytes that operations read and write; what is broadcast is read once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        if not operation.is_view and not operation.name().startswith("aten::empty"):
+            self.nbytes += sum(map(_size, tree_leaves((args, kwargs, result))))
+        return result
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, Tensor):
+        return 0
+    return value.itemsize * math.prod(size for size, stride in zip(value.shape, value.stride()) if stride)
 
 
 def output(scheme: Scheme) -> Tensor:

@@ -15,11 +15,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from loaders.decoding import plain_cost
+
 Part = TypeVar("Part")
 LEAST_SHARE = 2  # blocks: to have a thread take fewer costs as much as it saves
 # Values of a block. On a CPU 2 MB in float32: smaller ones take more time in Python, larger ones leave the cache. On a
 # GPU an operation takes some 5 µs to launch, in which it could have written a million values: a matrix is one block.
-BLOCK_VALUES = {"cpu": 1 << 19, "cuda": 1 << 24}
+BLOCK_VALUES = {"cpu": 1 << 19, "cuda": plain_cost.BLOCK_VALUES}
 
 
 def block_values(out: Tensor) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from loaders.decoding.plain import decode
+from loaders.decoding.toolchain import why_no_kernels
 from loaders.experts import hits_among
 from loaders.formats.schemes import Scaled, Scheme
 from loaders.packed import Packed
@@ -58,13 +59,16 @@ def decode_rows(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor) -> 
 
 @cache
 def fused_kernels() -> Fused | None:
-    """Decoding by fused kernels where those work: they need triton, and triton needs a C compiler once."""
+    """Decoding by fused kernels where those work. Where `why_no_kernels` tells that they do not, it is known before."""
+    if why_no_kernels():
+        return None
     try:
         from loaders.decoding.kernels import decode_fused
 
         ones, scale = (torch.ones(1, 1, dtype=dtype, device="cuda") for dtype in (torch.int8, torch.float32))
         decode_fused(Scaled(1, 1), {"weight": ones, "weight_scale": scale}, torch.empty_like(scale))
-    except Exception as error:  # no compiler, no Python.h, no libcuda.so, a GPU triton does not know: each has its own
-        warnings.warn(f"packed weights are decoded without fused kernels, which is slower: {error}", stacklevel=2)
+    except Exception as error:  # no libcuda.so, a GPU that triton does not know, a broken compiler: each has its own
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(f"quantized weights are dequantized by plain torch, which is slower: {reason}", stacklevel=2)
         return None
     return decode_fused

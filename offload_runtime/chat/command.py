@@ -94,8 +94,9 @@ def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argp
     screen.note(plan_line(preparation.plan))
     if preparation.packing:
         screen.note(str(preparation.packing))
-    if preparation.draft_note:
-        screen.note(preparation.draft_note)
+    for line in (preparation.draft_note, preparation.plan.slow_dequantizing):
+        if line:
+            screen.note(line)
 
 
 def _new_conversation(options: Options, arguments: argparse.Namespace) -> "Conversation":
