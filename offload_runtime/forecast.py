@@ -24,8 +24,7 @@ _PUBLISHED = "published for Llama-3, by the draft's size"
 
 def forecast(preparation: Preparation) -> Iterator[str]:
     """Lines for the end of a plan."""
-    if preparation.draft_note:
-        yield preparation.draft_note
+    yield from filter(None, (preparation.machine.note, preparation.draft_note))
     if preparation.acceptance is not None and preparation.plan.tree_depth:
         yield from _with_draft(preparation, preparation.acceptance)
     yield from _estimates(preparation.plan)

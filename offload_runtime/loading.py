@@ -1,5 +1,6 @@
 """From a plan to loaded models."""
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,17 +19,20 @@ from offload_runtime.errors import MachineError, UnsupportedModelError
 from offload_runtime.host_shortage import host_shortage_explained
 from offload_runtime.model import Model
 from offload_runtime.pass_overhead import measure_passes
-from offload_runtime.planning import Preparation
+from offload_runtime.planning import Preparation, with_known_figures
 from offload_runtime.read_models import ModelFiles
 from offload_runtime.run_options import IOMode
 from offload_runtime.target import Target
 from scheduler.bandwidth import with_speed
+from scheduler.cuda_device import as_cuda_numbers, current_device
 from scheduler.device_memory import DeviceMemory
 from scheduler.expert_choice import ExpertChoice
 from scheduler.padding import Padding
 from scheduler.pass_cost import PassCost
 from scheduler.plan import Plan, Tier
 from sequoia_tree.uploads import reserve_uploads
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with what is loading, the bytes read so far, and the bytes in all."""
@@ -54,12 +58,31 @@ def load_models(preparation: Preparation, progress: Progress | None) -> LoadedMo
 
     Raises DoesNotFitError where the host has less memory by now than the plan takes, ModelFilesError for damaged files.
     """
-    device = torch.device(preparation.machine.device)
+    device = torch.device(preparation.machine.torch_device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise MachineError(
             f"PyTorch {torch.__version__} cannot use {preparation.machine.device_name}, which the driver lists: "
             "its CUDA version and the driver's may not match.\n  --device cpu   runs without"
         )
+    with current_device(device):
+        return _load_on(device, _as_cuda_numbers(preparation), progress)
+
+
+def _as_cuda_numbers(preparation: Preparation) -> Preparation:
+    """The same, planned anew where CUDA's device is another GPU than the one that was planned for."""
+    if preparation.machine.device == "cpu":
+        return preparation
+    planned = preparation.machine
+    machine = as_cuda_numbers(planned)
+    if machine is planned:
+        return preparation
+    _log.warning(
+        "CUDA's device %d is %s, not %s: planned anew", machine.index, machine.device_name, planned.device_name
+    )
+    return preparation.replanned(machine=with_known_figures(machine, preparation.target.spec.dtype))
+
+
+def _load_on(device: torch.device, preparation: Preparation, progress: Progress | None) -> LoadedModels:
     target_skeleton = _skeleton(preparation.target, device)
     draft_skeleton = _skeleton(preparation.draft, device) if preparation.draft else None
     preparation = preparation.replanned(

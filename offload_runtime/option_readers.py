@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from scheduler.machine import device_index
+
 Number = float | int
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
@@ -45,6 +47,15 @@ def real_number(low: float, high: float | None = None, above: bool = False) -> C
 def _range(low: float, high: float | None, above: bool = False) -> str:
     start = f"above {low}" if above else f"at least {low}"
     return start if high is None else f"{start} and at most {high}"
+
+
+def device(text: str) -> str:
+    """A reader of what `read_machine` takes."""
+    try:
+        device_index(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def utf8_text(text: str) -> str:

@@ -9,11 +9,10 @@ from loaders.quantization import BITS
 from loaders.rope_scaling import RopeScaling
 from offload_runtime import __version__
 from offload_runtime.help_text import HelpFormatter
-from offload_runtime.option_readers import template_argument, utf8_text, whole_number
+from offload_runtime.option_readers import device, template_argument, utf8_text, whole_number
 from offload_runtime.run_options import DEMO_TARGET, DTYPES, RULES, TREES, Options, resolve_draft, resolve_model
 from offload_runtime.sampling_options import add_sampling_options
 from offload_runtime.start import PROJECT, command_name
-from scheduler.machine import DEVICES
 from scheduler.sizes import parse_size
 
 THINKING = ("show", "hide", "off")
@@ -76,7 +75,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a LoRA adapter, merged into the model while it is read; none: leave out one that lies beside the model",
     )
-    add("--device", choices=DEVICES, default="auto", help="where to compute (default: auto)")
+    add(
+        "--device",
+        metavar="DEVICE",
+        type=device,
+        default="auto",
+        help="where to compute: auto, cpu, cuda, or cuda:1 for the second GPU (default: auto)",
+    )
     add("--device-memory", metavar="SIZE", type=size, help="use at most this much of the device's memory: 10GiB")
     add("--host-memory", metavar="SIZE", type=size, help="use at most this much of the host's memory: 32GiB")
     add("--dtype", choices=DTYPES, default="auto", help="type to compute in (default: auto)")

@@ -14,11 +14,13 @@ from offload_runtime.packing import Packing
 from offload_runtime.read_models import ModelFiles, read_draft, read_target, smaller_targets, vocabulary_of
 from offload_runtime.run_options import AUTO, Options, located
 from scheduler.hardware import planned_machine, recognised, with_data_sheet
-from scheduler.machine import Machine, read_machine
+from scheduler.machine import Machine, has_nvidia_card, read_machine
 from scheduler.measurements import read_bandwidth, with_known_speed
 from scheduler.plan import Limits, Plan, Tier, make_plan
 from scheduler.sizes import parse_size
 from scheduler.torch_build import torch_build
+
+CUDA_BUILD = "pip install --force-reinstall torch"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def prepare(options: Options) -> Preparation:
         machine, limits = _machine(options), _limits(options)
         options = located(options)
         target, packing = read_target(options, machine)
-        machine = _with_speed(machine, target.spec.dtype)
+        machine = with_known_figures(machine, target.spec.dtype)
         choice = _choose(options, target.spec, machine, limits)
         draft = acceptance = None
         if choice.directory is not None:
@@ -131,7 +133,8 @@ def _machine(options: Options) -> Machine:
     if options.gpu is None:
         device = _usable_device(options.device)
         try:
-            return read_machine(device)
+            machine = read_machine(device)
+            return replace(machine, note=_note(device)) if device != options.device else machine
         except MachineError as error:
             raise MachineError(f"{error}\n  --device cpu   runs without") from error
     host_memory = options.host_memory
@@ -140,25 +143,35 @@ def _machine(options: Options) -> Machine:
     )
 
 
-def _with_speed(machine: Machine, dtype: str) -> Machine:
+def with_known_figures(machine: Machine, dtype: str) -> Machine:
     """What was measured at earlier starts, or else what a data sheet says of the GPU."""
     machine = with_known_speed(machine, dtype)
     gpu = recognised(machine.device_name) if machine.device == "cuda" else None
     return with_data_sheet(machine, gpu) if gpu else machine
 
 
+def _note(device: str) -> str | None:
+    """Why a card that is here does not compute, where PyTorch is the reason."""
+    if device != "cpu" or not has_nvidia_card():
+        return None
+    return (
+        f"An NVIDIA card is here, but PyTorch {torch_build().version} is built without CUDA: the processor computes. "
+        f"{CUDA_BUILD} installs the CUDA build."
+    )
+
+
 def _usable_device(device: str) -> str:
     """Take the GPU out of the question where the installed PyTorch has no CUDA; asked without importing it.
 
-    Raises MachineError where "cuda" was asked for.
+    Raises MachineError where a GPU was asked for.
     """
     build = torch_build()
     if build.cuda or device == "cpu":
         return device
-    if device == "cuda":
+    if device != AUTO:
         raise MachineError(
             f"the installed PyTorch ({build.version}) is built without CUDA.\n"
-            "  pip install --force-reinstall torch   installs the CUDA build where there is one\n"
+            f"  {CUDA_BUILD}   installs the CUDA build where there is one\n"
             "  --device cpu                          runs without"
         )
     return "cpu"

@@ -41,6 +41,7 @@ from offload_runtime.request_rules import RequestRules
 from offload_runtime.run_options import IOMode, Options, resolve_draft, resolve_model
 from offload_runtime.target import PassProgress
 from offload_runtime.turns import Turns
+from scheduler.cuda_device import current_device
 from scheduler.plan import Plan
 from sequoia_tree.sampling import Sampling
 from sequoia_tree.shaping.order import Bounds
@@ -307,7 +308,7 @@ class OffloadRuntime:
         steps = self._steps(request, reply)
         try:
             while reply.finish_reason is None:
-                with self._turns.take():
+                with self._turns.take(), current_device(self._models.target.model.device):
                     self._check_open()
                     step = next(steps)
                 step = with_text(step, text) if text else step

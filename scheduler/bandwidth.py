@@ -41,7 +41,7 @@ def with_speed(machine: Machine, dtype: str, passes: Measure) -> Machine:
     subject, conditions = speed_subject(machine), speed_conditions(machine, dtype)
     figures = recall(subject, conditions)
     if figures is None:
-        device, computed_in = torch.device(machine.device), getattr(torch, dtype)
+        device, computed_in = torch.device(machine.torch_device), getattr(torch, dtype)
         try:
             figures = measure_speed(device, computed_in) | passes(device, computed_in)
         finally:

@@ -7,6 +7,10 @@ class MachineError(OffloadError):
     """The device asked for cannot be found on this machine."""
 
 
+class DriverError(MachineError):
+    """The NVIDIA driver cannot be asked what it has."""
+
+
 class DoesNotFitError(OffloadError):
     """The smallest placement of the model needs more memory than may be used.
 

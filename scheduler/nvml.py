@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from scheduler.errors import MachineError
+from scheduler.errors import DriverError, MachineError
 from scheduler.pcie import PCIe
 
 
@@ -18,24 +18,42 @@ class GPUReading:
     name: str
     total: int
     free: int
-    uuid: str
-    driver: str
+    uuid: str | None
+    driver: str | None
     pcie: PCIe | None
 
 
-def read_gpu() -> GPUReading:
-    """The first GPU CUDA would show this process. Raises MachineError where there is none."""
+def read_gpu(index: int = 0) -> GPUReading:
+    """The GPU that CUDA is expected to show this process under a number.
+
+    Raises MachineError where there is none, DriverError where the driver cannot be asked.
+    """
     with _nvml() as nvml:
-        handle = _visible_gpu(nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        return GPUReading(
-            name=_text(nvml.nvmlDeviceGetName(handle)),
-            total=int(memory.total),
-            free=int(memory.free),
-            uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
-            driver=_text(nvml.nvmlSystemGetDriverVersion()),
-            pcie=_slot(nvml, handle),
-        )
+        gpus = _visible_gpus(nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if index >= len(gpus):
+            raise MachineError(f"there is no GPU {index}: {len(gpus)} can be used, the first of them as 0")
+        return _reading(nvml, gpus[index])
+
+
+def read_gpu_of(uuid: str) -> GPUReading | None:
+    """The GPU, or slice of one, with a UUID ("GPU-…", "MIG-…"); None where the driver does not know it or answer."""
+    try:
+        with _nvml() as nvml:
+            return _reading(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid))
+    except DriverError:
+        return None
+
+
+def _reading(nvml: ModuleType, handle: Any) -> GPUReading:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    return GPUReading(
+        name=_text(nvml.nvmlDeviceGetName(handle)),
+        total=int(memory.total),
+        free=int(memory.free),
+        uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+        driver=_text(nvml.nvmlSystemGetDriverVersion()),
+        pcie=_slot(nvml, handle),
+    )
 
 
 def _slot(nvml: ModuleType, handle: Any) -> PCIe | None:
@@ -48,11 +66,11 @@ def _slot(nvml: ModuleType, handle: Any) -> PCIe | None:
 
 @contextmanager
 def _nvml() -> Iterator[ModuleType]:
-    """NVML, started for the block. Whatever it cannot answer becomes a MachineError with its reason."""
+    """NVML, started for the block. Whatever it cannot answer becomes a DriverError with its reason."""
     try:
         import pynvml
     except ImportError:
-        raise MachineError("no GPU can be looked for: the package nvidia-ml-py is not installed") from None
+        raise DriverError("no GPU can be looked for: the package nvidia-ml-py is not installed") from None
     try:
         pynvml.nvmlInit()
         try:
@@ -60,41 +78,67 @@ def _nvml() -> Iterator[ModuleType]:
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        raise MachineError(f"no NVIDIA GPU found (driver says: {error})") from error
+        raise DriverError(f"no NVIDIA GPU found (driver says: {error})") from error
 
 
-def _visible_gpu(nvml: ModuleType, visible: str | None) -> Any:
-    """The NVML handle of CUDA's device 0. NVML ignores CUDA_VISIBLE_DEVICES, so its rules are applied here.
+def _visible_gpus(nvml: ModuleType, visible: str | None) -> list[Any]:
+    """The NVML handles of CUDA's devices. NVML ignores CUDA_VISIBLE_DEVICES, so its rules are applied here.
 
     An entry is an index in CUDA's order, or a UUID that may be cut short; an entry that names nothing hides itself
-    and all that follow, so only the first one counts.
+    and all that follow. Of slices CUDA shows one alone. Raises MachineError where none is left.
     """
     handles = _cuda_order(nvml)
-    entry = "0" if visible is None else visible.split(",")[0].strip()
-    if entry.startswith("MIG-"):
-        return nvml.nvmlDeviceGetHandleByUUID(entry)
-    if entry.isdigit():
-        chosen = handles[int(entry) : int(entry) + 1]
-    else:
-        chosen = [handle for handle in handles if entry and _text(nvml.nvmlDeviceGetUUID(handle)).startswith(entry)]
-    if len(chosen) != 1:
+    entries = [str(index) for index in range(len(handles))] if visible is None else visible.split(",")
+    shown: list[Any] = []
+    for entry in map(str.strip, entries):
+        handle = _slice_named(nvml, handles, entry) if entry.startswith("MIG-") else _gpu_named(nvml, handles, entry)
+        if handle is None:
+            break
+        shown.append(handle if entry.startswith("MIG-") else _first_slice(nvml, handle))
+    if not shown:
         hidden = "" if visible is None else f", and CUDA_VISIBLE_DEVICES={visible!r} shows none of them"
         raise MachineError(f"no NVIDIA GPU to use: the driver lists {len(handles)}{hidden}")
-    return _first_slice(nvml, chosen[0])
+    return shown
+
+
+def _gpu_named(nvml: ModuleType, handles: list[Any], entry: str) -> Any | None:
+    """The one GPU that an entry means."""
+    if entry.isdigit():
+        return dict(enumerate(handles)).get(int(entry))
+    chosen = [handle for handle in handles if entry and _text(nvml.nvmlDeviceGetUUID(handle)).startswith(entry)]
+    return chosen[0] if len(chosen) == 1 else None
+
+
+def _slice_named(nvml: ModuleType, handles: list[Any], entry: str) -> Any | None:
+    """The slice with a UUID, or of drivers before 470 "MIG-GPU-uuid/instance/compute instance"."""
+    gpu, _, instances = entry.removeprefix("MIG-").partition("/")
+    if instances and (whole := _gpu_named(nvml, handles, gpu)) is not None:
+        return next((part for part in _slices(nvml, whole) if _instances(nvml, part) == instances), None)
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(entry)
+    except nvml.NVMLError:
+        return None
+
+
+def _instances(nvml: ModuleType, part: Any) -> str:
+    return f"{nvml.nvmlDeviceGetGpuInstanceId(part)}/{nvml.nvmlDeviceGetComputeInstanceId(part)}"
 
 
 def _first_slice(nvml: ModuleType, gpu: Any) -> Any:
     """The GPU itself, or its first slice (MIG) where it is cut into some: CUDA then shows that one and no more."""
+    return next(_slices(nvml, gpu), gpu)
+
+
+def _slices(nvml: ModuleType, gpu: Any) -> Iterator[Any]:
     try:
         enabled, _ = nvml.nvmlDeviceGetMigMode(gpu)
     except nvml.NVMLError:
-        return gpu  # most cannot be cut
+        return  # most cannot be cut
     for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu) if enabled else 0):
         try:
-            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, index)
+            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, index)
         except nvml.NVMLError:
             continue  # a place that no slice takes
-    return gpu
 
 
 def _cuda_order(nvml: ModuleType) -> list[Any]:

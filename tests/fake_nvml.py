@@ -44,6 +44,8 @@ def fake_nvml(*gpus: dict, broken: str | None = None) -> ModuleType:
         "nvmlDeviceGetCount": lambda: len(gpus),
         "nvmlDeviceGetHandleByIndex": lambda index: gpus[index],
         "nvmlDeviceGetHandleByUUID": by_uuid,
+        "nvmlDeviceGetGpuInstanceId": lambda gpu: gpu["instances"][0],
+        "nvmlDeviceGetComputeInstanceId": lambda gpu: gpu["instances"][1],
         "nvmlDeviceGetUUID": lambda gpu: gpu["uuid"],
         "nvmlDeviceGetName": lambda gpu: gpu["name"],
         "nvmlDeviceGetMemoryInfo": lambda gpu: SimpleNamespace(total=gpu["total"], free=gpu["free"]),

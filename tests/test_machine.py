@@ -2,14 +2,17 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
 from scheduler import machine as machine_module
 from scheduler.container import container_memory
+from scheduler.cuda_device import as_cuda_numbers
 from scheduler.errors import MachineError
 from scheduler.machine import WSL_PINNED_BYTES, read_machine
 from tests.fake_nvml import fake_nvml
@@ -101,20 +104,142 @@ def test_hidden_gpus_are_not_used(install: Install, visible: str) -> None:
         read_machine("cuda")
 
 
-def test_without_driver_or_package_there_is_no_gpu(install: Install) -> None:
+def test_without_driver_or_package_there_is_no_gpu(install: Install, tmp_path: Path) -> None:
     for nvml, reason in ((fake_nvml(broken="Driver Not Loaded"), "Driver Not Loaded"), (None, "nvidia-ml-py")):
         install(nvml)
-        assert read_machine("auto").device == "cpu"
+        assert read_machine("auto", tmp_path).device == "cpu"
         with pytest.raises(MachineError, match=reason):
-            read_machine("cuda")
+            read_machine("cuda", tmp_path)
     install(fake_nvml())
     with pytest.raises(MachineError, match="lists 0"):
         read_machine("cuda")
 
 
-def test_unknown_devices_are_refused() -> None:
-    with pytest.raises(ValueError, match="auto, cpu, cuda"):
-        read_machine("cuda:1")
+@pytest.mark.parametrize("device", ["cuda:", "cuda:x", "cuda:-1", "cuda:1:2", "gpu", "cpu:0", "CUDA", "cuda:9999"])
+def test_unknown_devices_are_refused(device: str) -> None:
+    with pytest.raises(ValueError, match="auto, cpu, cuda, or cuda:1"):
+        read_machine(device)
+
+
+@pytest.mark.parametrize(
+    ("visible", "order", "device", "name"),
+    [
+        (None, None, "cuda:1", "GT 1030"),
+        (None, "PCI_BUS_ID", "cuda:1", "RTX 4090"),
+        ("1,0", None, "cuda:1", "RTX 4090"),
+        ("GPU-aa,GPU-bb", None, "cuda:1", "RTX 4090"),
+        ("0, 1", None, "cuda:1", "GT 1030"),
+        ("1", None, "cuda:0", "GT 1030"),
+    ],
+)
+def test_a_gpu_is_chosen_by_cudas_number(
+    install: Install, visible: str | None, order: str | None, device: str, name: str
+) -> None:
+    install(fake_nvml(DISPLAY, BIG), visible, order)
+    machine = read_machine(device)
+    assert (machine.device, machine.device_name, machine.torch_device) == ("cuda", name, device)
+
+
+@pytest.mark.parametrize(
+    ("visible", "device"), [(None, "cuda:2"), ("1", "cuda:1"), ("0,7,1", "cuda:1"), ("0,,1", "cuda:1")]
+)
+def test_a_number_that_cuda_does_not_show_is_refused(install: Install, visible: str | None, device: str) -> None:
+    """An entry that names nothing hides all that follow."""
+    install(fake_nvml(DISPLAY, BIG), visible)
+    with pytest.raises(MachineError, match=f"no GPU {device[-1]}"):
+        read_machine(device)
+
+
+def test_a_slice_is_found_by_the_name_that_older_drivers_gave_it(install: Install) -> None:
+    slices = [{**SLICE, "instances": (1, 0)}, None, {**SLICE, "instances": (2, 0), "total": 20 * GB}]
+    install(fake_nvml({**BIG, "slices": slices}), "MIG-GPU-bbbb-2/2/0")
+    assert read_machine("cuda").device_total == 20 * GB
+    install(fake_nvml({**BIG, "slices": slices}), "MIG-GPU-bbbb-2/3/0")
+    with pytest.raises(MachineError, match="shows none"):
+        read_machine("cuda")
+
+
+CARDS = ["proc/driver/nvidia/gpus/0000:01:00.0/information", "dev/nvidia0", "usr/lib/wsl/lib/libcuda.so.1"]
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What CUDA itself says, once it has started; `error` keeps it from starting."""
+    says = SimpleNamespace(error=None, uuid="bbbb-2", name="RTX 4090", total=25 * GB, free=23 * GB)
+
+    def start() -> None:
+        if says.error:
+            raise says.error
+
+    monkeypatch.setattr(torch.cuda, "init", start)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name=says.name, uuid=says.uuid)
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (says.free, says.total))
+    return says
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("nvml", [fake_nvml(broken="Driver/library version mismatch"), None], ids=["broken", "absent"])
+def test_where_nvml_fails_beside_a_card_cuda_is_asked(
+    install: Install, cuda: SimpleNamespace, tmp_path: Path, nvml: ModuleType | None, card: str, device: str
+) -> None:
+    install(nvml)
+    machine = read_machine(device, write(tmp_path, {card: ""}))
+    assert (machine.device, machine.device_name, machine.device_free) == ("cuda", "RTX 4090", 23 * GB)
+    assert machine.uuid == "GPU-bbbb-2" and machine.index == (device == "cuda:1")
+    assert "CUDA itself was asked" in str(machine.note)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_card_that_nothing_can_use_is_never_passed_over(
+    install: Install, cuda: SimpleNamespace, tmp_path: Path, device: str
+) -> None:
+    cuda.error = RuntimeError("CUDA driver initialization failed, you might not have a CUDA gpu.\nmore")
+    install(fake_nvml(broken="Driver/library version mismatch"))
+    with pytest.raises(MachineError, match=r"version mismatch.*initialization failed.*\n.*nvidia-smi"):
+        read_machine(device, write(tmp_path, {CARDS[0]: ""}))
+
+
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_a_card_that_the_user_hides_is_not_asked_for(
+    install: Install, cuda: SimpleNamespace, tmp_path: Path, visible: str
+) -> None:
+    install(fake_nvml(broken="Driver Not Loaded"), visible)
+    assert read_machine("auto", write(tmp_path, {CARDS[0]: ""})).device == "cpu"
+
+
+@pytest.mark.parametrize("planned", ["GPU-bbbb-2", "MIG-BBBB-2", None])
+def test_the_device_that_cuda_means_as_well_stays(install: Install, cuda: SimpleNamespace, planned: str | None) -> None:
+    install(fake_nvml(DISPLAY, BIG))
+    machine = replace(read_machine("cuda"), uuid=planned)
+    assert as_cuda_numbers(machine) is machine
+
+
+def test_another_device_of_cudas_takes_the_place_of_the_one_that_nvml_listed(
+    install: Install, cuda: SimpleNamespace
+) -> None:
+    install(fake_nvml(DISPLAY, BIG), order="PCI_BUS_ID")
+    machine = replace(read_machine("cuda"), flops=1e12, pinned_limit=7)
+    assert machine.device_name == "GT 1030"
+    ours = as_cuda_numbers(machine)
+    assert (ours.device_name, ours.uuid, ours.pcie, ours.device_free) == (
+        "RTX 4090",
+        "GPU-bbbb-2",
+        "PCIe 4.0 x16",
+        24 * GB,
+    )
+    assert (ours.flops, ours.pinned_limit, ours.host_total) == (None, 7, machine.host_total)
+
+
+def test_of_a_slice_that_cuda_calls_by_the_whole_gpus_name_the_memory_counts(
+    install: Install, cuda: SimpleNamespace
+) -> None:
+    install(fake_nvml({**BIG, "slices": [SLICE]}))
+    cuda.total, cuda.free = 10 * GB, 8 * GB
+    ours = as_cuda_numbers(read_machine("cuda"))
+    assert (ours.device_total, ours.device_free) == (10 * GB, 8 * GB)
 
 
 def test_a_container_limit_counts_where_it_is_tighter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from loaders.decoding import triton_floats, triton_ggml, triton_integers
@@ -27,4 +28,5 @@ def decode_fused(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor, hi
 
     hits: uint8 [experts], each of as many members: those of experts where it is 0 are left out.
     """
-    KERNELS[type(scheme)](scheme, operands, Matrix.of(out if out.dim() > 1 else out[:, None], hits))
+    with torch.cuda.device_of(out):  # triton launches on the current GPU, wherever the tensors are
+        KERNELS[type(scheme)](scheme, operands, Matrix.of(out if out.dim() > 1 else out[:, None], hits))

@@ -92,6 +92,8 @@ def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argp
     if arguments.model is None:
         screen.note(DEMO_NOTE)
     screen.note(plan_line(preparation.plan))
+    if preparation.plan.machine.note:
+        screen.note(preparation.plan.machine.note)
     if preparation.packing:
         screen.note(str(preparation.packing))
     for line in (preparation.draft_note, preparation.plan.slow_dequantizing):

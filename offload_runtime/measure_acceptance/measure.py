@@ -19,6 +19,7 @@ from offload_runtime.planning import Preparation
 from offload_runtime.prompt import Prompt, encode_prompt
 from offload_runtime.rows import text_rows
 from offload_runtime.runtime import OffloadRuntime
+from scheduler.cuda_device import current_device
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.observe import observe_greedy, observe_laws
 from sequoia_tree.sampling import Sampling, log_law
@@ -90,7 +91,11 @@ def measure(
     with OffloadRuntime(preparation, loading) as runtime:
         workload = within_minutes(workload, settings, _speed(runtime, workload, settings[0]), note)
         texts = {setting: list(write_texts(runtime, workload, setting, note, replies)) for setting in settings}
-    with closing(load_models(preparation, loading)) as models, out_of_memory_explained(models.plan):
+    with (
+        closing(load_models(preparation, loading)) as models,
+        current_device(models.target.model.device),
+        out_of_memory_explained(models.plan),
+    ):
         return [_measured(models, setting, texts[setting], workload.seed, note) for setting in settings]
 
 
