@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scheduler.bounce import Link
-from scheduler.device_memory import release_unused
+from scheduler.device_memory import release_cached
 from scheduler.host_memory import host_memory_for
 from scheduler.machine import Machine
 from scheduler.measurements import Figures, recall, remember, speed_conditions, speed_subject, with_measured_speed
@@ -45,7 +45,7 @@ def with_speed(machine: Machine, dtype: str, passes: Measure) -> Machine:
         try:
             figures = measure_speed(device, computed_in) | passes(device, computed_in)
         finally:
-            release_unused(device)  # half a gigabyte that the plan gives to layers
+            release_cached()  # half a gigabyte that the plan gives to layers
         remember(subject, conditions, figures)
     return with_measured_speed(machine, figures)
 

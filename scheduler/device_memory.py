@@ -77,9 +77,3 @@ class DeviceMemory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return self._peak
-
-
-def release_unused(device: torch.device) -> None:
-    """Give the driver what PyTorch's allocator keeps of freed memory."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from loaders.direct_io import measure_read_bandwidth
-from scheduler.device_memory import release_unused
+from scheduler.device_memory import release_cached
 from scheduler.host_memory import HostBuffer, host_memory_for
 from scheduler.plan import Plan, Tier
 
@@ -77,7 +77,7 @@ def copy_bandwidth(device: torch.device, pinned: bool) -> float | None:
             return _copy_bandwidth(device, source) if source.pinned == pinned else None
         finally:
             torch.cuda.synchronize(device)  # memory that is copied from must stay pinned
-            release_unused(device)
+            release_cached()
 
 
 def _copy_bandwidth(device: torch.device, source: HostBuffer) -> float:
