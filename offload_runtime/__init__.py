@@ -6,7 +6,7 @@ Importing this package does not import torch: `--help` and `--plan` stay quick.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from offload_runtime.runtime import OffloadRuntime
+    from offload_runtime.generation.runtime import OffloadRuntime
 
 __version__ = "0.1.0"
 __all__ = ["OffloadRuntime"]
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> object:
         from offload_runtime.start import check_packages
 
         check_packages()
-        from offload_runtime.runtime import OffloadRuntime
+        from offload_runtime.generation.runtime import OffloadRuntime
 
         return OffloadRuntime
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

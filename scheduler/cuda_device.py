@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from scheduler.errors import MachineError
-from scheduler.machine import Machine, with_gpu
-from scheduler.nvml import GPUReading, read_gpu_of
+from scheduler.machine.machine import Machine, with_gpu
+from scheduler.machine.nvml import GPUReading, read_gpu_of
 
 
 def ask_cuda(index: int) -> GPUReading:

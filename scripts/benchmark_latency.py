@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 from json_lines import open_lines
 from latency.options import parse_arguments
 
-from loaders.direct_io import measure_read_bandwidth
-from offload_runtime.command_line import run_command
+from loaders.io.direct import measure_read_bandwidth
 from offload_runtime.errors import UsageError
-from offload_runtime.fetching import fetched
-from offload_runtime.options import model_options
-from offload_runtime.planning import Preparation, prepare
-from offload_runtime.run_options import IOMode, Options
-from offload_runtime.sampling_options import sampling_options
+from offload_runtime.generation.fetching import fetched
+from offload_runtime.options.arguments import model_options
+from offload_runtime.options.command_line import run_command
+from offload_runtime.options.run_options import IOMode, Options
+from offload_runtime.options.sampling_options import sampling_options
+from offload_runtime.planning.planning import Preparation, prepare
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _reading(preparation: Preparation, cold: bool, note: "Note") -> IOMode:
 
     Raises UsageError where it is asked for and impossible.
     """
-    from loaders.reader import choose_io
+    from loaders.io.reader import choose_io
 
     checkpoint, shared = preparation.target.checkpoint, preparation.options.share_layers
     io = "direct" if cold or shared else choose_io(checkpoint.nbytes, preparation.machine.host_available)
@@ -193,7 +193,7 @@ def _measure(
     from latency.report import reply_record, write_seconds
     from rich.console import Console
 
-    from offload_runtime.chat.progress import LoadingBar
+    from offload_runtime.options.progress import LoadingBar
 
     replies = len(workload.prompts) * workload.repeats
 

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 from comparison.cells import Setting, cells, settings
 from comparison.options import parse_arguments
 
-from offload_runtime.command_line import run_command
 from offload_runtime.errors import UsageError
+from offload_runtime.options.command_line import run_command
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 if TYPE_CHECKING:

@@ -25,10 +25,10 @@ from offloading.job import Job, Outcome
 from offloading.options import parse_arguments
 from offloading.programs import Failure, missing, run, this_python
 
-from offload_runtime.command_line import run_command
 from offload_runtime.errors import DoesNotFitError, UsageError
-from offload_runtime.planning import Preparation, prepare
-from scheduler.plan import Plan, Tier, make_plan
+from offload_runtime.options.command_line import run_command
+from offload_runtime.planning.planning import Preparation, prepare
+from scheduler.plan.plan import Plan, Tier, make_plan
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 DISK_SECONDS = 1.0  # per measurement
@@ -126,7 +126,7 @@ def _job(arguments: argparse.Namespace, preparation: Preparation) -> Job:
 
 
 def _disk(preparation: Preparation, seconds: float = DISK_SECONDS) -> Any:
-    from loaders.direct_io import measure_read_bandwidth
+    from loaders.io.direct import measure_read_bandwidth
 
     files, chunk_bytes = preparation.target.checkpoint.files, preparation.plan.read_chunk_bytes
     return measure_read_bandwidth(files, seconds, chunk_bytes=chunk_bytes)
@@ -168,7 +168,7 @@ def _short(result: Outcome | Failure) -> str:
 
 
 def _heading(plan: Plan, job: Job, arguments: argparse.Namespace) -> Iterator[str]:
-    from loaders.read_spec import read_spec
+    from loaders.checkpoint.read_spec import read_spec
     from scheduler.sizes import format_size
 
     stored = read_spec(Path(job.model)).stored_dtype

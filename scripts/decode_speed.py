@@ -19,13 +19,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from loaders.decoding.plain import decode
-from loaders.decoding.stacks import fused_kernels
+from loaders.dequantize.plain import decode
+from loaders.dequantize.stacks import fused_kernels
 from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
 from loaders.gguf.types import BLOCKS, TYPE_NAMES
-from offload_runtime.command_line import run_command
 from offload_runtime.errors import UsageError
-from offload_runtime.option_readers import whole_number
+from offload_runtime.options.command_line import run_command
+from offload_runtime.options.readers import whole_number
 
 GROUP = 128
 BLOCK = 256  # the largest that a format stores together

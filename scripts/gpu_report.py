@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 from own_cache import own_cache
 from termination import ended_by_sigterm
 
-from offload_runtime.command_line import run_command
 from offload_runtime.errors import MachineError, UsageError
-from offload_runtime.option_readers import real_number
-from scheduler.machine import Machine, read_machine
+from offload_runtime.options.command_line import run_command
+from offload_runtime.options.readers import real_number
+from scheduler.machine.machine import Machine, read_machine
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
-from offload_runtime.command_line import run_command
 from offload_runtime.errors import UnsupportedModelError, UsageError
-from offload_runtime.option_readers import whole_number
-from offload_runtime.run_options import DEMO_TARGET
+from offload_runtime.options.command_line import run_command
+from offload_runtime.options.readers import whole_number
+from offload_runtime.options.run_options import DEMO_TARGET
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ def widen(
     from widening.placement import Placement, Shape
     from widening.weights import WideWeights
 
-    from loaders.checkpoint_writer import write_checkpoint
-    from loaders.random_checkpoint import RandomValues
-    from loaders.read_spec import read_config, read_spec
+    from loaders.checkpoint.random_weights import RandomValues
+    from loaders.checkpoint.read_spec import read_config, read_spec
+    from loaders.safetensors_files.writer import write_checkpoint
 
     config, spec = read_config(source), read_spec(source)
     if spec.decode_bytes:
@@ -141,7 +141,7 @@ def _entries(config: dict[str, Any], layers: int) -> list[Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from loaders.checkpoint_writer import TensorEntry
+    from loaders.safetensors_files.writer import TensorEntry
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**config, "num_hidden_layers": layers}))
@@ -152,7 +152,7 @@ def wide_shape(name: str, **sizes: int | None) -> "Shape":
     """The sizes of a known shape, with those that are given in their place. Raises UsageError for unknown names."""
     from widening.placement import Shape
 
-    from loaders.random_checkpoint import SHAPES
+    from loaders.checkpoint.random_weights import SHAPES
 
     llamas = [known for known, config in SHAPES.items() if config["model_type"] == "llama"]
     if name not in llamas:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from offload_runtime.generation_defaults import read_generation_defaults
-from offload_runtime.request_rules import RequestRules
+from offload_runtime.generation.defaults import read_generation_defaults
+from offload_runtime.generation.request_rules import RequestRules
 from sequoia_tree.sampling import Sampling
 from sequoia_tree.shaping.order import Bounds
 

@@ -19,13 +19,13 @@ from unittest.mock import patch
 
 import torch
 
-from loaders.reader import WeightReader
-from loaders.sources import UnitSource
-from loaders.spec import ModelSpec
+from loaders.checkpoint.spec import ModelSpec
+from loaders.io.reader import WeightReader
+from loaders.io.sources import UnitSource
 from offload_runtime import OffloadRuntime
 from offload_runtime.errors import DoesNotFitError
-from offload_runtime.planning import prepare
-from offload_runtime.run_options import Options
+from offload_runtime.options.run_options import Options
+from offload_runtime.planning.planning import prepare
 
 CONTEXT = 64
 KEPT: list[Any] = []

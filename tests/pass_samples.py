@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from offload_runtime import OffloadRuntime
-from offload_runtime.attention import PassRows
-from offload_runtime.model import Model
-from offload_runtime.rows import text_and_tree_rows, text_rows
-from scheduler.padding import Padding
+from offload_runtime.model.attention import PassRows
+from offload_runtime.model.model import Model
+from offload_runtime.model.rows import text_and_tree_rows, text_rows
+from scheduler.plan.padding import Padding
 from sequoia_tree import Tree
 
 TREE = Tree([-1, 0, 0, 0, 1, 1, 2, 4, 4, 7, 7, 10])  # its deepest path leaves every sliding window

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from loaders.spec import ModelSpec, UnitSpec
-from scheduler.machine import Machine
-from scheduler.plan import Limits
+from loaders.checkpoint.spec import ModelSpec, UnitSpec
+from scheduler.machine.machine import Machine
+from scheduler.plan.plan import Limits
 from scheduler.sizes import GIB
 
 

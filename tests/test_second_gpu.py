@@ -8,17 +8,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from offload_runtime import OffloadRuntime, loading, planning, runtime
-from offload_runtime.forecast import forecast
-from offload_runtime.model import Model
-from offload_runtime.options import parse_chat_arguments
-from offload_runtime.planning import prepare
-from offload_runtime.run_options import Options
-from scheduler import bandwidth
+from offload_runtime import OffloadRuntime
+from offload_runtime.generation import loading, runtime
+from offload_runtime.model.model import Model
+from offload_runtime.options.arguments import parse_chat_arguments
+from offload_runtime.options.run_options import Options
+from offload_runtime.planning import planning
+from offload_runtime.planning.forecast import forecast
+from offload_runtime.planning.planning import prepare
+from scheduler.machine.torch_build import TorchBuild
 from scheduler.sizes import GIB
-from scheduler.torch_build import TorchBuild
+from scheduler.streaming import bandwidth
 from tests.plan_samples import gpu
-from tests.tiny_models import PROMPT, checkpoint, greedy
+from tests.samples.tiny_models import PROMPT, checkpoint, greedy
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def test_loading_and_every_step_have_their_gpu_as_the_current_one(monkeypatch):
 
 def test_a_kernel_is_launched_on_the_gpu_of_its_output(monkeypatch):
     pytest.importorskip("triton")
-    from loaders.decoding import kernels
+    from loaders.dequantize import kernels
 
     current: list[int] = []
 

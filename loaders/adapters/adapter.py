@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from loaders.checkpoint.spec import DTYPE_NAMES
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.foreign_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, broken_link
 from loaders.json_files import read_json
 from loaders.message_text import quoted
-from loaders.safetensors_files import StoredTensor, read_header
-from loaders.spec import DTYPE_NAMES
+from loaders.safetensors_files.headers import StoredTensor, read_header
 
 # Settings that are of training, or say what the tensors' names say anyway.
 _OF_TRAINING = {

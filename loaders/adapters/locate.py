@@ -7,8 +7,8 @@ from pathlib import Path
 from loaders.adapters.adapter import base_of
 from loaders.errors import ModelFilesError
 from loaders.foreign_files import ADAPTER_CONFIG, INDEX, SINGLE_FILE
-from loaders.hub_cache import cached_snapshot, hub_cache, repository_directory
-from loaders.hub_names import hub_name, model_path
+from loaders.hub.cache import cached_snapshot, hub_cache, repository_directory
+from loaders.hub.names import hub_name, model_path
 from loaders.message_text import quoted
 
 NONE = "none"

@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loaders.adapters.adapter import Adapter, LoraUpdate
-from loaders.conversion import Part, model_parts
 from loaders.errors import UnsupportedModelError
-from loaders.layout import TORCH_DTYPES
-from loaders.safetensors_files import StoredTensor, read_tensor_bytes
+from loaders.modules.conversion import Part, model_parts
+from loaders.modules.layout import TORCH_DTYPES
+from loaders.safetensors_files.headers import StoredTensor, read_tensor_bytes
 
 BLOCK_VALUES = 1 << 19  # 2 MB in float32: larger ones leave the cache
 

@@ -11,7 +11,7 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.formats.schemes import Codebook, Scaled
 from loaders.formats.weights import PackedWeight, Settings, Tensors, base_names, matrix, take
 from loaders.json_files import parse_object
-from loaders.safetensors_files import StoredTensor, read_tensor_bytes
+from loaders.safetensors_files.headers import StoredTensor, read_tensor_bytes
 
 CODES, NESTED_CODES = 16, 256
 MAX_STATE_BYTES = 1 << 16

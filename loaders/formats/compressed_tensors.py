@@ -22,7 +22,7 @@ from loaders.formats.weights import (
     matrix,
     take,
 )
-from loaders.safetensors_files import StoredTensor, read_tensor_bytes
+from loaders.safetensors_files.headers import StoredTensor, read_tensor_bytes
 
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense")
 STRATEGIES = ("tensor", "channel", "group", "block")

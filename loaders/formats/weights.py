@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.formats.schemes import Scheme
-from loaders.safetensors_files import Checkpoint, StoredTensor
+from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 
 Tensors = Mapping[str, StoredTensor]
 WORD_BITS = 32

@@ -19,7 +19,7 @@ from loaders.gguf.content import DISK, Content
 from loaders.gguf.names import split_names
 from loaders.gguf.types import BLOCKS, READABLE, TYPE_NAMES, VALUES
 from loaders.message_text import quoted
-from loaders.safetensors_files import StoredTensor
+from loaders.safetensors_files.headers import StoredTensor
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

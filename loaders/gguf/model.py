@@ -9,7 +9,7 @@ from loaders.errors import ModelFilesError
 from loaders.gguf.config import gguf_config, model_tensors
 from loaders.gguf.header import GgufFile, read_gguf
 from loaders.gguf.names import is_model_name, split_names
-from loaders.safetensors_files import Checkpoint
+from loaders.safetensors_files.headers import Checkpoint
 from loaders.unchanged import kept_while_unchanged
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from loaders.chat_templates import chat_template_of
 from loaders.errors import ModelFilesError, OffloadError
 from loaders.foreign_files import check_content
 from loaders.gguf.model import is_gguf, read_gguf_cached
-from loaders.gguf.tokenizer import gguf_tokenizer
 from loaders.gguf.vocabulary import has_gguf_vocabulary
+from loaders.hub.needed_files import VOCABULARY_FILES
 from loaders.json_files import read_json
 from loaders.message_text import first_line
-from loaders.needed_files import VOCABULARY_FILES
+from loaders.tokenizers.chat_templates import chat_template_of
+from loaders.tokenizers.gguf import gguf_tokenizer
 from loaders.tokenizers.sentencepiece_file import is_sentencepiece_alone
 from loaders.tokenizers.sentencepiece_tokenizer import sentencepiece_tokenizer
 from loaders.tokenizers.tokenizer_json import FILE as JSON

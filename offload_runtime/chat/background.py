@@ -18,9 +18,9 @@ from offload_runtime.chat.status import loading_texts
 
 if TYPE_CHECKING:
     from offload_runtime.chat.thinking import Thinking
-    from offload_runtime.conversation import Conversation
-    from offload_runtime.runtime import OffloadRuntime
-    from scheduler.plan import Plan
+    from offload_runtime.generation.runtime import OffloadRuntime
+    from offload_runtime.text.conversation import Conversation
+    from scheduler.plan.plan import Plan
 
 Progress = Callable[[str, int, int], None]
 """Called with what is loading, the bytes that are there, and the bytes in all."""

@@ -14,23 +14,23 @@ from offload_runtime.chat.keyboard import edits_lines, line_reader, without_echo
 from offload_runtime.chat.ready import can_converse
 from offload_runtime.chat.status import duration
 from offload_runtime.chat.thinking import Thinking
-from offload_runtime.command_line import run_command
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, UsageError
-from offload_runtime.fetching import Download, fetched
-from offload_runtime.generation_fields import unapplied_note
-from offload_runtime.options import model_options, parse_chat_arguments
-from offload_runtime.planning import Preparation, prepare
-from offload_runtime.run_options import Options
-from offload_runtime.sampling_options import sampling_options
-from scheduler.plan_table import format_plan, wrapped
+from offload_runtime.generation.config_fields import unapplied_note
+from offload_runtime.generation.fetching import Download, fetched
+from offload_runtime.options.arguments import model_options, parse_chat_arguments
+from offload_runtime.options.command_line import run_command
+from offload_runtime.options.run_options import Options
+from offload_runtime.options.sampling_options import sampling_options
+from offload_runtime.planning.planning import Preparation, prepare
+from scheduler.plan.table import format_plan, wrapped
 from scheduler.sizes import format_size
 
 # The rest is imported where it is used: `--help` and `--plan` answer sooner than torch can be imported.
 if TYPE_CHECKING:
     from offload_runtime.chat.terminal import Screen
-    from offload_runtime.conversation import Conversation
-    from offload_runtime.packing import Packing
-    from offload_runtime.runtime import OffloadRuntime
+    from offload_runtime.generation.runtime import OffloadRuntime
+    from offload_runtime.planning.quantized_directory import Packing
+    from offload_runtime.text.conversation import Conversation
 
 DEMO_NOTE = (
     "No --model given: this is the bundled demonstration of the machinery. "
@@ -76,7 +76,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _plan_text(preparation: Preparation) -> str:
-    from offload_runtime.forecast import forecast
+    from offload_runtime.planning.forecast import forecast
 
     packing = [str(preparation.packing)] if preparation.packing else []
     lines = [*packing, *forecast(preparation)]
@@ -102,8 +102,8 @@ def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argp
 
 
 def _new_conversation(options: Options, arguments: argparse.Namespace) -> "Conversation":
-    from offload_runtime.conversation import Conversation
-    from offload_runtime.prompt import chat_tokenizer
+    from offload_runtime.text.conversation import Conversation
+    from offload_runtime.text.prompt import chat_tokenizer
 
     tokenizer = chat_tokenizer(options.model, options.chat_template)
     return Conversation(tokenizer, arguments.system, arguments.raw, options.template_arguments)
@@ -124,14 +124,14 @@ def _load_before(options: Options, preparation: Preparation, arguments: argparse
 
 
 def _load(preparation: Preparation, progress: Progress) -> "OffloadRuntime":
-    from offload_runtime.runtime import OffloadRuntime
+    from offload_runtime.generation.runtime import OffloadRuntime
 
     return OffloadRuntime(preparation, progress)
 
 
 def _load_shown(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
-    from loaders.quantized_checkpoint import begun_bytes
-    from offload_runtime.chat.progress import LoadingBar
+    from loaders.quantize.write import begun_bytes
+    from offload_runtime.options.progress import LoadingBar
 
     packing = preparation.packing if _packs(preparation) else None
     if packing:
@@ -154,7 +154,7 @@ def _packs(preparation: Preparation) -> bool:
 
 
 def _packing_time(packing: "Packing") -> str:
-    from loaders.quantized_checkpoint import begun_bytes, cores, packing_seconds
+    from loaders.quantize.write import begun_bytes, cores, packing_seconds
 
     seconds = packing_seconds(packing.quantization, begun_bytes(packing.directory))
     return f"{duration(seconds)} on {cores()} cores"

@@ -11,9 +11,9 @@ from offload_runtime.chat.given import read_text
 from offload_runtime.chat.saved import load_chat, save_chat
 from offload_runtime.chat.status import reply_line
 from offload_runtime.errors import UsageError
-from offload_runtime.options import THINKING
-from offload_runtime.sampling_options import SAMPLING
-from scheduler.plan_table import format_plan
+from offload_runtime.options.arguments import THINKING
+from offload_runtime.options.sampling_options import SAMPLING
+from scheduler.plan.table import format_plan
 from scheduler.sizes import format_size
 
 if TYPE_CHECKING:

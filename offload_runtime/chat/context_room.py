@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from offload_runtime.chat.terminal import Screen
 
 if TYPE_CHECKING:
-    from offload_runtime.conversation import Conversation, Message
+    from offload_runtime.text.conversation import Conversation, Message
 
 MAKE_ROOM = (
     "/undo takes back the last message and its reply, /compact drops the oldest turns, /clear begins a new conversation"

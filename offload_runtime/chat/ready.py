@@ -1,11 +1,11 @@
 """Whether a model's files have what a conversation needs, told without transformers."""
 
-from loaders.chat_templates import chat_template_of, gguf_chat_template, read_template
 from loaders.errors import OffloadError
 from loaders.gguf.model import is_gguf, read_gguf_cached
 from loaders.gguf.vocabulary import has_gguf_vocabulary
-from loaders.needed_files import VOCABULARY_FILES
-from offload_runtime.run_options import Options
+from loaders.hub.needed_files import VOCABULARY_FILES
+from loaders.tokenizers.chat_templates import chat_template_of, gguf_chat_template, read_template
+from offload_runtime.options.run_options import Options
 
 
 def can_converse(options: Options, raw: bool) -> bool:

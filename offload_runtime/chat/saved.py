@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from loaders.cache_directory import replace_whole
 from loaders.json_files import read_object
 from offload_runtime.errors import UsageError
-from offload_runtime.sampling_options import SamplingOptions
+from offload_runtime.options.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from offload_runtime.conversation import Conversation, Message, Stretch
+    from offload_runtime.text.conversation import Conversation, Message, Stretch
 
 FORMAT = "offload_runtime chat, version 1"
 ROLES = ("system", "user", "assistant")
@@ -110,7 +110,7 @@ def _parse(path: Path, content: dict[str, Any]) -> SavedChat:
         if not right:
             raise UsageError(f"{path}: is damaged: {what}")
 
-    from offload_runtime.conversation import Stretch
+    from offload_runtime.text.conversation import Stretch
 
     messages: Any = content.get("messages")
     stretches: Any = content.get("stretches")

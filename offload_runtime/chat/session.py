@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loaders.interrupts import interrupts_deferred
+from loaders.quantize.interrupts import interrupts_deferred
 from offload_runtime.chat.background import Loaded, Loading, WaitStopped
 from offload_runtime.chat.commands import is_command, run_command, takes_lines
 from offload_runtime.chat.context_room import MAKE_ROOM, ContextRoom
@@ -20,12 +20,12 @@ from offload_runtime.chat.streaming import ReplyStream
 from offload_runtime.chat.terminal import Screen
 from offload_runtime.chat.thinking import check_mode
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, PromptError, UsageError
-from offload_runtime.sampling_options import SamplingOptions
+from offload_runtime.options.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
-    from offload_runtime.conversation import Conversation, Snapshot
-    from offload_runtime.reply import Reply
-    from offload_runtime.runtime import OffloadRuntime
+    from offload_runtime.generation.reply import Reply
+    from offload_runtime.generation.runtime import OffloadRuntime
+    from offload_runtime.text.conversation import Conversation, Snapshot
 
 QUOTES = '"""'
 WAIT_STOPPED = "given up; loading goes on"

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from scheduler.plan import Plan, Tier
+from scheduler.plan.plan import Plan, Tier
 from scheduler.sizes import format_size
 
 if TYPE_CHECKING:
-    from offload_runtime.reply import ReplyStats
-    from offload_runtime.target import PassProgress
+    from offload_runtime.generation.reply import ReplyStats
+    from offload_runtime.speculation.target import PassProgress
 
 
 READ_WITHOUT_SAYING = 8  # tokens: a step of the reply itself reads the few that the last one brought

@@ -9,12 +9,12 @@ from offload_runtime.chat.background import Loaded, Loading
 from offload_runtime.chat.interrupt import StopOnInterrupt
 from offload_runtime.chat.status import activity_texts
 from offload_runtime.chat.terminal import Screen
-from offload_runtime.sampling_options import SamplingOptions
+from offload_runtime.options.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:
-    from offload_runtime.conversation import Conversation
-    from offload_runtime.reply import Reply
-    from offload_runtime.runtime import OffloadRuntime
+    from offload_runtime.generation.reply import Reply
+    from offload_runtime.generation.runtime import OffloadRuntime
+    from offload_runtime.text.conversation import Conversation
 
 SILENCE = 0.5  # seconds without text before a sign of life is shown
 STOPPING = "stopping; Ctrl-C within 2 s leaves"  # fits 40 columns

@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 from offload_runtime.errors import UsageError
-from offload_runtime.options import THINKING
-from offload_runtime.reasoning.switch import without_thinking
+from offload_runtime.options.arguments import THINKING
+from offload_runtime.text.reasoning_switch import without_thinking
 
 if TYPE_CHECKING:
-    from offload_runtime.conversation import Conversation
+    from offload_runtime.text.conversation import Conversation
 
 NO_SWITCH = "the model's chat template has no switch for thinking: what the model thinks is hidden"
 

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loaders.hub_names import directory_name
-from offload_runtime.acceptance_store import ACCEPTANCE_FILE, PairAcceptance, cache_file, save, write
-from offload_runtime.command_line import run_command
+from loaders.hub.names import directory_name
 from offload_runtime.errors import UsageError
-from offload_runtime.fetching import fetched
+from offload_runtime.generation.fetching import fetched
 from offload_runtime.measure_acceptance.options import parse_arguments, settings
 from offload_runtime.measure_acceptance.written import WrittenReplies
-from offload_runtime.options import model_options
-from offload_runtime.planning import Preparation, prepare
-from offload_runtime.run_options import DEMO_TARGET
+from offload_runtime.options.arguments import model_options
+from offload_runtime.options.command_line import run_command
+from offload_runtime.options.run_options import DEMO_TARGET
+from offload_runtime.planning.planning import Preparation, prepare
+from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, PairAcceptance, cache_file, save, write
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ def _file(output: str, draft: Path) -> Path | None:
 def _measure(arguments: argparse.Namespace, preparation: Preparation, replies: WrittenReplies) -> "list[Measured]":
     from rich.console import Console
 
-    from offload_runtime.chat.progress import LoadingBar
     from offload_runtime.measure_acceptance.measure import Workload, measure
     from offload_runtime.measure_acceptance.prompts import prompts_for
+    from offload_runtime.options.progress import LoadingBar
 
     def note(text: str) -> None:
         if not arguments.quiet:

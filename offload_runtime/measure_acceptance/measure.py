@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offload_runtime.acceptance_store import Measurement, Setting
 from offload_runtime.chat.status import duration
-from offload_runtime.loading import LoadedModels, Progress, load_models
+from offload_runtime.generation.loading import LoadedModels, Progress, load_models
+from offload_runtime.generation.out_of_memory import out_of_memory_explained
+from offload_runtime.generation.runtime import OffloadRuntime
 from offload_runtime.measure_acceptance.written import WrittenReplies
-from offload_runtime.model import Model
-from offload_runtime.out_of_memory import out_of_memory_explained
-from offload_runtime.planning import Preparation
-from offload_runtime.prompt import Prompt, encode_prompt
-from offload_runtime.rows import text_rows
-from offload_runtime.runtime import OffloadRuntime
+from offload_runtime.model.model import Model
+from offload_runtime.model.rows import text_rows
+from offload_runtime.planning.planning import Preparation
+from offload_runtime.speculation.acceptance_store import Measurement, Setting
+from offload_runtime.text.prompt import Prompt, encode_prompt
 from scheduler.cuda_device import current_device
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.observe import observe_greedy, observe_laws

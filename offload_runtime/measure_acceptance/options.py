@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from offload_runtime.acceptance_store import Setting
-from offload_runtime.option_readers import whole_number
-from offload_runtime.options import model_parser
-from offload_runtime.sampling_options import SAMPLING
+from offload_runtime.options.arguments import model_parser
+from offload_runtime.options.readers import whole_number
+from offload_runtime.options.sampling_options import SAMPLING
+from offload_runtime.speculation.acceptance_store import Setting
 from offload_runtime.start import command_name
 
 DESCRIPTION = """\

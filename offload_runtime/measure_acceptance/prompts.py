@@ -5,7 +5,7 @@ from pathlib import Path
 
 from loaders.tokenizers import has_tokenizer, load_tokenizer
 from offload_runtime.errors import UsageError
-from offload_runtime.prompt import Prompt
+from offload_runtime.text.prompt import Prompt
 
 MADE_UP_TOKENS, MADE_UP_PROMPTS = 32, 2
 

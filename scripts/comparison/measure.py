@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from comparison.cells import Cell, CountedReply, Measured
-from offload_runtime.decode import Step
+from offload_runtime.generation.decode import Step
 
 Steps = Callable[[int, int], Iterator[Step]]
 """Of a prompt's number and a seed, the steps of a reply that goes on well beyond the tokens it is asked for."""

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from comparison.cells import METHODS, MOST_DEPTH, REFERENCE
-from offload_runtime.option_readers import Number, real_number, whole_number
-from offload_runtime.options import model_parser
+from offload_runtime.options.arguments import model_parser
+from offload_runtime.options.readers import Number, real_number, whole_number
 
 DESCRIPTION = """\
 Tokens per pass of the target, by method, tree size and sampling, on one pair of models, prompts and seeds.

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from comparison.cells import METHODS, MOST_DEPTH, Cell, Setting
 from comparison.measure import Steps
-from offload_runtime.decode import Step
-from offload_runtime.loading import LoadedModels, Progress, load_models
-from offload_runtime.planning import prepare
-from offload_runtime.run_options import Options
-from offload_runtime.runtime import OffloadRuntime
+from offload_runtime.generation.decode import Step
+from offload_runtime.generation.loading import LoadedModels, Progress, load_models
+from offload_runtime.generation.runtime import OffloadRuntime
+from offload_runtime.options.run_options import Options
+from offload_runtime.planning.planning import prepare
 
 
 @dataclass(frozen=True)

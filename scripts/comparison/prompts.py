@@ -8,7 +8,7 @@ from pathlib import Path
 from loaders.tokenizers import has_tokenizer, load_tokenizer
 from offload_runtime.errors import UsageError
 from offload_runtime.measure_acceptance.prompts import read_prompts
-from offload_runtime.prompt import Prompt, encode_prompt
+from offload_runtime.text.prompt import Prompt, encode_prompt
 
 DEFAULT_PROMPTS = Path(__file__).parent / "prompts.txt"
 MADE_UP_PROMPTS, MADE_UP_TOKENS = 16, 16

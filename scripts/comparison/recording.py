@@ -14,7 +14,7 @@ from torch import Tensor
 from comparison.cells import Setting
 from comparison.pair import Pair
 from comparison.texts import reader_of, write_texts
-from loaders.hub_names import directory_name
+from loaders.hub.names import directory_name
 from offload_runtime.errors import UsageError
 
 FORMAT = "sequoia-offload recorded laws, version 1"

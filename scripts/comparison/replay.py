@@ -18,17 +18,17 @@ from comparison.cells import METHODS, Cell, Setting
 from comparison.measure import Steps
 from comparison.recording import Tape
 from comparison.texts import observe_setting, sampling
-from offload_runtime.attention import PassRows
-from offload_runtime.decode import Decoder, Request, Step
-from offload_runtime.draft import Draft
-from offload_runtime.learned_acceptance import LearnedAcceptance
-from offload_runtime.model import Model, never
-from offload_runtime.rows import text_rows
-from offload_runtime.run_options import Options
-from offload_runtime.target import Target
-from offload_runtime.tree_policy import FixedTree
-from offload_runtime.verification import Scored
-from scheduler.plan import Plan
+from offload_runtime.generation.decode import Decoder, Request, Step
+from offload_runtime.model.attention import PassRows
+from offload_runtime.model.model import Model, never
+from offload_runtime.model.rows import text_rows
+from offload_runtime.options.run_options import Options
+from offload_runtime.speculation.draft import Draft
+from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
+from offload_runtime.speculation.target import Target
+from offload_runtime.speculation.tree_policy import FixedTree
+from offload_runtime.speculation.verification import Scored
+from scheduler.plan.plan import Plan
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.sampling import Sampling
 from sequoia_tree.verify import Verdict

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from termination import ended_by_sigterm
 from torch import Tensor
 
+from loaders.checkpoint.model_files import read_checkpoint
 from loaders.gguf.model import is_gguf
-from loaders.hub_names import directory_name
-from loaders.model_files import read_checkpoint
+from loaders.hub.names import directory_name
 from offload_runtime.errors import ModelFilesError
 
 _IN_A_LAYER = re.compile(r"\.\d+\.")

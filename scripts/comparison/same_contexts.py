@@ -17,15 +17,15 @@ from comparison.cells import METHODS, Cell, CountedReply, Measured, Setting
 from comparison.measure import Workload
 from comparison.pair import Pair
 from comparison.texts import sampling
-from offload_runtime.decode import Step, cut
-from offload_runtime.draft import Draft
 from offload_runtime.errors import UsageError
-from offload_runtime.generation_defaults import model_end_tokens
-from offload_runtime.loading import LoadedModels
-from offload_runtime.methods import Method, adaptive_method, static_method
-from offload_runtime.model import Model
-from offload_runtime.target import Target
-from offload_runtime.verification import Scored, verify
+from offload_runtime.generation.decode import Step, cut
+from offload_runtime.generation.defaults import model_end_tokens
+from offload_runtime.generation.loading import LoadedModels
+from offload_runtime.model.model import Model
+from offload_runtime.speculation.draft import Draft
+from offload_runtime.speculation.methods import Method, adaptive_method, static_method
+from offload_runtime.speculation.target import Target
+from offload_runtime.speculation.verification import Scored, verify
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.choose import damped
 from sequoia_tree.expectation import expected_yield

@@ -18,12 +18,12 @@ from comparison.replay import Replay
 from comparison.rounding import rounded_draft
 from comparison.same_contexts import measure_same_contexts
 from comparison.texts import acceptance_tables, observe_beside
-from loaders.hub_names import directory_name
-from loaders.model_files import read_checkpoint
-from loaders.read_spec import read_spec
+from loaders.checkpoint.model_files import read_checkpoint
+from loaders.checkpoint.read_spec import read_spec
+from loaders.hub.names import directory_name
 from offload_runtime.errors import UsageError
-from offload_runtime.fetching import fetched
-from offload_runtime.options import model_options
+from offload_runtime.generation.fetching import fetched
+from offload_runtime.options.arguments import model_options
 
 Note = Callable[[str], None]
 

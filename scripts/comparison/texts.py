@@ -12,13 +12,13 @@ from torch import Tensor
 
 from comparison.cells import Setting
 from comparison.pair import Pair
-from loaders.hub_names import directory_name
-from offload_runtime.acceptance_store import ACCEPTANCE_FILE, Measurement, PairAcceptance, load, write
-from offload_runtime.acceptance_store import Setting as StoredSetting
-from offload_runtime.loading import LoadedModels
-from offload_runtime.model import Model
-from offload_runtime.rows import text_rows
-from offload_runtime.runtime import OffloadRuntime
+from loaders.hub.names import directory_name
+from offload_runtime.generation.loading import LoadedModels
+from offload_runtime.generation.runtime import OffloadRuntime
+from offload_runtime.model.model import Model
+from offload_runtime.model.rows import text_rows
+from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, Measurement, PairAcceptance, load, write
+from offload_runtime.speculation.acceptance_store import Setting as StoredSetting
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.observe import observe_greedy, observe_laws
 from sequoia_tree.sampling import Sampling, log_law

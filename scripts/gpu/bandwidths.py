@@ -7,7 +7,7 @@ from latency.link import copy_bandwidth
 
 from gpu.bench import Bench, Budget
 from gpu.records import Bandwidth, Missing, Record
-from loaders.direct_io import measure_read_bandwidth
+from loaders.io.direct import measure_read_bandwidth
 
 SECTION = "a"
 

@@ -10,11 +10,11 @@ import torch
 from widen_model import wide_shape, widen
 
 from gpu.scale import Scale, Wide
-from loaders.random_checkpoint import write_random_checkpoint
-from offload_runtime.loading import LoadedModels, load_models
-from offload_runtime.out_of_memory import free_unused_memory
-from offload_runtime.planning import Preparation, prepare
-from offload_runtime.run_options import Options
+from loaders.checkpoint.random_weights import write_random_checkpoint
+from offload_runtime.generation.loading import LoadedModels, load_models
+from offload_runtime.generation.out_of_memory import free_unused_memory
+from offload_runtime.options.run_options import Options
+from offload_runtime.planning.planning import Preparation, prepare
 
 Note = Callable[[str], None]
 

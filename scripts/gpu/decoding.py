@@ -7,10 +7,10 @@ from latency.records import TimedReply, step_seconds
 
 from gpu.bench import Bench, Budget
 from gpu.records import Decoding
-from offload_runtime.decode import common_prefix
-from offload_runtime.planning import Preparation
-from offload_runtime.prompt import Prompt
-from offload_runtime.runtime import OffloadRuntime
+from offload_runtime.generation.decode import common_prefix
+from offload_runtime.generation.runtime import OffloadRuntime
+from offload_runtime.planning.planning import Preparation
+from offload_runtime.text.prompt import Prompt
 
 WARM_UP_TOKENS = 16
 

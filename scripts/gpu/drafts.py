@@ -9,12 +9,12 @@ import torch
 
 from gpu.bench import Bench, Budget
 from gpu.records import DraftLevel, Record
-from loaders.spec import ModelSpec
-from offload_runtime.cuda_graphs import CudaGraphs
-from offload_runtime.draft import Draft
-from offload_runtime.loading import LoadedModels
-from scheduler.padding import Padding
-from scheduler.pass_cost import PassCost, resident_cost
+from loaders.checkpoint.spec import ModelSpec
+from offload_runtime.generation.loading import LoadedModels
+from offload_runtime.model.cuda_graphs import CudaGraphs
+from offload_runtime.speculation.draft import Draft
+from scheduler.plan.padding import Padding
+from scheduler.plan.pass_cost import PassCost, resident_cost
 
 SECTION = "c"
 RUNS = 9

@@ -12,8 +12,8 @@ from latency.records import TimedReply
 from gpu.bench import Bench, Budget
 from gpu.decoding import decode, decoding, prompts
 from gpu.records import Record
-from offload_runtime.planning import Preparation
-from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET
+from offload_runtime.options.run_options import DEMO_DRAFT, DEMO_TARGET
+from offload_runtime.planning.planning import Preparation
 
 SECTION = "g"
 EXACT_TREE = 64  # nodes: of the float32 run, whose trees are static so that both models' passes can be compared

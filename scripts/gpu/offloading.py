@@ -13,9 +13,9 @@ import torch
 from gpu.bench import Bench, Budget
 from gpu.passes import time_passes
 from gpu.records import Missing, Offloading, Record
-from loaders.read_spec import read_spec
-from offload_runtime.drawn_tree import DrawnTree
-from scheduler.plan import Plan, Tier
+from loaders.checkpoint.read_spec import read_spec
+from offload_runtime.speculation.draft_tree import DrawnTree
+from scheduler.plan.plan import Plan, Tier
 
 SECTION = "f"
 HOST_SHARE, DISK_SHARE = 0.4, 0.6  # of what is free, for the weights

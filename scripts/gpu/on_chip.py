@@ -6,7 +6,7 @@ from typing import Any
 from gpu.bench import Bench, Budget
 from gpu.decoding import decode, decoding, prompts
 from gpu.records import Decoding, Missing, Record
-from offload_runtime.run_options import DEMO_DRAFT, DEMO_TARGET
+from offload_runtime.options.run_options import DEMO_DRAFT, DEMO_TARGET
 
 SECTION = "e"
 TEMPERATURES = (0.0, 0.6)

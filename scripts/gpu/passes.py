@@ -12,13 +12,13 @@ from gpu.bench import Bench, Budget, OutOfTime
 from gpu.records import FirstToken, Missing, Record, StreamedPass
 from gpu.scale import stands_for
 from gpu.trees import made_up_tree
-from loaders.spec import ModelSpec
-from offload_runtime.drawn_tree import DrawnTree
-from offload_runtime.loading import LoadedModels
-from offload_runtime.planning import Preparation
-from offload_runtime.target import Target
-from scheduler.machine import read_machine
-from scheduler.plan import Plan, Tier
+from loaders.checkpoint.spec import ModelSpec
+from offload_runtime.generation.loading import LoadedModels
+from offload_runtime.planning.planning import Preparation
+from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.target import Target
+from scheduler.machine.machine import read_machine
+from scheduler.plan.plan import Plan, Tier
 from scheduler.sizes import format_size
 
 SECTION = "b"

@@ -21,7 +21,7 @@ from gpu.records import (
     StreamedPass,
     Unpacking,
 )
-from scheduler.machine import Machine
+from scheduler.machine.machine import Machine
 from scheduler.sizes import GIB
 
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loaders.random_checkpoint import SHAPES
+from loaders.checkpoint.random_weights import SHAPES
 from scheduler.sizes import GIB, MIB
 
 # Of a cap that a device must have: drivers keep up to a tenth of what a card is sold as (A10: 23,028 MiB of 24 GB).

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from offload_runtime.drawn_tree import DrawnTree
+from offload_runtime.speculation.draft_tree import DrawnTree
 from sequoia_tree.construct import DEFAULT_ACCEPTANCE, optimal_tree
 
 

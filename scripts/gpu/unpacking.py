@@ -8,8 +8,8 @@ from decode_speed import best_seconds, cases, output
 
 from gpu.bench import Bench, Budget
 from gpu.records import Record, Unpacking
-from loaders.decoding.plain import decode
-from loaders.decoding.stacks import fused_kernels
+from loaders.dequantize.plain import decode
+from loaders.dequantize.stacks import fused_kernels
 
 SECTION = "d"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from loaders.direct_io import measure_read_bandwidth
-from scheduler.device_memory import release_cached
-from scheduler.host_memory import HostBuffer, host_memory_for
-from scheduler.plan import Plan, Tier
+from loaders.io.direct import measure_read_bandwidth
+from scheduler.plan.plan import Plan, Tier
+from scheduler.streaming.device_memory import release_cached
+from scheduler.streaming.host_memory import HostBuffer, host_memory_for
 
 SECONDS = 0.5  # per measurement
 COPY_BYTES = 1 << 28

@@ -10,10 +10,10 @@ from latency.link import Link, measure_link
 from latency.memory import host_bytes, peak_host_bytes, reset_peak_host_bytes
 from latency.prediction import predict_passes
 from latency.records import Measurement, TimedReply, percentile
-from offload_runtime.loading import Progress
-from offload_runtime.planning import Preparation
-from offload_runtime.prompt import Prompt, encode_prompt
-from offload_runtime.runtime import OffloadRuntime
+from offload_runtime.generation.loading import Progress
+from offload_runtime.generation.runtime import OffloadRuntime
+from offload_runtime.planning.planning import Preparation
+from offload_runtime.text.prompt import Prompt, encode_prompt
 
 WARM_UP_TOKENS = 8
 COMPUTE_PASSES = 5  # timed, after one that is not

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from offload_runtime.option_readers import whole_number
-from offload_runtime.options import model_parser
-from offload_runtime.sampling_options import add_sampling_options
+from offload_runtime.options.arguments import model_parser
+from offload_runtime.options.readers import whole_number
+from offload_runtime.options.sampling_options import add_sampling_options
 
 DESCRIPTION = """\
 Plain streamed decoding and tree decoding, one after the other, on the same prompts and within the same limits.

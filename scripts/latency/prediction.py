@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from latency.records import TimedReply
-from loaders.spec import ModelSpec
-from offload_runtime.pass_overhead import measure_passes
-from scheduler.bandwidth import with_speed
-from scheduler.plan import Plan
+from loaders.checkpoint.spec import ModelSpec
+from offload_runtime.model.pass_overhead import measure_passes
+from scheduler.plan.plan import Plan
+from scheduler.streaming.bandwidth import with_speed
 
 
 def predict_passes(plan: Plan, target: ModelSpec, replies: Sequence[TimedReply]) -> tuple[float, ...] | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from loaders.tokenizers import has_tokenizer, load_tokenizer
 from offload_runtime.errors import UsageError
 from offload_runtime.measure_acceptance.prompts import made_up_prompts, read_prompts
-from offload_runtime.prompt import Prompt
+from offload_runtime.text.prompt import Prompt
 
 DEFAULT_PROMPTS = (
     "What does the function `os.walk` do?",

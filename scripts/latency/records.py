@@ -8,8 +8,8 @@ from statistics import fmean
 import numpy as np
 
 from latency.link import Link, best
-from offload_runtime.decode import Step
-from scheduler.plan import Plan
+from offload_runtime.generation.decode import Step
+from scheduler.plan.plan import Plan
 
 
 @dataclass(frozen=True)

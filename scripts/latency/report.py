@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import torch
 
 from latency.records import Measurement, TimedReply, percentile
-from scheduler.plan import Plan, Tier
+from scheduler.plan.plan import Plan, Tier
 from scheduler.sizes import format_size
 
 WIDTH = 8

@@ -10,7 +10,7 @@ import torch
 from latency.measure import WARM_UP_TOKENS, Workload
 from latency.records import Measurement, percentile
 from latency.report import write_bytes, write_seconds
-from scheduler.plan import Plan, Tier
+from scheduler.plan.plan import Plan, Tier
 
 RESIDENT_NOTE = (
     "Nothing is streamed: a tree is made for passes that wait for the link. --device-memory SIZE lets layers stream."

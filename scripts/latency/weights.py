@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from termination import ended_by_sigterm
 
+from loaders.checkpoint.random_weights import SHAPES, write_random_checkpoint
 from loaders.json_files import read_json
-from loaders.random_checkpoint import SHAPES, write_random_checkpoint
-from loaders.skeleton import build_skeleton
+from loaders.modules.skeleton import build_skeleton
 from offload_runtime.errors import UsageError
 from scheduler.sizes import format_size
 

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from offload_runtime.option_readers import whole_number
-from offload_runtime.options import size
-from offload_runtime.run_options import DTYPES
+from offload_runtime.options.arguments import size
+from offload_runtime.options.readers import whole_number
+from offload_runtime.options.run_options import DTYPES
 from offloading.programs import PROGRAMS
 
 DESCRIPTION = """\

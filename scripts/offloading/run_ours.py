@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from latency.memory import peak_host_bytes
 from latency.records import percentile
 
-from offload_runtime.planning import prepare
-from offload_runtime.run_options import Options
-from offload_runtime.runtime import OffloadRuntime
+from offload_runtime.generation.runtime import OffloadRuntime
+from offload_runtime.options.run_options import Options
+from offload_runtime.planning.planning import prepare
 from offloading.job import Job, Outcome
-from scheduler.plan import Plan
+from scheduler.plan.plan import Plan
 
 
 def options(model: Path, dtype: str, device_memory: int | str | None, context_length: int) -> Options:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loaders.checkpoint_writer import TensorEntry
-from loaders.random_checkpoint import RandomValues
+from loaders.checkpoint.random_weights import RandomValues
+from loaders.safetensors_files.writer import TensorEntry
 from widening.placement import Placement
 
 LAYERS = "model.layers."
@@ -37,7 +37,7 @@ class WideWeights:
     random: RandomValues
 
     def values(self, entry: TensorEntry) -> Iterable[Tensor]:
-        """What `loaders.checkpoint_writer` writes."""
+        """What `loaders.safetensors_files.writer` writes."""
         if not entry.name.startswith(LAYERS):
             return [self._outer(entry)]
         number, _, name = entry.name.removeprefix(LAYERS).partition(".")

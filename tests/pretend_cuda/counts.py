@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import local
 
-_PROJECT = str(Path(__file__).parents[2])
+_PROJECT = str(Path(__file__).resolve().parents[2])
 _HERE = str(Path(__file__).parent)
 
 

@@ -1,0 +1,317 @@
+"""What a model is and how large, from `config.json` and the safetensors headers alone: no torch, no weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loaders.checkpoint.config_limits import check_config
+from loaders.checkpoint.expert_names import is_by_expert, stated_experts
+from loaders.checkpoint.model_files import config_file, config_values, read_checkpoint
+from loaders.checkpoint.refused import why_refused
+from loaders.checkpoint.rope_scaling import NO_POSITION_LIMIT, extended_positions
+from loaders.checkpoint.spec import DTYPE_NAMES, ITEMSIZE, ModelSpec, UnitSpec, aligned
+from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.formats import read_format
+from loaders.formats.weights import Contents, Format, told_apart
+from loaders.hub.names import directory_name
+from loaders.safetensors_files.headers import Checkpoint, StoredTensor
+
+# Models some of whose layers carry a state from token to token. A state can be streamed past, but it cannot hold
+# the many continuations of a tree. Layer kinds as configs name them; model types where the config names none.
+RECURRENT_LAYERS = {"linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid", "hybrid_sliding", "ssm"}
+RECURRENT_MODELS = {
+    "bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "glm5_next", "granitemoehybrid", "jamba", "kimi_linear",
+    "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_text",
+    "qwen3_5_moe_text", "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya",
+}  # fmt: skip
+
+# The projections whose rows are what attention caches per token; the last is that of multi-head latent attention.
+CACHED_PROJECTIONS = (".k_proj.weight", ".v_proj.weight", ".kv_a_proj_with_mqa.weight")
+
+# Tensors that files may hold and models do not use: buffers that are computed today, and multi-token prediction.
+UNUSED = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$|^mtp\.")
+
+LAYER_NUMBER = re.compile(r"(.*?\.)?(\d{1,6})\.")  # up to the first part of a name that is a number
+NUMBER = re.compile(r"\.\d+\.")
+
+POSITION_LIMITS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "context_length",
+)  # fmt: skip
+
+
+def read_spec(
+    directory: Path | str,
+    dtype: str = "auto",
+    checkpoint: Checkpoint | None = None,
+    config: dict[str, Any] | None = None,
+) -> ModelSpec:
+    """Describe the model in `directory`; `dtype` "auto" computes in the dtype most weights are stored in.
+
+    Packed weights are computed with in the dtype that the config states. `checkpoint` and `config` save reading the
+    headers and config.json again, or stand for those of files that are yet to be written.
+    Raises ModelFilesError for missing or damaged files and UnsupportedModelError for models that cannot be run.
+    """
+    directory = Path(directory)
+    config = config or read_config(directory)
+    checkpoint = checkpoint or read_checkpoint(directory)
+    packing = read_format(config, config_file(directory))
+    contents = told_apart(packing, checkpoint)
+    stored_dtype = _stored_dtype(checkpoint, contents, packing)
+    dtype = _compute_dtype(dtype, _packed_dtype(config) if packing else stored_dtype)
+    layers, outer = _divide(config, checkpoint.directory, _all_tensors(contents))
+    experts, experts_per_token = stated_experts(_text_config(config))
+    units = tuple(_unit_spec(name, tensors, dtype, experts) for name, tensors in layers.items())
+    outer = [tensor.decoded if isinstance(tensor, _Packed) and tensor.by_rows else tensor for tensor in outer]
+    return ModelSpec(
+        directory=directory,
+        name=directory_name(directory),
+        architecture=_architecture(config),
+        model_type=config["model_type"],
+        dtype=dtype,
+        stored_dtype=stored_dtype,
+        units=units,
+        outer_bytes=_buffer_bytes(outer, dtype),
+        disk_bytes=sum(unit.disk_bytes for unit in units) + sum(tensor.nbytes for tensor in outer),
+        decode_bytes=max(_decode_bytes(tensors, dtype) for tensors in (*layers.values(), outer)),
+        outer_decode_bytes=_decode_bytes(outer, dtype),
+        **_sizes(_Numbers(directory, config), list(layers.values()), outer, dtype),
+        recurrent=_is_recurrent(config),
+        experts_per_token=experts_per_token if any(unit.experts for unit in units) else 0,
+    )
+
+
+def read_config(directory: Path | str) -> dict[str, Any]:
+    """The config as it stands; refuses what can be seen from it alone to be no language model we can run."""
+    file, config = config_file(directory), config_values(directory)
+    if not isinstance(config.get("model_type"), str):
+        raise ModelFilesError(f"{file}: it names no model_type. Is this the config.json of a transformers model?")
+    if refusal := why_refused(config):
+        raise UnsupportedModelError(f"{file}: {refusal}")
+    check_config(file, config)
+    return config
+
+
+class _Numbers:
+    """The numbers a config states, under any of the names that architectures give them."""
+
+    def __init__(self, directory: Path, config: dict[str, Any]):
+        self.file = config_file(directory)
+        self.text = _text_config(config)
+        widths = self.text.get("intermediate_size")
+        if isinstance(widths, list) and widths and all(type(width) is int for width in widths):  # of each layer
+            self.text = {**self.text, "intermediate_size": max(widths)}
+
+    def get(self, *names: str, default: int | None = None) -> int:
+        """The first of `names` that is stated; raises ModelFilesError if it is no positive number."""
+        name = next((name for name in names if self.text.get(name) is not None), names[0])
+        value = self.text.get(name, default)
+        value = default if value is None else value
+        if type(value) is not int or value <= 0:
+            raise ModelFilesError(f"{self.file}: {name} is {value!r}, but must be a positive number.")
+        return value
+
+    @property
+    def layers(self) -> int:
+        kinds = self.text.get("layers_block_type")  # of each layer: then their number may go without saying
+        default = len(kinds) if isinstance(kinds, list) and kinds else None
+        return self.get("num_hidden_layers", "n_layer", "n_layers", "num_layers", default=default)
+
+    @property
+    def heads(self) -> int:
+        stateful = 1 if _is_recurrent(self.text) else None
+        names = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
+        return self.get(*names, default=stateful)
+
+    @property
+    def cached_per_layer(self) -> int:
+        """Numbers that attention caches per token and layer, for models that store queries, keys and values fused."""
+        head_dim = self.get("head_dim", default=self.get("hidden_size", "n_embd", "d_model") // self.heads)
+        if self.text.get("multi_query") and not self.text.get("new_decoder_architecture"):
+            return 2 * head_dim
+        return 2 * head_dim * self.get("num_key_value_heads", "num_kv_heads", default=self.heads)
+
+    @property
+    def positions(self) -> tuple[int, str | None]:
+        """Up to where the model's text may grow, and which scaling extended it to there."""
+        return extended_positions(self.text, self.get(*POSITION_LIMITS, default=NO_POSITION_LIMIT))
+
+
+def _sizes(
+    numbers: _Numbers, layers: list[list[StoredTensor]], outer: list[StoredTensor], dtype: str
+) -> dict[str, Any]:
+    """The fields of ModelSpec that the config states; what it leaves to defaults is read off the tensors."""
+    vocabulary, width = max((t.shape for t in outer if len(t.shape) == 2), key=math.prod, default=(None, None))
+    widest = max((max(t.shape) for t in layers[0] if len(t.shape) == 2), default=None)
+    cached = [t.shape[0] for tensors in layers for t in tensors if _is_cached(t)]
+    per_token = sum(cached) if cached or _is_recurrent(numbers.text) else len(layers) * numbers.cached_per_layer
+    positions, extension = numbers.positions
+    return {
+        "vocab_size": numbers.get("vocab_size", default=vocabulary),
+        "hidden_size": numbers.get("hidden_size", "n_embd", "d_model", default=width),
+        "intermediate_size": numbers.get("intermediate_size", "n_inner", "ffn_dim", default=widest),
+        "num_heads": numbers.heads,
+        "kv_bytes_per_token": per_token * ITEMSIZE[dtype],
+        "max_positions": positions,
+        "extension": extension,
+    }
+
+
+def _is_cached(tensor: StoredTensor) -> bool:
+    return len(tensor.shape) == 2 and tensor.name.endswith(CACHED_PROJECTIONS)
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else config["model_type"]
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else config
+
+
+def _is_recurrent(config: dict[str, Any]) -> bool:
+    text = _text_config(config)
+    kinds = [*(text.get("layer_types") or ()), *(text.get("layers_block_type") or ()), *(text.get("block_types") or ())]
+    return text["model_type"] in RECURRENT_MODELS or not RECURRENT_LAYERS.isdisjoint(kinds)
+
+
+def _stored_dtype(checkpoint: Checkpoint, contents: Contents, packing: Format | None) -> str:
+    """The dtype most bytes are stored in, or the name of the format."""
+    if packing is not None:
+        if not contents.packed:
+            raise ModelFilesError(
+                f"{checkpoint.directory}: quantization_config says {packing.label}, but no weight is stored that way. "
+                "Config and weights are not of the same model."
+            )
+        return packing.label
+    nbytes: Counter[str] = Counter()
+    for tensor in checkpoint.tensors.values():
+        nbytes[tensor.dtype] += tensor.nbytes
+    stored = max(nbytes, key=nbytes.__getitem__, default="nothing")
+    if stored not in DTYPE_NAMES:
+        raise UnsupportedModelError(
+            f"{checkpoint.directory}: most weights are stored as {stored}; only {', '.join(DTYPE_NAMES)} can be used."
+        )
+    return DTYPE_NAMES[stored]
+
+
+def _packed_dtype(config: dict[str, Any]) -> str:
+    """What a model with packed weights computes in: what its config says, else bfloat16."""
+    text = _text_config(config)
+    stated = text.get("dtype") or text.get("torch_dtype")
+    return stated if isinstance(stated, str) and stated in ITEMSIZE else "bfloat16"
+
+
+@dataclass(frozen=True)
+class _Packed(StoredTensor):
+    """A packed weight: dtype and shape once decoded, but the bytes that it has on disk, in tensors of these sizes."""
+
+    parts: tuple[tuple[str, int], ...] = ()
+    by_rows: bool = False  # then it is decoded while it is loaded where it is resident
+
+    @property
+    def decoded(self) -> StoredTensor:
+        return StoredTensor(self.name, self.file, self.dtype, self.shape, self.offset, self.nbytes)
+
+
+def _all_tensors(contents: Contents) -> list[StoredTensor]:
+    """Every tensor of a checkpoint, decoded shapes for those that are packed."""
+    packed = []
+    for weight in contents.packed.values():
+        first, parts = weight.stand_in, tuple((role, tensor.nbytes) for role, tensor in weight.operands.items())
+        nbytes = sum(nbytes for _, nbytes in parts)
+        by_rows = weight.scheme.by_rows
+        packed.append(_Packed(weight.name, first.file, first.dtype, weight.shape, first.offset, nbytes, parts, by_rows))
+    return [*contents.plain.values(), *packed]
+
+
+def _compute_dtype(dtype: str, stored_dtype: str) -> str:
+    if dtype == "auto":
+        return "float32" if stored_dtype == "float64" else stored_dtype
+    if dtype not in ITEMSIZE:
+        raise ValueError(f"dtype must be auto, {', '.join(ITEMSIZE)}, not {dtype!r}")
+    return dtype
+
+
+def _divide(
+    config: dict[str, Any], directory: Path, tensors: list[StoredTensor]
+) -> tuple[dict[str, list[StoredTensor]], list[StoredTensor]]:
+    """The tensors of each decoder layer by the layer's name, and those outside; surplus layers are left out."""
+    used = [tensor for tensor in tensors if not UNUSED.search(tensor.name)]
+    stacks: dict[str, dict[int, list[StoredTensor]]] = defaultdict(lambda: defaultdict(list))
+    for tensor in used:
+        if match := LAYER_NUMBER.match(tensor.name):
+            stacks[match[1] or ""][int(match[2])].append(tensor)
+    stack = max(stacks, key=lambda name: sum(t.nbytes for layer in stacks[name].values() for t in layer), default="")
+    count = _Numbers(directory, config).layers
+    absent = next((number for number in range(count) if number not in stacks[stack]), None)
+    if absent is not None:
+        raise ModelFilesError(
+            f"{config_file(directory)} says {count} layers, but the files hold no tensor of layer "
+            f"{absent}. The files are incomplete or of another model; download them again."
+        )
+    outer = [tensor for tensor in used if not tensor.name.startswith(stack)]
+    if config.get("tie_word_embeddings", _text_config(config).get("tie_word_embeddings")):
+        outer = _without_tied_head(outer)
+    return {f"{stack}{number}": stacks[stack][number] for number in range(count)}, outer
+
+
+def _without_tied_head(outer: list[StoredTensor]) -> list[StoredTensor]:
+    """Leave out a head that is stored although it is tied to an embedding, which then has the same shape."""
+    others = {tensor.shape for tensor in outer if not tensor.name.endswith("lm_head.weight")}
+    return [tensor for tensor in outer if not (tensor.name.endswith("lm_head.weight") and tensor.shape in others)]
+
+
+def _unit_spec(name: str, tensors: list[StoredTensor], dtype: str, experts: int) -> UnitSpec:
+    nbytes, disk_bytes = _buffer_bytes(tensors, dtype), sum(tensor.nbytes for tensor in tensors)
+    stored_at = min((tensor.file, tensor.offset) for tensor in tensors)
+    packed = [tensor for tensor in tensors if isinstance(tensor, _Packed)]
+    decoded = sum(aligned(math.prod(tensor.shape) * ITEMSIZE[dtype]) for tensor in packed)
+    by_expert = [tensor for tensor in tensors if experts and is_by_expert(tensor.name, tensor.shape, experts)]
+    return UnitSpec(
+        name,
+        nbytes,
+        disk_bytes,
+        stored_at,
+        _buffer_bytes(packed, dtype),
+        decoded,
+        experts=experts if by_expert else 0,
+        expert_bytes=_buffer_bytes(by_expert, dtype),
+        expert_disk_bytes=sum(tensor.nbytes for tensor in by_expert),
+    )
+
+
+def _buffer_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
+    """Bytes of the flat buffer. The experts of a layer are one tensor in it: names that differ by a number add up."""
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        name = NUMBER.sub(".*.", LAYER_NUMBER.sub("", tensor.name, count=1))
+        if isinstance(tensor, _Packed):
+            for role, nbytes in tensor.parts:
+                sizes[f"{name} {role}"] += nbytes
+            continue
+        is_float = tensor.dtype.startswith(("F", "BF"))
+        sizes[name] += math.prod(tensor.shape) * ITEMSIZE[dtype] if is_float else tensor.nbytes
+    return sum(map(aligned, sizes.values()))
+
+
+def _decode_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
+    """Bytes that the packed weights of one module take once decoded, of the module that has most.
+
+    The experts of a layer are one module: names that differ by a number belong together.
+    """
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        if isinstance(tensor, _Packed):
+            name = LAYER_NUMBER.sub("", tensor.name, count=1)
+            numbered = NUMBER.search(name)
+            owner = name[: numbered.start()] if numbered else name.rpartition(".")[0]
+            sizes[owner] += aligned(math.prod(tensor.shape) * ITEMSIZE[dtype])
+    return max(sizes.values(), default=0)

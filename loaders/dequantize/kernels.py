@@ -1,0 +1,32 @@
+"""The fused kernels by scheme. Importing this takes triton, which PyTorch for CUDA comes with on Linux."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loaders.dequantize import triton_floats, triton_ggml, triton_integers
+from loaders.dequantize.launch import Matrix
+from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
+
+KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], Matrix], None]] = {
+    Awq: triton_integers.awq,
+    Gptq: triton_integers.gptq,
+    Words: triton_integers.words,
+    Scaled: triton_floats.scaled,
+    Mxfp4: triton_floats.mxfp4,
+    Codebook: triton_floats.codebook,
+    Ggml: triton_ggml.ggml,
+}
+
+
+def decode_fused(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor, hits: Tensor | None = None) -> None:
+    """Decode one weight, or several of one shape stacked [members, …], into `out`, in one launch.
+
+    hits: uint8 [experts], each of as many members: those of experts where it is 0 are left out.
+    """
+    with torch.cuda.device_of(out):  # triton launches on the current GPU, wherever the tensors are
+        KERNELS[type(scheme)](scheme, operands, Matrix.of(out if out.dim() > 1 else out[:, None], hits))

@@ -1,0 +1,1 @@
+"""Reading weights from disk into buffers."""

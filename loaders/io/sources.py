@@ -1,0 +1,227 @@
+"""Where the bytes of each unit lie on disk: a list of contiguous runs per unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from loaders.adapters.merge import Addition, Update, additions, cut_at, with_replaced
+from loaders.checkpoint.spec import DTYPE_NAMES
+from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.modules.conversion import Part, model_parts
+from loaders.modules.layout import TORCH_DTYPES, TensorPlace
+from loaders.modules.skeleton import Skeleton, Unit
+from loaders.safetensors_files.headers import STORED_ITEMSIZE, Checkpoint, StoredTensor, read_tensor_bytes
+
+MAX_BIAS_BYTES = 1 << 24
+WEIGHTS = ("weight", "qweight", "weight_packed", "weight.absmax")  # what the weight beside a bias is called when stored
+COMPUTE_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
+
+
+@dataclass(frozen=True)
+class ByteRun:
+    """Contiguous elements of one stored tensor that go to contiguous elements of a unit's flat buffer.
+
+    `nbytes` counts bytes on disk, in `stored_dtype` (safetensors' name: "BF16", "F32", ...); the run fills
+    nbytes / itemsize(stored) elements of `buffer_dtype` from `buffer_offset` on. Where the two dtypes differ the
+    values are cast on the way. Runs that continue each other on disk and in the buffer are merged, so one run may span
+    several tensors. An adapter's `update` is added once the values are there, its elements from `update_start` on.
+    """
+
+    file: Path
+    file_offset: int
+    nbytes: int
+    stored_dtype: str
+    buffer_offset: int
+    buffer_dtype: torch.dtype
+    update: Update | None = None
+    update_start: int = 0
+
+    @property
+    def buffer_bytes(self) -> int:
+        return self.nbytes // STORED_ITEMSIZE[self.stored_dtype] * self.buffer_dtype.itemsize
+
+    def part(self, first: int, count: int, buffer_offset: int) -> ByteRun:
+        """`count` of the elements from number `first` on, which go to another place."""
+        itemsize = STORED_ITEMSIZE[self.stored_dtype]
+        return replace(
+            self,
+            file_offset=self.file_offset + first * itemsize,
+            nbytes=count * itemsize,
+            buffer_offset=buffer_offset,
+            update_start=self.update_start + first,
+        )
+
+
+@dataclass(frozen=True)
+class UnitSource:
+    """All runs that fill one unit's buffer, sorted by (file, offset)."""
+
+    runs: tuple[ByteRun, ...]
+
+    @property
+    def nbytes_on_disk(self) -> int:
+        return sum(run.nbytes for run in self.runs)
+
+
+def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitSource, ...], UnitSource]:
+    """Where the bytes of each unit lie on disk, in the order of `skeleton.units`, and those of `skeleton.outer`.
+
+    Stored tensors the model does not use are ignored. Raises ModelFilesError for missing tensors and wrong shapes,
+    UnsupportedModelError for tensors that are stored in a form that cannot be read as runs of bytes.
+    """
+    by_name = _parts_by_name(skeleton, checkpoint)
+    units = (*skeleton.units, skeleton.outer)
+    packed = (*skeleton.packed, *skeleton.decoded_at_load)
+    added = _additions(skeleton, checkpoint, by_name)
+    if twice := [parameter.name for parameter in packed if parameter.name in by_name]:
+        raise ModelFilesError(
+            f"{checkpoint.directory}: {twice[0]} is stored twice, packed and as it is, perhaps under another name it "
+            "is tied to. The files do not say which one is meant."
+        )
+    for unit in units:
+        by_name |= {_full_name(unit, place): _stacked(place, unit.stored[place]) for place in unit.stored}
+    by_name |= {parameter.name: [] for parameter in skeleton.decoded_at_load}
+    names = (_full_name(unit, place.name) for unit in units for place in unit.layout.places)
+    if missing := [name for name in names if name not in by_name]:
+        raise ModelFilesError(_lacking(checkpoint, missing))
+    *sources, outer = (_unit_source(unit, by_name, added) for unit in units)
+    return tuple(sources), outer
+
+
+def _lacking(checkpoint: Checkpoint, missing: list[str]) -> str:
+    if missing == ["lm_head.weight"]:
+        return (
+            f"{checkpoint.directory}: lm_head.weight is missing, which writes the text. The model makes embeddings or "
+            "scores, or its files are incomplete: then download them again."
+        )
+    fault = f"{len(missing)} tensors are missing, the first is {missing[0]}"
+    if file := checkpoint.absent.get(missing[0]):
+        fault += f", which the index places in {file}, but the file does not hold it"
+    return f"{checkpoint.directory}: {fault}. The files are incomplete or belong to another model; download them again."
+
+
+def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list[Part]]:
+    """The parts of each tensor under the name its place carries."""
+    by_name: dict[str, list[Part]] = {}
+    packed = {tensor for unit in (*skeleton.units, skeleton.outer) for t in unit.stored.values() for tensor in t}
+    packed |= {tensor for parameter in skeleton.decoded_at_load for tensor in parameter.packed.all_stored}
+    plain = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor not in packed}
+    for part in model_parts(skeleton.model, plain):
+        by_name.setdefault(part.target, []).append(part)
+    used = {part.stored.name for parts in by_name.values() for part in parts} | {tensor.name for tensor in packed}
+    _refuse_biases(plain.values(), used)
+    if checkpoint.adapter:
+        by_name = with_replaced(skeleton.model, checkpoint.adapter, by_name)
+    for alias, name in skeleton.tied.items():
+        if alias in by_name:  # where both are stored they are equal: what differs is not tied
+            parts = by_name.pop(alias)
+            by_name.setdefault(name, parts)
+        elif checkpoint.adapter and name in checkpoint.adapter.replaced:
+            raise UnsupportedModelError(
+                f"{checkpoint.adapter.directory}: it has a {name} of its own, but no {alias}, which is the same tensor "
+                "in the model. Merge it with PEFT, which then stores both."
+            )
+    return by_name
+
+
+def _additions(
+    skeleton: Skeleton, checkpoint: Checkpoint, by_name: Mapping[str, list[Part]]
+) -> Mapping[str, list[Addition]]:
+    """What an adapter adds to each tensor. Raises UnsupportedModelError where that is packed: it has no such values."""
+    if checkpoint.adapter is None:
+        return {}
+    tied = {*skeleton.tied, *skeleton.tied.values()}
+    added = additions(skeleton.model, checkpoint.adapter, by_name, tied)
+    packed = {parameter.name for parameter in (*skeleton.packed, *skeleton.decoded_at_load)}
+    if both := sorted(packed & added.keys()):
+        raise UnsupportedModelError(
+            f"{checkpoint.adapter.directory}: {both[0]}, which it changes, is packed ({checkpoint.directory.name}); an "
+            "adapter is merged exactly into 16- and 32-bit weights alone. Give the model that was packed, or merge the "
+            "adapter into that and pack the result."
+        )
+    return added
+
+
+def _refuse_biases(stored: Iterable[StoredTensor], used: set[str]) -> None:
+    """Biases that the model has no place for would be left out, and change every text: zeros alone make no difference.
+
+    used: the names of the stored tensors that the model is made of. Raises UnsupportedModelError.
+    """
+    for tensor in stored:
+        module = tensor.name.removesuffix(".bias")
+        if tensor.name in used or module == tensor.name or tensor.nbytes > MAX_BIAS_BYTES:
+            continue
+        if used.isdisjoint(f"{module}.{leaf}" for leaf in WEIGHTS) or not _has_values(tensor):
+            continue
+        raise UnsupportedModelError(
+            f"{tensor.file}: it holds {tensor.name}, but the model of config.json has no such bias. Its model_type may "
+            'be wrong, or a line like "attention_bias": true or "mlp_bias": true is missing.'
+        )
+
+
+def _has_values(tensor: StoredTensor) -> bool:
+    return bool(torch.frombuffer(bytearray(read_tensor_bytes(tensor)), dtype=TORCH_DTYPES[tensor.dtype]).any())
+
+
+def _full_name(unit: Unit, place: str) -> str:
+    return f"{unit.name}.{place}" if unit.name else place
+
+
+def _stacked(place: str, stored: tuple[StoredTensor, ...]) -> list[Part]:
+    """Tensors of one shape, one after the other."""
+    count = math.prod(stored[0].shape)
+    return [Part(place, index * count, tensor, 0, count) for index, tensor in enumerate(stored)]
+
+
+def _unit_source(unit: Unit, by_name: Mapping[str, list[Part]], added: Mapping[str, list[Addition]]) -> UnitSource:
+    runs = [
+        _byte_run(piece, place, addition)
+        for place in unit.layout.places
+        for name in [_full_name(unit, place.name)]
+        for part in by_name[name]
+        for piece, addition in cut_at(part, added.get(name, ()))
+    ]
+    return UnitSource(tuple(_merged(sorted(runs, key=lambda run: (run.file, run.file_offset)))))
+
+
+def _byte_run(part: Part, place: TensorPlace, addition: Addition | None) -> ByteRun:
+    stored, itemsize = part.stored, STORED_ITEMSIZE[part.stored.dtype]
+    if place.dtype in COMPUTE_DTYPES and stored.dtype not in DTYPE_NAMES:
+        raise UnsupportedModelError(
+            f"{stored.file}: {stored.name} is stored as {stored.dtype}, but nothing says how its values are scaled. "
+            "The quantization_config, or a tensor beside this one, is missing."
+        )
+    return ByteRun(
+        file=stored.file,
+        file_offset=stored.offset + part.start * itemsize,
+        nbytes=part.count * itemsize,
+        stored_dtype=stored.dtype,
+        buffer_offset=place.offset + part.position * place.dtype.itemsize,
+        buffer_dtype=place.dtype,
+        update=addition.update if addition else None,
+        update_start=addition.start if addition else 0,
+    )
+
+
+def _merged(runs: Iterable[ByteRun]) -> list[ByteRun]:
+    merged: list[ByteRun] = []
+    for run in runs:
+        if merged and _continues(merged[-1], run):
+            merged[-1] = replace(merged[-1], nbytes=merged[-1].nbytes + run.nbytes)
+        else:
+            merged.append(run)
+    return merged
+
+
+def _continues(run: ByteRun, after: ByteRun) -> bool:
+    """Whether `after` starts where `run` ends, on disk and in the buffer, with equal dtypes, and nothing is added."""
+    if run.update or after.update:
+        return False
+    return (after.file, after.file_offset, after.buffer_offset, after.stored_dtype, after.buffer_dtype) == (
+        run.file, run.file_offset + run.nbytes, run.buffer_offset + run.buffer_bytes, run.stored_dtype, run.buffer_dtype
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""transformers' modules without weights, and where each tensor of theirs is bound."""

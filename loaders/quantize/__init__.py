@@ -1,0 +1,1 @@
+"""Quantizing a 16-bit checkpoint into a new directory."""

@@ -1,0 +1,88 @@
+"""Which pieces of a checkpoint are packed, on disk beside them: what was interrupted goes on from there.
+
+A line of JSON says what is packed and how; then come records of 24 bytes, each a piece's number and its errors. A piece
+is recorded when what was written of it has reached the disk, so a record is true also after a power cut.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from loaders.quantize.rounding import Errors
+
+JOURNAL_FILE = "packed_pieces"
+SYNC_SECONDS = 5.0  # as much work a power cut costs
+
+_RECORD = struct.Struct("<Qdd")
+_NO_ERRORS = Errors(-1.0, -1.0)  # of a piece that is only copied
+
+
+class PackingJournal:
+    """`done` are the pieces that an earlier start has recorded, with their errors; None for what is copied.
+
+    what: the content and its layout; records of anything else are worth nothing. sync: called before pieces are
+    recorded, to bring what was written of them to the disk.
+    """
+
+    def __init__(self, directory: Path, what: Mapping[str, object]):
+        self._path = directory / JOURNAL_FILE
+        self._head = json.dumps(what, sort_keys=True).encode() + b"\n"
+        self.done: dict[int, Errors | None] = self._read()
+        self._pending: list[bytes] = []
+        self._lock = threading.Lock()
+        self._synced_at = time.monotonic()
+
+    def _read(self) -> dict[int, Errors | None]:
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return {}
+        if not content.startswith(self._head):
+            return {}
+        body = content[len(self._head) :]
+        records = _RECORD.iter_unpack(body[: len(body) // _RECORD.size * _RECORD.size])  # the last may be torn
+        return {piece: None if norm < 0 else Errors(error, norm) for piece, error, norm in records}
+
+    def begin(self, keep: bool) -> None:
+        """Write the journal's head, and where `keep` is said the records that were read."""
+        self.done = self.done if keep else {}
+        records = b"".join(_record(piece, errors) for piece, errors in self.done.items())
+        self._path.write_bytes(self._head + records)
+
+    def add(self, piece: int, errors: Errors | None, sync: Callable[[], None]) -> None:
+        """Record a piece that was written, at the latest by the next call of `flush`."""
+        with self._lock:
+            self._pending.append(_record(piece, errors))
+            if time.monotonic() - self._synced_at < SYNC_SECONDS:
+                return
+            self._synced_at = time.monotonic()
+        self.flush(sync)
+
+    def flush(self, sync: Callable[[], None]) -> None:
+        """Record everything that was added."""
+        with self._lock:
+            pending, self._pending = self._pending, []
+        if not pending:
+            return
+        with suppress(OSError):  # a disk that is full or gone: without a record, the work is done again
+            sync()
+            with self._path.open("ab") as file:
+                file.write(b"".join(pending))
+                file.flush()
+                os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        """The work is done."""
+        self._path.unlink(missing_ok=True)
+
+
+def _record(piece: int, errors: Errors | None) -> bytes:
+    errors = errors or _NO_ERRORS
+    return _RECORD.pack(piece, errors.error, errors.norm)

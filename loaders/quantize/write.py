@@ -1,0 +1,362 @@
+"""Packs a checkpoint into a new directory: read in pieces of rows, rounded, and written where the result has them.
+
+Every piece is independent, so threads take them one by one: while some wait for the disk, others compute. What is in
+memory is one piece for each thread, however large the model.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import math
+import os
+import shutil
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from loaders.checkpoint.read_spec import read_config
+from loaders.errors import ModelFilesError
+from loaders.io.direct import FileTable, Workers
+from loaders.io.reader import choose_io
+from loaders.modules.layout import TORCH_DTYPES
+from loaders.quantize.interrupts import interrupts_deferred
+from loaders.quantize.journal import JOURNAL_FILE, PackingJournal
+from loaders.quantize.recipe import Matrix, Quantization
+from loaders.quantize.report import Report
+from loaders.quantize.rounding import Errors, pack_rows
+from loaders.safetensors_files.headers import STORED_ITEMSIZE, StoredTensor
+from loaders.safetensors_files.shards import SHARD_BYTES, check_space, header, write_index
+
+PIECE_BYTES = 1 << 20
+SMALL_FILE_BYTES = 100_000_000
+# What is copied beside the weights: tokenizer, generation config and chat template, by their kinds. Never code.
+COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*/*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*")
+NOT_COPIED = {"config.json", "acceptance.json"}
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all, of the source."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Elements [start, stop) of a stored tensor, whole rows of a matrix, and where what becomes of them goes."""
+
+    number: int  # in the order of the source's files
+    stored: StoredTensor
+    start: int
+    stop: int
+    matrix: Matrix | None
+    places: tuple[StoredTensor, ...]  # words and scales; or the copy
+
+    @property
+    def file_range(self) -> tuple[int, int]:
+        itemsize = STORED_ITEMSIZE[self.stored.dtype]
+        return self.stored.offset + self.start * itemsize, self.stored.offset + self.stop * itemsize
+
+    @property
+    def nbytes(self) -> int:
+        start, stop = self.file_range
+        return stop - start
+
+
+def write_quantized(
+    quantization: Quantization,
+    directory: Path,
+    fingerprint: str,
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Report:
+    """Pack the checkpoint into `directory`, which appears when all of it is there, and report the errors.
+
+    What an interruption or a crash leaves is kept beside it, and the next call goes on from there.
+    Raises ModelFilesError for a disk that is too full, for weights that are no finite numbers, where something else is
+    in `directory`, and where another process is writing there.
+    """
+    with _work_directory(directory) as work:
+        check_space(
+            work,
+            max(0, quantization.nbytes - _allocated(work)),
+            f"int{quantization.bits} weights are kept on disk for the next starts: free some space, or choose another "
+            "disk with --quantized-directory DIR.",
+        )
+        shards = quantization.shards(work, shard_bytes)
+        layout = {"fingerprint": fingerprint, "shard_bytes": shard_bytes, "piece_bytes": PIECE_BYTES, "version": 1}
+        journal = PackingJournal(work, layout)
+        goes_on = bool(journal.done) and _are_whole(shards)
+        _clear(work, keep=shards if goes_on else ())
+        journal.begin(keep=goes_on)
+        report = Report.of(quantization, fingerprint, _write_shards(quantization, shards, journal, progress))
+        write_index(work, shards)
+        _write_others(quantization, work)
+        report.write(work)
+        with interrupts_deferred():
+            journal.remove()
+            _put_in_place(work, directory)
+    return report
+
+
+def _put_in_place(work: Path, directory: Path) -> None:
+    try:
+        work.rename(directory)
+    except OSError as error:
+        raise ModelFilesError(
+            f"{directory}: the packed weights cannot be put there ({error.strerror}). It must be empty, or not "
+            "exist: choose another with --quantized-directory DIR."
+        ) from error
+
+
+def begun_bytes(directory: Path) -> int:
+    """What of the files for `directory` an interrupted call has left on disk."""
+    return _allocated(_partial(directory))
+
+
+def _partial(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.partial")
+
+
+def _allocated(work: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in work.glob("*.safetensors"))
+
+
+def _are_whole(shards: Mapping[Path, list[StoredTensor]]) -> bool:
+    """Whether all files are there at their full length, as they are from the start."""
+    return all(path.is_file() and path.stat().st_size == _shard_bytes(shard) for path, shard in shards.items())
+
+
+def _shard_bytes(shard: Sequence[StoredTensor]) -> int:
+    return len(header(shard)) + sum(tensor.nbytes for tensor in shard)
+
+
+def _clear(work: Path, keep: Collection[Path]) -> None:
+    for left in work.iterdir():
+        if left in keep or left.name == JOURNAL_FILE:
+            continue
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+@contextmanager
+def _work_directory(directory: Path) -> Iterator[Path]:
+    """A directory beside `directory` that is gone at the end, unless renamed or interrupted.
+
+    It is locked as long as its process lives. Raises ModelFilesError where another's is, or the disk refuses.
+    """
+    work = _partial(directory)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(work, os.O_RDONLY)
+    except OSError as error:
+        raise ModelFilesError(
+            f"{work}: cannot be made ({error.strerror}). Choose another with --quantized-directory DIR."
+        ) from error
+    try:
+        if not _locked(descriptor, work):
+            raise ModelFilesError(
+                f"{directory}: another process is packing these weights. Wait until it is done, then start again."
+            )
+        try:
+            yield work
+        except Exception:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, directory: Path) -> bool:
+    """Lock an open directory; False where another process has it, or has just renamed it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), directory.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _write_shards(
+    quantization: Quantization,
+    shards: Mapping[Path, list[StoredTensor]],
+    journal: PackingJournal,
+    progress: Progress | None,
+) -> dict[str, float]:
+    """Write all files; returns the error of each matrix, as a part of its norm, by the name of its module."""
+    places = {tensor.name: tensor for shard in shards.values() for tensor in shard}
+    pieces = list(_pieces(quantization, places))
+    longest = max(piece.nbytes for piece in pieces)
+    direct = choose_io(quantization.source.nbytes, psutil.virtual_memory().available) == "direct"
+    sums: dict[str, list[Errors]] = defaultdict(list)
+    lock, total, done = threading.Lock(), sum(piece.nbytes for piece in pieces), 0
+
+    def count(piece: _Piece, errors: Errors | None) -> None:
+        nonlocal done
+        if errors is not None and piece.matrix:
+            sums[piece.matrix.module].append(errors)
+        done += piece.nbytes
+
+    def work(piece: _Piece, memory: memoryview) -> None:
+        errors = _write_piece(piece, sources[piece.stored.file].read(*piece.file_range, memory), outputs)
+        journal.add(piece.number, errors, outputs.sync)
+        with lock:
+            count(piece, errors)
+            if progress:
+                progress(done, total)
+
+    left = [piece for piece in pieces if piece.number not in journal.done]
+    for number, errors in journal.done.items():
+        count(pieces[number], errors)
+    with (
+        closing(FileTable(quantization.source.files, direct)) as sources,
+        closing(_Outputs(shards)) as outputs,
+        closing(Workers(1 + cores(), longest)) as workers,  # one more than compute: some wait for the disk
+        _one_thread_an_operation(),
+    ):
+        for matrix in quantization.matrices:
+            place = places[f"{matrix.module}.weight_shape"]
+            outputs.write(place, 0, memoryview(b"".join(n.to_bytes(8, "little") for n in matrix.stored.shape)))
+        try:
+            workers.run(left, work)
+        except BaseException:
+            journal.flush(outputs.sync)
+            raise
+        outputs.sync()
+    return {module: _relative(errors) for module, errors in sums.items()}
+
+
+def cores() -> int:
+    """How many this process may compute on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def packing_seconds(quantization: Quantization, begun: int = 0) -> float:
+    """About how long packing takes on these cores where the disk keeps up; begun: bytes of the result that are there.
+
+    Packs some made-up weights for that, about a tenth of a second.
+    """
+    rows = torch.randn(256, 1024, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    best = float("inf")
+    with _one_thread_an_operation():
+        for _ in range(5):
+            started = time.perf_counter()
+            pack_rows(rows, quantization.bits, 32)
+            best = min(best, time.perf_counter() - started)
+    values = sum(math.prod(matrix.stored.shape) for matrix in quantization.matrices)
+    return max(0.0, 1 - begun / quantization.nbytes) * values / rows.numel() * best / cores()
+
+
+@contextmanager
+def _one_thread_an_operation() -> Iterator[None]:
+    """For the block, new threads compute alone: there are as many as cores, and a team for each would be too many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _relative(errors: list[Errors]) -> float:
+    norm = sum(part.norm for part in errors)
+    return float((sum(part.error for part in errors) / norm) ** 0.5) if norm else 0.0
+
+
+def _pieces(quantization: Quantization, places: Mapping[str, StoredTensor]) -> Iterator[_Piece]:
+    """In the order in which the source's files have them."""
+    numbers = itertools.count()
+    matrices = {matrix.stored.name: matrix for matrix in quantization.matrices}
+    for stored in sorted(quantization.source.tensors.values(), key=lambda tensor: (tensor.file, tensor.offset)):
+        matrix = matrices.get(stored.name)
+        targets = tuple(places[tensor.name] for tensor in matrix.results[:2]) if matrix else (places[stored.name],)
+        itemsize = STORED_ITEMSIZE[stored.dtype]
+        row = stored.shape[1] if matrix else 1
+        step, count = max(1, PIECE_BYTES // itemsize // row) * row, stored.nbytes // itemsize
+        for start in range(0, count, step):
+            yield _Piece(next(numbers), stored, start, min(start + step, count), matrix, targets)
+
+
+def _write_piece(piece: _Piece, stored: memoryview, outputs: _Outputs) -> Errors | None:
+    if piece.matrix is None:
+        outputs.write(piece.places[0], piece.start * STORED_ITEMSIZE[piece.stored.dtype], stored)
+        return None
+    matrix, (words, scales) = piece.matrix, piece.places
+    rows = _tensor(stored, TORCH_DTYPES[piece.stored.dtype]).view(-1, piece.stored.shape[1])
+    packed, scale, errors = pack_rows(rows, matrix.bits, matrix.group_size)
+    if not errors.is_finite:
+        raise ModelFilesError(
+            f"{piece.stored.file}: {piece.stored.name} holds values that are no finite numbers, which cannot be "
+            "packed. The file is damaged, or the model was trained badly; download it again."
+        )
+    outputs.write(words, piece.start * matrix.bits // 8, _bytes_of(packed))
+    outputs.write(scales, piece.start // matrix.group_size * scale.dtype.itemsize, _bytes_of(scale))
+    return errors
+
+
+def _tensor(stored: memoryview, dtype: torch.dtype) -> Tensor:
+    """`stored` as a tensor of one dimension; torch wants aligned elements, which files need not have."""
+    values = torch.frombuffer(stored, dtype=torch.uint8)
+    return (values if values.data_ptr() % dtype.itemsize == 0 else values.clone()).view(dtype)
+
+
+def _bytes_of(values: Tensor) -> memoryview:
+    return values.view(-1).view(torch.uint8).numpy().data
+
+
+class _Outputs:
+    """The files of the result, each with its header and at its full length from the start."""
+
+    def __init__(self, shards: Mapping[Path, list[StoredTensor]]) -> None:
+        self._descriptors: dict[Path, int] = {}
+        for path, shard in shards.items():
+            self._descriptors[path] = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+            head = header(shard)
+            _write_at(path, self._descriptors[path], 0, memoryview(head))
+            os.ftruncate(self._descriptors[path], _shard_bytes(shard))
+
+    def write(self, place: StoredTensor, offset: int, content: memoryview) -> None:
+        """Write bytes of a tensor, from its byte `offset` on. Raises ModelFilesError where the disk refuses."""
+        assert offset + len(content) <= place.nbytes, (place, offset, len(content))
+        _write_at(place.file, self._descriptors[place.file], place.offset + offset, content)
+
+    def sync(self) -> None:
+        """Wait until everything is on disk."""
+        for descriptor in self._descriptors.values():
+            os.fsync(descriptor)
+
+    def close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+
+def _write_at(path: Path, descriptor: int, offset: int, content: memoryview) -> None:
+    while content:
+        try:
+            count = os.pwrite(descriptor, content, offset)
+        except OSError as error:
+            raise ModelFilesError(
+                f"{path}: writing at byte {offset:,} failed: {error.strerror}. What was written is removed; choose "
+                "another disk with --quantized-directory DIR."
+            ) from error
+        content, offset = content[count:], offset + count
+
+
+def _write_others(quantization: Quantization, directory: Path) -> None:
+    """config.json, and what belongs to the model besides its weights."""
+    source = quantization.source.directory
+    config = quantization.config(read_config(source))
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for file in sorted(file for pattern in COPIED for file in source.glob(pattern)):
+        is_small = file.is_file() and file.stat().st_size <= SMALL_FILE_BYTES
+        if is_small and file.name not in NOT_COPIED and not file.name.endswith(".index.json"):
+            copy = directory / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)

@@ -1,0 +1,1 @@
+"""Load the models, then generate: the facade and the decode loop."""

@@ -1,0 +1,214 @@
+"""The decode loop: grow a tree, score it in one pass of the target, keep what verification accepts."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from offload_runtime.errors import Interrupted, ModelFilesError
+from offload_runtime.model.model import Model, never
+from offload_runtime.model.not_finite import describe_fault
+from offload_runtime.speculation.draft import Draft
+from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.methods import PLAIN
+from offload_runtime.speculation.target import Target
+from offload_runtime.speculation.tree_policy import PassFacts, PlainDecoding, TreePolicy
+from offload_runtime.speculation.verification import Scored, verify
+from sequoia_tree.sampling import Sampling
+from sequoia_tree.verify import Verdict
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of the loop produced, and what it cost.
+
+    token_ids: the new tokens, at least one unless the step was interrupted.
+    method: how it drafted, "none" where nothing was. drafted, accepted: draft tokens in the tree, and how many of them
+    verification accepted.
+    predicted_tokens, predicted_seconds: what the choice of the tree expected of the step; None where nothing was known.
+    draft_seconds, target_seconds: wall time. streamed_bytes: what crossed the link, reading the prompt included.
+    finish_reason: None until the last step, then "stop" (an end token or stop string), "length" or "interrupted".
+    read_tokens: of the text, that the target had not read before.
+    """
+
+    token_ids: list[int]
+    drafted: int
+    accepted: int
+    draft_seconds: float
+    target_seconds: float
+    streamed_bytes: int
+    finish_reason: str | None = None
+    text: str = ""
+    reasoning: str = ""
+    method: str = "none"
+    predicted_tokens: float | None = None
+    predicted_seconds: float | None = None
+    read_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation: the prompt's token ids and how to continue them.
+
+    repeatable: the same random numbers are to bring the same text again, so trees must not depend on what was learnt.
+    first_prompt: tokens of the prompt as it was given, where `prompt` has tokens of the reply behind them.
+    """
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    max_new_tokens: int
+    end_token_ids: frozenset[int]
+    generator: torch.Generator
+    should_stop: Callable[[], bool] = never
+    repeatable: bool = False
+    first_prompt: int | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt as it was given."""
+        return len(self.prompt) if self.first_prompt is None else self.first_prompt
+
+    def after(self, tokens: Sequence[int]) -> "Request":
+        """What is left to generate when `tokens` were."""
+        left = self.max_new_tokens - len(tokens)
+        prompt = [*self.prompt, *tokens]
+        return replace(self, prompt=prompt, max_new_tokens=left, first_prompt=self.prompt_length)
+
+
+class Decoder:
+    """Runs requests one after the other over the caches of one target and, unless it decodes plainly, one draft.
+
+    policy: chooses what the draft does. `text` is what the caches hold a beginning of: a new prompt that begins like it
+    is not read again.
+    """
+
+    def __init__(self, target: Target, draft: Draft | None = None, policy: TreePolicy | None = None):
+        self._target, self._draft, self._policy = target, draft, policy or PlainDecoding()
+        self.text: list[int] = []
+
+    def steps(self, request: Request) -> Iterator[Step]:
+        """Yield steps until an end token, `max_new_tokens`, or a stop.
+
+        Closing the iterator early is safe, and several may take turns: each then reads its own text again.
+        """
+        text = list(request.prompt)
+        most_tokens = len(text) + request.max_new_tokens
+        finish_reason = None
+        try:
+            while finish_reason is None:
+                self._take_up(text, request)
+                step = self._step(request, most_tokens - len(text))
+                finish_reason = step.finish_reason
+                yield step
+        finally:
+            if self.text is text:  # another iterator that took over has rolled back, and may be in the middle of a pass
+                self._rollback()
+
+    def _take_up(self, text: list[int], request: Request) -> None:
+        """Turn to `text`, which grows from here on. Of another text, the caches keep what both begin with."""
+        common = common_prefix(self.text, text) if self.text is not text else None
+        self.text = text
+        for model in self._models():
+            model.should_stop = request.should_stop
+            if common is not None:
+                model.take_up(request.prompt_length, common)
+            model.reaches(len(text))
+
+    def _models(self) -> list[Model]:
+        return [self._target.model, *([self._draft.model] if self._draft else [])]
+
+    def _rollback(self) -> None:
+        for model in self._models():
+            model.cache.rollback()
+
+    def _step(self, request: Request, most_tokens: int) -> Step:
+        """One tree, one pass, one verdict. An interrupted step leaves text and caches as they were."""
+        streamed = self._target.model.streamed_total
+        started = chosen_at = drafted_at = time.perf_counter()
+        tokens: list[int] = []
+        drafted, accepted, finish_reason = 0, 0, None
+        unread = len(self.text) - min(self._target.model.cache.length, len(self.text) - 1)
+        method = PLAIN
+        try:
+            method = self._policy.method(request.sampling, len(self.text), request.repeatable)
+            chosen_at = time.perf_counter()
+            drawn = method.grow(self.text, request.sampling, request.generator)
+            if method.draft_rows and drawn.drawn == 1 and not drawn.has_law:
+                self._drop_draft()
+            drafted_at = time.perf_counter()
+            logits = self._target.score(self.text, drawn)
+        except Interrupted:
+            self._rollback()
+            finish_reason = "interrupted"
+        else:
+            scored = Scored.of(drawn, logits, self.text, request.sampling)
+            verdict = verify(scored, method.rule, request.generator)
+            if verdict.bonus < 0:
+                raise self._not_finite()
+            self._policy.learn(method, scored, verdict)
+            self._commit(drawn, verdict)
+            drafted, accepted = drawn.tree.size - 1, len(verdict.path)
+            accepted_tokens = [drawn.tokens[node] for node in verdict.path]
+            room = self._target.model.room(len(self.text))
+            tokens, finish_reason = cut([*accepted_tokens, verdict.bonus][:room], request.end_token_ids, most_tokens)
+            self.text += tokens
+        step = Step(
+            token_ids=tokens,
+            drafted=drafted,
+            accepted=accepted,
+            draft_seconds=drafted_at - started,
+            target_seconds=time.perf_counter() - drafted_at,
+            streamed_bytes=self._target.model.streamed_total - streamed,
+            finish_reason=finish_reason,
+            method=method.name if drafted else PLAIN.name,
+            predicted_tokens=method.predicted_tokens,
+            predicted_seconds=method.predicted_seconds,
+            read_tokens=unread if tokens else 0,
+        )
+        if tokens:
+            fresh_text = self._target.text_rows - 1
+            facts = PassFacts(accepted + 1, drafted + 1, fresh_text, drafted_at - chosen_at, step.target_seconds)
+            self._policy.passed(method, request.sampling, facts)
+        return step
+
+    def _drop_draft(self) -> None:
+        """Go on without a draft that had nothing to draw from at the root; the reply stays exact."""
+        assert self._draft is not None
+        fault = describe_fault(self._draft.model, self.text)
+        self._draft, self._policy = None, PlainDecoding()
+        warnings.warn(
+            f"the draft computes values that are no numbers ({fault}): the reply goes on without it. Its files may be "
+            "damaged; choose another with --draft",
+            stacklevel=2,
+        )
+
+    def _not_finite(self) -> ModelFilesError:
+        self._rollback()
+        fault = describe_fault(self._target.model, self.text)
+        self.text = []
+        return ModelFilesError(
+            f"the model computes values that are no numbers, so no token can be told ({fault}).\n"
+            "  Its files may be damaged: compare them with where they come from, or download them again.\n"
+            "  --dtype float32   where float16 may have been too narrow for this model"
+        )
+
+    def _commit(self, drawn: DrawnTree, verdict: Verdict) -> None:
+        self._target.commit(verdict.path)
+        if self._draft is not None:
+            self._draft.commit(drawn.draft_columns(verdict.path))
+
+
+def cut(tokens: list[int], end_token_ids: frozenset[int], most_tokens: int) -> tuple[list[int], str | None]:
+    """The tokens up to and with the first end token, at most `most_tokens`; and the reason to finish, if any."""
+    kept = tokens[:most_tokens]
+    end = next((i for i, token in enumerate(kept) if token in end_token_ids), None)
+    if end is not None:
+        return kept[: end + 1], "stop"
+    return kept, "length" if len(tokens) >= most_tokens else None
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two texts share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

@@ -1,0 +1,148 @@
+"""Downloads what a run lacks: the plan first, then a question where it is much, then the files with their progress."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from loaders.hub.model import HubModel
+from offload_runtime.errors import DoesNotFitError, UsageError
+from offload_runtime.options.run_options import Options, located
+from offload_runtime.planning.planning import Preparation, prepare
+from scheduler.plan.table import format_plan
+from scheduler.sizes import format_size
+
+ASK_ABOVE = 5_000_000_000  # bytes
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is downloaded, the bytes that are there, and the bytes in all."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """What is missing of one or two models; there is nothing to do where `models` is empty."""
+
+    models: tuple[HubModel, ...]
+
+    @classmethod
+    def of(cls, options: Options) -> "Download":
+        """What the models of `located` options lack."""
+        return cls(tuple(source for source in options.sources if source.missing))
+
+    @property
+    def nbytes(self) -> int:
+        """All that is to come, files that were begun counted whole."""
+        return sum(model.missing_bytes for model in self.models)
+
+    @property
+    def begun_bytes(self) -> int:
+        """What of that an earlier start has left."""
+        from loaders.hub.download import begun_bytes
+
+        return sum(map(begun_bytes, self.models))
+
+    @property
+    def place(self) -> Path:
+        """The cache of huggingface_hub."""
+        return self.models[0].directory.parents[2]
+
+    @property
+    def free(self) -> int:
+        return shutil.disk_usage(next(one for one in (self.place, *self.place.parents) if one.exists())).free
+
+    def __str__(self) -> str:
+        names = " and ".join(str(model.name) for model in self.models)
+        begun = self.begun_bytes
+        there = f", of which {format_size(begun)} are there," if begun else ""
+        return f"{format_size(self.nbytes)} of {names}{there} into {self.place} ({format_size(self.free)} free)"
+
+    def check_disk(self) -> None:
+        """Raise DoesNotFitError unless the disk has room for what is still missing."""
+        needed, free = self.nbytes - self.begun_bytes, self.free
+        if needed <= free:
+            return
+        raise DoesNotFitError(
+            f"not enough room for the download: {format_size(needed)} are needed in {self.place}, "
+            f"{format_size(free)} are free.\n"
+            "  hf cache ls   shows what can be removed with hf cache rm\n"
+            "  HF_HOME=DIR   before the command: downloads go to another disk",
+            needed,
+            free,
+            (),
+        )
+
+    def run(self, progress: Progress | None = None) -> None:
+        """Download everything. Raises ModelFilesError; what is there then stays, and the next start goes on from it."""
+        from loaders.hub.download import download
+
+        self.check_disk()
+        for model in self.models:
+            download(model, _Count(f"downloading {model.label}", model.missing_bytes, progress).add)
+
+
+@dataclass
+class _Count:
+    """Adds up the bytes of one model."""
+
+    stage: str
+    total: int
+    progress: Progress | None
+    done: int = 0
+
+    def add(self, nbytes: int) -> None:
+        self.done += nbytes
+        if self.progress:
+            self.progress(self.stage, self.done, self.total)
+
+
+def fetched(
+    options: Options,
+    yes: bool,
+    quiet: bool,
+    describe: Callable[[Preparation], str] | None = None,
+) -> Options:
+    """The options of a command, with all files of their models on disk.
+
+    What is to be downloaded is planned by its headers, and the plan shown unless `quiet`, as `describe` puts it or else
+    as a table; more than ASK_ABOVE is asked for on a terminal, unless `yes`. Raises UsageError where nobody can be
+    asked or the answer is no, and what `prepare` and `Download.run` raise.
+    """
+    options = located(options)
+    download = Download.of(options)
+    if not download.models:
+        return options
+    preparation = prepare(options)  # refuses what cannot run before it is downloaded
+    if not quiet:
+        text = describe(preparation) if describe else format_plan(preparation.plan)
+        print(text, file=sys.stderr, flush=True)
+    download.check_disk()
+    if download.nbytes > ASK_ABOVE and not yes:
+        _ask(download)
+    elif not quiet:
+        print(f"downloading {download}", file=sys.stderr, flush=True)
+    from rich.console import Console
+
+    from offload_runtime.options.progress import LoadingBar
+
+    try:
+        with LoadingBar(Console(stderr=True), quiet) as progress:
+            download.run(progress)
+    except KeyboardInterrupt:
+        if not quiet:
+            print("what was downloaded is kept: the same command goes on from there", file=sys.stderr, flush=True)
+        raise
+    return options
+
+
+def _ask(download: Download) -> None:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(
+            f"this would download {download}, and nobody can be asked whether it may.\n"
+            "  --yes    downloads it\n"
+            "  --plan   shows what it would need to run, and downloads no weights"
+        )
+    sys.stderr.write(f"download {download}? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was downloaded")

@@ -1,0 +1,186 @@
+"""From a plan to loaded models."""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+
+from loaders.checkpoint.spec import ModelSpec, UnitSpec
+from loaders.dequantize.hooks import scratch_bytes
+from loaders.io.reader import WeightReader
+from loaders.modules.skeleton import Skeleton, Unit, build_skeleton
+from loaders.quantize.interrupts import interrupts_deferred
+from offload_runtime.errors import MachineError, UnsupportedModelError
+from offload_runtime.model.attention import ATTENTION_NAME
+from offload_runtime.model.cuda_graphs import CudaGraphs
+from offload_runtime.model.model import Model
+from offload_runtime.model.pass_overhead import measure_passes
+from offload_runtime.options.run_options import IOMode
+from offload_runtime.planning.host_shortage import host_shortage_explained
+from offload_runtime.planning.planning import Preparation, with_known_figures
+from offload_runtime.planning.read_models import ModelFiles
+from offload_runtime.speculation.draft import Draft
+from offload_runtime.speculation.target import Target
+from scheduler.cuda_device import as_cuda_numbers, current_device
+from scheduler.plan.expert_choice import ExpertChoice
+from scheduler.plan.padding import Padding
+from scheduler.plan.pass_cost import PassCost
+from scheduler.plan.plan import Plan, Tier
+from scheduler.streaming.bandwidth import with_speed
+from scheduler.streaming.device_memory import DeviceMemory
+from sequoia_tree.uploads import reserve_uploads
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is loading, the bytes read so far, and the bytes in all."""
+
+
+@dataclass(frozen=True)
+class LoadedModels:
+    """Target, draft if there is one, and the memory they share. `close` stops their threads and frees it."""
+
+    plan: Plan
+    target: Target
+    draft: Draft | None
+    memory: DeviceMemory
+    _resources: ExitStack
+
+    def close(self) -> None:
+        with interrupts_deferred():
+            self._resources.close()
+
+
+def load_models(preparation: Preparation, progress: Progress | None) -> LoadedModels:
+    """Build both skeletons, plan anew with their exact sizes, and load every unit into its tier.
+
+    Raises DoesNotFitError where the host has less memory by now than the plan takes, ModelFilesError for damaged files.
+    """
+    device = torch.device(preparation.machine.torch_device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise MachineError(
+            f"PyTorch {torch.__version__} cannot use {preparation.machine.device_name}, which the driver lists: "
+            "its CUDA version and the driver's may not match.\n  --device cpu   runs without"
+        )
+    with current_device(device):
+        return _load_on(device, _as_cuda_numbers(preparation), progress)
+
+
+def _as_cuda_numbers(preparation: Preparation) -> Preparation:
+    """The same, planned anew where CUDA's device is another GPU than the one that was planned for."""
+    if preparation.machine.device == "cpu":
+        return preparation
+    planned = preparation.machine
+    machine = as_cuda_numbers(planned)
+    if machine is planned:
+        return preparation
+    _log.warning(
+        "CUDA's device %d is %s, not %s: planned anew", machine.index, machine.device_name, planned.device_name
+    )
+    return preparation.replanned(machine=with_known_figures(machine, preparation.target.spec.dtype))
+
+
+def _load_on(device: torch.device, preparation: Preparation, progress: Progress | None) -> LoadedModels:
+    target_skeleton = _skeleton(preparation.target, device)
+    draft_skeleton = _skeleton(preparation.draft, device) if preparation.draft else None
+    preparation = preparation.replanned(
+        target=_exact(preparation.target.spec, target_skeleton),
+        draft=_exact(preparation.draft.spec, draft_skeleton) if preparation.draft and draft_skeleton else None,
+        machine=with_speed(preparation.machine, preparation.target.spec.dtype, measure_passes),
+    )
+    plan, memory = preparation.plan, DeviceMemory(device)
+    reserve_uploads(device)
+    memory.add(plan.workspace_bytes)  # activations come and go; the largest pass counts throughout
+    with (
+        interrupts_deferred() as heed_interrupts,  # units heed it while they load; what is open is closed whole
+        host_shortage_explained(preparation),
+        ExitStack() as resources,
+    ):
+        load = _Loader(plan, preparation.options.io, memory, resources, progress)
+        draft = None
+        if preparation.draft and draft_skeleton:
+            resident = (Tier.DEVICE,) * len(draft_skeleton.units)
+            draft_model = load(preparation.draft, draft_skeleton, resident, plan.decoded.draft)
+            draft = Draft(draft_model, preparation.target.spec.vocab_size, plan.rows)
+        target = Target(load(preparation.target, target_skeleton, plan.tiers, plan.decoded.target), plan.rows)
+        if draft:
+            _refuse_states(target.model, draft.model)
+        for role, model in (("target", target.model), ("draft", draft.model if draft else None)):
+            if model and role in plan.graphs and not model.cache.is_recurrent:
+                model.pad_passes(Padding.of(plan.tree_size, plan.cache_rows), CudaGraphs(device))
+        heed_interrupts()
+        return LoadedModels(plan, target, draft, memory, resources.pop_all())
+
+
+def _refuse_states(*models: Model) -> None:
+    """The plan refuses the recurrent models it knows; this is for those that only their cache tells."""
+    for model in models:
+        if model.cache.is_recurrent:
+            raise UnsupportedModelError(
+                f"{model.config.model_type} keeps a recurrent state, which cannot branch over a tree of drafts.\n"
+                "  --draft none decodes plainly"
+            )
+
+
+def _skeleton(files: ModelFiles, device: torch.device) -> Skeleton:
+    dtype = getattr(torch, files.spec.dtype)
+    return build_skeleton(files.spec.directory, dtype, device, ATTENTION_NAME, files.checkpoint, files.rope_scaling)
+
+
+def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:
+    """`spec` with the sizes of the real layouts: some tensors stay in float32, fused ones are padded differently."""
+    units = tuple(_exact_unit(unit, real) for unit, real in zip(spec.units, skeleton.units))
+    return replace(
+        spec,
+        units=units,
+        outer_bytes=skeleton.outer.layout.nbytes,
+        decode_bytes=scratch_bytes(skeleton.packed),
+        outer_decode_bytes=scratch_bytes(skeleton.outer.packed.values()),
+    )
+
+
+def _exact_unit(spec: UnitSpec, unit: Unit) -> UnitSpec:
+    spec = replace(spec, nbytes=unit.layout.nbytes)
+    if unit.decoded:  # so that `weight_bytes` are those of the decoded layout
+        spec = replace(spec, decoded_bytes=unit.decoded.layout.nbytes - unit.layout.nbytes + spec.packed_bytes)
+    if not spec.experts or unit.experts is None:
+        return replace(spec, experts=0, expert_bytes=0, expert_disk_bytes=0)
+    return replace(spec, experts=unit.experts.count, expert_bytes=unit.layout.nbytes - unit.dense_bytes)
+
+
+@dataclass(frozen=True)
+class _Loader:
+    plan: Plan
+    io: IOMode
+    memory: DeviceMemory
+    resources: ExitStack
+    progress: Progress | None
+
+    def __call__(self, files: ModelFiles, skeleton: Skeleton, tiers: tuple[Tier, ...], decoded: int) -> Model:
+        plan = self.plan
+        reader = self.resources.enter_context(
+            WeightReader(files.checkpoint.files, self.io, chunk_bytes=plan.read_chunk_bytes)
+        )
+        model = Model(
+            skeleton,
+            files.checkpoint,
+            tiers,
+            plan.slots,
+            plan.cache_rows,
+            files.spec.max_positions,
+            reader,
+            self.memory,
+            self._progressing(f"loading {files.spec.name}"),
+            plan.machine.pinned_limit,
+            ExpertChoice(PassCost(files.spec, tiers, plan.slots, plan.machine)),
+            decoded,
+            self._progressing(f"decoding {files.spec.name}"),
+        )
+        self.resources.callback(model.close)
+        return model
+
+    def _progressing(self, stage: str) -> Callable[[int, int], None] | None:
+        progress = self.progress
+        return None if progress is None else lambda done, total: progress(stage, done, total)

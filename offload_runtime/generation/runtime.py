@@ -1,0 +1,369 @@
+"""The facade: load a target and perhaps a draft, then generate."""
+
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from loaders.adapters.locate import with_adapter
+from loaders.checkpoint.rope_scaling import RopeScaling
+from loaders.tokenizers import check_same_tokens, has_tokenizer, load_tokenizer
+from loaders.tokenizers.vocabulary import has_vocabulary
+from offload_runtime.errors import UsageError
+from offload_runtime.generation.call_limits import CallLimits, seeded
+from offload_runtime.generation.config_fields import unapplied_note
+from offload_runtime.generation.decode import Decoder, Request, Step
+from offload_runtime.generation.defaults import SAMPLING_NAMES, model_end_tokens, override, read_generation_defaults
+from offload_runtime.generation.fetching import Download
+from offload_runtime.generation.loading import Progress, load_models
+from offload_runtime.generation.out_of_memory import (
+    free_unused_memory,
+    out_of_memory_explained,
+    out_of_memory_recognised,
+    tightened,
+)
+from offload_runtime.generation.policy_choice import tree_policy
+from offload_runtime.generation.quantize_weights import with_packed_files
+from offload_runtime.generation.reply import Reply, ReplyStats
+from offload_runtime.generation.request_rules import RequestRules
+from offload_runtime.generation.turns import Turns
+from offload_runtime.model.model import never
+from offload_runtime.options.run_options import IOMode, Options, resolve_draft, resolve_model
+from offload_runtime.planning.planning import Preparation, prepare
+from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
+from offload_runtime.speculation.target import PassProgress
+from offload_runtime.text.prompt import Prompt, chat_tokenizer, encode_prompt, is_chat, turn_end_tokens
+from offload_runtime.text.reply_text import ReplyText, with_text
+from scheduler.cuda_device import current_device
+from scheduler.plan.plan import Plan
+from sequoia_tree.sampling import Sampling
+from sequoia_tree.shaping.order import Bounds
+
+
+class OffloadRuntime:
+    """A target, perhaps with a draft, ready to generate. A context manager. Threads that share it take turns.
+
+    `plan` says what lives where; `packing` which weights were packed for this, None if none were; `last_reply` is the
+    newest reply, also while it grows and after it was interrupted.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        draft: str | Path | None = "auto",
+        device: str = "auto",
+        device_memory: int | str | None = None,
+        host_memory: int | str | None = None,
+        dtype: str = "auto",
+        tree: str = "auto",
+        tree_size: int | str | None = "auto",
+        tree_depth: int | str | None = "auto",
+        context_length: int | None = None,
+        verification: str = "auto",
+        io: IOMode = "auto",
+        quantize: str | None = None,
+        quantized_directory: str | Path | None = None,
+        progress: Progress | None = None,
+        offline: bool = False,
+        chat_template: str | Path | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
+        adapter: str | Path | None = None,
+        rope_scaling: str | Mapping[str, Any] | None = None,
+    ) -> "OffloadRuntime":
+        """Plan, download what is missing and load.
+
+        model, draft: checkpoint directories, GGUF files, or names on the hub, org/name or org/name@revision, and with
+        :Q4_K_M or :FILE.gguf behind them one of the repository's GGUF files; a Path is never a name. draft "none"
+        decodes plainly; "auto" takes a known draft that is on this machine, or else drafts what the text said before.
+        device_memory, host_memory: caps, as bytes or text like "20GiB". dtype: computed in; "auto" is the checkpoint's,
+        or float32 on a CPU without bfloat16 units. tree: what the draft proposes, one of `run_options.TREES`; "auto"
+        takes what is fastest here. verification: what accepts drafts when sampling, one of `run_options.RULES`; "auto"
+        is the tree's own. io: how weights are read from disk: "direct" past the page cache, "buffered" through it.
+        quantize: "int8" or "int4" packs the model's weights once and keeps them in `quantized_directory`, by default in
+        the user's cache. progress: called while weights are downloaded, packed and loaded. offline: never use the
+        network. chat_template: a file with another chat template than the model's. template_arguments: variables of the
+        template, such as {"enable_thinking": False}. adapter: directory of a LoRA adapter, merged into the model while
+        it is read, as PEFT merges it; "none" leaves out one that lies beside the model. rope_scaling: extends the
+        context, in place of what the config says: "yarn:4", "yarn:4:32768" where the model was made for so many
+        positions, "linear:2", "dynamic:2", "none", or transformers' rope_scaling.
+        Raises an OffloadError that says what is wrong and what would work.
+        """
+        path, adapter_directory = with_adapter(resolve_model(model), adapter)
+        options = Options(
+            model=path,
+            draft=resolve_draft(path, draft),
+            device=device,
+            device_memory=device_memory,
+            host_memory=host_memory,
+            dtype=dtype,
+            tree=tree,
+            verification=verification,
+            tree_size=tree_size,
+            tree_depth=tree_depth,
+            context_length=context_length,
+            io=io,
+            offline=offline,
+            quantize=quantize,
+            quantized_directory=None if quantized_directory is None else Path(quantized_directory),
+            chat_template=None if chat_template is None else Path(chat_template),
+            template_arguments=dict(template_arguments or {}),
+            adapter=adapter_directory,
+            rope_scaling=_rope_scaling(rope_scaling),
+        )
+        preparation = prepare(options)
+        download = Download.of(preparation.options)
+        if download.models:
+            download.run(progress)
+            preparation = prepare(preparation.options)
+        for note in (unapplied_note(preparation.target.spec.directory), preparation.plan.slow_dequantizing):
+            if note:
+                warnings.warn(note, stacklevel=2)
+        return cls(preparation, progress)
+
+    def __init__(self, preparation: Preparation, progress: Progress | None = None):
+        if preparation.draft:
+            _check_draft(preparation)
+        preparation = with_packed_files(preparation, progress)
+        options, self.packing = preparation.options, preparation.packing
+        self._preparation, self._progress, self._tightened = preparation, progress, False
+        self._directory = preparation.target.spec.directory
+        draft = preparation.draft_directory
+        self._known = LearnedAcceptance(options.model, draft) if draft else None
+        self._resources = ExitStack()
+        # also where this is dropped, or the program ends
+        self._close = weakref.finalize(self, _close_in, os.getpid(), self._resources)
+        self._has_text = has_tokenizer(self._directory)
+        self._defaults = read_generation_defaults(self._directory)
+        self._rules = RequestRules(self._defaults.token_rules)
+        self.last_reply = Reply()
+        self._turns = Turns()
+        try:
+            with out_of_memory_recognised():
+                self._load(preparation)
+            return
+        except torch.OutOfMemoryError:
+            pass  # its traceback holds on to what was loaded until this block is left
+        self._load_tightened(preparation.plan)
+
+    def _load(self, preparation: Preparation) -> None:
+        self._models = load_models(preparation, self._progress)
+        self._resources.callback(self._models.close)
+        self.plan = self._models.plan
+        policy = tree_policy(self._models, preparation.options, self._known)
+        self._decoder = Decoder(self._models.target, self._models.draft, policy)
+
+    def _load_tightened(self, plan: Plan) -> None:
+        """Load anew, with less of the device's memory than `plan`. Once: where that is not enough, an error.
+
+        Where no plan with less fits, what is loaded stays; where loading fails, this runtime is closed.
+        """
+        preparation = tightened(self._preparation, plan)
+        self._tightened = True
+        self._resources.close()
+        free_unused_memory()
+        try:
+            with out_of_memory_explained(preparation.plan):
+                self._load(preparation)
+        except BaseException:
+            self._close()
+            raise
+
+    @property
+    def generation_defaults(self) -> Sampling:
+        """Sampling where a call says nothing."""
+        return self._defaults.sampling
+
+    def default_of(self, name: str) -> object:
+        """What holds for an argument of `stream` that a call leaves out, as it may be shown."""
+        if name in SAMPLING_NAMES:
+            return getattr(self._defaults.sampling, name)
+        others = {"max_new_tokens": self._defaults.max_new_tokens, "stop": self._defaults.stop_strings, "seed": "fresh"}
+        return others.get(name) or "none"
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of prompt and reply together."""
+        return self.plan.context_length
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The target's. Raises ModelFilesError where the checkpoint has none."""
+        return chat_tokenizer(self._directory, self._preparation.options.chat_template)
+
+    @cached_property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end a text."""
+        return model_end_tokens(self._directory, self._models.target.model.config.eos_token_id)
+
+    def generate(self, prompt: Prompt, **arguments: Any) -> Reply:
+        """The whole reply at once; arguments as for `stream`. Other threads' passes wait until it is written."""
+        with self._turns.hold():
+            for _ in self.stream(prompt, **arguments):
+                pass
+            return self.last_reply
+
+    def stream(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        dry_sequence_breakers: str | Sequence[str] | None = None,
+        end_token_ids: Collection[int] = (),
+        should_stop: Callable[[], bool] = never,
+        split_reasoning: bool = True,
+        **sampling: float | int | None,
+    ) -> Iterator[Step]:
+        """Generate step by step; each step carries the tokens and the text of one pass.
+
+        sampling: values of `sequoia_tree.sampling.Sampling` by name: temperature, top_p, top_k, min_p,
+        repetition_penalty, presence_penalty, … What is None comes from the model's generation config; max_new_tokens
+        that is nowhere generates until an end token or a full context. seed: makes the call repeatable; None draws a
+        fresh one. stop: the answer ends before the first of these strings. logit_bias: added to the logits of tokens.
+        dry_sequence_breakers: texts over which no sequence of a DRY penalty reaches. end_token_ids: tokens that end the
+        text beside the model's own. should_stop: asked between two layers; the reply then ends "interrupted" and keeps
+        what it has. split_reasoning: what a model thinks before it answers is in `reasoning`, not in `text`; a text
+        prompt is continued as it is. Raises UsageError or PromptError before anything runs. Several streams may be
+        open, of one thread or of several: each pass is one stream's, and a stream that finds another's text in the
+        caches reads its own again.
+        """
+        self._check_open()
+        values = override(self._defaults.sampling, **sampling)
+        template_arguments = self._preparation.options.template_arguments
+        ids = encode_prompt(prompt, lambda: self.tokenizer, template_arguments)
+        turn_ends: frozenset[int] = frozenset()
+        if is_chat(prompt):
+            turn_ends = turn_end_tokens(self.tokenizer, template_arguments, prompt)  # type: ignore[arg-type]
+        model = self._models.target.model
+        limits = self._limits
+        limits.check_prompt(ids)
+        stops, room = limits.stop_strings(stop), limits.room(ids, max_new_tokens)
+        generator = seeded(torch.Generator(model.device), seed)
+        ends = self.end_token_ids.union(end_token_ids, turn_ends)
+        bounds = Bounds(ids, ends, len(ids) + room, model.vocab_size, model.device)
+        tokenizer = (lambda: self.tokenizer) if self._has_text else None
+        request = Request(
+            prompt=ids,
+            sampling=self._rules.bind(values, bounds, logit_bias, dry_sequence_breakers, tokenizer),
+            max_new_tokens=room,
+            end_token_ids=ends,
+            generator=generator,
+            should_stop=should_stop,
+            repeatable=seed is not None,
+        )
+        split = split_reasoning and not isinstance(prompt, str)
+        text = ReplyText(self.tokenizer, ids, stops, split) if self._has_text else None
+        reply = Reply(seed=generator.initial_seed(), stats=ReplyStats(prompt_tokens=len(ids)))
+        with self._turns.hold():
+            self.last_reply = reply
+        return self._stream(request, text, reply)
+
+    @property
+    def progress(self) -> PassProgress | None:
+        """How far the target's pass is, None where there is none under way: for a thread that shows it meanwhile."""
+        return self._models.target.progress
+
+    def forget(self) -> None:
+        """Drop the text in the KV caches: the next prompt is read whole, also where it begins like the last one."""
+        with self._turns.take():
+            self._decoder.text = []
+
+    @contextmanager
+    def without_streaming(self) -> Iterator[None]:
+        """For the block, no weights move and replies are meaningless: their passes take the computing time alone."""
+        with self._turns.hold():
+            self.forget()
+            try:
+                with self._models.target.model.without_streaming():
+                    yield
+            finally:
+                self.forget()
+
+    def close(self) -> None:
+        """Stop the streaming threads and free the models' memory; waits for a pass of another thread.
+
+        In a fork of the process that loaded them there is nothing to stop.
+        """
+        if self._turns.in_fork:
+            return
+        with self._turns.take():
+            self._close()
+
+    def __enter__(self) -> "OffloadRuntime":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _stream(self, request: Request, text: ReplyText | None, reply: Reply) -> Iterator[Step]:
+        steps = self._steps(request, reply)
+        try:
+            while reply.finish_reason is None:
+                with self._turns.take(), current_device(self._models.target.model.device):
+                    self._check_open()
+                    step = next(steps)
+                step = with_text(step, text) if text else step
+                reply.add(step)
+                reply.stats.peak_device_bytes = self._models.memory.peak_bytes
+                yield step
+        finally:
+            if not self._turns.in_fork:
+                with self._turns.hold():
+                    steps.close()
+            reply.finish_reason = reply.finish_reason or "interrupted"
+
+    def _steps(self, request: Request, reply: Reply) -> Generator[Step, None, None]:
+        """The decoder's steps; where the device runs out of memory, the rest of them after loading with less of it."""
+        if not self._tightened:
+            try:
+                with out_of_memory_recognised():
+                    yield from self._decoder.steps(request)
+                return
+            except torch.OutOfMemoryError:
+                pass  # its traceback holds on to the pass until this block is left
+            self._load_tightened(self.plan)
+            request = request.after(reply.token_ids)
+        with out_of_memory_explained(self.plan):
+            yield from self._decoder.steps(request)
+
+    @property
+    def _limits(self) -> CallLimits:
+        spec, vocab_size = self._preparation.target.spec, self._models.target.model.vocab_size
+        return CallLimits(spec, self._defaults, vocab_size, self.context_length, self._has_text)
+
+    def _check_open(self) -> None:
+        self._turns.check_process()
+        if not self._close.alive:
+            raise UsageError("this runtime is closed: load the model again")
+
+
+def _close_in(process: int, resources: ExitStack) -> None:
+    """Threads, and what they hold, are those of the process that started them: a fork of it has nothing to stop."""
+    if os.getpid() == process:
+        resources.close()
+
+
+def _rope_scaling(value: str | Mapping[str, Any] | None) -> RopeScaling | None:
+    try:
+        return None if value is None else RopeScaling.parse(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"rope_scaling: {error}") from error
+
+
+def _check_draft(preparation: Preparation) -> None:
+    """Refuse a draft whose tokens are not the target's; `prepare` has done so where both could be read."""
+    assert preparation.draft is not None
+    target, draft = preparation.target.spec, preparation.draft.spec
+    directories = target.directory, draft.directory
+    if all(map(has_tokenizer, directories)) and not all(map(has_vocabulary, directories)):
+        ours, theirs = map(load_tokenizer, directories)
+        check_same_tokens(ours, theirs, target.vocab_size, draft.vocab_size)

@@ -1,0 +1,344 @@
+"""A causal language model whose layers are resident or streamed, over a tree-aware KV cache.
+
+transformers' modelling code runs unchanged. The weights reach it in forward pre-hooks: a streamed layer's parameters
+are bound, just before it runs, to views of the ring slot that holds its bytes.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from loaders.checkpoint.refused import WHAT_RUNS
+from loaders.dequantize.at_load import decode_unit, fill_decoded
+from loaders.dequantize.hooks import decode_before_use, scratch_bytes
+from loaders.io.expert_parts import split_experts
+from loaders.io.reader import WeightReader
+from loaders.io.sources import map_sources
+from loaders.modules.experts import Experts, choice_among, hits_among, position_of_choice
+from loaders.modules.layout import Layout
+from loaders.modules.skeleton import Skeleton, Unit, make_parameters
+from loaders.quantize.interrupts import interrupts_deferred
+from loaders.safetensors_files.headers import Checkpoint
+from offload_runtime.errors import Interrupted, UnsupportedModelError
+from offload_runtime.model.attention import PassRows, attending
+from offload_runtime.model.kv_cache import TreeCache
+from offload_runtime.model.length_rotations import TextLengths
+from offload_runtime.model.padded_passes import NotReplayable, PaddedPasses, Runner
+from offload_runtime.model.rows import text_rows
+from scheduler.plan.expert_choice import ExpertChoice
+from scheduler.plan.padding import Padding
+from scheduler.plan.placement import Tier
+from scheduler.streaming.device_memory import DeviceMemory
+from scheduler.streaming.layer_memory import Progress, UnitBytes, UnitMemory
+from sequoia_tree.uploads import upload
+
+Parameters = tuple[nn.Parameter, ...]
+_log = logging.getLogger(__name__)
+
+
+def never() -> bool:
+    """The default answer to "should I stop?"."""
+    return False
+
+
+class Model:
+    """Loads its weights on construction; `forward` then runs passes over `cache`.
+
+    tiers: where each decoder layer lives; embeddings, final norm and head are always resident.
+    slots: ring slots for the layers that stream. pinned_limit: most bytes of host memory to pin; None: no limit known.
+    capacity: rows of the KV cache, committed and in progress together.
+    positions: how many the model was made for.
+    choice: says of every pass whether its layers are to stream only the experts that they hit; None: they stream all.
+    decoded: so many of the first layers, all resident, have their packed weights decoded for good.
+    on_decoding: called with the bytes of these that were decoded so far, and all of them.
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        checkpoint: Checkpoint,
+        tiers: tuple[Tier, ...],
+        slots: int,
+        capacity: int,
+        positions: int,
+        reader: WeightReader,
+        memory: DeviceMemory,
+        on_progress: Progress | None = None,
+        pinned_limit: int | None = None,
+        choice: ExpertChoice | None = None,
+        decoded: int = 0,
+        on_decoding: Progress | None = None,
+    ):
+        self._model, self._memory = skeleton.model, memory
+        self.should_stop: Callable[[], bool] = never
+        self.device = memory.device
+        self.config = skeleton.config
+        self.vocab_size: int = skeleton.config.vocab_size
+        self._last_position = positions - 1
+        self._lengths = TextLengths.of(skeleton.model)
+        self.cache = TreeCache(skeleton.config, capacity, memory.add)
+        self._cache_argument = _cache_argument(skeleton.model, self.cache)
+        units = (*skeleton.units, skeleton.outer)
+        sources, outer_source = map_sources(skeleton, checkpoint)
+        unit_bytes = [
+            UnitBytes(unit.layout.nbytes, source, split_experts(unit, source))
+            for unit, source in zip(units, (*sources, outer_source))
+        ]
+        placed = (*tiers, Tier.DEVICE)
+        self._weights = UnitMemory(unit_bytes, placed, slots, reader, memory, on_progress, pinned_limit)
+        self._choice = choice if self._weights.streams_experts else None
+        self._hits: list[int] = []  # in layers of the pass under way
+        self._reading = self._weights.reading  # when it began
+        self._hooks: list[RemovableHandle] = []
+        packed = [parameter for unit in units[decoded:] for parameter in unit.packed.values()]
+        try:
+            fill_decoded(skeleton, self._weights.resident[len(skeleton.units)])
+            self._bind_resident(units, decoded, on_decoding)
+            self._hooks += self._add_hooks(skeleton.units)
+            self._hooks += decode_before_use(packed, memory.empty(scratch_bytes(packed)))
+        except BaseException:
+            self._weights.close()
+            raise
+        self.layers = len(skeleton.units)
+        self.layer_modules = tuple(unit.module for unit in skeleton.units)
+        self.layers_begun = 0  # in all passes so far; other threads may read it while a pass runs
+        self.padded_total = 0
+        self._padded: PaddedPasses | None = None
+        self._in_one_piece = False  # the pass under way
+
+    def pad_passes(self, padding: Padding, run: Runner) -> None:
+        """From now on passes that fit the widest shape are padded and go through `run`.
+
+        `should_stop` is asked before such a pass, not between its layers.
+        """
+        assert self._weights.ring is None, "a layer that streams lies in another slot from pass to pass"
+        self._padded = PaddedPasses(self._compute, self.cache, self.device, padding, run)
+
+    @property
+    def replays(self) -> bool:
+        """Whether small passes take fixed shapes: asked for, and not found to be impossible."""
+        return self._padded is not None
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes that cross the link in every pass, but for experts that it does not hit."""
+        return self._weights.streamed_bytes
+
+    @property
+    def streamed_total(self) -> int:
+        """Bytes that crossed the link for the passes so far."""
+        return self._weights.crossed_bytes
+
+    def take_up(self, prompt: int, common: int) -> None:
+        """Turn to another text, which begins with a prompt of so many tokens: of the cache keep the rows in common."""
+        self.cache.truncate(common if self._lengths.begin(prompt) else 0)
+
+    def reaches(self, text: int) -> None:
+        """The text has grown to so many tokens; some models read it all again at one length."""
+        if self._lengths.must_restart(text):
+            self.cache.truncate(0)
+
+    def room(self, text: int) -> int:
+        """How many tokens the next pass may add to a text of so many."""
+        return self._lengths.room(text)
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor:
+        """Run ``tokens [n]`` as the given rows, behind what the cache holds.
+
+        Returns logits ``[logits_to_keep, vocab]`` of the last rows. The new cache rows stay uncommitted.
+        Raises Interrupted between two layers when `should_stop` says so; the device is then at most two layers behind.
+        """
+        if not self._hooks:
+            raise RuntimeError("the model is closed")
+        assert tokens.shape == rows.row_positions.shape and 1 <= logits_to_keep <= len(tokens)
+        self._lengths.begin_pass(min(rows.past + len(rows.positions), self._last_position + 1))
+        logits = self._padded_logits(tokens, rows, logits_to_keep)
+        if logits is None:
+            if self._weights.ring:
+                self._weights.ring.rewind()
+            self._choose_experts(len(tokens))
+            with attending(rows), self.cache.one_pass():
+                logits = self._compute(tokens, rows.row_positions, logits_to_keep)
+        self.cache.advance(len(tokens))
+        self._learn_from_pass(len(tokens))
+        return logits
+
+    def _choose_experts(self, rows: int) -> None:
+        """The units the ring holds already came as the pass before chose; they serve either way."""
+        self._hits.clear()
+        self._reading = self._weights.reading
+        if self._choice:
+            self._weights.stream_experts(only_hits=self._choice.only_hits(rows, self.cache.length))
+
+    def _learn_from_pass(self, rows: int) -> None:
+        if self._choice:
+            self._choice.observe(rows, self._hits)
+            read, seconds = (now - before for now, before in zip(self._weights.reading, self._reading))
+            self._choice.observe_reading(read, seconds)
+
+    def _padded_logits(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor | None:
+        """The logits of a pass in a fixed shape; None where it takes none."""
+        if self._padded is None or self._lengths.vary or not self._padded.takes(rows):
+            return None
+        self._poll()
+        try:
+            with self._uninterrupted():
+                logits = self._padded.forward(tokens, rows, logits_to_keep)
+        except NotReplayable as reason:
+            self._padded = None
+            _log.info("%s runs without CUDA graphs: %s", self.config.model_type, reason)
+            return None
+        self.padded_total += 1
+        return logits
+
+    def _compute(self, tokens: Tensor, positions: Tensor, logits_to_keep: int = 0) -> Tensor:
+        """transformers' own pass, over int64 [n] each; logits ``[logits_to_keep, vocab]``, of all rows if that is 0."""
+        output = self._model(
+            input_ids=tokens[None],
+            # Rows past the last position are never part of a text, but a table of learned positions must not overflow.
+            position_ids=positions.clamp(max=self._last_position)[None],
+            use_cache=True,
+            logits_to_keep=logits_to_keep,
+            **{self._cache_argument: self.cache},
+        )
+        return output.logits[0, -logits_to_keep:]
+
+    @contextmanager
+    def _uninterrupted(self) -> Iterator[None]:
+        """For the block nobody is asked whether to stop, nor waited for: a pass that is captured has no middle."""
+        self._in_one_piece = True
+        try:
+            yield
+        finally:
+            self._in_one_piece = False
+
+    def read(self, tokens: Sequence[int], most_rows: int) -> Tensor:
+        """Append text to the cache, at most `most_rows` tokens a pass; logits ``[1, vocab]`` after its end.
+
+        Every finished pass is committed: the rows stay right whatever happens to the next.
+        """
+        assert tokens
+        for begin in range(0, len(tokens), most_rows):
+            piece = upload(tokens[begin : begin + most_rows], self.device)
+            logits = self.forward(piece, text_rows(self.cache.length, len(piece), self.device), logits_to_keep=1)
+            self.cache.commit(range(len(piece)))
+        return logits
+
+    @contextmanager
+    def unpadded(self) -> Iterator[None]:
+        """For the block, all passes run in their own shapes."""
+        padded, self._padded = self._padded, None
+        try:
+            yield
+        finally:
+            self._padded = padded
+
+    def without_streaming(self) -> AbstractContextManager[None]:
+        """For the block, streamed layers compute on bytes of other layers: passes take the time of computing alone."""
+        return self._weights.ring.paused() if self._weights.ring else nullcontext()
+
+    def close(self) -> None:
+        """Stop streaming and free weights and cache, whoever still holds this object."""
+        self._weights.close()
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._padded = None
+        self._model.to_empty(device="meta")
+        self.cache.free()
+
+    def _bind_resident(self, units: Sequence[Unit], decoded: int, on_decoding: Progress | None) -> None:
+        """Decode the first units for good, one at a time: the packed bytes of each are freed before the next."""
+        done, total = 0, sum(unit.layout.nbytes for unit in units[:decoded] if unit.decoded)
+        with interrupts_deferred() as heed_interrupts:
+            for index in [*self._weights.resident]:  # whose buffers are held by nothing else
+                unit = units[index]
+                if index >= decoded or unit.decoded is None:
+                    unit.bind(make_parameters(unit.layout, self._weights.resident[index]))
+                    continue
+                larger = self._memory.empty(unit.decoded.layout.nbytes)
+                decode_unit(unit, self._weights.resident[index], larger)
+                self._weights.replace(index, larger)
+                done += unit.layout.nbytes
+                if on_decoding:
+                    on_decoding(done, total)
+                heed_interrupts()
+
+    def _add_hooks(self, units: tuple[Unit, ...]) -> Iterator[RemovableHandle]:
+        ring = self._weights.ring
+        shared: dict[tuple[int, Layout], Parameters] = {}
+        for index, unit in enumerate(units):
+            yield unit.module.register_forward_pre_hook(self._begin_layer)
+            if index in self._weights.resident:
+                continue
+            assert ring is not None
+            slots = []
+            for slot, buffer in enumerate(ring.slots):
+                key = (slot, unit.layout)
+                if key not in shared:
+                    shared[key] = make_parameters(unit.layout, buffer[: unit.layout.nbytes])
+                slots.append(shared[key])
+            yield unit.module.register_forward_pre_hook(self._bind_next(index, unit, slots))
+            if unit.experts and self._choice:
+                fetch = self._fetch_experts(unit.experts)
+                yield unit.experts.module.register_forward_pre_hook(fetch, with_kwargs=True)
+            yield unit.module.register_forward_hook(self._release)
+
+    def _begin_layer(self, module: nn.Module, args: Any) -> None:
+        if not self._in_one_piece:
+            self._weights.run_ahead.begin_layer()
+            self._poll()
+        self.layers_begun += 1
+
+    def _poll(self) -> None:
+        if self.should_stop():
+            raise Interrupted
+
+    def _bind_next(self, index: int, unit: Unit, slots: list[Parameters]) -> Callable[[nn.Module, Any], None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            unit.bind(slots[self._weights.acquire(index)])
+
+        return hook
+
+    def _fetch_experts(self, experts: Experts) -> Callable[[nn.Module, Any, Any], None]:
+        position = position_of_choice(experts.module)
+
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if not self._weights.lacks_experts:
+                return
+            chosen = choice_among(args, kwargs, position)
+            hit = list(range(experts.count))
+            if chosen is not None:  # the host waits here until the device has chosen
+                hit = [expert for expert, is_hit in enumerate(hits_among(chosen, experts.count).tolist()) if is_hit]
+            self._weights.fetch_experts(hit)
+            self._hits.append(len(hit))
+
+        return hook
+
+    def _release(self, module: nn.Module, args: Any, output: Any) -> None:
+        assert self._weights.ring is not None
+        self._weights.ring.release()
+
+
+def _cache_argument(model: nn.Module, cache: TreeCache) -> str:
+    """What the model calls its cache: pure state-space models have a name of their own.
+
+    Raises UnsupportedModelError for a model that takes no cache from outside, or cannot be told where in the text a
+    row stands: it counts the rows in its cache (as for ALiBi), and those of a tree are not in the text's order.
+    """
+    parameters = signature(model.forward).parameters
+    if cache.is_recurrent and "cache_params" in parameters:
+        return "cache_params"
+    if not {"past_key_values", "position_ids"} <= parameters.keys():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no positions or no cache from outside, so it cannot run over a tree of "
+            f"drafts. {WHAT_RUNS}."
+        )
+    return "past_key_values"

@@ -1,0 +1,78 @@
+"""Where a model's numbers cease to be numbers: looked for once no distribution can be had, by a pass of its own."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offload_runtime.errors import Interrupted
+from offload_runtime.model.model import Model
+from offload_runtime.model.rows import text_rows
+from sequoia_tree.uploads import upload
+
+_TOKENS = 16  # of the text's end that the pass reads
+
+
+@torch.inference_mode()
+def describe_fault(model: Model, text: Sequence[int]) -> str:
+    """The first layer that holds or computes NaN or infinity, in words. The model's cache is empty afterwards."""
+    cache = model.cache
+    cache.truncate(0)
+    tokens = upload([min(token, model.vocab_size - 1) for token in text[-_TOKENS:]], model.device)
+    try:
+        with model.unpadded(), _watched(model) as faults:
+            logits = model.forward(tokens, text_rows(0, len(tokens), model.device), logits_to_keep=1)
+            if not _finite(logits):
+                faults.append("the final norm or the head gives NaN or infinity")
+    except Interrupted:
+        return "looking for the layer was interrupted"
+    finally:
+        cache.rollback()
+    return faults[0] if faults else "not in a pass over the end of the text alone"
+
+
+@contextmanager
+def _watched(model: Model) -> Iterator[list[str]]:
+    """For the block, what is wrong with the layers of a pass, in order."""
+    faults: list[str] = []
+    hooks = []
+    for number, layer in enumerate(model.layer_modules):
+        weights: list[str] = []
+        hooks.append(layer.register_forward_pre_hook(_look_at_weights(faults, number, weights)))
+        hooks.append(layer.register_forward_hook(_check_output(faults, number, weights)))
+    try:
+        yield faults
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _look_at_weights(faults: list[str], number: int, weights: list[str]) -> Callable[[nn.Module, Any], None]:
+    """While the layer's weights are there: which are not finite. Of experts that no token takes, garbage may be."""
+
+    def look(layer: nn.Module, args: Any) -> None:
+        if faults:
+            return
+        if args and isinstance(args[0], Tensor) and not _finite(args[0]):
+            faults.append(f"what enters layer {number} is NaN or infinity; look at the embeddings")
+        weights.extend(name for name, weight in layer.named_parameters() if not _finite(weight))
+
+    return look
+
+
+def _check_output(faults: list[str], number: int, weights: list[str]) -> Callable[[nn.Module, Any, Any], None]:
+    def check(layer: nn.Module, args: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if not faults and not _finite(hidden):
+            held = f", and holds some in {weights[0]}" if weights else ""
+            faults.append(f"layer {number} is the first to give NaN or infinity{held}")
+
+    return check
+
+
+def _finite(values: Tensor) -> bool:
+    """Whether all are; of weights that are numbers only once they are dequantized nothing is known: True."""
+    known = values.dtype in (torch.float16, torch.bfloat16, torch.float32) and not values.is_meta
+    return bool(values.isfinite().all()) if known else True

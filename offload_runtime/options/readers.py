@@ -1,0 +1,114 @@
+"""Readers of values from text: argparse's `type`, and what /set uses. Each raises ArgumentTypeError with the reason."""
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from scheduler.machine.machine import device_index
+
+Number = float | int
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A reader of integers from `low` to `high`, both allowed."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{value} is out of range: {_range(low, high)}")
+        return value
+
+    return parse
+
+
+def real_number(low: float, high: float | None = None, above: bool = False) -> Callable[[str], float]:
+    """A reader of finite numbers from `low` to `high`, both allowed; `above` excludes `low` itself."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        inside = math.isfinite(value) and value >= low and (high is None or value <= high)
+        if not inside or (above and value == low):
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {_range(low, high, above)}")
+        return value
+
+    return parse
+
+
+def _range(low: float, high: float | None, above: bool = False) -> str:
+    start = f"above {low}" if above else f"at least {low}"
+    return start if high is None else f"{start} and at most {high}"
+
+
+def device(text: str) -> str:
+    """A reader of what `read_machine` takes."""
+    try:
+        device_index(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def utf8_text(text: str) -> str:
+    """A reader of text; bytes that are no UTF-8 reach a program as lone surrogates, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("is not UTF-8 text") from None
+    return text
+
+
+def texts(text: str) -> tuple[str, ...]:
+    r"""A reader of a text, in which \n, \t, \r and \\ are what they stand for, or of JSON: a text or a list."""
+    found = _json(text) if text[:1] in ("[", '"') else None
+    if isinstance(found, str):
+        found = [found]
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        found = [re.sub(r"\\([ntr\\])", lambda escape: _ESCAPES[escape[1]], text)]  # [INST] is text as well
+    if not all(map(utf8_text, found)):
+        raise argparse.ArgumentTypeError("a text must not be empty")
+    return tuple(found)
+
+
+def token_biases(text: str) -> tuple[tuple[int, float], ...]:
+    """A reader of ID=BIAS,ID=BIAS, or of JSON: {"ID": BIAS}."""
+    try:
+        pairs = _json(text).items() if text[:1] == "{" else [item.split("=") for item in text.split(",")]
+        found = tuple((int(token), float(bias)) for token, bias in pairs)
+    except (AttributeError, TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is not ID=BIAS or ID=BIAS,ID=BIAS") from None
+    if any(token < 0 or math.isnan(bias) for token, bias in found):
+        raise argparse.ArgumentTypeError(f"{text!r:.80} holds what is no token id or no bias")
+    return found
+
+
+def _json(text: str) -> Any:
+    """What the text spells in JSON; None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def template_argument(text: str) -> tuple[str, Any]:
+    """A reader of KEY=JSON. A bare word is text, but for those that look like another language's true and false."""
+    name, _, value = text.partition("=")
+    if not name.isidentifier() or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=JSON, such as enable_thinking=false")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        if re.fullmatch(r"[A-Za-z][\w.-]*", value) and value.lower() not in ("true", "false", "none", "null", "nan"):
+            return name, value
+        raise argparse.ArgumentTypeError(
+            f"{value!r} is not JSON: true, false, null, 3, a word, or '\"text\"' with its quotes"
+        ) from None

@@ -1,0 +1,128 @@
+"""`--draft auto`: of the known drafts with the target's tokens, the one predicted fastest here. Imports no torch.
+
+Only a draft that is already in the hub's cache is used. Where there is none, the best of the others is proposed and
+nothing is downloaded; the target then drafts from its own text (see `repeated_text_trees`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from loaders.checkpoint.spec import ModelSpec
+from loaders.hub.cache import cached_model
+from loaders.tokenizers.vocabulary import check_same_vocabulary, read_vocabulary
+from offload_runtime.errors import DoesNotFitError, OffloadError
+from offload_runtime.planning.draft_table import FAMILIES, Candidate, family_of
+from offload_runtime.planning.expected_acceptance import assumed_acceptance, expected_acceptance
+from offload_runtime.planning.prediction import predict
+from scheduler.machine.machine import Machine
+from scheduler.plan.memory import weight_bytes
+from scheduler.plan.plan import Limits, make_plan
+
+RECURRENT_NOTE = "The model keeps a recurrent state, which cannot branch over a tree of drafts: plain decoding."
+UNKNOWN_NOTE = "No draft is known that would help here; --draft MODEL names one."
+_LARGEST_SHARE = 0.5  # of the target's bytes: a larger draft never pays
+
+Locate = Callable[[str], Path | None]
+"""Where a model of the hub lies on this machine; None where it is not."""
+Read = Callable[[Path], ModelSpec]
+"""The specification of the model in a directory."""
+
+
+@dataclass(frozen=True)
+class DraftChoice:
+    """directory: of the draft to use; None for none. note: one line for the user on why, and what would be faster."""
+
+    directory: Path | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class _Rated:
+    """A candidate, how long a token takes with it where that is known, and how much faster than without."""
+
+    candidate: Candidate
+    directory: Path | None
+    seconds_per_token: float | None
+    gain: float | None
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """The fastest first; where the machine's speed is not known, the smallest."""
+        return self.seconds_per_token or 0.0, self.candidate.millions
+
+    @property
+    def pays(self) -> bool:
+        return self.gain is None or self.gain > 1
+
+
+def choose_draft(
+    target: ModelSpec,
+    vocabulary: dict[str, int] | None,
+    machine: Machine,
+    limits: Limits,
+    read: Read,
+    locate: Locate = cached_model,
+) -> DraftChoice:
+    """The draft to use with `target`, as long as one of its family is there; otherwise at most a proposal.
+
+    vocabulary: of the target, as far as it is known.
+    """
+    if target.recurrent:
+        return DraftChoice(note=RECURRENT_NOTE)
+    family = vocabulary and family_of(vocabulary, str(target.directory))
+    if not vocabulary or not family:
+        return DraftChoice(note=UNKNOWN_NOTE)
+    rated = list(_rated(FAMILIES[family].candidates, vocabulary, target, machine, limits, read, locate))
+    present = sorted((one for one in rated if one.directory), key=lambda one: one.rank)
+    if present and present[0].pays:
+        return DraftChoice(present[0].directory)
+    absent = sorted((one for one in rated if not one.directory and one.pays), key=lambda one: one.rank)
+    return DraftChoice(note=_proposal(absent[0]) if absent and not present else UNKNOWN_NOTE)
+
+
+def _rated(
+    candidates: tuple[Candidate, ...],
+    vocabulary: dict[str, int],
+    target: ModelSpec,
+    machine: Machine,
+    limits: Limits,
+    read: Read,
+    locate: Locate,
+) -> Iterator[_Rated]:
+    """Those that are small enough, that fit beside the target, and whose tokens are the target's."""
+    for candidate in candidates:
+        directory = locate(candidate.name)
+        spec, acceptance = candidate.spec(target.dtype), assumed_acceptance(candidate.millions)
+        if directory:
+            try:
+                spec, tokens = read(directory), read_vocabulary(directory)
+                check_same_vocabulary(vocabulary, tokens or {}, target.vocab_size, spec.vocab_size)
+                known = expected_acceptance(target.directory, spec)
+                acceptance = known.by_child if known.measured else acceptance
+            except OffloadError:
+                continue  # damaged, or other tokens after all: as if it were not there
+            if tokens is None:
+                continue
+        if weight_bytes(spec) > _LARGEST_SHARE * weight_bytes(target):
+            continue
+        try:
+            plan = make_plan(target, spec, machine, limits)
+        except DoesNotFitError:
+            continue
+        cost = plan.target_cost(target)
+        if not cost.is_known or not cost.knows_computing:
+            yield _Rated(candidate, directory, None, None)
+            continue
+        predicted = predict(plan, target, spec, acceptance)
+        plain = predicted.plain.total
+        yield _Rated(candidate, directory, predicted.seconds_per_token, plain / predicted.seconds_per_token)
+
+
+def _proposal(rated: _Rated) -> str:
+    name = rated.candidate.name
+    gigabytes = rated.candidate.millions * 2 / 1000
+    gain = f"make this about {rated.gain:.1f} x as fast" if rated.gain else "speed this up"
+    return f"--draft {name} would {gain} (a download of {gigabytes:.1f} GB)."

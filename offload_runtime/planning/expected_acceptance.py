@@ -1,0 +1,53 @@
+"""What a pair is expected to accept, before anything is loaded. Imports no torch."""
+
+from dataclasses import dataclass
+from math import log10
+from pathlib import Path
+
+from loaders.checkpoint.spec import ITEMSIZE, ModelSpec
+from offload_runtime.speculation import acceptance_store
+from offload_runtime.speculation.acceptance_store import Setting
+from sequoia_tree.acceptance import Acceptance
+from sequoia_tree.choose import damped
+
+TYPICAL = Setting(temperature=0.6)
+
+# What is assumed of pairs that were never measured: the published first acceptance belongs to a draft of 8 billion
+# parameters, and a draft with a tenth of them is refused 1.45 times as often. That makes it a half for 68 million.
+_PUBLISHED_MILLIONS = 8030
+_REFUSED_PER_TENTH = 1.45
+_LARGEST_REFUSED = 0.95
+
+
+@dataclass(frozen=True)
+class ExpectedAcceptance:
+    """`by_child`: the chance that the k-th child is the accepted one, never rising; `measured` of this very pair."""
+
+    by_child: tuple[float, ...]
+    measured: bool
+
+    def verified_by(self, rule: str) -> tuple[float, ...]:
+        """As good as the rule makes it: traversal gets further along paths (see `damped`)."""
+        return tuple(damped(self.by_child).tolist()) if rule == "traversal" else self.by_child
+
+
+def expected_acceptance(model: Path, draft: ModelSpec) -> ExpectedAcceptance:
+    """As measured near temperature 0.6, else as assumed of a draft of this size."""
+    pair = acceptance_store.load(model, draft.directory)
+    known = pair.nearest(TYPICAL) if pair else None
+    if known:
+        return ExpectedAcceptance(tuple(known[0].falling().tolist()), True)
+    values = draft.outer_bytes + sum(unit.weight_bytes for unit in draft.units)
+    return ExpectedAcceptance(assumed_acceptance(values / ITEMSIZE[draft.dtype] / 1e6), False)
+
+
+def assumed_acceptance(millions: float) -> tuple[float, ...]:
+    """Of a pair that was never measured, by the draft's parameters: the published vector, refused more or less often.
+
+    A rule of thumb that only ranks drafts; what a pair really accepts is measured while it runs.
+    """
+    published = Acceptance.prior().falling()
+    tenths = log10(_PUBLISHED_MILLIONS / millions)
+    refused = min(_LARGEST_REFUSED, (1 - published[0]) * _REFUSED_PER_TENTH**tenths)
+    later = published[1:] * refused / (1 - published[0])
+    return (1 - refused, *(min(value, 1 - refused) for value in later.tolist()))

@@ -1,0 +1,136 @@
+"""What the draft is expected to bring, part by part, and what smaller weights would, before anything is loaded.
+
+Imports no torch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from loaders.checkpoint.spec import ITEMSIZE, ModelSpec
+from loaders.quantize.recipe import BITS
+from offload_runtime.planning.expected_acceptance import ExpectedAcceptance
+from offload_runtime.planning.planning import Preparation
+from offload_runtime.planning.prediction import Prediction, predict
+from offload_runtime.planning.read_models import smaller_targets
+from offload_runtime.start import command_name
+from scheduler.errors import DoesNotFitError
+from scheduler.plan.plan import Plan, Tier, make_plan
+from scheduler.sizes import format_size
+from sequoia_tree.choose import reach_by_size
+
+_MEASURED = "measured for this pair"
+_PUBLISHED = "published for Llama-3, by the draft's size"
+
+
+def forecast(preparation: Preparation) -> Iterator[str]:
+    """Lines for the end of a plan."""
+    yield from filter(None, (preparation.machine.note, preparation.draft_note))
+    if preparation.acceptance is not None and preparation.plan.tree_depth:
+        yield from _with_draft(preparation, preparation.acceptance)
+    yield from _estimates(preparation.plan)
+    yield from _smaller_weights(preparation)
+
+
+def _with_draft(preparation: Preparation, acceptance: ExpectedAcceptance) -> Iterator[str]:
+    plan, target, draft = preparation.plan, preparation.target.spec, preparation.draft
+    by_child = acceptance.verified_by(preparation.options.rule)
+    cost = plan.target_cost(target)
+    source = _MEASURED if acceptance.measured else _PUBLISHED
+    if draft and cost.is_known and cost.knows_computing and (plan.slots or cost.knows_passes):
+        link = "link" if plan.device == "cuda" else "disk"
+        yield from _parts(predict(plan, target, draft.spec, by_child), link, preparation.options.rule)
+        yield f"Acceptance: {source}."
+    else:
+        tokens = reach_by_size(by_child, plan.tree_size, plan.tree_depth)[-1]
+        yield f"Expected: {tokens:.1f} tokens per pass with a static tree, by the acceptance {source}."
+        if plan.seconds_per_pass:
+            yield f"With the draft about {_pace(tokens / plan.seconds_per_pass)} tokens/s, less the time of drafting."
+    if not acceptance.measured:
+        command = command_name("sequoia-measure-acceptance", "offload_runtime.measure_acceptance")
+        yield f"Not measured for this pair yet: {command}"
+
+
+def _parts(prediction: Prediction, link: str, rule: str) -> Iterator[str]:
+    """The seconds per token and what they are made of. link: what streamed units come over. rule: of verification."""
+    tree, one_pass = prediction.tree, prediction.tree_pass
+    if not tree.depth:
+        yield "With the draft: no faster here, since a tree costs more time than it saves; plain decoding it is."
+        return
+    seconds = prediction.seconds_per_token
+    yield f"With the draft: {_seconds(seconds)} s per token, {_pace(1 / seconds)} tokens/s, predicted from"
+    yield f"  {tree.tokens_per_pass:.1f} tokens per pass of a static tree of {tree.size} nodes, verified by {rule}"
+    works = {"disk": one_pass.disk, link: one_pass.link, "computing": one_pass.compute}
+    parts = [f"{name} {_seconds(value)} s" for name, value in works.items() if value]
+    at_once = len(parts) > 1
+    yield f"  {_seconds(one_pass.total)} s per pass: {_listed(parts)}{', side by side' * at_once}"
+    drafting = f"{_seconds(prediction.draft_seconds)} s of drafting in {tree.depth} level{'s' * (tree.depth > 1)}"
+    yield f"  {drafting}{f', while the {link} goes on' * at_once}"
+
+
+_ESTIMATES = {"link_bandwidth": "the link", "flops": "computing", "memory_bandwidth": "the GPU's memory"}
+
+
+def _estimates(plan: Plan) -> Iterator[str]:
+    names = [name for field, name in _ESTIMATES.items() if field in plan.machine.estimated]
+    if names:
+        yield f"Estimated from data sheets, not measured: the speed of {_listed(names)}."
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _smaller_weights(preparation: Preparation) -> Iterator[str]:
+    """What packed weights of the same model would come to, where they spare a tier."""
+    plan, draft = preparation.plan, preparation.draft
+    if not plan.slots or preparation.target.spec.is_packed:
+        return
+    limits = replace(preparation.limits, tree_size=plan.tree_size, context_length=plan.context_length)
+
+    def gain(packed: ModelSpec) -> str | None:
+        try:
+            smaller = make_plan(packed, draft.spec if draft else None, plan.machine, limits)
+        except DoesNotFitError:
+            return None
+        step = _gain(plan, smaller)
+        return step and f"({format_size(smaller.weight_bytes)} of weights) would {step}."
+
+    # What packing would leave as it is takes as long to find out as the plan itself: only where it can matter.
+    worth_it = [name for name, bits in BITS.items() if gain(_at_least(preparation.target.spec, bits))]
+    for flags, packed in smaller_targets(preparation.options, preparation.machine, worth_it):
+        if line := gain(packed):
+            yield f"{flags} {line}"
+
+
+def _at_least(spec: ModelSpec, bits: int) -> ModelSpec:
+    """No larger than `spec` with its layers packed to so many bits a weight: without scales, and nothing left out."""
+    shrink = bits / (8 * ITEMSIZE[spec.dtype])
+    units = (
+        replace(
+            unit,
+            nbytes=int(unit.nbytes * shrink),
+            disk_bytes=int(unit.disk_bytes * shrink),
+            expert_bytes=int(unit.expert_bytes * shrink),
+            expert_disk_bytes=int(unit.expert_disk_bytes * shrink),
+        )
+        for unit in spec.units
+    )
+    return replace(spec, units=tuple(units))
+
+
+def _gain(plan: Plan, smaller: Plan) -> str | None:
+    """The step that smaller weights take; None where they only stream less."""
+    if not smaller.slots:
+        return f"fit {'the GPU' if plan.device == 'cuda' else 'into memory'} whole"
+    if Tier.DISK in plan.tiers and Tier.DISK not in smaller.tiers:
+        pace = f": about {_seconds(smaller.seconds_per_pass)} s per pass" if smaller.seconds_per_pass else ""
+        return f"fit into memory instead of coming from disk{pace}"
+    return None
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _pace(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"

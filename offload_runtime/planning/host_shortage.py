@@ -1,0 +1,52 @@
+"""What to say when the host, by the time weights are loaded, has less memory than the plan counted on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from offload_runtime.errors import DoesNotFitError
+from offload_runtime.planning.planning import Preparation
+from scheduler.machine.machine import read_machine
+from scheduler.plan.memory import host_budget
+from scheduler.plan.plan import make_plan
+from scheduler.sizes import format_cap, format_size, parse_size
+
+
+@contextmanager
+def host_shortage_explained(preparation: Preparation) -> Iterator[None]:
+    """For the block, in which weights are loaded: DoesNotFitError where memory is short, before it or in the middle.
+
+    Before it, since a system that has promised more than it has ends programs rather than refusing them memory.
+    """
+    if _needed(preparation) > read_machine("cpu").host_available:
+        raise _shortage(preparation)
+    try:
+        yield
+    except MemoryError as error:
+        raise _shortage(preparation) from error
+
+
+def _needed(preparation: Preparation) -> int:
+    """Bytes of host memory that the plan takes."""
+    plan = preparation.plan
+    return plan.device_bytes if plan.device == "cpu" else plan.host_bytes
+
+
+def _shortage(preparation: Preparation) -> DoesNotFitError:
+    """The error, with a cap that works now. Raises the planner's own where no cap does."""
+    now = read_machine("cpu")
+    available, total = now.host_available, now.host_total
+    machine = replace(preparation.machine, host_total=total, host_available=available)
+    if machine.device == "cpu":
+        machine = replace(machine, device_total=total, device_free=available)
+    cap = format_cap(min(host_budget(machine, None), int(0.9 * _needed(preparation))))
+    limits = replace(preparation.limits, host_memory=parse_size(cap))
+    make_plan(preparation.target.spec, preparation.draft.spec if preparation.draft else None, machine, limits)
+    needed, option = _needed(preparation), f"--host-memory {cap}"
+    return DoesNotFitError(
+        f"{format_size(needed)} of memory were planned, and {format_size(available)} of {format_size(total)} are free: "
+        f"another program may have taken some since, or a limit on this one is lower.\n  {option}   plans with less",
+        needed,
+        available,
+        (option,),
+    )

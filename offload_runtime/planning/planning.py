@@ -1,0 +1,189 @@
+"""From what the user asks for to a plan, without reading a weight and without importing torch."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loaders.checkpoint.spec import ModelSpec
+from loaders.tokenizers.vocabulary import check_same_vocabulary
+from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
+from offload_runtime.options.run_options import AUTO, Options, located
+from offload_runtime.planning.best_plan import best_plan
+from offload_runtime.planning.draft_choice import DraftChoice, choose_draft
+from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, expected_acceptance
+from offload_runtime.planning.quantized_directory import Packing
+from offload_runtime.planning.read_models import ModelFiles, read_draft, read_target, smaller_targets, vocabulary_of
+from scheduler.machine.data_sheets import planned_machine, recognised, with_data_sheet
+from scheduler.machine.machine import Machine, has_nvidia_card, read_machine
+from scheduler.machine.measurements import read_bandwidth, with_known_speed
+from scheduler.machine.torch_build import torch_build
+from scheduler.plan.plan import Limits, Plan, Tier, make_plan
+from scheduler.sizes import parse_size
+
+CUDA_BUILD = "pip install --force-reinstall torch"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Everything that is decided before a weight is read. acceptance: None without a draft.
+
+    draft_note: one line for the user on what was found where the choice of a draft was left open. packing: of the
+    target, where that is asked for.
+    """
+
+    options: Options
+    target: ModelFiles
+    draft: ModelFiles | None
+    machine: Machine
+    limits: Limits
+    acceptance: ExpectedAcceptance | None
+    plan: Plan
+    draft_note: str | None = None
+    packing: Packing | None = None
+
+    @property
+    def draft_directory(self) -> Path | None:
+        """Where the draft that is used lies."""
+        return self.draft.spec.directory if self.draft else None
+
+    def replanned(
+        self,
+        target: ModelSpec | None = None,
+        draft: ModelSpec | None = None,
+        machine: Machine | None = None,
+        limits: Limits | None = None,
+    ) -> "Preparation":
+        """The same with exact specs in place of those read off the headers, a machine better known, or other limits."""
+        new_target = replace(self.target, spec=target or self.target.spec)
+        new_draft = replace(self.draft, spec=draft or self.draft.spec) if self.draft else None
+        machine, limits = machine or self.machine, limits or self.limits
+        plan = _plan(self.options, new_target, new_draft, machine, limits, self.acceptance)
+        return replace(self, target=new_target, draft=new_draft, machine=machine, limits=limits, plan=plan)
+
+
+def prepare(options: Options) -> Preparation:
+    """Read configs and headers, from the hub where they are not on disk, look at the machine, and make the plan.
+
+    Where the choice of a draft was left open, it is made.
+
+    Raises ModelFilesError, UnsupportedModelError, MachineError, DoesNotFitError, DraftMismatchError or UsageError.
+    """
+    try:
+        machine, limits = _machine(options), _limits(options)
+        options = located(options)
+        target, packing = read_target(options, machine)
+        machine = with_known_figures(machine, target.spec.dtype)
+        choice = _choose(options, target.spec, machine, limits)
+        draft = acceptance = None
+        if choice.directory is not None:
+            draft = read_draft(options, choice.directory, machine, target.spec)
+            if options.draft != AUTO:  # else the choice has compared them
+                _check_tokens(options, target.spec, draft.spec)
+            acceptance = expected_acceptance(options.model, draft.spec)
+        elif options.draft == AUTO and options.tree == "auto":
+            limits = replace(limits, repeat_text=True)
+        plan = _plan(options, target, draft, machine, limits, acceptance)
+        preparation = Preparation(options, target, draft, machine, limits, acceptance, plan, choice.note, packing)
+        if Tier.DISK not in plan.tiers or target.missing_bytes:
+            return preparation
+        rate = read_bandwidth(packing.files_at_hand if packing else target.checkpoint.files, plan.read_chunk_bytes)
+        return preparation.replanned(machine=replace(machine, disk_bandwidth=rate))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _choose(options: Options, target: ModelSpec, machine: Machine, limits: Limits) -> DraftChoice:
+    """The draft that was named, none where none can be used, or the one to be found."""
+    if options.draft is None or options.tree == "none":
+        return DraftChoice()
+    if options.draft != AUTO:
+        return DraftChoice(options.draft)
+    vocabulary = None if target.recurrent else vocabulary_of(options, options.model)
+    return choose_draft(
+        target, vocabulary, machine, limits, lambda directory: read_draft(options, directory, machine, target).spec
+    )
+
+
+def _check_tokens(options: Options, target: ModelSpec, draft: ModelSpec) -> None:
+    """Refuse a draft whose tokens are not the target's, where both can be told without torch."""
+    ours, theirs = vocabulary_of(options, options.model), vocabulary_of(options, draft.directory)
+    if ours and theirs:
+        check_same_vocabulary(ours, theirs, target.vocab_size, draft.vocab_size)
+
+
+def _plan(
+    options: Options,
+    target: ModelFiles,
+    draft: ModelFiles | None,
+    machine: Machine,
+    limits: Limits,
+    acceptance: ExpectedAcceptance | None,
+) -> Plan:
+    by_child, draft_spec = acceptance.verified_by(options.rule) if acceptance else (), draft.spec if draft else None
+    try:
+        return best_plan(target.spec, draft_spec, machine, limits, by_child)
+    except DoesNotFitError:
+        smaller = tuple(smaller_targets(options, machine))
+        make_plan(target.spec, draft_spec, machine, limits, smaller)  # refuses again, with more to advise
+        raise
+
+
+def _machine(options: Options) -> Machine:
+    """The machine to plan for: this one, or one with the GPU that is asked for by name."""
+    if options.gpu is None:
+        device = _usable_device(options.device)
+        try:
+            machine = read_machine(device)
+            return replace(machine, note=_note(device)) if device != options.device else machine
+        except MachineError as error:
+            raise MachineError(f"{error}\n  --device cpu   runs without") from error
+    host_memory = options.host_memory
+    return planned_machine(
+        options.gpu, read_machine("cpu"), parse_size(host_memory) if isinstance(host_memory, str) else host_memory
+    )
+
+
+def with_known_figures(machine: Machine, dtype: str) -> Machine:
+    """What was measured at earlier starts, or else what a data sheet says of the GPU."""
+    machine = with_known_speed(machine, dtype)
+    gpu = recognised(machine.device_name) if machine.device == "cuda" else None
+    return with_data_sheet(machine, gpu) if gpu else machine
+
+
+def _note(device: str) -> str | None:
+    """Why a card that is here does not compute, where PyTorch is the reason."""
+    if device != "cpu" or not has_nvidia_card():
+        return None
+    return (
+        f"An NVIDIA card is here, but PyTorch {torch_build().version} is built without CUDA: the processor computes. "
+        f"{CUDA_BUILD} installs the CUDA build."
+    )
+
+
+def _usable_device(device: str) -> str:
+    """Take the GPU out of the question where the installed PyTorch has no CUDA; asked without importing it.
+
+    Raises MachineError where a GPU was asked for.
+    """
+    build = torch_build()
+    if build.cuda or device == "cpu":
+        return device
+    if device != AUTO:
+        raise MachineError(
+            f"the installed PyTorch ({build.version}) is built without CUDA.\n"
+            f"  {CUDA_BUILD}   installs the CUDA build where there is one\n"
+            "  --device cpu                          runs without"
+        )
+    return "cpu"
+
+
+def _limits(options: Options) -> Limits:
+    names = ("device_memory", "host_memory", "context_length", "tree_size", "tree_depth")
+    values = {name: getattr(options, name) for name in names}
+    for name in ("device_memory", "host_memory"):
+        if isinstance(values[name], str):
+            values[name] = parse_size(values[name])
+    if options.gpu is not None:
+        values["host_memory"] = None  # it is what the planned machine has, not a cap
+    limits: dict[str, Any] = {name: None if value == "auto" else value for name, value in values.items()}
+    return Limits(**limits)

@@ -1,0 +1,55 @@
+"""Seconds per token with and without the draft, predicted before anything is loaded. Imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loaders.checkpoint.spec import ModelSpec
+from scheduler.plan.plan import Plan
+from scheduler.plan.simulation import PassSeconds
+from sequoia_tree.choose import Choice, Yield, choose
+
+STATIC = "static"
+_LEAST_SECONDS = 1e-9  # of a pass on a machine of which nothing is known
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of passes in the middle of the context. Seconds.
+
+    plain: a pass over one token. tree: the static tree of fewest seconds per token within the plan's limits, or plain
+    decoding where no tree is worth its time. tree_pass: a pass over it, which the ring has filled its slots for while
+    the draft worked. draft_seconds: all its levels.
+    """
+
+    plain: PassSeconds
+    tree: Choice
+    tree_pass: PassSeconds
+    draft_seconds: float
+
+    @property
+    def seconds_per_token(self) -> float:
+        """With the tree."""
+        return (self.tree_pass.total + self.draft_seconds) / self.tree.tokens_per_pass
+
+
+def predict(plan: Plan, target: ModelSpec, draft: ModelSpec | None, acceptance: Sequence[float]) -> Prediction:
+    """What passes under `plan` cost and yield; `acceptance` by child number."""
+    cost, context = plan.target_cost(target), plan.context_length // 2
+
+    def pass_seconds(nodes: int) -> float:
+        return max(cost.seconds(nodes, nodes, context).total, _LEAST_SECONDS)
+
+    plain = cost.seconds(1, 1, context)
+    tree = Choice("none", 1, 0, 1.0, pass_seconds(1), 1.0)
+    if draft is not None and plan.tree_depth:
+        drafting = plan.draft_cost(draft)
+        tree = choose(
+            {STATIC: Yield(tuple(acceptance))},
+            pass_seconds,
+            lambda rows: drafting.seconds(rows, rows, context).total,
+            plan.tree_size,
+            plan.tree_depth,
+            sizes=[max(2, plan.tree_size * share // 4) for share in (1, 2, 3, 4)],
+        )
+    draft_seconds = max(0.0, tree.seconds_per_pass - pass_seconds(tree.size)) if tree.depth else 0.0
+    return Prediction(plain, tree, cost.seconds(tree.size, tree.size, context, gap=draft_seconds), draft_seconds)

@@ -1,0 +1,68 @@
+"""Where the packed weights of a model are, or will be. Imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from loaders.cache_directory import cache_directory
+from loaders.checkpoint.read_spec import read_config
+from loaders.hub.names import directory_name
+from loaders.quantize.recipe import BITS, Quantization
+from loaders.quantize.report import Report, fingerprint, read_report
+from loaders.safetensors_files.headers import read_checkpoint
+from offload_runtime.errors import UsageError
+from scheduler.sizes import format_size
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What is packed, and to where. report: of what lies there; None where it has not been packed yet."""
+
+    quantization: Quantization
+    fingerprint: str
+    directory: Path
+    report: Report | None
+
+    @classmethod
+    def of(cls, model: Path, name: str, directory: Path | None) -> "Packing":
+        """Of the model in a directory, as "int8" or "int4", to `directory` or to the user's cache.
+
+        Raises UnsupportedModelError for what cannot be packed, UsageError where `directory` holds something else.
+        """
+        quantization = Quantization.of(read_checkpoint(model), read_config(model), BITS[name])
+        mark = fingerprint(quantization)
+        directory = directory or _cached(f"{directory_name(model)}-{name}-{mark}")
+        report = read_report(directory)
+        if report is None and directory.exists() and not _is_empty(directory):
+            raise UsageError(f"{directory}: holds other files, so no weights can be packed into it. {_ELSEWHERE}")
+        if report and report.fingerprint != mark:
+            raise UsageError(
+                f"{directory}: holds weights that were packed from {report.source} ({report.label}), and they are "
+                "others, have changed since, or are to be packed differently. Remove the directory to pack them anew. "
+                f"{_ELSEWHERE}"
+            )
+        return cls(quantization, mark, directory, report)
+
+    @property
+    def files_at_hand(self) -> tuple[Path, ...]:
+        """Files that streaming from this disk can be timed with."""
+        return read_checkpoint(self.directory).files if self.report else self.quantization.source.files
+
+    def __str__(self) -> str:
+        if self.report:
+            return f"{self.report}; found in {self.directory}"
+        size = format_size(self.quantization.nbytes)
+        return f"{self.quantization.label}: {size}, packed at the first start and kept in {self.directory}"
+
+
+_ELSEWHERE = "--quantized-directory DIR chooses another."
+
+
+def _is_empty(directory: Path) -> bool:
+    return directory.is_dir() and not any(directory.iterdir())
+
+
+def _cached(name: str) -> Path:
+    cache = cache_directory()
+    if cache is None:
+        raise UsageError("there is no home directory to keep packed weights in: choose one, --quantized-directory DIR")
+    return cache / "quantized" / name

@@ -1,0 +1,189 @@
+"""The models of a run as they lie on disk, on the hub, or will lie there once they are packed. Imports no torch."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from loaders.adapters.adapter import read_adapter
+from loaders.checkpoint.model_files import read_checkpoint
+from loaders.checkpoint.read_spec import read_config, read_spec
+from loaders.checkpoint.rope_scaling import RopeScaling, is_rotary
+from loaders.checkpoint.spec import ModelSpec
+from loaders.gguf.config import gguf_config, model_tensors
+from loaders.gguf.header import GgufFile
+from loaders.gguf.model import is_gguf
+from loaders.gguf.vocabulary import gguf_vocabulary, has_gguf_vocabulary
+from loaders.hub.find import fetch_vocabulary
+from loaders.hub.headers import on_the_hub, read_hub_checkpoint, read_hub_gguf
+from loaders.hub.model import HubModel
+from loaders.hub.names import directory_name
+from loaders.quantize.recipe import BITS, Quantization
+from loaders.safetensors_files.headers import Checkpoint
+from loaders.tokenizers.vocabulary import read_vocabulary
+from offload_runtime.errors import UnsupportedModelError
+from offload_runtime.options.run_options import Options
+from offload_runtime.planning.quantized_directory import Packing
+from scheduler.machine.machine import Machine
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """One model and what its headers say.
+
+    source: what it is on the hub, where it came by its name. rope_scaling: what takes the place of its config's.
+    """
+
+    spec: ModelSpec
+    checkpoint: Checkpoint
+    source: HubModel | None = None
+    rope_scaling: RopeScaling | None = None
+
+    @property
+    def missing_bytes(self) -> int:
+        """What is to be downloaded before it can be loaded."""
+        return self.source.missing_bytes if self.source else 0
+
+
+def read_model(
+    options: Options, directory: Path, machine: Machine, rope_scaling: RopeScaling | None = None
+) -> ModelFiles:
+    """What config and headers in `directory` say, or those on the hub where the files are not here yet."""
+    source = _source(options, directory)
+    if source and source.gguf and source.missing:
+        gguf = _hub_gguf(source)
+        with on_the_hub(source):
+            config, checkpoint = gguf_config(gguf), Checkpoint(source.path, model_tensors(gguf))
+    else:
+        config = read_config(directory)  # refuses models before their headers are asked for
+        checkpoint = _checkpoint(options, directory)
+    return _files(options, directory, checkpoint, config, machine, rope_scaling)
+
+
+def read_draft(options: Options, directory: Path, machine: Machine, target: ModelSpec) -> ModelFiles:
+    """A draft's files. Its context is extended as the target's is, where it would be shorter."""
+    draft = read_model(options, directory, machine)
+    if options.rope_scaling and draft.spec.max_positions < target.max_positions and is_rotary(draft.spec.model_type):
+        return read_model(options, directory, machine, options.rope_scaling)
+    return draft
+
+
+def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing | None]:
+    """The target's files, or the packed ones: those that are there, else those that will be, known by their sizes."""
+    if options.quantize is None:
+        return read_model(options, options.model, machine, options.rope_scaling), None
+    _refuse_gguf(options.model)
+    source = _source(options, options.model)
+    name = source.label if source else directory_name(options.model)
+    if source and source.missing_bytes:  # what is packed, and whether it is there, is seen when the files are
+        files, packing = _described(options, _quantization(options, options.quantize), options.model, machine), None
+    else:
+        packing = Packing.of(options.model, options.quantize, options.quantized_directory)
+        if packing.report:
+            files = read_model(options, packing.directory, machine, options.rope_scaling)
+        else:
+            files = _described(options, packing.quantization, packing.directory, machine)
+    return replace(files, spec=replace(files.spec, name=name)), packing
+
+
+def vocabulary_of(options: Options, directory: Path) -> dict[str, int] | None:
+    """Token to id of a model, as far as its files tell without torch; None where they do not.
+
+    What the hub has of it, and the cache lacks, is asked for.
+    """
+    source = _source(options, directory)
+    if source and source.missing:
+        if source.gguf:
+            gguf = _hub_gguf(source)
+            return gguf_vocabulary(gguf) if has_gguf_vocabulary(gguf) else None
+        fetch_vocabulary(source)
+    return read_vocabulary(directory)
+
+
+def smaller_targets(
+    options: Options, machine: Machine, names: Iterable[str] = tuple(BITS)
+) -> Iterator[tuple[str, ModelSpec]]:
+    """The options that would pack the target's weights, by names of `BITS`, where they can be, and its spec then."""
+    if options.quantize is not None or options.adapter is not None:
+        return
+    for name in names:
+        try:
+            quantization = _quantization(options, name)
+        except UnsupportedModelError:
+            return
+        yield f"--quantize {name}", _described(options, quantization, options.model, machine).spec
+
+
+def _refuse_gguf(model: Path) -> None:
+    if is_gguf(model):
+        raise UnsupportedModelError(f"{model}: a GGUF file is run as it is; --quantize packs safetensors checkpoints.")
+
+
+def _quantization(options: Options, name: str) -> Quantization:
+    _refuse_gguf(options.model)
+    return Quantization.of(_checkpoint(options, options.model), read_config(options.model), BITS[name])
+
+
+def _described(options: Options, quantization: Quantization, directory: Path, machine: Machine) -> ModelFiles:
+    """The files that packing will write to `directory`."""
+    config = quantization.config(read_config(options.model))
+    checkpoint = quantization.checkpoint(directory)
+    return _files(options, options.model, checkpoint, config, machine, options.rope_scaling)
+
+
+def _source(options: Options, directory: Path) -> HubModel | None:
+    """What is known of a directory or file on the hub, if it came by its name."""
+    return next((one for one in options.sources if one.path == directory), None)
+
+
+def _checkpoint(options: Options, directory: Path) -> Checkpoint:
+    source = _source(options, directory)
+    return _hub_checkpoint(source) if source and source.missing else read_checkpoint(directory)
+
+
+@lru_cache(maxsize=4)
+def _hub_checkpoint(source: HubModel) -> Checkpoint:
+    """Asked for once: a plan looks at the same headers as they are and as they would be packed."""
+    return read_hub_checkpoint(source)
+
+
+@lru_cache(maxsize=4)
+def _hub_gguf(source: HubModel) -> GgufFile:
+    """A GGUF model that is not here yet, whole or in part."""
+    return read_hub_gguf(source)
+
+
+def _files(
+    options: Options,
+    directory: Path,
+    checkpoint: Checkpoint,
+    config: dict[str, Any],
+    machine: Machine,
+    rope_scaling: RopeScaling | None,
+) -> ModelFiles:
+    if rope_scaling:
+        config = rope_scaling.applied(config)
+    dtype, stored = options.dtype, config.get("stored_layers")  # of a widened model: which layer of the files each is
+    if stored is not None or (options.share_layers and directory == options.model):
+        from loaders.checkpoint.random_weights import share_layers
+
+        checkpoint = share_layers(checkpoint, config["num_hidden_layers"], stored)
+    adapter = read_adapter(options.adapter) if options.adapter and directory == options.model else None
+    checkpoint = replace(checkpoint, adapter=adapter)
+    spec = read_spec(directory, dtype, checkpoint, config)
+    if dtype == "auto" and machine.device == "cpu" and spec.dtype != "float32" and not _cpu_has_bfloat16():
+        spec = read_spec(directory, "float32", checkpoint, config)
+    source = _source(options, directory)
+    name = (source.label if source else spec.name) + (f" with {adapter.name}" if adapter else "")
+    return ModelFiles(replace(spec, name=name), checkpoint, source, rope_scaling)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether matrix products in bfloat16 have their own instructions; without, they run about 50 times slower."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    features = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
+    return not features.isdisjoint({"amx_bf16", "avx512_bf16", "bf16"})

@@ -1,1 +1,0 @@
-"""What a model thinks before it answers, told from the answer."""

@@ -1,1 +1,0 @@
-"""Chat templates: programs that come with a model, run with a limit of time, memory and output."""

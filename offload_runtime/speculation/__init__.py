@@ -1,0 +1,1 @@
+"""Drafting trees and learning which of them pay."""

@@ -1,0 +1,206 @@
+"""The tree of fewest seconds per token: chosen by what passes and drafts take here and what this pair accepts."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from offload_runtime.model.model import Model
+from offload_runtime.model.rows import text_rows
+from offload_runtime.speculation.draft import Draft
+from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
+from offload_runtime.speculation.methods import PLAIN, Method, adaptive_method, static_method
+from offload_runtime.speculation.target import Target
+from offload_runtime.speculation.tree_policy import NEWS, PassFacts
+from offload_runtime.speculation.verification import Scored
+from scheduler.plan.cost import PassTimes
+from scheduler.plan.plan import Plan
+from sequoia_tree.acceptance import Acceptance
+from sequoia_tree.choose import Choice, Chooser, Correction, Yield, damped
+from sequoia_tree.contest import Contest, Pace
+from sequoia_tree.sampling import Sampling
+from sequoia_tree.verify import Verdict
+
+MAX_DEPTH = 64  # where the user names no depth: paths that long are accepted from drafts that are all but the target
+# Positions that must be known before trees are grown by them; until then the static tree is the better one.
+LEAST_POSITIONS = 300.0
+# What an adaptive tree is thought to accept beyond the static one of its size, until its own passes tell. On the
+# bundled pair and on rounded copies of its target it was 1.13 and more at temperature 0, and 0.86 to 1.17 above it
+# (docs/comparison).
+_GREEDY_GAIN, _SAMPLING_GAIN = 1.15, 1.03
+_CALIBRATION_SECONDS = 0.25  # after which no further size is timed
+
+
+@dataclass
+class _Setting:
+    """What is kept for one sampling."""
+
+    chooser: Chooser
+    corrections: dict[str, Correction] = field(
+        default_factory=lambda: {"static": Correction(), "adaptive": Correction()}
+    )
+    contest: Contest = field(default_factory=Contest)
+    positions: float = -1.0  # known when `yields` were made
+    vector: tuple[float, ...] = ()
+    choice: Choice | None = None
+    tree: Method = PLAIN  # what was chosen
+    plain: Method = PLAIN
+    drafted: bool = True  # whether the last pass was, so that the draft has read the text
+
+
+class AutomaticTree:
+    """Chooses among plain decoding, the static tree and adaptive ones, with their nodes and levels.
+
+    max_depth: most levels. rule: for trees above temperature 0.
+    """
+
+    def __init__(self, draft: Draft, target: Target, plan: Plan, max_depth: int, rule: str, known: LearnedAcceptance):
+        self._draft, self._target, self._plan, self._rule, self._known = draft, target, plan, rule, known
+        self._max_depth = max_depth
+        # Where weights stream, passes are long enough to be predicted well, and too long to be spent on trials.
+        self._streams = plan.slots > 0
+        self._pass_times, self._level_times = PassTimes(floor=plan.seconds_per_pass or 0.0), PassTimes()
+        self._settings: dict[Sampling, _Setting] = {}
+        self._planned: dict[Sampling, Method] = {}
+
+    def method(self, sampling: Sampling, text_length: int, repeatable: bool) -> Method:
+        if not self._level_times.known:
+            self._calibrate()
+        times_known = self._pass_times.known or self._plan.seconds_per_pass
+        if times_known and not (repeatable and sampling.temperature):
+            return self._choose(sampling, text_length)
+        if sampling not in self._planned:
+            self._planned[sampling] = self._as_planned(sampling)
+        return self._planned[sampling]
+
+    def learn(self, method: Method, scored: Scored, verdict: Verdict) -> None:
+        if method.draft_rows:
+            self._known.learn(scored, verdict)
+
+    def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
+        setting = self._settings.get(sampling)
+        rows, drafts = facts.nodes + facts.fresh_text, bool(method.draft_rows)
+        usual = not facts.fresh_text and (not drafts or setting is None or setting.drafted)
+        if rows <= self._plan.rows:  # else it took several passes
+            self._pass_times.add(rows, facts.target_seconds)
+        if drafts and usual:
+            levels = len(method.draft_rows)
+            self._level_times.add(round(sum(method.draft_rows) / levels), facts.draft_seconds / levels)
+        if setting is None or setting.choice is None or (method is not setting.tree and method is not setting.plain):
+            return
+        seconds, setting.drafted = facts.draft_seconds + facts.target_seconds, drafts
+        setting.chooser.passed(seconds)
+        if not facts.fresh_text and not self._streams:
+            setting.contest.passed(drafts, seconds, facts.tokens, usual)
+        for name, correction in setting.corrections.items():
+            if drafts and name == setting.choice.method:
+                drafted = _gain(name, sampling) * (setting.choice.uncorrected_tokens - 1)
+                correction.add(facts.tokens, 1 + drafted)
+            else:
+                correction.idle()
+
+    def _as_planned(self, sampling: Sampling) -> Method:
+        """By what was known at the start, of the planned size: the same whatever else was generated, however fast.
+
+        Plain decoding where a processor streams nothing: trees seldom pay there, and no timing may say that one does.
+        """
+        if self._plan.device == "cpu" and not self._streams:
+            return PLAIN
+        known = self._known.measured(sampling)
+        kind = "adaptive" if known.positions >= LEAST_POSITIONS else "static"
+        return self._build(kind, sampling, known, self._plan.tree_size, self._plan.tree_depth)
+
+    def _choose(self, sampling: Sampling, text_length: int) -> Method:
+        if sampling not in self._settings:
+            chooser = Chooser(self._plan.tree_size, self._max_depth, plain=self._streams)
+            self._settings[sampling] = _Setting(chooser)
+        setting = self._settings[sampling]
+        if setting.chooser.due:
+            started = time.perf_counter()
+            self._choose_tree(setting, sampling, text_length)
+            setting.chooser.took(time.perf_counter() - started)
+        if not setting.tree.draft_rows:
+            return setting.plain
+        return setting.tree if self._streams or setting.contest.drafts() else setting.plain
+
+    def _choose_tree(self, setting: _Setting, sampling: Sampling, text_length: int) -> None:
+        known = self._known.now(sampling)
+        renewed = known.positions > NEWS * setting.positions
+        if renewed:
+            setting.positions, setting.vector = known.positions, tuple(_vector(known, sampling))
+        kinds = ("static", "adaptive") if known.positions >= LEAST_POSITIONS else ("static",)
+        gains = {kind: _gain(kind, sampling) for kind in kinds}
+        yields = {kind: Yield(setting.vector, gains[kind] * setting.corrections[kind].factor) for kind in kinds}
+        before = setting.choice
+        choice = setting.chooser.current(yields, self._pass_times.seconds, self._level_times.seconds, text_length)
+        if renewed or before is None or _tree(choice) != _tree(before):
+            setting.tree = self._build(choice.method, sampling, known, choice.size, choice.depth)
+        setting.choice = choice
+        factor = yields[choice.method].factor if choice.method in yields else 0.0
+        tokens = 1 + factor * (choice.uncorrected_tokens - 1)
+        setting.tree = self._predicted(setting.tree, choice.size, tokens, setting.contest.tree)
+        setting.plain = self._predicted(PLAIN, 1, 1.0, setting.contest.plain)
+
+    def _predicted(self, method: Method, nodes: int, tokens: float, pace: Pace) -> Method:
+        """The method with what its next step is expected to yield and to take, by what is known now."""
+        levels = len(method.draft_rows)
+        drafting = levels * self._level_times.seconds(round(sum(method.draft_rows) / levels)) if levels else 0.0
+        seconds = self._pass_times.seconds(nodes) + drafting
+        pace.predict(seconds, tokens)
+        return replace(method, predicted_tokens=tokens, predicted_seconds=seconds)
+
+    def _build(self, kind: str, sampling: Sampling, known: Acceptance, size: int, depth: int) -> Method:
+        if kind == "adaptive":
+            return adaptive_method(self._draft, known, sampling, size, depth, self._rule)
+        if kind == "static":
+            return static_method("sequoia", self._draft, _vector(known, sampling), size, depth, self._rule)
+        return PLAIN
+
+    def _calibrate(self) -> None:
+        """Time the draft, and a target that needs no link, over a few sizes."""
+        largest = max(1, self._plan.tree_size - 1)
+        _time_passes(self._draft.model, largest, self._level_times.add)
+        if not self._plan.slots:
+            _time_passes(self._target.model, largest, self._pass_times.add)
+
+
+def _gain(kind: str, sampling: Sampling) -> float:
+    if kind == "static":
+        return 1.0
+    return _SAMPLING_GAIN if sampling.temperature else _GREEDY_GAIN
+
+
+def _vector(known: Acceptance, sampling: Sampling) -> np.ndarray:
+    """Acceptance by child number, as good as the rule makes it: see `damped`."""
+    return damped(known.falling()) if sampling.temperature else known.falling()
+
+
+def _tree(choice: Choice) -> tuple[str, int, int]:
+    return choice.method, choice.size, choice.depth
+
+
+def _time_passes(model: Model, largest: int, add: Callable[[int, float], None]) -> None:
+    """Passes over 1, 4, 16, … and `largest` made-up rows behind what the cache holds, which stays as it is."""
+    cache, spent = model.cache, 0.0
+    for rows in (*(4**k for k in range(8) if 4**k < largest), largest):
+        if spent > _CALIBRATION_SECONDS or cache.length + rows > cache.scratch:
+            return
+        if model.replays:
+            _pass_seconds(model, rows)  # captures a graph, once and for all
+        times = []
+        for _ in range(2):  # the first of a size also pays for memory and for choosing kernels
+            times.append(_pass_seconds(model, rows))
+            if times[-1] > _CALIBRATION_SECONDS:
+                break
+        spent += sum(times)
+        add(rows, min(times))
+
+
+def _pass_seconds(model: Model, rows: int) -> float:
+    started = time.perf_counter()
+    tokens = torch.zeros(rows, dtype=torch.int64, device=model.device)
+    model.forward(tokens, text_rows(model.cache.length, rows, model.device), rows)[-1, 0].item()
+    model.cache.rollback()
+    return time.perf_counter() - started

@@ -1,0 +1,64 @@
+"""The draft: a resident model that continues every node of a growing tree."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from offload_runtime.model.attention import PassRows
+from offload_runtime.model.model import Model
+from sequoia_tree.sampling import Sampling, log_law, processed
+from sequoia_tree.shaping.contexts import Contexts
+from sequoia_tree.shaping.rule import drawable
+
+
+class Draft:
+    """Reads the text, then nodes of a tree behind it; gives the law of the token after each.
+
+    vocab_size: of the target; laws have this size, whatever padding the draft's own vocabulary has.
+    most_rows: most rows of one pass while it reads text.
+    """
+
+    def __init__(self, model: Model, vocab_size: int, most_rows: int):
+        self.model = model
+        self._vocab_size, self._most_rows = vocab_size, most_rows
+
+    @torch.inference_mode()
+    def read(self, text: Sequence[int]) -> Tensor:
+        """Bring the cache up to the end of `text`; logits ``[1, vocab]`` after it."""
+        cache = self.model.cache
+        cache.truncate(len(text) - 1)
+        known = [min(token, self.model.vocab_size - 1) for token in text[cache.length :]]
+        return self._fit(self.model.read(known, self._most_rows))
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
+        """Logits ``[r, vocab]`` after the r nodes that hold `tokens`, behind the tree's nodes in the cache so far.
+
+        depths: int64 [columns], of those nodes and of the new ones, which come last. visible: bool [r, columns], which
+        of them are each new node's ancestors or itself.
+        """
+        past = self.model.cache.length
+        inputs = tokens.clamp(0, self.model.vocab_size - 1)
+        return self._fit(self.model.forward(inputs, PassRows(past, past - 1 + depths, visible), len(inputs)))
+
+    def commit(self, columns: Sequence[int]) -> None:
+        """Keep the given rows of the tree behind the text."""
+        self.model.cache.commit(columns)
+
+    def _fit(self, logits: Tensor) -> Tensor:
+        """Cut or pad ``[n, draft vocab]`` to the target's vocabulary; a padded token is never drawn."""
+        surplus = self._vocab_size - logits.shape[1]
+        return F.pad(logits, (0, surplus), value=-torch.inf) if surplus > 0 else logits[:, : self._vocab_size]
+
+
+def draft_law(logits: Tensor, sampling: Sampling, contexts: Contexts | None) -> Tensor:
+    """Log-probabilities ``[n, vocab]`` to draw from; at temperature 0, where nothing is drawn, of no temperature.
+
+    contexts: the tokens before each, where rules of the sampling have to know them.
+    """
+    if sampling.temperature:
+        return log_law(logits, sampling, contexts)
+    scores = processed(logits, sampling, contexts)
+    return (drawable(scores, logits) if sampling.rules else scores).log_softmax(-1)

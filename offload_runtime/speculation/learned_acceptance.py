@@ -1,0 +1,74 @@
+"""What is known of a pair's acceptance: measured before, and refined by every pass that the runtime makes."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from offload_runtime.speculation import acceptance_store
+from offload_runtime.speculation.acceptance_store import Setting
+from offload_runtime.speculation.verification import Scored
+from sequoia_tree.acceptance import MAX_CHILDREN, Acceptance
+from sequoia_tree.families import families
+from sequoia_tree.observe import observe, observe_greedy
+from sequoia_tree.sampling import Sampling
+from sequoia_tree.uploads import upload
+from sequoia_tree.verify import Verdict
+
+# Positions that another setting's table counts as at most, so that a hundred passes at this one soon outweigh it.
+_BORROWED = 300.0
+# Positions after which only every eighth pass is looked at: what is left to learn is not worth the time.
+_ENOUGH = 2000.0
+_SPARSELY = 8
+
+
+class LearnedAcceptance:
+    """Tables by sampling. What is learnt from a pass serves later passes only, so exactness is never at stake."""
+
+    def __init__(self, target: Path, draft: Path):
+        """Raises ModelFilesError where the file beside the draft's weights is damaged."""
+        self._measured = acceptance_store.load(target, draft)
+        self._now: dict[Sampling, Acceptance] = {}
+        self._passes = 0
+
+    def measured(self, sampling: Sampling) -> Acceptance:
+        """What was known before the first pass: of this setting, or a little from the nearest one."""
+        nearest = self._measured and self._measured.nearest(Setting.of(sampling))
+        if not nearest:
+            return Acceptance.empty()
+        table, exact = nearest
+        return table if exact else table.at_most(_BORROWED)
+
+    def now(self, sampling: Sampling) -> Acceptance:
+        """What is known by now: the same object until something is learnt."""
+        if sampling not in self._now:
+            self._now[sampling] = self.measured(sampling)
+        return self._now[sampling]
+
+    def learn(self, scored: Scored, verdict: Verdict) -> None:
+        """Take note of the positions on the accepted path whose children were drawn without replacement."""
+        self._passes += 1
+        sampling = scored.sampling
+        if self._passes % _SPARSELY and self.now(sampling).positions > _ENOUGH:
+            return
+        nodes = np.array([0, *verdict.path])
+        nodes = nodes[scored.drawn.law_rows[nodes] >= 0]
+        if len(nodes):
+            self._now[sampling] = self.now(sampling) + (_drawn if sampling.temperature else _greedy)(scored, nodes)
+
+
+@torch.inference_mode()
+def _drawn(scored: Scored, nodes: np.ndarray) -> Acceptance:
+    laws, device = scored.laws, scored.logits.device
+    tokens = upload(scored.drawn.tokens, device)
+    seen = Acceptance.empty()
+    for family in families(scored.drawn.drawn_part, nodes, laws.most_rows, device):
+        children = torch.where(family.present, tokens[family.children], -1)[:, : MAX_CHILDREN - 1]
+        seen += observe(laws.target(family.parents), laws.draft(family.parents), children)
+    return seen
+
+
+@torch.inference_mode()
+def _greedy(scored: Scored, nodes: np.ndarray) -> Acceptance:
+    ids = upload(nodes, scored.logits.device)
+    return observe_greedy(scored.processed(ids), scored.drawn.draft_law(ids))

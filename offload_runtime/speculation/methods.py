@@ -1,0 +1,77 @@
+"""The ways to draft a tree, by name: its shape, how its tokens are drawn, the rule that verifies it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from numpy.typing import ArrayLike
+
+from offload_runtime.speculation.adaptive_growth import AdaptiveGrowth
+from offload_runtime.speculation.draft import Draft
+from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.static_growth import Drawing, StaticGrowth, likeliest
+from sequoia_tree import best_chains, chain, optimal_tree
+from sequoia_tree.acceptance import MAX_CHILDREN, Acceptance
+from sequoia_tree.priorities import DrawnCosts, LikeliestCosts
+from sequoia_tree.sampling import Sampling, draw_with_replacement, draw_without_replacement
+from sequoia_tree.tree import Tree
+
+Grow = Callable[[Sequence[int], Sampling, torch.Generator], DrawnTree]
+Shape = Callable[[ArrayLike, int, int], Tree]  # acceptance by child number, nodes, depth limit
+
+SHAPES: dict[str, Shape] = {
+    "sequoia": optimal_tree,
+    "topk": optimal_tree,
+    "chain": lambda acceptance, size, depth: chain(min(size, depth + 1)),
+    "chains": best_chains,
+    "specinfer": best_chains,
+}
+DRAWINGS: dict[str, Drawing] = {"topk": likeliest, "specinfer": draw_with_replacement}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What one step does: `grow` drafts a tree under a text, `rule` (of `sequoia_tree.verify.RULES`) verifies it.
+
+    draft_rows: rows of each of its draft passes. predicted_tokens, predicted_seconds: what a step is expected to yield
+    and to take, drafting included.
+    """
+
+    name: str
+    grow: Grow
+    rule: str
+    draft_rows: tuple[int, ...] = ()
+    predicted_tokens: float | None = None
+    predicted_seconds: float | None = None
+
+
+def _root_only(text: Sequence[int], sampling: Sampling, generator: torch.Generator) -> DrawnTree:
+    return DrawnTree.root_only(text[-1])
+
+
+PLAIN = Method("none", _root_only, "match")
+
+
+def static_method(name: str, draft: Draft, acceptance: ArrayLike, size: int, depth: int, rule: str) -> Method:
+    """The best tree of the shape called `name` for acceptances by child number, which never rise."""
+    tree = SHAPES[name](acceptance, size, depth)
+    if tree.size == 1:
+        return PLAIN
+    growth = StaticGrowth(draft, tree, DRAWINGS.get(name, draw_without_replacement))
+    return Method(name, growth.grow, rule, growth.rows)
+
+
+def adaptive_method(
+    draft: Draft, acceptance: Acceptance, sampling: Sampling, size: int, depth: int, rule: str
+) -> Method:
+    """Trees grown per context, by what is known of the pair under `sampling`."""
+    if size < 2 or depth < 1:
+        return PLAIN
+    costs: DrawnCosts | LikeliestCosts
+    if sampling.temperature:
+        costs = DrawnCosts.measured(acceptance, draft.model.device)
+    else:
+        costs = LikeliestCosts(acceptance.scale())
+    growth = AdaptiveGrowth(draft, size, min(depth, size - 1), MAX_CHILDREN)
+    return Method("adaptive", partial(growth.grow, costs=costs), rule, growth.rows)

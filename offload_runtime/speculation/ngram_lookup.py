@@ -1,0 +1,172 @@
+"""Trees without a draft: where the text repeats itself, one pass of the target checks what followed before.
+
+Nothing runs on the device to make one: the end of the text is looked up in the text, in about 0.1 ms. The tokens are
+chosen by looking at the text alone, so matching keeps the target's law (see `verify_match`). A tree is proposed only
+where it is thought to bring more tokens per second than plain decoding, by what repetitions were worth so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.methods import Method
+from offload_runtime.speculation.tree_policy import PassFacts
+from offload_runtime.speculation.verification import Scored
+from scheduler.plan.cost import PassTimes
+from scheduler.plan.plan import Plan
+from sequoia_tree.sampling import Sampling
+from sequoia_tree.suffix import LONGEST_MATCH, SuffixMatcher
+from sequoia_tree.tree import Tree
+from sequoia_tree.verify import Verdict
+
+NAME = "ngram"
+LEAST_MATCH = 2  # tokens that must have occurred before in the same order
+_PLACES = 4  # earlier occurrences that are followed
+_LEAST_GAIN = 1.03  # tokens per second against plain decoding, or none is proposed: what times are wrong by
+_LEAST_PASSES = 2  # to be timed before nodes are thought to be worth their time, where nothing streams
+_LEAST_SECONDS = 1e-9  # of a pass, where nothing is known of it
+# With a seed, trees must not depend on what was timed or learnt: nodes at least so likely, where they cost time and
+# where they hide behind the link.
+_LIKELY, _LIKELY_STREAMED = 0.3, 0.02
+
+
+class Chances:
+    """How likely the token after an earlier occurrence is right, by how many tokens agreed before it."""
+
+    _PRIOR_TRIALS = 4.0
+    _LARGEST = 0.98
+
+    def __init__(self) -> None:
+        lengths = np.arange(LONGEST_MATCH + 1)
+        self._right = self._PRIOR_TRIALS * lengths / (lengths + 3)  # a half of those that agree in three tokens
+        self._trials = np.full(LONGEST_MATCH + 1, self._PRIOR_TRIALS)
+
+    def of(self, length: int) -> float:
+        """For a match of `length` tokens."""
+        place = min(length, LONGEST_MATCH)
+        return min(self._LARGEST, float(self._right[place] / self._trials[place]))
+
+    def add(self, length: int, right: bool) -> None:
+        """Take note of one."""
+        place = min(length, LONGEST_MATCH)
+        self._trials[place] += 1
+        self._right[place] += right
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Nodes that may follow the text, the likeliest first, below a root that is node 0.
+
+    parents, tokens: of node i + 1. reach: the chance that node i + 1 is accepted; never rises. lengths: of every node,
+    the root's first, how many tokens agree when its first child is tried.
+    """
+
+    parents: list[int]
+    tokens: list[int]
+    reach: list[float]
+    lengths: list[int]
+
+
+def repetition(found: Sequence[tuple[int, Sequence[int]]], chances: Chances, most: int) -> Repetition:
+    """What followed earlier, of [(tokens that agree, what followed)], joined where it begins alike; `most` nodes."""
+    parents, tokens, reach, lengths = [-1], [-1], [1.0], [found[0][0] if found else 0]
+    left = [1.0]  # of each node's reach, after the children it has got
+    children: dict[tuple[int, int], int] = {}
+    for length, followed in found:
+        node = 0
+        for place, token in enumerate(followed):
+            child = children.get((node, token))
+            if child is None:
+                child = children[node, token] = len(parents)
+                share = left[node] * chances.of(length + place)
+                left[node] -= share
+                parents.append(node)
+                tokens.append(token)
+                reach.append(share)
+                left.append(share)
+                lengths.append(length + place + 1)
+            node = child
+    order = sorted(range(1, len(parents)), key=lambda node: -reach[node])[:most]  # stable: parents stay before children
+    number = {0: 0, **{node: place for place, node in enumerate(order, start=1)}}
+    return Repetition(
+        [number[parents[node]] for node in order],
+        [tokens[node] for node in order],
+        [reach[node] for node in order],
+        [lengths[node] for node in (0, *order)],
+    )
+
+
+class RepeatedTextTrees:
+    """The policy of decoding without a draft: see the module."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+        self._matcher = SuffixMatcher()
+        self._prior, self._chances = Chances(), Chances()
+        self._times = PassTimes(floor=plan.seconds_per_pass or 0.0)
+        self._timed = 0
+        self._latest: tuple[DrawnTree, list[int]] | None = None
+        self._free = Method(NAME, partial(self._grow, fixed=False), "match")
+        self._fixed = Method(NAME, partial(self._grow, fixed=True), "match")
+
+    def method(self, sampling: Sampling, text_length: int, repeatable: bool) -> Method:
+        return self._fixed if repeatable and sampling.temperature else self._free
+
+    def learn(self, method: Method, scored: Scored, verdict: Verdict) -> None:
+        if self._latest is None or self._latest[0] is not scored.drawn:
+            return
+        parents, lengths = scored.drawn.tree.parents, self._latest[1]
+        first = {parents[node]: node for node in range(len(parents) - 1, 0, -1)}
+        accepted = set(verdict.path)
+        for node in (0, *verdict.path):
+            if node in first:
+                self._chances.add(lengths[node], first[node] in accepted)
+
+    def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
+        rows = facts.nodes + facts.fresh_text
+        if rows <= self._plan.rows:  # else it took several passes
+            self._times.add(rows, facts.target_seconds)
+            self._timed += 1
+
+    def _grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator, fixed: bool) -> DrawnTree:
+        self._latest = None
+        most = min(self._plan.tree_size - 1, self._plan.tree_depth * _PLACES)
+        found = self._find(text)
+        if not found:
+            return DrawnTree.root_only(text[-1])
+        repeated = repetition(found, self._prior if fixed else self._chances, most)
+        count = self._likely(repeated.reach) if fixed else self._worthwhile(repeated.reach)
+        if not count:
+            return DrawnTree.root_only(text[-1])
+        none = np.full(count + 1, -1)
+        tree = Tree([-1, *repeated.parents[:count]])
+        drawn = DrawnTree(tree, [text[-1], *repeated.tokens[:count]], 1, none, None, none)
+        self._latest = drawn, repeated.lengths[: count + 1]
+        return drawn
+
+    def _find(self, text: Sequence[int]) -> list[tuple[int, list[int]]]:
+        self._matcher.follow(text)
+        return self._matcher.continuations(_PLACES, self._plan.tree_depth, LEAST_MATCH)
+
+    def _likely(self, reach: Sequence[float]) -> int:
+        least = _LIKELY_STREAMED if self._plan.slots else _LIKELY
+        return sum(value >= least for value in reach)
+
+    def _worthwhile(self, reach: Sequence[float]) -> int:
+        """How many of the nodes bring most tokens per second; sizes go by powers of two, so that few occur."""
+        if not self._plan.seconds_per_pass and self._timed < _LEAST_PASSES:
+            return 0
+        plain = max(self._times.seconds(1), _LEAST_SECONDS)
+        expected = np.cumsum([1.0, *reach])
+        best, best_rate = 0, _LEAST_GAIN / plain
+        for size in (*(2**k for k in range(1, 12) if 2**k <= len(reach)), len(reach) + 1):
+            rate = expected[size - 1] / max(self._times.seconds(size), plain)
+            if rate > best_rate:
+                best, best_rate = size - 1, rate
+        return best

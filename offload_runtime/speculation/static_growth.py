@@ -1,0 +1,124 @@
+"""Fills a tree of fixed shape, level by level."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offload_runtime.speculation.draft import Draft, draft_law
+from offload_runtime.speculation.draft_tree import DrawnTree
+from sequoia_tree.sampling import Sampling, highest_tokens
+from sequoia_tree.shaping.contexts import Text
+from sequoia_tree.tree import Tree
+from sequoia_tree.uploads import upload
+
+Drawing = Callable[[Tensor, int, torch.Generator], Tensor]
+"""Children for each row of log-laws [m, V]: int64 [m, count] in drawing order, -1 where there is none."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """The nodes of one depth that have children, and where the drawn tokens go. All tensors int64 but the masks.
+
+    parents [p]: those nodes. visible: bool [p, columns], which of the tree's rows in the cache each parent sees; those
+    of its own level come last. depths [columns]: of those rows. ancestors: bool [p, n], the nodes on each path.
+    children, child_rows, child_numbers [c]: child node, its parent's index in `parents`, its rank among its siblings
+    (from 0). width: most children of a parent.
+    """
+
+    parents: Tensor
+    visible: Tensor
+    depths: Tensor
+    ancestors: Tensor
+    children: Tensor
+    child_rows: Tensor
+    child_numbers: Tensor
+    width: int
+
+
+class StaticGrowth:
+    """Draws a token for every node of one tree, under any text; `drawing` chooses the children above temperature 0."""
+
+    def __init__(self, draft: Draft, tree: Tree, drawing: Drawing):
+        self.tree = tree
+        self._draft, self._drawing = draft, drawing
+        self._levels = _levels(tree, draft.model.device)
+        inner = _inner_nodes(tree)
+        self._law_rows = np.full(tree.size, -1)
+        self._law_rows[inner] = np.arange(len(inner))
+        self._columns = np.where(self._law_rows > 0, self._law_rows - 1, -1)  # the root's row belongs to the text
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of each draft pass."""
+        return tuple(len(level.parents) for level in self._levels)
+
+    @torch.inference_mode()
+    def grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator) -> DrawnTree:
+        """The tree with its tokens, the root being the last of `text`; without nodes for which none was left.
+
+        The device is waited for once, for the tokens.
+        """
+        draft = self._draft
+        known = Text.of(text, draft.model.device) if sampling.rules else None
+        tokens = torch.full((self.tree.size,), text[-1], device=draft.model.device)
+        logits = draft.read(text)
+        laws = []
+        for depth, level in enumerate(self._levels):
+            if depth > 0:
+                logits = draft.forward(tokens[level.parents], level.depths, level.visible)
+            laws.append(draft_law(logits, sampling, known.at(level.ancestors, tokens, depth) if known else None))
+            children = self._children(laws[-1], level.width, sampling, generator)
+            children = children.masked_fill(tokens[level.parents, None] < 0, -1)  # no parent, no children
+            tokens[level.children] = children[level.child_rows, level.child_numbers]
+        return self._without_missing(tokens.tolist(), torch.cat(laws) if laws else None)
+
+    def _children(self, law: Tensor, width: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
+        return self._drawing(law, width, generator) if sampling.temperature else likeliest(law, width, generator)
+
+    def _without_missing(self, tokens: list[int], laws: Tensor | None) -> DrawnTree:
+        alive = [token >= 0 for token in tokens]
+        if all(alive):
+            return DrawnTree(self.tree, tokens, len(tokens), self._columns, laws, self._law_rows)
+        tree, kept = self.tree.prune(alive)
+        law_rows = np.where(tree.child_count_array > 0, self._law_rows[kept], -1)
+        return DrawnTree(tree, [tokens[node] for node in kept], tree.size, self._columns[kept], laws, law_rows)
+
+
+def likeliest(law: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """The `count` likeliest tokens of each row of log-laws ``[m, V]``, likeliest first; -1 where fewer are possible."""
+    return highest_tokens(law, count)
+
+
+def _inner_nodes(tree: Tree) -> NDArray[np.int64]:
+    """The nodes that have children, by depth: the order in which they run through the draft."""
+    inner = np.flatnonzero(tree.child_count_array)
+    return inner[np.argsort(tree.depth_array[inner], kind="stable")]
+
+
+def _levels(tree: Tree, device: torch.device) -> list[Level]:
+    inner = _inner_nodes(tree)
+    ancestors = tree.ancestor_mask()
+    levels = []
+    for depth in range(tree.depth):
+        parents = inner[tree.depth_array[inner] == depth]
+        columns = inner[(tree.depth_array[inner] <= depth) & (inner > 0)]
+        children = np.flatnonzero(np.isin(tree.parent_array, parents))
+        rows = np.searchsorted(parents, tree.parent_array[children])
+        numbers = tree.child_number_array[children] - 1
+        levels.append(
+            Level(
+                parents=upload(parents, device),
+                visible=upload(ancestors[parents][:, columns], device),
+                depths=upload(tree.depth_array[columns], device),
+                ancestors=upload(ancestors[parents], device),
+                children=upload(children, device),
+                child_rows=upload(rows, device),
+                child_numbers=upload(numbers, device),
+                width=int(numbers.max()) + 1,
+            )
+        )
+    return levels

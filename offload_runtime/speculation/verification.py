@@ -1,0 +1,79 @@
+"""From the target's logits to the accepted path, under the request's sampling."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from offload_runtime.speculation.draft_tree import DrawnTree
+from sequoia_tree.sampling import Sampling, log_law, probabilities, processed
+from sequoia_tree.shaping.contexts import Contexts, Text
+from sequoia_tree.uploads import upload
+from sequoia_tree.verify import RULES, Laws, Verdict, follow, verify_greedy
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A drawn tree with the target's ``logits [n, vocab]`` at its nodes, under a text and a sampling."""
+
+    drawn: DrawnTree
+    logits: Tensor
+    sampling: Sampling
+    contexts: Contexts | None
+
+    @classmethod
+    def of(cls, drawn: DrawnTree, logits: Tensor, text: Sequence[int], sampling: Sampling) -> "Scored":
+        contexts = drawn.contexts(Text.of(text, logits.device)) if sampling.rules else None
+        return cls(drawn, logits, sampling, contexts)
+
+    @cached_property
+    def laws(self) -> Laws:
+        laws = Laws(self._target_law, self._draft_law, self.logits.shape[-1])
+        nodes = torch.arange(len(self.logits), device=self.logits.device)
+        if len(nodes) > laws.most_rows:
+            return laws
+        table = self._target_law(nodes)  # of a small tree all at once: many short steps would take longer
+        return replace(laws, target=lambda ids: table[ids])
+
+    def processed(self, nodes: Tensor) -> Tensor:
+        """The target's logits ``[m, vocab]`` after the given nodes, int64 [m], before any temperature."""
+        return processed(self.logits[nodes], self.sampling, self._contexts(nodes))
+
+    def _target_law(self, nodes: Tensor) -> Tensor:
+        return probabilities(log_law(self.logits[nodes], self.sampling, self._contexts(nodes)))
+
+    def _contexts(self, nodes: Tensor) -> Contexts | None:
+        return None if self.contexts is None else self.contexts[nodes]
+
+    def _draft_law(self, nodes: Tensor) -> Tensor:
+        return probabilities(self.drawn.draft_law(nodes))
+
+
+@torch.inference_mode()
+def verify(scored: Scored, rule: str, generator: torch.Generator) -> Verdict:
+    """The path and the bonus token. `rule`, a key of `RULES`, is for nodes that were drawn; others are matched.
+
+    The bonus token is -1 where the target's logits are NaN or infinite: no token can be told.
+    """
+    drawn, laws = scored.drawn, scored.laws
+    tokens = upload(drawn.tokens, scored.logits.device)
+    if scored.sampling.temperature == 0:
+        best = [_likeliest(scored.processed(nodes)) for nodes in _pieces(drawn.tree.size, laws, tokens.device)]
+        return verify_greedy(drawn.tree, tokens, torch.cat(best))
+    tree = drawn.drawn_part
+    verdict = RULES[rule](tree, tokens[: tree.size], laws, generator)
+    if tree.size < drawn.tree.size:
+        verdict = follow(drawn.tree, tokens, verdict, range(tree.size, drawn.tree.size), laws, generator)
+    return verdict
+
+
+def _likeliest(scores: Tensor) -> Tensor:
+    """The argmax of each row, int64 [m]; -1 where the largest score is no finite number."""
+    largest, tokens = scores.max(dim=-1)
+    return tokens.masked_fill(~largest.isfinite(), -1)
+
+
+def _pieces(count: int, laws: Laws, device: torch.device) -> tuple[Tensor, ...]:
+    return torch.arange(count, device=device).split(laws.most_rows)

@@ -1,0 +1,78 @@
+"""From what a caller hands in to token ids."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from loaders.tokenizers import load_tokenizer
+from loaders.tokenizers.chat_templates import read_template
+from loaders.tokenizers.trial import panics_explained
+from offload_runtime.errors import OffloadError, PromptError
+from offload_runtime.text.chat_template import render_chat
+from offload_runtime.text.detokenize import check_whole_characters
+from offload_runtime.text.reply_text import inner_tokens
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""Raw text, token ids, or chat messages with "role" and "content"."""
+
+_MARK = "\u2063mark\u2063"  # a text no template treats specially
+
+
+def is_chat(prompt: Prompt) -> bool:
+    """Whether the prompt is a list of chat messages."""
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def chat_tokenizer(directory: Path, chat_template: Path | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, with the chat template in a file in place of its own if one is given."""
+    tokenizer = load_tokenizer(directory)
+    if chat_template is not None:
+        tokenizer.chat_template = read_template(chat_template)
+    return tokenizer
+
+
+@panics_explained("the prompt")
+def encode_prompt(
+    prompt: Prompt,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+    template_arguments: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Token ids: raw text as the tokenizer encodes it, messages through the chat template, ids as they are."""
+    if isinstance(prompt, str):
+        check_whole_characters(prompt)
+        return list(tokenizer()(prompt).input_ids)
+    if is_chat(prompt):
+        text = render_chat(tokenizer(), prompt, True, template_arguments)  # type: ignore[arg-type]
+        return list(tokenizer()(text, add_special_tokens=False).input_ids)
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
+        raise PromptError("a prompt is text, a list of token ids, or a list of messages; this list mixes other things")
+    return list(prompt)  # type: ignore[arg-type]
+
+
+def turn_end_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    template_arguments: Mapping[str, Any] | None = None,
+    messages: Sequence[Mapping[str, Any]] = (),
+) -> frozenset[int]:
+    """The special token that the chat template puts behind a reply, if it puts one.
+
+    messages: a conversation of which those before the first of the user are taken along: some templates want a system
+    message. Some refuse a conversation that ends with a reply: they are asked with one that goes on.
+    """
+    question = {"role": "user", "content": "?"}
+    asked = [*takewhile(lambda message: message.get("role") not in ("user", "assistant"), messages), question]
+    answered = [*asked, {"role": "assistant", "content": _MARK}]
+    for conversation in (answered, [*answered, question]):
+        try:
+            text = render_chat(tokenizer, conversation, False, template_arguments)
+        except OffloadError:
+            continue
+        _, found, after = text.rpartition(_MARK)
+        if found:
+            ids = tokenizer(after.lstrip(), add_special_tokens=False).input_ids
+            special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+            return frozenset(ids[:1]) & special - inner_tokens(tokenizer)
+    return frozenset()

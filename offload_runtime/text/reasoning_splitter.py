@@ -1,0 +1,152 @@
+"""Splits the text of a reply, given in pieces, into thoughts and answer."""
+
+from collections.abc import Collection
+
+from offload_runtime.text.detokenize import overlap
+from offload_runtime.text.reasoning_marks import FAMILIES, State, begun_by, closing, named_state
+
+Piece = tuple[str, str]
+"""What was thought, and what was answered."""
+
+
+class Splitter:
+    """Tells thoughts from the answer in a text that comes in pieces; where these begin and end makes no difference.
+
+    Marks are dropped, and with them the space around thoughts. A text without any is the answer as it stands.
+
+    prompt: the end of the text before, special tokens included. tokens: marks that are special tokens of the model;
+    they are given by `push_mark`, and the same characters in the text are not them. tags: what an answer behind
+    thoughts may stand between; they are dropped too.
+    """
+
+    def __init__(self, prompt: str = "", tokens: Collection[str] = (), tags: Collection[str] = ()):
+        self._family, self._state = begun_by(prompt)
+        self._tokens = frozenset(tokens)
+        self._tags = frozenset(tags)
+        self._tag_end = ""  # what ends an answer that began with a tag
+        self._at_start = self._family is None
+        self._held = ""  # what may be the beginning of a mark
+        self._header = ""
+        self._opening = ""  # of a section behind a mark, while there is only space and perhaps a label in it
+        self._opens = self._state is State.THOUGHT
+        self._space = ""  # at the end of a thought: no part of it if no more follows
+        self._written: set[State] = set()
+
+    def push(self, text: str) -> Piece:
+        """Add text; return what it completes."""
+        self._held += text
+        pieces: list[Piece] = []
+        if self._at_start and not self._has_started():
+            return "", ""
+        while found := self._found():
+            position, mark = min(found)
+            before, self._held = self._held[:position], self._held[position + len(mark) :]
+            pieces += [self._section(before), self._follow(mark)]
+        keep = max((overlap(self._held, mark) for mark in self._awaited()), default=0)
+        ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return _joined([*pieces, self._section(ready)])
+
+    def push_mark(self, mark: str) -> Piece:
+        """Add a mark that came as a token; return the text it completes."""
+        owners = [family for family in (self._family, *FAMILIES) if family and mark in family.marks]
+        owner = owners[0]
+        begins = owner.anywhere or (self._at_start and mark in owner.openers)
+        if not begins and (owner is not self._family or owner.marks[mark] is State.THOUGHT):
+            return "", ""
+        held, self._held = self._held, ""
+        before = self._section(held if not self._at_start else held.lstrip())
+        self._family, self._at_start = owner, False
+        return _joined([before, self._follow(mark)])
+
+    def finish(self) -> Piece:
+        """What is still held back, when no more comes."""
+        held, self._held, self._at_start = self._held, "", False
+        return _joined([self._section(held), self._close()])
+
+    def _found(self) -> list[tuple[int, str]]:
+        found = [(self._held.index(mark), mark) for mark in self._awaited() if mark in self._held]
+        return [(at, mark) for at, mark in found if mark not in self._first() or not self._held[:at].strip()]
+
+    def _awaited(self) -> list[str]:
+        marks = self._family.awaited(self._state) if self._family else ()
+        ends = (self._tag_end,) if self._tag_end else ()
+        return [mark for mark in (*marks, *ends, *self._first()) if mark not in self._tokens]
+
+    def _first(self) -> Collection[str]:
+        """What is dropped where a section begins with it: a mark that the prompt holds already, a tag of answers."""
+        if not self._family or not self._opens or self._family.anywhere or self._opening.strip():
+            return ()
+        if self._state is State.THOUGHT:
+            return self._family.openers
+        return self._tags if not self._tag_end else ()
+
+    def _has_started(self) -> bool:
+        """Whether what is held tells if the reply begins with a mark; one that it begins with is followed."""
+        text = self._held.lstrip()
+        begins = [(mark, family) for family in FAMILIES for mark in family.begins if mark not in self._tokens]
+        for mark, family in begins:
+            if text.startswith(mark):
+                self._held, self._family, self._at_start = text[len(mark) :], family, False
+                self._follow(mark)
+                return True
+        self._at_start = any(mark.startswith(text) for mark, _ in begins)
+        return not self._at_start
+
+    def _follow(self, mark: str) -> Piece:
+        """End the section before a mark, and begin the one behind it."""
+        assert self._family is not None
+        if mark in (self._tag_end, *self._first()):
+            self._tag_end = closing(mark) if mark in self._tags else ""
+            self._opens, self._opening, self._space = True, "", ""
+            return "", ""
+        follows = self._family.marks[mark]
+        if follows is State.NAMED:
+            follows = named_state(self._header)
+        if follows is State.HEADER:
+            self._header = self._header + mark if self._state is State.HEADER else mark
+        if follows is self._state:
+            return "", ""
+        rest = self._close()
+        self._state, self._opens = follows, True
+        return rest
+
+    def _section(self, text: str) -> Piece:
+        """What of text between marks is shown by now."""
+        if self._state is State.HEADER:
+            self._header += text
+            return "", ""
+        if self._opens:
+            text = self._behind_opening(text)
+            if not text:
+                return "", ""
+            text = "\n\n" * (self._state in self._written) + text
+            self._opens, self._opening = False, ""
+        if text:
+            self._written.add(self._state)
+        if self._state is State.ANSWER and not self._tag_end:
+            return "", text
+        text = self._space + text
+        shown = text.rstrip()
+        self._space = text[len(shown) :]
+        return ("", shown) if self._state is State.ANSWER else (shown, "")
+
+    def _behind_opening(self, text: str) -> str:
+        """What comes behind the space and the label that a section opens with; nothing while that is not known."""
+        self._opening += text
+        label = self._family.label if self._family and self._state is State.THOUGHT else ""
+        opening = self._opening.lstrip()
+        if label and label.startswith(opening):
+            return ""
+        return opening.removeprefix(label).lstrip()
+
+    def _close(self) -> Piece:
+        """End a section: an opening that became no label is text."""
+        opening, self._opening, self._space = self._opening.strip(), "", ""
+        label = self._family.label.strip() if self._family else ""
+        is_text = self._opens and self._state is State.THOUGHT and opening != label
+        self._opens = False
+        return (opening, "") if is_text else ("", "")
+
+
+def _joined(pieces: list[Piece]) -> Piece:
+    return "".join(thought for thought, _ in pieces), "".join(answer for _, answer in pieces)

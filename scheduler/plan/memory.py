@@ -1,0 +1,200 @@
+"""What needs memory besides the target's layers, item by item, in bytes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from loaders.checkpoint.spec import ITEMSIZE, ModelSpec
+from loaders.io.direct import ALIGNMENT, CHUNK_BYTES, THREADS
+from loaders.modules import expert_memory
+from scheduler.machine.machine import Machine
+from scheduler.plan.padding import Padding
+from scheduler.plan.staging import BOUNCE_BYTES, staging_buffers
+from scheduler.sizes import GIB, MIB
+
+# Kept out of the budget. On a GPU: the CUDA context with its kernels and matrix-product workspaces, and 5 % of what is
+# free for the allocator's fragments. On the host: the process itself (Python, torch, transformers) and 5 % of all
+# memory for the system, so that the planner's word never drives the machine into swapping.
+CUDA_CONTEXT_BYTES = 600 * MIB
+DEVICE_SHARE_KEPT = 0.05
+PROCESS_BYTES = 1 * GIB
+HOST_SHARE_KEPT = 0.05
+
+# Bytes that all reading threads hold at once, as a share of the largest layer: small against a ring of two.
+READ_BUFFERS_SHARE = 1 / 2
+
+# Rows x hidden size alive at once: residual, norm, queries, keys, values, rotated copies, attention output.
+HIDDEN_COPIES = 8
+# Rows x intermediate size: gate, up and their product.
+MLP_COPIES = 3
+# Rows x keys: the masks of a full and a sliding pattern, and what they are made from.
+MASK_COPIES = 4
+# Rows x keys x heads, for models whose attention must be written out (capped scores, sinks): the scores in compute
+# dtype and in float32, and their softmax. Others go through fused kernels, which hold tiles only.
+WRITTEN_OUT_ATTENTION = {"gemma2", "gpt_oss"}
+SCORES_BYTES = 4 + 4 + 4
+# Nodes x vocabulary in float32: the target's logits, the draft's laws kept for verification, one being shaped.
+LOGITS_COPIES = 3
+LOGITS_ITEM_BYTES = 4
+# What the driver keeps of one layer in one CUDA graph: some 45 kernels of transformers' code, at about 20 kB each.
+# Assumed from what others report of whole graphs; no measurement of ours stands behind it yet.
+GRAPH_LAYER_BYTES = 1 * MIB
+
+# Target, then draft if there is one.
+Models = tuple[ModelSpec, ...]
+ROLES = ("target", "draft")
+
+
+@dataclass(frozen=True)
+class PlanItem:
+    """One row of the plan: bytes held on the device and in host memory, and bytes read from disk in every pass.
+
+    pageable_bytes: what crosses the link in every pass out of host memory that cannot be pinned.
+    """
+
+    name: str
+    device_bytes: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    pageable_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class PassShape:
+    """The largest pass a plan makes room for: over `context_length` tokens, with a tree, in at most `rows` rows.
+
+    streams: layers of the target may stream, so that its passes cannot be replayed as CUDA graphs.
+    """
+
+    context_length: int
+    tree_size: int
+    rows: int
+    streams: bool = True
+
+    @property
+    def cache_rows(self) -> int:
+        """Rows of a KV cache: the whole context, the nodes of a tree behind it, and one that padding is written to."""
+        return self.context_length + self.tree_size + 1
+
+
+def device_budget(machine: Machine, cap: int | None) -> int:
+    """Bytes that may be used on the device: what is free less a margin, and no more than the cap."""
+    if machine.device == "cpu":
+        return host_budget(machine, cap)
+    usable = max(0, int(machine.device_free * (1 - DEVICE_SHARE_KEPT)) - CUDA_CONTEXT_BYTES)
+    return usable if cap is None else min(cap, usable)
+
+
+def host_budget(machine: Machine, cap: int | None) -> int:
+    """Bytes that may be used in host memory: the cap as far as memory exists, else what is free less a margin."""
+    if cap is not None:
+        return min(cap, machine.host_total)
+    return max(0, int(machine.host_available - machine.host_total * HOST_SHARE_KEPT) - PROCESS_BYTES)
+
+
+def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem, ...]:
+    """Everything but the target's layers: outer weights, draft, KV caches, workspace, buffers to read files through."""
+    target, *drafts = models
+    kv_bytes = sum(model.kv_bytes_per_token for model in models) * shape.cache_rows
+    return (
+        PlanItem("embeddings, norm and head", target.outer_bytes),
+        *(PlanItem(f"draft {draft.name} ({draft.short_form})", weight_bytes(draft)) for draft in drafts),
+        PlanItem(f"KV cache{'s' * len(drafts)}, {shape.context_length} + {shape.tree_size} tokens", kv_bytes),
+        PlanItem(f"workspace, {_rows(shape.rows)}", workspace_bytes(models, shape)),
+        *_expert_products(models, device),
+        *_graphs(models, device, shape),
+        *_decoded_weights(models),
+        _read_buffers(models, device),
+    )
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
+
+
+def replayed(models: Models, device: str, shape: PassShape) -> tuple[str, ...]:
+    """Of "target" and "draft", those whose passes are replayed as CUDA graphs: on the GPU whole, without a state."""
+    if device != "cuda" or any(model.recurrent for model in models):
+        return ()
+    return ROLES[shape.streams : len(models)]
+
+
+def _graphs(models: Models, device: str, shape: PassShape) -> Iterator[PlanItem]:
+    roles, padding = replayed(models, device, shape), Padding.of(shape.tree_size, shape.cache_rows)
+    if roles:
+        nbytes = sum(_graph_bytes(model, shape, padding) for role, model in zip(ROLES, models) if role in roles)
+        yield PlanItem(f"CUDA graphs, {_rows(padding.widths[-1])}", nbytes)
+
+
+def _graph_bytes(spec: ModelSpec, shape: PassShape, padding: Padding) -> int:
+    """The graphs of one key length, their pool, and what passes are copied into and their logits out of."""
+    rows = padding.widths[-1]
+    pool = _activation_bytes(spec, replace(shape, rows=rows)) + _expert_bytes(spec)
+    logits = 2 * rows * spec.vocab_size * ITEMSIZE[spec.dtype]  # in the pool, and where they are copied to
+    masks = rows * (padding.columns + 2 * shape.cache_rows)  # booleans: as they come, and spread over the cache
+    return pool + logits + masks + len(padding.widths) * len(spec.units) * GRAPH_LAYER_BYTES
+
+
+def _expert_products(models: Models, device: str) -> Iterator[PlanItem]:
+    """Of a GPU whose grouped products need the host; which one that is, only CUDA says."""
+    if device == "cuda" and (nbytes := max(map(_expert_bytes, models))):
+        yield PlanItem("experts of a layer, side by side", nbytes)
+
+
+def _expert_bytes(spec: ModelSpec) -> int:
+    by_layer = (
+        expert_memory.workspace_bytes(unit.experts, spec.hidden_size, unit.decoded.expert_bytes, ITEMSIZE[spec.dtype])
+        for unit in {unit for unit in spec.units if unit.experts}
+    )
+    return max(by_layer, default=0)
+
+
+def _decoded_weights(models: Models) -> Iterator[PlanItem]:
+    """Packed weights are decoded just before use, those of one module at a time."""
+    if nbytes := sum(model.decode_bytes for model in models):
+        yield PlanItem("weights decoded for use", nbytes)
+
+
+def read_chunk_bytes(models: Models) -> int:
+    """What one thread reads at once: whole blocks, fewer where layers are small, as they are under small caps.
+
+    The models alone decide: were it to grow with the budget, a byte more memory could make a layer stream.
+    """
+    largest = max(unit.disk_bytes for model in models for unit in model.units)
+    share = int(largest * READ_BUFFERS_SHARE) // THREADS
+    return max(ALIGNMENT, min(CHUNK_BYTES, share) // ALIGNMENT * ALIGNMENT)
+
+
+def _read_buffers(models: Models, device: str) -> PlanItem:
+    """Host memory that files are read through, loading and streaming; on a CPU host memory is the device.
+
+    With a GPU what is loaded there is staged in spans, and what cannot be pinned crosses the link in chunks.
+    """
+    nbytes = THREADS * (read_chunk_bytes(models) + 2 * ALIGNMENT)
+    if device == "cpu":
+        return PlanItem("read buffers", device_bytes=nbytes)
+    loaded = [size for model in models for size in (model.outer_bytes, *(unit.nbytes for unit in model.units))]
+    span_bytes, count = staging_buffers(loaded, ())
+    return PlanItem("read buffers", host_bytes=nbytes + count * span_bytes + BOUNCE_BYTES)
+
+
+def weight_bytes(spec: ModelSpec) -> int:
+    """All weights of a model in its compute dtype."""
+    return spec.outer_bytes + sum(unit.nbytes for unit in spec.units)
+
+
+def workspace_bytes(models: Models, shape: PassShape) -> int:
+    """What `activation_bytes` counts, and the logits. Target and draft run in turn, so the larger one counts."""
+    logits = shape.tree_size * max(model.vocab_size for model in models) * LOGITS_ITEM_BYTES * LOGITS_COPIES
+    return activation_bytes(models, shape) + logits
+
+
+def activation_bytes(models: Models, shape: PassShape) -> int:
+    """Activations and masks of the largest pass of the model that needs more."""
+    return max(_activation_bytes(model, shape) for model in models)
+
+
+def _activation_bytes(spec: ModelSpec, shape: PassShape) -> int:
+    per_row = HIDDEN_COPIES * spec.hidden_size + MLP_COPIES * spec.intermediate_size
+    keys = shape.cache_rows
+    scores = spec.num_heads * keys * SCORES_BYTES if spec.model_type in WRITTEN_OUT_ATTENTION else 0
+    return shape.rows * ((per_row + MASK_COPIES * keys) * ITEMSIZE[spec.dtype] + scores)

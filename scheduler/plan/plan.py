@@ -1,0 +1,297 @@
+"""The plan: which unit lives in which tier, how many slots, which tree, and what a pass is predicted to cost.
+
+`make_plan` is a pure function of frozen records. What it decides is printed, tested and benchmarked, and the executor
+reads nothing else.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from loaders.checkpoint.spec import ModelSpec
+from scheduler.machine.machine import Machine
+from scheduler.plan.dequantized_layers import NONE_DECODED, DecodedLayers, decoded_layers, loading_item
+from scheduler.plan.memory import PassShape, PlanItem, read_chunk_bytes, replayed, weight_bytes, workspace_bytes
+from scheduler.plan.pass_cost import PassCost, resident_cost
+from scheduler.plan.placement import Placement, Tier, bytes_in, device_bytes, host_bytes, place_on_device, place_on_host
+from scheduler.plan.remedies import Shortage, refusal
+from scheduler.plan.request import Limits, PlanRequest
+from scheduler.plan.staging import disk_staging_bytes, pageable_units
+from scheduler.sizes import format_size
+
+__all__ = ["Limits", "Plan", "PlanItem", "Tier", "make_plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in bytes, bandwidths in bytes per second, times in seconds; what is unknown is None.
+
+    `tiers` has one entry per unit. The packed weights of the first layers, as many as `decoded` says, are decoded while
+    they are loaded, those of others before every use; on a GPU by "fused kernels" or by "plain torch", where there are
+    any. `context_wanted` is what `context_length` would be if there were
+    memory for it. The tree has at most `tree_size` nodes, the root among them, none deeper than `tree_depth`; without a
+    draft it is the root alone. `rows` is the most rows of one pass: prompts go in such chunks. KV caches have
+    `cache_rows`. Every reading thread reads `read_chunk_bytes` at once. Of "target" and "draft", the passes of those in
+    `graphs` are replayed as CUDA graphs.
+    `streamed_bytes` counts, per pass, host units as they cross the link and disk units as they are read. Experts that a
+    pass does not hit may be left out: `token_bytes` is for a pass over one token, `seconds_per_pass` the time of one.
+    """
+
+    model: str
+    draft: str | None
+    machine: Machine
+    dtype: str
+    weight_form: str
+    weight_bytes: int
+    tiers: tuple[Tier, ...]
+    decoded: DecodedLayers
+    dequantized_by: str | None
+    slots: int
+    slot_bytes: int
+    context_length: int
+    context_wanted: int
+    tree_size: int
+    tree_depth: int
+    rows: int
+    cache_rows: int
+    read_chunk_bytes: int
+    graphs: tuple[str, ...]
+    workspace_bytes: int
+    items: tuple[PlanItem, ...]
+    device_budget: int
+    host_budget: int
+    streamed_bytes: int
+    token_bytes: int
+    seconds_per_pass: float | None
+
+    @property
+    def device(self) -> str:
+        """The kind of device: "cpu" or "cuda"."""
+        return self.machine.device
+
+    @property
+    def device_name(self) -> str:
+        """The device as its maker calls it."""
+        return self.machine.device_name
+
+    @property
+    def link_bandwidth(self) -> float | None:
+        """Of the path that units stream over: host memory to GPU, or disk to memory where there is no GPU."""
+        return self.machine.disk_bandwidth if self.device == "cpu" else self.machine.link_bandwidth
+
+    @property
+    def slow_dequantizing(self) -> str | None:
+        """Why quantized weights cannot be dequantized as fast as they could, and what helps, in one line."""
+        if self.dequantized_by != "plain torch":
+            return None
+        return f"Quantized weights are dequantized by plain torch, which is slower: {self.machine.no_kernels}."
+
+    @property
+    def device_bytes(self) -> int:
+        """All that is planned on the device; at most `device_budget`."""
+        return sum(item.device_bytes for item in self.items)
+
+    @property
+    def host_bytes(self) -> int:
+        """All that is planned in host memory beside a GPU; at most `host_budget`."""
+        return sum(item.host_bytes for item in self.items)
+
+    @property
+    def pageable_bytes(self) -> int:
+        """The part of `streamed_bytes` that crosses the link out of host memory that cannot be pinned."""
+        return sum(item.pageable_bytes for item in self.items)
+
+    @property
+    def disk_bytes(self) -> int:
+        """The part of `streamed_bytes` that is read from disk."""
+        return sum(item.disk_bytes for item in self.items)
+
+    def target_cost(self, spec: ModelSpec) -> PassCost:
+        """Predicts passes of the target, whose spec is as it was planned with."""
+        return PassCost(spec.with_decoded(self.decoded.target), self.tiers, self.slots, self.machine)
+
+    def draft_cost(self, spec: ModelSpec) -> PassCost:
+        """Predicts passes of the draft, which is resident."""
+        return resident_cost(spec.with_decoded(self.decoded.draft), self.machine)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON can hold it, the derived figures included."""
+        derived = (
+            "device",
+            "device_name",
+            "link_bandwidth",
+            "device_bytes",
+            "host_bytes",
+            "pageable_bytes",
+            "disk_bytes",
+        )
+        return {
+            **asdict(self),
+            "tiers": [tier.value for tier in self.tiers],
+            "items": [asdict(item) for item in self.items],
+            **{name: getattr(self, name) for name in derived},
+        }
+
+
+def make_plan(
+    spec: ModelSpec,
+    draft: ModelSpec | None,
+    machine: Machine,
+    limits: Limits | None = None,
+    smaller: Sequence[tuple[str, ModelSpec]] = (),
+) -> Plan:
+    """Decide where every unit lives. Nothing that `limits` asks for is ever reduced.
+
+    `smaller` has the options that would run something smaller in place of `spec`, and its spec: advice where nothing
+    fits.
+
+    Raises DoesNotFitError, itemised and with options that work here, where not even two slots fit; ValueError for
+    limits that make no sense; UnsupportedModelError for a draft beside a model whose state cannot branch.
+    """
+    request = PlanRequest(spec, draft, machine, limits or Limits(), tuple(smaller))
+    outcome = _solve(request)
+    if isinstance(outcome, Shortage):
+        raise refusal(request, outcome, _effect)
+    return outcome
+
+
+def _solve(request: PlanRequest) -> Plan | Shortage:
+    """The first attempt that fits, else the shortage that misses least."""
+    shortages: list[Shortage] = []
+    for shape, placement in _attempts(request):
+        plan = _plan(request, shape, placement)
+        shortage = _shortage(plan)
+        if shortage is None:
+            return plan if plan.slots else _decoding(request, shape, placement, plan)
+        shortages.append(shortage)
+    return min(shortages, key=lambda shortage: shortage.needed - shortage.available)
+
+
+def _attempts(request: PlanRequest) -> Iterator[tuple[PassShape, Placement]]:
+    """Everything on the device, then streaming, for each length of the context in turn."""
+    whole = Placement((Tier.DEVICE,) * len(request.spec.units), 0, 0)
+    for context_length in request.context_lengths:
+        for shape in request.resident_shapes(context_length):
+            yield shape, whole
+        for shape in request.streaming_shapes(context_length):
+            yield shape, _place(request, shape)
+
+
+def _decoding(request: PlanRequest, shape: PassShape, placement: Placement, plan: Plan) -> Plan:
+    """`plan`, of this shape and placement, with layers decoded in what memory it leaves."""
+    decoded = decoded_layers(request, plan.device_budget - plan.device_bytes)
+    return plan if decoded == NONE_DECODED else _plan(request, shape, placement, decoded)
+
+
+def _shortage(plan: Plan) -> Shortage | None:
+    """What keeps `plan` from fitting."""
+    if plan.device_bytes > plan.device_budget:
+        return Shortage("device", plan.items, plan.device_budget)
+    if plan.host_bytes > plan.host_budget:
+        return Shortage("host", plan.items, plan.host_budget)
+    return None
+
+
+def _place(request: PlanRequest, shape: PassShape) -> Placement:
+    """Units in what the fixed items leave of each memory."""
+    units, items = request.spec.units, request.fixed_items(shape)
+    device_room = request.device_budget - sum(item.device_bytes for item in items)
+    placement = place_on_device(units, device_room)
+    if request.machine.device == "cpu" or device_bytes(units, placement) > device_room:
+        return placement
+    room = request.host_budget - sum(item.host_bytes for item in items)
+    return place_on_host(units, placement, room, disk_staging_bytes)
+
+
+def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded: DecodedLayers = NONE_DECODED) -> Plan:
+    """Write down a placement with all that follows from it."""
+    as_loaded = decoded.of(request)
+    spec, tiers = as_loaded.spec, placement.tiers
+    from_host, disk_bytes = bytes_in(spec.units, tiers, Tier.HOST), _disk_bytes(spec, tiers)
+    cost = PassCost(spec, tiers, placement.slots, request.machine)
+    return Plan(
+        model=spec.name,
+        draft=request.draft.name if request.draft else None,
+        machine=request.machine,
+        dtype=spec.dtype,
+        weight_form=spec.weight_form,
+        weight_bytes=weight_bytes(request.spec),
+        tiers=tiers,
+        decoded=decoded,
+        dequantized_by=_dequantized_by(request),
+        slots=placement.slots,
+        slot_bytes=placement.slot_bytes,
+        context_length=shape.context_length,
+        context_wanted=request.context_lengths[0],
+        tree_size=shape.tree_size,
+        tree_depth=request.tree_depth(shape.tree_size),
+        rows=shape.rows,
+        cache_rows=shape.cache_rows,
+        read_chunk_bytes=read_chunk_bytes(request.models),
+        graphs=replayed(request.models, request.machine.device, shape),
+        workspace_bytes=workspace_bytes(request.models, shape),
+        items=(
+            *_layer_items(spec, placement, request.machine, decoded.target),
+            *as_loaded.fixed_items(shape),
+            *(() if decoded == NONE_DECODED else (loading_item(request),)),
+        ),
+        device_budget=request.device_budget,
+        host_budget=request.host_budget,
+        streamed_bytes=from_host + disk_bytes,
+        token_bytes=cost.streamed_bytes(1),
+        seconds_per_pass=_seconds_per_pass(cost, shape.context_length),
+    )
+
+
+def _dequantized_by(request: PlanRequest) -> str | None:
+    if request.machine.device == "cpu" or not request.is_quantized:
+        return None
+    return "plain torch" if request.machine.no_kernels else "fused kernels"
+
+
+def _layer_items(spec: ModelSpec, placement: Placement, machine: Machine, decoded: int) -> Iterator[PlanItem]:
+    tiers = placement.tiers
+    resident = tiers.count(Tier.DEVICE)
+    if decoded:
+        yield PlanItem(f"target, {_count(decoded, 'decoded')}", sum(unit.nbytes for unit in spec.units[:decoded]))
+    if resident > decoded:
+        nbytes = bytes_in(spec.units[decoded:], tiers[decoded:], Tier.DEVICE)
+        yield PlanItem(f"target, {_count(resident - decoded, 'resident')}", nbytes)
+    if placement.slots:
+        yield PlanItem(
+            f"target, {_count(len(tiers) - resident, 'streamed')} ({placement.slots} slots)",
+            device_bytes=placement.slots * placement.slot_bytes,
+            host_bytes=host_bytes(spec.units, tiers),
+            disk_bytes=_disk_bytes(spec, tiers),
+            pageable_bytes=_pageable_bytes(spec, tiers, machine.pinned_limit),
+        )
+    if Tier.DISK in tiers and machine.device == "cuda":
+        yield PlanItem("staging, read ahead from disk", host_bytes=disk_staging_bytes(spec.units, tiers))
+
+
+def _pageable_bytes(spec: ModelSpec, tiers: tuple[Tier, ...], limit: int | None) -> int:
+    """Bytes per pass that cross the link out of memory that cannot be pinned."""
+    return sum(spec.units[index].nbytes for index in pageable_units(spec, tiers, limit))
+
+
+def _count(layers: int, kind: str) -> str:
+    return f"{layers} {kind} layer{'s' * (layers != 1)}"
+
+
+def _disk_bytes(spec: ModelSpec, tiers: tuple[Tier, ...]) -> int:
+    """Bytes read per pass: the units of the disk tier as they are stored, whatever dtype they become."""
+    return sum(unit.disk_bytes for unit, tier in zip(spec.units, tiers, strict=True) if tier is Tier.DISK)
+
+
+def _seconds_per_pass(cost: PassCost, context_length: int) -> float | None:
+    """Of plain decoding in the middle of the context; None if nothing streams or a bandwidth that counts is unknown."""
+    return cost.seconds(1, 1, context_length // 2).total if cost.slots and cost.is_known else None
+
+
+def _effect(request: PlanRequest) -> str | None:
+    """What running `request` comes to, in a few words; None if it does not fit."""
+    outcome = _solve(request)
+    if isinstance(outcome, Shortage):
+        return None
+    streamed = f"streams {format_size(outcome.streamed_bytes)} per pass" if outcome.slots else "nothing is streamed"
+    return f"{streamed}, context of {outcome.context_length} tokens"

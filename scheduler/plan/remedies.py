@@ -1,0 +1,158 @@
+"""What to say when nothing fits: what was needed, item by item, and which options would work on this machine."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from scheduler.errors import DoesNotFitError
+from scheduler.machine.machine import Machine
+from scheduler.plan.memory import PROCESS_BYTES, PlanItem, device_budget
+from scheduler.plan.request import Limits, PlanRequest
+from scheduler.sizes import format_cap, format_size, parse_size
+
+SMALLEST_CONTEXT = 64
+SMALLEST_TREE = 8
+MOST_OPTIONS = 3
+
+Attempt = Callable[[PlanRequest], str | None]
+Option = tuple[str, PlanRequest]
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """The least that must fit in one memory ("device" or "host"), in bytes, against what may be used of it."""
+
+    memory: str
+    items: tuple[PlanItem, ...]
+    available: int
+
+    @property
+    def needed(self) -> int:
+        """Bytes of all items in the memory that is short."""
+        return sum(self.bytes_of(item) for item in self.items)
+
+    def bytes_of(self, item: PlanItem) -> int:
+        """Bytes of one item in the memory that is short."""
+        return item.device_bytes if self.memory == "device" else item.host_bytes
+
+
+def refusal(request: PlanRequest, shortage: Shortage, attempt: Attempt) -> DoesNotFitError:
+    """The error for `shortage`. `attempt` says what a changed request comes to, None if it does not fit either."""
+    options = _working_options(request, shortage, attempt)
+    width = max((len(flags) for flags, _ in options), default=0)
+    advice = [f"  {flags:<{width}}  {effect}" for flags, effect in options]
+    lines = [
+        _headline(request, shortage),
+        *_itemised(shortage),
+        "Options that work here:" if options else "Nothing smaller fits either: the model needs more memory.",
+        *advice,
+    ]
+    return DoesNotFitError("\n".join(lines), shortage.needed, shortage.available, tuple(flags for flags, _ in options))
+
+
+def _headline(request: PlanRequest, shortage: Shortage) -> str:
+    machine, on_gpu = request.machine, shortage.memory == "device" and request.machine.device == "cuda"
+    total, free = (
+        (machine.device_total, machine.device_free) if on_gpu else (machine.host_total, machine.host_available)
+    )
+    return (
+        f"{request.spec.name} does not fit: at least {format_size(shortage.needed)} of {'GPU ' * on_gpu}memory needed, "
+        f"{format_size(shortage.available)} may be used ({format_size(free)} of {format_size(total)} are free)"
+    )
+
+
+def _itemised(shortage: Shortage) -> Iterator[str]:
+    rows = [(item.name, shortage.bytes_of(item)) for item in shortage.items if shortage.bytes_of(item)]
+    width = max(len(name) for name, _ in rows)
+    return (f"  {name:<{width}}  {format_size(nbytes):>8}" for name, nbytes in rows)
+
+
+def _working_options(request: PlanRequest, shortage: Shortage, attempt: Attempt) -> list[tuple[str, str]]:
+    """(flags, effect) of up to three options that fit, one of a kind; a combination only where no single one does."""
+    singles = [
+        _raised_caps(request, shortage),
+        _smaller_weights(request),
+        _shorter_contexts(request),
+        _smaller_trees(request),
+        _no_draft(request),
+    ]
+    for kinds in (singles, [_smallest(request), _without_gpu(request)]):
+        found = [_first_that_fits(kind, attempt) for kind in kinds]
+        options = [option for option in found if option is not None]
+        if options:
+            return options[:MOST_OPTIONS]
+    return []
+
+
+def _first_that_fits(alternatives: Iterator[Option], attempt: Attempt) -> tuple[str, str] | None:
+    effects = ((flags, attempt(changed)) for flags, changed in alternatives)
+    return next(((flags, effect) for flags, effect in effects if effect is not None), None)
+
+
+def _smaller_weights(request: PlanRequest) -> Iterator[Option]:
+    return ((flags, replace(request, spec=spec)) for flags, spec in request.smaller)
+
+
+def _shorter_contexts(request: PlanRequest) -> Iterator[Option]:
+    for length in _powers_below(request.context_lengths[-1], SMALLEST_CONTEXT):
+        yield f"--context-length {length}", _limited(request, context_length=length)
+
+
+def _smaller_trees(request: PlanRequest) -> Iterator[Option]:
+    if request.draft is not None:
+        for size in _powers_below(request.streaming_tree_sizes[-1], SMALLEST_TREE):
+            yield f"--tree-size {size}", _limited(request, tree_size=size)
+
+
+def _no_draft(request: PlanRequest) -> Iterator[Option]:
+    if request.draft is not None:
+        yield "--draft none", replace(request, draft=None)
+
+
+def _smallest(request: PlanRequest) -> Iterator[Option]:
+    """No draft and a short context: the least that can be run."""
+    for flags, changed in _no_draft(request):
+        for more, smaller in _shorter_contexts(changed):
+            yield f"{flags} {more}", smaller
+
+
+def _without_gpu(request: PlanRequest) -> Iterator[Option]:
+    """Host memory in place of the GPU's, in the same dtype: the one a CPU would choose may be larger."""
+    if request.machine.device == "cuda":
+        yield f"--device cpu --dtype {request.spec.dtype}", replace(request, machine=request.machine.without_gpu())
+
+
+def _raised_caps(request: PlanRequest, shortage: Shortage) -> Iterator[Option]:
+    """Caps raised to exactly what is needed: as far as that is free, less what the process itself takes."""
+    if shortage.needed > _unused(request.machine, shortage.memory):
+        return
+    cap = format_cap(shortage.needed)
+    raised = _caps_below(request, shortage) or [f"{shortage.memory}_memory"]
+    flags = " ".join(f"--{name.replace('_', '-')} {cap}" for name in raised)
+    yield flags, _limited(request, **dict.fromkeys(raised, parse_size(cap)))
+
+
+def _caps_below(request: PlanRequest, shortage: Shortage) -> list[str]:
+    """The limits that keep the memory which is short below what is needed: on a CPU both may."""
+    names = ("device_memory", "host_memory") if request.machine.device == "cpu" else (f"{shortage.memory}_memory",)
+    caps = {name: getattr(request.limits, name) for name in names}
+    return [name for name, cap in caps.items() if cap is not None and cap < shortage.needed]
+
+
+def _unused(machine: Machine, memory: str) -> int:
+    if memory == "device" and machine.device == "cuda":
+        return device_budget(machine, None)
+    return machine.host_available - PROCESS_BYTES
+
+
+def _limited(request: PlanRequest, **changes: Any) -> PlanRequest:
+    limits: Limits = replace(request.limits, **changes)
+    return replace(request, limits=limits)
+
+
+def _powers_below(value: int, least: int) -> Iterator[int]:
+    """Powers of two below `value`, the largest first, down to `least`."""
+    power = 1 << max(0, (value - 1).bit_length() - 1)
+    while power >= least:
+        yield power
+        power //= 2

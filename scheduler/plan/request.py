@@ -1,0 +1,200 @@
+"""What a plan is asked for: models, machine and limits, and what the defaults make of limits left open."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from loaders.checkpoint.rope_scaling import is_rotary
+from loaders.checkpoint.spec import ModelSpec
+from loaders.dequantize.plain_cost import BLOCK_BYTES
+from loaders.errors import UnsupportedModelError
+from scheduler.machine.machine import Machine
+from scheduler.plan.memory import (
+    Models,
+    PassShape,
+    PlanItem,
+    activation_bytes,
+    device_budget,
+    fixed_items,
+    host_budget,
+)
+
+# Contexts tried in turn where the user names none: a shorter one only where nothing fits with a longer one.
+DEFAULT_CONTEXTS = (4096, 2048, 1024, 512, 256)
+
+# Rows of the passes that read a prompt, tried in turn: 512 keep a layer's matrix products near their peak. Fewer only
+# where nothing fits with more; never fewer than the tree has nodes.
+PREFILL_ROWS = (512, 256, 128, 64, 32)
+# Tokens of a prompt that share a pass with the tree, tried before those where units stream: every further pass that a
+# prompt is cut into costs a stream of all weights.
+PROMPT_TOKENS = (8192, 4096, 2048, 1024, 512, 256)
+# What workspace such a prompt may take, as a share of the largest layer: more would cost every pass more than it saves
+# the first. Llama-70B in bfloat16 affords 2,048 tokens, in 4 bits 512.
+PROMPT_SHARE = 0.5
+
+# Trees tried in turn when units stream. On a GPU the link is the bottleneck and hundreds of nodes are free; on a CPU
+# that reads from disk, tens. A smaller one is taken only where the workspace of a larger one leaves no room for a ring.
+STREAMING_TREES = {"cuda": (512, 256, 128, 64), "cpu": (64, 32, 16)}
+# Where nothing streams, every node costs computing time.
+RESIDENT_TREE = {"cuda": 64, "cpu": 8}
+# Trees of what the text said before, without a draft: a long quotation fills them. The root alone where even their
+# workspace is too much.
+REPEATED_TREES = {"cuda": (64, 16, 1), "cpu": (16, 1)}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the user fixed; None leaves the choice to the planner. Bytes, tokens, nodes, levels.
+
+    On a CPU the device is host memory, so both memory caps bind there. repeat_text: without a draft, make room for
+    trees of what the text said before. Raises ValueError for what can never be run.
+    """
+
+    device_memory: int | None = None
+    host_memory: int | None = None
+    context_length: int | None = None
+    tree_size: int | None = None
+    tree_depth: int | None = None
+    repeat_text: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name == "repeat_text":
+                continue
+            value, least = getattr(self, field.name), 0 if field.name.endswith("memory") else 1
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{field.name} must be a whole number from {least} up, not {value!r}")
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """Everything a plan depends on. Raises ValueError or UnsupportedModelError where no machine could run it.
+
+    `smaller`: the options that would run the same model with smaller weights, and its spec then, the largest first.
+    """
+
+    spec: ModelSpec
+    draft: ModelSpec | None
+    machine: Machine
+    limits: Limits
+    smaller: tuple[tuple[str, ModelSpec], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.context_lengths[0] > self.spec.max_positions:
+            raise ValueError(_too_long(self.spec, self.context_lengths[0]))
+        recurrent = [model for model in self.models if model.recurrent]
+        if self.draft is not None and recurrent:
+            raise UnsupportedModelError(
+                f"{recurrent[0].name} ({recurrent[0].architecture}) keeps a recurrent state, which cannot branch over "
+                "a tree of drafts: run without a draft (--draft none)"
+            )
+
+    @property
+    def models(self) -> Models:
+        """Target, then draft if there is one."""
+        return (self.spec,) if self.draft is None else (self.spec, self.draft)
+
+    @property
+    def context_lengths(self) -> tuple[int, ...]:
+        """Tokens the KV caches must hold beside a tree: the lengths to try in turn, one if the user fixed it."""
+        if self.limits.context_length is not None:
+            return (self.limits.context_length,)
+        limit = self.spec.max_positions
+        return (min(limit, DEFAULT_CONTEXTS[0]), *(length for length in DEFAULT_CONTEXTS[1:] if length < limit))
+
+    def resident_shapes(self, context_length: int) -> Iterator[PassShape]:
+        """Passes to try in turn if nothing streams."""
+        for tree_size in self._resident_tree_sizes:
+            yield from self._chunked(context_length, tree_size, streams=False)
+
+    def streaming_shapes(self, context_length: int) -> Iterator[PassShape]:
+        """Passes to try in turn if units stream: a tree with all its numbers of rows before the next smaller one."""
+        for tree_size in self.streaming_tree_sizes:
+            if not self.spec.recurrent:
+                yield from self._whole_prompts(context_length, tree_size)
+            yield from self._chunked(context_length, tree_size)
+
+    def _whole_prompts(self, context_length: int, tree_size: int) -> Iterator[PassShape]:
+        """Passes over a long prompt and the tree behind it, as far as `PROMPT_SHARE` allows."""
+        room = PROMPT_SHARE * max(unit.nbytes for unit in self.spec.units)
+        least = activation_bytes(self.models, next(self._chunked(context_length, tree_size)))
+        for tokens in dict.fromkeys(min(tokens, context_length) for tokens in PROMPT_TOKENS):
+            shape = PassShape(context_length, tree_size, tokens + tree_size - 1)
+            if activation_bytes(self.models, shape) - least <= room:
+                yield shape
+
+    def _chunked(self, context_length: int, tree_size: int, streams: bool = True) -> Iterator[PassShape]:
+        # a recurrent state takes up several tokens at once only where it begins, so a prompt is read in one pass
+        chunks = (context_length,) if self.spec.recurrent else PREFILL_ROWS
+        for rows in dict.fromkeys(max(tree_size, min(rows, context_length)) for rows in chunks):
+            yield PassShape(context_length, tree_size, rows, streams)
+
+    @property
+    def device_budget(self) -> int:
+        """Bytes that may be used on the device; on a CPU the smaller of the caps given."""
+        caps = [self.limits.device_memory]
+        if self.machine.device == "cpu":
+            caps.append(self.limits.host_memory)
+        return device_budget(self.machine, min((cap for cap in caps if cap is not None), default=None))
+
+    @property
+    def host_budget(self) -> int:
+        """Bytes that may be used in host memory beside a GPU; 0 on a CPU, where the device is host memory."""
+        return 0 if self.machine.device == "cpu" else host_budget(self.machine, self.limits.host_memory)
+
+    @property
+    def _resident_tree_sizes(self) -> tuple[int, ...]:
+        """Nodes of the tree if nothing streams, to try in turn. Without anything to draft it is its root."""
+        if self.draft is None:
+            return self._undrafted_tree_sizes
+        return (self.limits.tree_size or RESIDENT_TREE[self.machine.device],)
+
+    @property
+    def streaming_tree_sizes(self) -> tuple[int, ...]:
+        """Nodes of the tree if units stream: the sizes to try in turn, one if the user fixed it."""
+        if self.draft is None:
+            return self._undrafted_tree_sizes
+        return STREAMING_TREES[self.machine.device] if self.limits.tree_size is None else (self.limits.tree_size,)
+
+    @property
+    def _undrafted_tree_sizes(self) -> tuple[int, ...]:
+        if not self.repeats_text:
+            return (1,)
+        return REPEATED_TREES[self.machine.device] if self.limits.tree_size is None else (self.limits.tree_size,)
+
+    @property
+    def repeats_text(self) -> bool:
+        """Whether trees hold what the text said before."""
+        return self.limits.repeat_text and self.draft is None and not self.spec.recurrent
+
+    def fixed_items(self, shape: PassShape) -> tuple[PlanItem, ...]:
+        """What needs memory besides the target's layers."""
+        items = fixed_items(self.models, self.machine.device, shape)
+        if self.machine.no_kernels is None or not self.is_quantized:
+            return items
+        return (*items, PlanItem("dequantizing by plain torch", BLOCK_BYTES))
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether weights of any model are."""
+        return any(model.is_packed for model in self.models)
+
+    def tree_depth(self, tree_size: int) -> int:
+        """Depth limit of a tree of `tree_size` nodes: 4 levels for 8 nodes, 10 for 64, 16 for 512, 18 for 1,024.
+
+        Twice the binary logarithm follows the depths published for trees of positional acceptance (18 at 768 nodes).
+        What the text said before may be one long path.
+        """
+        default = tree_size if self.repeats_text else max(4, 2 * (tree_size - 1).bit_length() - 2)
+        return min(self.limits.tree_depth or default, tree_size - 1)
+
+
+def _too_long(spec: ModelSpec, context_length: int) -> str:
+    lines = [
+        f"a context of {context_length} tokens is more than the {spec.positions_for_people} positions {spec.name} was "
+        "made for",
+        f"  --context-length {spec.max_positions}   is the most that it has",
+    ]
+    if is_rotary(spec.model_type):
+        factor = -(-context_length // spec.max_positions)
+        lines.append(f"  --rope-scaling yarn:{factor}   extends it; how good its texts then are depends on the model")
+    return "\n".join(lines)

@@ -1,0 +1,64 @@
+"""Host memory kept for moving weights, beside the weights themselves, and what of it all can be pinned. Needs no torch.
+
+Where little can be pinned (WSL2), it goes, in this order, to the chunks that pageable memory crosses the link by, to
+the staging buffers of what is read from disk, and to the units of the host tier, each that still fits.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from loaders.checkpoint.spec import ModelSpec, UnitSpec, aligned
+from loaders.io.direct import round_up
+from scheduler.plan.placement import Tier
+from scheduler.sizes import MIB
+
+# Layers are copied to a GPU in pieces: large enough to run at the link's full speed, and few enough of them in flight
+# that other uploads, which wait for these, wait for one or two milliseconds.
+PIECE_BYTES = 16 * MIB
+PIECES_IN_FLIGHT = 2
+# The host writes to one chunk while the others are in flight.
+BOUNCE_CHUNK_BYTES = PIECE_BYTES
+BOUNCE_CHUNKS = PIECES_IN_FLIGHT + 1
+BOUNCE_BYTES = BOUNCE_CHUNKS * BOUNCE_CHUNK_BYTES
+# What is read from disk to be sent to a GPU is staged in spans: eight threads read 4 MiB each.
+SPAN_BYTES = 32 * MIB
+# While units are loaded to a GPU, every thread reads or sends a span of its own, and reads are in flight throughout.
+LOADING_THREADS = 2
+# The disk tier is read ahead into as much memory as so many of its largest units take, beside a GPU.
+STAGING_BUFFERS = 2
+
+
+def staging_buffers(loaded: Iterable[int], from_disk: Iterable[int]) -> tuple[int, int]:
+    """(bytes, number) of the staging buffers beside a GPU, for units of the given sizes on the device and on disk."""
+    largest, largest_from_disk = max(loaded, default=0), max(from_disk, default=0)
+    if not largest and not largest_from_disk:
+        return 0, 0
+    span_bytes = aligned(min(SPAN_BYTES, max(largest, largest_from_disk)))
+    return span_bytes, max(LOADING_THREADS, -(-STAGING_BUFFERS * largest_from_disk // span_bytes))
+
+
+def disk_staging_bytes(units: Sequence[UnitSpec], tiers: Sequence[Tier]) -> int:
+    """What the disk tier is read ahead into, beside a GPU; 0 without a disk tier."""
+    from_disk = [unit.nbytes for unit, tier in zip(units, tiers, strict=True) if tier is Tier.DISK]
+    return STAGING_BUFFERS * max(from_disk, default=0)
+
+
+def pageable_units(spec: ModelSpec, tiers: Sequence[Tier], limit: int | None) -> frozenset[int]:
+    """The units of the host tier that stay pageable where `limit` bytes can be pinned; None: all can."""
+    if limit is None:
+        return frozenset()
+    sizes = {tier: [unit.nbytes for unit, its in zip(spec.units, tiers) if its is tier] for tier in Tier}
+    span_bytes, count = staging_buffers((*sizes[Tier.DEVICE], spec.outer_bytes), sizes[Tier.DISK])
+    room = limit
+    for nbytes in [BOUNCE_CHUNK_BYTES] * BOUNCE_CHUNKS + [span_bytes] * count:
+        room -= nbytes if nbytes <= room else 0
+    pinned: dict[object, bool] = {}
+    for index, unit in enumerate(spec.units):
+        place = unit.stored_at or index
+        if tiers[index] is Tier.HOST and place not in pinned:
+            pinned[place] = round_up(unit.nbytes) <= room
+            room -= round_up(unit.nbytes) if pinned[place] else 0
+    return frozenset(
+        index
+        for index, unit in enumerate(spec.units)
+        if tiers[index] is Tier.HOST and not pinned[unit.stored_at or index]
+    )

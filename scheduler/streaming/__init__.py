@@ -1,0 +1,1 @@
+"""Bringing layers to the device, ahead of their use."""

@@ -1,0 +1,70 @@
+"""The way from host memory to the device: straight out of pinned memory, by a few pinned chunks out of any other.
+
+CUDA copies from pageable memory by way of a buffer of its own and keeps the calling thread until it is through. Here
+the host copies a part into the next pinned chunk while the one before crosses the link.
+"""
+
+import threading
+
+from torch import Tensor
+
+from scheduler.plan.staging import BOUNCE_CHUNK_BYTES, BOUNCE_CHUNKS
+from scheduler.streaming.copy_window import CopyWindow
+from scheduler.streaming.host_memory import HostBuffer, HostMemory
+from scheduler.streaming.streams import Streams
+
+
+class Bounce:
+    """A ring of pinned chunks. Events keep a chunk from being written to before its last copy has ended."""
+
+    def __init__(self, chunks: list[HostBuffer], window: CopyWindow, streams: Streams):
+        self._chunks, self._window = [chunk.tensor for chunk in chunks], window
+        self._copied = [streams.event() for _ in chunks]
+        self._next = 0
+        self._lock = threading.Lock()  # loading sends from several threads
+
+    def send(self, target: Tensor, source: Tensor) -> None:
+        """Give the current stream all copies from pageable memory `source` to `target` (both uint8 [n]).
+
+        The host waits for chunks to become free, never for the last copies.
+        """
+        with self._lock:
+            for part, place in zip(source.split(len(self._chunks[0])), target.split(len(self._chunks[0]))):
+                event, chunk = self._copied[self._next], self._chunks[self._next][: len(part)]
+                event.synchronize()
+                chunk.copy_(part)
+                self._window.copy(place, chunk)
+                event.record()
+                self._next = (self._next + 1) % len(self._chunks)
+
+
+class Link:
+    """Sends host buffers to the device, in pieces; for threads in which the copying stream is current.
+
+    Its pinned chunks are set aside before anything else is: where little can be pinned, they are worth most.
+    """
+
+    def __init__(self, streams: Streams, host: HostMemory):
+        self._host, self._window = host, CopyWindow(streams)
+        self._chunks = [host.allocate(BOUNCE_CHUNK_BYTES) for _ in range(BOUNCE_CHUNKS if streams.is_async else 0)]
+        for chunk in self._chunks:
+            host.pin(chunk)
+        usable = [chunk for chunk in self._chunks if chunk.pinned]
+        self._bounce = Bounce(usable, self._window, streams) if len(usable) > 1 else None
+
+    def send(self, target: Tensor, buffer: HostBuffer, start: int = 0) -> None:
+        """Give the current stream the copy of `buffer` from byte `start` on to all of `target` (uint8 [n]).
+
+        The host waits until all pieces but the last ones have ended.
+        """
+        source = buffer.tensor[start : start + len(target)]
+        if buffer.pinned or self._bounce is None:
+            self._window.copy(target, source)
+        else:
+            self._bounce.send(target, source)
+
+    def drop_bounce(self) -> None:
+        """Free the chunks, where all that will be sent is pinned."""
+        self._bounce = None
+        while self._chunks:
+            self._host.free(self._chunks.pop())

@@ -1,0 +1,226 @@
+"""Every unit's bytes in the tier that the plan gives it, and the ring that brings the streamed ones to the device."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from loaders.io.reader import WeightReader
+from loaders.io.spans import Span, spans
+from loaders.quantize.interrupts import interrupts_deferred
+from scheduler.plan.placement import Tier
+from scheduler.streaming.bounce import Link
+from scheduler.streaming.device_memory import DeviceMemory
+from scheduler.streaming.expert_fetch import ExpertFetch
+from scheduler.streaming.host_memory import HostMemory, host_memory_for
+from scheduler.streaming.loading import Loader, Progress
+from scheduler.streaming.prefetch import nothing
+from scheduler.streaming.read_ahead import ReadAhead
+from scheduler.streaming.ring import Ring
+from scheduler.streaming.run_ahead import RunAhead
+from scheduler.streaming.streams import Streams, streams_of
+from scheduler.streaming.tier_buffers import TierBuffers, UnitBytes, allocate_tiers
+
+__all__ = ["Progress", "UnitBytes", "UnitMemory"]
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """What a slot was filled with: bytes that crossed the link, and whether nothing of the unit is lacking."""
+
+    nbytes: int
+    whole: bool
+
+
+class UnitMemory:
+    """Loads units on construction; afterwards `resident[unit]` is a device buffer, or `ring` streams the unit.
+
+    After `stream_experts(only_hits=True)` the ring is filled without the experts of units. Who uses a unit then finds
+    out which it hits and has these fetched, if `lacks_experts`; the places of the others hold bytes of other units.
+    Slots that were filled before a change stay right, so it may come at any time.
+
+    units: in the order in which every pass uses them.
+    tiers: one per unit. Units of the host tier with one source share one host buffer.
+    slots: number of ring slots, used when any unit is not resident.
+    reader: reads the units; closed here as soon as nothing more is to be read.
+    pinned_limit: most bytes of host memory to pin for a GPU; None: as many as the system grants.
+    streams, host: what the device's streams and the host's memory are; tests put theirs here.
+    Raises MemoryError where the host has less memory than the units need.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[UnitBytes],
+        tiers: Sequence[Tier],
+        slots: int,
+        reader: WeightReader,
+        memory: DeviceMemory,
+        on_progress: Progress | None = None,
+        pinned_limit: int | None = None,
+        streams: Streams | None = None,
+        host: HostMemory | None = None,
+    ):
+        self._units, self._tiers = tuple(units), tuple(tiers)
+        self._reader, self._memory = reader, memory
+        self._streams = streams or streams_of(memory.device)
+        self._host = host or host_memory_for(memory.device, pinned_limit)
+        self._buffers: TierBuffers | None = None
+        self._read_ahead: ReadAhead | None = None
+        self._expert_fetch: ExpertFetch | None = None
+        self._lacking: tuple[int, Tensor] | None = None  # the unit acquired last and its slot
+        self._only_hits = False
+        self.crossed_bytes = 0  # of all units that were acquired so far
+        self.run_ahead = RunAhead(self._streams.event)
+        self.resident: dict[int, Tensor] = {}
+        self.ring: Ring[_Filled] | None = None
+        # Where the reader writes to the device's memory itself, what it reads through lies there too.
+        self._read_buffer_bytes = 0 if self._streams.is_async else reader.bounce_bytes
+        memory.add(self._read_buffer_bytes)
+        with interrupts_deferred() as heed_interrupts:
+            try:
+                self._link = Link(self._streams, self._host)
+                buffers = allocate_tiers(units, tiers, slots, memory, self._host, self._streams.is_async)
+                self._buffers, self.resident = buffers, buffers.resident
+                Loader(reader, self._link, self._streams, self._host, buffers).load(units, on_progress)
+                self._drop_what_only_loading_needed(buffers)
+                self._begin_streaming(buffers)
+                heed_interrupts()
+            except BaseException:
+                self.close()
+                raise
+        # of a pass that hits all experts
+        self.streamed_bytes = sum(self._link_bytes(index) for index in self._streamed)
+
+    @property
+    def pageable_bytes(self) -> int:
+        """Bytes of the host tier that could not be pinned."""
+        host = self._buffers.distinct_host if self._buffers else ()
+        return sum(len(buffer.tensor) for _, buffer in host if not buffer.pinned)
+
+    def replace(self, unit: int, buffer: Tensor) -> None:
+        """Let `buffer`, of the device's memory, be what is resident of a unit; what was before is freed.
+
+        Nobody else may hold on to that, nor to views of it.
+        """
+        self._memory.remove(len(self.resident[unit]))
+        self.resident[unit] = buffer
+        self._memory.release_unused()
+
+    def acquire(self, unit: int) -> int:
+        """Of a unit that streams, and is next in order: the index of its slot. See `Ring.acquire`."""
+        assert self.ring is not None
+        self._lacking = None
+        slot = self.ring.acquire(unit)
+        if not self.ring.is_paused:
+            filled = self.ring.filled[slot]
+            self.crossed_bytes += filled.nbytes
+            self._lacking = None if filled.whole else (unit, self.ring.slots[slot])
+        return slot
+
+    @property
+    def reading(self) -> tuple[int, float]:
+        """(bytes, seconds) of reading from disk so far, loading included."""
+        return self._reader.bytes_read, self._reader.busy_seconds
+
+    @property
+    def streams_experts(self) -> bool:
+        """Whether there are experts to stream, and they can be fetched one by one."""
+        has_experts = any(self._units[index].experts for index in self._streamed)
+        return has_experts and self._expert_fetch is not None and self._expert_fetch.possible
+
+    def stream_experts(self, only_hits: bool) -> None:
+        """Whether the ring, from now on, leaves experts out."""
+        self._only_hits = only_hits and self.streams_experts
+
+    @property
+    def lacks_experts(self) -> bool:
+        """Whether the unit acquired last must have the experts fetched that it hits."""
+        return self._lacking is not None
+
+    def fetch_experts(self, experts: Sequence[int]) -> None:
+        """Bring these to the slot of the unit acquired last: what is computed from now on finds them there.
+
+        Raises what a read raised; then, and after Ctrl-C, the unit must be acquired anew, in another pass.
+        """
+        assert self._lacking is not None and self._expert_fetch is not None
+        with interrupts_deferred():
+            self.crossed_bytes += self._expert_fetch(*self._lacking, experts)
+
+    def close(self) -> None:
+        """Stop streaming, close the files and let go of all buffers. Ctrl-C meanwhile is heeded when that is done."""
+        with interrupts_deferred(), ExitStack() as steps:  # the last one first, each whatever becomes of the others
+            steps.callback(self._let_go)
+            steps.callback(self._host.close)
+            steps.callback(self._streams.synchronize)
+            steps.callback(self._stop_reading)
+            if self._read_ahead:
+                steps.callback(self._read_ahead.close)
+            if self.ring:
+                steps.callback(self.ring.close)
+            self._reader.stop()
+
+    @property
+    def _streamed(self) -> list[int]:
+        return [index for index, tier in enumerate(self._tiers) if tier is not Tier.DEVICE]
+
+    def _let_go(self) -> None:
+        self.ring = self._read_ahead = self._expert_fetch = self._buffers = self._lacking = None
+        self.resident = {}
+
+    def _drop_what_only_loading_needed(self, buffers: TierBuffers) -> None:
+        if Tier.DISK not in self._tiers:
+            self._stop_reading()
+            while buffers.staging:
+                self._host.free(buffers.staging.pop())
+        if all(buffer.pinned for buffer in (*buffers.staging, *buffers.host.values())):
+            self._link.drop_bounce()
+
+    def _stop_reading(self) -> None:
+        self._reader.close()
+        self._memory.remove(self._read_buffer_bytes)
+        self._read_buffer_bytes = 0
+
+    def _begin_streaming(self, buffers: TierBuffers) -> None:
+        if not self._streamed:
+            return
+        from_disk = [index for index in self._streamed if self._tiers[index] is Tier.DISK]
+        restart: Callable[[], None] = nothing
+        will_fail: Callable[[], bool] = bool
+        self._expert_fetch = ExpertFetch(self._units, buffers, self._link, self._reader.fill, self._streams)
+        if from_disk and self._streams.is_async:
+            order = [(index, self._spans(index, buffers.span_bytes)) for index in from_disk]
+            staging = self._expert_fetch.staging_left
+            self._read_ahead = ReadAhead(order, staging, self._reader.fill, self._streams, self._is_wanted)
+            restart, will_fail = self._read_ahead.restart, self._read_ahead.has_failed
+        self.ring = Ring(self._streamed, buffers.slots, self._fill_slot, self._streams, restart, will_fail)
+
+    def _spans(self, index: int, span_bytes: int) -> tuple[Span, ...]:
+        unit = self._units[index]
+        return spans(unit.source, unit.nbytes, span_bytes, unit.experts.dense.stop if unit.experts else 0)
+
+    def _is_wanted(self, index: int, span: Span) -> bool:
+        """Whether a span is to be read ahead."""
+        experts = self._units[index].experts
+        return experts is None or not self._only_hits or span.start < experts.dense.stop
+
+    def _fill_slot(self, index: int, slot: Tensor) -> _Filled:
+        assert self._buffers is not None
+        unit = self._units[index]
+        if index not in self._buffers.host and self._read_ahead is not None:
+            sent = 0
+            for span, staged in self._read_ahead.spans(index):
+                self._link.send(slot[span.start : span.stop], staged)
+                sent += span.source.nbytes_on_disk
+            return _Filled(sent, sent == unit.source.nbytes_on_disk)
+        dense = unit.experts.dense if unit.experts and self._only_hits else None
+        nbytes, source = (dense.stop, dense.source) if dense else (unit.nbytes, unit.source)
+        if index in self._buffers.host:
+            self._link.send(slot[:nbytes], self._buffers.host[index])
+            return _Filled(nbytes, dense is None)
+        self._reader.fill(source, slot[:nbytes])
+        return _Filled(source.nbytes_on_disk, dense is None)
+
+    def _link_bytes(self, index: int) -> int:
+        unit = self._units[index]
+        return unit.nbytes if self._tiers[index] is Tier.HOST else unit.source.nbytes_on_disk

@@ -1,0 +1,119 @@
+"""Loading: every unit is read from disk into its tier, and the disk never pauses between two of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+import torch
+from torch import Tensor
+
+from loaders.io.reader import WeightReader
+from loaders.io.spans import Span, spans
+from loaders.quantize.interrupts import interrupts_deferred
+from scheduler.plan.staging import LOADING_THREADS
+from scheduler.streaming.bounce import Link
+from scheduler.streaming.host_memory import HostBuffer, HostMemory
+from scheduler.streaming.streams import Streams
+from scheduler.streaming.tier_buffers import TierBuffers, UnitBytes
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and the bytes to read in all."""
+
+Job = Callable[[int], None]
+"""One read and what belongs to it; called with the number of the thread it runs in."""
+
+TICK_SECONDS = 0.1
+
+
+class Loader:
+    """Reads units into buffers that wait for them.
+
+    What goes to a device that the host cannot write to is read in spans, each thread into a staging buffer of its own:
+    while it is sent, another's is read.
+    """
+
+    def __init__(self, reader: WeightReader, link: Link, streams: Streams, host: HostMemory, buffers: TierBuffers):
+        self._reader, self._link, self._streams, self._host = reader, link, streams, host
+        self._buffers = buffers
+        self._allocated = streams.event()
+        self._sent = [streams.event() for _ in range(LOADING_THREADS)]
+
+    def load(self, units: Sequence[UnitBytes], on_progress: Progress | None) -> None:
+        """Fill all buffers of the device and the host tier. Raises what a read raised; nothing is read then any more.
+
+        Pins the buffers of the host tier. If this is interrupted or fails, the reader is stopped for good.
+        """
+        self._allocated.record()  # what was queued before may still compute on memory that now belongs to units
+        loaded = [(units[index], buffer) for index, buffer in self._buffers.resident.items()]
+        kept = [(units[index], buffer) for index, buffer in self._buffers.distinct_host]
+        total = sum(unit.source.nbytes_on_disk for unit, _ in (*loaded, *kept))
+
+        def tick() -> None:
+            if on_progress:
+                on_progress(self._reader.bytes_read, total)
+
+        jobs = [self._to_host(*pair) for pair in kept]
+        jobs += [job for pair in loaded for job in self._to_device(*pair)]
+        _work_through(jobs, LOADING_THREADS, tick, self._reader.stop)
+        self._streams.synchronize()
+
+    def _to_host(self, unit: UnitBytes, buffer: HostBuffer) -> Job:
+        def job(_: int) -> None:
+            self._reader.fill(unit.source, buffer.tensor)
+            self._host.pin(buffer)
+
+        return job
+
+    def _to_device(self, unit: UnitBytes, target: Tensor) -> Iterator[Job]:
+        if not self._streams.is_async:
+            yield lambda _: self._reader.fill(unit.source, target)
+            return
+        for span in spans(unit.source, unit.nbytes, self._buffers.span_bytes):
+            yield self._by_staging(span, target[span.start : span.stop])
+
+    def _by_staging(self, span: Span, target: Tensor) -> Job:
+        def job(thread: int) -> None:
+            staging, sent = self._buffers.staging[thread], self._sent[thread]
+            sent.synchronize()
+            self._reader.fill(span.source, staging.tensor[: span.nbytes])
+            with torch.inference_mode(), self._streams.copying():
+                self._allocated.wait()
+                self._link.send(target, staging)
+                sent.record()
+
+        return job
+
+
+def _work_through(jobs: Sequence[Job], threads: int, tick: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Run all jobs, begun in order, each as soon as one of `threads` is free.
+
+    `tick` is called now and then in the calling thread, and at the end. If a job or `tick` raises, or Ctrl-C is
+    pressed, `stop` is called, which lets running jobs end early; nothing runs any more when this raises, however often
+    Ctrl-C was pressed.
+    """
+    left = iter(jobs)  # a list's iterator hands each job to one thread
+    halted: list[bool] = []
+
+    def work(thread: int) -> None:
+        for job in left:
+            if halted:
+                return
+            job(thread)
+
+    with interrupts_deferred() as heed_interrupts:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="load")
+        try:
+            futures = [pool.submit(work, thread) for thread in range(threads)]
+            running = True
+            while running:
+                done, pending = wait(futures, TICK_SECONDS, FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                running = bool(pending)
+                tick()
+                heed_interrupts()
+        except BaseException:
+            halted.append(True)
+            stop()
+            raise
+        finally:
+            pool.shutdown()

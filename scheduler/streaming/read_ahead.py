@@ -1,0 +1,85 @@
+"""The disk tier beside a GPU: its units are read ahead of need into pinned staging buffers, in spans.
+
+The partition is static, and so is the order: spans of all units of the tier, pass after pass, past the end of each. A
+span is a fraction of a unit, so that its first part crosses the link while the next is read, and little staging will
+do where little memory can be pinned.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from loaders.io.sources import UnitSource
+from loaders.io.spans import Span
+from scheduler.streaming.host_memory import HostBuffer
+from scheduler.streaming.prefetch import Prefetcher
+from scheduler.streaming.streams import Streams
+
+# With two reads at a time the disk goes on while the last bytes of a span arrive.
+THREADS = 2
+
+
+class ReadAhead:
+    """Spans of units, read into `buffers` in the order in which they are needed.
+
+    order: (unit, its spans), as every pass needs them. read: `read(source, tensor)` fills a host tensor from disk.
+    wanted: `wanted(unit, span)` is asked, in a thread, just before a span is read; others are left out.
+    A buffer is read into again when the copy out of it has ended: for that the reading thread waits on the host, as
+    nobody else does.
+    """
+
+    def __init__(
+        self,
+        order: Sequence[tuple[int, Sequence[Span]]],
+        buffers: Sequence[HostBuffer],
+        read: Callable[[UnitSource, torch.Tensor], None],
+        streams: Streams,
+        wanted: Callable[[int, Span], bool],
+    ):
+        self._spans, self._buffers, self._read, self._wanted = dict(order), tuple(buffers), read, wanted
+        self._was_read = [False for _ in buffers]
+        self._copied = [streams.event() for _ in buffers]
+        items = [(unit, index) for unit, unit_spans in order for index in range(len(unit_spans))]
+        self._prefetcher = Prefetcher(items, len(buffers), self._read_span, min(THREADS, len(buffers)), "read-ahead")
+
+    def spans(self, unit: int) -> Iterator[tuple[Span, HostBuffer]]:
+        """The spans read of `unit`, which must be next in order; each is free for others once the next is asked for.
+
+        For the thread that queues the copies, with the copying stream current. Raises what a read raised.
+        """
+        for index, span in enumerate(self._spans[unit]):
+            with self._staged(unit, index) as place:
+                if self._was_read[place]:
+                    yield span, self._buffers[place]
+
+    def has_failed(self) -> bool:
+        """Whether a read has, and nobody was told yet."""
+        return self._prefetcher.has_failed
+
+    def restart(self) -> None:
+        """Start over at the first unit, unless it is the next anyway."""
+        self._prefetcher.restart()
+
+    def close(self) -> None:
+        """End the threads, after the reads under way."""
+        self._prefetcher.close()
+
+    @contextmanager
+    def _staged(self, unit: int, index: int) -> Iterator[int]:
+        place = self._prefetcher.acquire((unit, index))
+        try:
+            yield place
+        finally:
+            self._copied[place].record()
+        self._prefetcher.release()
+
+    def _read_span(self, item: tuple[int, int], place: int) -> None:
+        unit, index = item
+        span = self._spans[unit][index]
+        self._was_read[place] = self._wanted(unit, span)
+        if not self._was_read[place]:
+            return
+        self._copied[place].synchronize()
+        with torch.inference_mode():
+            self._read(span.source, self._buffers[place].tensor[: span.nbytes])

@@ -1,0 +1,75 @@
+"""Fused kernels decode what plain torch decodes, bit for bit: on a GPU, or else in triton's interpreter."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
+pytest.importorskip("triton", reason="triton is not installed: PyTorch for CUDA brings it")
+
+from loaders.dequantize.kernels import decode_fused
+from loaders.dequantize.plain import decode
+from loaders.dequantize.stacks import fused_kernels
+from tests.samples.packed_weights import WEIGHTS, packed_weight
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_kernels_equal_plain_torch(case):
+    """Into memory of either order."""
+    scheme, stored, shape, _ = packed_weight(case)
+    operands = {role: tensor.to(DEVICE) for role, tensor in stored.items()}
+    turned = torch.empty((*shape[:-2], shape[-1], shape[-2]), dtype=torch.bfloat16, device=DEVICE).mT
+    for out in (torch.empty(shape, device=DEVICE), turned):
+        expected = torch.empty(shape, dtype=out.dtype)
+        decode(scheme, stored, expected)
+        decode_fused(scheme, operands, out.fill_(torch.nan))
+        assert torch.equal(out.cpu(), expected)
+
+
+@pytest.mark.parametrize("case", [case for case in WEIGHTS if case not in ("MXFP4", "nf4 nested")])
+def test_experts_are_decoded_in_one_launch(case):
+    """Two experts of two matrices each, one above the other in a parameter that is stored transposed."""
+    members = [packed_weight(case, seed) for seed in range(4)]
+    scheme, first, (rows, columns), _ = members[0]
+    operands = {role: torch.stack([member[1][role] for member in members]).to(DEVICE) for role in first}
+    parameter = torch.full((2, columns, 2 * rows), torch.nan, device=DEVICE).mT
+    decode_fused(scheme, operands, parameter.unflatten(1, (2, rows)))
+    for index, (_, tensors, _, _) in enumerate(members):
+        expected = torch.empty(rows, columns)
+        decode(scheme, tensors, expected)
+        above = index % 2 * rows
+        assert torch.equal(parameter[index // 2, above : above + rows].cpu(), expected)
+
+
+@pytest.mark.parametrize("case", ["awq", "words 4", "fp8 blocks", "nf4", "MXFP4"])
+def test_experts_that_are_not_chosen_are_left_alone(case):
+    scheme, stored, shape, _ = packed_weight(case)
+    operands = {role: tensor.to(DEVICE) for role, tensor in stored.items()}
+    if len(shape) == 2:  # two members for each of three experts
+        operands = {role: torch.stack([tensor] * 6) for role, tensor in operands.items()}
+        shape = (6, *shape)
+    out = torch.full(shape, torch.nan, device=DEVICE)
+    decode_fused(scheme, operands, out, torch.tensor([1, 0, 1], dtype=torch.uint8, device=DEVICE))
+    first, left_out, last = out.chunk(3)
+    assert left_out.isnan().all() and not first.isnan().any() and not last.isnan().any()
+
+
+def test_another_order_of_nibbles_shows():
+    """The control."""
+    scheme, operands, shape, decoded = packed_weight("gptq")
+    out = torch.empty(shape, device=DEVICE)
+    words = operands["qweight"]
+    turned = {**operands, "qweight": ((words & 0x0F0F0F0F) << 4) | ((words >> 4) & 0x0F0F0F0F)}
+    decode_fused(scheme, {role: tensor.to(DEVICE) for role, tensor in turned.items()}, out)
+    assert not torch.equal(out.cpu(), decoded.float())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels work")
+def test_where_the_kernels_cannot_run_plain_torch_decodes():
+    """Whatever it is that stops them: here, a PyTorch that was built without CUDA."""
+    with pytest.warns(UserWarning, match="dequantized by plain torch, which is slower: AssertionError"):
+        assert fused_kernels.__wrapped__() is None

@@ -1,0 +1,196 @@
+"""Without a C compiler or Python.h Triton cannot start: that is known beforehand, said once, and planned for."""
+
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from loaders.dequantize import plain_cost, stacks, toolchain
+from loaders.dequantize.plain import decode
+from loaders.dequantize.side_by_side import BLOCK_VALUES
+from loaders.dequantize.toolchain import why_no_kernels
+from offload_runtime.chat.command import _show_what_comes
+from scheduler.machine import machine as machine_module
+from scheduler.machine.machine import read_machine
+from scheduler.plan.plan import Plan, make_plan
+from scheduler.plan.table import format_plan
+from scheduler.sizes import GIB
+from tests.loaders.dequantize.test_plain_decoding import MATRICES, Moved, output
+from tests.plan_samples import LLAMA2_70B, LLAMA3_8B, cpu, gpu, packed
+
+REASON = "Triton lacks a C compiler (sudo apt install gcc python3-dev)"
+PACKED_70B = replace(
+    LLAMA2_70B,
+    units=tuple(packed(unit, unit.nbytes // 4) for unit in LLAMA2_70B.units),
+    stored_dtype="AWQ 4-bit",
+    decode_bytes=GIB,
+)
+SPEED = {"flops": 1e14, "attention_flops": 5e13, "memory_bandwidth": 8e11}
+
+
+@pytest.fixture(autouse=True)
+def asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is remembered, here or in Triton."""
+    why_no_kernels.cache_clear()
+    monkeypatch.delenv("CC", raising=False)
+    yield
+    monkeypatch.undo()
+    why_no_kernels.cache_clear()
+
+
+def without_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+def without_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    known = sysconfig.get_paths
+    monkeypatch.setattr(sysconfig, "get_paths", lambda *given, **named: known(*given, **named) | {"include": tmp_path})
+
+
+def with_a_compiler_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+
+
+def with_a_compiler_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CC", "cc")
+
+
+def triton_s_own_attempt(tmp_path: Path) -> str | None:
+    """The name of the error that Triton's way to build its driver ends with."""
+    build = pytest.importorskip("triton.runtime.build", reason="triton is not installed: PyTorch for CUDA brings it")
+    getattr(build, "_find_compiler", SimpleNamespace(cache_clear=lambda: None)).cache_clear()
+    source = tmp_path / "driver.c"
+    source.write_text("#include <Python.h>\n")
+    try:
+        build._build("driver", str(source), str(tmp_path), [], [], [], ["-w"])
+    except (RuntimeError, subprocess.CalledProcessError, OSError) as error:
+        return type(error).__name__
+    return None
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None or why_no_kernels() is not None, reason="no compiler here")
+@pytest.mark.parametrize(
+    ("lacking", "error", "word"),
+    [
+        (None, None, None),
+        (with_a_compiler_named, None, None),
+        (without_compiler, "RuntimeError", "a C compiler ("),
+        (without_headers, "CalledProcessError", "Python.h ("),
+        (with_a_compiler_that_is_not_there, "FileNotFoundError", "a C compiler ("),
+    ],
+)
+def test_what_is_lacking_is_known_where_triton_would_fail(lacking, error, word, monkeypatch, tmp_path, capfd) -> None:
+    if lacking:
+        lacking(monkeypatch, tmp_path)
+    assert triton_s_own_attempt(tmp_path) == error
+    reason = why_no_kernels()
+    assert (reason is None) == (error is None)
+    if word:
+        assert word in reason and "\n" not in reason
+
+
+def test_both_may_be_lacking_and_triton_itself(monkeypatch, tmp_path) -> None:
+    without_compiler(monkeypatch, tmp_path)
+    without_headers(monkeypatch, tmp_path)
+    monkeypatch.setattr(toolchain, "find_spec", lambda name: object())
+    assert "a C compiler and Python.h (" in why_no_kernels()
+    why_no_kernels.cache_clear()
+    monkeypatch.setattr(toolchain, "find_spec", lambda name: None)
+    assert why_no_kernels() == "Triton is not installed (pip install triton)"
+
+
+@pytest.mark.parametrize(
+    ("release", "own", "command"),
+    [
+        ({"ID": "debian"}, True, "sudo apt install gcc python3-dev"),
+        ({"ID": "linuxmint", "ID_LIKE": "ubuntu debian"}, True, "sudo apt install gcc python3-dev"),
+        ({"ID": "ubuntu", "ID_LIKE": "debian"}, False, f"sudo apt install gcc python3.{sys.version_info.minor}-dev"),
+        ({"ID": "fedora"}, True, "sudo dnf install gcc python3-devel"),
+        ({"ID": "rocky", "ID_LIKE": "rhel centos fedora"}, True, "sudo dnf install gcc python3-devel"),
+        ({"ID": "opensuse-leap", "ID_LIKE": "suse opensuse"}, True, "sudo zypper install gcc python3-devel"),
+        ({"ID": "arch"}, True, "sudo pacman -S gcc"),
+        ({"ID": "void"}, True, "install gcc and Python's headers"),
+    ],
+)
+def test_what_installs_it(release, own, command, monkeypatch, tmp_path) -> None:
+    """own: whether the Python that runs is the distribution's."""
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: release)
+    python = Path("/usr/bin/python3" if own else "/opt/python/bin/python3").resolve()
+    monkeypatch.setattr(sys, "_base_executable", str(python))
+    without_headers(monkeypatch, tmp_path)
+    monkeypatch.setattr(toolchain, "find_spec", lambda name: object())
+    assert why_no_kernels().endswith(f"({command})")
+
+
+def test_plain_torch_decodes_without_another_word(monkeypatch, tmp_path) -> None:
+    """The start has said why: nothing is tried, and no compiler complains."""
+    without_compiler(monkeypatch, tmp_path)
+    monkeypatch.setitem(sys.modules, "loaders.dequantize.kernels", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert stacks.fused_kernels.__wrapped__() is None
+
+
+def test_the_machine_is_read_with_it(monkeypatch) -> None:
+    reading = SimpleNamespace(name="RTX 4090", total=GIB, free=GIB, uuid="GPU-1", driver="580", pcie=None)
+    monkeypatch.setattr(machine_module, "read_gpu", lambda: reading)
+    monkeypatch.setattr(machine_module, "why_no_kernels", lambda: REASON)
+    assert read_machine("cuda").no_kernels == REASON
+    assert read_machine("cpu").no_kernels is None
+
+
+def planned(no_kernels: str | None) -> Plan:
+    return make_plan(PACKED_70B, None, replace(gpu(24 * GIB, 192 * GIB), **SPEED, no_kernels=no_kernels))
+
+
+def test_the_plan_says_which_decodes_predicts_its_time_and_leaves_it_memory() -> None:
+    plain, fused = planned(REASON), planned(None)
+    assert "by fused kernels." in format_plan(fused) and fused.slow_dequantizing is None
+    assert f"dequantized by plain torch, which is slower: {REASON}." in " ".join(format_plan(plain).split())
+    assert (plain.dequantized_by, fused.dequantized_by) == ("plain torch", "fused kernels")
+    (item,) = (item for item in plain.items if item.name == "dequantizing by plain torch")
+    assert item.device_bytes == plain_cost.BLOCK_BYTES
+    values = sum(unit.decoded_bytes for unit in PACKED_70B.units) / 2
+    slower, quicker = (plan.target_cost(PACKED_70B).seconds(1, 1, 0).compute for plan in (plain, fused))
+    moved = sum(unit.packed_bytes + unit.decoded_bytes for unit in PACKED_70B.units)
+    assert slower - quicker == pytest.approx((values * plain_cost.MOVED_BYTES - moved) / 8e11)
+    assert plain.seconds_per_pass > fused.seconds_per_pass
+
+
+@pytest.mark.parametrize(
+    ("spec", "machine"),
+    [(LLAMA3_8B, replace(gpu(24 * GIB), no_kernels=REASON)), (PACKED_70B, cpu(192 * GIB))],
+    ids=["nothing quantized", "on a processor"],
+)
+def test_nothing_is_said_where_it_does_not_matter(spec, machine) -> None:
+    plan = make_plan(spec, None, machine)
+    assert plan.dequantized_by is None and plan.slow_dequantizing is None
+    assert "dequantiz" not in format_plan(plan)
+
+
+@pytest.mark.parametrize("no_kernels", [REASON, None])
+def test_the_start_says_in_one_line_what_to_install(no_kernels) -> None:
+    lines: list[str] = []
+    preparation = SimpleNamespace(plan=planned(no_kernels), packing=None, draft_note=None)
+    _show_what_comes(SimpleNamespace(note=lines.append), preparation, SimpleNamespace(model="DIR"))
+    about = [line for line in lines if "sudo apt install gcc python3-dev" in line]
+    assert len(about) == (no_kernels is not None) and all("\n" not in line for line in about)
+
+
+def test_bytes_moved_are_those_of_the_operations(monkeypatch) -> None:
+    monkeypatch.setitem(BLOCK_VALUES, "meta", BLOCK_VALUES["cuda"])
+    per_value = []
+    for scheme, stored in MATRICES:
+        operands = {role: torch.empty(shape, dtype=dtype, device="meta") for role, (shape, dtype) in stored.items()}
+        with Moved() as moved:
+            decode(scheme, operands, output(scheme))
+        per_value.append(moved.nbytes / BLOCK_VALUES["cuda"])
+    assert sum(per_value) / len(per_value) == pytest.approx(plain_cost.MOVED_BYTES, rel=0.1)

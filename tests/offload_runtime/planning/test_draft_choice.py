@@ -1,0 +1,286 @@
+"""`--draft auto`: the family is told by tokens, the fastest draft in the cache is taken, none is ever downloaded."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loaders.checkpoint.spec import ModelSpec
+from loaders.hub import cache as hub_cache
+from loaders.hub.cache import cached_model
+from loaders.tokenizers.vocabulary import read_vocabulary
+from offload_runtime.errors import DraftMismatchError, ModelFilesError
+from offload_runtime.options.run_options import DEMO_TARGET, Options
+from offload_runtime.planning import draft_choice
+from offload_runtime.planning.draft_choice import DraftChoice, choose_draft
+from offload_runtime.planning.draft_table import FAMILIES, Candidate, Family, family_of
+from offload_runtime.planning.expected_acceptance import assumed_acceptance
+from offload_runtime.planning.planning import prepare
+from offload_runtime.speculation import acceptance_store
+from offload_runtime.speculation.acceptance_store import Measurement, PairAcceptance, Setting
+from scheduler.machine.data_sheets import planned_machine
+from scheduler.machine.machine import Machine
+from scheduler.plan.plan import Limits
+from scheduler.sizes import GIB
+from sequoia_tree.acceptance import Acceptance
+from sequoia_tree.construct import DEFAULT_ACCEPTANCE
+from tests.plan_samples import LLAMA3_70B, cpu, gpu
+from tests.samples.gguf_samples import write_gguf
+from tests.samples.tiny_models import checkpoint
+
+LLAMA_3 = FAMILIES["Llama 3"]
+ONE, THREE, EIGHT = (candidate.name for candidate in LLAMA_3.candidates)
+
+
+def vocabulary_of(family: Family) -> dict[str, int]:
+    """The landmarks, and a token that all families have."""
+    return {"!": 0, **family.landmarks}
+
+
+def write_vocabulary(directory: Path, vocabulary: dict[str, int]) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}, "added_tokens": []}))
+    return directory
+
+
+@pytest.fixture
+def target(tmp_path: Path, measured: dict[Path, PairAcceptance]) -> ModelSpec:
+    return replace(LLAMA3_70B, directory=write_vocabulary(tmp_path / "target", vocabulary_of(LLAMA_3)))
+
+
+@pytest.fixture
+def present(tmp_path: Path) -> Callable[..., Callable[[str], Path | None]]:
+    """Models that are "in the cache": their vocabularies by name, all of Llama 3."""
+
+    def locate(*names: str) -> Callable[[str], Path | None]:
+        places = {name: write_vocabulary(tmp_path / name, vocabulary_of(LLAMA_3)) for name in names}
+        return places.get
+
+    return locate
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> dict[Path, PairAcceptance]:
+    """What was measured of each draft; nothing unless a test does."""
+    known: dict[Path, PairAcceptance] = {}
+    monkeypatch.setattr(acceptance_store, "load", lambda target, draft: known.get(draft))
+    return known
+
+
+def spec_of(directory: Path) -> ModelSpec:
+    """What reading a candidate's files would give."""
+    name = "/".join(directory.parts[-2:])
+    candidate = next(c for family in FAMILIES.values() for c in family.candidates if c.name == name)
+    return replace(candidate.spec("bfloat16"), directory=directory)
+
+
+def fast_gpu() -> Machine:
+    return planned_machine("RTX 4090", cpu(64 * GIB), 256 * GIB)
+
+
+def choose(target: ModelSpec, locate: Callable[[str], Path | None], machine: Machine | None = None) -> DraftChoice:
+    vocabulary = read_vocabulary(target.directory)
+    return choose_draft(target, vocabulary, machine or fast_gpu(), Limits(), spec_of, locate)
+
+
+@pytest.mark.parametrize("key", FAMILIES)
+def test_every_family_is_told_from_the_others(key: str) -> None:
+    family = FAMILIES[key]
+    assert family_of(vocabulary_of(family), f"models/{family.word or 'x'}-33b") == key
+    assert family_of({"!": 0}, "llama") is None
+
+
+def test_vicuna_has_llama_2s_tokens_and_a_name_of_its_own() -> None:
+    vocabulary = vocabulary_of(FAMILIES["Llama 2"])
+    assert family_of(vocabulary, "hub/models--lmsys--Vicuna-33b-v1.3/snapshots/ab") == "Vicuna"
+    assert family_of(vocabulary, "Llama-2-70b") == "Llama 2"
+
+
+@pytest.mark.parametrize("candidate", [c for f in FAMILIES.values() for c in f.candidates], ids=lambda c: c.name)
+def test_the_sizes_of_the_table_agree_with_each_other(candidate: Candidate) -> None:
+    """Parameters follow from the shape: attention, three matrices of the MLP, embeddings."""
+    layer = candidate.hidden * (2 * candidate.hidden + candidate.cached + 3 * candidate.intermediate)
+    outer = candidate.rows * candidate.hidden * (1 if candidate.tied else 2)
+    assert candidate.layers * layer + outer == pytest.approx(candidate.millions * 1e6, rel=0.1)
+    spec = candidate.spec("float16")
+    weights = sum(unit.nbytes for unit in spec.units) + spec.outer_bytes
+    assert weights == pytest.approx(candidate.millions * 2e6, rel=1e-3)
+
+
+def test_the_draft_in_the_cache_is_taken(target: ModelSpec, present: Callable) -> None:
+    choice = choose(target, present(THREE))
+    assert choice.directory is not None and choice.directory.name == THREE.split("/")[1] and choice.note is None
+
+
+def test_of_several_the_one_predicted_fastest(target: ModelSpec, present: Callable, monkeypatch) -> None:
+    taken = []
+    for acceptance in ({ONE: 0.9, THREE: 0.9, EIGHT: 0.9}, {ONE: 0.1, THREE: 0.9, EIGHT: 0.9}):
+        millions = {c.millions: acceptance[c.name] for c in LLAMA_3.candidates}
+        monkeypatch.setattr(draft_choice, "assumed_acceptance", lambda size, m=millions: (m[size], 0.02))
+        taken.append(choose(target, present(ONE, THREE, EIGHT)).directory.name)
+    assert taken == [ONE.split("/")[1], THREE.split("/")[1]]
+
+
+def test_of_several_the_smallest_where_speeds_are_unknown(target: ModelSpec, present: Callable) -> None:
+    for machine in (gpu(24 * GIB), cpu(256 * GIB)):
+        assert choose(target, present(THREE, ONE, EIGHT), machine).directory.name == ONE.split("/")[1]
+
+
+def test_without_one_in_the_cache_the_fastest_is_proposed(target: ModelSpec, present: Callable) -> None:
+    choice = choose(target, present())
+    assert choice.directory is None and choice.note is not None and "\n" not in choice.note
+    assert choice.note.startswith("--draft meta-llama/Llama-3.") and "x as fast (a download of " in choice.note
+
+
+def test_what_the_table_says_is_checked_token_by_token(target: ModelSpec, present: Callable) -> None:
+    locate = present(ONE)
+    other = {**vocabulary_of(LLAMA_3), "!": 7}
+    write_vocabulary(locate(ONE), other)
+    assert choose(target, locate).directory is None
+    (locate(ONE) / "tokenizer.json").unlink()
+    assert choose(target, locate).directory is None, "nothing to tell by"
+
+
+def test_damaged_drafts_are_passed_over(target: ModelSpec, present: Callable) -> None:
+    def damaged(directory: Path) -> ModelSpec:
+        if directory.name == ONE.split("/")[1]:
+            raise ModelFilesError("torn")
+        return spec_of(directory)
+
+    vocabulary = read_vocabulary(target.directory)
+    choice = choose_draft(target, vocabulary, fast_gpu(), Limits(), damaged, present(ONE, THREE))
+    assert choice.directory is not None and choice.directory.name == THREE.split("/")[1]
+
+
+def test_a_draft_must_be_much_smaller_than_the_target(target: ModelSpec, present: Callable) -> None:
+    eight = replace(spec_of(Path(EIGHT)), directory=target.directory)
+    assert choose(eight, present(EIGHT)).directory is None
+    assert choose(target, present(EIGHT)).directory is None, "it does not fit beside the ring on 24 GB"
+    assert choose(target, present(EIGHT), planned_machine("L40", cpu(GIB), 256 * GIB)).directory is not None
+
+
+def test_what_was_measured_counts_more_than_what_is_assumed(
+    target: ModelSpec, present: Callable, measured: dict[Path, PairAcceptance]
+) -> None:
+    locate = present(ONE, THREE)
+    for name, first in ((ONE, 0.05), (THREE, 0.9)):
+        table = Acceptance.from_positional([first, 0.01], 10_000)
+        measured[locate(name)] = PairAcceptance("", "", {Setting(temperature=0.6): Measurement(table)})
+    assert choose(target, locate).directory == locate(THREE)
+    measured[locate(ONE)], measured[locate(THREE)] = measured[locate(THREE)], measured[locate(ONE)]
+    assert choose(target, locate).directory == locate(ONE)
+
+
+def test_a_draft_that_does_not_pay_is_not_taken(
+    target: ModelSpec, present: Callable, measured: dict[Path, PairAcceptance]
+) -> None:
+    locate = present(THREE)
+    table = Acceptance.from_positional([0.0, 0.0], 10_000)
+    measured[locate(THREE)] = PairAcceptance("", "", {Setting(temperature=0.6): Measurement(table)})
+    assert choose(target, locate) == DraftChoice(note=draft_choice.UNKNOWN_NOTE)
+
+
+def test_a_recurrent_target_and_an_unknown_one_get_none(target: ModelSpec, present: Callable, tmp_path: Path) -> None:
+    assert "recurrent state" in choose(replace(target, recurrent=True), present(ONE)).note
+    unknown = replace(target, directory=write_vocabulary(tmp_path / "unknown", {"a": 0}))
+    assert choose(unknown, present(ONE)).directory is None
+    assert choose(replace(target, directory=tmp_path), present(ONE)).directory is None, "no tokenizer"
+
+
+def test_assumed_acceptances() -> None:
+    assert assumed_acceptance(8030)[:5] == pytest.approx(DEFAULT_ACCEPTANCE[:5])
+    firsts = [assumed_acceptance(millions)[0] for millions in (1, 68, 494, 1236, 3213, 8030, 13_000)]
+    assert firsts == sorted(firsts) and 0.4 < firsts[1] < 0.6
+    for millions in (1, 68, 8030):
+        vector = assumed_acceptance(millions)
+        assert sum(vector) <= 1 + 1e-9 and list(vector) == sorted(vector, reverse=True)
+
+
+# Through the whole preparation, with a hub cache on disk
+
+
+def cache_with(root: Path, name: str, model: Path, vocabulary: dict[str, int]) -> Path:
+    repository = root / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / "0123abc"
+    shutil.copytree(model, snapshot)
+    write_vocabulary(snapshot, vocabulary)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+    return snapshot
+
+
+@pytest.fixture
+def tiny_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A tiny target with Llama 3's landmarks, beside a cache that holds a tiny "Llama-3.2-1B-Instruct"."""
+    words = vocabulary_of(LLAMA_3)
+    target, root = tmp_path / "target", tmp_path / "hub"
+    shutil.copytree(checkpoint("llama"), target)
+    write_vocabulary(target, words)
+    monkeypatch.setenv("HF_HUB_CACHE", str(root))
+    return target, cache_with(root, ONE, checkpoint("llama", seed=4, num_hidden_layers=1), words)
+
+
+def test_auto_finds_the_draft_in_the_hubs_cache(tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    target, draft = tiny_pair
+    prepared = prepare(Options(target, "auto", device="cpu"))
+    assert prepared.draft_directory == draft and prepared.plan.draft == draft.name and prepared.draft_note is None
+    assert prepare(Options(target, None, device="cpu")).draft is None
+    assert prepare(Options(target, "auto", device="cpu", tree="none")).draft is None
+    monkeypatch.setenv("HF_HUB_CACHE", str(target))
+    without = prepare(Options(target, "auto", device="cpu"))
+    assert without.draft is None and without.plan.tree_size > 1
+
+
+def test_a_gguf_file_s_family_is_told_by_the_tokens_it_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: dict[Path, PairAcceptance]
+) -> None:
+    file = write_gguf(DEMO_TARGET, tmp_path / "demo-Q8_0.gguf", lambda tensor: "Q8_0")
+    target, words = replace(LLAMA3_70B, directory=file), read_vocabulary(DEMO_TARGET)
+    draft = write_vocabulary(tmp_path / ONE, words)
+    assert choose(target, {ONE: draft}.get) == DraftChoice(note=draft_choice.UNKNOWN_NOTE)
+    monkeypatch.setitem(FAMILIES, "Llama 3", replace(LLAMA_3, landmarks={"<|user|>": words["<|user|>"]}))
+    assert choose(target, {ONE: draft}.get) == DraftChoice(draft)
+    write_vocabulary(draft, {**words, "<|user|>": 0})
+    assert choose(target, {ONE: draft}.get).directory is None
+
+
+def test_a_named_draft_with_other_tokens_is_refused_before_anything_is_loaded(tiny_pair: tuple[Path, Path]) -> None:
+    target, draft = tiny_pair
+    write_vocabulary(draft, {**vocabulary_of(LLAMA_3), "!": 3})
+    with pytest.raises(DraftMismatchError, match="token '!' is 0 in the target and 3 in the draft"):
+        prepare(Options(target, draft, device="cpu"))
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub_cache.hub_cache() == tmp_path / ".cache/huggingface/hub"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert hub_cache.hub_cache() == Path("/x/huggingface/hub")
+    monkeypatch.setenv("HF_HOME", "/h")
+    assert hub_cache.hub_cache() == Path("/h/hub")
+
+
+def test_only_whole_models_count_as_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    snapshot = cache_with(tmp_path, "a/b", checkpoint("llama"), {"!": 0})
+    assert cached_model("a/b") == snapshot and cached_model("a/c") is None
+    reference = tmp_path / "models--a--b/refs/main"
+    for commit in ("", "..", "../0123abc", "\x00"):
+        reference.write_text(commit)
+        assert cached_model("a/b") is None
+    reference.write_text("0123abc\n")
+    assert cached_model("a/b") == snapshot
+    (snapshot / "model.safetensors").unlink()
+    assert cached_model("a/b") is None
+
+
+def test_choosing_needs_no_torch() -> None:
+    code = "import sys, offload_runtime.planning.draft_choice; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[3]).returncode == 0

@@ -1,0 +1,211 @@
+"""The command line: every option reaches its place, bad values exit with 2, help and plan come without torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loaders.checkpoint.random_weights import SHAPES, write_random_checkpoint
+from offload_runtime.errors import UsageError
+from offload_runtime.options.arguments import chat_parser, model_options, parse_chat_arguments
+from offload_runtime.options.run_options import DEMO_DRAFT, DEMO_TARGET
+from offload_runtime.options.sampling_options import SAMPLING, SamplingOptions, sampling_options
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_nothing_given_is_the_bundled_pair() -> None:
+    options = model_options(parse_chat_arguments([]))
+    assert (options.model, options.draft) == (DEMO_TARGET, DEMO_DRAFT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "draft"),
+    [(["-m", "x"], "auto"), (["-m", "x", "-d", "y"], Path("y")), (["-d", "none"], None), (["-d", "y"], Path("y"))],
+)
+def test_the_draft(arguments: list[str], draft: Path | str | None) -> None:
+    assert model_options(parse_chat_arguments(arguments)).draft == draft
+
+
+def test_model_options_are_read() -> None:
+    line = "-m x --device cpu --device-memory 1.5GiB --host-memory 2GB --dtype float32 --tree chain"
+    options = model_options(
+        parse_chat_arguments([*line.split(), "--tree-size=8", "--tree-depth=auto", "--context-length=99"])
+    )
+    assert (options.model, options.device, options.dtype, options.tree) == (Path("x"), "cpu", "float32", "chain")
+    assert (options.device_memory, options.host_memory) == (3 * 2**29, 2 * 10**9)
+    assert (options.tree_size, options.tree_depth, options.context_length) == (8, None, 99)
+    options = model_options(parse_chat_arguments(["-m", "x", "--quantize", "int4", "--quantized-directory", "y"]))
+    assert (options.quantize, options.quantized_directory) == ("int4", Path("y"))
+
+
+def test_options_of_the_chat_template_are_read() -> None:
+    line = "-m x --chat-template t.jinja --template-arg enable_thinking=false --template-arg reasoning_effort=high"
+    parsed = parse_chat_arguments([*line.split(), "--template-arg", 'tags=["a", "b=c"]', "--thinking", "hide"])
+    options = model_options(parsed)
+    assert options.chat_template == Path("t.jinja") and parsed.thinking == "hide"
+    expected = {"enable_thinking": False, "reasoning_effort": "high", "tags": ["a", "b=c"]}
+    assert options.template_arguments == expected
+    assert model_options(parse_chat_arguments([])).template_arguments == {}
+
+
+def test_sampling_options_are_read() -> None:
+    assert sampling_options(parse_chat_arguments([])) == SamplingOptions()
+    line = "--temperature 0 --top-p .9 --top-k 40 --min-p 0 --repetition-penalty 1.1 --seed 7 --max-new-tokens 5"
+    expected = {"temperature": 0, "top_p": 0.9, "top_k": 40, "min_p": 0, "repetition_penalty": 1.1}
+    options = sampling_options(parse_chat_arguments(line.split()))
+    given = {name: value for name, value in options.as_arguments().items() if value is not None}
+    assert given == {**expected, "seed": 7, "max_new_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--template-arg enable_thinking",
+        "--template-arg enable_thinking=False",
+        "--template-arg enable-thinking=false",
+        "--template-arg x={",
+        "--raw --template-arg x=1",
+        "--raw --chat-template x",
+        "--thinking maybe",
+        "--temperature -1",
+        "--temperature nan",
+        "--temperature inf",
+        "--temperature warm",
+        "--top-p 0",
+        "--top-p 1.1",
+        "--top-k 1.5",
+        "--min-p 2",
+        "--repetition-penalty 0",
+        "--seed -1",
+        "--seed 9223372036854775808",
+        "--max-new-tokens 0",
+        "--device-memory lots",
+        "--device tpu",
+        "--dtype int3",
+        "--tree bonsai",
+        "--tree-size 0",
+        "--tree-depth deep",
+        "--context-length 0",
+        "--quantize int3",
+        "--prompt a --file b",
+        "--prompt a\udcff",
+        "--system a\udcff",
+        "--raw --system x",
+        "--temp 1",
+        "stray",
+    ],
+)
+def test_a_bad_value_exits_with_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_chat_arguments(line.split())
+    output = capsys.readouterr()
+    assert stopped.value.code == 2 and output.out == ""
+    assert "error: " in output.err and "Traceback" not in output.err
+
+
+def test_bounds_are_written_in_full() -> None:
+    with pytest.raises(UsageError, match="at least 0 and at most 9223372036854775807"):
+        SamplingOptions().with_value("seed", "-1")
+    with pytest.raises(UsageError, match=r"above 0 and at most 1$"):
+        SamplingOptions().with_value("top_p", "0")
+
+
+def test_values_change_and_reset() -> None:
+    options = SamplingOptions().with_value("temperature", "0.5").with_value("seed", "3")
+    assert options == SamplingOptions(temperature=0.5, seed=3)
+    assert options.with_value("temperature", "default") == SamplingOptions(seed=3)
+
+
+@pytest.mark.parametrize(("name", "text"), [("temperature", "-1"), ("warmth", "1"), ("top_k", "")])
+def test_a_bad_value_is_refused_by_name(name: str, text: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        SamplingOptions().with_value(name, text)
+
+
+def test_values_survive_a_file() -> None:
+    options = SamplingOptions(temperature=0.7, top_k=3)
+    assert SamplingOptions.from_mapping(options.as_arguments()) == options
+    for damaged in ({"temperature": "hot"}, {"top_p": float("nan")}, {"other": 1}, {"seed": [1]}):
+        with pytest.raises(UsageError):
+            SamplingOptions.from_mapping(damaged)
+
+
+def test_every_sampling_value_is_a_field() -> None:
+    assert list(SAMPLING) == list(SamplingOptions().as_arguments())
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("--help", "--tree-size"),
+        ("--plan", "Plan for model"),
+        ("--plan --quantize int4", "int4, groups of 32 and whole rows"),
+        ("--plan --quantize int8", "compressed-tensors int8"),
+    ],
+)
+def test_help_and_plan_do_not_import_torch(option: str, answer: str, tmp_path: Path) -> None:
+    write_random_checkpoint(SHAPES["tiny"], tmp_path / "model")
+    arguments = ["-m", str(tmp_path / "model"), *option.split()]
+    code = (
+        "import sys; from offload_runtime.chat import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as stopped: code = stopped.code\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'imported'\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert answer in done.stdout and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "stops"),
+    [
+        ("###", ("###",)),
+        (r"\n\n", ("\n\n",)),
+        (r"a\\nb", (r"a\nb",)),
+        (r"\x", (r"\x",)),
+        ("[INST]", ("[INST]",)),
+        ('"', ('"',)),
+        ('" end"', (" end",)),
+        (r'["\n", "User:"]', ("\n", "User:")),
+        ("[1]", ("[1]",)),
+    ],
+)
+def test_stop_texts_are_read_as_a_user_writes_them(text: str, stops: tuple[str, ...]) -> None:
+    assert SamplingOptions().with_value("stop", text).stop == stops
+
+
+def test_stops_and_biases_add_up() -> None:
+    line = ["--stop", "a", "--stop", r"\n", "--logit-bias", "5=-2,6=1.5", "--logit-bias", "7=-inf"]
+    options = sampling_options(parse_chat_arguments(line))
+    assert options.stop == ("a", "\n")
+    arguments = options.as_arguments()
+    assert arguments["logit_bias"] == {5: -2.0, 6: 1.5, 7: float("-inf")}
+    assert SamplingOptions.from_mapping(json.loads(json.dumps(arguments))) == options
+
+
+@pytest.mark.parametrize("text", ["5", "5=x", "a=1", "-1=2", "5=nan", "{}x", '{"a": 1}', "5=1,"])
+def test_a_bad_bias_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="logit_bias"):
+        SamplingOptions().with_value("logit_bias", text)
+
+
+@pytest.mark.parametrize(
+    "damaged", [{"stop": [1]}, {"stop": [""]}, {"stop": ""}, {"logit_bias": [5]}, {"stop": ["\ud800"]}]
+)
+def test_damaged_lists_in_a_file_are_refused(damaged: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        SamplingOptions.from_mapping(damaged)
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_help_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "argv", ["sequoia-chat"])
+    lines = chat_parser().format_help().splitlines()
+    assert max(len(line) for line in lines if "{" not in line) <= columns
+    assert any(line.startswith("exit codes: 0 ok") for line in lines) and "examples:" in lines

@@ -1,0 +1,127 @@
+"""Decoder families of transformers that are tested, with what makes a tiny model of each; on top of `tiny_models.BASE`.
+
+docs/architectures.md lists these names (`test_architectures.py` compares). Families that the installed transformers
+does not know yet are left out by the tests.
+"""
+
+from typing import Any
+
+Changes = dict[str, Any]
+
+# Borders lie within the texts of the tests: windows, chunks, and lengths at which attention is scaled anew.
+BORDER = 8
+_MIXED = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_WINDOWS = {"sliding_window": BORDER, **_MIXED}
+_CHUNKS = dict.fromkeys(("chunk_size", "mamba_chunk_size"), BORDER)
+_EXPERTS = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), 2),
+    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace", "num_dense_layers"), 1),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
+    "decoder_sparse_step": 1,
+}
+_LATENT = {
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "head_dim"), 8),
+    **{"kv_lora_rank": 16, "q_lora_rank": 24, "num_key_value_heads": 4},
+}
+_SHARED_CACHES = {  # the last layer reads the keys of another one
+    "num_kv_shared_layers": 1,
+    "vocab_size_per_layer_input": 96,
+    "hidden_size_per_layer_input": 8,
+    "sliding_window": BORDER,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+}
+_LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
+}
+
+ATTENTION: dict[str, Changes] = {
+    **{
+        name: {} for name in
+        ("apertus", "arcee", "biogpt", "bitnet", "cohere", "ctrl", "diffllama", "ernie4_5", "gemma", "glm",
+         "glm4", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neox", "gpt_neox_japanese", "granite", "helium",
+         "hunyuan_v1_dense", "hyperclovax", "internlm3", "iquestcoder", "jais2", "llama", "nanochat", "nemotron",
+         "olmo", "olmo2", "opt", "persimmon", "phi", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3", "stablelm")
+    },
+    **dict.fromkeys(
+        ("cohere2", "cwm", "exaone4", "gemma2", "gemma3_text", "granite_swa", "ministral", "mistral", "olmo3",
+         "vaultgemma"),
+        _WINDOWS,
+    ),
+    "codegen": {"rotary_dim": 4},
+    "gemma3n_text": {**_SHARED_CACHES, "laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 3},
+    "gemma4_text": {**_SHARED_CACHES, "global_head_dim": 8},
+    "ministral3": {
+        "sliding_window": BORDER,
+        "rope_parameters": {
+            **{"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 16.0, "llama_4_scaling_beta": 0.5},
+            "original_max_position_embeddings": BORDER,
+        },
+    },
+    "starcoder2": {"sliding_window": BORDER},
+    "minicpm3": {**_LATENT, "head_dim": 16},
+    "modernbert-decoder": {"pad_token_id": 0, "local_attention": 2 * BORDER},
+    "xglm": {"attention_heads": 4, "num_layers": 3, "ffn_dim": 64, "d_model": 32},
+    "youtu": _LATENT,
+}  # fmt: skip
+
+EXPERTS: dict[str, Changes] = {
+    **dict.fromkeys(
+        ("aria_text", "ernie4_5_moe", "flex_olmo", "glm4_moe", "granitemoe", "granitemoeshared", "hunyuan_v1_moe",
+         "hy_v3", "jetmoe", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "solar_open"),
+        _EXPERTS,
+    ),
+    **dict.fromkeys(
+        ("afmoe", "cohere2_moe", "dots1", "exaone_moe", "gpt_oss", "granitemoe_swa", "laguna", "mellum"),
+        _EXPERTS | _WINDOWS,
+    ),
+    "axk1": {**_EXPERTS, **_LATENT},
+    "deepseek_v2": {**_EXPERTS, **_LATENT},
+    "deepseek_v3": {**_EXPERTS, **_LATENT},
+    "glm4_moe_lite": {**_EXPERTS, **_LATENT, "head_dim": 16},
+    "llama4_text": {
+        **_EXPERTS,
+        **{"attention_chunk_size": BORDER, "floor_scale": BORDER, "attn_scale": 0.5, "no_rope_layers": [1, 0, 1]},
+    },
+    "mimo_v2_flash": {**_EXPERTS, "sliding_window": BORDER},
+}  # fmt: skip
+
+# Models that carry a state from token to token: streamed, and decoded plainly.
+STATES: dict[str, Changes] = {
+    "bamba": {**_CHUNKS, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "attn_layer_indices": [1]},
+    "falcon_h1": {**_CHUNKS, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_d_ssm": 64},
+    "falcon_mamba": {"state_size": 4},
+    "granitemoehybrid": {
+        **_CHUNKS,
+        **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "shared_intermediate_size": 16},
+        "layer_types": ["mamba", "attention", "mamba"],
+    },
+    "jamba": {
+        **{"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "num_experts": 2},
+        **{"mamba_d_state": 4, "use_mamba_kernels": False},
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "lfm2_moe": {**_EXPERTS, "layer_types": ["conv", "full_attention", "conv"]},
+    "mamba": {"state_size": 4},
+    "mamba2": {**_CHUNKS, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "nemotron_h": {
+        **_CHUNKS,
+        "num_hidden_layers": 5,
+        "layers_block_type": ["mamba", "attention", "mlp", "mamba", "attention"],
+        **{"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1},
+    },
+    "olmo_hybrid": {},
+    "qwen3_5_moe_text": {**_EXPERTS, **_LINEAR},
+    "qwen3_5_text": _LINEAR,
+    "qwen3_next": {**_EXPERTS, **_LINEAR},
+    "recurrent_gemma": {"attention_window_size": BORDER},
+    "zamba2": {
+        **_CHUNKS,
+        "num_hidden_layers": 5,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "mamba", "hybrid"],
+        **{"mamba_ngroups": 1, "n_mamba_heads": 8, "mamba_d_state": 8},
+    },
+}
+
+SWEEP: dict[str, Changes] = {**ATTENTION, **EXPERTS, **STATES}

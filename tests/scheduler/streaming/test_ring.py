@@ -1,0 +1,112 @@
+"""The ring delivers the right bytes in order, ahead of use, and survives abandoned passes and failed reads."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from scheduler.streaming.ring import Ring
+
+
+def slots(count: int = 2) -> list[torch.Tensor]:
+    return [torch.zeros(8, dtype=torch.uint8) for _ in range(count)]
+
+
+@pytest.fixture
+def closing():
+    rings: list[Ring] = []
+    yield lambda ring: rings.append(ring) or ring
+    for ring in rings:
+        ring.close()
+
+
+def use(ring: Ring, unit: int) -> int:
+    slot = ring.acquire(unit)
+    value = int(ring.slots[slot][0])
+    ring.release()
+    return value
+
+
+@pytest.mark.parametrize("order", [[0], [0, 1], [3, 1, 2], list(range(7))])
+@pytest.mark.parametrize("count", [2, 3])
+def test_units_arrive_in_order_over_several_passes(order, count, closing):
+    ring = closing(Ring(order, slots(count), lambda unit, slot: slot.fill_(unit)))
+    assert [use(ring, unit) for _ in range(4) for unit in order] == order * 4
+
+
+def test_a_slot_in_use_is_not_overwritten(closing):
+    """Write after read: with the released count ignored, the reader would fill slot 0 again while unit 0 computes."""
+    filled: list[int] = []
+    ring = closing(Ring([0, 1, 2, 3], slots(2), lambda unit, slot: (filled.append(unit), slot.fill_(unit))[1]))
+    slot = ring.acquire(0)
+    time.sleep(0.05)
+    assert filled == [0, 1] and int(ring.slots[slot][0]) == 0
+    ring.release()
+    assert use(ring, 1) == 1
+
+
+def test_reads_ahead_across_the_end_of_a_pass(closing):
+    filled: list[int] = []
+    done = threading.Event()
+
+    def fill(unit, slot):
+        filled.append(unit)
+        if filled == [0, 1, 2, 0, 1]:
+            done.set()
+
+    ring = closing(Ring([0, 1, 2], slots(2), fill))
+    for unit in (0, 1, 2):
+        use(ring, unit)
+    assert done.wait(5), filled
+
+
+def test_rewind_after_an_abandoned_pass(closing):
+    ring = closing(Ring([0, 1, 2], slots(2), lambda unit, slot: slot.fill_(unit)))
+    use(ring, 0)
+    ring.acquire(1)  # abandoned before release
+    ring.rewind()
+    assert [use(ring, unit) for unit in (0, 1, 2, 0)] == [0, 1, 2, 0]
+
+
+def test_rewind_between_passes_keeps_what_was_read_ahead(closing):
+    fills: list[int] = []
+    ring = closing(Ring([0, 1, 2], slots(2), lambda unit, slot: (fills.append(unit), slot.fill_(unit))[1]))
+    for _ in range(3):
+        ring.rewind()
+        assert [use(ring, unit) for unit in (0, 1, 2)] == [0, 1, 2]
+    ring.close()
+    assert len(fills) <= 3 * 3 + 2
+
+
+def test_an_error_reaches_the_caller_and_the_ring_recovers(closing):
+    broken = threading.Event()
+    broken.set()
+
+    def fill(unit, slot):
+        if unit == 1 and broken.is_set():
+            raise OSError("disk on fire")
+        slot.fill_(unit)
+
+    ring = closing(Ring([0, 1], slots(2), fill))
+    assert use(ring, 0) == 0
+    for _ in range(2):
+        with pytest.raises(OSError, match="disk on fire"):
+            ring.acquire(1)
+    broken.clear()
+    ring.rewind()
+    assert [use(ring, unit) for unit in (0, 1)] == [0, 1]
+
+
+def test_slots_made_in_inference_mode_are_filled(closing):
+    with torch.inference_mode():
+        buffers = slots()
+    ring = closing(Ring([0, 1, 2], buffers, lambda unit, slot: slot.fill_(unit)))
+    assert [use(ring, unit) for unit in (0, 1, 2)] == [0, 1, 2]
+
+
+def test_close_stops_the_thread():
+    before = threading.active_count()
+    ring = Ring([0, 1], slots(2), lambda unit, slot: None)
+    ring.close()
+    assert threading.active_count() == before
