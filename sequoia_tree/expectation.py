@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sequoia_tree.laws import Laws
+from sequoia_tree.ratio_tests import RatioTests
 from sequoia_tree.tree import Tree
-from sequoia_tree.verify import Laws, ratio_chances, traversal_weights
 
 Floats = NDArray[np.float64]
 
@@ -17,12 +18,13 @@ def expected_yield(rule: str, tree: Tree, tokens: Tensor, laws: Laws) -> float:
 
     tokens: int64 [n]. Far less noisy than the tokens that one verdict yields: comparisons need fewer passes.
     """
-    if rule == "traversal":
-        _, leaving = traversal_weights(tree, tokens, laws)
-        return 1 + _traversal_depth(tree, leaving.cpu().numpy())
-    if rule in ("top-down", "multi-round"):
-        chances = ratio_chances(tree, tokens, laws, replacement=rule == "multi-round")
-        return _reach(tree, chances.cpu().numpy()).sum()
+    if rule in ("traversal", "top-down", "multi-round"):
+        if tree.size == 1:
+            return 1.0
+        tests = RatioTests(tree, tokens, laws, rule == "traversal", rule == "multi-round")
+        if rule == "traversal":
+            return 1 + _traversal_depth(tree, tests.weights.cpu().numpy())
+        return _reach(tree, tests.chances.cpu().numpy()).sum()
     raise ValueError(f"there is no expectation for rule {rule!r}; there is one for traversal, top-down and multi-round")
 
 

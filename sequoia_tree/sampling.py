@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sequoia_tree.shaping.contexts import Contexts
@@ -212,7 +213,12 @@ def _min_p(scores: Tensor, sampling: Sampling) -> Tensor:
 
 def probabilities(log_law: Tensor) -> Tensor:
     """exp(log_law) as a new tensor, 0 where float32 ends: the law that tokens are really drawn from."""
-    return log_law.exp().masked_fill_(log_law < _LEAST_LOG_PROBABILITY, 0)
+    return F.threshold(log_law, _LEAST_LOG_PROBABILITY, -_INF).exp_()
+
+
+def into_probabilities(log_law: Tensor) -> Tensor:
+    """`probabilities`, written over `log_law`."""
+    return torch.threshold_(log_law, _LEAST_LOG_PROBABILITY, -_INF).exp_()
 
 
 def draw_without_replacement(log_law: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -224,7 +230,7 @@ def draw_without_replacement(log_law: Tensor, count: int, generator: torch.Gener
     1e-9 would never come first.
     """
     uniform = torch.rand(log_law.shape, dtype=torch.float64, device=log_law.device, generator=generator)
-    keys = uniform.log_().neg_().log_().neg_().add_(log_law).masked_fill_(log_law < _LEAST_LOG_PROBABILITY, -_INF)
+    keys = uniform.log_().neg_().log_().neg_().add_(F.threshold(log_law, _LEAST_LOG_PROBABILITY, -_INF))
     return highest_tokens(keys, count)
 
 
@@ -235,7 +241,7 @@ def highest_tokens(keys: Tensor, count: int) -> Tensor:
     """
     values, tokens = keys.topk(min(count, keys.shape[-1]))
     tokens = tokens.masked_fill(~(values > -_INF), -1)
-    return torch.nn.functional.pad(tokens, (0, count - tokens.shape[-1]), value=-1)
+    return F.pad(tokens, (0, count - tokens.shape[-1]), value=-1)
 
 
 def draw_with_replacement(log_law: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -25,6 +25,13 @@ def upload(values: NDArray[np.generic] | Sequence[int], device: torch.device) ->
     return _pinned(tensor).to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def upload_together(arrays: Sequence[NDArray[np.int64]], device: torch.device) -> list[Tensor]:
+    """Arrays on `device` in one copy, each in its shape: every copy may have to wait for its turn on the link."""
+    packed = upload(np.concatenate([array.ravel() for array in arrays]), device)
+    parts = packed.split([array.size for array in arrays])
+    return [part.view(array.shape) for part, array in zip(parts, arrays)]
+
+
 def reserve_uploads(device: torch.device) -> None:
     """Have PyTorch pin what a step's uploads take, 8 MiB, before layers take all that the system lets us pin (WSL2)."""
     if device.type == "cuda":

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offload_runtime.speculation.draft import Draft, draft_law
+from offload_runtime.speculation.draft import Draft, draft_law, joined
 from offload_runtime.speculation.draft_tree import DrawnTree
 from offload_runtime.speculation.static_growth import likeliest
 from offload_runtime.speculation.text_candidates import RepeatedText, with_candidates
@@ -59,7 +59,7 @@ class AdaptiveGrowth:
             frontier.open(tokens, costs(laws[-1], tokens))
         candidates = self._repeated.candidates(text, self._size, self._waves + 1)
         grown = frontier.best(self._size - 1 - candidates.most)
-        return with_candidates(_drawn_tree(grown, torch.cat(laws)), candidates)
+        return with_candidates(_drawn_tree(grown, joined(laws, sampling)), candidates)
 
     def _run_wave(self) -> Tensor:
         frontier = self._frontier

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from offload_runtime.model.attention import PassRows
 from offload_runtime.model.model import Model
-from sequoia_tree.sampling import Sampling, log_law, processed
+from sequoia_tree.sampling import Sampling, into_probabilities, log_law, processed
 from sequoia_tree.shaping.contexts import Contexts
 from sequoia_tree.shaping.rule import drawable
 
@@ -62,3 +62,9 @@ def draft_law(logits: Tensor, sampling: Sampling, contexts: Contexts | None) -> 
         return log_law(logits, sampling, contexts)
     scores = processed(logits, sampling, contexts)
     return (drawable(scores, logits) if sampling.rules else scores).log_softmax(-1)
+
+
+def joined(laws: Sequence[Tensor], sampling: Sampling) -> Tensor:
+    """Rows of log-probabilities that children were drawn from, as `DrawnTree.laws`, ``[rows, vocab]``, holds them."""
+    table = torch.cat(list(laws))
+    return into_probabilities(table) if sampling.temperature else table

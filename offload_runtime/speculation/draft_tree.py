@@ -1,7 +1,6 @@
 """A tree with a token at every node: what the draft hands to the target's pass and to verification."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +19,9 @@ class DrawnTree:
 
     tokens: one per node; the root's is the last token of the text.
     columns: int64 [n], the row of each node in the draft's cache, behind the text; -1 where it was not computed.
-    laws: log-probabilities [rows, vocab] that children were drawn from. At temperature 0, where nothing is drawn, those
-    before any temperature. law_rows: int64 [n], the node's row of `laws`; -1 for nodes under which nothing was drawn.
+    laws: probabilities [rows, vocab] that children were drawn from. At temperature 0, where nothing is drawn,
+    log-probabilities of no temperature. law_rows: int64 [n], the node's row of `laws`; -1 for nodes under which nothing
+    was drawn.
     """
 
     tree: Tree
@@ -44,17 +44,7 @@ class DrawnTree:
     @property
     def has_law(self) -> bool:
         """Whether the first row of `laws` is a distribution, and not NaN; the device is waited for."""
-        return self.laws is not None and bool(self.laws[0].logsumexp(-1).isfinite())
-
-    def draft_law(self, nodes: Tensor) -> Tensor:
-        """Log-probabilities ``[m, vocab]`` from which the children of nodes, int64 [m], were drawn."""
-        assert self.laws is not None
-        return self.laws[self._rows_on_device[nodes]]
-
-    @cached_property
-    def _rows_on_device(self) -> Tensor:
-        assert self.laws is not None
-        return upload(self.law_rows, self.laws.device)
+        return self.laws is not None and not bool(self.laws[0].isnan().any())
 
     def draft_columns(self, path: list[int]) -> list[int]:
         """Rows of the draft's cache that hold the beginning of `path`, as far as it was computed."""
@@ -62,8 +52,6 @@ class DrawnTree:
         computed = np.count_nonzero(np.cumprod(columns >= 0))
         return columns[:computed].tolist()
 
-    def contexts(self, text: Text) -> Contexts:
-        """The tokens before what follows each node, the last of `text` being the root's."""
-        device = text.tokens.device
-        ancestors, tokens = upload(self.tree.ancestor_mask(), device), upload(self.tokens, device)
-        return text.at(ancestors, tokens, self.tree.depth)
+    def contexts(self, text: Text, tokens: Tensor) -> Contexts:
+        """The tokens before what follows each node, the last of `text` being the root's; tokens: those of all nodes."""
+        return text.at(upload(self.tree.ancestor_mask(), text.tokens.device), tokens, self.tree.depth)

@@ -60,10 +60,9 @@ class LearnedAcceptance:
 @torch.inference_mode()
 def _drawn(scored: Scored, nodes: np.ndarray) -> Acceptance:
     laws, device = scored.laws, scored.logits.device
-    tokens = upload(scored.drawn.tokens, device)
     seen = Acceptance.empty()
-    for family in families(scored.drawn.drawn_part, nodes, laws.most_rows, device):
-        children = torch.where(family.present, tokens[family.children], -1)[:, : MAX_CHILDREN - 1]
+    for family in families(scored.drawn.drawn_part, nodes, laws.most_rows(device), device):
+        children = torch.where(family.present, scored.tokens[family.children], -1)[:, : MAX_CHILDREN - 1]
         seen += observe(laws.target(family.parents), laws.draft(family.parents), children)
     return seen
 
@@ -71,4 +70,4 @@ def _drawn(scored: Scored, nodes: np.ndarray) -> Acceptance:
 @torch.inference_mode()
 def _greedy(scored: Scored, nodes: np.ndarray) -> Acceptance:
     ids = upload(nodes, scored.logits.device)
-    return observe_greedy(scored.processed(ids), scored.drawn.draft_law(ids))
+    return observe_greedy(scored.processed(ids), scored.draft_law(ids))

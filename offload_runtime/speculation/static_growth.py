@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offload_runtime.speculation.draft import Draft, draft_law
+from offload_runtime.speculation.draft import Draft, draft_law, joined
 from offload_runtime.speculation.draft_tree import DrawnTree
 from sequoia_tree.sampling import Sampling, highest_tokens
 from sequoia_tree.shaping.contexts import Text
@@ -74,7 +74,7 @@ class StaticGrowth:
             children = self._children(laws[-1], level.width, sampling, generator)
             children = children.masked_fill(tokens[level.parents, None] < 0, -1)  # no parent, no children
             tokens[level.children] = children[level.child_rows, level.child_numbers]
-        return self._without_missing(tokens.tolist(), torch.cat(laws) if laws else None)
+        return self._without_missing(tokens.tolist(), joined(laws, sampling) if laws else None)
 
     def _children(self, law: Tensor, width: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
         return self._drawing(law, width, generator) if sampling.temperature else likeliest(law, width, generator)

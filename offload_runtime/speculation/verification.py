@@ -1,41 +1,48 @@
 """From the target's logits to the accepted path, under the request's sampling."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from offload_runtime.speculation.draft_tree import DrawnTree
+from sequoia_tree.laws import Laws
 from sequoia_tree.sampling import Sampling, log_law, probabilities, processed
 from sequoia_tree.shaping.contexts import Contexts, Text
-from sequoia_tree.uploads import upload
-from sequoia_tree.verify import RULES, Laws, Verdict, follow, verify_greedy
+from sequoia_tree.uploads import upload_together
+from sequoia_tree.verify import RULES, Verdict, follow, verify_greedy
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A drawn tree with the target's ``logits [n, vocab]`` at its nodes, under a text and a sampling."""
+    """A drawn tree with the target's ``logits [n, vocab]`` at its nodes, under a text and a sampling.
+
+    tokens: those of the nodes, int64 [n].
+    """
 
     drawn: DrawnTree
     logits: Tensor
     sampling: Sampling
+    tokens: Tensor
     contexts: Contexts | None
+    _law_rows: Tensor
 
     @classmethod
     def of(cls, drawn: DrawnTree, logits: Tensor, text: Sequence[int], sampling: Sampling) -> "Scored":
-        contexts = drawn.contexts(Text.of(text, logits.device)) if sampling.rules else None
-        return cls(drawn, logits, sampling, contexts)
+        tokens, law_rows = upload_together([np.array(drawn.tokens), drawn.law_rows], logits.device)
+        contexts = drawn.contexts(Text.of(text, logits.device), tokens) if sampling.rules else None
+        return cls(drawn, logits, sampling, tokens, contexts, law_rows)
 
-    @cached_property
+    @property
     def laws(self) -> Laws:
-        laws = Laws(self._target_law, self._draft_law, self.logits.shape[-1])
-        nodes = torch.arange(len(self.logits), device=self.logits.device)
-        if len(nodes) > laws.most_rows:
-            return laws
-        table = self._target_law(nodes)  # of a small tree all at once: many short steps would take longer
-        return replace(laws, target=lambda ids: table[ids])
+        return Laws(self._target_law, self.draft_law, self.logits.shape[-1])
+
+    def draft_law(self, nodes: Tensor) -> Tensor:
+        """What the children of nodes, int64 [m], were drawn from, as in `DrawnTree.laws`: ``[m, vocab]``."""
+        assert self.drawn.laws is not None
+        return self.drawn.laws[self._law_rows[nodes]]
 
     def processed(self, nodes: Tensor) -> Tensor:
         """The target's logits ``[m, vocab]`` after the given nodes, int64 [m], before any temperature."""
@@ -47,9 +54,6 @@ class Scored:
     def _contexts(self, nodes: Tensor) -> Contexts | None:
         return None if self.contexts is None else self.contexts[nodes]
 
-    def _draft_law(self, nodes: Tensor) -> Tensor:
-        return probabilities(self.drawn.draft_law(nodes))
-
 
 @torch.inference_mode()
 def verify(scored: Scored, rule: str, generator: torch.Generator) -> Verdict:
@@ -57,8 +61,7 @@ def verify(scored: Scored, rule: str, generator: torch.Generator) -> Verdict:
 
     The bonus token is -1 where the target's logits are NaN or infinite: no token can be told.
     """
-    drawn, laws = scored.drawn, scored.laws
-    tokens = upload(drawn.tokens, scored.logits.device)
+    drawn, laws, tokens = scored.drawn, scored.laws, scored.tokens
     if scored.sampling.temperature == 0:
         best = [_likeliest(scored.processed(nodes)) for nodes in _pieces(drawn.tree.size, laws, tokens.device)]
         return verify_greedy(drawn.tree, tokens, torch.cat(best))
@@ -76,4 +79,4 @@ def _likeliest(scores: Tensor) -> Tensor:
 
 
 def _pieces(count: int, laws: Laws, device: torch.device) -> tuple[Tensor, ...]:
-    return torch.arange(count, device=device).split(laws.most_rows)
+    return torch.arange(count, device=device).split(laws.most_rows(device))

@@ -5,8 +5,9 @@ import torch
 
 from sequoia_tree import Tree
 from sequoia_tree.expectation import expected_yield
+from sequoia_tree.laws import Laws
 from sequoia_tree.sampling import Sampling, draw_with_replacement, draw_without_replacement, log_law, probabilities
-from sequoia_tree.verify import RULES, Laws
+from sequoia_tree.verify import RULES
 
 TREE = Tree([-1, 0, 0, 1, 1, 2, 0, 3])
 DRAWINGS = {

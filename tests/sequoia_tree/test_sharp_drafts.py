@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from sequoia_tree import Tree
+from sequoia_tree.laws import Laws
 from sequoia_tree.observe import credits
+from sequoia_tree.ratio_tests import RatioTests
 from sequoia_tree.sampling import draw_without_replacement
-from sequoia_tree.verify import Laws, bonus_weights, ratio_chances, traversal_weights
 
 RESTS = [10.0**-power for power in (3, 8, 12, 16, 18, 30)]
 STAR, BUSHY = Tree([-1, 0, 0, 0]), Tree([-1, 0, 0, 0, 1, 1, 2, 4])
@@ -144,11 +145,8 @@ def test_ratio_tests_against_exact_arithmetic(rest, replacement):
         tokens = tokens_of(tree, q, replacement)
         reference = Exact(tree, tokens, exact(p), exact(q), traverse=False, replacement=replacement)
         laws, held = laws_of(p, q), torch.tensor(tokens)
-        chances = ratio_chances(tree, held, laws, replacement)
-        chances[0] = 1  # the root has no test
-        full = torch.ones_like(chances)
-        left = [bonus_weights(tree, tree.path(node), held, laws, full, replacement) for node in range(tree.size)]
-        assert_same(reference, chances, left, case)
+        tests = RatioTests(tree, held, laws, hand_on=False, replacement=replacement)
+        assert_same(reference, tests.chances, [tests.left(torch.tensor([node])) for node in range(tree.size)], case)
 
 
 @pytest.mark.parametrize("rest", RESTS)
@@ -158,11 +156,10 @@ def test_traversal_against_exact_arithmetic(rest):
         tokens = tokens_of(tree, q)
         reference = Exact(tree, tokens, exact(p), exact(q), traverse=True)
         laws, held = laws_of(p, q), torch.tensor(tokens)
-        arriving, leaving = traversal_weights(tree, held, laws)
-        left = [bonus_weights(tree, tree.path(node), held, laws, arriving) for node in range(tree.size)]
-        assert_same(reference, arriving, left, case)
+        tests = RatioTests(tree, held, laws, hand_on=True)
+        assert_same(reference, tests.chances, [tests.left(torch.tensor([node])) for node in range(tree.size)], case)
         matters = [reference.tried(node) * reference.all_rejected(node) for node in range(tree.size)]
-        assert_close(leaving, reference.leaving, matters, case)
+        assert_close(tests.weights, reference.leaving, matters, case)
 
 
 @pytest.mark.parametrize("rest", RESTS)

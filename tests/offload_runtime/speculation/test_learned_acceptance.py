@@ -10,6 +10,7 @@ from offload_runtime import OffloadRuntime
 from offload_runtime.errors import ModelFilesError
 from offload_runtime.speculation import acceptance_store, learned_acceptance
 from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, Measurement, PairAcceptance, Setting
+from offload_runtime.speculation.draft import joined
 from offload_runtime.speculation.draft_tree import DrawnTree
 from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
 from offload_runtime.speculation.text_candidates import Candidates, with_candidates
@@ -17,7 +18,7 @@ from offload_runtime.speculation.verification import Scored
 from sequoia_tree import Tree
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.observe import observe, observe_greedy
-from sequoia_tree.sampling import Sampling, draw_without_replacement, log_law, probabilities
+from sequoia_tree.sampling import Sampling, draw_without_replacement, log_law
 from sequoia_tree.shaping.repetition import RepetitionPenalty
 from sequoia_tree.verify import Verdict
 from tests.samples.tiny_models import PROMPT, checkpoint, perturbed
@@ -46,7 +47,7 @@ def drawn_tree(sampling, seed=0):
         assert min(drawn) >= 0, "a law with a token for every child"
         for child, token in zip(children, drawn):
             tokens[child] = token
-    return DrawnTree(TREE, tokens, TREE.size, law_rows - 1, laws, law_rows)
+    return DrawnTree(TREE, tokens, TREE.size, law_rows - 1, joined([laws], sampling), law_rows)
 
 
 def scored(sampling, seed=0):
@@ -63,7 +64,7 @@ def observed(scored, nodes):
         ids = torch.tensor([node])
         children = [scored.drawn.tokens[child] for child in TREE.children[node]]
         children = torch.tensor([children + [-1] * (most - len(children))])
-        total += observe(scored.laws.target(ids), probabilities(scored.drawn.draft_law(ids)), children)
+        total += observe(scored.laws.target(ids), scored.draft_law(ids), children)
     return total
 
 
@@ -107,7 +108,7 @@ def test_a_greedy_pass_teaches_ranks(pair):
     one = scored(greedy)
     known.learn(one, Verdict(PATH, 0))
     nodes = torch.tensor([0, *PATH])
-    assert_equal(known.now(greedy), observe_greedy(one.processed(nodes), one.drawn.draft_law(nodes)))
+    assert_equal(known.now(greedy), observe_greedy(one.processed(nodes), one.draft_law(nodes)))
     assert known.now(greedy).scale_positions == 3
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sequoia_tree import Tree, chain, optimal_tree
+from sequoia_tree.laws import Laws
 from sequoia_tree.sampling import (
     Sampling,
     draw_with_replacement,
@@ -18,7 +19,7 @@ from sequoia_tree.sampling import (
     log_law,
     probabilities,
 )
-from sequoia_tree.verify import RULES, Laws, follow, verify_greedy, verify_top_down
+from sequoia_tree.verify import RULES, follow, verify_greedy, verify_top_down
 from tests.chi_square import p_value
 
 VOCABULARY = 4
@@ -244,7 +245,7 @@ def test_laws_are_asked_in_blocks(rule, monkeypatch):
     (tokens,) = fill(BUSHY, torch.zeros(1, dtype=torch.int64), draft, sampled_children, generator)
     held, verdicts = torch.tensor(tokens), []
     for rows in (1, 2, 100):
-        monkeypatch.setattr("sequoia_tree.verify._BLOCK", rows * VOCABULARY)
+        monkeypatch.setattr("sequoia_tree.laws._BLOCK", rows * VOCABULARY)
         laws = laws_of(held, target, draft)
 
         def limited(nodes, law=laws.target, rows=rows):

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from sequoia_tree import DEFAULT_ACCEPTANCE, optimal_tree
+from sequoia_tree.laws import Laws
+from sequoia_tree.ratio_tests import RatioTests
 from sequoia_tree.sampling import Sampling, draw_without_replacement, log_law, probabilities
-from sequoia_tree.verify import RULES, Laws, ratio_chances, traversal_weights
+from sequoia_tree.verify import RULES
 
 TREE = optimal_tree(DEFAULT_ACCEPTANCE, 48, 12)
 
@@ -37,7 +39,8 @@ def test_chances_are_chances(temperature, top_p, distance):
     draft = 4 * torch.randn(TREE.size, 40, generator=generator)
     target = draft + distance * torch.randn(TREE.size, 40, generator=generator)
     tree, tokens, laws = filled(target, draft, Sampling(temperature=temperature, top_p=top_p))
-    values = torch.cat((*traversal_weights(tree, tokens, laws), ratio_chances(tree, tokens, laws, replacement=False)))
+    traversal, ratio_tests = (RatioTests(tree, tokens, laws, hand_on) for hand_on in (True, False))
+    values = torch.cat((traversal.chances, traversal.weights, ratio_tests.chances))
     assert torch.isfinite(values).all() and values.min() >= 0 and values.max() <= 1
     for rule in ("traversal", "top-down", "match"):
         verdict = RULES[rule](tree, tokens, laws, generator)

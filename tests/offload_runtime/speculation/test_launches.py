@@ -1,0 +1,71 @@
+"""Kernels that a step launches beside the models' own: their number grows with the tree's depth, not with its nodes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from offload_runtime.speculation.draft import joined
+from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.verification import Scored, verify
+from sequoia_tree import Tree, chain, optimal_tree
+from sequoia_tree.sampling import Sampling, draw_without_replacement, log_law
+from sequoia_tree.uploads import upload
+from tests.pretend_cuda import Counts, PretendCuda, pretend_cuda
+
+CUDA, VOCABULARY = torch.device("cuda"), 96
+SAMPLING = Sampling(temperature=0.6)
+SHARP = [0.7 * 0.3**child for child in range(32)]
+FLAT = [0.6, 0.12, 0.05, 0.03, 0.02, 0.015, *[0.012 * 0.9**child for child in range(50)]]  # up to 32 children
+
+
+@pytest.fixture(scope="module")
+def cuda() -> Iterator[PretendCuda]:
+    with pretend_cuda() as device:
+        yield device
+
+
+def filled(tree: Tree) -> tuple[DrawnTree, torch.Tensor]:
+    """The tree with tokens drawn from random laws, and the target's logits at its nodes."""
+    generator = torch.Generator().manual_seed(0)
+    target = 2 * torch.randn(tree.size, VOCABULARY, generator=generator)
+    laws = log_law(target + 0.5 * torch.randn(tree.size, VOCABULARY, generator=generator), SAMPLING)
+    drawn = draw_without_replacement(laws, tree.child_count_array.max(), generator).tolist()
+    tokens = [0, *(drawn[parent][number - 1] for parent, number in zip(tree.parents[1:], tree.child_numbers[1:]))]
+    rows = np.where(tree.child_count_array > 0, np.arange(tree.size), -1)
+    held = upload(joined([laws], SAMPLING).numpy(), CUDA)
+    return DrawnTree(tree, tokens, tree.size, rows, held, rows), upload(target.numpy(), CUDA)
+
+
+def verification(cuda: PretendCuda, tree: Tree, rule: str) -> Counts:
+    drawn, logits = filled(tree)
+    generator = torch.Generator(CUDA).manual_seed(1)
+    with cuda.counting() as counts:
+        verify(Scored.of(drawn, logits, [1], SAMPLING), rule, generator)
+    return counts
+
+
+@pytest.mark.parametrize("rule", ["traversal", "top-down"])
+@pytest.mark.parametrize("acceptance", [SHARP, FLAT], ids=["sharp", "flat"])
+def test_verification_of_768_nodes(cuda, acceptance, rule):
+    counts = verification(cuda, optimal_tree(acceptance, 768, 10), rule)
+    assert counts.launches.total() <= 600
+    assert counts.uploads.total() <= 2
+    assert counts.waits.total() == 1
+
+
+def binomial(waves: int) -> Tree:
+    """The largest tree whose tests take so many waves: 2^waves nodes."""
+    parents = [-1]
+    for _ in range(waves):
+        parents += list(range(len(parents)))
+    return Tree(parents)
+
+
+def test_launches_of_verification_grow_with_the_longest_path_alone(cuda):
+    """A node's first child is tested right after it, and each further child after the one before."""
+    few, many = (verification(cuda, tree, "traversal").launches.total() for tree in (chain(9), binomial(8)))
+    longer = verification(cuda, chain(10), "traversal").launches.total()
+    assert few == many
+    assert few < longer <= few + 16
