@@ -68,12 +68,6 @@ class Adapter:
         return self.directory.name
 
 
-def base_of(directory: Path) -> str:
-    """What an adapter's config calls the model that it was made for; empty where it does not say."""
-    base = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
-    return base if isinstance(base, str) else ""
-
-
 def read_adapter(directory: Path) -> Adapter:
     """The adapter in `directory`, checked. Raises ModelFilesError, and UnsupportedModelError by the setting's name."""
     file = directory / ADAPTER_WEIGHTS

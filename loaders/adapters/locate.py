@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loaders.adapters.adapter import base_of
+from loaders.adapter_config import adapter_alone, base_of, called
 from loaders.errors import ModelFilesError
 from loaders.foreign_files import ADAPTER_CONFIG, INDEX, SINGLE_FILE
 from loaders.hub.cache import cached_snapshot, hub_cache, repository_directory
 from loaders.hub.names import hub_name, model_path
-from loaders.message_text import quoted
 
 NONE = "none"
 
@@ -33,21 +32,9 @@ def with_adapter(model: Path, adapter: Path | str | None) -> tuple[Path, Path | 
     if here == model.resolve():
         return model, model
     raise ModelFilesError(
-        f"{model}: beside the model lies an adapter, made for {_called(base)}. It may be merged already. Say which is "
+        f"{model}: beside the model lies an adapter, made for {called(base)}. It may be merged already. Say which is "
         f"meant:\n  --adapter {model}   merges it while the model is read\n  --adapter {NONE}   leaves it out"
     )
-
-
-def adapter_alone(adapter: str, base: str) -> str:
-    """What to say where an adapter, a directory or a name, was given in the place of a model."""
-    return (
-        f"{adapter}: it is an adapter, made for {_called(base)}, and holds no model. Run it on that:\n"
-        f"  --model {quoted(base, 200) if base else 'MODEL'} --adapter {adapter}"
-    )
-
-
-def _called(base: str) -> str:
-    return quoted(base) if base else "a model that it does not name"
 
 
 def _directory(adapter: Path | str) -> Path:

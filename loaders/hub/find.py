@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loaders.adapters.adapter import base_of
-from loaders.adapters.locate import adapter_alone
+from loaders.adapter_config import adapter_alone, base_of
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.foreign_files import ADAPTER_CONFIG
 from loaders.formats.side_files import SIDE_FILES

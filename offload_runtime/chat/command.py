@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from offload_runtime.chat.background import FIRST_STAGE, Loaded, Loading, Progress, without_waiting
 from offload_runtime.chat.given import given_prompt
-from offload_runtime.chat.keyboard import edits_lines, line_reader, without_echo
 from offload_runtime.chat.ready import can_converse
 from offload_runtime.chat.status import duration
+from offload_runtime.chat.terminal.keyboard import edits_lines, line_reader, without_echo
 from offload_runtime.chat.thinking import Thinking
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, UsageError
 from offload_runtime.generation.config_fields import unapplied_note
@@ -27,7 +27,7 @@ from scheduler.sizes import format_size
 
 # The rest is imported where it is used: `--help` and `--plan` answer sooner than torch can be imported.
 if TYPE_CHECKING:
-    from offload_runtime.chat.terminal import Screen
+    from offload_runtime.chat.terminal.screen import Screen
     from offload_runtime.generation.runtime import OffloadRuntime
     from offload_runtime.planning.quantized_directory import Packing
     from offload_runtime.text.conversation import Conversation
@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if download.models and not arguments.quiet:
             print(f"Not downloaded yet: {download}", file=sys.stderr)
         return 0
-    from offload_runtime.chat.terminal import Screen
+    from offload_runtime.chat.terminal.screen import Screen
 
     screen = Screen(quiet=arguments.quiet or arguments.json)
     prompt = given_prompt(arguments.prompt, arguments.file, screen.note)
@@ -162,9 +162,9 @@ def _packing_time(packing: "Packing") -> str:
 
 def _chat(loading: Loading, arguments: argparse.Namespace, screen: "Screen") -> int:
     from offload_runtime.chat.commands import completions
-    from offload_runtime.chat.completion import CommandCompleter
-    from offload_runtime.chat.history import state_directory
     from offload_runtime.chat.session import Chat
+    from offload_runtime.chat.terminal.completion import CommandCompleter
+    from offload_runtime.chat.terminal.history import state_directory
 
     screen.note(GREETING)
     kept = None if arguments.no_history else state_directory()

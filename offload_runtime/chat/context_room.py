@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from offload_runtime.chat.terminal import Screen
+from offload_runtime.chat.terminal.screen import Screen
 
 if TYPE_CHECKING:
     from offload_runtime.text.conversation import Conversation, Message

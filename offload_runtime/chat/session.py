@@ -12,12 +12,12 @@ from loaders.quantize.interrupts import interrupts_deferred
 from offload_runtime.chat.background import Loaded, Loading, WaitStopped
 from offload_runtime.chat.commands import is_command, run_command, takes_lines
 from offload_runtime.chat.context_room import MAKE_ROOM, ContextRoom
-from offload_runtime.chat.interrupt import LEAVE_WITHIN, Leave, ended_in_order
-from offload_runtime.chat.keyboard import ReadLine, without_echo
 from offload_runtime.chat.saved import keep_chat
 from offload_runtime.chat.status import plan_line, reply_line
 from offload_runtime.chat.streaming import ReplyStream
-from offload_runtime.chat.terminal import Screen
+from offload_runtime.chat.terminal.interrupt import LEAVE_WITHIN, Leave, ended_in_order
+from offload_runtime.chat.terminal.keyboard import ReadLine, without_echo
+from offload_runtime.chat.terminal.screen import Screen
 from offload_runtime.chat.thinking import check_mode
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, PromptError, UsageError
 from offload_runtime.options.sampling_options import SamplingOptions

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from offload_runtime.chat.background import Loaded, Loading
-from offload_runtime.chat.interrupt import StopOnInterrupt
 from offload_runtime.chat.status import activity_texts
-from offload_runtime.chat.terminal import Screen
+from offload_runtime.chat.terminal.interrupt import StopOnInterrupt
+from offload_runtime.chat.terminal.screen import Screen
 from offload_runtime.options.sampling_options import SamplingOptions
 
 if TYPE_CHECKING:

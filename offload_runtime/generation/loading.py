@@ -23,7 +23,7 @@ from offload_runtime.planning.planning import Preparation, with_known_figures
 from offload_runtime.planning.read_models import ModelFiles
 from offload_runtime.speculation.draft import Draft
 from offload_runtime.speculation.target import Target
-from scheduler.cuda_device import as_cuda_numbers, current_device
+from scheduler.machine.cuda import as_cuda_numbers, current_device
 from scheduler.plan.expert_choice import ExpertChoice
 from scheduler.plan.padding import Padding
 from scheduler.plan.pass_cost import PassCost

@@ -1,9 +1,10 @@
 """A reply and what it cost, accumulated from the steps of the decode loop."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from offload_runtime.generation.decode import Step
+from offload_runtime.text.reply_text import ReplyText
 
 
 @dataclass
@@ -123,3 +124,23 @@ class Reply:
         self.reasoning += step.reasoning
         self.finish_reason = step.finish_reason
         self.stats.add(step)
+
+
+def with_text(step: Step, text: ReplyText) -> Step:
+    """The step with the text it completes; cut behind the token that completes a stop string.
+
+    A token that ends the reply is none of its text, special or not.
+    """
+    thoughts, answers = [], []
+    for count, token in enumerate(step.token_ids, start=1):
+        thought, answer = text.push(token, ends=step.finish_reason == "stop" and count == len(step.token_ids))
+        thoughts.append(thought)
+        answers.append(answer)
+        if text.is_stopped:
+            step = replace(step, token_ids=step.token_ids[:count], finish_reason="stop")
+            break
+    if step.finish_reason and not text.is_stopped:
+        thought, answer = text.finish()
+        thoughts.append(thought)
+        answers.append(answer)
+    return replace(step, text="".join(answers), reasoning="".join(thoughts))

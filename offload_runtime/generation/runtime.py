@@ -31,7 +31,7 @@ from offload_runtime.generation.out_of_memory import (
 )
 from offload_runtime.generation.policy_choice import tree_policy
 from offload_runtime.generation.quantize_weights import with_packed_files
-from offload_runtime.generation.reply import Reply, ReplyStats
+from offload_runtime.generation.reply import Reply, ReplyStats, with_text
 from offload_runtime.generation.request_rules import RequestRules
 from offload_runtime.generation.turns import Turns
 from offload_runtime.model.model import never
@@ -40,8 +40,8 @@ from offload_runtime.planning.planning import Preparation, prepare
 from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
 from offload_runtime.speculation.target import PassProgress
 from offload_runtime.text.prompt import Prompt, chat_tokenizer, encode_prompt, is_chat, turn_end_tokens
-from offload_runtime.text.reply_text import ReplyText, with_text
-from scheduler.cuda_device import current_device
+from offload_runtime.text.reply_text import ReplyText
+from scheduler.machine.cuda import current_device
 from scheduler.plan.plan import Plan
 from sequoia_tree.sampling import Sampling
 from sequoia_tree.shaping.order import Bounds

@@ -19,7 +19,7 @@ from offload_runtime.model.rows import text_rows
 from offload_runtime.planning.planning import Preparation
 from offload_runtime.speculation.acceptance_store import Measurement, Setting
 from offload_runtime.text.prompt import Prompt, encode_prompt
-from scheduler.cuda_device import current_device
+from scheduler.machine.cuda import current_device
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.observe import observe_greedy, observe_laws
 from sequoia_tree.sampling import Sampling, log_law

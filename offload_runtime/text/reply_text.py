@@ -2,10 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from offload_runtime.generation.decode import Step
 from offload_runtime.text.detokenize import IncrementalText, StopStrings
 from offload_runtime.text.reasoning_marks import FAMILIES, WITHIN_REPLY, answer_tags
 from offload_runtime.text.reasoning_splitter import Piece, Splitter
@@ -94,23 +92,3 @@ def split_reply(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids
     text = ReplyText(tokenizer, prompt)
     pieces = [*(text.push(token) for token in ids), text.finish()]
     return "".join(thought for thought, _ in pieces), "".join(answer for _, answer in pieces)
-
-
-def with_text(step: Step, text: ReplyText) -> Step:
-    """The step with the text it completes; cut behind the token that completes a stop string.
-
-    A token that ends the reply is none of its text, special or not.
-    """
-    thoughts, answers = [], []
-    for count, token in enumerate(step.token_ids, start=1):
-        thought, answer = text.push(token, ends=step.finish_reason == "stop" and count == len(step.token_ids))
-        thoughts.append(thought)
-        answers.append(answer)
-        if text.is_stopped:
-            step = replace(step, token_ids=step.token_ids[:count], finish_reason="stop")
-            break
-    if step.finish_reason and not text.is_stopped:
-        thought, answer = text.finish()
-        thoughts.append(thought)
-        answers.append(answer)
-    return replace(step, text="".join(answers), reasoning="".join(thoughts))

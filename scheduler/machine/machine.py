@@ -130,7 +130,7 @@ def with_gpu(cpu: Machine, gpu: GPUReading, index: int, pinned_limit: int | None
 def _asked_of_cuda(cpu: Machine, index: int, pinned_limit: int | None, reason: DriverError) -> Machine:
     """Of a machine whose card is here, though NVML does not answer: as in containers without it, after updates."""
     try:
-        from scheduler.cuda_device import ask_cuda
+        from scheduler.machine.cuda import ask_cuda
 
         gpu = ask_cuda(index)
     except (ImportError, MachineError) as error:

@@ -193,7 +193,7 @@ def chat_with(
             raise EOFError from None
 
     from offload_runtime.chat.session import Chat
-    from offload_runtime.chat.terminal import Screen
+    from offload_runtime.chat.terminal.screen import Screen
     from offload_runtime.text.conversation import Conversation
 
     beginning = loaded(runtime, Conversation(runtime.tokenizer, raw=raw))

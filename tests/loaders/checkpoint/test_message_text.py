@@ -10,7 +10,7 @@ from loaders.errors import ModelFilesError, OffloadError
 from loaders.hub.names import directory_name
 from loaders.message_text import ROW, displayable, message_text, quoted
 from offload_runtime.chat import main
-from offload_runtime.chat.terminal import Screen
+from offload_runtime.chat.terminal.screen import Screen
 from offload_runtime.errors import DoesNotFitError, PromptError, UsageError
 from offload_runtime.options.command_line import run_command
 from offload_runtime.options.run_options import DEMO_TARGET, resolve_model

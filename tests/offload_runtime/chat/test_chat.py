@@ -16,7 +16,7 @@ from loaders.checkpoint.random_weights import SHAPES, write_random_checkpoint
 from offload_runtime import OffloadRuntime
 from offload_runtime.chat import main
 from offload_runtime.chat.session import Chat
-from offload_runtime.chat.terminal import Screen
+from offload_runtime.chat.terminal.screen import Screen
 from offload_runtime.options.progress import LoadingBar
 from offload_runtime.options.sampling_options import SamplingOptions
 from offload_runtime.text.conversation import Conversation

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from offload_runtime.chat.terminal import Screen
+from offload_runtime.chat.terminal.screen import Screen
 from tests.fakes.scripted_runtime import STORY
 
 

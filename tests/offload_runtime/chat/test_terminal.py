@@ -19,14 +19,15 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
-from offload_runtime.chat import given, interrupt, keyboard
-from offload_runtime.chat.activity import ActivityLine, column_after
+from offload_runtime.chat import given
 from offload_runtime.chat.commands import completions, is_command
-from offload_runtime.chat.completion import CommandCompleter
-from offload_runtime.chat.history import PrivateHistory, state_directory
-from offload_runtime.chat.interrupt import Leave, StopOnInterrupt
 from offload_runtime.chat.session import Chat
 from offload_runtime.chat.status import activity_texts, duration, reply_line
+from offload_runtime.chat.terminal import interrupt, keyboard
+from offload_runtime.chat.terminal.activity import ActivityLine, column_after
+from offload_runtime.chat.terminal.completion import CommandCompleter
+from offload_runtime.chat.terminal.history import PrivateHistory, state_directory
+from offload_runtime.chat.terminal.interrupt import Leave, StopOnInterrupt
 from offload_runtime.errors import UsageError
 from offload_runtime.generation.reply import ReplyStats
 from offload_runtime.speculation.target import PassProgress

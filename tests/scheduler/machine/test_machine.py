@@ -10,10 +10,10 @@ import psutil
 import pytest
 import torch
 
-from scheduler.cuda_device import as_cuda_numbers
 from scheduler.errors import MachineError
 from scheduler.machine import machine as machine_module
 from scheduler.machine.container import container_memory
+from scheduler.machine.cuda import as_cuda_numbers
 from scheduler.machine.machine import WSL_PINNED_BYTES, read_machine
 from tests.fakes.fake_nvml import fake_nvml
 

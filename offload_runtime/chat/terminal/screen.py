@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from rich.console import Console
 
 from loaders.message_text import displayable, message_text
-from offload_runtime.chat.activity import ActivityLine, column_after
+from offload_runtime.chat.terminal.activity import ActivityLine, column_after
 
 # A model can write any character: those that steer a terminal are not sent to one.
 CONTROLS = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")

@@ -74,7 +74,7 @@ def _session(history: Path | None, completer: "Completer") -> "PromptSession[str
     from prompt_toolkit.output.vt100 import Vt100_Output
     from prompt_toolkit.shortcuts import CompleteStyle
 
-    from offload_runtime.chat.history import PrivateHistory
+    from offload_runtime.chat.terminal.history import PrivateHistory
 
     output = create_output(stdout=sys.stderr)
     if isinstance(output, Vt100_Output):
