@@ -10,9 +10,10 @@ from latency.link import Link, measure_link
 
 from gpu.bench import Bench, Budget, OutOfTime
 from gpu.records import FirstToken, Missing, Record, StreamedPass
-from gpu.scale import stands_for
+from gpu.scale import caps_to_try, stands_for
 from gpu.trees import made_up_tree
 from loaders.checkpoint.spec import ModelSpec
+from offload_runtime.errors import DoesNotFitError
 from offload_runtime.generation.loading import LoadedModels
 from offload_runtime.planning.planning import Preparation
 from offload_runtime.speculation.draft_tree import DrawnTree
@@ -26,7 +27,8 @@ LEAST_SECONDS = 10.0  # to load for one more cap
 
 
 def run(bench: Bench, budget: Budget) -> Iterator[Record]:
-    caps, total = bench.scale.caps, read_machine(bench.device).device_total
+    total = read_machine(bench.device).device_total
+    caps = caps_to_try(bench.scale.caps, total)
     for number, cap in enumerate(caps):
         name = f"passes with the device capped to {format_size(cap)}"
         if not stands_for(cap, total):
@@ -45,17 +47,8 @@ def _target(bench: Bench) -> Path:
 
 
 def _capped(bench: Bench, cap: int, budget: Budget) -> Iterator[Record]:
-    """Load once, with room for the largest tree, and time all sizes."""
-    scale = bench.scale
-    preparation = bench.prepare(
-        _target(bench),
-        bench.random("planned-draft", {**scale.planned_draft, "vocab_size": scale.target["vocab_size"]}),
-        device_memory=cap,
-        tree="sequoia",
-        tree_size=max(scale.nodes),
-        context_length=scale.context,
-        share_layers=scale.distinct_layers < scale.target["num_hidden_layers"],
-    )
+    """Load once, with room for the largest tree that fits, and time all sizes up to it."""
+    preparation = _with_largest_tree(bench, cap)
     begin = time.perf_counter()
     models = bench.load(preparation)
     try:
@@ -65,6 +58,25 @@ def _capped(bench: Bench, cap: int, budget: Budget) -> Iterator[Record]:
     finally:
         models.close()
         bench.free()
+
+
+def _with_largest_tree(bench: Bench, cap: int) -> Preparation:
+    scale, refused = bench.scale, None
+    for size in sorted(scale.nodes, reverse=True):
+        try:
+            return bench.prepare(
+                _target(bench),
+                bench.random("planned-draft", {**scale.planned_draft, "vocab_size": scale.target["vocab_size"]}),
+                device_memory=cap,
+                tree="sequoia",
+                tree_size=size,
+                context_length=scale.context,
+                share_layers=scale.distinct_layers < scale.target["num_hidden_layers"],
+            )
+        except DoesNotFitError as error:
+            refused = error
+    assert refused is not None
+    raise refused
 
 
 def _all_sizes(
@@ -77,7 +89,7 @@ def _all_sizes(
     first_seconds = time.perf_counter() - begin
     link = measure_link(plan, preparation.target.checkpoint.files, direct=preparation.options.io == "direct")
     slowest = 0.0
-    for nodes in scale.nodes:
+    for nodes in (size for size in scale.nodes if size <= plan.tree_size):
         budget.need(slowest * (scale.passes + 2))
         drawn = made_up_tree(nodes, text[-1], scale.target["vocab_size"])
         begin = time.perf_counter()

@@ -59,6 +59,11 @@ def stands_for(cap: int, total: int) -> bool:
     return total >= LEAST_SHARE * cap
 
 
+def caps_to_try(caps: tuple[int, ...], total: int) -> tuple[int, ...]:
+    """Those and, for a device smaller than all of them, what it has."""
+    return caps if any(stands_for(cap, total) for cap in caps) else (*caps, total)
+
+
 FULL = Scale(
     name="full",
     target_name="llama-2-70b",

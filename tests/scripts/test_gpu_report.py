@@ -9,9 +9,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import gpu_report
-from gpu.scale import FULL, stands_for
+from gpu.scale import FULL, TINY, caps_to_try, stands_for
 
-from scheduler.errors import MachineError
+from scheduler.errors import DoesNotFitError, MachineError
 from scheduler.machine.data_sheets import GPU, GPUS
 from scheduler.sizes import GIB, MIB
 
@@ -20,10 +20,31 @@ from scheduler.sizes import GIB, MIB
 def test_every_card_has_rows_of_its_own(card: GPU) -> None:
     """Those of each cap that it was sold as, or of the next smaller one."""
     total = card.mebibytes * MIB
-    shown = {cap for cap in FULL.caps if stands_for(cap, total)}
+    shown = {cap for cap in caps_to_try(FULL.caps, total) if stands_for(cap, total)}
     sold = {16: 16, 24: 24, 46: 46, 48: 46}
     expected = {sold[size] * GIB for size in sold if abs(total / GIB - size) / size < 0.08}
     assert expected <= shown and all(cap <= total / 0.9 for cap in shown)
+    assert shown == ({total} if total < 14 * GIB else shown & {*FULL.caps})
+    assert shown
+
+
+@pytest.mark.parametrize("most", [16, 1, 0])
+def test_the_largest_tree_that_fits_is_planned_for(most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpu import passes
+    from gpu.bench import Bench
+
+    def prepare(self: Bench, *models: Path, tree_size: int, **options: object) -> int:
+        if tree_size > most:
+            raise DoesNotFitError("too large", 2, 1, ())
+        return tree_size
+
+    monkeypatch.setattr(Bench, "prepare", prepare)
+    bench = Bench(TINY, "cpu", tmp_path, lambda text: None)
+    if most:
+        assert passes._with_largest_tree(bench, 1) == most
+    else:
+        with pytest.raises(DoesNotFitError):
+            passes._with_largest_tree(bench, 1)
 
 
 def run(output: Path, *arguments: str) -> tuple[dict, str]:
