@@ -8,7 +8,7 @@ copies to end, piece by piece, so that few are in flight; who computes waits for
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scheduler.streaming.prefetch import Prefetcher, nothing
 from scheduler.streaming.streams import Streams, streams_of
+from scheduler.streaming.thread_switching import quick_thread_switching
 
 Filled = TypeVar("Filled")
 
@@ -48,6 +49,9 @@ class Ring(Generic[Filled]):
         self._used_events = [self._streams.event() for _ in slots]
         self._record_all_used()  # what was queued before may still compute on memory that the slots were given
         self.is_paused = False
+        self._while_open = ExitStack()
+        if self._streams.is_async:
+            self._while_open.enter_context(quick_thread_switching())
         self._prefetcher = Prefetcher(order, len(slots), self._fill_slot, name="ring")
 
     def acquire(self, unit: int) -> int:
@@ -86,6 +90,7 @@ class Ring(Generic[Filled]):
     def close(self) -> None:
         """Stop the thread; waits for fills and copies under way, so that the slots' memory may go to others."""
         self._prefetcher.close()
+        self._while_open.close()
         self._streams.synchronize()
 
     def _start_over(self) -> None:

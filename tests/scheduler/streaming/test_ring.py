@@ -1,5 +1,6 @@
 """The ring delivers the right bytes in order, ahead of use, and survives abandoned passes and failed reads."""
 
+import sys
 import threading
 import time
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 
 from scheduler.streaming.ring import Ring
+from scheduler.streaming.thread_switching import SWITCH_SECONDS
+from tests.fakes.fake_device import FakeStreams
 
 
 def slots(count: int = 2) -> list[torch.Tensor]:
@@ -110,3 +113,19 @@ def test_close_stops_the_thread():
     ring = Ring([0, 1], slots(2), lambda unit, slot: None)
     ring.close()
     assert threading.active_count() == before
+
+
+def test_threads_take_quick_turns_while_any_ring_copies():
+    usual, device = sys.getswitchinterval(), FakeStreams()
+    try:
+        rings = [Ring([0, 1], slots(2), lambda unit, slot: None, device) for _ in range(2)]
+        for ring in rings:
+            assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
+            ring.close()
+            ring.close()
+        assert sys.getswitchinterval() == usual
+        ring = Ring([0, 1], slots(2), lambda unit, slot: None)  # who copies computes itself
+        assert sys.getswitchinterval() == usual
+        ring.close()
+    finally:
+        device.close()
