@@ -146,6 +146,7 @@ def test_a_measurement_leaves_the_devices_memory_as_it_was(fails, monkeypatch):
     monkeypatch.setattr(bandwidth, "recall", lambda *_: None)
     monkeypatch.setattr(bandwidth, "remember", lambda *_: None)
     monkeypatch.setattr(bandwidth, "measure_speed", measure)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty"))
     machine = planned_machine("rtx-4090", read_machine("cpu"))
     with pytest.raises(torch.OutOfMemoryError) if fails else nullcontext():
@@ -164,6 +165,7 @@ def test_a_benchmark_gives_back_what_it_pins(pinned, granted, monkeypatch):
     empty, held, calls = torch.empty, [], []
     monkeypatch.setattr(torch, "empty", lambda *sizes, device, **options: empty(*sizes, **options))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: held.append(sum(pinning.held.values())))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty"))
     rate = link.copy_bandwidth(torch.device("cuda"), pinned)
     assert (rate is None) == (pinned and granted == 0)
