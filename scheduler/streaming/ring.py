@@ -14,9 +14,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from scheduler.streaming.prefetch import Prefetcher, nothing
+from scheduler.streaming.prefetch import Prefetcher, nothing, quick_thread_switching
 from scheduler.streaming.streams import Streams, streams_of
-from scheduler.streaming.thread_switching import quick_thread_switching
 
 Filled = TypeVar("Filled")
 

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
+from scheduler.streaming.prefetch import SWITCH_SECONDS
 from scheduler.streaming.ring import Ring
-from scheduler.streaming.thread_switching import SWITCH_SECONDS
 from tests.fakes.fake_device import FakeStreams
 
 
