@@ -24,7 +24,7 @@ ROOMS = {
     "scheduler": ("machine", "plan", "streaming"),
     "offload_runtime": (
         *("options", "text", "model", "speculation", "planning", "generation"),
-        *("chat", "measure_acceptance"),
+        *("chat", "doctor", "measure_acceptance"),
     ),
 }
 MOST_FILES, MOST_LINES = 15, 400

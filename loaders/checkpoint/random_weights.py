@@ -19,7 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
 from loaders.errors import ModelFilesError
-from loaders.safetensors_files.headers import Checkpoint
+from loaders.foreign_files import SINGLE_FILE
+from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 from loaders.safetensors_files.shards import SHARD_BYTES
 from loaders.safetensors_files.writer import TensorEntry, write_checkpoint
 
@@ -128,6 +129,17 @@ def write_random_checkpoint(
     write_checkpoint(directory, _entries(config, distinct_layers), dtype, values, shard_bytes)
     config.dtype = dtype
     config.save_pretrained(directory)
+
+
+def described_checkpoint(config: Mapping[str, Any], directory: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """Headers and config of what `write_random_checkpoint` would write in bfloat16: nothing is written."""
+    known = _config_of(config)
+    tensors, end = {}, 0
+    for entry in _entries(known, None):
+        nbytes = 2 * entry.count
+        tensors[entry.name] = StoredTensor(entry.name, directory / SINGLE_FILE, "BF16", entry.shape, end, nbytes)
+        end += nbytes
+    return Checkpoint(directory, tensors), {**config, "architectures": known.architectures, "dtype": "bfloat16"}
 
 
 def share_layers(checkpoint: Checkpoint, num_layers: int, stored: Sequence[int] | None = None) -> Checkpoint:

@@ -131,16 +131,21 @@ def _plan(
 def _machine(options: Options) -> Machine:
     """The machine to plan for: this one, or one with the GPU that is asked for by name."""
     if options.gpu is None:
-        device = _usable_device(options.device)
-        try:
-            machine = read_machine(device)
-            return replace(machine, note=_note(device)) if device != options.device else machine
-        except MachineError as error:
-            raise MachineError(f"{error}\n  --device cpu   runs without") from error
+        return machine_for(options.device)
     host_memory = options.host_memory
     return planned_machine(
         options.gpu, read_machine("cpu"), parse_size(host_memory) if isinstance(host_memory, str) else host_memory
     )
+
+
+def machine_for(asked: str) -> Machine:
+    """This machine with the device that is asked for, as far as PyTorch is built for it. Raises MachineError."""
+    device = _usable_device(asked)
+    try:
+        machine = read_machine(device)
+    except MachineError as error:
+        raise MachineError(f"{error}\n  --device cpu   runs without") from error
+    return replace(machine, note=_note(device)) if device != asked else machine
 
 
 def with_known_figures(machine: Machine, dtype: str) -> Machine:

@@ -1,0 +1,80 @@
+"""What usual models are predicted to do on a machine: shapes alone, by the planner's own words."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loaders.checkpoint.random_weights import SHAPES, described_checkpoint
+from loaders.checkpoint.read_spec import read_spec
+from loaders.checkpoint.spec import ModelSpec
+from loaders.quantize.recipe import BITS, Quantization
+from offload_runtime.planning.best_plan import best_plan
+from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, assumed_acceptance
+from offload_runtime.planning.prediction import predict
+from scheduler.errors import DoesNotFitError
+from scheduler.machine.machine import Machine
+from scheduler.plan.plan import Limits, Plan
+from scheduler.sizes import format_size
+
+# Models of three sizes, and a small one with the same tokens.
+USUAL = {"llama-3-8b": "llama-3.2-1b", "qwen2.5-32b": "qwen2.5-0.5b", "llama-3-70b": "llama-3.2-1b"}
+FORMS = (None, "int4")
+CONTEXT = Limits(context_length=4096)
+
+
+def predictions(machine: Machine, dtype: str) -> Iterator[dict[str, Any]]:
+    """Of every usual model, as published and packed, with its draft: where it lives and how fast it decodes."""
+    for name, draft_name in USUAL.items():
+        draft = spec_of(draft_name, None, dtype)
+        for form in FORMS:
+            yield {
+                "model": name,
+                "weights": form or "bfloat16",
+                **_prediction(spec_of(name, form, dtype), draft, machine),
+            }
+
+
+def spec_of(shape: str, form: str | None, dtype: str) -> ModelSpec:
+    """A known shape as published in bfloat16, or packed ("int4"), computed in `dtype`. Nothing is written or read.
+
+    One layer is looked at, which all the others are like.
+    """
+    layers = SHAPES[shape]["num_hidden_layers"]
+    checkpoint, config = described_checkpoint({**SHAPES[shape], "num_hidden_layers": 1}, Path(shape))
+    if form is not None:
+        packed = Quantization.of(checkpoint, config, BITS[form])
+        checkpoint, config = packed.checkpoint(Path(shape)), packed.config(config)
+    spec = read_spec(Path(shape), dtype, checkpoint, config)
+    (unit,) = spec.units
+    return replace(
+        spec,
+        name=shape,
+        units=(unit,) * layers,
+        disk_bytes=spec.disk_bytes + (layers - 1) * unit.disk_bytes,
+        kv_bytes_per_token=layers * spec.kv_bytes_per_token,
+    )
+
+
+def _prediction(target: ModelSpec, draft: ModelSpec, machine: Machine) -> dict[str, Any]:
+    values = draft.outer_bytes + sum(unit.weight_bytes for unit in draft.units)
+    acceptance = ExpectedAcceptance(assumed_acceptance(values / 2 / 1e6), False).verified_by("traversal")
+    try:
+        plan = best_plan(target, draft, machine, CONTEXT, acceptance)
+    except DoesNotFitError:
+        return {"place": "does not fit"}
+    cost = plan.target_cost(target)
+    if not (cost.is_known and cost.knows_computing):
+        return {"place": _place(plan), "speed": "not predicted: a speed is not known"}
+    foreseen = predict(plan, target, draft, acceptance)
+    return {
+        "place": _place(plan),
+        "plain_tokens_per_second": 1 / foreseen.plain.total,
+        "tree_tokens_per_second": 1 / foreseen.seconds_per_token,
+        "nodes": foreseen.tree.size,
+        "estimated": list(machine.estimated),
+    }
+
+
+def _place(plan: Plan) -> str:
+    return f"streams {format_size(plan.streamed_bytes)} a pass" if plan.slots else "resident"

@@ -1,0 +1,46 @@
+"""Takes out of a report what tells who and where somebody is."""
+
+import getpass
+import platform
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_PATH = re.compile(r"(?:~(?:{0})+|(?:\b[A-Za-z]:)?(?:{0}){{2,}})[/\\]?".format(r"[/\\][\w.+@%~\-]+"))
+_UUID = re.compile(r"(?:GPU-|MIG-)*[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
+_NOBODYS = {"root", "user", "localhost"}
+
+
+def redacted(found: Any) -> Any:
+    """The same, of JSON's types, with texts that name no path, user, host or serial number of a GPU."""
+    if isinstance(found, dict):
+        return {key: redacted(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [redacted(value) for value in found]
+    return _text(found) if isinstance(found, str) else found
+
+
+def _text(text: str) -> str:
+    for place in _own_places():
+        text = text.replace(place, "~")
+    text = _UUID.sub("(UUID)", _PATH.sub("(path)", text))
+    for name in _own_names():
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "(name)", text)
+    return text
+
+
+def _own_places() -> list[str]:
+    """Directories whose names may have spaces in them."""
+    places: list[str] = []
+    with suppress(OSError, RuntimeError):
+        places = [str(Path.cwd()), str(Path.home())]
+    return [place for place in places if len(place) > 1]
+
+
+def _own_names() -> list[str]:
+    """Of the user and of the host; names so short would hit words that tell nothing."""
+    names = {platform.node(), platform.node().partition(".")[0]}
+    with suppress(KeyError, OSError):  # a user without a name, as in containers
+        names.add(getpass.getuser())
+    return sorted((name for name in names - _NOBODYS if len(name) > 2), key=len, reverse=True)
