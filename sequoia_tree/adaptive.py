@@ -41,32 +41,30 @@ class Frontier:
     of the current wave are `begin` to `end`. Where too few slots are open, a wave is filled up with nodes that have no
     token (-1), no priority, and never a child.
 
-    parents, depths, tokens: int64 [expanded]. ancestors: bool [expanded, expanded], a node being its own.
+    depths, tokens: int64 [expanded]. ancestors: bool [expanded, expanded], a node being its own.
     """
 
     def __init__(self, waves: int, width: int, children: int, device: torch.device):
         self.width, self.children = width, children
         capacity = 1 + waves * width
-        self.tokens, self.parents, self.depths, self._slot_of = torch.zeros(
-            4, capacity, dtype=torch.int64, device=device
-        )
+        self.tokens, self.depths, self._slot_of = torch.zeros(3, capacity, dtype=torch.int64, device=device)
         self._own = torch.eye(capacity, dtype=torch.bool, device=device)
         self.ancestors = torch.zeros_like(self._own)
+        self._no_token = torch.full((), -1, device=device)
+        self._numbers = torch.arange(capacity, device=device)
         self._priorities = torch.empty(capacity, dtype=torch.float64, device=device)  # logarithms, as in `_slots`
-        self._slots = torch.empty(capacity, children, dtype=torch.float64, device=device)
-        self._offers = torch.empty(capacity, children, dtype=torch.int64, device=device)
-        self._taken = torch.empty(capacity, children, dtype=torch.int64, device=device)  # expanded number, or -1
+        self._slots = torch.empty(capacity, children, dtype=torch.float64, device=device)  # lowest once taken
+        self._offers = torch.zeros(capacity, children, dtype=torch.int64, device=device)
         self._ties = torch.arange(1, children + 1, dtype=torch.float64, device=device) * _TIE
 
     def restart(self, root_token: int) -> None:
         """Begin a tree: the root is the first node to expand."""
         self.begin, self.end, self._root_token = 0, 1, root_token
-        for state, value in ((self.tokens, root_token), (self.parents, 0), (self.depths, 0), (self._slot_of, -1)):
-            state[:1].fill_(value)  # assigning to an element would have the host wait for a GPU
+        self.tokens[:1].fill_(root_token)  # assigning to an element would have the host wait for a GPU
+        self.depths[:1].fill_(0)
         self.ancestors[0] = self._own[0]
         self._priorities[:1].fill_(0.0)
         self._slots.fill_(_NONE)
-        self._taken.fill_(-1)
 
     def open(self, tokens: Tensor, costs: Tensor) -> None:
         """Offer children under the nodes of the current wave: tokens int64 [r, children] in drawing order, -1 for none.
@@ -75,39 +73,47 @@ class Frontier:
         """
         wave = slice(self.begin, self.end)
         self._offers[wave] = tokens
+        slots = torch.sub(self._priorities[wave, None], costs, out=self._slots[wave])
         # Where tokens end is known before any is drawn: when the law has no further token.
-        self._slots[wave] = (self._priorities[wave, None] - costs - self._ties).masked_fill_(tokens < 0, _NONE)
+        slots.sub_(self._ties).masked_fill_(tokens < 0, _NONE)
 
     def expand(self) -> None:
         """Turn the best slots that are open into the nodes of the next wave."""
-        begin, end = self.end, self.end + self.width
-        slots = self._slots.masked_fill(self._taken >= 0, _NONE).view(-1)
-        priorities, chosen = slots.topk(self.width, sorted=False)
-        alive = priorities > _NONE
-        numbers = torch.arange(begin, end, device=chosen.device)
-        taken = self._taken.view(-1)
-        taken[chosen] = torch.where(alive, numbers, taken[chosen])
-        parents = torch.where(alive, chosen // self.children, 0)
-        self.tokens[begin:end] = torch.where(alive, self._offers.view(-1)[chosen], -1)
-        self.parents[begin:end], self._priorities[begin:end], self._slot_of[begin:end] = parents, priorities, chosen
-        self.depths[begin:end] = self.depths[parents] + 1
-        self.ancestors[begin:end] = self.ancestors[parents] | self._own[begin:end]
-        self.begin, self.end = begin, end
+        wave, slots = slice(self.end, self.end + self.width), self._slots.view(-1)
+        priorities, chosen = self._priorities[wave], self._slot_of[wave]
+        torch.topk(slots, self.width, sorted=False, out=(priorities, chosen))
+        slots.index_fill_(0, chosen, _NONE)
+        torch.where(priorities > _NONE, self._offers.view(-1)[chosen], self._no_token, out=self.tokens[wave])
+        parents = (chosen // self.children).clamp_(max=self.end - 1)  # of nodes without a token, any
+        torch.add(self.depths[parents], 1, out=self.depths[wave])
+        torch.logical_or(self.ancestors[parents], self._own[wave], out=self.ancestors[wave])
+        self.begin, self.end = wave.start, wave.stop
 
     def best(self, count: int) -> Grown:
         """The root and the `count` nodes of highest priority below it, expanded or not; fewer where there are no more.
 
         Siblings come in drawing order. The device is waited for, once.
         """
-        priorities, chosen = self._slots.view(-1).topk(min(count, self._slots.numel()), sorted=False)
+        slots, taken = self._with_taken()
+        none = len(slots)
+        priorities, chosen = slots.topk(min(count, none), sorted=False)
         # In the order of (parent's expanded number, child number), parents come before their children.
-        chosen = chosen.masked_fill(priorities == _NONE, self._slots.numel()).sort().values
-        places = chosen.clamp(max=self._slots.numel() - 1)
+        chosen = chosen.masked_fill(priorities == _NONE, none).sort().values
+        places = chosen.clamp(max=none - 1)
         parents = torch.searchsorted(chosen, self._slot_of[places // self.children]) + 1
         parents.masked_fill_(places < self.children, 0)
-        tokens, expanded = self._offers.view(-1)[places], self._taken.view(-1)[places]
-        table = torch.stack((parents, tokens, expanded, chosen)).cpu()
-        kept = table[:3, table[3] < self._slots.numel()].tolist()
+        table = torch.stack((parents, self._offers.view(-1)[places], taken[places], chosen)).cpu()
+        kept = table[:3, table[3] < none].tolist()
         roots = (-1, self._root_token, 0)
         parents_, tokens_, expanded_ = ([root, *rest] for root, rest in zip(roots, kept))
         return Grown(parents_, tokens_, expanded_)
+
+    def _with_taken(self) -> tuple[Tensor, Tensor]:
+        """Of every slot: its priority, those of expanded nodes with the rest, and the number it was expanded under."""
+        nodes = slice(1, self.end)
+        slot_of, priorities = self._slot_of[nodes], self._priorities[nodes]
+        # Nodes without a token may share a slot with one that has one: the larger value is its.
+        slots = self._slots.view(-1).scatter_reduce(0, slot_of, priorities, "amax")
+        numbers = torch.where(priorities > _NONE, self._numbers[nodes], -1)
+        taken = torch.full_like(self._offers, -1).view(-1).scatter_reduce_(0, slot_of, numbers, "amax")
+        return slots, taken

@@ -225,13 +225,15 @@ def draw_without_replacement(log_law: Tensor, count: int, generator: torch.Gener
     """`count` different tokens for each row of `log_law` [m, V]: int64 [m, count], -1 where no token is left.
 
     In drawing order: each token is drawn from the law less the tokens before it, renormalised. That is the order of
-    Gumbel-perturbed log-probabilities (the Gumbel-top-k trick, arXiv 1903.06059). The noise is float64: uniform
-    float32 numbers lie on a grid of 6e-8, too coarse for the tail of a large vocabulary, where a token of probability
-    1e-9 would never come first.
+    exponential noise over probabilities (the Gumbel-top-k trick, arXiv 1903.06059, less a logarithm). The noise is
+    float64: uniform float32 numbers lie on a grid of 6e-8, too coarse for the tail of a large vocabulary, where a token
+    of probability 1e-9 would never come first.
     """
     uniform = torch.rand(log_law.shape, dtype=torch.float64, device=log_law.device, generator=generator)
-    keys = uniform.log_().neg_().log_().neg_().add_(F.threshold(log_law, _LEAST_LOG_PROBABILITY, -_INF))
-    return highest_tokens(keys, count)
+    noise = uniform.log_()  # less than 0, so that tokens left out are at 0, and the first to come at the least
+    keys = torch.div(probabilities(log_law), noise, out=noise)
+    values, tokens = keys.topk(min(count, keys.shape[-1]), largest=False)
+    return _filled_up(torch.where(values < 0, tokens, -1), count)
 
 
 def highest_tokens(keys: Tensor, count: int) -> Tensor:
@@ -240,8 +242,12 @@ def highest_tokens(keys: Tensor, count: int) -> Tensor:
     -1 where there are fewer: -inf is no key, and neither is NaN.
     """
     values, tokens = keys.topk(min(count, keys.shape[-1]))
-    tokens = tokens.masked_fill(~(values > -_INF), -1)
-    return F.pad(tokens, (0, count - tokens.shape[-1]), value=-1)
+    return _filled_up(torch.where(values > -_INF, tokens, -1), count)
+
+
+def _filled_up(tokens: Tensor, count: int) -> Tensor:
+    """`tokens` [m, at most count] as [m, count], -1 behind the last."""
+    return tokens if tokens.shape[-1] == count else F.pad(tokens, (0, count - tokens.shape[-1]), value=-1)
 
 
 def draw_with_replacement(log_law: Tensor, count: int, generator: torch.Generator) -> Tensor:

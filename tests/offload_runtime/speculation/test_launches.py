@@ -1,15 +1,19 @@
 """Kernels that a step launches beside the models' own: their number grows with the tree's depth, not with its nodes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from offload_runtime.speculation.adaptive_growth import AdaptiveGrowth
 from offload_runtime.speculation.draft import joined
 from offload_runtime.speculation.draft_tree import DrawnTree
 from offload_runtime.speculation.verification import Scored, verify
 from sequoia_tree import Tree, chain, optimal_tree
+from sequoia_tree.acceptance import Acceptance
+from sequoia_tree.priorities import DrawnCosts, LikeliestCosts
 from sequoia_tree.sampling import Sampling, draw_without_replacement, log_law
 from sequoia_tree.uploads import upload
 from tests.pretend_cuda import Counts, PretendCuda, pretend_cuda
@@ -69,3 +73,43 @@ def test_launches_of_verification_grow_with_the_longest_path_alone(cuda):
     longer = verification(cuda, chain(10), "traversal").launches.total()
     assert few == many
     assert few < longer <= few + 16
+
+
+class RandomDraft:
+    """A draft that computes nothing: logits at random, so that all launches are those of growing."""
+
+    def __init__(self, rows: int):
+        self.model = SimpleNamespace(device=CUDA)
+        logits = torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(0))
+        self._logits = upload(logits.numpy(), CUDA)
+
+    def read(self, text: Sequence[int]) -> torch.Tensor:
+        return self._logits[:1]
+
+    def forward(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+        assert visible.shape == (len(tokens), len(depths))
+        return self._logits[: len(tokens)]
+
+
+def growth(cuda: PretendCuda, size: int, depth: int, temperature: float = 0.6) -> Counts:
+    growing = AdaptiveGrowth(RandomDraft(size), size, depth, children=16)
+    costs = DrawnCosts.measured(Acceptance.from_positional(SHARP, 1000), CUDA) if temperature else LikeliestCosts(1.0)
+    sampling, generator = Sampling(temperature=temperature), torch.Generator(CUDA).manual_seed(1)
+    growing.grow([1, 2, 3], sampling, generator, costs)
+    with cuda.counting() as counts:
+        drawn = growing.grow([1, 2, 3], sampling, generator, costs)
+    assert drawn.tree.size == size
+    return counts
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_growth_of_768_nodes(cuda, temperature):
+    counts = growth(cuda, 768, 10, temperature)
+    assert counts.launches.total() <= 400
+    assert not counts.uploads and counts.waits.total() == 1
+
+
+def test_launches_of_growth_grow_with_depth_alone(cuda):
+    few, many, deep = (growth(cuda, *shape).launches.total() for shape in ((64, 8), (768, 8), (64, 9)))
+    assert few == many
+    assert few < deep <= few + 32
