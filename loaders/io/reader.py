@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from loaders.errors import ModelFilesError
+from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.io.chunks import Chunk, Piece, cut
 from loaders.io.direct import CHUNK_BYTES, THREADS, FileTable, Workers, round_up
 from loaders.io.sources import UnitSource
@@ -174,3 +174,17 @@ def _copy(piece: Piece, stored: memoryview, place: memoryview) -> None:
     target = torch.frombuffer(place, dtype=piece.buffer_dtype)
     for values, places in zip(source.split(SERIAL_ELEMENTS), target.split(SERIAL_ELEMENTS)):
         places.copy_(values)
+        if places.dtype == torch.float16:
+            _refuse_overflow(values, places)
+
+
+def _refuse_overflow(values: Tensor, places: Tensor) -> None:
+    """UnsupportedModelError for a weight that float16 cannot hold."""
+    if torch.equal(places.isinf(), values.isinf()):
+        return
+    largest = values[values.isfinite()].abs().max().item()
+    raise UnsupportedModelError(
+        f"a weight of {largest:.3g} is beyond what float16 holds, 65504.\n"
+        "  --dtype float32    computes in twice the bytes\n"
+        "  --dtype bfloat16   where the device has it"
+    )

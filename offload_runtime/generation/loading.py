@@ -23,6 +23,7 @@ from offload_runtime.planning.planning import Preparation, with_known_figures
 from offload_runtime.planning.read_models import ModelFiles
 from offload_runtime.speculation.draft import Draft
 from offload_runtime.speculation.target import Target
+from scheduler.machine.capability import check_kernels
 from scheduler.machine.cuda import as_cuda_numbers, current_device
 from scheduler.plan.expert_choice import ExpertChoice
 from scheduler.plan.padding import Padding
@@ -64,6 +65,8 @@ def load_models(preparation: Preparation, progress: Progress | None) -> LoadedMo
             f"PyTorch {torch.__version__} cannot use {preparation.machine.device_name}, which the driver lists: "
             "its CUDA version and the driver's may not match.\n  --device cpu   runs without"
         )
+    if device.type == "cuda":
+        check_kernels(preparation.machine, torch.__version__, torch.cuda.get_arch_list())
     with current_device(device):
         return _load_on(device, _as_cuda_numbers(preparation), progress)
 

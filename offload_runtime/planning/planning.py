@@ -13,6 +13,7 @@ from offload_runtime.planning.draft_choice import DraftChoice, choose_draft
 from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, expected_acceptance
 from offload_runtime.planning.quantized_directory import Packing
 from offload_runtime.planning.read_models import ModelFiles, read_draft, read_target, smaller_targets, vocabulary_of
+from scheduler.machine.capability import check_build
 from scheduler.machine.data_sheets import planned_machine, recognised, with_data_sheet
 from scheduler.machine.machine import Machine, has_nvidia_card, read_machine
 from scheduler.machine.measurements import read_bandwidth, with_known_speed
@@ -131,7 +132,9 @@ def _plan(
 def _machine(options: Options) -> Machine:
     """The machine to plan for: this one, or one with the GPU that is asked for by name."""
     if options.gpu is None:
-        return machine_for(options.device)
+        machine = machine_for(options.device)
+        check_build(machine, torch_build())
+        return machine
     host_memory = options.host_memory
     return planned_machine(
         options.gpu, read_machine("cpu"), parse_size(host_memory) if isinstance(host_memory, str) else host_memory

@@ -24,6 +24,7 @@ from loaders.safetensors_files.headers import Checkpoint
 from loaders.tokenizers.vocabulary import read_vocabulary
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.options.run_options import Options
+from offload_runtime.planning.compute_dtype import compute_dtype
 from offload_runtime.planning.quantized_directory import Packing
 from scheduler.machine.machine import Machine
 
@@ -172,18 +173,8 @@ def _files(
     adapter = read_adapter(options.adapter) if options.adapter and directory == options.model else None
     checkpoint = replace(checkpoint, adapter=adapter)
     spec = read_spec(directory, dtype, checkpoint, config)
-    if dtype == "auto" and machine.device == "cpu" and spec.dtype != "float32" and not _cpu_has_bfloat16():
-        spec = read_spec(directory, "float32", checkpoint, config)
+    if (possible := compute_dtype(spec, dtype, machine)) != spec.dtype:
+        spec = read_spec(directory, possible, checkpoint, config)
     source = _source(options, directory)
     name = (source.label if source else spec.name) + (f" with {adapter.name}" if adapter else "")
     return ModelFiles(replace(spec, name=name), checkpoint, source, rope_scaling)
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether matrix products in bfloat16 have their own instructions; without, they run about 50 times slower."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return False
-    features = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
-    return not features.isdisjoint({"amx_bf16", "avx512_bf16", "bf16"})

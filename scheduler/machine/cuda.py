@@ -16,12 +16,13 @@ def ask_cuda(index: int) -> GPUReading:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.cuda.init()
-        name = torch.cuda.get_device_properties(index).name
+        properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
     except (AssertionError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise MachineError(f"PyTorch {torch.__version__} cannot use a GPU: {reason}") from error
-    return GPUReading(name, total, free, _uuid(index), None, None)
+    capability = 10 * properties.major + properties.minor
+    return GPUReading(properties.name, total, free, _uuid(index), None, None, capability)
 
 
 def as_cuda_numbers(machine: Machine) -> Machine:

@@ -32,8 +32,9 @@ class Machine:
     it. product_bandwidth: on a CPU the same for a few rows, whose products lay the weights out anew. attention_flops:
     operations per second of attention under a tree's mask. pass_seconds: what a pass takes however small its model:
     Python, masks and launching; layer_seconds: the same of a layer. estimated: names of fields that come from data
-    sheets, not from measurements. no_kernels: why plain torch dequantizes on a GPU; None where fused kernels do. index:
-    CUDA's number of the device. note: a line for the user, where the device is not the one to be expected.
+    sheets, not from measurements. no_kernels: why plain torch dequantizes on a GPU; None where fused kernels do.
+    capability: of a GPU, 75 for 7.5. index: CUDA's number of the device. note: a line for the user, where the device
+    is not the one to be expected.
     """
 
     device: str
@@ -58,8 +59,14 @@ class Machine:
     pcie: str | None = None
     uuid: str | None = None
     no_kernels: str | None = None
+    capability: int | None = None
     index: int = 0
     note: str | None = None
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether the device computes in it: GPUs do from Ampere on."""
+        return self.capability is None or self.capability >= 80
 
     @property
     def torch_device(self) -> str:
@@ -123,6 +130,7 @@ def with_gpu(cpu: Machine, gpu: GPUReading, index: int, pinned_limit: int | None
         pcie=str(gpu.pcie) if gpu.pcie else None,
         uuid=gpu.uuid,
         no_kernels=why_no_kernels(),
+        capability=gpu.capability,
         index=index,
     )
 

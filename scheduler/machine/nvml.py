@@ -13,7 +13,8 @@ from scheduler.machine.pcie import PCIe
 
 @dataclass(frozen=True)
 class GPUReading:
-    """What the driver says of one GPU; memory in bytes. pcie: the best its slot and the card agree on."""
+    """What the driver says of one GPU; memory in bytes. pcie: the best its slot and the card agree on. capability: 75
+    for compute capability 7.5."""
 
     name: str
     total: int
@@ -21,6 +22,7 @@ class GPUReading:
     uuid: str | None
     driver: str | None
     pcie: PCIe | None
+    capability: int | None = None
 
 
 def read_gpu(index: int = 0) -> GPUReading:
@@ -53,6 +55,7 @@ def _reading(nvml: ModuleType, handle: Any) -> GPUReading:
         uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
         driver=_text(nvml.nvmlSystemGetDriverVersion()),
         pcie=_slot(nvml, handle),
+        capability=_capability(nvml, handle),
     )
 
 
@@ -62,6 +65,14 @@ def _slot(nvml: ModuleType, handle: Any) -> PCIe | None:
         return PCIe(nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle), nvml.nvmlDeviceGetMaxPcieLinkWidth(handle))
     except nvml.NVMLError:
         return None
+
+
+def _capability(nvml: ModuleType, handle: Any) -> int | None:
+    try:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    except nvml.NVMLError:
+        return None
+    return 10 * major + minor
 
 
 @contextmanager

@@ -26,6 +26,11 @@ def fake_nvml(*gpus: dict, broken: str | None = None) -> ModuleType:
             raise FakeNVMLError("Not Supported")
         return gpu["slot"]
 
+    def capability(gpu: dict) -> tuple[int, int]:
+        if "capability" not in gpu:
+            raise FakeNVMLError("Not Supported")
+        return gpu["capability"]
+
     def mig_mode(gpu: dict) -> tuple[int, int]:
         if "slices" not in gpu:
             raise FakeNVMLError("Not Supported")
@@ -54,6 +59,7 @@ def fake_nvml(*gpus: dict, broken: str | None = None) -> ModuleType:
         "nvmlSystemGetDriverVersion": lambda: "580.65",
         "nvmlDeviceGetMaxPcieLinkGeneration": lambda gpu: slot(gpu)[0],
         "nvmlDeviceGetMaxPcieLinkWidth": lambda gpu: slot(gpu)[1],
+        "nvmlDeviceGetCudaComputeCapability": capability,
         "nvmlDeviceGetMigMode": mig_mode,
         "nvmlDeviceGetMaxMigDeviceCount": lambda gpu: len(gpu["slices"]),
         "nvmlDeviceGetMigDeviceHandleByIndex": mig_device,

@@ -20,6 +20,7 @@ from loaders.dequantize.toolchain import why_no_kernels
 from offload_runtime.chat.command import _show_what_comes
 from scheduler.machine import machine as machine_module
 from scheduler.machine.machine import read_machine
+from scheduler.machine.nvml import GPUReading
 from scheduler.plan.plan import Plan, make_plan
 from scheduler.plan.table import format_plan
 from scheduler.sizes import GIB
@@ -140,8 +141,8 @@ def test_plain_torch_decodes_without_another_word(monkeypatch, tmp_path) -> None
 
 
 def test_the_machine_is_read_with_it(monkeypatch) -> None:
-    reading = SimpleNamespace(name="RTX 4090", total=GIB, free=GIB, uuid="GPU-1", driver="580", pcie=None)
-    monkeypatch.setattr(machine_module, "read_gpu", lambda: reading)
+    reading = GPUReading("RTX 4090", GIB, GIB, "GPU-1", "580", None)
+    monkeypatch.setattr(machine_module, "read_gpu", lambda index: reading)
     monkeypatch.setattr(machine_module, "why_no_kernels", lambda: REASON)
     assert read_machine("cuda").no_kernels == REASON
     assert read_machine("cpu").no_kernels is None

@@ -173,7 +173,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(torch.cuda, "init", start)
     monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name=says.name, uuid=says.uuid)
+        torch.cuda,
+        "get_device_properties",
+        lambda index: SimpleNamespace(name=says.name, uuid=says.uuid, major=8, minor=9),
     )
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (says.free, says.total))
     return says
