@@ -103,11 +103,12 @@ class Block:
     accesses: list[Access] | None = None  # None until another stream than that which made it touches it
 
     def __post_init__(self) -> None:
-        timeline.allocate(self.nbytes)
+        self._timeline = timeline
+        self._timeline.allocate(self.nbytes)
         counted().allocated += self.nbytes
 
     def __del__(self) -> None:
-        timeline.allocate(-self.nbytes)
+        self._timeline.allocate(-self.nbytes)
 
     def touch(self, memory: Tensor, writes: bool) -> None:
         """The current stream's newest work reads or writes the memory of a tensor that lies in the block."""

@@ -1,15 +1,16 @@
 """Tensors that say they lie on cuda:0 and hold real values, on a build of PyTorch without CUDA.
 
 A wrapper subclass carries the device through PyTorch's own C++ code: indexing, broadcasting and composite operations
-take the ways they take on a GPU. Operations on such tensors come to `dispatch`; those that make one out of nothing come
-to a fallback for the CUDA backend, which such a build leaves empty. Python's indexing asks for a device guard, which is
-missing too: that of the meta device, which does nothing, is entered in its place.
+take the ways they take on a GPU. Operations on such tensors come to `dispatch`; those that make one out of nothing are
+registered as kernels for CUDA. Python's indexing asks for CUDA's device guard, which is missing, too: that of the meta
+device, which does nothing, is entered in its place.
 """
 
 import ctypes
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,11 @@ _NO_KERNEL = {
     *(aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided),
     *(aten.lift_fresh, aten._unsafe_view, aten._reshape_alias),
 }
-# Their out= forms, which the composite ones call, resize a tensor, and a wrapper cannot be.
-_MADE_WHOLE = ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace", "randperm", "tril_indices")
+# All that make a tensor out of nothing come down to the first two, but for those whose own out= forms would resize it.
+_MADE_HERE = (
+    *("empty.memory_format", "empty_strided", "arange", "arange.start", "arange.start_step", "eye", "eye.m"),
+    *("linspace", "randperm", "randperm.generator", "tril_indices", "triu_indices"),
+)
 
 
 class PretendGenerator(torch._C.Generator):
@@ -195,7 +199,7 @@ def wrapped(inner: Tensor, bases: Sequence[PretendTensor] = ()) -> PretendTensor
 
 
 def _made(function: OpOverload, *args: Any, **kwargs: Any) -> Any:
-    """The backend's fallback: operations without a tensor of the device among their arguments."""
+    """The kernel of operations without a tensor of the device among their arguments."""
     with lock:
         _check_devices(function, [kwargs.get("generator")])
         kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
@@ -215,6 +219,8 @@ def _copy_across(target: Tensor, source: Tensor, non_blocking: bool = False) -> 
     """Between host and device, either way: asynchronously where the host's memory is pinned and it is asked for."""
     host, device = (source, target) if isinstance(target, PretendTensor) else (target, source)
     assert isinstance(device, PretendTensor)
+    if not device.numel():
+        return target
     stream, is_upload = current_stream(), device is target
     is_async = non_blocking and streams.timeline.is_pinned(host)
     if not is_async:
@@ -279,19 +285,19 @@ def _on_cpu(function: OpOverload) -> Callable[..., Any]:
 
 def install() -> Callable[[], None]:
     """Let PyTorch make tensors on "cuda". Call what is returned to have it as before."""
-    libraries = [torch.library.Library("_", "IMPL", "CUDA"), torch.library.Library("aten", "IMPL", "CUDA")]
-    libraries[0].fallback(_made)
-    for name in _MADE_WHOLE:
-        overload = getattr(getattr(aten, name.partition(".")[0]), name.partition(".")[2] or "default")
-        libraries[1].impl(name, lambda *args, overload=overload, **kwargs: _made(overload, *args, **kwargs))
+    kernels = torch.library.Library("aten", "IMPL", "CUDA")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a build for CUDA has kernels of its own
+        for name in _MADE_HERE:
+            packet, _, overload = name.partition(".")
+            kernels.impl(name, partial(_made, getattr(getattr(aten, packet), overload or "default")))
     library = ctypes.CDLL(str(next((Path(torch.__file__).parent / "lib").glob("libc10.*"))))
     guards = (ctypes.c_void_p * _GUARD_COUNT).in_dll(library, _GUARDS)
-    guards[_CUDA_GUARD] = guards[_META_GUARD]
+    before, guards[_CUDA_GUARD] = guards[_CUDA_GUARD], guards[_META_GUARD]
 
     def remove() -> None:
-        guards[_CUDA_GUARD] = None
-        for library in libraries:
-            library._destroy()
+        guards[_CUDA_GUARD] = before
+        kernels._destroy()
         _generators.clear()
 
     return remove
