@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from loaders.dequantize import stacks
 from offload_runtime.planning import planning
 from scheduler.machine.machine import read_machine
 from scheduler.machine.measurements import remember, speed_conditions, speed_subject
@@ -79,6 +80,8 @@ def pretend_cuda(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "pynvml", fake_nvml(card))
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        patch.setattr(stacks, "why_no_kernels", lambda: "no kernel runs on a pretended GPU")
+        stacks.fused_kernels.cache_clear()
         patch.setattr(planning, "torch_build", lambda: TorchBuild(torch_build().version, "13.0"))
         for name, value in _cuda_functions(card, capability).items():
             patch.setattr(torch.cuda, name, value, raising=False)
@@ -94,6 +97,7 @@ def pretend_cuda(
             yield PretendCuda(timeline)
         finally:
             remove()
+            stacks.fused_kernels.cache_clear()
     if timeline.faults:
         raise streams.PretendFault("; ".join(timeline.faults))
 

@@ -3,6 +3,7 @@
 A GPU computes what a CPU does: with the same random numbers it must write the same text.
 """
 
+import gc
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,12 @@ import pytest
 import torch
 
 from offload_runtime import OffloadRuntime
-from offload_runtime.decode import Step
 from offload_runtime.errors import DoesNotFitError
-from scheduler import memory_items
-from tests.packed_models import packed_model
+from offload_runtime.generation.decode import Step
+from scheduler.plan import memory
 from tests.pretend_cuda import Counts, PretendCuda, PretendFault, pretend_cuda
-from tests.tiny_models import PROMPT, checkpoint, perturbed
+from tests.samples.packed_models import packed_model
+from tests.samples.tiny_models import PROMPT, checkpoint, perturbed
 
 OPTIONS: dict[str, Any] = {"tree_size": 12, "tree_depth": 3, "context_length": 64, "dtype": "float32"}
 UNPACKED = {"awq": "llama", "awq experts": "qwen3_moe"}
@@ -96,7 +97,6 @@ def written(runtime: OffloadRuntime, cuda: PretendCuda, **sampling: Any) -> tupl
         counts.append(count)
 
 
-@pytest.mark.filterwarnings("ignore:packed weights are decoded without")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.architecture}, {case.home}, {case.tree}")
 def test_the_loop_writes_what_a_cpu_writes_and_waits_as_counted(case):
     with case.runtime("cpu") as runtime:
@@ -119,15 +119,16 @@ def test_the_loop_writes_what_a_cpu_writes_and_waits_as_counted(case):
 
 def test_what_is_planned_is_held_and_no_more(monkeypatch):
     """Weights, caches and slots, what a step needs beside them, and nothing that grows from step to step."""
-    monkeypatch.setattr(memory_items, "GRAPH_LAYER_BYTES", 0)  # the driver's, of which there is none
+    monkeypatch.setattr(memory, "GRAPH_LAYER_BYTES", 0)  # the driver's, of which there is none
     for case in (Case("llama", "resident", "sequoia"), Case("gemma2", "streamed", "adaptive")):
         with pretend_cuda() as cuda, case.runtime("cuda") as runtime:
             held = []
-            for seed in range(3):
-                reply = runtime.generate(REPEATING, max_new_tokens=TOKENS, seed=seed, temperature=0.6)
+            for _ in range(3):
+                reply = runtime.generate(REPEATING, max_new_tokens=TOKENS, seed=1, temperature=0.6)
+                gc.collect()
                 held.append(cuda.held_bytes)
-                assert reply.stats.peak_device_bytes <= runtime.plan.device_bytes
             assert held[1] == held[2]
+            assert held[2] < reply.stats.peak_device_bytes <= runtime.plan.device_bytes
 
 
 @pytest.mark.parametrize("forgotten", ["Event.wait", "Stream.synchronize"])
