@@ -61,11 +61,11 @@ def verify(scored: Scored, rule: str, generator: torch.Generator) -> Verdict:
 
     The bonus token is -1 where the target's logits are NaN or infinite: no token can be told.
     """
-    drawn, laws, tokens = scored.drawn, scored.laws, scored.tokens
+    drawn, laws = scored.drawn, scored.laws
     if scored.sampling.temperature == 0:
-        best = [_likeliest(scored.processed(nodes)) for nodes in _pieces(drawn.tree.size, laws, tokens.device)]
-        return verify_greedy(drawn.tree, tokens, torch.cat(best))
-    tree = drawn.drawn_part
+        best = [_likeliest(scored.processed(nodes)) for nodes in _pieces(drawn.tree.size, laws, scored.logits.device)]
+        return verify_greedy(drawn.tree, torch.as_tensor(drawn.tokens), torch.cat(best))  # compared on the host
+    tree, tokens = drawn.drawn_part, scored.tokens
     verdict = RULES[rule](tree, tokens[: tree.size], laws, generator)
     if tree.size < drawn.tree.size:
         verdict = follow(drawn.tree, tokens, verdict, range(tree.size, drawn.tree.size), laws, generator)
