@@ -21,15 +21,15 @@ class Bounce:
         self._chunks, self._window = [chunk.tensor for chunk in chunks], window
         self._copied = [streams.event() for _ in chunks]
         self._next = 0
-        self._lock = threading.Lock()  # loading sends from several threads
+        self._lock = threading.Lock()  # for a chunk at a time: several threads may send
 
     def send(self, target: Tensor, source: Tensor) -> None:
         """Give the current stream all copies from pageable memory `source` to `target` (both uint8 [n]).
 
         The host waits for chunks to become free, never for the last copies.
         """
-        with self._lock:
-            for part, place in zip(source.split(len(self._chunks[0])), target.split(len(self._chunks[0]))):
+        for part, place in zip(source.split(len(self._chunks[0])), target.split(len(self._chunks[0]))):
+            with self._lock:
                 event, chunk = self._copied[self._next], self._chunks[self._next][: len(part)]
                 event.synchronize()
                 chunk.copy_(part)

@@ -25,12 +25,13 @@ class CopyWindow:
         self._streams = streams
         self._ended = [streams.event() for _ in range(PIECES_IN_FLIGHT)]
         self._piece = self._room = 0  # the latest, and what is left of it
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # for a piece at a time: several threads may copy
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         """Give the current stream the copy of `source` to `target` (both uint8 [n]), piece by piece.
 
-        The host sleeps until all pieces but the last ones have ended: for threads that do nothing but copy.
+        The host sleeps until all pieces but the last ones have ended: for threads that do nothing but copy, and for who
+        needs at once what is copied.
         """
         begin = 0
         while begin < len(source):

@@ -1,5 +1,6 @@
 """How long an upload waits behind the layers that cross the link, on a GPU with one copy engine; time is made up."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from torch import Tensor
 from scheduler.streaming import bounce, copy_window
 from scheduler.streaming.bounce import Link
 from scheduler.streaming.copy_window import CopyWindow
-from tests.fakes.fake_device import fake_host
+from scheduler.streaming.host_memory import HostBuffer
+from tests.fakes.fake_device import FakeStreams, fake_host
 
 PIECE = 8192
 PIECE_SECONDS = 1.0  # what a piece takes on the link
@@ -166,3 +168,35 @@ def test_a_copy_that_fails_leaves_the_window_usable() -> None:
     engine.copy = failing(bool)  # type: ignore[method-assign]
     window.copy(place, torch.ones_like(place))
     assert place.all()
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_who_needs_a_few_bytes_soon_is_not_kept_waiting_by_who_fills_ahead(pinned: bool) -> None:
+    """Routed experts come while the next layer does."""
+    streams, (host, _) = FakeStreams(copy_seconds=0.002), fake_host(granted=None if pinned else 3 * PIECE)
+    link, layer, experts = Link(streams, host), host.allocate(200 * PIECE), host.allocate(3 * PIECE)
+    for buffer in (layer, experts):
+        host.pin(buffer)
+    begun, layer_pieces, copy = threading.Event(), [], streams.copy
+
+    def counted(target: Tensor, source: Tensor) -> None:
+        if threading.current_thread() is filling:
+            layer_pieces.append(len(source))
+            begun.set()
+        copy(target, source)
+
+    def send(buffer: HostBuffer) -> None:
+        with torch.inference_mode(), streams.copying():
+            link.send(torch.empty_like(buffer.tensor), buffer)
+
+    filling = threading.Thread(target=send, args=(layer,))
+    streams.copy = counted  # type: ignore[method-assign]
+    filling.start()
+    assert begun.wait(20)
+    send(experts)
+    assert len(layer_pieces) < 200 / 2
+    filling.join()
+    assert sum(layer_pieces) == 200 * PIECE
+    streams.synchronize()
+    host.close()
+    streams.close()

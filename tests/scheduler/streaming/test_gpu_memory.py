@@ -3,6 +3,8 @@
 What is compared are bytes, on the device, after computations that take long enough for a missing wait to show.
 """
 
+import threading
+
 import pytest
 import torch
 
@@ -11,11 +13,13 @@ from loaders.io.sources import ByteRun, UnitSource
 from offload_runtime import OffloadRuntime
 from scheduler.plan.placement import Tier
 from scheduler.sizes import MIB
+from scheduler.streaming.copy_window import CopyWindow
 from scheduler.streaming.device_memory import DeviceMemory
 from scheduler.streaming.host_memory import CudaPinning, HostMemory, host_memory_for
 from scheduler.streaming.layer_memory import UnitBytes, UnitMemory
 from scheduler.streaming.ring import Ring
 from scheduler.streaming.streams import CudaStreams
+from sequoia_tree.uploads import upload
 from tests.samples.packed_models import packed_model
 from tests.samples.tiny_models import PROMPT, checkpoint, perturbed
 
@@ -182,6 +186,30 @@ def test_real_streams_race_where_an_event_is_left_out(device, host, forgets):
     wrong = int(torch.stack(counts).sum())
     ring.close()
     assert (wrong > 0) == (forgets is not None)
+
+
+def test_uploads_go_through_while_a_layer_is_copied(device, host):
+    """1 GiB is 64 pieces; an upload waits for two of them at most."""
+    buffer = host.allocate(1024 * MIB)
+    buffer.tensor.fill_(1)
+    host.pin(buffer)
+    place = torch.empty(1024 * MIB, dtype=torch.uint8, device=device)
+    streams = CudaStreams(device)
+    window = CopyWindow(streams)
+    torch.cuda.synchronize()
+
+    def copy():
+        with torch.inference_mode(), streams.copying():
+            window.copy(place, buffer.tensor)
+
+    thread, uploaded = threading.Thread(target=copy), 0
+    thread.start()
+    while thread.is_alive():
+        upload([1, 2, 3], device)
+        torch.cuda.current_stream().synchronize()
+        uploaded += thread.is_alive()
+    streams.synchronize()
+    assert uploaded >= 5 and bool((place == 1).all())
 
 
 @pytest.mark.parametrize("tiers", ["host", "disk"])
