@@ -14,8 +14,9 @@ from loaders.modules.expert_memory import GATHERED_SHARE, WORKSPACE_BYTES, row_b
 
 NAME = "dense_mm"  # beside transformers' own: eager, batched_mm, grouped_mm
 KERNEL_CAPABILITIES = (9, 10)
-# With more rows computing with every expert takes longer than waiting for the host, twice in a layer.
-MOST_DENSE_ROWS = 256
+# A tree of 768 nodes and the text read with it, whose layers stream for longer than all experts compute with so many
+# rows. Longer prompts can wait for the host, twice in a layer.
+MOST_DENSE_ROWS = 800
 
 
 def grouped_products_wait(device: torch.device, dtype: torch.dtype) -> bool:

@@ -109,7 +109,7 @@ class _Look:
         experts = "every expert" if grouped_products_wait(self._torch_device, self._dtype) else "grouped products"
         return {
             "dequantization": "fused Triton kernels" if fused else f"plain torch: {lacking}",
-            "experts of up to 256 rows": experts,
+            "experts of up to 800 rows": experts,
             "passes on the GPU whole": "replayed as CUDA graphs",
         }
 

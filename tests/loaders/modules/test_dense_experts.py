@@ -11,12 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
 
 from loaders.modules import dense_experts, expert_memory
+from offload_runtime import OffloadRuntime
 from offload_runtime.model import host_reads
 from offload_runtime.model.host_reads import HostRead, no_host_reads
 from scheduler.plan.plan import Limits, make_plan
 from scheduler.sizes import GIB
 from tests.offload_runtime.model.test_architectures import TREE, wide_tree_error, written
 from tests.plan_samples import cpu, gpu, model
+from tests.pretend_cuda import pretend_cuda
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 from tests.scheduler.streaming.test_routed_experts import SAMPLE, forced, only_hits, write  # noqa: F401
 
@@ -96,7 +98,7 @@ def routed(rows: int, experts: int, hidden: int, per_row: int = 2) -> tuple[Tens
     return torch.randn(rows, hidden), chosen, weights
 
 
-@pytest.mark.parametrize("rows", [1, 3, 128, 129, 256, 257])
+@pytest.mark.parametrize("rows", [1, 3, 128, 129, 801])
 @pytest.mark.parametrize(
     ("experts", "form"),
     [(4, {}), (4, {"is_transposed": True, "has_bias": True}), (16, {"has_bias": True}), (64, {})],
@@ -110,7 +112,7 @@ def test_results_are_those_of_transformers(rows, experts, form):
     torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 17, 128, 256])
+@pytest.mark.parametrize("rows", [1, 17, 128, 800])
 @pytest.mark.parametrize("experts", [4, 64])
 def test_the_host_is_not_asked(rows, experts, monkeypatch):
     monkeypatch.setattr(host_reads, "grouped_products_wait", lambda device, dtype: True)
@@ -193,3 +195,23 @@ def test_the_plan_counts_it_on_a_gpu_alone():
     assert items(mixed, gpu(12 * GIB))["experts of a layer, side by side"] == nbytes
     assert "experts of a layer, side by side" not in items(spec, gpu(12 * GIB))
     assert "experts of a layer, side by side" not in items(mixed, cpu(64 * GIB))
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_a_mixture_on_the_gpu_is_replayed_and_asks_nothing_in_between(kernels, monkeypatch):
+    """Once for a tree and once for the path that is accepted. The control: PyTorch's own products, which ask."""
+    if kernels:
+        monkeypatch.setattr(dense_experts, "grouped_products_wait", lambda device, dtype: False)
+    target = checkpoint("mixtral")
+    expected = greedy(target, PROMPT, 12)
+    options = {"context_length": 128, "tree": "sequoia", "tree_size": 12, "tree_depth": 3, "dtype": "float32"}
+    with pretend_cuda() as cuda, OffloadRuntime.from_pretrained(target, target, device="cuda", **options) as runtime:
+        runtime.generate(PROMPT, max_new_tokens=8, temperature=0)
+        with cuda.counting() as counts:
+            reply = runtime.generate(PROMPT, max_new_tokens=12, temperature=0)
+        waits = counts.waits.total() / reply.stats.passes
+    assert reply.token_ids == expected
+    if kernels:
+        assert not counts.replays and waits > 10
+    else:
+        assert counts.replays >= 4 * reply.stats.passes and waits < 5

@@ -54,7 +54,7 @@ def test_a_gpu_is_described_with_its_kernels_and_what_can_be_pinned(capsys, monk
     assert found["GPU"]["capability"] == "8.9" and found["GPU"]["bfloat16"] is True
     assert found["pinning"]["granted_bytes"] == 2 * probes.PINNED_STEP and not found["pinning"]["refused"]
     assert "plain torch" in found["kernels"]["dequantization"]
-    assert found["kernels"]["experts of up to 256 rows"] == "every expert"
+    assert found["kernels"]["experts of up to 800 rows"] == "every expert"
     assert found["predictions"][0]["place"] == "resident"
 
 
