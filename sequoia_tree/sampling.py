@@ -20,8 +20,9 @@ from sequoia_tree.shaping.xtc import exclude_top_choices
 _INF = math.inf
 # Natural logarithm. Float32 ends at e^-103 and is inexact from e^-87 on; what is less likely is never drawn at all.
 _LEAST_LOG_PROBABILITY = -80.0
-# Tokens sorted at first for top-k and top-p; 8 times more as long as they turn out not to be enough.
-_FIRST_WIDTH = 256
+# Tokens sorted at first for top-k and top-p, and 8 times more as long as they turn out not to be enough. More on a GPU,
+# where that is found out late.
+_FIRST_WIDTH, _FIRST_GPU_WIDTH, _WIDER = 256, 1024, 8
 # Logits over less than this may overflow float32; less than the least is no float32 that all devices know.
 _SMALL_TEMPERATURE, _LEAST_TEMPERATURE = 1e-3, 1e-30
 
@@ -109,19 +110,54 @@ def log_law(logits: Tensor, sampling: Sampling, contexts: Contexts | None = None
     unstable sort). Temperature 0 puts everything on the argmax. Where rules leave no token at all, and `generate`
     fails, the logits hold as they are.
     """
-    scores = processed(logits, sampling, contexts)
     if sampling.temperature == 0:
+        scores = processed(logits, sampling, contexts)
         return torch.full_like(scores, -_INF).scatter_(-1, scores.argmax(-1, keepdim=True), 0.0)
+    scores = _scores(logits, sampling, contexts)
+    if not _cuts(sampling):
+        return _finished(scores, sampling)
+    return _nucleus(scores, sampling)
+
+
+def first_width(logits: Tensor, sampling: Sampling) -> int | None:
+    """A width for `bounded_log_law` of `logits` [n, V]; None where `log_law` does as well without waiting for a device.
+
+    It sorts whole rows on a GPU, of 1,000 rows of 128,256 tokens a gigabyte of ids.
+    """
+    if not (logits.is_cuda and sampling.temperature and _cuts(sampling)):
+        return None
+    width = max(_FIRST_GPU_WIDTH, 2 * sampling.top_k)
+    return width if width < logits.shape[-1] else None
+
+
+def wider(width: int, logits: Tensor) -> int | None:
+    """The width after one that was not enough; None where whole rows may as well be sorted."""
+    return width * _WIDER if width * _WIDER * 4 <= logits.shape[-1] else None
+
+
+def bounded_log_law(
+    logits: Tensor, sampling: Sampling, width: int, contexts: Contexts | None = None
+) -> tuple[Tensor, Tensor]:
+    """`log_law` at a temperature above 0, with top-k and top-p looking at the `width` likeliest tokens of a row alone.
+
+    Also whether they are enough in all rows, so that it is the same: a bool without dimensions. Rows where they are not
+    have all of them. The device is not waited for.
+    """
+    return _among_highest(_scores(logits, sampling, contexts), sampling, width)
+
+
+def _scores(logits: Tensor, sampling: Sampling, contexts: Contexts | None) -> Tensor:
+    """`logits` [n, V] after all that comes before top-k, as float32."""
+    scores = processed(logits, sampling, contexts)
     if sampling.rules:
         scores = drawable(scores, logits.float())
     if sampling.temperature != 1:
         scores = _tempered(scores, sampling.temperature)
-    if sampling.top_h is not None:
-        scores = top_h(scores, sampling.top_h)
-    if sampling.top_k == 0 and sampling.top_p == 1:
-        return _finished(scores, sampling)
-    values, ids = _nucleus(scores, sampling)
-    return torch.full_like(scores, -_INF).scatter_(-1, ids, _finished(values, sampling))
+    return scores if sampling.top_h is None else top_h(scores, sampling.top_h)
+
+
+def _cuts(sampling: Sampling) -> bool:
+    return sampling.top_k > 0 or sampling.top_p < 1
 
 
 def processed(logits: Tensor, sampling: Sampling, contexts: Contexts | None = None) -> Tensor:
@@ -158,8 +194,8 @@ def _finished(scores: Tensor, sampling: Sampling) -> Tensor:
     return exclude_top_choices(log_probs, sampling.xtc_probability, sampling.xtc_threshold)
 
 
-def _nucleus(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """The highest of `scores` [n, V] with what top-k and top-p exclude set to -inf, and their token ids; both [n, w].
+def _nucleus(scores: Tensor, sampling: Sampling) -> Tensor:
+    """The log-law [n, V] of what top-k and top-p leave of `scores` [n, V].
 
     Sorting 128,256 scores takes 30 times as long as finding the 256 highest, which nearly always suffice. A GPU sorts
     them all: whether fewer suffice is a question it would have to be waited for.
@@ -167,14 +203,20 @@ def _nucleus(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     vocabulary = scores.shape[-1]
     width = vocabulary if scores.is_cuda else max(_FIRST_WIDTH, 2 * sampling.top_k)
     while width < vocabulary:
-        values, ids = _highest(scores, width)
-        kept = _truncated(values, sampling, scores)
-        lowest_kept = kept.masked_fill(kept == -_INF, _INF).amin(-1)
-        if (lowest_kept > values[:, 0]).all():  # so nothing that ties with a kept token lies outside
-            return kept, ids
-        width *= 8
-    values, ids = _highest(scores, vocabulary)
-    return _truncated(values, sampling, scores), ids
+        law, enough = _among_highest(scores, sampling, width)
+        if enough:
+            return law
+        width *= _WIDER
+    return _among_highest(scores, sampling, vocabulary)[0]
+
+
+def _among_highest(scores: Tensor, sampling: Sampling, width: int) -> tuple[Tensor, Tensor]:
+    """The same from the `width` highest scores of each row, and whether these are enough in all rows: bool []."""
+    values, ids = _highest(scores, width)
+    kept = _truncated(values, sampling, scores)
+    lowest_kept = kept.masked_fill(kept == -_INF, _INF).amin(-1)
+    enough = (lowest_kept > values[:, 0]).all()  # then nothing that ties with a kept token lies outside
+    return torch.full_like(scores, -_INF).scatter_(-1, ids, _finished(kept, sampling)), enough
 
 
 def _highest(scores: Tensor, width: int) -> tuple[Tensor, Tensor]:

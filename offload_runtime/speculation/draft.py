@@ -8,7 +8,7 @@ from torch import Tensor
 
 from offload_runtime.model.attention import PassRows
 from offload_runtime.model.model import Model
-from sequoia_tree.sampling import Sampling, into_probabilities, log_law, processed
+from sequoia_tree.sampling import Sampling, bounded_log_law, first_width, into_probabilities, log_law, processed
 from sequoia_tree.shaping.contexts import Contexts
 from sequoia_tree.shaping.rule import drawable
 
@@ -56,10 +56,13 @@ class Draft:
 def draft_law(logits: Tensor, sampling: Sampling, contexts: Contexts | None) -> Tensor:
     """Log-probabilities ``[n, vocab]`` to draw from; at temperature 0, where nothing is drawn, of no temperature.
 
-    contexts: the tokens before each, where rules of the sampling have to know them.
+    contexts: the tokens before each, where rules of the sampling have to know them. A draft may have any law, as long
+    as children are drawn from it and tested with it: where top-p keeps more tokens than are looked at on a GPU, the
+    less likely of them are left out.
     """
     if sampling.temperature:
-        return log_law(logits, sampling, contexts)
+        width = first_width(logits, sampling)
+        return bounded_log_law(logits, sampling, width, contexts)[0] if width else log_law(logits, sampling, contexts)
     scores = processed(logits, sampling, contexts)
     return (drawable(scores, logits) if sampling.rules else scores).log_softmax(-1)
 

@@ -1,7 +1,7 @@
 """From the target's logits to the accepted path, under the request's sampling."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from offload_runtime.speculation.draft_tree import DrawnTree
 from sequoia_tree.laws import Laws
-from sequoia_tree.sampling import Sampling, log_law, probabilities, processed
+from sequoia_tree.sampling import Sampling, bounded_log_law, first_width, into_probabilities, log_law, processed, wider
 from sequoia_tree.shaping.contexts import Contexts, Text
 from sequoia_tree.uploads import upload_together
 from sequoia_tree.verify import RULES, Verdict, follow, verify_greedy
@@ -39,6 +39,16 @@ class Scored:
     def laws(self) -> Laws:
         return Laws(self._target_law, self.draft_law, self.logits.shape[-1])
 
+    def laws_of_likeliest(self, width: int, enough: list[Tensor]) -> Laws:
+        """The same with top-k and top-p looking at `width` tokens alone; `enough` gets whether these were enough."""
+
+        def target(nodes: Tensor) -> Tensor:
+            law, is_enough = bounded_log_law(self.logits[nodes], self.sampling, width, self._contexts(nodes))
+            enough.append(is_enough)
+            return into_probabilities(law)
+
+        return replace(self.laws, target=target)
+
     def draft_law(self, nodes: Tensor) -> Tensor:
         """What the children of nodes, int64 [m], were drawn from, as in `DrawnTree.laws`: ``[m, vocab]``."""
         assert self.drawn.laws is not None
@@ -49,7 +59,7 @@ class Scored:
         return processed(self.logits[nodes], self.sampling, self._contexts(nodes))
 
     def _target_law(self, nodes: Tensor) -> Tensor:
-        return probabilities(log_law(self.logits[nodes], self.sampling, self._contexts(nodes)))
+        return into_probabilities(log_law(self.logits[nodes], self.sampling, self._contexts(nodes)))
 
     def _contexts(self, nodes: Tensor) -> Contexts | None:
         return None if self.contexts is None else self.contexts[nodes]
@@ -61,11 +71,25 @@ def verify(scored: Scored, rule: str, generator: torch.Generator) -> Verdict:
 
     The bonus token is -1 where the target's logits are NaN or infinite: no token can be told.
     """
-    drawn, laws = scored.drawn, scored.laws
     if scored.sampling.temperature == 0:
-        best = [_likeliest(scored.processed(nodes)) for nodes in _pieces(drawn.tree.size, laws, scored.logits.device)]
-        return verify_greedy(drawn.tree, torch.as_tensor(drawn.tokens), torch.cat(best))  # compared on the host
-    tree, tokens = drawn.drawn_part, scored.tokens
+        nodes = torch.arange(scored.drawn.tree.size, device=scored.logits.device)
+        pieces = nodes.split(scored.laws.most_rows(nodes.device))
+        best = torch.cat([_likeliest(scored.processed(piece)) for piece in pieces])
+        return verify_greedy(scored.drawn.tree, torch.as_tensor(scored.drawn.tokens), best)  # compared on the host
+    width = first_width(scored.logits, scored.sampling)
+    while width:
+        state, enough = generator.get_state(), list[Tensor]()
+        verdict = _sampled(scored, scored.laws_of_likeliest(width, enough), rule, generator)
+        if torch.stack(enough).all():
+            return verdict
+        generator.set_state(state)  # so that what is found now depends on the laws alone, not on what was found before
+        width = wider(width, scored.logits)
+    return _sampled(scored, scored.laws, rule, generator)
+
+
+def _sampled(scored: Scored, laws: Laws, rule: str, generator: torch.Generator) -> Verdict:
+    drawn, tokens = scored.drawn, scored.tokens
+    tree = drawn.drawn_part
     verdict = RULES[rule](tree, tokens[: tree.size], laws, generator)
     if tree.size < drawn.tree.size:
         verdict = follow(drawn.tree, tokens, verdict, range(tree.size, drawn.tree.size), laws, generator)
@@ -76,7 +100,3 @@ def _likeliest(scores: Tensor) -> Tensor:
     """The argmax of each row, int64 [m]; -1 where the largest score is no finite number."""
     largest, tokens = scores.max(dim=-1)
     return tokens.masked_fill(~largest.isfinite(), -1)
-
-
-def _pieces(count: int, laws: Laws, device: torch.device) -> tuple[Tensor, ...]:
-    return torch.arange(count, device=device).split(laws.most_rows(device))
