@@ -47,10 +47,11 @@ def spec_of(shape: str, form: str | None, dtype: str) -> ModelSpec:
         checkpoint, config = packed.checkpoint(Path(shape)), packed.config(config)
     spec = read_spec(Path(shape), dtype, checkpoint, config)
     (unit,) = spec.units
+    at = [(Path(shape), layer) for layer in range(layers)]  # each is a place of its own, in host memory as on disk
     return replace(
         spec,
         name=shape,
-        units=(unit,) * layers,
+        units=tuple(replace(unit, stored_at=each) for each in at),
         disk_bytes=spec.disk_bytes + (layers - 1) * unit.disk_bytes,
         kv_bytes_per_token=layers * spec.kv_bytes_per_token,
     )
