@@ -62,6 +62,8 @@ def fused_kernels() -> Fused | None:
     """Decoding by fused kernels where those work. Where `why_no_kernels` tells that they do not, it is known before."""
     if why_no_kernels():
         return None
+    # Triton 3.9 warns whoever leaves its default open: fused or not, the products that are added to are exact here.
+    warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
     try:
         from loaders.dequantize.kernels import decode_fused
 

@@ -30,8 +30,8 @@ LAYER_SECONDS = 0.35e-3
 REPLAYED_LAYER_SECONDS = 0.1e-3
 # Decoding one value of a packed weight on a processor: 0.3 ns (int8) to 1.3 (AWQ) on two x86-64 cores.
 DECODED_VALUE_SECONDS = 0.8e-9
-# An operation that plain torch launches to dequantize, and the matrices of a layer.
-LAUNCH_SECONDS, MATRICES = 5e-6, 7
+# An operation that plain torch launches to dequantize, and the matrices of a layer and of each of its experts.
+LAUNCH_SECONDS, LAYER_MATRICES, EXPERT_MATRICES = 5e-6, 7, 3
 # What attention moves for each score where it is written out in some ten operations, in 16 bits and in float32.
 WRITTEN_OUT_SCORE_BYTES = 44
 # Until the first byte of experts that are fetched arrives: the host waits for the router, then asks. From disk to a
@@ -180,7 +180,8 @@ class PassCost:
         on_gpu = self.machine.device == "cuda"
         if on_gpu and not self.slots and rows <= WIDTHS[-1]:
             return REPLAYED_LAYER_SECONDS
-        operations = MATRICES * plain_cost.LAUNCHES if on_gpu and self.machine.no_kernels and unit.packed_bytes else 0
+        matrices = LAYER_MATRICES + EXPERT_MATRICES * unit.experts if unit.packed_bytes else 0
+        operations = matrices * plain_cost.LAUNCHES if on_gpu and self.machine.no_kernels else 0
         return (self.machine.layer_seconds or LAYER_SECONDS) + operations * LAUNCH_SECONDS
 
     def _head_seconds(self, nodes: int) -> float:

@@ -21,7 +21,8 @@ from offload_runtime.chat.command import _show_what_comes
 from scheduler.machine import machine as machine_module
 from scheduler.machine.machine import read_machine
 from scheduler.machine.nvml import GPUReading
-from scheduler.plan.plan import Plan, make_plan
+from scheduler.plan.pass_cost import EXPERT_MATRICES, LAUNCH_SECONDS, LAYER_MATRICES, PassCost
+from scheduler.plan.plan import Plan, Tier, make_plan
 from scheduler.plan.table import format_plan
 from scheduler.sizes import GIB
 from tests.loaders.dequantize.test_plain_decoding import MATRICES, Moved, output
@@ -138,6 +139,26 @@ def test_plain_torch_decodes_without_another_word(monkeypatch, tmp_path) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert stacks.fused_kernels.__wrapped__() is None
+
+
+def test_what_triton_says_of_its_default_is_no_news(monkeypatch) -> None:
+    monkeypatch.setattr(stacks, "why_no_kernels", lambda: None)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        stacks.fused_kernels.__wrapped__()
+        said.clear()
+        warnings.warn("TRITON_DEFAULT_FP_FUSION is unset: defaulting to …", UserWarning, stacklevel=1)
+        assert not said
+
+
+@pytest.mark.parametrize("experts", [0, 128])
+def test_every_matrix_is_launched_for_itself_by_plain_torch(experts) -> None:
+    """So quick a GPU that launching is all that counts."""
+    units = tuple(replace(unit, experts=experts, expert_bytes=unit.nbytes // 2) for unit in PACKED_70B.units)
+    machine = replace(gpu(24 * GIB), flops=1e18, memory_bandwidth=1e18, layer_seconds=1e-3, no_kernels=REASON)
+    cost = PassCost(replace(PACKED_70B, units=units), (Tier.HOST,) * len(units), 2, machine)
+    launching = (LAYER_MATRICES + EXPERT_MATRICES * experts) * plain_cost.LAUNCHES * LAUNCH_SECONDS
+    assert cost.seconds(1, 1, 0).compute == pytest.approx(len(units) * (1e-3 + launching), rel=0.01)
 
 
 def test_the_machine_is_read_with_it(monkeypatch) -> None:
