@@ -3,7 +3,7 @@
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -74,32 +74,37 @@ def pretend_cuda(
 ) -> Iterator[PretendCuda]:
     """For the block there is one GPU, whose speed is known for models in `dtype`.
 
-    Raises PretendFault at its end if anything was wrong on the device.
+    Raises PretendFault at its end if anything was wrong on the device. Skips the test where there is a real one.
     """
-    timeline, remove = streams.start(), tensors.install()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "pynvml", fake_nvml(card))
-        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        patch.setattr(stacks, "why_no_kernels", lambda: "no kernel runs on a pretended GPU")
-        stacks.fused_kernels.cache_clear()
-        patch.setattr(planning, "torch_build", lambda: TorchBuild(torch_build().version, "13.0"))
-        for name, value in _cuda_functions(card, capability).items():
-            patch.setattr(torch.cuda, name, value, raising=False)
-        patch.setattr(torch, "Generator", _Generator)
-        patch.setattr(Tensor, "to", _copied_to(Tensor.to))
-        for name in ("tensor", "as_tensor"):
-            patch.setattr(torch, name, _made_from_data(getattr(torch, name)))
-        patch.setattr(Tensor, "pin_memory", _pinned)
-        patch.setattr(Tensor, "is_pinned", lambda tensor, *args: streams.timeline.is_pinned(tensor))
+    if torch.cuda.is_available():
+        pytest.skip("there is a real GPU, which would have to be hidden")
+    timeline = streams.start()
+    with ExitStack() as resources:
+        resources.callback(tensors.install())
+        resources.callback(stacks.fused_kernels.cache_clear)
+        _patch(resources.enter_context(pytest.MonkeyPatch.context()), card, capability)
         machine = read_machine("cuda")
         remember(speed_subject(machine), speed_conditions(machine, dtype), FIGURES)
-        try:
-            yield PretendCuda(timeline)
-        finally:
-            remove()
-            stacks.fused_kernels.cache_clear()
+        yield PretendCuda(timeline)
     if timeline.faults:
         raise streams.PretendFault("; ".join(timeline.faults))
+
+
+def _patch(patch: pytest.MonkeyPatch, card: dict[str, Any], capability: tuple[int, int]) -> None:
+    """What the driver, PyTorch and the project's look at both say of a GPU."""
+    patch.setitem(sys.modules, "pynvml", fake_nvml(card))
+    patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    patch.setattr(planning, "torch_build", lambda: TorchBuild(torch_build().version, "13.0"))
+    stacks.fused_kernels.cache_clear()
+    patch.setattr(stacks, "why_no_kernels", lambda: "no kernel runs on a pretended GPU")
+    for name, value in _cuda_functions(card, capability).items():
+        patch.setattr(torch.cuda, name, value, raising=False)
+    patch.setattr(torch, "Generator", _Generator)
+    for name in ("tensor", "as_tensor"):
+        patch.setattr(torch, name, _made_from_data(getattr(torch, name)))
+    patch.setattr(Tensor, "to", _copied_to(Tensor.to))
+    patch.setattr(Tensor, "pin_memory", _pinned)
+    patch.setattr(Tensor, "is_pinned", lambda tensor, *args: streams.timeline.is_pinned(tensor))
 
 
 def _cuda_functions(card: dict[str, Any], capability: tuple[int, int]) -> dict[str, Any]:
