@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
-from json_lines import open_lines
 from latency.options import parse_arguments
+from toolkit.output import JsonLines, Note, progress
 
 from loaders.io.direct import measure_read_bandwidth
 from offload_runtime.errors import UsageError
@@ -32,9 +32,10 @@ from offload_runtime.planning.planning import Preparation, prepare
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 if TYPE_CHECKING:
     from latency.measure import Workload
-    from latency.records import Measurement, TimedReply
+    from latency.measurement import Measurement
     from latency.report import Report
-    from latency.weights import MadeUp, Note
+    from toolkit.checkpoints import RandomModels
+    from toolkit.replies import TimedReply
 
 CONTEXT_GRAIN = 64
 
@@ -45,42 +46,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    def note(text: str) -> None:
-        if not arguments.quiet:
-            print(text, file=sys.stderr, flush=True)
-
+    note = progress(arguments.quiet)
     with ExitStack() as resources:
-        lines = _open_lines(arguments.json, resources)
-        options, made_up = model_options(arguments), None
+        lines = JsonLines(arguments.json, resources)
+        options, random = model_options(arguments), None
         if arguments.shape is not None:
-            from latency.weights import made_up_weights
+            from toolkit.checkpoints import random_models
 
-            made_up = resources.enter_context(made_up_weights(arguments, note))
-            options = _made_up_options(options, made_up, arguments)
+            wanted = (arguments.draft_shape, arguments.distinct_layers)
+            random = resources.enter_context(random_models(arguments, note, *wanted))
+            options = _with_random(options, random, arguments)
         options = fetched(options, arguments.yes, arguments.quiet)
         modes = {"plain": prepare(replace(options, draft=None, tree="none"))}
         if options.draft is not None and options.tree != "none":
             modes["tree"] = prepare(options)
         from latency.report import Report
 
-        report = Report(sys.stderr if lines is sys.stdout else sys.stdout, lines, arguments.markdown)
-        return _benchmark(arguments, modes, made_up, report, note)
+        report = Report(sys.stderr if lines.file is sys.stdout else sys.stdout, lines, arguments.markdown)
+        return _benchmark(arguments, modes, random, report, note)
 
 
-def _open_lines(target: str | None, resources: ExitStack) -> TextIO | None:
-    if target is None or target == "-":
-        return sys.stdout if target else None
-    return open_lines(target, resources)
-
-
-def _made_up_options(options: Options, made_up: "MadeUp", arguments: argparse.Namespace) -> Options:
-    """Made-up models in place of given ones, and a context no longer than the replies need."""
+def _with_random(options: Options, random: "RandomModels", arguments: argparse.Namespace) -> Options:
+    """Random models in place of given ones, and a context no longer than the replies need."""
     needed = arguments.prompt_tokens + arguments.max_new_tokens
     return replace(
         options,
-        model=made_up.target,
-        draft=made_up.draft,
-        share_layers=made_up.distinct_layers < made_up.layers,
+        model=random.target,
+        draft=random.draft,
+        share_layers=random.distinct_layers < random.layers,
         context_length=options.context_length or -(-needed // CONTEXT_GRAIN) * CONTEXT_GRAIN,
     )
 
@@ -88,49 +81,48 @@ def _made_up_options(options: Options, made_up: "MadeUp", arguments: argparse.Na
 def _benchmark(
     arguments: argparse.Namespace,
     modes: dict[str, Preparation],
-    made_up: "MadeUp | None",
+    random: "RandomModels | None",
     report: "Report",
-    note: "Note",
+    note: Note,
 ) -> int:
     """Measure mode after mode and write what comes of it; the exit code."""
-    from latency.report import figures
-    from latency.summary import compare, mode_lines, remarks, speedup
+    from latency.report import compare, mode_lines, remarks
 
     workload = _workload(arguments, modes["plain"])
     io = _reading(modes["plain"], arguments.cold, note)
-    _begin(arguments, modes, made_up, workload, report)
-    measured: list[Measurement] = []
+    _begin([*modes.values()][-1], random, workload, report)
+    measured, figures = [], []
     for mode, preparation in modes.items():
-        options = replace(preparation.options, io=io)
-        measured.append(_measure(mode, replace(preparation, options=options), workload, report, note, arguments.quiet))
-        outputs = compare(measured[0], measured[-1], greedy=arguments.temperature == 0) if measured[1:] else "reference"
-        gain = speedup(measured[0], measured[-1])
-        report.row(figures(measured[-1], outputs, gain))
-    report.say()
-    for measurement in measured:
-        report.say_all(mode_lines(measurement))
+        preparation = replace(preparation, options=replace(preparation.options, io=io))
+        measured.append(_measure(mode, preparation, workload, report, note, arguments.quiet))
+        plain, last = measured[0], measured[-1]
+        outputs = "reference" if last is plain else compare(plain, last, greedy=arguments.temperature == 0)
+        slow, fast = plain.seconds_per_token, last.seconds_per_token
+        figures.append(last.figures(outputs, slow / fast if slow and fast else None))
+        report.row(figures[-1])
+    report.say([""])
+    for one, its_figures in zip(measured, figures):
+        report.say(mode_lines(one, its_figures))
     if measured[1:]:
-        demonstration = made_up is None and arguments.model is None
-        report.say_all(remarks(measured[-1], gain, outputs, made_up is not None, demonstration))
+        demonstration = random is None and arguments.model is None
+        report.say(remarks(measured[-1], figures[-1], random is not None, demonstration))
+    report.say([""])
     report.legend()
-    return 1 if "differ" in outputs and modes["plain"].plan.dtype == "float32" else 0
+    return 1 if "differ" in figures[-1]["outputs"] and modes["plain"].plan.dtype == "float32" else 0
 
 
 def _workload(arguments: argparse.Namespace, preparation: Preparation) -> "Workload":
     from latency.measure import Workload
-    from latency.prompts import prompts_for
+    from toolkit.prompts import prompts_for
 
-    spec = preparation.target.spec
-    seed = arguments.seed or 0
-    prompts = prompts_for(
-        spec.directory, spec.vocab_size, arguments.prompts, arguments.raw, arguments.prompt_tokens, seed
-    )
+    spec, file, raw = preparation.target.spec, arguments.prompts, arguments.raw
+    prompts = prompts_for(spec.directory, spec.vocab_size, file, raw, arguments.prompt_tokens, seed=arguments.seed or 0)
     sampling = sampling_options(arguments).as_arguments()
     own = {name: sampling.pop(name) for name in ("max_new_tokens", "seed")}
     return Workload(prompts, arguments.repeats, arguments.warmup, own["seed"], own["max_new_tokens"], sampling)
 
 
-def _reading(preparation: Preparation, cold: bool, note: "Note") -> IOMode:
+def _reading(preparation: Preparation, cold: bool, note: Note) -> IOMode:
     """Whether files are read past the page cache; layers that repeat on disk always are, where that is possible.
 
     Raises UsageError where it is asked for and impossible.
@@ -148,60 +140,43 @@ def _reading(preparation: Preparation, cold: bool, note: "Note") -> IOMode:
     return "buffered"
 
 
-def _begin(
-    arguments: argparse.Namespace,
-    modes: dict[str, Preparation],
-    made_up: "MadeUp | None",
-    workload: "Workload",
-    report: "Report",
-) -> None:
+def _begin(preparation: Preparation, random: "RandomModels | None", workload: "Workload", report: "Report") -> None:
     """Write what is going to run."""
-    from latency.report import environment
-    from latency.summary import heading, sharing
+    from latency.report import heading
+    from toolkit.output import environment
 
-    *_, last = modes.values()
-    spec = last.target.spec
-    report.say_all(heading(last.plan, spec.stored_dtype, workload))
-    layers = {"layers": len(spec.units), "distinct_layers": made_up.distinct_layers if made_up else len(spec.units)}
-    if layers["distinct_layers"] < layers["layers"]:
-        report.say(sharing(**layers))
-    report.record(
-        {
-            "record": "run",
-            "model": last.plan.model,
-            "draft": last.plan.draft,
-            "made_up": made_up is not None,
-            **layers,
-            "stored_dtype": spec.stored_dtype,
-            "dtype": last.plan.dtype,
-            "prompts": len(workload.prompts),
-            "repeats": workload.repeats,
-            "warmup": workload.warmup,
-            "max_new_tokens": workload.max_new_tokens,
-            "seed": workload.seed,
-            "sampling": workload.sampling,
-            **environment(last.plan),
-        }
-    )
-    report.begin_table()
+    spec, plan = preparation.target.spec, preparation.plan
+    layers = len(spec.units)
+    distinct = random.distinct_layers if random else layers
+    report.say(heading(plan, spec.stored_dtype, workload, layers, distinct))
+    what = {
+        "model": plan.model,
+        "draft": plan.draft,
+        "made_up": random is not None,
+        "layers": layers,
+        "distinct_layers": distinct,
+        "stored_dtype": spec.stored_dtype,
+        "dtype": plan.dtype,
+    }
+    how = {**vars(workload), "prompts": len(workload.prompts)}
+    machine = {"device": plan.device, "device_name": plan.device_name, "host_bytes": plan.machine.host_total}
+    report.lines.write("run", {**what, **how, **environment(), **machine})
+    report.begin()
 
 
 def _measure(
-    mode: str, preparation: Preparation, workload: "Workload", report: "Report", note: "Note", quiet: bool
+    mode: str, preparation: Preparation, workload: "Workload", report: "Report", note: Note, quiet: bool
 ) -> "Measurement":
     from latency.measure import measure_mode
-    from latency.report import reply_record, write_seconds
+    from latency.report import progress_line, reply_record
     from rich.console import Console
 
     from offload_runtime.options.progress import LoadingBar
 
-    replies = len(workload.prompts) * workload.repeats
-
     def on_reply(reply: "TimedReply") -> None:
-        report.record(reply_record(mode, reply))
-        pace = reply.seconds_per_token
+        report.lines.write("reply", reply_record(mode, reply))
         done = reply.repeat * len(workload.prompts) + reply.prompt + 1
-        note(f"{mode} {done}/{replies}: {len(reply.token_ids)} tokens, {write_seconds(pace) if pace else '-'} s/token")
+        note(progress_line(mode, reply, done, len(workload.prompts) * workload.repeats))
 
     with LoadingBar(Console(stderr=True), quiet) as loading:
         return measure_mode(mode, preparation, workload, loading, on_reply)

@@ -8,31 +8,32 @@ reads past it. The disk's bandwidth is measured between the runs.
 """
 
 import argparse
-import json
 import random
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
-from json_lines import open_lines
 from offloading.job import Job, Outcome
 from offloading.options import parse_arguments
 from offloading.programs import Failure, missing, run, this_python
+from toolkit.output import JsonLines, Note, progress, say
 
+from loaders.io.direct import ReadBandwidth, measure_read_bandwidth
 from offload_runtime.errors import DoesNotFitError, UsageError
 from offload_runtime.options.command_line import run_command
 from offload_runtime.planning.planning import Preparation, prepare
 from scheduler.plan.plan import Plan, Tier, make_plan
+from scheduler.sizes import format_size
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 DISK_SECONDS = 1.0  # per measurement
 SEARCH_STEPS = 12  # of the least device memory that works, each halves what is in question
+
+Results = dict[str, list[Outcome | Failure]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,45 +42,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    def note(text: str) -> None:
-        if not arguments.quiet:
-            print(text, file=sys.stderr, flush=True)
-
+    note = progress(arguments.quiet)
     with ExitStack() as resources:
-        lines = open_lines(arguments.json, resources) if arguments.json else None
+        lines = JsonLines(arguments.json, resources)
+        from toolkit.checkpoints import run_directory
+
         model = resources.enter_context(_model(arguments, note))
-        directory = resources.enter_context(_own_files(arguments))
+        directory = resources.enter_context(run_directory("offloading-", arguments.work_dir))
         preparation = _prepare(arguments, model)
         job = _job(arguments, preparation)
-        _say_all(_heading(preparation.plan, job, arguments))
+        say(_heading(preparation, job, arguments))
         results, disk = _rounds(arguments, job, directory, preparation, note, lines)
         return _report(results, disk, lines)
 
 
 @contextmanager
-def _model(arguments: argparse.Namespace, note: Any) -> Iterator[Path]:
-    """The given model, or made-up weights that vanish after the block."""
+def _model(arguments: argparse.Namespace, note: Note) -> Iterator[Path]:
+    """The given model, or random weights that vanish after the block."""
     if arguments.model is not None:
         yield arguments.model
         return
-    from latency.weights import made_up_weights, shape_config
+    from toolkit.checkpoints import random_models, shape_config
 
-    config = shape_config(arguments.shape)
-    arguments.distinct_layers = config["num_hidden_layers"]  # other programs know no layers that share their bytes
-    with made_up_weights(arguments, note) as made_up:
-        yield made_up.target
-
-
-@contextmanager
-def _own_files(arguments: argparse.Namespace) -> Iterator[Path]:
-    """A directory for what the programs write, gone after the block."""
-    from latency.weights import make_directory
-    from termination import ended_by_sigterm
-
-    if arguments.work_dir is not None:
-        make_directory(arguments.work_dir)
-    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="offloading-", dir=arguments.work_dir) as directory:
-        yield Path(directory)
+    layers = shape_config(arguments.shape)["num_hidden_layers"]  # other programs know no layers that share their bytes
+    with random_models(arguments, note, distinct_layers=layers) as models:
+        yield models.target
 
 
 def _prepare(arguments: argparse.Namespace, model: Path) -> Preparation:
@@ -125,24 +112,17 @@ def _job(arguments: argparse.Namespace, preparation: Preparation) -> Job:
     )
 
 
-def _disk(preparation: Preparation, seconds: float = DISK_SECONDS) -> Any:
-    from loaders.io.direct import measure_read_bandwidth
-
+def _disk(preparation: Preparation, seconds: float = DISK_SECONDS) -> ReadBandwidth:
     files, chunk_bytes = preparation.target.checkpoint.files, preparation.plan.read_chunk_bytes
     return measure_read_bandwidth(files, seconds, chunk_bytes=chunk_bytes)
 
 
 def _rounds(
-    arguments: argparse.Namespace,
-    job: Job,
-    directory: Path,
-    preparation: Preparation,
-    note: Any,
-    lines: TextIO | None,
-) -> tuple[dict[str, list[Outcome | Failure]], list[float]]:
+    arguments: argparse.Namespace, job: Job, directory: Path, preparation: Preparation, note: Note, lines: JsonLines
+) -> tuple[Results, list[float]]:
     """Results by program and round, and the disk's bandwidth before every run."""
     pythons = {**dict.fromkeys(arguments.programs, this_python()), **dict(arguments.python)}
-    results: dict[str, list[Outcome | Failure]] = {name: [] for name in arguments.programs}
+    results: Results = {name: [] for name in arguments.programs}
     disk: list[float] = []
     absent = {name: reason for name in results if (reason := missing(name, pythons[name]))}
     for number in range(arguments.rounds):
@@ -155,59 +135,35 @@ def _rounds(
             disk.append(_disk(preparation).bytes_per_second)
             result = run(name, pythons[name], replace(job, directory=str(own)))
             results[name].append(result)
-            note(f"round {number + 1}/{arguments.rounds}, {name}: {_short(result)}")
-            heading = {"record": "run", "round": number, "program": name, "disk_bytes_per_second": disk[-1]}
-            _record(lines, {**heading, **vars(result)})
+            note(f"round {number + 1}/{arguments.rounds}, {name}: {result.in_short}")
+            what = {"round": number, "program": name, "disk_bytes_per_second": disk[-1]}
+            lines.write("run", {**what, **vars(result)})
     return results, disk
 
 
-def _short(result: Outcome | Failure) -> str:
-    if isinstance(result, Failure):
-        return result.reason
-    return f"passes of {', '.join(f'{seconds:.2f}' for seconds in result.pass_seconds)} s"
-
-
-def _heading(plan: Plan, job: Job, arguments: argparse.Namespace) -> Iterator[str]:
-    from loaders.checkpoint.read_spec import read_spec
-    from scheduler.sizes import format_size
-
-    stored = read_spec(Path(job.model)).stored_dtype
+def _heading(preparation: Preparation, job: Job, arguments: argparse.Namespace) -> Iterator[str]:
+    plan: Plan = preparation.plan
+    stored = preparation.target.spec.stored_dtype
     yield f"{plan.model}: {format_size(plan.weight_bytes)} of weights, stored in {stored}, computed in {job.dtype}"
     placed = f"{len(job.streamed_layers)} of {len(plan.tiers)} layers on disk, ours in {format_size(job.device_memory)}"
     yield f"{plan.device_name}, {plan.machine.cores} cores; {placed}"
     yield f"{arguments.rounds} rounds, each {len(job.tokens)} tokens of prompt and {job.passes} passes of one token"
 
 
-def _report(results: Mapping[str, list[Outcome | Failure]], disk: Sequence[float], lines: TextIO | None) -> int:
+def _report(results: Mapping[str, list[Outcome | Failure]], disk: Sequence[float], lines: JsonLines) -> int:
     """The table, and what bounds ours; the exit code."""
-    from offloading.summary import Limit, Runs, figures, limit_lines, table
+    from offloading.summary import Limit, Runs, figures, limit_lines, program_table
 
     runs = {name: Runs.of(name, outcomes) for name, outcomes in results.items()}
     ours = runs.get("ours", Runs("ours", {}))
     rows = [figures(its, ours) for its in runs.values()]
-    _say_all(["", *table(rows), ""])
-    limit = Limit.of(disk, ours)
-    if limit:
-        _say_all(limit_lines(limit, ours))
-        figure = {
-            "seconds": limit.seconds,
-            "read_seconds": limit.read_seconds,
-            "compute_seconds": limit.compute_seconds,
-        }
-        _record(lines, {"record": "limit", **figure, "disk_bytes_per_second": disk, "ratio": limit.ratio(ours)})
+    say(["", *program_table(rows), ""])
+    if limit := Limit.of(disk, ours):
+        say(limit_lines(limit, ours))
+        lines.write("limit", limit.figures(ours))
     for row in rows:
-        _record(lines, {"record": "program", **row})
+        lines.write("program", row)
     return 1 if ours.failure else 0
-
-
-def _record(lines: TextIO | None, record: Mapping[str, Any]) -> None:
-    if lines:
-        print(json.dumps(record), file=lines, flush=True)
-
-
-def _say_all(lines: Any) -> None:
-    for line in lines:
-        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
-from own_cache import own_cache
-from termination import ended_by_sigterm
+from toolkit.checkpoints import ended_by_sigterm, own_cache
 
 from offload_runtime.errors import MachineError, UsageError
 from offload_runtime.options.command_line import run_command

@@ -7,6 +7,7 @@ bins by the draft's own confidence, its largest probability m, which tells much 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -228,7 +229,7 @@ def clustered_intervals(texts: Sequence[Acceptance]) -> Floats:
     residuals = credits - _ratio(credits.sum(0), total) * counts
     freedom = len(texts) - 1
     errors = _ratio(np.sqrt((residuals**2).sum(0) * len(texts) / freedom), total)
-    return np.where(total > 0, (_student_quantile(freedom) * errors).clip(max=1.0), 1.0)
+    return np.where(total > 0, (student_quantile(freedom) * errors).clip(max=1.0), 1.0)
 
 
 def never_falling(values: Floats, weights: Floats) -> Floats:
@@ -255,9 +256,14 @@ def _tail(credits: Floats, left: Floats) -> Floats:
     return shares / max(1.0, shares.sum())
 
 
-def _student_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's law, by Cornish and Fisher's expansion: within 4 % from 2 degrees on."""
+def student_quantile(freedom: int) -> float:
+    """The 97.5 % quantile of Student's distribution: exact for one degree of freedom, within 4 % for more.
+
+    By Cornish and Fisher's expansion.
+    """
     z = _NORMAL_QUANTILE
+    if freedom == 1:
+        return math.tan(math.pi * 0.475)
     return (
         z
         + (z**3 + z) / (4 * freedom)

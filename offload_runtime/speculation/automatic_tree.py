@@ -110,7 +110,7 @@ class AutomaticTree:
             return PLAIN
         known = self._known.measured(sampling)
         kind = "adaptive" if known.positions >= LEAST_POSITIONS else "static"
-        return self._build(kind, sampling, known, self._plan.tree_size, self._plan.tree_depth)
+        return self._method(kind, sampling, known, self._plan.tree_size, self._plan.tree_depth)
 
     def _choose(self, sampling: Sampling, text_length: int) -> Method:
         if sampling not in self._settings:
@@ -136,7 +136,7 @@ class AutomaticTree:
         before = setting.choice
         choice = setting.chooser.current(yields, self._pass_times.seconds, self._level_times.seconds, text_length)
         if renewed or before is None or _tree(choice) != _tree(before):
-            setting.tree = self._build(choice.method, sampling, known, choice.size, choice.depth)
+            setting.tree = self._method(choice.method, sampling, known, choice.size, choice.depth)
         setting.choice = choice
         factor = yields[choice.method].factor if choice.method in yields else 0.0
         tokens = 1 + factor * (choice.uncorrected_tokens - 1)
@@ -151,12 +151,8 @@ class AutomaticTree:
         pace.predict(seconds, tokens)
         return replace(method, predicted_tokens=tokens, predicted_seconds=seconds)
 
-    def _build(self, kind: str, sampling: Sampling, known: Acceptance, size: int, depth: int) -> Method:
-        if kind == "adaptive":
-            return adaptive_method(self._draft, known, sampling, size, depth, self._rule)
-        if kind == "static":
-            return static_method("sequoia", self._draft, _vector(known, sampling), size, depth, self._rule)
-        return PLAIN
+    def _method(self, kind: str, sampling: Sampling, known: Acceptance, size: int, depth: int) -> Method:
+        return automatic_method(kind, self._draft, known, sampling, size, depth, self._rule)
 
     def _calibrate(self) -> None:
         """Time the draft, and a target that needs no link, over a few sizes."""
@@ -164,6 +160,17 @@ class AutomaticTree:
         _time_passes(self._draft.model, largest, self._level_times.add)
         if not self._plan.slots:
             _time_passes(self._target.model, largest, self._pass_times.add)
+
+
+def automatic_method(
+    kind: str, draft: Draft, known: Acceptance, sampling: Sampling, size: int, depth: int, rule: str
+) -> Method:
+    """The tree of a kind, "static" or "adaptive", that is made where trees are chosen; else plain decoding."""
+    if kind == "adaptive":
+        return adaptive_method(draft, known, sampling, size, depth, rule)
+    if kind == "static":
+        return static_method("sequoia", draft, _vector(known, sampling), size, depth, rule)
+    return PLAIN
 
 
 def _gain(kind: str, sampling: Sampling) -> float:

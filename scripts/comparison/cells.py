@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
+from offload_runtime.speculation.acceptance_store import Setting
+
 MOST_DEPTH = 63
 REFERENCE = "sequoia"
 
@@ -12,15 +14,15 @@ REFERENCE = "sequoia"
 class Method:
     """A row of the comparison: arguments of `OffloadRuntime.from_pretrained`, and what they mean.
 
-    repeatable: what it does follows from the models' laws and the seed; no clock decides. is_damped: its tree is made
-    for damped acceptances, which the runtime does only where it chooses the tree itself.
+    repeatable: what it does follows from the models' distributions and the seed; no clock decides. automatic: its tree
+    is the static one that the runtime makes where it chooses the tree itself.
     """
 
     tree: str
     verification: str
     meaning: str
     repeatable: bool = True
-    is_damped: bool = False
+    automatic: bool = False
 
 
 METHODS = {
@@ -32,22 +34,16 @@ METHODS = {
     "sequoia": Method("sequoia", "top-down", "Sequoia's static tree and rule"),
     "sequoia-traversal": Method("sequoia", "traversal", "Sequoia's static tree, verified from its leaves up"),
     "sequoia-damped": Method(
-        "sequoia", "traversal", "the deeper static tree that auto makes; with --same-contexts", is_damped=True
+        "sequoia", "traversal", "the deeper static tree that auto makes; with --same-contexts", automatic=True
     ),
     "adaptive": Method("adaptive", "traversal", "a tree grown for the text, verified from its leaves up"),
     "auto": Method("auto", "auto", "what the runtime takes to be fastest; with seeds of its own", repeatable=False),
 }
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How tokens are sampled. At temperature 0 top_p changes nothing and is 1."""
-
-    temperature: float
-    top_p: float
-
-    def __str__(self) -> str:
-        return f"temperature {self.temperature:g}" + (f", top-p {self.top_p:g}" if self.temperature else "")
+def named(setting: Setting) -> str:
+    """A setting as tables call it."""
+    return f"temperature {setting.temperature:g}" + (f", top-p {setting.top_p:g}" if setting.temperature else "")
 
 
 @dataclass(frozen=True)
@@ -60,17 +56,12 @@ class Cell:
     method: str
     size: int
     depth: int
-    temperature: float
-    top_p: float
+    setting: Setting
     driver: str | None = None
-
-    @property
-    def setting(self) -> Setting:
-        return Setting(self.temperature, self.top_p)
 
     def __str__(self) -> str:
         contexts = f", in contexts of {self.driver}" if self.driver else ""
-        return f"{self.method}, {self.size} nodes, {self.setting}{contexts}"
+        return f"{self.method}, {self.size} nodes, {named(self.setting)}{contexts}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +76,7 @@ class CountedReply:
     seed: int
     tokens: float
     passes: int
-    beyond_end: int
+    beyond_end: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,9 +85,9 @@ class Measured:
 
     cell: Cell
     replies: tuple[CountedReply, ...]
-    timed_passes: int
-    draft_seconds: float
-    target_seconds: float
+    timed_passes: int = 0
+    draft_seconds: float = 0.0
+    target_seconds: float = 0.0
 
     @property
     def tokens(self) -> float:
@@ -108,47 +99,45 @@ class Measured:
 
     def with_tokens_beyond_end(self) -> "Measured":
         """The same with every last pass counted whole, as if no text had ended."""
-        whole = (replace(reply, tokens=reply.tokens + reply.beyond_end) for reply in self.replies)
-        return replace(self, replies=tuple(whole))
+        return replace(
+            self, replies=tuple(replace(reply, tokens=reply.tokens + reply.beyond_end) for reply in self.replies)
+        )
 
     def as_record(self) -> dict[str, Any]:
         """A JSON line; `from_record` reads it back. Replies are lists in the order of `CountedReply`."""
-        times = {name: getattr(self, name) for name in ("timed_passes", "draft_seconds", "target_seconds")}
-        replies = [list(astuple(reply)) for reply in self.replies]
-        return {"record": "cell", **asdict(self.cell), **times, "replies": replies}
+        values = asdict(self)
+        cell = values.pop("cell")
+        setting = cell.pop("setting")
+        sampling = {name: setting[name] for name in ("temperature", "top_p")}
+        return {**cell, **sampling, **values, "replies": [list(astuple(reply)) for reply in self.replies]}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Measured":
         """ValueError, KeyError or TypeError where it is no such record."""
-        numbers = (record["size"], record["depth"], record["temperature"], record["top_p"])
-        cell = Cell(str(record["method"]), *numbers, record.get("driver"))
-        if (
-            cell.method not in METHODS
-            or cell.driver not in (None, *METHODS)
-            or not all(isinstance(value, int | float) for value in numbers)
-        ):
-            raise ValueError(f"there is no such cell: {cell}")
+        setting = Setting(record["temperature"], top_p=record["top_p"])
+        method, size, depth, driver = (record.get(name) for name in ("method", "size", "depth", "driver"))
+        if method not in METHODS or driver not in (None, *METHODS) or not (type(size) is type(depth) is int):
+            raise ValueError(f"there is no such cell: {method}, {size} nodes")
         replies = tuple(CountedReply(*reply) for reply in record["replies"])
         if not replies or not all(reply.passes > 0 and reply.tokens > 0 for reply in replies):
             raise ValueError("its replies have no passes")
         times = (float(record[name]) for name in ("draft_seconds", "target_seconds"))
-        return cls(cell, replies, int(record["timed_passes"]), *times)
+        return cls(Cell(method, size, depth, setting, driver), replies, int(record["timed_passes"]), *times)
 
 
 def settings(temperatures: Iterable[float], top_ps: Iterable[float]) -> list[Setting]:
     """Every temperature with every top-p; temperature 0 once."""
-    pairs = (Setting(t, p if t else 1.0) for t in temperatures for p in top_ps)
-    return list(dict.fromkeys(pairs))
+    top_ps = list(top_ps)
+    return list(dict.fromkeys(Setting(temperature, top_p=top_p) for temperature in temperatures for top_p in top_ps))
 
 
 def cells(
     methods: Iterable[str], sizes: Iterable[int], depth: int, kinds: Iterable[Setting], driver: str | None = None
 ) -> Iterator[Cell]:
     """All cells, by size, then method, then setting: what loads the same way follows one another."""
-    kinds = list(kinds)
-    methods = list(methods)
-    all_cells = (cell(method, size, depth, kind, driver) for size in sizes for method in methods for kind in kinds)
-    return iter(dict.fromkeys(all_cells))
+    kinds, methods = list(kinds), list(methods)
+    every = (cell(method, size, depth, kind, driver) for size in sizes for method in methods for kind in kinds)
+    return iter(dict.fromkeys(every))
 
 
 def cell(method: str, size: int, depth: int, setting: Setting, driver: str | None = None) -> Cell:
@@ -157,10 +146,8 @@ def cell(method: str, size: int, depth: int, setting: Setting, driver: str | Non
     In contexts of a driver they stay as they are, for those depend on the size of the driver's tree.
     """
     depth = min(depth, size - 1)
-    if driver is not None:
-        return Cell(method, size, depth, setting.temperature, setting.top_p, driver)
-    if method == "plain":
+    if driver is None and method == "plain":
         size, depth = 1, 0
-    if method == "chain":
+    elif driver is None and method == "chain":
         size = min(size, depth + 1)
-    return Cell(method, size, depth, setting.temperature, setting.top_p)
+    return Cell(method, size, depth, setting, driver)

@@ -12,15 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comparison.cells import CountedReply, Measured
+from sequoia_tree.acceptance import student_quantile
 
 Floats = NDArray[np.float64]
-
-# 97.5 % quantiles of Student's law for 1, 2, ... degrees of freedom
-_STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-_NORMAL = 1.96
 
 
 @dataclass(frozen=True)
@@ -75,5 +69,4 @@ def _half_width(residuals: Floats) -> float:
     count = len(residuals)
     if count < 2:
         return math.nan
-    quantile = _STUDENT[count - 2] if count - 1 <= len(_STUDENT) else _NORMAL
-    return quantile * math.sqrt(count / (count - 1) * float((residuals**2).sum()))
+    return student_quantile(count - 1) * math.sqrt(count / (count - 1) * float((residuals**2).sum()))

@@ -1,9 +1,10 @@
 """One cell: replies to the prompts in turn until there are enough passes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
+from typing import Protocol, TypeVar
 
 from comparison.cells import Cell, CountedReply, Measured
 from offload_runtime.generation.decode import Step
@@ -12,68 +13,65 @@ Steps = Callable[[int, int], Iterator[Step]]
 """Of a prompt's number and a seed, the steps of a reply that goes on well beyond the tokens it is asked for."""
 
 
+class HasTokens(Protocol):
+    """A pass, or a step of a runtime."""
+
+    @property
+    def token_ids(self) -> list[int]: ...
+
+
+Made = TypeVar("Made", bound=HasTokens)
+
+
 @dataclass(frozen=True)
 class Workload:
-    """What every cell runs. reply_tokens: by prompt number, the tokens after which a reply ends."""
+    """What every cell runs: `prompts` of them, each until it has `reply_tokens` tokens."""
 
-    reply_tokens: Sequence[int]
+    prompts: int
+    reply_tokens: int
     passes: int
     replies: int
     seed: int
 
-    def reply(self, number: int) -> tuple[int, int]:
-        """The prompt's number and the seed of every cell's reply of this number."""
-        return number % len(self.reply_tokens), self.seed + number
+    def numbered(self) -> Iterator[tuple[int, int, int]]:
+        """The number, the prompt's number and the seed of every cell's replies, without an end."""
+        return ((number, number % self.prompts, self.seed + number) for number in count())
 
     def is_done(self, cell: Cell, replies: int, passes: int) -> bool:
         """Whether a cell has enough. Greedy replies never differ, so a prompt is answered once."""
-        if cell.temperature == 0 and replies >= len(self.reply_tokens):
+        if cell.setting.temperature == 0 and replies >= self.prompts:
             return True
         return passes >= self.passes and replies >= self.replies
 
 
-@dataclass
-class _Tally:
-    """What a cell has so far."""
+def up_to(enough: int, passes: Iterator[Made]) -> Iterator[Made]:
+    """Passes up to the one that brings the reply to `enough` tokens.
 
-    replies: list[CountedReply] = field(default_factory=list)
-    passes: int = 0
-    timed_passes: int = 0
-    draft_seconds: float = 0.0
-    target_seconds: float = 0.0
-
-    def add(self, step: Step, is_first: bool) -> None:
-        self.passes += 1
-        if is_first:  # it reads the prompt too
+    That one counts whole (Wald's identity: then the mean over passes is not biased by where replies end).
+    """
+    tokens = 0
+    for made in passes:
+        yield made
+        tokens += len(made.token_ids)
+        if tokens >= enough:
             return
-        self.timed_passes += 1
-        self.draft_seconds += step.draft_seconds
-        self.target_seconds += step.target_seconds
 
 
 def measure_cell(cell: Cell, steps: Steps, workload: Workload) -> Measured:
     """Run replies 0, 1, ... of the workload until it has enough."""
-    tally = _Tally()
-    for number in count():
-        if workload.is_done(cell, number, tally.passes):
+    replies: list[CountedReply] = []
+    timed: list[Step] = []
+    for number, prompt, seed in workload.numbered():
+        if workload.is_done(cell, number, sum(reply.passes for reply in replies)):
             break
-        prompt, seed = workload.reply(number)
         with closing(steps(prompt, seed)) as reply:  # type: ignore[type-var]
-            tally.replies.append(_count(prompt, seed, reply, workload.reply_tokens[prompt], tally))
-    return Measured(cell, tuple(tally.replies), tally.timed_passes, tally.draft_seconds, tally.target_seconds)
-
-
-def _count(prompt: int, seed: int, steps: Iterator[Step], enough: int, tally: _Tally) -> CountedReply:
-    """Run a reply until it has `enough` tokens. The pass that gets it there counts whole (Wald's identity: then the
-    mean over passes is not biased by where replies end)."""
-    tokens = passes = beyond_end = 0
-    for step in steps:
-        if step.finish_reason == "length" and passes:
-            break  # the context cut it short: left out
-        tally.add(step, is_first=passes == 0)
-        tokens += len(step.token_ids)
-        passes += 1
-        if step.finish_reason or tokens >= enough:
-            beyond_end = step.accepted + 1 - len(step.token_ids)
-            break
-    return CountedReply(prompt, seed, tokens, passes, beyond_end)
+            made = list(up_to(workload.reply_tokens, reply))
+        if made[-1].finish_reason == "length" and len(made) > 1:
+            made.pop()  # the context cut it short: left out
+        timed += made[1:]  # the first reads the prompt too
+        tokens, last = sum(len(step.token_ids) for step in made), made[-1]
+        ended = last.finish_reason or tokens >= workload.reply_tokens
+        beyond_end = last.accepted + 1 - len(last.token_ids) if ended else 0
+        replies.append(CountedReply(prompt, seed, tokens, len(made), beyond_end))
+    seconds = (sum(getattr(step, name) for step in timed) for name in ("draft_seconds", "target_seconds"))
+    return Measured(cell, tuple(replies), len(timed), *seconds)

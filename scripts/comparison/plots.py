@@ -6,10 +6,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from comparison.cells import Setting
+from comparison.cells import named
 from comparison.estimates import tokens_per_pass
 from comparison.tables import Grid
 from offload_runtime.errors import UsageError
+from offload_runtime.speculation.acceptance_store import Setting
 
 _PANEL_INCHES = (4.2, 3.2)
 _LEGEND_INCHES = 0.6
@@ -59,7 +60,7 @@ def draw_figures(grid: Grid, directory: Path, size: int | None) -> list[Path]:
 def _over_size(grid: Grid) -> Iterator[Panel]:
     if len(grid.sizes) > 1:
         for setting in grid.settings:
-            yield Panel(str(setting), "nodes", [(size, setting) for size in sorted(grid.sizes)])
+            yield Panel(named(setting), "nodes", [(size, setting) for size in sorted(grid.sizes)])
 
 
 def _over(grid: Grid, size: int, axis: str, fixed: str) -> Iterator[Panel]:

@@ -2,17 +2,15 @@
 
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from own_cache import own_cache
 from safetensors import safe_open
 from safetensors.torch import save_file
-from termination import ended_by_sigterm
+from toolkit.checkpoints import own_cache, run_directory
 from torch import Tensor
 
 from loaders.checkpoint.model_files import read_checkpoint
@@ -75,12 +73,8 @@ def rounded_draft(target: Path, bits: int) -> Iterator[Path]:
     For the block nothing is known of other drafts: the user's cache tells pairs apart by the shapes of their weights,
     which are the same for any number of bits.
     """
-    with (
-        ended_by_sigterm(),
-        tempfile.TemporaryDirectory(prefix="rounded-") as parent,
-        own_cache(Path(parent) / "cache"),
-    ):
-        directory = Path(parent) / f"{directory_name(target)}-{bits}-bit"
+    with run_directory("rounded-") as parent, own_cache(parent / "cache"):
+        directory = parent / f"{directory_name(target)}-{bits}-bit"
         try:
             write_rounded(target, directory, GRIDS[bits])
         except OSError as error:

@@ -8,26 +8,25 @@ its tokens per pass; for another method it is an average over contexts in which 
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count, groupby
-from typing import TypeVar
+from itertools import groupby
 
 import torch
 
-from comparison.cells import METHODS, Cell, CountedReply, Measured, Setting
-from comparison.measure import Workload
+from comparison.cells import METHODS, Cell, CountedReply, Measured
+from comparison.measure import Workload, up_to
 from comparison.pair import Pair
-from comparison.texts import sampling
 from offload_runtime.errors import UsageError
-from offload_runtime.generation.decode import Step, cut
+from offload_runtime.generation.decode import cut
 from offload_runtime.generation.defaults import model_end_tokens
 from offload_runtime.generation.loading import LoadedModels
 from offload_runtime.model.model import Model
+from offload_runtime.speculation.acceptance_store import Setting
+from offload_runtime.speculation.automatic_tree import automatic_method
 from offload_runtime.speculation.draft import Draft
 from offload_runtime.speculation.methods import Method, adaptive_method, static_method
 from offload_runtime.speculation.target import Target
 from offload_runtime.speculation.verification import Scored, verify
 from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.choose import damped
 from sequoia_tree.expectation import expected_yield
 from sequoia_tree.sampling import Sampling
 from sequoia_tree.verify import Verdict
@@ -57,9 +56,6 @@ class Pass:
     token_ids: list[int]
 
 
-Made = TypeVar("Made", Pass, Step)
-
-
 @dataclass(frozen=True)
 class SideBySide:
     """A loaded pair, and methods by name: those with the same tree one after the other, the driver last."""
@@ -75,10 +71,10 @@ class SideBySide:
     def of(cls, pair: Pair, models: LoadedModels, acceptance: Acceptance, cells: Sequence[Cell]) -> "SideBySide":
         """For cells that differ in their methods alone; their driver takes part whether it is one of them or not."""
         assert models.draft is not None and cells[0].driver is not None
-        how, driver = sampling(cells[0].setting), cells[0].driver
+        how, driver = Sampling(**vars(cells[0].setting)), cells[0].driver
         size, depth = cells[0].size, cells[0].depth
         names = sorted({driver, *(cell.method for cell in cells)}, key=lambda name: _order(name, driver))
-        methods = {name: _build(name, models.draft, acceptance, how, size, depth) for name in names}
+        methods = {name: build(name, models.draft, acceptance, how, size, depth) for name in names}
         ends = model_end_tokens(pair.options.model, models.target.model.config.eos_token_id)
         return cls(models.target, models.draft, methods, how, ends, models.plan.context_length)
 
@@ -126,20 +122,21 @@ class SideBySide:
 
 def _tree(name: str) -> tuple[str, bool]:
     """Methods of the same tree differ in the rule alone, so one drawn tree serves them all."""
-    return METHODS[name].tree, METHODS[name].is_damped
+    return METHODS[name].tree, METHODS[name].automatic
 
 
 def _order(name: str, driver: str) -> tuple[bool, tuple[str, bool], bool, str]:
     return _tree(name) == _tree(driver), _tree(name), name == driver, name
 
 
-def _build(name: str, draft: Draft, acceptance: Acceptance, how: Sampling, size: int, depth: int) -> Method:
+def build(name: str, draft: Draft, acceptance: Acceptance, how: Sampling, size: int, depth: int) -> Method:
     """As the runtime builds it: by itself, or where it chooses trees of its own."""
     kind = METHODS[name]
     if kind.tree == "adaptive":
         return adaptive_method(draft, acceptance, how, size, depth, kind.verification)
-    vector = damped((acceptance + Acceptance.prior()).falling()) if kind.is_damped else acceptance.falling()
-    return static_method(kind.tree, draft, vector, size, depth, kind.verification)
+    if kind.automatic:
+        return automatic_method("static", draft, acceptance, how, size, depth, kind.verification)
+    return static_method(kind.tree, draft, acceptance.falling(), size, depth, kind.verification)
 
 
 def _yield(scored: Scored, rule: str, verdict: Verdict) -> float:
@@ -160,27 +157,15 @@ def _measure(
 ) -> Iterator[Measured]:
     replies: dict[str, list[CountedReply]] = {cell.method: [] for cell in cells}
     contexts = 0
-    for number in count():
+    for number, prompt, seed in workload.numbered():
         if workload.is_done(cells[0], number, contexts):
             break
-        prompt, seed = workload.reply(number)
-        passes = list(up_to(workload.reply_tokens[prompt], side_by_side.passes(prompts[prompt], seed)))
+        passes = list(up_to(workload.reply_tokens, side_by_side.passes(prompts[prompt], seed)))
         contexts += len(passes)
         for name, counted in replies.items():
-            tokens = sum(made.yields[name] for made in passes)
-            counted.append(CountedReply(prompt, seed, tokens, len(passes), beyond_end=0))
+            counted.append(CountedReply(prompt, seed, sum(made.yields[name] for made in passes), len(passes)))
     for cell in cells:
-        yield Measured(cell, tuple(replies[cell.method]), timed_passes=0, draft_seconds=0.0, target_seconds=0.0)
-
-
-def up_to(enough: int, passes: Iterator[Made]) -> Iterator[Made]:
-    """Passes, or steps of a runtime, up to the one that brings the reply to `enough` tokens."""
-    tokens = 0
-    for made in passes:
-        yield made
-        tokens += len(made.token_ids)
-        if tokens >= enough:
-            return
+        yield Measured(cell, tuple(replies[cell.method]))
 
 
 def _check_prompts(pair: Pair, models: LoadedModels) -> None:

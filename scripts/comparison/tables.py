@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from comparison.cells import REFERENCE, Cell, Measured, Setting, cell
+from toolkit.output import table
+
+from comparison.cells import REFERENCE, Cell, Measured, cell, named
 from comparison.estimates import Estimate, paired_ratio, tokens_per_pass
+from offload_runtime.speculation.acceptance_store import Setting
 
 MISSING = "–"
 
@@ -51,12 +54,6 @@ def heading(setup: Mapping[str, Any], grid: Grid, beyond_end: bool) -> Iterator[
     yield ""
     if grid.driver:
         yield _same_contexts(setup, grid.driver)
-    elif "recorded_contexts" in setup:
-        yield (
-            f"Replayed on laws recorded at {setup['recorded_contexts']} places, **an approximation**: every node at "
-            "depth d under position t has the laws of position t + d, whatever the tokens on its branch. Acceptance "
-            "was measured on the same laws."
-        )
     else:
         last = "and so does one in which the text ends" if beyond_end else "one in which the text ends up to there"
         yield (
@@ -88,7 +85,7 @@ def tables(grid: Grid) -> Iterator[str]:
     """Lines of Markdown: for every setting tokens per pass, ratios to the reference, and milliseconds if timed."""
     paired = "context by context" if grid.driver else "replies paired by prompt and seed"
     for setting in grid.settings:
-        yield f"## {str(setting).capitalize()}"
+        yield f"## {named(setting).capitalize()}"
         yield ""
         yield "Tokens per pass, the most of every tree size in bold:"
         yield ""
@@ -104,15 +101,9 @@ def tables(grid: Grid) -> Iterator[str]:
 
 
 def _table(grid: Grid, write: Callable[[str, int], str]) -> Iterator[str]:
-    yield _row("nodes", map(str, grid.sizes))
-    yield _row("---", ("---:" for _ in grid.sizes))
-    for method in grid.methods:
-        yield _row(method, (write(method, size) for size in grid.sizes))
+    rows = ((method, *(write(method, size) for size in grid.sizes)) for method in grid.methods)
+    yield from table(["nodes", *map(str, grid.sizes)], rows)
     yield ""
-
-
-def _row(first: str, cells: Iterator[str]) -> str:
-    return f"| {' | '.join((first, *cells))} |"
 
 
 def _best_in_bold(grid: Grid, setting: Setting) -> Callable[[str, int], str]:

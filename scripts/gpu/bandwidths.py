@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from latency.link import copy_bandwidth
+from toolkit.link import copy_bandwidth
 
 from gpu.bench import Bench, Budget
 from gpu.records import Bandwidth, Missing, Record

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from latency.prompts import DEFAULT_PROMPTS
-from latency.records import TimedReply, step_seconds
+from toolkit.prompts import FEW as DEFAULT_PROMPTS
+from toolkit.replies import TimedReply, step_seconds
 
 from gpu.bench import Bench, Budget
 from gpu.records import Decoding

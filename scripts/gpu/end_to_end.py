@@ -7,7 +7,7 @@ bfloat16, equal up to ties, which both round in their own ways.
 from collections.abc import Iterator
 from pathlib import Path
 
-from latency.records import TimedReply
+from toolkit.replies import TimedReply
 
 from gpu.bench import Bench, Budget
 from gpu.decoding import decode, decoding, prompts

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-from latency.link import Link, measure_link
+from toolkit.link import Link, measure_link
 
 from gpu.bench import Bench, Budget, OutOfTime
 from gpu.records import FirstToken, Missing, Record, StreamedPass

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latency.link import Link, measure_link
-from latency.memory import host_bytes, peak_host_bytes, reset_peak_host_bytes
-from latency.prediction import predict_passes
-from latency.records import Measurement, TimedReply, percentile
+from toolkit.link import Link, measure_link
+from toolkit.memory import host_bytes, peak_host_bytes, reset_peak_host_bytes
+from toolkit.replies import TimedReply, percentile
+
+from latency.measurement import Measurement, predict_passes
 from offload_runtime.generation.loading import Progress
 from offload_runtime.generation.runtime import OffloadRuntime
 from offload_runtime.planning.planning import Preparation
@@ -74,7 +75,7 @@ def measure_mode(
             predicted=predict_passes(runtime.plan, preparation.target.spec, replies),
             peak_device_bytes=peak_device,
             peak_host_bytes=peak_host,
-            host_bytes_before=before,
+            host_bytes_before_loading=before,
         )
 
 
@@ -109,4 +110,4 @@ def _compute_seconds(runtime: OffloadRuntime, workload: Workload) -> float | Non
             seconds += [step.target_seconds for step in reply.rest[1:]]
             if len(seconds) >= COMPUTE_PASSES:
                 break
-    return percentile(seconds, 50)
+    return percentile(seconds)

@@ -2,7 +2,8 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from toolkit.options import add_count, add_prompt_options, add_quiet, add_shape_options, adder
 
 from offload_runtime.options.arguments import model_parser
 from offload_runtime.options.readers import whole_number
@@ -19,7 +20,7 @@ EXAMPLES = """examples:
   python scripts/benchmark_latency.py -m DIR --cold                    weights read from the disk, never from its cache
   python scripts/benchmark_latency.py --shape tiny                     a model of a few kilobytes, in seconds
   python scripts/benchmark_latency.py --shape llama-3.2-1b --shape-dtype float32 --cold --device-memory 2GiB
-  python scripts/benchmark_latency.py --shape llama-2-70b --json -     made-up weights of 70B; JSON lines on stdout
+  python scripts/benchmark_latency.py --shape llama-2-70b --json -     random weights of 70B; JSON lines on stdout
 
 exit codes: 0 ok, 1 outputs differ in float32, 2 wrong use, 3 model files missing or damaged, 4 does not fit,
 5 draft does not match, 130 interrupted"""
@@ -36,9 +37,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
             if getattr(parsed, name) is not None:
                 parser.error(f"argument --{name.replace('_', '-')}: it goes with --shape")
     elif parsed.model is not None:
-        parser.error("argument --shape: made-up weights or --model, not both")
+        parser.error("argument --shape: random weights or --model, not both")
     elif parsed.draft not in ("auto", "none"):
-        parser.error("argument --draft: a trained draft cannot guess made-up weights; --draft-shape makes one up")
+        parser.error("argument --draft: a trained draft cannot guess random weights; --draft-shape makes one up")
     if parsed.max_new_tokens is None:
         parsed.max_new_tokens = NEW_TOKENS if parsed.shape is None else SHAPE_NEW_TOKENS
     return parsed
@@ -47,58 +48,27 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def _parser() -> argparse.ArgumentParser:
     parser = model_parser("python scripts/benchmark_latency.py", DESCRIPTION, EXAMPLES)
     add_sampling_options(parser)
-    _add_weight_options(parser)
-    _add_measurement_options(parser)
-    _add_output_options(parser)
+    add = adder(add_shape_options(parser, "bfloat16"))
+    add("--draft-shape", metavar="NAME|FILE", help="a draft of this shape; its guesses are almost always wrong")
+    distinct = (
+        "write N layers and let the others repeat them: less disk and host memory, the same bytes on the link "
+        "(default: as many as half the free disk holds, 16 GB at most)"
+    )
+    add("--distinct-layers", metavar="N", type=whole_number(1), help=distinct)
+    group = parser.add_argument_group("measurement")
+    add = adder(group)
+    add_prompt_options(group)
+    add_count(add, "--prompt-tokens", 64, 1, "tokens of a random prompt")
+    tokens = f"tokens per reply (default: {NEW_TOKENS}; {SHAPE_NEW_TOKENS} with --shape)"
+    add("--new-tokens", dest="max_new_tokens", metavar="N", type=whole_number(2), help=tokens)
+    add_count(add, "--repeats", 3, 1, "timed replies to each prompt")
+    add_count(add, "--warmup", 1, 0, "replies that are not counted")
+    cold = "read weights past the page cache, also where they would fit into it"
+    group.add_argument("--cold", action="store_true", help=cold)
+    group = parser.add_argument_group("output")
+    json_lines = "write JSON lines; with - to stdout, and the table to stderr"
+    group.add_argument("--json", metavar="FILE|-", help=json_lines)
+    group.add_argument("--markdown", action="store_true", help="write the table in Markdown")
+    add_quiet(group)
     parser.set_defaults(temperature=0.0)  # greedy: both outputs must be the same
     return parser
-
-
-def _add_weight_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("made-up weights").add_argument
-    add(
-        "--shape",
-        metavar="NAME|FILE",
-        help="random weights in the shape of a model (tiny, small, llama-3.2-1b, llama-2-70b, ...; others are listed "
-        "where a name is unknown) or of a config.json",
-    )
-    add("--draft-shape", metavar="NAME|FILE", help="a draft of this shape; its guesses are almost always wrong")
-    add(
-        "--shape-dtype",
-        choices=("bfloat16", "float16", "float32"),
-        default="bfloat16",
-        help="type the made-up weights are stored in (default: bfloat16)",
-    )
-    add(
-        "--distinct-layers",
-        metavar="N",
-        type=whole_number(1),
-        help="write N layers and let the others repeat them: less disk and host memory, the same bytes on the link "
-        "(default: as many as half the free disk holds, 16 GB at most)",
-    )
-    add("--work-dir", metavar="DIR", type=Path, help="where to write made-up weights (default: for temporary files)")
-    add("--keep", action="store_true", help="keep made-up weights for the next run; needs --work-dir")
-
-
-def _add_measurement_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("measurement").add_argument
-    add("--prompts", metavar="FILE", type=Path, help="one prompt a line, or prompts separated by blank lines")
-    add("--prompt-tokens", metavar="N", type=whole_number(1), default=64, help="tokens of a made-up prompt")
-    add("--raw", action="store_true", help="continue the prompts as they are, without the chat template")
-    add(
-        "--new-tokens",
-        dest="max_new_tokens",
-        metavar="N",
-        type=whole_number(2),
-        help=f"tokens per reply (default: {NEW_TOKENS}; {SHAPE_NEW_TOKENS} with --shape)",
-    )
-    add("--repeats", metavar="N", type=whole_number(1), default=3, help="timed replies to each prompt (default: 3)")
-    add("--warmup", metavar="N", type=whole_number(0), default=1, help="replies that are not counted (default: 1)")
-    add("--cold", action="store_true", help="read weights past the page cache, also where they would fit into it")
-
-
-def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("output").add_argument
-    add("--json", metavar="FILE|-", help="write JSON lines; with - to stdout, and the table to stderr")
-    add("--markdown", action="store_true", help="write the table in Markdown")
-    add("--quiet", action="store_true", help="leave out the lines that show progress")

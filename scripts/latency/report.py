@@ -1,118 +1,97 @@
-"""What the benchmark writes: a table with its legend, and JSON lines."""
+"""What the benchmark writes: a table with its legend, what to make of it, and records for JSON lines."""
 
-import json
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any, TextIO
 
 import torch
+from toolkit.output import JsonLines, nbytes, say, seconds, table_row, versions, written
+from toolkit.replies import TimedReply, step_seconds
 
-from latency.records import Measurement, TimedReply, percentile
+from latency.measure import WARM_UP_TOKENS, Workload
+from latency.measurement import Measurement
 from scheduler.plan.plan import Plan, Tier
-from scheduler.sizes import format_size
 
 WIDTH = 8
+RESIDENT_NOTE = (
+    "Nothing is streamed: a tree is made for passes that wait for the link. --device-memory SIZE lets layers stream."
+)
+LOOPS_NOTE = "The demonstration's greedy text soon repeats itself and is easy to guess; see --temperature 0.7 as well."
+RANDOM_NOTE = "Random weights: tokens per pass and tokens per second mean nothing, the seconds of passes and drafts do."
+ROUNDING_NOTE = "In {dtype} a pass over a tree rounds differently than one over a token: outputs are equal up to ties."
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: a key of `figures`, how its value is written, and what it means."""
+    """A column of the table: a key of `Measurement.figures`, how its value is written, and what it means."""
 
     title: str
     key: str
-    write: Callable[[Any], str]
+    form: str | Callable[[Any], str]
     meaning: str
-
-
-def write_seconds(value: float) -> str:
-    """Three digits."""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def write_bytes(value: float) -> str:
-    """In decimal units."""
-    return format_size(int(value))
 
 
 COLUMNS = (
     Column("mode", "mode", str, "plain: one token per pass, no draft; tree: a draft's tree checked in every pass"),
-    Column(
-        "s/token", "seconds_per_token_p50", write_seconds, "seconds per token after the first pass, median over replies"
-    ),
-    Column("p95", "seconds_per_token_p95", write_seconds, "of the column before, 95th percentile over replies"),
-    Column(
-        "first s", "seconds_to_first_token", write_seconds, "seconds to the first token: prompt, draft and pass; median"
-    ),
-    Column(
-        "tok/pass", "tokens_per_pass", "{:.2f}".format, "tokens per pass: accepted ones and the one every pass adds"
-    ),
-    Column(
-        "pass s", "pass_seconds_p50", write_seconds, "seconds of one pass of the target, verification included, median"
-    ),
-    Column("p95", "pass_seconds_p95", write_seconds, "of the column before, 95th percentile over passes"),
-    Column("pred. s", "predicted_pass_seconds", write_seconds, "seconds of a pass by the cost model, mean over passes"),
-    Column("of pass", "prediction_ratio", "{:.0%}".format, "the prediction's share of what passes took, means"),
-    Column("draft s", "draft_seconds", write_seconds, "seconds the draft takes to grow one tree, median"),
-    Column(
-        "streamed", "streamed_bytes", write_bytes, "bytes that cross the link in a pass; the link leads to the device"
-    ),
-    Column("per s", "bytes_per_second", write_bytes, "streamed bytes over the seconds of passes and drafts"),
-    Column("of link", "link_share", "{:.0%}".format, "share of the bandwidth measured in this run that this is"),
-    Column("x limit", "limit_ratio", "{:.2f}".format, "median pass over the larger of streaming and computing alone"),
-    Column(
-        "device", "peak_device_bytes", write_bytes, "most device memory held (on a CPU: weights, caches and workspace)"
-    ),
-    Column(
-        "host", "peak_host_bytes", write_bytes, "most resident memory of this process in this mode, PyTorch included"
-    ),
-    Column(
-        "outputs", "outputs", str, "whether the tokens are those of the plain mode (greedy; sampled ones may differ)"
-    ),
+    Column("s/token", "seconds_per_token_p50", seconds, "seconds per token after the first pass, median over replies"),
+    Column("p95", "seconds_per_token_p95", seconds, "of the column before, 95th percentile over replies"),
+    Column("first s", "seconds_to_first_token", seconds, "seconds to the first token: prompt, draft and pass; median"),
+    Column("tok/pass", "tokens_per_pass", ".2f", "tokens per pass: accepted ones and the one every pass adds"),
+    Column("pass s", "pass_seconds_p50", seconds, "seconds of one pass of the target, verification included, median"),
+    Column("p95", "pass_seconds_p95", seconds, "of the column before, 95th percentile over passes"),
+    Column("pred. s", "predicted_pass_seconds", seconds, "seconds of a pass by the cost model, mean over passes"),
+    Column("of pass", "prediction_ratio", ".0%", "the prediction's share of what passes took, means"),
+    Column("draft s", "draft_seconds", seconds, "seconds the draft takes to grow one tree, median"),
+    Column("streamed", "streamed_bytes", nbytes, "bytes that cross the link in a pass; the link leads to the device"),
+    Column("per s", "bytes_per_second", nbytes, "streamed bytes over the seconds of passes and drafts"),
+    Column("of link", "link_share", ".0%", "share of the bandwidth measured in this run that this is"),
+    Column("x limit", "limit_ratio", ".2f", "median pass over the larger of streaming and computing alone"),
+    Column("device", "peak_device_bytes", nbytes, "most device memory held (a CPU: weights, caches and workspace)"),
+    Column("host", "peak_host_bytes", nbytes, "most resident memory of this process in this mode, PyTorch included"),
+    Column("outputs", "outputs", str, "whether the tokens are the plain mode's (greedy; sampled ones may differ)"),
 )
 
 
-def figures(measurement: Measurement, outputs: str, speedup: float | None) -> dict[str, Any]:
-    """One mode's figures; None where there is nothing to measure. Bytes, seconds, bytes per second."""
-    m = measurement
-    passes = [step.target_seconds for step in m.steps]
-    per_token = [reply.seconds_per_token for reply in m.replies]
-    return {
-        "mode": m.mode,
-        "seconds_per_token_p50": percentile(per_token, 50),
-        "seconds_per_token_p95": percentile(per_token, 95),
-        "seconds_to_first_token": percentile([reply.seconds_to_first_token for reply in m.replies], 50),
-        "tokens_per_pass": m.tokens_per_pass,
-        "pass_seconds_p50": percentile(passes, 50),
-        "pass_seconds_p95": percentile(passes, 95),
-        "predicted_pass_seconds": m.predicted_seconds,
-        "prediction_ratio": m.prediction_ratio,
-        "draft_seconds": percentile([step.draft_seconds for step in m.steps], 50) if m.plan.draft else None,
-        "streamed_bytes": m.streamed_bytes or None,
-        "bytes_per_second": m.bytes_per_second,
-        "link_bytes_per_second": asdict(m.link),
-        "link_measurements": [asdict(link) for link in m.links],
-        "link_share": m.link_share,
-        "link_seconds": m.link_seconds,
-        "compute_seconds": m.compute_seconds,
-        "limit_seconds": m.limit_seconds,
-        "limit_ratio": m.limit_ratio,
-        "peak_device_bytes": m.peak_device_bytes,
-        "peak_host_bytes": m.peak_host_bytes,
-        "host_bytes_before_loading": m.host_bytes_before,
-        "past_page_cache": m.direct if Tier.DISK in m.plan.tiers else None,
-        "timed_passes": len(m.steps),
-        "speedup": speedup,
-        "outputs": outputs,
-        "plan": m.plan.as_dict(),
-    }
+@dataclass(frozen=True)
+class Report:
+    """Writes the table row by row to `file`, and JSON lines."""
+
+    file: TextIO
+    lines: JsonLines
+    markdown: bool
+
+    def say(self, lines: Iterator[str] | list[str]) -> None:
+        """Write lines beside the table."""
+        say(lines, self.file)
+
+    def begin(self) -> None:
+        self.say(["", self._row([column.title for column in COLUMNS])])
+        if self.markdown:
+            self.say([self._row(["---", *["---:"] * (len(COLUMNS) - 1)])])
+
+    def row(self, figures: Mapping[str, Any]) -> None:
+        """One mode's row, and its JSON line."""
+        self.say([self._row([written(figures[column.key], column.form) for column in COLUMNS])])
+        self.lines.write("mode", figures)
+
+    def legend(self) -> None:
+        bullet = "-" if self.markdown else " "
+        for before, column in zip((None, *COLUMNS), COLUMNS):
+            title = f"{before.title} {column.title}" if column.title == "p95" and before else column.title
+            self.say([f"- {title}: {column.meaning}" if self.markdown else f"  {title:<12} {column.meaning}"])
+        self.say([f"{bullet} kB, MB and GB are powers of 1000; a dash says that there is nothing to measure"])
+
+    def _row(self, cells: list[str]) -> str:
+        if self.markdown:
+            return table_row(cells)
+        return " ".join([f"{cells[0]:<5}", *(f"{cell:>{WIDTH}}" for cell in cells[1:])])
 
 
 def reply_record(mode: str, reply: TimedReply) -> dict[str, Any]:
     """One reply as a JSON line."""
+    sums = ("draft_seconds", "target_seconds", "streamed_bytes")
     return {
-        "record": "reply",
         "mode": mode,
         "prompt": reply.prompt,
         "repeat": reply.repeat,
@@ -121,68 +100,78 @@ def reply_record(mode: str, reply: TimedReply) -> dict[str, Any]:
         "passes": len(reply.steps),
         "seconds_to_first_token": reply.seconds_to_first_token,
         "seconds_per_token": reply.seconds_per_token,
-        "draft_seconds": sum(step.draft_seconds for step in reply.steps),
-        "target_seconds": sum(step.target_seconds for step in reply.steps),
-        "streamed_bytes": sum(step.streamed_bytes for step in reply.steps),
+        **{name: sum(getattr(step, name) for step in reply.steps) for name in sums},
     }
 
 
-def environment(plan: Plan) -> dict[str, Any]:
-    """Versions and device."""
-    return {
-        "device": plan.device,
-        "device_name": plan.device_name,
-        "cores": plan.machine.cores,
-        "torch_threads": torch.get_num_threads(),
-        "host_bytes": plan.machine.host_total,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: version(name) for name in ("torch", "transformers", "safetensors", "numpy")},
-    }
+def heading(plan: Plan, stored_dtype: str, workload: Workload, layers: int, distinct_layers: int) -> Iterator[str]:
+    """What runs on what."""
+    names = plan.model if plan.draft is None else f"{plan.model} drafted by {plan.draft}"
+    yield f"{names}: weights in {stored_dtype}, computed in {plan.dtype}"
+    packages = ", ".join(f"{name} {number}" for name, number in versions(("torch", "transformers")).items())
+    threads = f"{plan.machine.cores} cores, {torch.get_num_threads()} threads"
+    yield f"{plan.device_name}, {threads}; {packages}, Python {platform.python_version()}, {platform.system()}"
+    temperature = workload.sampling["temperature"]
+    seeds = "fresh seeds" if workload.seed is None else f"seeds from {workload.seed}"
+    how = "greedy" if temperature == 0 else f"temperature {temperature:g}, {seeds}"
+    yield (
+        f"{len(workload.prompts)} prompts x {workload.repeats} repeats, at most {workload.max_new_tokens} new tokens, "
+        f"{how}; not counted: {workload.warmup} warm-up x {min(WARM_UP_TOKENS, workload.max_new_tokens)} tokens"
+    )
+    if distinct_layers < layers:
+        yield (
+            f"{layers} layers share {distinct_layers} on disk and in host memory: the same bytes cross the link as "
+            f"with {layers} different ones"
+        )
 
 
-class Report:
-    """Writes the table row by row to `table`, and JSON lines to `lines` if there is one."""
+def mode_lines(m: Measurement, figures: Mapping[str, Any]) -> Iterator[str]:
+    """What streamed, how fast the link is, and how far a pass is from what the machine can do."""
+    layers = len(m.plan.tiers)
+    streamed = layers - m.plan.tiers.count(Tier.DEVICE)
+    if not streamed:
+        yield f"{m.mode}: all {layers} layers stay on the device, nothing is streamed"
+        return
+    cache = "past" if m.direct else "through"
+    origins = {Tier.HOST: "from host memory", Tier.DISK: f"from disk {cache} the page cache"}
+    origin = " and ".join(text for tier, text in origins.items() if tier in m.plan.tiers)
+    rates = ", ".join(f"{name} {nbytes(rate)}/s" for name, rate in asdict(m.link).items() if rate)
+    link = f"{rates} (the most of {len(m.links)} measurements)" if rates else "link not measured"
+    yield f"{m.mode}: {streamed} of {layers} layers streamed {origin}; {link}"
+    if figures["limit_ratio"]:
+        yield (
+            f"  streaming alone {seconds(figures['link_seconds'])} s, computing alone "
+            f"{seconds(figures['compute_seconds'])} s; the median pass takes {figures['limit_ratio']:.2f} x the larger "
+            "of the two"
+        )
 
-    def __init__(self, table: TextIO, lines: TextIO | None, markdown: bool):
-        self._table, self._lines, self._markdown = table, lines, markdown
 
-    def record(self, record: Mapping[str, Any]) -> None:
-        """Write one JSON line."""
-        if self._lines:
-            print(json.dumps(record), file=self._lines, flush=True)
+def compare(plain: Measurement, tree: Measurement, greedy: bool) -> str:
+    """Whether both modes wrote the same tokens."""
+    if not greedy:
+        return "sampled"
+    differing = sum(a.token_ids != b.token_ids for a, b in zip(plain.replies, tree.replies, strict=True))
+    return f"{differing}/{len(plain.replies)} differ" if differing else "equal"
 
-    def say(self, text: str = "") -> None:
-        """Write a line beside the table."""
-        print(text, file=self._table, flush=True)
 
-    def say_all(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.say(line)
+def remarks(tree: Measurement, figures: Mapping[str, Any], random: bool, demonstration: bool) -> Iterator[str]:
+    """What to make of the tree's figures."""
+    outputs, gain = figures["outputs"], figures["speedup"]
+    if gain:
+        known = {"sampled": "not compared: sampled", "equal": "equal, token for token"}
+        explained = known.get(outputs, f"{outputs} from plain decoding")
+        yield f"tree: {gain:.2f} x the tokens per second of plain decoding; outputs: {explained}"
+    if not tree.plan.slots:
+        yield RESIDENT_NOTE
+    if random:
+        yield RANDOM_NOTE
+    if demonstration and outputs != "sampled":
+        yield LOOPS_NOTE
+    if "differ" in outputs and tree.plan.dtype != "float32":
+        yield ROUNDING_NOTE.format(dtype=tree.plan.dtype)
 
-    def begin_table(self) -> None:
-        self.say()
-        self._row([column.title for column in COLUMNS])
-        if self._markdown:
-            self._row(["---", *("---:" for _ in COLUMNS[1:])])
 
-    def row(self, values: Mapping[str, Any]) -> None:
-        """One mode's row, and its JSON line."""
-        self._row(["-" if values[c.key] is None else c.write(values[c.key]) for c in COLUMNS])
-        self.record({"record": "mode", **values})
-
-    def legend(self) -> None:
-        self.say()
-        for before, column in zip((None, *COLUMNS), COLUMNS):
-            title = f"{before.title} {column.title}" if column.title == "p95" and before else column.title
-            self.say(f"- {title}: {column.meaning}" if self._markdown else f"  {title:<12} {column.meaning}")
-
-        bullet = "-" if self._markdown else " "
-        self.say(f"{bullet} kB, MB and GB are powers of 1000; a dash says that there is nothing to measure")
-
-    def _row(self, cells: Sequence[str]) -> None:
-        if self._markdown:
-            self.say(f"| {' | '.join(cells)} |")
-        else:
-            self.say(" ".join([f"{cells[0]:<5}", *(f"{cell:>{WIDTH}}" for cell in cells[1:])]))
+def progress_line(mode: str, reply: TimedReply, done: int, replies: int) -> str:
+    """That a reply is finished."""
+    tokens, took = len(reply.token_ids), sum(map(step_seconds, reply.steps))
+    return f"{mode} {done}/{replies}: {tokens} tokens in {seconds(took)} s"

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import torch
-from latency.memory import peak_host_bytes
+from toolkit.memory import peak_host_bytes
 
 from offloading.job import Job, NextToken, Outcome, written_bytes
 from offloading.page_cache import cached_bytes, drop

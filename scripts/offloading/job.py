@@ -66,6 +66,10 @@ class Outcome:
     compute_seconds: float | None = None
     read_bytes: int | None = None
 
+    @property
+    def in_short(self) -> str:
+        return f"passes of {', '.join(f'{seconds:.2f}' for seconds in self.pass_seconds)} s"
+
     @classmethod
     def read(cls, file: Path) -> "Outcome":
         return cls(**json.loads(file.read_text()))

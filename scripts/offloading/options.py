@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from toolkit.options import add_count, add_quiet, add_shape_options, adder, script_parser
+
 from offload_runtime.options.arguments import size
 from offload_runtime.options.readers import whole_number
 from offload_runtime.options.run_options import DTYPES
@@ -15,74 +17,43 @@ AirLLM, on the same files, one process after the other, in rounds. No layer is i
 What ours could reach at best is measured in the same run: bytes over the disk's bandwidth, and computing alone."""
 
 EXAMPLES = """examples:
-  python scripts/compare_offloading.py                                  made-up weights, 4.9 GB in float32
+  python scripts/compare_offloading.py                                  random weights, 4.9 GB in float32
   python scripts/compare_offloading.py --shape-dtype bfloat16 --dtype float32
   python scripts/compare_offloading.py -m DIR --rounds 1                a model of your own
   python scripts/compare_offloading.py --python airllm=VENV/bin/python  a program in its own virtual environment
 
 exit codes: 0 ok, 1 our own run failed, 2 wrong use, 3 model files missing or damaged, 4 does not fit,
 130 interrupted"""
+SHAPE = "llama-3.2-1b"
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; exits with code 2 and a message where it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python scripts/compare_offloading.py",
-        usage="%(prog)s [OPTIONS]",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    _add_model_options(parser)
-    _add_run_options(parser)
+    parser = script_parser("compare_offloading", DESCRIPTION, EXAMPLES)
+    add = adder(parser.add_argument_group("model"))
+    add("--model", "-m", metavar="DIR", type=Path, help=f"a model in safetensors files, in place of --shape {SHAPE}")
+    add("--dtype", choices=DTYPES, default="auto", help="type that all programs compute in")
+    cap = "of ours; layers that fit stay in memory, of `accelerate` too (default: the least that works)"
+    add("--device-memory", metavar="SIZE", type=size, help=cap)
+    add_shape_options(parser, "float32")
+    group = parser.add_argument_group("run")
+    add = adder(group)
+    programs = "which to run (default: all)"
+    group.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS), help=programs)
+    python = "the interpreter of the virtual environment that a program is installed in (default: this one's)"
+    group.add_argument("--python", metavar="PROGRAM=PATH", action="append", type=_python, default=[], help=python)
+    add_count(add, "--rounds", 3, 1, "runs of each program, in turn")
+    add_count(add, "--passes", 4, 1, "timed passes of a run")
+    add_count(add, "--prompt-tokens", 16, 1, "random tokens of the prompt")
+    add("--seed", metavar="N", type=whole_number(0), default=0, help="of weights and prompt")
+    add("--json", metavar="FILE", type=Path, help="write JSON lines")
+    add_quiet(group)
     parsed = parser.parse_args(arguments)
     if parsed.model is not None and parsed.shape is not None:
-        parser.error("argument --shape: made-up weights or --model, not both")
+        parser.error("argument --shape: random weights or --model, not both")
     if parsed.model is None and parsed.shape is None:
-        parsed.shape = "llama-3.2-1b"
-    parsed.draft_shape = None
+        parsed.shape = SHAPE
     return parsed
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("model").add_argument
-    add("--model", "-m", metavar="DIR", type=Path, help="directory of a model in safetensors files")
-    add("--shape", metavar="NAME|FILE", help="made-up weights in this shape, or that of a config.json (llama-3.2-1b)")
-    add(
-        "--shape-dtype",
-        choices=("bfloat16", "float16", "float32"),
-        default="float32",
-        help="type the made-up weights are stored in (default: float32)",
-    )
-    add("--dtype", choices=DTYPES, default="auto", help="type that all programs compute in (default: auto)")
-    add(
-        "--device-memory",
-        metavar="SIZE",
-        type=size,
-        help="of ours; layers that fit stay in memory, of `accelerate` too (default: the least that works)",
-    )
-    add("--work-dir", metavar="DIR", type=Path, help="where to write files (default: for temporary files)")
-    add("--keep", action="store_true", help="keep made-up weights for the next run; needs --work-dir")
-
-
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("run").add_argument
-    add("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS), help="which to run (default: all)")
-    add(
-        "--python",
-        metavar="PROGRAM=PATH",
-        action="append",
-        type=_python,
-        default=[],
-        help="the interpreter of the virtual environment that a program is installed in (default: this one's)",
-    )
-    add("--rounds", metavar="N", type=whole_number(1), default=3, help="runs of each program, in turn (default: 3)")
-    add("--passes", metavar="N", type=whole_number(1), default=4, help="timed passes of a run (default: 4)")
-    add("--prompt-tokens", metavar="N", type=whole_number(1), default=16, help="made-up tokens (default: 16)")
-    add("--seed", metavar="N", type=whole_number(0), default=0, help="of weights and prompt (default: 0)")
-    add("--json", metavar="FILE", type=Path, help="write JSON lines")
-    add("--quiet", action="store_true", help="leave out the lines that show progress")
 
 
 def _python(text: str) -> tuple[str, Path]:

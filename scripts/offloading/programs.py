@@ -34,6 +34,10 @@ class Failure:
 
     reason: str
 
+    @property
+    def in_short(self) -> str:
+        return self.reason
+
 
 def missing(name: str, python: Path) -> str | None:
     """How to install a program that `python` has not; None where it has it."""

@@ -13,8 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from latency.memory import peak_host_bytes
-from latency.records import percentile
+from toolkit.memory import peak_host_bytes
+from toolkit.replies import percentile
 
 from offload_runtime.generation.runtime import OffloadRuntime
 from offload_runtime.options.run_options import Options
@@ -54,7 +54,7 @@ def main(job_file: str, outcome_file: str) -> None:
             first_seconds=seconds[0],
             pass_seconds=seconds[1:],
             peak_host_bytes=peak,
-            compute_seconds=percentile(computing[1:], 50),
+            compute_seconds=percentile(computing[1:]),
             read_bytes=runtime.plan.streamed_bytes,
         ).write(outcome_file)
 

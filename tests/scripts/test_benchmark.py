@@ -19,10 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import benchmark_latency  # noqa: E402
-from latency import measure, memory  # noqa: E402
-from latency.link import Link, best  # noqa: E402
-from latency.prediction import predict_passes  # noqa: E402
-from latency.records import TimedReply  # noqa: E402
+from latency import measure  # noqa: E402
+from latency.measurement import predict_passes  # noqa: E402
+from toolkit import memory  # noqa: E402
+from toolkit.link import Link, best  # noqa: E402
+from toolkit.replies import TimedReply  # noqa: E402
 
 QUICK = ["--repeats", "1", "--warmup", "0", "--new-tokens", "4", "--prompt-tokens", "8", "--quiet"]
 FIGURES = {

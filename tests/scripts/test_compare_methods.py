@@ -1,4 +1,4 @@
-"""The comparison of methods: what it counts, writes and resumes, recorded laws, and the target as its own draft."""
+"""The comparison of methods: what it counts, writes and resumes, and the target as its own draft."""
 
 import json
 import math
@@ -6,20 +6,20 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
-from offload_runtime.errors import UsageError
 from offload_runtime.generation.decode import Step
 from offload_runtime.measure_acceptance.prompts import read_prompts
 from offload_runtime.options.run_options import DEMO_TARGET, Options
-from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, Measurement, PairAcceptance, write
-from offload_runtime.speculation.acceptance_store import Setting as StoredSetting
+from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, Measurement, PairAcceptance, Setting, write
+from offload_runtime.speculation.automatic_tree import AutomaticTree
 from sequoia_tree.acceptance import Acceptance
+from sequoia_tree.sampling import Sampling
 from tests.samples.tiny_models import checkpoint, perturbed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,23 +27,19 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import compare_methods  # noqa: E402
 import demo_corpus  # noqa: E402
-from comparison import recording  # noqa: E402
-from comparison.cells import METHODS, Cell, CountedReply, Measured, Setting, cell, cells, settings  # noqa: E402
+from comparison.cells import METHODS, Cell, CountedReply, Measured, cell, cells, settings  # noqa: E402
 from comparison.estimates import paired_ratio, tokens_per_pass  # noqa: E402
-from comparison.measure import Workload, measure_cell  # noqa: E402
+from comparison.measure import Workload, measure_cell, up_to  # noqa: E402
 from comparison.options import parse_arguments  # noqa: E402
 from comparison.pair import Pair  # noqa: E402
 from comparison.plots import draw_figures  # noqa: E402
-from comparison.prompts import DEFAULT_PROMPTS  # noqa: E402
-from comparison.replay import Replay  # noqa: E402
 from comparison.rounding import GRIDS, rounded_draft  # noqa: E402
-from comparison.same_contexts import SideBySide, up_to  # noqa: E402
+from comparison.same_contexts import SideBySide, build  # noqa: E402
 from comparison.tables import Grid  # noqa: E402
-from comparison.texts import acceptance_tables  # noqa: E402
+from toolkit.prompts import HELD_OUT  # noqa: E402
 
 QUICK = ("--device", "cpu", "--passes", "3", "--replies", "2", "--reply-tokens", "4", "--quiet")
-WARM = Setting(0.8, 1.0)
-PLACES = 40  # of a recording
+WARM, GREEDY = Setting(0.8), Setting(0.0)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +52,7 @@ def pair() -> tuple[str, ...]:
 def known_pair(pair, tmp_path_factory) -> tuple[str, ...]:
     """The pair with acceptance measured at one sampling."""
     draft = Path(shutil.copytree(pair[3], tmp_path_factory.mktemp("known") / "draft"))
-    measured = {StoredSetting(0.8): Measurement(Acceptance.from_positional([0.5, 0.25], 100.0))}
+    measured = {Setting(0.8): Measurement(Acceptance.from_positional([0.5, 0.25], 100.0))}
     write(draft / ACCEPTANCE_FILE, PairAcceptance("target", "draft", measured), Path(pair[1]))
     return *pair[:3], str(draft)
 
@@ -71,7 +67,7 @@ def counted(prompt: int, tokens: int, passes: int, seed: int = 0) -> CountedRepl
 
 
 def measured(*replies: CountedReply, method: str = "sequoia") -> Measured:
-    return Measured(Cell(method, 16, 15, 0.8, 1.0), replies, 1, 0.5, 0.5)
+    return Measured(Cell(method, 16, 15, WARM), replies, 1, 0.5, 0.5)
 
 
 def step(*tokens: int, accepted: int | None = None, finish_reason: str | None = None) -> Step:
@@ -81,7 +77,7 @@ def step(*tokens: int, accepted: int | None = None, finish_reason: str | None = 
 
 def test_cells_follow_the_papers_comparison_without_doubles():
     kinds = settings([0.0, 0.6], [1.0, 0.9])
-    assert kinds == [Setting(0.0, 1.0), Setting(0.6, 1.0), Setting(0.6, 0.9)]
+    assert kinds == [Setting(0.0), Setting(0.6), Setting(0.6, top_p=0.9)]
     grid = list(cells(METHODS, [16, 64, 256], 31, kinds))
     assert len(grid) == len(set(grid))
     assert {c.size for c in grid if c.method == "plain"} == {1}
@@ -96,9 +92,9 @@ def test_a_last_pass_counts_whole_and_a_text_counts_to_its_end():
         1: [step(1, 2), step(3, accepted=4, finish_reason="stop")],
         2: [step(1, 2), step(3, finish_reason="length")],
     }
-    workload = Workload([6, 6, 6], passes=1, replies=3, seed=100)
+    workload = Workload(3, 6, passes=1, replies=3, seed=100)
     result = measure_cell(
-        Cell("sequoia", 16, 15, 0.8, 1.0), lambda prompt, seed: (step for step in replies[prompt]), workload
+        Cell("sequoia", 16, 15, WARM), lambda prompt, seed: (step for step in replies[prompt]), workload
     )
     assert result.replies == (
         CountedReply(0, 100, 8, 3, 0),
@@ -112,14 +108,14 @@ def test_a_last_pass_counts_whole_and_a_text_counts_to_its_end():
 
 
 def test_a_cell_goes_on_until_it_has_enough_and_greedy_ones_ask_once():
-    workload = Workload([2, 2], passes=7, replies=2, seed=0)
+    workload = Workload(2, 2, passes=7, replies=2, seed=0)
 
     def reply(prompt, seed):
         yield from (step(1), step(1))
 
-    sampled = measure_cell(Cell("sequoia", 16, 15, 0.8, 1.0), reply, workload)
+    sampled = measure_cell(Cell("sequoia", 16, 15, WARM), reply, workload)
     assert [(r.prompt, r.seed) for r in sampled.replies] == [(0, 0), (1, 1), (0, 2), (1, 3)]
-    assert len(measure_cell(Cell("sequoia", 16, 15, 0.0, 1.0), reply, workload).replies) == 2
+    assert len(measure_cell(Cell("sequoia", 16, 15, GREEDY), reply, workload).replies) == 2
 
 
 def test_intervals_are_those_of_a_ratio_of_clusters():
@@ -208,66 +204,6 @@ def test_figures_without_matplotlib(pair, monkeypatch, capsys, tmp_path):
     assert "pip install matplotlib" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def deaf_pair(tmp_path_factory) -> Pair:
-    """Models whose laws depend on the position alone: all tokens have the same embedding."""
-    directory = tmp_path_factory.mktemp("deaf")
-    model = AutoModelForCausalLM.from_pretrained(checkpoint("gpt2"), dtype=torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        model.transformer.wte.weight[:] = model.transformer.wte.weight[0].clone()
-        model.lm_head.weight *= 0.1
-        model.save_pretrained(directory / "target")
-        model.lm_head.weight += 0.05 * torch.randn(model.lm_head.weight.shape, generator=generator)
-        model.save_pretrained(directory / "draft")
-    options = Options(model=directory / "target", draft=directory / "draft", device="cpu")
-    return Pair(options, [[5, 6, 7]], reply_tokens=PLACES)
-
-
-@pytest.fixture(scope="module")
-def deaf_tape(deaf_pair, tmp_path_factory) -> recording.Tape:
-    file = tmp_path_factory.mktemp("laws") / "laws.safetensors"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recording, "STORED_TYPE", torch.float32)
-        assert recording.record(deaf_pair, [WARM], contexts=PLACES, seed=3, file=file) == PLACES
-    return recording.Recording.open(file).tape(WARM)
-
-
-@pytest.mark.parametrize("method", ["specinfer", "sequoia-traversal", "adaptive"])
-def test_replay_is_exact_where_laws_do_not_depend_on_tokens(deaf_pair, deaf_tape, method):
-    here = cell(method, 10, 4, WARM)
-    replayed = Replay(deaf_tape, WARM, Acceptance.empty()).steps(here)
-    with deaf_pair.runtime(method, here.size, here.depth) as runtime:
-        length, longest = 0, 0
-        for ours, theirs in zip(replayed(0, 1), deaf_pair.steps(runtime, WARM)(0, 1)):
-            assert ours.token_ids == theirs.token_ids
-            longest = max(longest, len(ours.token_ids))
-            length += len(ours.token_ids)
-            if length > PLACES - here.depth - 2:  # behind the end the recording begins anew
-                break
-    assert longest > 1
-
-
-def test_recorded_laws_from_the_command_line(pair, tmp_path, capsys):
-    file = tmp_path / "laws.safetensors"
-    sampled = ("--temperatures", "0,0.8", "--top-ps", "1", "--quiet")
-    recorded = ["--record", str(file), "--contexts", "12", "--reply-tokens", "4"]
-    assert compare_methods.main([*pair, *sampled, "--device", "cpu", *recorded]) == 0
-    tensors = load_file(file)
-    places = len(tensors["target_logits"])
-    assert tensors["target_logits"].shape == tensors["draft_logits"].shape == (places, 96) and places >= 24
-    assert tensors["target_logits"].dtype == torch.float16 and tensors["text_begins"][-1] == places
-    assert (tensors["target_logits"].argmax(-1) == tensors["tokens"])[:12].all()  # greedy texts come first
-    grid = (*sampled, "--sizes", "4,8", "--passes", "5", "--replies", "3", "--methods", "sequoia,adaptive")
-    assert compare_methods.main(["--from-recorded", str(file), *grid, "--json", str(tmp_path / "cells.jsonl")]) == 0
-    assert "an approximation" in capsys.readouterr().out
-    found = lines(tmp_path / "cells.jsonl")
-    assert len(found) == 8 and all(reply[2] >= 4 for c in found for reply in c["replies"])
-    assert compare_methods.main(["--from-recorded", str(file), "--top-ps", "0.9", "--temperatures", "0.8"]) == 2
-    assert "it has temperature 0; temperature 0.8, top-p 1" in capsys.readouterr().err
-    assert compare_methods.main(["--from-recorded", str(tmp_path / "cells.jsonl")]) == 2
-
-
 @pytest.mark.parametrize("bits", GRIDS)
 @pytest.mark.parametrize("columns", [64, 100, 20])
 def test_rounding_stays_within_half_a_step(bits, columns):
@@ -344,19 +280,42 @@ def test_the_driver_writes_what_it_writes_alone_and_yields_as_much(driver, known
     assert abs(surprises.sum()) < 3 * math.sqrt((surprises**2).sum())
 
 
+@pytest.mark.parametrize("setting", [WARM, GREEDY])
+@pytest.mark.parametrize("contexts", [0, 200])
+def test_the_damped_tree_is_the_one_that_the_runtime_makes(setting, contexts):
+    options = Options(model=checkpoint("llama"), draft=perturbed(checkpoint("llama"), 0.05), device="cpu")
+    pair, sampling = Pair(options, [[5, 17, 3]], 8), Sampling(**vars(setting))
+    known = Acceptance.from_positional([0.3, 0.2, 0.1], contexts) if contexts else Acceptance.empty()
+    store = SimpleNamespace(measured=lambda sampling: known)
+    plan = SimpleNamespace(slots=1, device="cpu", tree_size=24, tree_depth=12, seconds_per_pass=None)
+    with pair.models(24, 12) as models:
+        automatic = AutomaticTree(models.draft, models.target, plan, 12, "traversal", store)
+        theirs = automatic.method(sampling, text_length=3, repeatable=True)
+        ours = build("sequoia-damped", models.draft, known, sampling, 24, 12)
+        sequoia = build("sequoia-traversal", models.draft, known, sampling, 24, 12)
+        trees = [tuple(grown_tree(models.draft, method, sampling).parents) for method in (ours, theirs, sequoia)]
+    assert ours.rule == theirs.rule and trees[0] == trees[1]
+    assert (trees[0] == trees[2]) == (setting.temperature == 0)  # only sampling reaches deeper
+
+
+def grown_tree(draft, method, sampling):
+    draft.model.cache.truncate(0)
+    return method.grow([5, 17, 3], sampling, torch.Generator().manual_seed(0)).tree
+
+
 def test_what_was_measured_of_a_pair_is_not_measured_again(known_pair, tmp_path):
     target, draft = map(Path, known_pair[1::2])
     files = {file: file.read_bytes() for file in draft.iterdir()}
     notes: list[str] = []
     complete = Pair(Options(model=target, draft=draft, device="cpu"), [[5, 6, 7]], reply_tokens=4)
-    tables = acceptance_tables(complete, [WARM, Setting(0.0, 1.0)], contexts=4, seed=0, note=notes.append)
-    assert (tables[WARM].positions, tables[Setting(0.0, 1.0)].positions) == (100, 4)
+    tables = complete.acceptance([WARM, GREEDY], contexts=4, seed=0, note=notes.append)
+    assert (tables[WARM].positions, tables[GREEDY].positions) == (100, 4)
     assert len(notes) == 1 and "temperature 0" in notes[0] and "0.8" not in notes[0]
     assert {file: file.read_bytes() for file in draft.iterdir()} == files
 
 
 def test_default_prompts_are_held_out():
-    prompts = read_prompts(DEFAULT_PROMPTS)
+    prompts = read_prompts(HELD_OUT)
     assert len(prompts) == len(set(prompts)) >= 48
 
     def is_held_out(prompt: str) -> bool:
@@ -376,13 +335,10 @@ def test_default_prompts_are_held_out():
         (("--depth", "64"), "out of range"),
         (("--draft-bits", "7"), "none of 2, 3, 4"),
         (("--tree", "chain"), "--methods"),
-        (("--from-recorded", "laws", "--methods", "auto"), "measured times"),
-        (("--from-recorded", "laws", "--model", "here"), "the recording has fixed it"),
         (("--draft", "here", "--draft-bits", "4"), "not both"),
         (("--methods", "sequoia-damped"), "with --same-contexts only"),
         (("--same-contexts", "--methods", "sequoia,auto"), "measured times"),
         (("--same-contexts", "--driver", "plain"), "drafts no tree"),
-        (("--same-contexts", "--from-recorded", "laws"), "needs the models"),
         (("--driver", "chain"), "goes with --same-contexts"),
     ],
 )
@@ -393,8 +349,6 @@ def test_wrong_use_is_told_before_anything_runs(arguments, message, capsys):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_what_cannot_be_compared_is_told_in_a_line(tmp_path, capsys):
+def test_what_cannot_be_compared_is_told_in_a_line(capsys):
     assert compare_methods.main(["--model", str(checkpoint("llama")), "--quiet"]) == 2
     assert "--draft-bits 4" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="no recorded laws"):
-        recording.Recording.open(tmp_path / "absent")

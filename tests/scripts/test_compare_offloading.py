@@ -17,7 +17,7 @@ from offloading import programs  # noqa: E402
 from offloading.job import Outcome  # noqa: E402
 from offloading.page_cache import cached_bytes, drop  # noqa: E402
 from offloading.programs import PROGRAMS, Failure, Program, missing  # noqa: E402
-from offloading.summary import Limit, Runs, figures, table  # noqa: E402
+from offloading.summary import Limit, Runs, figures, program_table  # noqa: E402
 
 # Repeats the prompt's first token; keeps a file, as programs do that copy the weights.
 STAND_IN = """
@@ -96,7 +96,7 @@ def test_medians_quotients_and_tokens():
     assert figures(ours, ours)["times_ours"] is None
     absent = figures(Runs.of("airllm", [Failure("not installed: pip install airllm")]), ours)
     assert absent["pass_seconds"] is None and absent["same_tokens"] is None
-    shown = "\n".join(table([row, absent]))
+    shown = "\n".join(program_table([row, absent]))
     assert "1.50" in shown and "- airllm: not installed: pip install airllm" in shown
 
 

@@ -1,12 +1,12 @@
-"""JSON lines: what ran, then one line for every cell as soon as it is measured."""
+"""Cells that are measured, kept in a file of JSON lines: what ran, then every cell as soon as it is measured."""
 
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from toolkit.output import JsonLines, environment
 
 from comparison.cells import Cell, Measured
 from comparison.measure import Workload
@@ -15,34 +15,21 @@ from offload_runtime.errors import UsageError
 FORMAT = "sequoia-offload comparison, version 1"
 
 
-def environment() -> dict[str, Any]:
-    """Versions and the machine."""
-    import torch
-
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        **{name: version(name) for name in ("torch", "transformers", "numpy")},
-    }
-
-
 class Cells:
-    """Cells that are measured, kept in a file of JSON lines where there is one.
+    """setup: what all cells have in common; cells of another setup are refused. resumed: files whose cells count.
 
-    setup: what all cells have in common; cells of another setup are refused. resumed: files whose cells count.
+    file: where lines go, as long as `resources` are open; None keeps nothing.
     """
 
-    def __init__(self, setup: Mapping[str, Any], about: Mapping[str, Any], file: Path | None, resumed: Sequence[Path]):
+    def __init__(self, setup: Mapping[str, Any], file: Path | None, resumed: Sequence[Path], resources: ExitStack):
         self._setup = dict(setup)
         self.measured: dict[Cell, Measured] = {}
         for path in resumed:
             self._take_up(path)
-        self._lines = _open(file, file in resumed) if file else None
-        if self._lines:
-            self._write({"record": "run", "format": FORMAT, "setup": self._setup, **about})
+        if file is not None and file in resumed and file.exists():
+            _drop_half_line(file)
+        self._lines = JsonLines(file, resources, append=file in resumed)
+        self._lines.write("run", {"format": FORMAT, "setup": self._setup, **environment()})
 
     def has(self, cell: Cell, workload: Workload) -> bool:
         """Whether as much as this workload asks for was measured of a cell."""
@@ -51,15 +38,7 @@ class Cells:
 
     def add(self, measured: Measured) -> None:
         self.measured[measured.cell] = measured
-        self._write(measured.as_record())
-
-    def close(self) -> None:
-        if self._lines:
-            self._lines.close()
-
-    def _write(self, record: Mapping[str, Any]) -> None:
-        if self._lines:
-            print(json.dumps(record), file=self._lines, flush=True)
+        self._lines.write("cell", measured.as_record())
 
     def _take_up(self, path: Path) -> None:
         try:
@@ -87,15 +66,6 @@ class Cells:
                 raise UsageError(
                     f"--resume {path}: it was measured with {name} {record['setup'][name]}, this run has {value}"
                 )
-
-
-def _open(path: Path, goes_on: bool) -> TextIO:
-    try:
-        if goes_on and path.exists():
-            _drop_half_line(path)
-        return path.open("a" if goes_on else "w", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--json {path}: cannot be written ({error.strerror})") from error
 
 
 def _drop_half_line(path: Path) -> None:

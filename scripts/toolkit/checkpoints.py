@@ -1,34 +1,81 @@
-"""Random weights in the shape of a model, written to disk for the run and removed with it."""
+"""Checkpoints made for a run, and directories and a cache of its own: everything is removed afterwards."""
 
 import argparse
 import json
 import os
 import shutil
+import signal
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from termination import ended_by_sigterm
 
 from loaders.checkpoint.random_weights import SHAPES, write_random_checkpoint
 from loaders.json_files import read_json
 from loaders.modules.skeleton import build_skeleton
 from offload_runtime.errors import UsageError
 from scheduler.sizes import format_size
+from toolkit.output import Note
 
 MOST_BYTES = 16_000_000_000  # written without being asked to
 DISK_SHARE = 0.5
+_CACHE = "SEQUOIA_OFFLOAD_CACHE"
 
-Note = Callable[[str], None]
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit, so that what was written for the run is removed before the process goes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def run_directory(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """A directory for the block, in `parent`, which is made. Raises UsageError where --work-dir cannot be that."""
+    if parent is not None:
+        make_directory(parent)
+    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as directory:
+        yield Path(directory)
+
+
+def make_directory(directory: Path) -> None:
+    """For `--work-dir`. Raises UsageError where it cannot be made or written to."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--work-dir {directory}: cannot be made ({error.strerror})") from error
+    if not os.access(directory, os.W_OK):
+        raise UsageError(f"--work-dir {directory}: cannot be written to")
+
+
+@contextmanager
+def own_cache(directory: Path) -> Iterator[None]:
+    """For the block, what is measured of machines and pairs is looked for and kept in `directory`."""
+    before = os.environ.get(_CACHE)
+    os.environ[_CACHE] = str(directory)
+    try:
+        yield
+    finally:
+        os.environ.pop(_CACHE)
+        if before is not None:
+            os.environ[_CACHE] = before
 
 
 @dataclass(frozen=True)
-class MadeUp:
-    """Directories of made-up models; `distinct_layers` of the target's `layers` are on disk, the others repeat them."""
+class RandomModels:
+    """Directories of random models; `distinct_layers` of the target's `layers` are on disk, the others repeat them."""
 
     target: Path
     draft: Path | None
@@ -37,21 +84,23 @@ class MadeUp:
 
 
 @contextmanager
-def made_up_weights(arguments: argparse.Namespace, note: Note) -> Iterator[MadeUp]:
-    """Write what `--shape` and `--draft-shape` ask for; everything is removed after the block unless it is to be kept.
+def random_models(
+    arguments: argparse.Namespace, note: Note, draft_shape: str | None = None, distinct_layers: int | None = None
+) -> Iterator[RandomModels]:
+    """Write what `--shape` and a draft's shape ask for; removed after the block unless it is to be kept.
 
-    Raises UsageError for unknown shapes, ModelFilesError for full disks.
+    distinct_layers: of the target; None for as many as the disk can well hold. Raises UsageError for unknown shapes,
+    ModelFilesError for full disks.
     """
-    config, draft_config = shape_config(arguments.shape), None
-    if arguments.draft_shape is not None:
-        draft_config = {**shape_config(arguments.draft_shape), "vocab_size": config["vocab_size"]}
+    config, seed = shape_config(arguments.shape), arguments.seed or 0
+    drafts = {} if draft_shape is None else {**shape_config(draft_shape), "vocab_size": config["vocab_size"]}
     with _work_directory(arguments) as directory:
         writer = _Writer(directory, arguments.shape_dtype, note)
-        target, distinct = writer.write(arguments.shape, config, arguments.seed or 0, arguments.distinct_layers)
+        target, distinct = writer.write(arguments.shape, config, seed, distinct_layers)
         draft = None
-        if draft_config is not None:  # of another seed: the target's own shape must not make the target itself
-            draft, _ = writer.write(arguments.draft_shape, draft_config, (arguments.seed or 0) + 1)
-        yield MadeUp(target, draft, config["num_hidden_layers"], distinct)
+        if draft_shape is not None:  # of another seed: the target's own shape must not make the target itself
+            draft, _ = writer.write(draft_shape, drafts, seed + 1)
+        yield RandomModels(target, draft, config["num_hidden_layers"], distinct)
 
 
 def shape_config(shape: str) -> dict[str, Any]:
@@ -68,26 +117,14 @@ def shape_config(shape: str) -> dict[str, Any]:
 
 @contextmanager
 def _work_directory(arguments: argparse.Namespace) -> Iterator[Path]:
-    if arguments.keep:
-        if arguments.work_dir is None:
-            raise UsageError("--keep needs --work-dir DIR, to know where")
-        make_directory(arguments.work_dir)
-        yield arguments.work_dir
+    if not arguments.keep:
+        with run_directory("benchmark-", arguments.work_dir) as directory:
+            yield directory
         return
-    if arguments.work_dir is not None:
-        make_directory(arguments.work_dir)
-    with ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="benchmark-", dir=arguments.work_dir) as directory:
-        yield Path(directory)
-
-
-def make_directory(directory: Path) -> None:
-    """For `--work-dir`. Raises UsageError where it cannot be made or written to."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--work-dir {directory}: cannot be made ({error.strerror})") from error
-    if not os.access(directory, os.W_OK):
-        raise UsageError(f"--work-dir {directory}: cannot be written to")
+    if arguments.work_dir is None:
+        raise UsageError("--keep needs --work-dir DIR, to know where")
+    make_directory(arguments.work_dir)
+    yield arguments.work_dir
 
 
 @dataclass(frozen=True)
