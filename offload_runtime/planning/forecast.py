@@ -65,6 +65,8 @@ def _parts(prediction: Prediction, link: str, rule: str) -> Iterator[str]:
     yield f"  {_seconds(one_pass.total)} s per pass: {_listed(parts)}{', side by side' * at_once}"
     drafting = f"{_seconds(prediction.draft_seconds)} s of drafting in {tree.depth} level{'s' * (tree.depth > 1)}"
     yield f"  {drafting}{f', while the {link} goes on' * at_once}"
+    if prediction.verification_seconds:
+        yield f"  {_seconds(prediction.verification_seconds)} s of verifying"
 
 
 _ESTIMATES = {"link_bandwidth": "the link", "flops": "computing", "memory_bandwidth": "the GPU's memory"}
