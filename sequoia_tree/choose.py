@@ -44,7 +44,7 @@ def reach_by_size(acceptance: ArrayLike, size: int, max_depth: int) -> Floats:
     """Expected tokens, float64 [size], of the best tree of at most 1, 2, … `size` nodes, none deeper than `max_depth`.
 
     Exact for a vector that never increases. In any other the entries that rise above an earlier one are lowered to it:
-    a bound from below, where `optimal_tree` would search for seconds. ValueError as for `optimal_tree`.
+    a bound from below, much quicker than `optimal_tree`. ValueError as for `optimal_tree`.
     """
     check_limits(size, max_depth=max_depth)
     products = np.ones(1)

@@ -8,8 +8,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sequoia_tree.dynamic_program import dynamic_program
 from sequoia_tree.tree import Tree
+from sequoia_tree.tree_knapsack import tree_knapsack
 
 # Llama3-8B-Instruct drafting for Llama3-70B-Instruct, CNN daily news: the first 20 of the 31 values that the paper
 # prints in its appendix. They hold all but 0.5 % of the acceptance, and never increase.
@@ -30,7 +30,7 @@ def optimal_tree(
     vector has entries, nor more than `max_children`, and no node lies deeper than `max_depth`. Nodes come level by
     level, siblings in drawing order. Fewer than `size` nodes come back when the limits hold no more, or when every
     further node would have no chance of being accepted. 4,096 nodes take milliseconds for a vector that never
-    increases; any other needs the paper's dynamic program, whose time grows with size² · depth · children.
+    increases, and tenths of a second for nearly any other.
 
     ValueError: acceptance empty, not one-dimensional, negative, not finite or with a sum above 1; size below 1; a
     negative limit.
@@ -38,7 +38,7 @@ def optimal_tree(
     check_limits(size, max_depth=max_depth, max_children=max_children)
     vector = checked_acceptance(acceptance)[:max_children]
     depth = size - 1 if max_depth is None else min(max_depth, size - 1)
-    build = best_first if np.all(np.diff(vector) <= 0) else dynamic_program
+    build = best_first if np.all(np.diff(vector) <= 0) else tree_knapsack
     return _level_by_level(build(vector, size, depth))
 
 

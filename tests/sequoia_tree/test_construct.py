@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sequoia_tree import DEFAULT_ACCEPTANCE, Tree, chain, expected_tokens, optimal_tree
+from sequoia_tree import tree_knapsack as knapsack
 from sequoia_tree.construct import best_first, expected_reach
-from sequoia_tree.dynamic_program import dynamic_program
+from tests.sequoia_tree.dynamic_program import dynamic_program
 
 # The whole vector that the paper prints; its tail goes up and down.
 PUBLISHED = [
@@ -120,11 +121,70 @@ def test_large_trees_take_milliseconds():
     assert tree.size == 4096
 
 
-def test_the_whole_published_vector_goes_through_the_dynamic_program():
-    start = time.process_time()
-    tree = optimal_tree(PUBLISHED, 768, max_depth=18)
-    assert time.process_time() - start < 10
-    assert expected_tokens(tree, PUBLISHED) >= expected_tokens(optimal_tree(DEFAULT_ACCEPTANCE, 768, 18), PUBLISHED)
+CONSTANTS = st.sampled_from([(1, 1, 0), (3, 2, 0), (8, 5, 0), (128, 20, 64)])
+
+
+def in_full(tree, acceptance):
+    return pytest.approx(expected_tokens(tree, acceptance), rel=1e-12, abs=0)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    vectors(8),
+    st.integers(1, 90),
+    st.integers(0, 12),
+    CONSTANTS,
+)
+def test_the_knapsack_equals_the_dynamic_program(acceptance, size, max_depth, constants):
+    with pytest.MonkeyPatch.context() as patch:  # small ones: most first cores are refused, and bounds are all there is
+        for name, constant in zip(("_EXACT", "_LEVELS", "_SPARE"), constants):
+            patch.setattr(knapsack, name, constant)
+        tree = knapsack.tree_knapsack(acceptance, size, max_depth)
+    assert tree.size <= size and tree.depth <= max_depth and max(tree.child_numbers) <= len(acceptance)
+    assert expected_tokens(tree, acceptance) == in_full(dynamic_program(acceptance, size, max_depth), acceptance)
+
+
+# Hard ones: the best child is the last, or comes after many that are useless, or all are nearly the same.
+HARD = {
+    "published": PUBLISHED,
+    "reversed": [*reversed(DEFAULT_ACCEPTANCE)],
+    "late": [0.001] * 31 + [0.969],
+    "gap": [0.9] + [0.0] * 30 + [0.1],
+    "ties": [0.25, 0.75],
+    "steps": [0.3, 0.0, 0.3, 0.0, 0.3, 0.0, 0.1],
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_hard_vectors_against_the_dynamic_program(name):
+    acceptance = np.array(HARD[name])
+    for size, max_depth in ((50, 49), (100, 6)):
+        tree = optimal_tree(acceptance, size, max_depth)
+        assert expected_tokens(tree, acceptance) == in_full(dynamic_program(acceptance, size, max_depth), acceptance)
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_work_for_large_trees_is_a_fraction_of_the_dynamic_programs(name):
+    """4,096 nodes, 64 deep: additions of all merges against size² / 2 · depth · children."""
+    acceptance = np.array(HARD[name])
+    core = knapsack.proven_core(acceptance, 4096, 64)
+    assert len(core.reach) <= 3 * 4096
+    additions = sum(math.prod(map(len, core.below(slot))) for slot in range(len(core.reach)))
+    assert additions < 4096**2 / 2 * 64 * len(acceptance) / 40
+
+
+def test_a_core_without_its_proof_would_miss_the_best_tree(monkeypatch):
+    acceptance = np.array([0.0, 0.18, 0.18, 0.55, 0.09])
+    monkeypatch.setattr(knapsack, "_SPARE", 0)
+    best = expected_tokens(dynamic_program(acceptance, 33, 8), acceptance)
+    assert expected_tokens(knapsack.tree_knapsack(acceptance, 33, 8), acceptance) == pytest.approx(best)
+    monkeypatch.setattr(knapsack, "_is_enough", lambda *_: True)
+    assert expected_tokens(knapsack.tree_knapsack(acceptance, 33, 8), acceptance) < best - 0.01
+
+
+def test_the_tail_of_the_published_vector_adds_tokens():
+    tokens = [expected_tokens(optimal_tree(vector, 4096, 64), PUBLISHED) for vector in (PUBLISHED, DEFAULT_ACCEPTANCE)]
+    assert tokens[0] > tokens[1]
 
 
 def test_nodes_without_a_chance_are_left_out():
