@@ -22,7 +22,6 @@ written as they come. A section that fails or runs out of time is noted, and the
 import argparse
 import datetime
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +29,9 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
-from toolkit.checkpoints import ended_by_sigterm, own_cache
+
+from toolkit.options import add_quiet, listed, one_of, script_parser
+from toolkit.output import progress
 
 from offload_runtime.errors import MachineError, UsageError
 from offload_runtime.options.command_line import run_command
@@ -40,8 +41,7 @@ from scheduler.machine.machine import Machine, read_machine
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 if TYPE_CHECKING:
     from gpu.bench import Bench, Budget
-    from gpu.records import Record
-    from gpu.report import Report
+    from gpu.report import Record, Report
 
     Section = Callable[[Bench, Budget], Iterator[Record]]
 
@@ -64,16 +64,14 @@ def _run(arguments: argparse.Namespace) -> int:
     import transformers
 
     transformers.logging.disable_progress_bar()
-    with (
-        ended_by_sigterm(),
-        tempfile.TemporaryDirectory(prefix="gpu-report-", dir=arguments.work_dir) as directory,
-        own_cache(Path(directory) / "cache"),
-    ):
+    from toolkit.checkpoints import own_cache, run_directory
+
+    with run_directory("gpu-report-", arguments.work_dir) as directory, own_cache(directory / "cache"):
         from gpu.bench import Bench
         from gpu.report import Report
         from gpu.scale import FULL, TINY
 
-        bench = Bench(TINY if arguments.dry_run else FULL, device, Path(directory), _note(arguments.quiet))
+        bench = Bench(TINY if arguments.dry_run else FULL, device, directory, progress(arguments.quiet))
         date = datetime.date.today().isoformat()
         output = arguments.output or MEASUREMENTS
         report = Report(output, date, machine, arguments.dry_run, arguments.minutes)
@@ -107,7 +105,7 @@ def _measure(bench: "Bench", report: "Report", only: Sequence[str], seconds: flo
 def _run_section(bench: "Bench", report: "Report", letter: str, budget: "Budget") -> None:
     """All records of a section; whatever ends it early becomes a record too."""
     from gpu.bench import OutOfTime
-    from gpu.records import Missing
+    from gpu.report import missing
 
     what = f"section {letter}, what is not in the tables above"
     try:
@@ -115,10 +113,10 @@ def _run_section(bench: "Bench", report: "Report", letter: str, budget: "Budget"
         for record in _sections()[letter](bench, budget):
             report.add(record)
     except OutOfTime as error:
-        report.add(Missing(letter, what, "out of time", str(error)))
+        report.add(missing(letter, what, "out of time", str(error)))
     except Exception as error:  # the other sections are worth having, and the report says what this one died of
         bench.note(f"  failed: {type(error).__name__}: {error}")
-        report.add(Missing(letter, what, "failed", f"{type(error).__name__}: {error}"))
+        report.add(missing(letter, what, "failed", f"{type(error).__name__}: {error}"))
     bench.free()
 
 
@@ -129,32 +127,20 @@ def _sections() -> dict[str, "Section"]:
     return {module.SECTION: module.run for module in modules}
 
 
-def _note(quiet: bool) -> Callable[[str], None]:
-    return lambda text: None if quiet else print(text, file=sys.stderr, flush=True)
-
-
 def _letters(text: str) -> list[str]:
-    letters = [letter.strip() for letter in text.split(",")]
-    if unknown := [letter for letter in letters if letter not in SHARES]:
-        raise argparse.ArgumentTypeError(f"there is no section {unknown[0]!r}; there are {', '.join(SHARES)}")
+    letters = listed(one_of(SHARES, "section"))(text)
     return [letter for letter in SHARES if letter in letters]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python scripts/gpu_report.py",
-        usage="%(prog)s [OPTIONS]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = script_parser("gpu_report", __doc__)
     add = parser.add_argument
     add("--only", metavar="LETTERS", type=_letters, default=list(SHARES), help="sections to run: a,b (default: all)")
     add("--minutes", metavar="N", type=real_number(0, above=True), default=MINUTES, help="for all (default: 8)")
     add("--output", metavar="DIR", type=Path, help="where the report goes (default: docs/measurements)")
     add("--work-dir", metavar="DIR", type=Path, help="where checkpoints are written (default: for temporary files)")
     add("--dry-run", action="store_true", help="tiny shapes on the processor; the figures mean nothing")
-    add("--quiet", action="store_true", help="leave out the lines that show progress")
+    add_quiet(parser)
     return parser
 
 

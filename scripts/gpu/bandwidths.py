@@ -6,7 +6,7 @@ import torch
 from toolkit.link import copy_bandwidth
 
 from gpu.bench import Bench, Budget
-from gpu.records import Bandwidth, Missing, Record
+from gpu.report import Record, missing
 from loaders.io.direct import measure_read_bandwidth
 
 SECTION = "a"
@@ -18,8 +18,11 @@ def run(bench: Bench, budget: Budget) -> Iterator[Record]:
         rate = copy_bandwidth(device, pinned=kind == "pinned")
         path = f"host to device, {kind}"
         why = f"no {kind} memory could be copied from" if bench.is_cuda else "there is no GPU"
-        yield Bandwidth(SECTION, path, rate) if rate else Missing(SECTION, path, "skipped", why)
-    directory = bench.random(bench.scale.target_name, bench.scale.target, bench.scale.distinct_layers)
-    measured = measure_read_bandwidth(sorted(directory.glob("*.safetensors")), cached=False)
+        yield _bandwidth(path, rate) if rate else missing(SECTION, path, "skipped", why)
+    measured = measure_read_bandwidth(sorted(bench.target().glob("*.safetensors")), cached=False)
     how = "past the page cache" if measured.direct else "through the page cache, which this filesystem cannot avoid"
-    yield Bandwidth(SECTION, f"disk to host, {how}", measured.bytes_per_second)
+    yield _bandwidth(f"disk to host, {how}", measured.bytes_per_second)
+
+
+def _bandwidth(path: str, rate: float) -> Record:
+    return Record("Bandwidth", SECTION, {"path": path, "bytes_per_second": rate})

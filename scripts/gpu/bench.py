@@ -76,6 +76,15 @@ class Bench:
 
         return self._once(f"random-{name}-{distinct_layers or 'all'}", write)
 
+    def target(self) -> Path:
+        """The streamed model, some of whose layers stand for all."""
+        return self.random(self.scale.target_name, self.scale.target, self.scale.distinct_layers)
+
+    def prepare_target(self, draft: Path | None = None, **options: Any) -> Preparation:
+        """A plan for it."""
+        shared = self.scale.distinct_layers < self.scale.target["num_hidden_layers"]
+        return self.prepare(self.target(), draft, share_layers=shared, **options)
+
     def widened(self, source: Path, wide: Wide) -> Path:
         """The small model at `source` in another shape; layers without effect share one on disk and in host memory."""
         shape = wide_shape(wide.shape, **wide.sizes)

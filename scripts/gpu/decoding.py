@@ -1,12 +1,13 @@
 """Replies of one mode, and how they compare with those of another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from toolkit.prompts import FEW as DEFAULT_PROMPTS
+from toolkit.prompts import FEW
 from toolkit.replies import TimedReply, step_seconds
 
 from gpu.bench import Bench, Budget
-from gpu.records import Decoding
+from gpu.report import Record
 from offload_runtime.generation.decode import common_prefix
 from offload_runtime.generation.runtime import OffloadRuntime
 from offload_runtime.planning.planning import Preparation
@@ -17,7 +18,7 @@ WARM_UP_TOKENS = 16
 
 def prompts(bench: Bench) -> list[Prompt]:
     """Questions that the demonstration pair was trained on the form of."""
-    return [[{"role": "user", "content": text}] for text in DEFAULT_PROMPTS[: bench.scale.prompts]]
+    return [[{"role": "user", "content": text}] for text in FEW[: bench.scale.prompts]]
 
 
 def decode(
@@ -52,40 +53,37 @@ def decode(
 
 def decoding(
     section: str,
-    what: str,
-    mode: str,
-    dtype: str,
-    temperature: float,
+    what: Mapping[str, Any],
     replies: Sequence[TimedReply],
     reference: tuple[str, Sequence[TimedReply]] | None = None,
-    plain: Decoding | None = None,
-) -> Decoding:
-    """The record of some replies. reference: what greedy text is compared with, and its replies. plain: the same model
-    without trees."""
+    plain: Record | None = None,
+) -> Record:
+    """The record of some replies.
+
+    what: its "what", "mode", "dtype" and "temperature". reference: what greedy text is compared with, and its replies.
+    plain: the same model without trees.
+    """
     rest = [step for reply in replies for step in reply.rest]
     steps = [step for reply in replies for step in reply.steps]
-    tokens = sum(len(step.token_ids) for step in rest)
+    tokens, passes = sum(len(step.token_ids) for step in rest), max(1, len(rest))
     per_token = sum(map(step_seconds, rest)) / max(1, tokens)
     equal, compared = _agreement(replies, reference[1]) if reference else (None, None)
-    return Decoding(
-        section,
-        what=what,
-        mode=mode,
-        dtype=dtype,
-        temperature=temperature,
-        tokens=sum(len(step.token_ids) for step in steps),
-        passes=len(steps),
-        tokens_per_pass=tokens / max(1, len(rest)),
-        seconds_per_token=per_token,
-        seconds_to_first_token=replies[0].seconds_to_first_token,
-        draft_seconds=sum(step.draft_seconds for step in rest) / max(1, len(rest)),
-        target_seconds=sum(step.target_seconds for step in rest) / max(1, len(rest)),
-        streamed_bytes=max((step.streamed_bytes for step in rest), default=0),
-        reference=reference[0] if reference else None,
-        equal_tokens=equal,
-        compared=compared,
-        speedup=plain.seconds_per_token / per_token if plain and per_token else None,
-    )
+    values = {
+        **what,
+        "tokens": sum(len(step.token_ids) for step in steps),
+        "passes": len(steps),
+        "tokens_per_pass": tokens / passes,
+        "seconds_per_token": per_token,
+        "seconds_to_first_token": replies[0].seconds_to_first_token,
+        "draft_seconds": sum(step.draft_seconds for step in rest) / passes,
+        "target_seconds": sum(step.target_seconds for step in rest) / passes,
+        "streamed_bytes": max((step.streamed_bytes for step in rest), default=0),
+        "reference": reference[0] if reference else None,
+        "equal_tokens": equal,
+        "compared": compared,
+        "speedup": plain["seconds_per_token"] / per_token if plain and per_token else None,
+    }
+    return Record("Decoding", section, values)
 
 
 def _agreement(replies: Sequence[TimedReply], others: Sequence[TimedReply]) -> tuple[int, int]:

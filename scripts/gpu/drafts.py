@@ -8,7 +8,7 @@ from statistics import median
 import torch
 
 from gpu.bench import Bench, Budget
-from gpu.records import DraftLevel, Record
+from gpu.report import Record
 from loaders.checkpoint.spec import ModelSpec
 from offload_runtime.generation.loading import LoadedModels
 from offload_runtime.model.cuda_graphs import CudaGraphs
@@ -50,15 +50,18 @@ def _levels(bench: Bench, name: str, models: LoadedModels, cost: PassCost) -> It
     if bench.is_cuda:
         model.pad_passes(Padding.of(max(bench.scale.widths), models.plan.cache_rows), CudaGraphs(model.device))
         replayed = (_level(bench, name, draft, rows, cost) for rows in bench.scale.widths)
-        yield from (level for level in replayed if level.graphs)
+        yield from (level for level in replayed if level["graphs"])
 
 
-def _level(bench: Bench, name: str, draft: Draft, rows: int, cost: PassCost) -> DraftLevel:
+def _level(bench: Bench, name: str, draft: Draft, rows: int, cost: PassCost) -> Record:
     padded = draft.model.padded_total
     seconds = [_one_level(bench, draft, rows) for _ in range(1 + RUNS)][1:]
     graphs = draft.model.padded_total > padded
     predicted = cost.seconds(rows, rows, bench.scale.context // 2).total
-    return DraftLevel(SECTION, name, rows, graphs, median(seconds), RUNS, predicted)
+    what = {"shape": name, "rows": rows, "graphs": graphs}
+    return Record(
+        "DraftLevel", SECTION, {**what, "seconds": median(seconds), "runs": RUNS, "predicted_seconds": predicted}
+    )
 
 
 def _one_level(bench: Bench, draft: Draft, rows: int) -> float:

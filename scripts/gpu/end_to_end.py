@@ -11,7 +11,7 @@ from toolkit.replies import TimedReply
 
 from gpu.bench import Bench, Budget
 from gpu.decoding import decode, decoding, prompts
-from gpu.records import Record
+from gpu.report import Record
 from offload_runtime.options.run_options import DEMO_DRAFT, DEMO_TARGET
 from offload_runtime.planning.planning import Preparation
 
@@ -42,7 +42,8 @@ def _timed(bench: Bench, budget: Budget, target: Path, what: str, reference: Ref
         budget.need()
         preparation = _streamed(bench, target, draft, bench.compute_dtype)
         replies = decode(bench, preparation, prompts(bench)[:1], tokens, 0.0, budget.until(share), warm_up=False)
-        record = decoding(SECTION, what, mode, bench.compute_dtype, 0.0, replies, reference, plain)
+        about = {"what": what, "mode": mode, "dtype": bench.compute_dtype, "temperature": 0.0}
+        record = decoding(SECTION, about, replies, reference, plain)
         plain = plain or record
         yield record
 
@@ -56,7 +57,8 @@ def _exact(bench: Bench, budget: Budget, target: Path, what: str) -> Iterator[Re
     for name, preparation in (("the small pair, on the device", small), (what, wide)):
         budget.need()
         replies = decode(bench, preparation, prompts(bench)[:1], EXACT_TOKENS, 0.0, budget, warm_up=False)
-        yield decoding(SECTION, name, f"tree of {EXACT_TREE} nodes", "float32", 0.0, replies, reference)
+        about = {"what": name, "mode": f"tree of {EXACT_TREE} nodes", "dtype": "float32", "temperature": 0.0}
+        yield decoding(SECTION, about, replies, reference)
         reference = (name, replies)
 
 

@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
+from offloading.cold_passes import Greedy, device_map
 
 from gpu.bench import Bench, Budget
 from gpu.passes import time_passes
-from gpu.records import Missing, Offloading, Record
+from gpu.report import Record, missing
 from loaders.checkpoint.read_spec import read_spec
 from offload_runtime.speculation.draft_tree import DrawnTree
 from scheduler.plan.plan import Plan, Tier
@@ -26,11 +26,11 @@ WHAT = "CPU offload of accelerate"
 
 def run(bench: Bench, budget: Budget) -> Iterator[Record]:
     if importlib.util.find_spec("accelerate") is None:
-        yield Missing(SECTION, WHAT, "skipped", "accelerate is not installed: pip install accelerate")
+        yield missing(SECTION, WHAT, "skipped", "accelerate is not installed: pip install accelerate")
         return
     layers = _layers(bench, budget)
     if layers < LEAST_LAYERS:
-        yield Missing(SECTION, WHAT, "skipped", "host memory, disk or time do not allow a checkpoint of two layers")
+        yield missing(SECTION, WHAT, "skipped", "host memory, disk or time do not allow a checkpoint of two layers")
         return
     directory = bench.random(f"{layers}-layers", {**bench.scale.target, "num_hidden_layers": layers})
     text = [1 + number % 100 for number in range(bench.scale.context // 2)]
@@ -42,12 +42,7 @@ def run(bench: Bench, budget: Budget) -> Iterator[Record]:
 
 def _layers(bench: Bench, budget: Budget) -> int:
     """As many as host memory, disk and time allow, and the model has."""
-    scale = bench.scale
-    sample = bench.prepare(
-        bench.random(scale.target_name, scale.target, scale.distinct_layers),
-        tree="none",
-        share_layers=scale.distinct_layers < scale.target["num_hidden_layers"],
-    )
+    scale, sample = bench.scale, bench.prepare_target(tree="none")
     layer, outer = sample.target.spec.units[0].disk_bytes, sample.target.spec.outer_bytes
     room = min(
         HOST_SHARE * sample.machine.host_available,
@@ -58,15 +53,11 @@ def _layers(bench: Bench, budget: Budget) -> int:
 
 
 @torch.inference_mode()
-def _ours(bench: Bench, directory: Path, text: Sequence[int]) -> tuple[Offloading, int, Plan]:
+def _ours(bench: Bench, directory: Path, text: Sequence[int]) -> tuple[Record, int, Plan]:
     """The record, the token after the text, and the placement."""
-    preparation = bench.prepare(
-        directory,
-        tree="none",
-        dtype=bench.compute_dtype,
-        device_memory=bench.scale.offload_cap,
-        context_length=bench.scale.context,
-    )
+    cap, context = bench.scale.offload_cap, bench.scale.context
+    how = {"dtype": bench.compute_dtype, "device_memory": cap, "context_length": context}
+    preparation = bench.prepare(directory, None, tree="none", **how)
     begin = time.perf_counter()
     models = bench.load(preparation)
     try:
@@ -74,7 +65,7 @@ def _ours(bench: Bench, directory: Path, text: Sequence[int]) -> tuple[Offloadin
         target, plan = models.target, models.plan
         token = int(target.model.read(text, plan.rows)[-1].argmax())
         seconds = time_passes(target, [*text, token], DrawnTree.root_only(token), bench.scale.passes)
-        record = _record("ours", plan, seconds, bench.scale.passes, loaded, target.model.streamed_bytes)
+        record = _record(bench, "ours", plan, seconds, loaded, target.model.streamed_bytes)
     finally:
         models.close()
         bench.free()
@@ -82,69 +73,52 @@ def _ours(bench: Bench, directory: Path, text: Sequence[int]) -> tuple[Offloadin
 
 
 @torch.inference_mode()
-def _accelerate(
-    bench: Bench, directory: Path, text: Sequence[int], plan: Plan, ours: Offloading, expected: int
-) -> Offloading:
+def _accelerate(bench: Bench, directory: Path, text: Sequence[int], plan: Plan, ours: Record, expected: int) -> Record:
     """The same layers through transformers' own loading with a device map, which accelerate's hooks carry out."""
-    from transformers import AutoModelForCausalLM, DynamicCache
+    from transformers import AutoModelForCausalLM
 
+    device: str | int = 0 if bench.is_cuda else "cpu"
+    layers = [device if tier == Tier.DEVICE else "cpu" for tier in plan.tiers]
+    dtype = getattr(torch, bench.compute_dtype)
     begin = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=getattr(torch, bench.compute_dtype), device_map=_device_map(bench, plan), local_files_only=True
+        directory, dtype=dtype, device_map=device_map(device, layers), local_files_only=True
     ).eval()
     loaded = time.perf_counter() - begin
-    cache = DynamicCache(config=model.config)
-    token = _next_token(model, cache, text, bench.device)
+    next_token = Greedy(model, model.config, bench.device)
+    token = next_token(text)
     times = []
     for _ in range(1 + bench.scale.passes):
         begin = time.perf_counter()
-        _next_token(model, cache, [token], bench.device)
+        next_token([token])
         times.append(time.perf_counter() - begin)
     seconds = fmean(times[1:])
     streamed = sum(unit.nbytes for unit, tier in zip(read_spec(directory).units, plan.tiers) if tier != Tier.DEVICE)
-    del model
+    del model, next_token
     bench.free()
-    return _record(
-        "accelerate", plan, seconds, bench.scale.passes, loaded, streamed, token == expected, seconds / ours.seconds
-    )
-
-
-def _next_token(model: Any, cache: Any, tokens: Sequence[int], device: str) -> int:
-    """The likeliest token after what the cache holds and `tokens`."""
-    ids = torch.tensor([list(tokens)], device=device)
-    return int(model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1].argmax())
-
-
-def _device_map(bench: Bench, plan: Plan) -> dict[str, str | int]:
-    """Our placement in accelerate's words."""
-    device: str | int = 0 if bench.is_cuda else "cpu"
-    layers = {
-        f"model.layers.{index}": device if tier == Tier.DEVICE else "cpu" for index, tier in enumerate(plan.tiers)
-    }
-    outer = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
-    return {**dict.fromkeys(outer, device), **layers}
+    compared = {"same_token": token == expected, "times_slower": seconds / ours["seconds"]}
+    return _record(bench, "accelerate", plan, seconds, loaded, streamed, **compared)
 
 
 def _record(
+    bench: Bench,
     program: str,
     plan: Plan,
     seconds: float,
-    passes: int,
     load_seconds: float,
     streamed_bytes: int,
     same_token: bool | None = None,
     times_slower: float | None = None,
-) -> Offloading:
-    layers = len(plan.tiers)
-    return Offloading(
-        SECTION,
-        program=program,
-        layers=layers,
-        streamed_layers=layers - plan.tiers.count(Tier.DEVICE),
-        streamed_bytes=streamed_bytes,
-        seconds=seconds,
-        passes=passes,
-        load_seconds=load_seconds,
-        same_token=same_token,
-        times_slower=times_slower,
-    )
+) -> Record:
+    values = {
+        "program": program,
+        "layers": len(plan.tiers),
+        "streamed_layers": len(plan.tiers) - plan.tiers.count(Tier.DEVICE),
+        "streamed_bytes": streamed_bytes,
+        "seconds": seconds,
+        "passes": bench.scale.passes,
+        "load_seconds": load_seconds,
+        "same_token": same_token,
+        "times_slower": times_slower,
+    }
+    return Record("Offloading", SECTION, values)

@@ -5,7 +5,7 @@ from typing import Any
 
 from gpu.bench import Bench, Budget
 from gpu.decoding import decode, decoding, prompts
-from gpu.records import Decoding, Missing, Record
+from gpu.report import Record, missing
 from offload_runtime.options.run_options import DEMO_DRAFT, DEMO_TARGET
 
 SECTION = "e"
@@ -22,21 +22,22 @@ def run(bench: Bench, budget: Budget) -> Iterator[Record]:
         "tree": bench.prepare(target, draft, **options),
     }
     if any(preparation.plan.slots for preparation in modes.values()):
-        yield Missing(SECTION, what, "skipped", f"it does not fit {modes['tree'].plan.device_name} whole")
+        yield missing(SECTION, what, "skipped", f"it does not fit {modes['tree'].plan.device_name} whole")
         return
     small = decode(bench, bench.prepare(DEMO_TARGET, tree="none", dtype="float32"), *_asked(bench, 0.0, budget))
     for number, temperature in enumerate(TEMPERATURES):
         budget.need()
         reference = ("the small model in float32", small) if temperature == 0 else None
-        plain: Decoding | None = None
+        plain: Record | None = None
         for mode, preparation in modes.items():
             share = budget.until(1 / (2 * (len(TEMPERATURES) - number) - (mode == "tree")))
             replies = decode(bench, preparation, *_asked(bench, temperature, share))
-            record = decoding(SECTION, what, mode, bench.compute_dtype, temperature, replies, reference, plain)
+            about = {"what": what, "mode": mode, "dtype": bench.compute_dtype, "temperature": temperature}
+            record = decoding(SECTION, about, replies, reference, plain)
             plain = plain or record
             yield record
 
 
-def _asked(bench: Bench, temperature: float, budget: Budget) -> tuple:
+def _asked(bench: Bench, temperature: float, budget: Budget) -> tuple[Any, ...]:
     """The last arguments of `decode`."""
     return prompts(bench), bench.scale.tree_tokens, temperature, budget, True

@@ -3,13 +3,12 @@ prediction, under caps of the device's memory."""
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import fmean
 
 from toolkit.link import Link, measure_link
 
 from gpu.bench import Bench, Budget, OutOfTime
-from gpu.records import FirstToken, Missing, Record, StreamedPass
+from gpu.report import Record, missing
 from gpu.scale import caps_to_try, stands_for
 from gpu.trees import made_up_tree
 from loaders.checkpoint.spec import ModelSpec
@@ -32,18 +31,14 @@ def run(bench: Bench, budget: Budget) -> Iterator[Record]:
     for number, cap in enumerate(caps):
         name = f"passes with the device capped to {format_size(cap)}"
         if not stands_for(cap, total):
-            yield Missing(SECTION, name, "skipped", f"the device has {format_size(total)}")
+            yield missing(SECTION, name, "skipped", f"the device has {format_size(total)}")
             continue
         try:
             own = budget.until(1 / (len(caps) - number))
             own.need(LEAST_SECONDS if bench.is_cuda else 0.0)
             yield from _capped(bench, cap, own)
         except OutOfTime as error:
-            yield Missing(SECTION, name, "out of time", str(error))
-
-
-def _target(bench: Bench) -> Path:
-    return bench.random(bench.scale.target_name, bench.scale.target, bench.scale.distinct_layers)
+            yield missing(SECTION, name, "out of time", str(error))
 
 
 def _capped(bench: Bench, cap: int, budget: Budget) -> Iterator[Record]:
@@ -61,22 +56,16 @@ def _capped(bench: Bench, cap: int, budget: Budget) -> Iterator[Record]:
 
 
 def _with_largest_tree(bench: Bench, cap: int) -> Preparation:
-    scale, refused = bench.scale, None
-    for size in sorted(scale.nodes, reverse=True):
+    scale, most = bench.scale, sorted(bench.scale.nodes)
+    draft = bench.random("planned-draft", {**scale.planned_draft, "vocab_size": scale.target["vocab_size"]})
+    limits = {"device_memory": cap, "context_length": scale.context, "tree": "sequoia"}
+    while True:
         try:
-            return bench.prepare(
-                _target(bench),
-                bench.random("planned-draft", {**scale.planned_draft, "vocab_size": scale.target["vocab_size"]}),
-                device_memory=cap,
-                tree="sequoia",
-                tree_size=size,
-                context_length=scale.context,
-                share_layers=scale.distinct_layers < scale.target["num_hidden_layers"],
-            )
-        except DoesNotFitError as error:
-            refused = error
-    assert refused is not None
-    raise refused
+            return bench.prepare_target(draft, tree_size=most[-1], **limits)
+        except DoesNotFitError:
+            if not most[1:]:
+                raise
+            most.pop()
 
 
 def _all_sizes(
@@ -93,52 +82,50 @@ def _all_sizes(
         budget.need(slowest * (scale.passes + 2))
         drawn = made_up_tree(nodes, text[-1], scale.target["vocab_size"])
         begin = time.perf_counter()
-        predicted = _predicted(preparation.target.spec, plan, nodes, len(text))
-        record = _measured(bench, models, link, cap, text, drawn, predicted)
+        record = _measured(bench, preparation.target.spec, models, link, cap, text, drawn)
         slowest = max(slowest, (time.perf_counter() - begin) / (scale.passes + 2))
-        bench.note(f"  {format_size(cap)}, {nodes} nodes: {record.seconds:.3f} s, {record.ratio:.3f} x the roofline")
+        took, ratio = record["seconds"], record["ratio"]
+        bench.note(f"  {format_size(cap)}, {nodes} nodes: {took:.3f} s, {ratio:.3f} x the roofline")
         yield record
         if nodes == 1:
-            passes = -(-(len(text) - 1) // plan.rows)
-            yield FirstToken(SECTION, cap, len(text) - 1, passes, first_seconds, record.seconds)
-
-
-def _predicted(spec: ModelSpec, plan: Plan, nodes: int, context: int) -> float | None:
-    """Seconds of a pass by the plan's cost model; None where a bandwidth that counts is not known."""
-    cost = plan.target_cost(spec)
-    return cost.seconds(nodes, nodes, context).total if cost.is_known else None
+            read = {"prompt_tokens": len(text) - 1, "passes": -(-(len(text) - 1) // plan.rows)}
+            first = {"cap": cap, **read, "seconds": first_seconds, "pass_seconds": took}
+            yield Record("FirstToken", SECTION, first)
 
 
 def _measured(
-    bench: Bench,
-    models: LoadedModels,
-    link: Link,
-    cap: int,
-    text: list[int],
-    drawn: DrawnTree,
-    predicted_seconds: float | None,
-) -> StreamedPass:
-    target, plan = models.target, models.plan
+    bench: Bench, spec: ModelSpec, models: LoadedModels, link: Link, cap: int, text: list[int], drawn: DrawnTree
+) -> Record:
+    """Time passes over one tree, and what bounds them; predicted by the plan's cost model before they run."""
+    target, plan, nodes = models.target, models.plan, drawn.tree.size
+    cost, resident = plan.target_cost(spec), plan.tiers.count(Tier.DEVICE)
+    predicted = cost.seconds(nodes, nodes, len(text)).total if cost.is_known else None
     seconds = time_passes(target, text, drawn, bench.scale.passes)
     with target.model.without_streaming():
         compute = time_passes(target, text, drawn, 1)
     streamed = target.model.streamed_bytes
-    return StreamedPass(
-        SECTION,
-        shape=bench.scale.target_name,
-        cap=cap,
-        resident_layers=plan.tiers.count(Tier.DEVICE),
-        streamed_layers=len(plan.tiers) - plan.tiers.count(Tier.DEVICE),
-        nodes=drawn.tree.size,
-        streamed_bytes=streamed,
-        seconds=seconds,
-        passes=bench.scale.passes,
-        link_bytes_per_second=_rate(plan, link),
-        link_seconds=link.pass_seconds(plan, streamed) if streamed else None,
-        compute_seconds=compute,
-        predicted_seconds=predicted_seconds,
-        peak_device_bytes=models.memory.peak_bytes,
-    )
+    link_seconds = link.pass_seconds(plan, streamed) if streamed else None
+    roofline = max(link_seconds or 0.0, compute)
+    values = {
+        "shape": bench.scale.target_name,
+        "cap": cap,
+        "layers": len(plan.tiers),
+        "resident_layers": resident,
+        "streamed_layers": len(plan.tiers) - resident,
+        "nodes": nodes,
+        "streamed_bytes": streamed,
+        "seconds": seconds,
+        "passes": bench.scale.passes,
+        "link_bytes_per_second": _rate(plan, link),
+        "link_seconds": link_seconds,
+        "compute_seconds": compute,
+        "predicted_seconds": predicted,
+        "peak_device_bytes": models.memory.peak_bytes,
+        "roofline_seconds": roofline,
+        "ratio": seconds / roofline,
+        "predicted_ratio": predicted / seconds if predicted else None,
+    }
+    return Record("StreamedPass", SECTION, values)
 
 
 def _rate(plan: Plan, link: Link) -> float | None:

@@ -1,115 +1,157 @@
-"""The report: JSON that is complete after every record, and Markdown tables made from it."""
+"""What is measured, and its report: JSON that is complete after every record, and Markdown tables made from it."""
 
 import json
-import platform
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from toolkit.output import environment, table, versions, written
 
-from gpu.records import (
-    Bandwidth,
-    Decoding,
-    DraftLevel,
-    FirstToken,
-    Missing,
-    Offloading,
-    Record,
-    StreamedPass,
-    Unpacking,
-)
 from scheduler.machine.machine import Machine
 from scheduler.sizes import GIB
 
-PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")
 DRY_RUN = "A dry run with tiny shapes: these figures say that the script works, and nothing else."
 
-Column = tuple[str, Callable[[Any], str]]
-TABLES: dict[type[Record], tuple[str, tuple[Column, ...]]] = {
-    Bandwidth: (
-        "Bandwidths",
-        (("path", lambda r: r.path), ("GB/s", lambda r: f"{r.bytes_per_second / 1e9:.2f}")),
-    ),
-    StreamedPass: (
+Values = Mapping[str, Any]
+Column = Callable[[Values], str]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the report; seconds, bytes and bytes per second throughout.
+
+    kind: a key of `TABLES`. section: the letter of the section that measured it. values: by name, None where there is
+    nothing to say.
+    """
+
+    kind: str
+    section: str
+    values: Values
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"record": self.kind, "section": self.section, **self.values}
+
+
+def missing(section: str, what: str, why: str, reason: str) -> Record:
+    """Something that was not measured: by choice ("skipped", "out of time") or because it failed ("failed")."""
+    return Record("Missing", section, {"what": what, "why": why, "reason": reason})
+
+
+def _is(key: str, form: str | Callable[[Any], str] = str, scale: float | None = None) -> Column:
+    """A value as it is written, scaled before."""
+
+    def write(values: Values) -> str:
+        value = values[key]
+        return written(value if value is None or scale is None else value * scale, form)
+
+    return write
+
+
+def _rate(seconds: str) -> Column:
+    return lambda values: written(values["nbytes"] / values[seconds] / 1e9 if values[seconds] else None, ".4g")
+
+
+def _seconds(key: str) -> Column:
+    return _is(key, ".4g")
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+_CAP, _STREAMED = _is("cap", "{:.4g} GiB".format, 1 / GIB), _is("streamed_bytes", ".4g", 1e-9)
+_LAYERS: Column = lambda values: f"{values['streamed_layers']}/{values['layers']}"  # noqa: E731
+
+# By kind of record: the table's title and its columns.
+TABLES: dict[str, tuple[str, dict[str, Column]]] = {
+    "Bandwidth": ("Bandwidths", {"path": _is("path"), "GB/s": _is("bytes_per_second", ".2f", 1e-9)}),
+    # A pass of the target over a tree of `nodes` nodes, the mean of `passes` in a row; predicted before it ran.
+    "StreamedPass": (
         "Streamed passes against the roofline and the prediction",
-        (
-            ("shape", lambda r: r.shape),
-            ("device cap", lambda r: f"{r.cap / GIB:.4g} GiB"),
-            ("streamed layers", lambda r: f"{r.streamed_layers}/{r.streamed_layers + r.resident_layers}"),
-            ("nodes", lambda r: str(r.nodes)),
-            ("GB streamed", lambda r: f"{r.streamed_bytes / 1e9:.4g}"),
-            ("link alone s", lambda r: _seconds(r.link_seconds)),
-            ("compute alone s", lambda r: _seconds(r.compute_seconds)),
-            ("measured s", lambda r: _seconds(r.seconds)),
-            ("/ roofline", lambda r: f"{r.ratio:.3f}"),
-            ("predicted s", lambda r: _seconds(r.predicted_seconds)),
-            ("predicted / measured", lambda r: _number(r.predicted_ratio, ".3f")),
-        ),
+        {
+            "shape": _is("shape"),
+            "device cap": _CAP,
+            "streamed layers": _LAYERS,
+            "nodes": _is("nodes"),
+            "GB streamed": _STREAMED,
+            "link alone s": _seconds("link_seconds"),
+            "compute alone s": _seconds("compute_seconds"),
+            "measured s": _seconds("seconds"),
+            "/ roofline": _is("ratio", ".3f"),
+            "predicted s": _seconds("predicted_seconds"),
+            "predicted / measured": _is("predicted_ratio", ".3f"),
+        },
     ),
-    FirstToken: (
+    # Until the host has the first token after a prompt that nothing is known of, which is read in `passes`.
+    "FirstToken": (
         "The first token after a prompt",
-        (
-            ("device cap", lambda r: f"{r.cap / GIB:.4g} GiB"),
-            ("prompt tokens", lambda r: str(r.prompt_tokens)),
-            ("passes", lambda r: str(r.passes)),
-            ("s", lambda r: _seconds(r.seconds)),
-            ("/ pass over one token", lambda r: f"{r.seconds / r.pass_seconds:.3f}"),
-        ),
+        {
+            "device cap": _CAP,
+            "prompt tokens": _is("prompt_tokens"),
+            "passes": _is("passes"),
+            "s": _seconds("seconds"),
+            "/ pass over one token": lambda values: f"{values['seconds'] / values['pass_seconds']:.3f}",
+        },
     ),
-    Unpacking: (
-        "Decoding packed weights to bfloat16",
-        (
-            ("form", lambda r: r.form),
-            ("matrix", lambda r: f"{r.rows} x {r.columns}"),
-            ("fused GB/s written", lambda r: _rate(r.nbytes, r.fused_seconds)),
-            ("plain torch GB/s", lambda r: _rate(r.nbytes, r.plain_seconds)),
-        ),
+    # Of a matrix to `nbytes` of bfloat16: by the fused kernel, None where there is none, and in plain torch.
+    "Unpacking": (
+        "Dequantizing to bfloat16",
+        {
+            "form": _is("form"),
+            "matrix": lambda values: f"{values['rows']} x {values['columns']}",
+            "fused GB/s written": _rate("fused_seconds"),
+            "plain torch GB/s": _rate("plain_seconds"),
+        },
     ),
-    DraftLevel: (
+    # Of `rows` nodes, the median of `runs`.
+    "DraftLevel": (
         "Levels of a resident draft",
-        (
-            ("draft", lambda r: r.shape),
-            ("nodes", lambda r: str(r.rows)),
-            ("CUDA graphs", lambda r: "yes" if r.graphs else "no"),
-            ("ms", lambda r: f"{1e3 * r.seconds:.2f}"),
-            ("predicted ms", lambda r: _number(1e3 * r.predicted_seconds if r.predicted_seconds else None, ".2f")),
-        ),
+        {
+            "draft": _is("shape"),
+            "nodes": _is("rows"),
+            "CUDA graphs": _is("graphs", _yes),
+            "ms": _is("seconds", ".2f", 1e3),
+            "predicted ms": _is("predicted_seconds", ".2f", 1e3),
+        },
     ),
-    Decoding: (
+    # Replies to the same prompts in one mode. equal_tokens: leading tokens that agree with `reference`, of `compared`.
+    "Decoding": (
         "Decoding",
-        (
-            ("what", lambda r: r.what),
-            ("mode", lambda r: r.mode),
-            ("dtype", lambda r: r.dtype),
-            ("temperature", lambda r: f"{r.temperature:g}"),
-            ("tokens", lambda r: str(r.tokens)),
-            ("tokens/pass", lambda r: f"{r.tokens_per_pass:.2f}"),
-            ("s/token", lambda r: _seconds(r.seconds_per_token)),
-            ("draft s", lambda r: _seconds(r.draft_seconds)),
-            ("pass s", lambda r: _seconds(r.target_seconds)),
-            ("x plain", lambda r: _number(r.speedup, ".2f")),
-            ("equal tokens", lambda r: "-" if r.compared is None else f"{r.equal_tokens} of {r.compared}"),
-            ("as", lambda r: r.reference or "-"),
-        ),
+        {
+            "what": _is("what"),
+            "mode": _is("mode"),
+            "dtype": _is("dtype"),
+            "temperature": _is("temperature", "g"),
+            "tokens": _is("tokens"),
+            "tokens/pass": _is("tokens_per_pass", ".2f"),
+            "s/token": _seconds("seconds_per_token"),
+            "draft s": _seconds("draft_seconds"),
+            "pass s": _seconds("target_seconds"),
+            "x plain": _is("speedup", ".2f"),
+            "equal tokens": lambda values: written(values["compared"], f"{values['equal_tokens']} of {{}}".format),
+            "as": _is("reference"),
+        },
     ),
-    Offloading: (
+    # A pass over one token by one program, on the same layers in the same places.
+    "Offloading": (
         "A pass over one token, beside another program",
-        (
-            ("program", lambda r: r.program),
-            ("streamed layers", lambda r: f"{r.streamed_layers}/{r.layers}"),
-            ("GB streamed", lambda r: f"{r.streamed_bytes / 1e9:.4g}"),
-            ("s", lambda r: _seconds(r.seconds)),
-            ("loading s", lambda r: f"{r.load_seconds:.1f}"),
-            ("x ours", lambda r: _number(r.times_slower, ".2f")),
-            ("same token", lambda r: {None: "-", True: "yes", False: "no"}[r.same_token]),
-        ),
+        {
+            "program": _is("program"),
+            "streamed layers": _LAYERS,
+            "GB streamed": _STREAMED,
+            "s": _seconds("seconds"),
+            "loading s": _is("load_seconds", ".1f"),
+            "x ours": _is("times_slower", ".2f"),
+            "same token": _is("same_token", _yes),
+        },
     ),
-    Missing: (
+    "Missing": (
         "Not measured",
-        (("what", lambda r: r.what), ("why", lambda r: r.why), ("reason", lambda r: r.reason.replace("\n", " "))),
+        {"what": _is("what"), "why": _is("why"), "reason": lambda values: values["reason"].replace("\n", " ")},
     ),
 }
 
@@ -119,21 +161,12 @@ class Report:
 
     def __init__(self, directory: Path, date: str, machine: Machine, dry_run: bool, minutes: float):
         directory.mkdir(parents=True, exist_ok=True)
-        self._base = directory / f"{date}-{_slug(machine.device_name)}{'-dry-run' if dry_run else ''}"
-        self._dry_run, self._machine = dry_run, machine
-        self._head = {
-            "date": date,
-            "dry_run": dry_run,
-            "minutes": minutes,
-            "machine": asdict(machine),
-            "environment": environment(),
-        }
-        self.records: list[Record] = []
+        base = f"{date}-{_slug(machine.device_name)}{'-dry-run' if dry_run else ''}"
+        self.files = directory / f"{base}.json", directory / f"{base}.md"
+        self._machine, self.records = machine, list[Record]()
+        where = {"machine": asdict(machine), "environment": environment()}
+        self._head = {"date": date, "dry_run": dry_run, "minutes": minutes, **where}
         self._write()
-
-    @property
-    def files(self) -> tuple[Path, Path]:
-        return self._base.with_name(f"{self._base.name}.json"), self._base.with_name(f"{self._base.name}.md")
 
     def add(self, record: Record) -> None:
         self.records.append(record)
@@ -150,61 +183,24 @@ class Report:
         json_file.write_text(json.dumps(content, indent=1, default=_plain) + "\n", encoding="utf-8")
         markdown_file.write_text("\n".join(self._markdown()) + "\n", encoding="utf-8")
 
-    def _markdown(self) -> Iterable[str]:
+    def _markdown(self) -> Iterator[str]:
         yield f"# Measured on {self._machine.device_name}, {self._head['date']}"
         yield ""
-        if self._dry_run:
+        if self._head["dry_run"]:
             yield f"**{DRY_RUN}**\n"
-        packages = ", ".join(f"{name} {value}" for name, value in environment().items() if value)
+        packages = ", ".join(f"{name} {value}" for name, value in versions().items())
         yield f"{packages}; {self._machine.cores} cores, {self._machine.host_total / GIB:.0f} GiB of host memory."
         yield "GB are powers of 1000. The roofline of a pass is the larger of its bytes over the pinned bandwidth"
         yield "measured just before, and the same pass computed with nothing streaming."
         for kind, (title, columns) in TABLES.items():
-            rows = [record for record in self.records if type(record) is kind]
+            rows = [record.values for record in self.records if record.kind == kind]
             if rows:
                 yield f"\n## {title}\n"
-                yield from table(columns, rows)
-
-
-def table(columns: Sequence[Column], rows: Iterable[Record]) -> Iterable[str]:
-    """A Markdown table."""
-    yield f"| {' | '.join(title for title, _ in columns)} |"
-    yield f"|{' --- |' * len(columns)}"
-    for row in rows:
-        yield f"| {' | '.join(write(row) for _, write in columns)} |"
-
-
-def environment() -> dict[str, str | None]:
-    """Versions, the driver's excepted: NVML's answers stand in the machine record."""
-    return {
-        "python": platform.python_version(),
-        "cuda": torch.version.cuda,
-        "platform": platform.platform(),
-        **{name: _version(name) for name in PACKAGES},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+                yield from table([*columns], [[write(values) for write in columns.values()] for values in rows])
 
 
 def _slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower().replace("nvidia", "")).split()[:6])
-
-
-def _seconds(value: float | None) -> str:
-    return _number(value, ".4g")
-
-
-def _rate(nbytes: int, seconds: float | None) -> str:
-    return _number(nbytes / seconds / 1e9 if seconds else None, ".4g")
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 def _plain(value: object) -> object:

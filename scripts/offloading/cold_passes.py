@@ -42,12 +42,21 @@ def run_passes(job: Job, next_token: NextToken, load_seconds: float, packages: t
 class Greedy:
     """Runs a transformers model with a key-value cache: a NextToken."""
 
-    def __init__(self, model: torch.nn.Module, config: "PreTrainedConfig"):
+    def __init__(self, model: torch.nn.Module, config: "PreTrainedConfig", device: str = "cpu"):
         from transformers import DynamicCache
 
-        self._model, self._cache = model, DynamicCache(config=config)
+        self._model, self._cache, self._device = model, DynamicCache(config=config), device
 
     def __call__(self, tokens: Sequence[int]) -> int:
-        ids = torch.tensor([list(tokens)])
+        ids = torch.tensor([list(tokens)], device=self._device)
         output = self._model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         return int(output.logits[0, -1].argmax())
+
+
+def device_map(outside: str | int, layers: Sequence[str | int]) -> dict[str, str | int]:
+    """Where accelerate puts each layer, and everything outside of them."""
+    names = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    return {
+        **dict.fromkeys(names, outside),
+        **{f"model.layers.{number}": where for number, where in enumerate(layers)},
+    }

@@ -13,34 +13,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from offloading.cold_passes import Greedy, run_passes
+from offloading.cold_passes import Greedy, device_map, run_passes
 from offloading.job import Job
 
 
 def main(job_file: str, outcome_file: str) -> None:
     job = Job.read(job_file)
+    layers = AutoConfig.from_pretrained(job.model, local_files_only=True).num_hidden_layers
+    places = ["disk" if layer in job.streamed_layers else "cpu" for layer in range(layers)]  # as ours are
     begin = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(
         job.model,
         dtype=getattr(torch, job.dtype),
-        device_map=_device_map(job),
+        device_map=device_map("cpu", places),
         offload_folder=job.directory,
         local_files_only=True,
     ).eval()
     loaded = time.perf_counter() - begin
     packages = ("accelerate", "transformers", "torch", "safetensors")
     run_passes(job, Greedy(model, model.config), loaded, packages).write(outcome_file)
-
-
-def _device_map(job: Job) -> dict[str, str]:
-    """The same layers on disk as ours, everything else in memory."""
-    layers = AutoConfig.from_pretrained(job.model, local_files_only=True).num_hidden_layers
-    outer = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
-    streamed = set(job.streamed_layers)
-    return {
-        **dict.fromkeys(outer, "cpu"),
-        **{f"model.layers.{layer}": "disk" if layer in streamed else "cpu" for layer in range(layers)},
-    }
 
 
 if __name__ == "__main__":
