@@ -20,8 +20,8 @@ from unittest.mock import patch
 import torch
 
 from loaders.checkpoint.spec import ModelSpec
+from loaders.io.byte_ranges import ByteRanges
 from loaders.io.reader import WeightReader
-from loaders.io.sources import UnitSource
 from offload_runtime import OffloadRuntime
 from offload_runtime.errors import DoesNotFitError
 from offload_runtime.options.run_options import Options
@@ -47,8 +47,8 @@ def keep_copies() -> Any:
     """A copy is kept of every third unit that is read."""
     fill, count = WeightReader.fill, itertools.count()
 
-    def filling(self: WeightReader, source: UnitSource, buffer: torch.Tensor) -> None:
-        fill(self, source, buffer)
+    def filling(self: WeightReader, ranges: ByteRanges, buffer: torch.Tensor) -> None:
+        fill(self, ranges, buffer)
         if next(count) % 3 == 0:
             KEPT.append(buffer.clone())
 

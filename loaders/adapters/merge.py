@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loaders.adapters.adapter import Adapter, LoraUpdate
 from loaders.errors import UnsupportedModelError
-from loaders.modules.conversion import Part, model_parts
+from loaders.modules.conversion import TensorSlice, model_slices
 from loaders.modules.layout import TORCH_DTYPES
 from loaders.safetensors_files.headers import StoredTensor, read_tensor_bytes
 
@@ -90,11 +90,11 @@ def _values(stored: StoredTensor) -> Tensor:
 
 
 def with_replaced(
-    model: PreTrainedModel, adapter: Adapter, by_name: Mapping[str, Sequence[Part]]
-) -> dict[str, list[Part]]:
+    model: PreTrainedModel, adapter: Adapter, by_name: Mapping[str, Sequence[TensorSlice]]
+) -> dict[str, list[TensorSlice]]:
     """The parts of each tensor of the model, those of the adapter in place of the model's own."""
-    replaced: dict[str, list[Part]] = defaultdict(list)
-    parts = model_parts(model, adapter.replaced)
+    replaced: dict[str, list[TensorSlice]] = defaultdict(list)
+    parts = model_slices(model, adapter.replaced)
     _refuse_unknown(adapter, adapter.replaced.keys() - {part.stored.name for part in parts})
     for part in parts:
         replaced[part.target].append(part)
@@ -102,7 +102,7 @@ def with_replaced(
 
 
 def additions(
-    model: PreTrainedModel, adapter: Adapter, by_name: Mapping[str, Sequence[Part]], tied: Collection[str]
+    model: PreTrainedModel, adapter: Adapter, by_name: Mapping[str, Sequence[TensorSlice]], tied: Collection[str]
 ) -> dict[str, list[Addition]]:
     """What is added to each tensor of the model, in the order of positions.
 
@@ -115,7 +115,7 @@ def additions(
     matched: set[str] = set()
     stored = [part for parts in by_name.values() for part in parts if part.stored.name in updates]
     others = {name: u.stand_in for name, u in updates.items() if name not in {part.stored.name for part in stored}}
-    for part in (*stored, *model_parts(model, _as_stored(model, others))):
+    for part in (*stored, *model_slices(model, _as_stored(model, others))):
         update = updates[part.stored.name]
         if part.target in tied:
             raise UnsupportedModelError(
@@ -136,7 +136,7 @@ def _as_stored(model: PreTrainedModel, stand_ins: Mapping[str, StoredTensor]) ->
     }
 
 
-def _update(model: PreTrainedModel, part: Part, update: LoraUpdate) -> Update:
+def _update(model: PreTrainedModel, part: TensorSlice, update: LoraUpdate) -> Update:
     transposed = update.embedding or _is_conv(model, part.target)
     merged = Update(update.a, update.b, update.scaling, transposed)
     if part.stored.shape != merged.shape:
@@ -162,7 +162,7 @@ def _refuse_unknown(adapter: Adapter, unknown: Collection[str]) -> None:
         )
 
 
-def cut_at(part: Part, added: Sequence[Addition]) -> Iterator[tuple[Part, Addition | None]]:
+def cut_at(part: TensorSlice, added: Sequence[Addition]) -> Iterator[tuple[TensorSlice, Addition | None]]:
     """A part of a tensor in pieces, each with the one update that covers it, or none."""
     position, stop = part.position, part.position + part.count
     for addition in added:
@@ -178,5 +178,5 @@ def cut_at(part: Part, added: Sequence[Addition]) -> Iterator[tuple[Part, Additi
         yield _piece(part, position, stop), None
 
 
-def _piece(part: Part, begin: int, end: int) -> Part:
+def _piece(part: TensorSlice, begin: int, end: int) -> TensorSlice:
     return replace(part, position=begin, start=part.start + begin - part.position, count=end - begin)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from loaders.dequantize import plain_cost
 
-Part = TypeVar("Part")
+Item = TypeVar("Item")
 LEAST_SHARE = 2  # blocks: to have a thread take fewer costs as much as it saves
 # Values of a block. On a CPU 2 MB in float32: smaller ones take more time in Python, larger ones leave the cache. On a
 # GPU an operation takes some 5 µs to launch, in which it could have written a million values: a matrix is one block.
@@ -29,7 +29,7 @@ def block_values(out: Tensor) -> int:
     return BLOCK_VALUES[out.device.type]
 
 
-def for_each(work: Callable[[Part], None], parts: Iterable[Part], out: Tensor) -> None:
+def for_each(work: Callable[[Item], None], parts: Iterable[Item], out: Tensor) -> None:
     """Call `work` for all parts of what is written to `out`, in any order; returns when all are done.
 
     Raises what `work` raised; nothing is worked on any more then.
@@ -60,7 +60,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=torch.set_num_threads, initargs=(1,))
 
 
-def _work_through(work: Callable[[Part], None], left: Iterator[Part]) -> None:
+def _work_through(work: Callable[[Item], None], left: Iterator[Item]) -> None:
     with torch.inference_mode():  # which each thread has for itself
         for part in left:
             work(part)

@@ -102,11 +102,11 @@ class _Download:
             else:
                 partial = _partial(self._model, file)
                 with partial.open("a+b", buffering=0) as output:
-                    self._complete(file, _Part(output, file.nbytes, self._count))
+                    self._complete(file, _PartialFile(output, file.nbytes, self._count))
                 partial.replace(blob)
         fetch_file(self._model.name.repo, file.name, self._model.commit)
 
-    def _complete(self, file: HubFile, part: _Part) -> None:
+    def _complete(self, file: HubFile, part: _PartialFile) -> None:
         """Ask for the rest of a file until it is whole; ModelFilesError if it then is not what the hub lists."""
         tries, most = 0, part.have
         while part.have < file.nbytes:
@@ -123,7 +123,7 @@ class _Download:
                 "Run the same command again: only this file begins anew."
             )
 
-    def _ask_for_rest(self, file: HubFile, part: _Part) -> Exception | None:
+    def _ask_for_rest(self, file: HubFile, part: _PartialFile) -> Exception | None:
         """One request; returns what cut it short if another one may go better."""
         from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
@@ -148,7 +148,7 @@ class _Download:
             self._on_bytes(nbytes)
 
 
-class _Part:
+class _PartialFile:
     """A begun file, open at its end, with the hash of what is there."""
 
     def __init__(self, output: io.FileIO, most: int, on_bytes: OnBytes):

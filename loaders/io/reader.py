@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.io.chunks import Chunk, Piece, cut
+from loaders.io.byte_ranges import ByteRange, ByteRanges, bytes_on_disk
 from loaders.io.direct import CHUNK_BYTES, THREADS, FileTable, Workers, round_up
-from loaders.io.sources import UnitSource
+from loaders.io.requests import ReadRequest, read_requests
+from loaders.modules.layout import TORCH_DTYPES
 
 MIN_CHUNK_BYTES = 1 << 20  # small units are cut finer, to occupy all threads
 SERIAL_ELEMENTS = 32768  # torch casts so many in the calling thread; more would start an OpenMP team per reading thread
@@ -83,8 +84,8 @@ class WeightReader:
         """Memory the reader holds for itself."""
         return self._workers.bounce_bytes
 
-    def fill(self, source: UnitSource, buffer: Tensor) -> None:
-        """Read every run of `source` to its place in `buffer` (uint8 [nbytes], on the CPU); the padding stays as it is.
+    def fill(self, ranges: ByteRanges, buffer: Tensor) -> None:
+        """Read all `ranges` to their places in `buffer` (uint8 [nbytes], on the CPU); the padding stays as it is.
 
         What an adapter adds is added here, so what leaves this is merged, in whatever tier it will lie.
 
@@ -92,20 +93,20 @@ class WeightReader:
         content is undefined then.
         """
         target = _bytes_of(buffer)
-        chunks = cut(source.runs, self._chunk_bytes_for(source))
-        assert all(piece.buffer_stop <= len(target) for chunk in chunks for piece in chunk.pieces), len(target)
+        requests = read_requests(ranges, self._grid_bytes_for(bytes_on_disk(ranges)))
+        assert all(one.buffer_stop <= len(target) for one in ranges), len(target)
 
-        def read(chunk: Chunk, memory: memoryview) -> None:
-            self._read(chunk, target, memory)
+        def read(request: ReadRequest, memory: memoryview) -> None:
+            self._read(request, target, memory)
             with self._lock:
-                self.bytes_read += sum(piece.stop - piece.start for piece in chunk.pieces)
+                self.bytes_read += bytes_on_disk(request.ranges)
 
         with self._busy():
-            self._workers.run(chunks, read)
-        for run in source.runs:
-            if run.update:
-                values = buffer[run.buffer_offset : run.buffer_offset + run.buffer_bytes].view(run.buffer_dtype)
-                run.update.add_to(values, run.update_start)
+            self._workers.run(requests, read)
+        for one in ranges:
+            if one.update:
+                values = buffer[one.buffer_offset : one.buffer_stop].view(one.buffer_dtype)
+                one.update.add_to(values, one.update_start)
 
     @contextmanager
     def _busy(self) -> Iterator[None]:
@@ -121,23 +122,23 @@ class WeightReader:
                 if not self._fills:
                     self.busy_seconds += time.perf_counter() - self._busy_since
 
-    def _read(self, chunk: Chunk, target: memoryview, memory: memoryview) -> None:
-        file = self._files[chunk.file]
-        if chunk.fits_in_place and not file.direct:
-            file.read_into([target[piece.buffer_offset : piece.buffer_stop] for piece in chunk.pieces], chunk.start)
+    def _read(self, request: ReadRequest, target: memoryview, memory: memoryview) -> None:
+        file = self._files[request.file]
+        if request.fits_in_place and not file.direct:
+            file.read_into([target[one.buffer_offset : one.buffer_stop] for one in request.ranges], request.start)
         else:
-            stored = file.read(chunk.start, chunk.stop, memory)
-            for piece in chunk.pieces:
-                place = target[piece.buffer_offset : piece.buffer_stop]
-                _copy(piece, stored[piece.start - chunk.start : piece.stop - chunk.start], place)
+            stored = file.read(request.start, request.stop, memory)
+            for one in request.ranges:
+                content = stored[one.file_offset - request.start : one.file_stop - request.start]
+                _copy(one, content, target[one.buffer_offset : one.buffer_stop])
 
-    def _chunk_bytes_for(self, source: UnitSource) -> int:
+    def _grid_bytes_for(self, nbytes: int) -> int:
         """So many that every thread reads equally often: a last round for a few of them would leave the disk idle.
 
         58 chunks among 8 threads reached 0.91 to 0.99 of the disk's bandwidth, 63 of them 0.98 to 1.01. One chunk less
         than threads can take, since where a unit begins in the grid of chunks may add one.
         """
-        nbytes, threads = source.nbytes_on_disk, self._workers.threads
+        threads = self._workers.threads
         rounds = -(-nbytes // (threads * self._chunk_bytes))
         while rounds and -(-nbytes // max(1, threads * rounds - 1)) > self._chunk_bytes:
             rounds += 1
@@ -163,15 +164,15 @@ def _bytes_of(buffer: Tensor) -> memoryview:
     return buffer.numpy().data
 
 
-def _copy(piece: Piece, stored: memoryview, place: memoryview) -> None:
-    """Copy or cast one piece; the interpreter lock is released for all but the bookkeeping."""
-    if not piece.is_cast:
+def _copy(one: ByteRange, stored: memoryview, place: memoryview) -> None:
+    """Copy or cast one range; the interpreter lock is released for all but the bookkeeping."""
+    if not one.is_cast:
         np.copyto(np.frombuffer(place, np.uint8), np.frombuffer(stored, np.uint8))
         return
-    if piece.start % piece.stored_dtype.itemsize:  # torch wants aligned elements; rare, so copied once more
+    if one.file_offset % one.itemsize:  # torch wants aligned elements; rare, so copied once more
         stored = memoryview(bytearray(stored))
-    source = torch.frombuffer(stored, dtype=piece.stored_dtype)
-    target = torch.frombuffer(place, dtype=piece.buffer_dtype)
+    source = torch.frombuffer(stored, dtype=TORCH_DTYPES[one.stored_dtype])
+    target = torch.frombuffer(place, dtype=one.buffer_dtype)
     for values, places in zip(source.split(SERIAL_ELEMENTS), target.split(SERIAL_ELEMENTS)):
         places.copy_(values)
         if places.dtype == torch.float16:

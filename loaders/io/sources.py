@@ -1,18 +1,18 @@
-"""Where the bytes of each unit lie on disk: a list of contiguous runs per unit."""
+"""Where the bytes of each unit lie on disk: its byte ranges."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
-from loaders.adapters.merge import Addition, Update, additions, cut_at, with_replaced
+from loaders.adapters.merge import Addition, additions, cut_at, with_replaced
 from loaders.checkpoint.spec import DTYPE_NAMES
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.modules.conversion import Part, model_parts
+from loaders.io.byte_ranges import ByteRange, ByteRanges, in_file_order
+from loaders.modules.conversion import TensorSlice, model_slices
 from loaders.modules.layout import TORCH_DTYPES, TensorPlace
 from loaders.modules.skeleton import Skeleton, Unit
 from loaders.safetensors_files.headers import STORED_ITEMSIZE, Checkpoint, StoredTensor, read_tensor_bytes
@@ -22,57 +22,11 @@ WEIGHTS = ("weight", "qweight", "weight_packed", "weight.absmax")  # what the we
 COMPUTE_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
-@dataclass(frozen=True)
-class ByteRun:
-    """Contiguous elements of one stored tensor that go to contiguous elements of a unit's flat buffer.
-
-    `nbytes` counts bytes on disk, in `stored_dtype` (safetensors' name: "BF16", "F32", ...); the run fills
-    nbytes / itemsize(stored) elements of `buffer_dtype` from `buffer_offset` on. Where the two dtypes differ the
-    values are cast on the way. Runs that continue each other on disk and in the buffer are merged, so one run may span
-    several tensors. An adapter's `update` is added once the values are there, its elements from `update_start` on.
-    """
-
-    file: Path
-    file_offset: int
-    nbytes: int
-    stored_dtype: str
-    buffer_offset: int
-    buffer_dtype: torch.dtype
-    update: Update | None = None
-    update_start: int = 0
-
-    @property
-    def buffer_bytes(self) -> int:
-        return self.nbytes // STORED_ITEMSIZE[self.stored_dtype] * self.buffer_dtype.itemsize
-
-    def part(self, first: int, count: int, buffer_offset: int) -> ByteRun:
-        """`count` of the elements from number `first` on, which go to another place."""
-        itemsize = STORED_ITEMSIZE[self.stored_dtype]
-        return replace(
-            self,
-            file_offset=self.file_offset + first * itemsize,
-            nbytes=count * itemsize,
-            buffer_offset=buffer_offset,
-            update_start=self.update_start + first,
-        )
-
-
-@dataclass(frozen=True)
-class UnitSource:
-    """All runs that fill one unit's buffer, sorted by (file, offset)."""
-
-    runs: tuple[ByteRun, ...]
-
-    @property
-    def nbytes_on_disk(self) -> int:
-        return sum(run.nbytes for run in self.runs)
-
-
-def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitSource, ...], UnitSource]:
+def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[ByteRanges, ...], ByteRanges]:
     """Where the bytes of each unit lie on disk, in the order of `skeleton.units`, and those of `skeleton.outer`.
 
     Stored tensors the model does not use are ignored. Raises ModelFilesError for missing tensors and wrong shapes,
-    UnsupportedModelError for tensors that are stored in a form that cannot be read as runs of bytes.
+    UnsupportedModelError for tensors that are stored in a form that cannot be read as ranges of bytes.
     """
     by_name = _parts_by_name(skeleton, checkpoint)
     units = (*skeleton.units, skeleton.outer)
@@ -89,7 +43,7 @@ def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[UnitS
     names = (_full_name(unit, place.name) for unit in units for place in unit.layout.places)
     if missing := [name for name in names if name not in by_name]:
         raise ModelFilesError(_lacking(checkpoint, missing))
-    *sources, outer = (_unit_source(unit, by_name, added) for unit in units)
+    *sources, outer = (_unit_ranges(unit, by_name, added) for unit in units)
     return tuple(sources), outer
 
 
@@ -105,13 +59,13 @@ def _lacking(checkpoint: Checkpoint, missing: list[str]) -> str:
     return f"{checkpoint.directory}: {fault}. The files are incomplete or belong to another model; download them again."
 
 
-def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list[Part]]:
+def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list[TensorSlice]]:
     """The parts of each tensor under the name its place carries."""
-    by_name: dict[str, list[Part]] = {}
+    by_name: dict[str, list[TensorSlice]] = {}
     packed = {tensor for unit in (*skeleton.units, skeleton.outer) for t in unit.stored.values() for tensor in t}
     packed |= {tensor for parameter in skeleton.decoded_at_load for tensor in parameter.packed.all_stored}
     plain = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor not in packed}
-    for part in model_parts(skeleton.model, plain):
+    for part in model_slices(skeleton.model, plain):
         by_name.setdefault(part.target, []).append(part)
     used = {part.stored.name for parts in by_name.values() for part in parts} | {tensor.name for tensor in packed}
     _refuse_biases(plain.values(), used)
@@ -130,7 +84,7 @@ def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list
 
 
 def _additions(
-    skeleton: Skeleton, checkpoint: Checkpoint, by_name: Mapping[str, list[Part]]
+    skeleton: Skeleton, checkpoint: Checkpoint, by_name: Mapping[str, list[TensorSlice]]
 ) -> Mapping[str, list[Addition]]:
     """What an adapter adds to each tensor. Raises UnsupportedModelError where that is packed: it has no such values."""
     if checkpoint.adapter is None:
@@ -172,31 +126,33 @@ def _full_name(unit: Unit, place: str) -> str:
     return f"{unit.name}.{place}" if unit.name else place
 
 
-def _stacked(place: str, stored: tuple[StoredTensor, ...]) -> list[Part]:
+def _stacked(place: str, stored: tuple[StoredTensor, ...]) -> list[TensorSlice]:
     """Tensors of one shape, one after the other."""
     count = math.prod(stored[0].shape)
-    return [Part(place, index * count, tensor, 0, count) for index, tensor in enumerate(stored)]
+    return [TensorSlice(place, index * count, tensor, 0, count) for index, tensor in enumerate(stored)]
 
 
-def _unit_source(unit: Unit, by_name: Mapping[str, list[Part]], added: Mapping[str, list[Addition]]) -> UnitSource:
-    runs = [
-        _byte_run(piece, place, addition)
+def _unit_ranges(
+    unit: Unit, by_name: Mapping[str, list[TensorSlice]], added: Mapping[str, list[Addition]]
+) -> ByteRanges:
+    ranges = (
+        _byte_range(piece, place, addition)
         for place in unit.layout.places
         for name in [_full_name(unit, place.name)]
         for part in by_name[name]
         for piece, addition in cut_at(part, added.get(name, ()))
-    ]
-    return UnitSource(tuple(_merged(sorted(runs, key=lambda run: (run.file, run.file_offset)))))
+    )
+    return tuple(_merged(in_file_order(ranges)))
 
 
-def _byte_run(part: Part, place: TensorPlace, addition: Addition | None) -> ByteRun:
+def _byte_range(part: TensorSlice, place: TensorPlace, addition: Addition | None) -> ByteRange:
     stored, itemsize = part.stored, STORED_ITEMSIZE[part.stored.dtype]
     if place.dtype in COMPUTE_DTYPES and stored.dtype not in DTYPE_NAMES:
         raise UnsupportedModelError(
             f"{stored.file}: {stored.name} is stored as {stored.dtype}, but nothing says how its values are scaled. "
             "The quantization_config, or a tensor beside this one, is missing."
         )
-    return ByteRun(
+    return ByteRange(
         file=stored.file,
         file_offset=stored.offset + part.start * itemsize,
         nbytes=part.count * itemsize,
@@ -208,20 +164,20 @@ def _byte_run(part: Part, place: TensorPlace, addition: Addition | None) -> Byte
     )
 
 
-def _merged(runs: Iterable[ByteRun]) -> list[ByteRun]:
-    merged: list[ByteRun] = []
-    for run in runs:
-        if merged and _continues(merged[-1], run):
-            merged[-1] = replace(merged[-1], nbytes=merged[-1].nbytes + run.nbytes)
+def _merged(ranges: Iterable[ByteRange]) -> list[ByteRange]:
+    merged: list[ByteRange] = []
+    for one in ranges:
+        if merged and _continues(merged[-1], one):
+            merged[-1] = replace(merged[-1], nbytes=merged[-1].nbytes + one.nbytes)
         else:
-            merged.append(run)
+            merged.append(one)
     return merged
 
 
-def _continues(run: ByteRun, after: ByteRun) -> bool:
-    """Whether `after` starts where `run` ends, on disk and in the buffer, with equal dtypes, and nothing is added."""
-    if run.update or after.update:
+def _continues(one: ByteRange, after: ByteRange) -> bool:
+    """Whether `after` starts where `one` ends, on disk and in the buffer, with equal dtypes, and nothing is added."""
+    if one.update or after.update:
         return False
     return (after.file, after.file_offset, after.buffer_offset, after.stored_dtype, after.buffer_dtype) == (
-        run.file, run.file_offset + run.nbytes, run.buffer_offset + run.buffer_bytes, run.stored_dtype, run.buffer_dtype
+        one.file, one.file_stop, one.buffer_stop, one.stored_dtype, one.buffer_dtype
     )  # fmt: skip

@@ -31,8 +31,8 @@ LAYER = re.compile(r".*?\.\d+\.")  # a name up to its layer number
 
 
 @dataclass(frozen=True)
-class Part:
-    """`count` consecutive elements of a stored tensor from `start` on, which go to `target` from `position` on."""
+class TensorSlice:
+    """`count` elements of a stored tensor from `start` on, which go to the model's `target` from `position` on."""
 
     target: str
     position: int
@@ -61,7 +61,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 Sources = dict[str, list[StoredTensor]]  # by the pattern of the converter that their names match
 
 
-def model_parts(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> list[Part]:
+def model_slices(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> list[TensorSlice]:
     """What every tensor of the model's state dict consists of; stored tensors the model has no use for are left out.
 
     Raises ModelFilesError for a wrong shape and UnsupportedModelError for a conversion that is no move of whole rows.
@@ -71,7 +71,7 @@ def model_parts(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> 
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     prefix = model.base_model_prefix
-    parts: list[Part] = []
+    parts: list[TensorSlice] = []
     gathered: dict[str, Sources] = defaultdict(lambda: defaultdict(list))
     for name in sorted(tensors, key=dot_natural_key):  # the order in which experts are stacked
         target, pattern = rename_source_key(name, renamings, converters, prefix, shapes)
@@ -84,18 +84,18 @@ def model_parts(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> 
     return parts + _converted_parts(model, converters, gathered, shapes)
 
 
-def _whole(target: str, shape: tuple[int, ...], stored: StoredTensor) -> Part:
+def _whole(target: str, shape: tuple[int, ...], stored: StoredTensor) -> TensorSlice:
     _check_shape(target, shape, stored.shape, [stored])
-    return Part(target, 0, stored, 0, math.prod(shape))
+    return TensorSlice(target, 0, stored, 0, math.prod(shape))
 
 
 def _converted_parts(
     model: PreTrainedModel, converters: Sequence[WeightConverter], gathered: Mapping[str, Sources], shapes: Shapes
-) -> list[Part]:
+) -> list[TensorSlice]:
     """The parts of all tensors that are built by a conversion; `gathered` has the sources by the first result."""
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     known: dict[object, list[_Move]] = {}
-    parts: list[Part] = []
+    parts: list[TensorSlice] = []
     for target, sources in gathered.items():
         layer = LAYER.match(target)
         head = layer[0] if layer else ""
@@ -107,7 +107,7 @@ def _converted_parts(
         for move in known[key]:
             name = head + move.result
             _check_shape(name, shapes.get(name, ()), move.result_shape, stored)
-            parts.append(Part(name, move.position, stored[move.source], move.start, move.count))
+            parts.append(TensorSlice(name, move.position, stored[move.source], move.start, move.count))
     return parts
 
 

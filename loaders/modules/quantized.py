@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.formats.schemes import Codebook, Gptq, Scheme, Words
 from loaders.formats.weights import Contents, PackedWeight
-from loaders.modules.conversion import Part, model_parts
+from loaders.modules.conversion import TensorSlice, model_slices
 from loaders.modules.layout import TORCH_DTYPES
 from loaders.safetensors_files.headers import StoredTensor, read_tensor_bytes
 
@@ -87,8 +87,8 @@ def packed_parameters(model: PreTrainedModel, contents: Contents) -> dict[str, P
     packed differently, or packed in part.
     """
     stand_ins = {name: weight.stand_in for name, weight in contents.packed.items()}
-    by_target: dict[str, list[Part]] = {}
-    for part in model_parts(model, stand_ins):
+    by_target: dict[str, list[TensorSlice]] = {}
+    for part in model_slices(model, stand_ins):
         by_target.setdefault(part.target, []).append(part)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name in by_target}
     return {
@@ -98,7 +98,7 @@ def packed_parameters(model: PreTrainedModel, contents: Contents) -> dict[str, P
 
 
 def _packed(
-    model: PreTrainedModel, target: str, shape: tuple[int, ...], parts: Sequence[Part], contents: Contents
+    model: PreTrainedModel, target: str, shape: tuple[int, ...], parts: Sequence[TensorSlice], contents: Contents
 ) -> Packed:
     stored = [contents.packed[part.stored.name] for part in parts]
     members = [_checked(weight) for weight in stored]

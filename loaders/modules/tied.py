@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loaders.modules.conversion import Part, model_parts
+from loaders.modules.conversion import TensorSlice, model_slices
 from loaders.modules.layout import TORCH_DTYPES
 from loaders.safetensors_files.headers import StoredTensor, read_bytes
 
@@ -27,8 +27,8 @@ def untie_what_differs(model: PreTrainedModel, tensors: Mapping[str, StoredTenso
     stored = {name: t for name, t in tensors.items() if name.rpartition(".")[0].rpartition(".")[2] in leaves}
     if len(stored) < 2:
         return
-    by_target: dict[str, list[Part]] = {}
-    for part in model_parts(model, stored):
+    by_target: dict[str, list[TensorSlice]] = {}
+    for part in model_slices(model, stored):
         by_target.setdefault(part.target, []).append(part)
     for name, source in tied.items():
         ours, theirs = by_target.get(name), by_target.get(source)
@@ -49,7 +49,7 @@ def _untie(model: PreTrainedModel, name: str) -> None:
     model.all_tied_weights_keys.pop(name)
 
 
-def _equal(ours: Sequence[Part], theirs: Sequence[Part], dtype: torch.dtype) -> bool:
+def _equal(ours: Sequence[TensorSlice], theirs: Sequence[TensorSlice], dtype: torch.dtype) -> bool:
     """Whether both are the same in `dtype`; parts of other shapes count as different."""
     pairs = list(zip(ours, theirs))
     if len(ours) != len(theirs) or any(a.count != b.count for a, b in pairs):
@@ -58,7 +58,7 @@ def _equal(ours: Sequence[Part], theirs: Sequence[Part], dtype: torch.dtype) -> 
     return all(torch.equal(_values(a, begin, dtype), _values(b, begin, dtype)) for a, b, begin in starts)
 
 
-def _values(part: Part, begin: int, dtype: torch.dtype) -> Tensor:
+def _values(part: TensorSlice, begin: int, dtype: torch.dtype) -> Tensor:
     stored = TORCH_DTYPES[part.stored.dtype]
     first = part.start + begin
     count = min(CHUNK, part.count - begin)

@@ -1,6 +1,6 @@
-"""Which pieces of a checkpoint are packed, on disk beside them: what was interrupted goes on from there.
+"""Which blocks of a checkpoint are packed, on disk beside them: what was interrupted goes on from there.
 
-A line of JSON says what is packed and how; then come records of 24 bytes, each a piece's number and its errors. A piece
+A line of JSON says what is packed and how; then come records of 24 bytes, each a block's number and its errors. A block
 is recorded when what was written of it has reached the disk, so a record is true also after a power cut.
 """
 
@@ -21,13 +21,13 @@ JOURNAL_FILE = "packed_pieces"
 SYNC_SECONDS = 5.0  # as much work a power cut costs
 
 _RECORD = struct.Struct("<Qdd")
-_NO_ERRORS = Errors(-1.0, -1.0)  # of a piece that is only copied
+_NO_ERRORS = Errors(-1.0, -1.0)  # of a block that is only copied
 
 
 class PackingJournal:
-    """`done` are the pieces that an earlier start has recorded, with their errors; None for what is copied.
+    """`done` are the blocks that an earlier start has recorded, with their errors; None for what is copied.
 
-    what: the content and its layout; records of anything else are worth nothing. sync: called before pieces are
+    what: the content and its layout; records of anything else are worth nothing. sync: called before blocks are
     recorded, to bring what was written of them to the disk.
     """
 
@@ -48,18 +48,18 @@ class PackingJournal:
             return {}
         body = content[len(self._head) :]
         records = _RECORD.iter_unpack(body[: len(body) // _RECORD.size * _RECORD.size])  # the last may be torn
-        return {piece: None if norm < 0 else Errors(error, norm) for piece, error, norm in records}
+        return {block: None if norm < 0 else Errors(error, norm) for block, error, norm in records}
 
     def begin(self, keep: bool) -> None:
         """Write the journal's head, and where `keep` is said the records that were read."""
         self.done = self.done if keep else {}
-        records = b"".join(_record(piece, errors) for piece, errors in self.done.items())
+        records = b"".join(_record(block, errors) for block, errors in self.done.items())
         self._path.write_bytes(self._head + records)
 
-    def add(self, piece: int, errors: Errors | None, sync: Callable[[], None]) -> None:
-        """Record a piece that was written, at the latest by the next call of `flush`."""
+    def add(self, block: int, errors: Errors | None, sync: Callable[[], None]) -> None:
+        """Record a block that was written, at the latest by the next call of `flush`."""
         with self._lock:
-            self._pending.append(_record(piece, errors))
+            self._pending.append(_record(block, errors))
             if time.monotonic() - self._synced_at < SYNC_SECONDS:
                 return
             self._synced_at = time.monotonic()
@@ -83,6 +83,6 @@ class PackingJournal:
         self._path.unlink(missing_ok=True)
 
 
-def _record(piece: int, errors: Errors | None) -> bytes:
+def _record(block: int, errors: Errors | None) -> bytes:
     errors = errors or _NO_ERRORS
-    return _RECORD.pack(piece, errors.error, errors.norm)
+    return _RECORD.pack(block, errors.error, errors.norm)

@@ -1,7 +1,7 @@
-"""Packs a checkpoint into a new directory: read in pieces of rows, rounded, and written where the result has them.
+"""Packs a checkpoint into a new directory: read in blocks of rows, rounded, and written where the result has them.
 
-Every piece is independent, so threads take them one by one: while some wait for the disk, others compute. What is in
-memory is one piece for each thread, however large the model.
+Every block is independent, so threads take them one by one: while some wait for the disk, others compute. What is in
+memory is one block for each thread, however large the model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from loaders.quantize.rounding import Errors, pack_rows
 from loaders.safetensors_files.headers import STORED_ITEMSIZE, StoredTensor
 from loaders.safetensors_files.shards import SHARD_BYTES, check_space, header, write_index
 
-PIECE_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 20
 SMALL_FILE_BYTES = 100_000_000
 # What is copied beside the weights: tokenizer, generation config and chat template, by their kinds. Never code.
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*/*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -48,7 +48,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _Block:
     """Elements [start, stop) of a stored tensor, whole rows of a matrix, and where what becomes of them goes."""
 
     number: int  # in the order of the source's files
@@ -90,7 +90,7 @@ def write_quantized(
             "disk with --quantized-directory DIR.",
         )
         shards = quantization.shards(work, shard_bytes)
-        layout = {"fingerprint": fingerprint, "shard_bytes": shard_bytes, "piece_bytes": PIECE_BYTES, "version": 1}
+        layout = {"fingerprint": fingerprint, "shard_bytes": shard_bytes, "piece_bytes": BLOCK_BYTES, "version": 1}
         journal = PackingJournal(work, layout)
         goes_on = bool(journal.done) and _are_whole(shards)
         _clear(work, keep=shards if goes_on else ())
@@ -192,29 +192,29 @@ def _write_shards(
 ) -> dict[str, float]:
     """Write all files; returns the error of each matrix, as a part of its norm, by the name of its module."""
     places = {tensor.name: tensor for shard in shards.values() for tensor in shard}
-    pieces = list(_pieces(quantization, places))
-    longest = max(piece.nbytes for piece in pieces)
+    blocks = list(_blocks(quantization, places))
+    longest = max(block.nbytes for block in blocks)
     direct = choose_io(quantization.source.nbytes, psutil.virtual_memory().available) == "direct"
     sums: dict[str, list[Errors]] = defaultdict(list)
-    lock, total, done = threading.Lock(), sum(piece.nbytes for piece in pieces), 0
+    lock, total, done = threading.Lock(), sum(block.nbytes for block in blocks), 0
 
-    def count(piece: _Piece, errors: Errors | None) -> None:
+    def count(block: _Block, errors: Errors | None) -> None:
         nonlocal done
-        if errors is not None and piece.matrix:
-            sums[piece.matrix.module].append(errors)
-        done += piece.nbytes
+        if errors is not None and block.matrix:
+            sums[block.matrix.module].append(errors)
+        done += block.nbytes
 
-    def work(piece: _Piece, memory: memoryview) -> None:
-        errors = _write_piece(piece, sources[piece.stored.file].read(*piece.file_range, memory), outputs)
-        journal.add(piece.number, errors, outputs.sync)
+    def work(block: _Block, memory: memoryview) -> None:
+        errors = _write_block(block, sources[block.stored.file].read(*block.file_range, memory), outputs)
+        journal.add(block.number, errors, outputs.sync)
         with lock:
-            count(piece, errors)
+            count(block, errors)
             if progress:
                 progress(done, total)
 
-    left = [piece for piece in pieces if piece.number not in journal.done]
+    left = [block for block in blocks if block.number not in journal.done]
     for number, errors in journal.done.items():
-        count(pieces[number], errors)
+        count(blocks[number], errors)
     with (
         closing(FileTable(quantization.source.files, direct)) as sources,
         closing(_Outputs(shards)) as outputs,
@@ -270,7 +270,7 @@ def _relative(errors: list[Errors]) -> float:
     return float((sum(part.error for part in errors) / norm) ** 0.5) if norm else 0.0
 
 
-def _pieces(quantization: Quantization, places: Mapping[str, StoredTensor]) -> Iterator[_Piece]:
+def _blocks(quantization: Quantization, places: Mapping[str, StoredTensor]) -> Iterator[_Block]:
     """In the order in which the source's files have them."""
     numbers = itertools.count()
     matrices = {matrix.stored.name: matrix for matrix in quantization.matrices}
@@ -279,25 +279,25 @@ def _pieces(quantization: Quantization, places: Mapping[str, StoredTensor]) -> I
         targets = tuple(places[tensor.name] for tensor in matrix.results[:2]) if matrix else (places[stored.name],)
         itemsize = STORED_ITEMSIZE[stored.dtype]
         row = stored.shape[1] if matrix else 1
-        step, count = max(1, PIECE_BYTES // itemsize // row) * row, stored.nbytes // itemsize
+        step, count = max(1, BLOCK_BYTES // itemsize // row) * row, stored.nbytes // itemsize
         for start in range(0, count, step):
-            yield _Piece(next(numbers), stored, start, min(start + step, count), matrix, targets)
+            yield _Block(next(numbers), stored, start, min(start + step, count), matrix, targets)
 
 
-def _write_piece(piece: _Piece, stored: memoryview, outputs: _Outputs) -> Errors | None:
-    if piece.matrix is None:
-        outputs.write(piece.places[0], piece.start * STORED_ITEMSIZE[piece.stored.dtype], stored)
+def _write_block(block: _Block, stored: memoryview, outputs: _Outputs) -> Errors | None:
+    if block.matrix is None:
+        outputs.write(block.places[0], block.start * STORED_ITEMSIZE[block.stored.dtype], stored)
         return None
-    matrix, (words, scales) = piece.matrix, piece.places
-    rows = _tensor(stored, TORCH_DTYPES[piece.stored.dtype]).view(-1, piece.stored.shape[1])
+    matrix, (words, scales) = block.matrix, block.places
+    rows = _tensor(stored, TORCH_DTYPES[block.stored.dtype]).view(-1, block.stored.shape[1])
     packed, scale, errors = pack_rows(rows, matrix.bits, matrix.group_size)
     if not errors.is_finite:
         raise ModelFilesError(
-            f"{piece.stored.file}: {piece.stored.name} holds values that are no finite numbers, which cannot be "
+            f"{block.stored.file}: {block.stored.name} holds values that are no finite numbers, which cannot be "
             "packed. The file is damaged, or the model was trained badly; download it again."
         )
-    outputs.write(words, piece.start * matrix.bits // 8, _bytes_of(packed))
-    outputs.write(scales, piece.start // matrix.group_size * scale.dtype.itemsize, _bytes_of(scale))
+    outputs.write(words, block.start * matrix.bits // 8, _bytes_of(packed))
+    outputs.write(scales, block.start // matrix.group_size * scale.dtype.itemsize, _bytes_of(scale))
     return errors
 
 

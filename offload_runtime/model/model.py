@@ -85,10 +85,10 @@ class Model:
         self.cache = TreeCache(skeleton.config, capacity, memory.add)
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
         units = (*skeleton.units, skeleton.outer)
-        sources, outer_source = map_sources(skeleton, checkpoint)
+        ranges, outer_ranges = map_sources(skeleton, checkpoint)
         unit_bytes = [
-            UnitBytes(unit.layout.nbytes, source, split_experts(unit, source))
-            for unit, source in zip(units, (*sources, outer_source))
+            UnitBytes(unit.layout.nbytes, of_unit, split_experts(unit, of_unit))
+            for unit, of_unit in zip(units, (*ranges, outer_ranges))
         ]
         placed = (*tiers, Tier.DEVICE)
         self._weights = UnitMemory(unit_bytes, placed, slots, reader, memory, on_progress, pinned_limit)

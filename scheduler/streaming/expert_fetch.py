@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from loaders.io.expert_parts import batches
-from loaders.io.sources import UnitSource
-from loaders.io.spans import Span, joined
+from loaders.io.byte_ranges import ByteRanges
+from loaders.io.spans import Span, batches, joined
 from scheduler.streaming.bounce import Link
 from scheduler.streaming.host_memory import HostBuffer
 from scheduler.streaming.streams import Streams
@@ -29,7 +28,7 @@ class ExpertFetch:
         units: Sequence[UnitBytes],
         buffers: TierBuffers,
         link: Link,
-        read: Callable[[UnitSource, Tensor], None],
+        read: Callable[[ByteRanges, Tensor], None],
         streams: Streams,
     ):
         self._units, self._host, self._link, self._read, self._streams = units, buffers.host, link, read, streams
@@ -61,7 +60,7 @@ class ExpertFetch:
                     self._read_and_send(wanted, slot)
                 self._arrived.record()
             self._arrived.wait()
-        return sum(span.nbytes if from_host else span.source.nbytes_on_disk for span in wanted)
+        return sum(span.nbytes if from_host else span.nbytes_on_disk for span in wanted)
 
     def _send(self, wanted: Sequence[Span], buffer: HostBuffer, slot: Tensor) -> None:
         for span in wanted:
@@ -71,7 +70,7 @@ class ExpertFetch:
         for number, batch in enumerate(batches(wanted, self._span_bytes)):
             staging, sent = self._staging[number % STAGING], self._sent[number % STAGING]
             sent.synchronize()
-            self._read(batch.source, staging.tensor)
-            for offset, span in batch.placed:
+            self._read(joined(batch), staging.tensor)
+            for offset, span in batch:
                 self._link.send(slot[span.start : span.stop], staging, offset)
             sent.record()

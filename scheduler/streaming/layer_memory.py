@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from loaders.io.byte_ranges import bytes_on_disk
 from loaders.io.reader import WeightReader
 from loaders.io.spans import Span, spans
 from loaders.quantize.interrupts import interrupts_deferred
@@ -41,7 +42,7 @@ class UnitMemory:
     Slots that were filled before a change stay right, so it may come at any time.
 
     units: in the order in which every pass uses them.
-    tiers: one per unit. Units of the host tier with one source share one host buffer.
+    tiers: one per unit. Units of the host tier with the same byte ranges share one host buffer.
     slots: number of ring slots, used when any unit is not resident.
     reader: reads the units; closed here as soon as nothing more is to be read.
     pinned_limit: most bytes of host memory to pin for a GPU; None: as many as the system grants.
@@ -197,7 +198,7 @@ class UnitMemory:
 
     def _spans(self, index: int, span_bytes: int) -> tuple[Span, ...]:
         unit = self._units[index]
-        return spans(unit.source, unit.nbytes, span_bytes, unit.experts.dense.stop if unit.experts else 0)
+        return spans(unit.ranges, unit.nbytes, span_bytes, unit.experts.dense.stop if unit.experts else 0)
 
     def _is_wanted(self, index: int, span: Span) -> bool:
         """Whether a span is to be read ahead."""
@@ -211,16 +212,16 @@ class UnitMemory:
             sent = 0
             for span, staged in self._read_ahead.spans(index):
                 self._link.send(slot[span.start : span.stop], staged)
-                sent += span.source.nbytes_on_disk
-            return _Filled(sent, sent == unit.source.nbytes_on_disk)
+                sent += span.nbytes_on_disk
+            return _Filled(sent, sent == bytes_on_disk(unit.ranges))
         dense = unit.experts.dense if unit.experts and self._only_hits else None
-        nbytes, source = (dense.stop, dense.source) if dense else (unit.nbytes, unit.source)
+        nbytes, ranges = (dense.stop, dense.ranges) if dense else (unit.nbytes, unit.ranges)
         if index in self._buffers.host:
             self._link.send(slot[:nbytes], self._buffers.host[index])
             return _Filled(nbytes, dense is None)
-        self._reader.fill(source, slot[:nbytes])
-        return _Filled(source.nbytes_on_disk, dense is None)
+        self._reader.fill(ranges, slot[:nbytes])
+        return _Filled(bytes_on_disk(ranges), dense is None)
 
     def _link_bytes(self, index: int) -> int:
         unit = self._units[index]
-        return unit.nbytes if self._tiers[index] is Tier.HOST else unit.source.nbytes_on_disk
+        return unit.nbytes if self._tiers[index] is Tier.HOST else bytes_on_disk(unit.ranges)

@@ -6,6 +6,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 import torch
 from torch import Tensor
 
+from loaders.io.byte_ranges import bytes_on_disk
 from loaders.io.reader import WeightReader
 from loaders.io.spans import Span, spans
 from loaders.quantize.interrupts import interrupts_deferred
@@ -45,7 +46,7 @@ class Loader:
         self._allocated.record()  # what was queued before may still compute on memory that now belongs to units
         loaded = [(units[index], buffer) for index, buffer in self._buffers.resident.items()]
         kept = [(units[index], buffer) for index, buffer in self._buffers.distinct_host]
-        total = sum(unit.source.nbytes_on_disk for unit, _ in (*loaded, *kept))
+        total = sum(bytes_on_disk(unit.ranges) for unit, _ in (*loaded, *kept))
 
         def tick() -> None:
             if on_progress:
@@ -58,23 +59,23 @@ class Loader:
 
     def _to_host(self, unit: UnitBytes, buffer: HostBuffer) -> Job:
         def job(_: int) -> None:
-            self._reader.fill(unit.source, buffer.tensor)
+            self._reader.fill(unit.ranges, buffer.tensor)
             self._host.pin(buffer)
 
         return job
 
     def _to_device(self, unit: UnitBytes, target: Tensor) -> Iterator[Job]:
         if not self._streams.is_async:
-            yield lambda _: self._reader.fill(unit.source, target)
+            yield lambda _: self._reader.fill(unit.ranges, target)
             return
-        for span in spans(unit.source, unit.nbytes, self._buffers.span_bytes):
+        for span in spans(unit.ranges, unit.nbytes, self._buffers.span_bytes):
             yield self._by_staging(span, target[span.start : span.stop])
 
     def _by_staging(self, span: Span, target: Tensor) -> Job:
         def job(thread: int) -> None:
             staging, sent = self._buffers.staging[thread], self._sent[thread]
             sent.synchronize()
-            self._reader.fill(span.source, staging.tensor[: span.nbytes])
+            self._reader.fill(span.ranges, staging.tensor[: span.nbytes])
             with torch.inference_mode(), self._streams.copying():
                 self._allocated.wait()
                 self._link.send(target, staging)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-from loaders.io.sources import UnitSource
+from loaders.io.byte_ranges import ByteRanges
 from loaders.io.spans import Span
 from scheduler.streaming.host_memory import HostBuffer
 from scheduler.streaming.prefetch import Prefetcher
@@ -23,7 +23,7 @@ THREADS = 2
 class ReadAhead:
     """Spans of units, read into `buffers` in the order in which they are needed.
 
-    order: (unit, its spans), as every pass needs them. read: `read(source, tensor)` fills a host tensor from disk.
+    order: (unit, its spans), as every pass needs them. read: `read(ranges, tensor)` fills a host tensor from disk.
     wanted: `wanted(unit, span)` is asked, in a thread, just before a span is read; others are left out.
     A buffer is read into again when the copy out of it has ended: for that the reading thread waits on the host, as
     nobody else does.
@@ -33,7 +33,7 @@ class ReadAhead:
         self,
         order: Sequence[tuple[int, Sequence[Span]]],
         buffers: Sequence[HostBuffer],
-        read: Callable[[UnitSource, torch.Tensor], None],
+        read: Callable[[ByteRanges, torch.Tensor], None],
         streams: Streams,
         wanted: Callable[[int, Span], bool],
     ):
@@ -82,4 +82,4 @@ class ReadAhead:
             return
         self._copied[place].synchronize()
         with torch.inference_mode():
-            self._read(span.source, self._buffers[place].tensor[: span.nbytes])
+            self._read(span.ranges, self._buffers[place].tensor[: span.nbytes])

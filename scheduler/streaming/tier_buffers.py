@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from loaders.io.byte_ranges import ByteRanges
 from loaders.io.expert_parts import ExpertParts
-from loaders.io.sources import UnitSource
 from scheduler.plan.placement import Tier
 from scheduler.plan.staging import staging_buffers
 from scheduler.streaming.device_memory import DeviceMemory
@@ -18,7 +18,7 @@ class UnitBytes:
     """What one unit needs: its size in the device's layout, where it lies on disk, and its parts if it has experts."""
 
     nbytes: int
-    source: UnitSource
+    ranges: ByteRanges
     experts: ExpertParts | None = None
 
 
@@ -53,17 +53,18 @@ def allocate_tiers(
     """Buffers for units in the given tiers; raises MemoryError, or PyTorch's OutOfMemoryError on a GPU.
 
     staged: whether the device's memory is out of the reader's reach. The staging buffers come pinned, as far as that is
-    granted, and the buffers of the host tier are to be pinned when they are filled. Units of one source share theirs.
+    granted, and the buffers of the host tier are to be pinned when they are filled. Units of the same byte ranges
+    share theirs.
     """
     resident = {index: memory.empty(units[index].nbytes) for index in _of(tiers, Tier.DEVICE)}
     streamed = [units[index].nbytes for index, tier in enumerate(tiers) if tier is not Tier.DEVICE]
     slot_buffers = [memory.empty(max(streamed)) for _ in range(slots if streamed else 0)]
     span_bytes, staging = _staging(units, tiers, host) if staged else (0, [])
-    shared: dict[UnitSource, HostBuffer] = {}
+    shared: dict[ByteRanges, HostBuffer] = {}
     for index in _of(tiers, Tier.HOST):
-        if units[index].source not in shared:
-            shared[units[index].source] = host.allocate(units[index].nbytes)
-    host_buffers = {index: shared[units[index].source] for index in _of(tiers, Tier.HOST)}
+        if units[index].ranges not in shared:
+            shared[units[index].ranges] = host.allocate(units[index].nbytes)
+    host_buffers = {index: shared[units[index].ranges] for index in _of(tiers, Tier.HOST)}
     return TierBuffers(resident, slot_buffers, host_buffers, staging, span_bytes)
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-from loaders.io.sources import UnitSource, map_sources
+from loaders.io.byte_ranges import ByteRanges
+from loaders.io.sources import map_sources
 from loaders.modules.layout import Layout
 from loaders.modules.skeleton import Skeleton, build_skeleton, make_parameters
 from loaders.safetensors_files.headers import read_checkpoint
@@ -76,10 +77,10 @@ def reference(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrained
     return model
 
 
-def read_source(source: UnitSource, layout: Layout) -> tuple[nn.Parameter, ...]:
+def read_source(ranges: ByteRanges, layout: Layout) -> tuple[nn.Parameter, ...]:
     """Read one run after the other into a fresh buffer."""
     buffer = torch.zeros(layout.nbytes, dtype=torch.uint8)
-    for run in source.runs:
+    for run in ranges:
         with run.file.open("rb") as file:
             file.seek(run.file_offset)
             stored = torch.frombuffer(bytearray(file.read(run.nbytes)), dtype=DTYPES[run.stored_dtype])

@@ -8,10 +8,11 @@ from transformers import CONFIG_MAPPING
 
 from loaders.checkpoint.expert_names import ALL_EXPERTS_AT_ONCE
 from loaders.checkpoint.read_spec import read_config, read_spec
-from loaders.io.expert_parts import batches, split_experts
+from loaders.io.byte_ranges import bytes_on_disk
+from loaders.io.expert_parts import split_experts
 from loaders.io.reader import WeightReader
-from loaders.io.sources import UnitSource, map_sources
-from loaders.io.spans import joined
+from loaders.io.sources import map_sources
+from loaders.io.spans import batches, joined
 from loaders.modules.experts import hits_among
 from loaders.modules.skeleton import build_skeleton
 from loaders.safetensors_files.headers import read_checkpoint
@@ -47,7 +48,7 @@ def test_the_parts_are_the_unit(name):
             assert parts.dense.stop == unit.dense_bytes and len(parts.by_expert) == unit.experts.count == 4
             whole, filled = (torch.zeros(unit.layout.nbytes, dtype=torch.uint8) for _ in range(2))
             reader.fill(source, whole)
-            reader.fill(parts.dense.source, filled[: parts.dense.stop])
+            reader.fill(parts.dense.ranges, filled[: parts.dense.stop])
             dense = filled.clone()
             assert (
                 torch.equal(dense[: parts.dense.stop], whole[: parts.dense.stop])
@@ -60,8 +61,8 @@ def test_the_parts_are_the_unit(name):
                     ours, theirs = (place.view(buffer).chunk(4)[expert] for buffer in (filled, whole))
                     assert ours.view(torch.uint8).equal(theirs.view(torch.uint8)), place
             assert torch.equal(filled, whole)
-            runs = UnitSource(tuple(chain(parts.dense.source.runs, *(s.source.runs for s in parts.of(range(4))))))
-            assert runs.nbytes_on_disk == source.nbytes_on_disk
+            runs = chain(parts.dense.ranges, *(s.ranges for s in parts.of(range(4))))
+            assert bytes_on_disk(runs) == bytes_on_disk(source)
     assert any(unit.experts for unit in skeleton.units)
 
 
@@ -76,8 +77,8 @@ def test_batches_bring_the_same_bytes_through_little_memory(name, nbytes):
         reader.fill(joined((span.start, span) for span in wanted), direct)
         for batch in batches(wanted, nbytes):
             memory = torch.zeros(nbytes, dtype=torch.uint8)
-            reader.fill(batch.source, memory)
-            for offset, span in batch.placed:
+            reader.fill(joined(batch), memory)
+            for offset, span in batch:
                 assert offset % 256 == 0
                 staged[span.start : span.stop] = memory[offset : offset + span.nbytes]
     assert direct.any() and torch.equal(staged, direct)

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from loaders.errors import ModelFilesError
-from loaders.io.chunks import cut
+from loaders.io.byte_ranges import ByteRange, ByteRanges, bytes_on_disk, in_file_order
 from loaders.io.direct import ALIGNMENT, FileTable, OpenFile, Workers, aligned_memory, measure_read_bandwidth, round_up
 from loaders.io.reader import WeightReader, choose_io
-from loaders.io.sources import ByteRun, UnitSource
+from loaders.io.requests import read_requests
 from loaders.modules.layout import TORCH_DTYPES
 
 UNTOUCHED = 0xA5  # what buffers hold before a fill, so that writes outside the runs show
@@ -57,7 +57,7 @@ class FileBuilder:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.contents: dict[str, bytearray] = {}
-        self.runs: list[ByteRun] = []
+        self.runs: list[ByteRange] = []
         self.expected = bytearray()
 
     def add(self, name: str, gap: int, count: int, stored_dtype: str, buffer_dtype: torch.dtype) -> None:
@@ -66,15 +66,15 @@ class FileBuilder:
         stored = values(count, stored_dtype, seed=len(self.runs))
         raw = stored.view(torch.uint8).numpy().tobytes()
         place = -(-len(self.expected) // 256) * 256
-        self.runs.append(ByteRun(self.directory / name, len(content), len(raw), stored_dtype, place, buffer_dtype))
+        self.runs.append(ByteRange(self.directory / name, len(content), len(raw), stored_dtype, place, buffer_dtype))
         content += raw
         self.expected += bytes([UNTOUCHED]) * (place - len(self.expected))
         self.expected += stored.to(buffer_dtype).view(torch.uint8).numpy().tobytes()
 
-    def write(self, tail: int = 0) -> UnitSource:
+    def write(self, tail: int = 0) -> ByteRanges:
         for name, content in self.contents.items():
             (self.directory / name).write_bytes(content + bytes(tail))
-        return UnitSource(tuple(sorted(self.runs, key=lambda run: (run.file, run.file_offset))))
+        return in_file_order(self.runs)
 
     @property
     def files(self) -> list[Path]:
@@ -115,7 +115,7 @@ def test_any_runs_equal_naive_reads(io: str, tmp_path: Path, sizes: list, blocks
     with WeightReader(builder.files, io, threads=3, chunk_bytes=blocks * ALIGNMENT) as reader:
         reader.fill(source, buffer)
         assert builder.matches(buffer)
-        assert reader.bytes_read == source.nbytes_on_disk
+        assert reader.bytes_read == bytes_on_disk(source)
 
 
 @pytest.mark.parametrize("stored_dtype, buffer_dtype", CASTS)
@@ -131,10 +131,10 @@ def test_casts_at_the_default_chunk_size(io: str, tmp_path: Path, stored_dtype: 
 
 def test_chunks_cover_every_byte_once_and_split_no_element(built: FileBuilder) -> None:
     source = built.write()
-    chunks = cut(source.runs, ALIGNMENT)
-    pieces = [piece for chunk in chunks for piece in chunk.pieces]
-    assert sum(piece.stop - piece.start for piece in pieces) == source.nbytes_on_disk
-    assert all((piece.stop - piece.start) % piece.stored_dtype.itemsize == 0 for piece in pieces)
+    chunks = read_requests(source, ALIGNMENT)
+    pieces = [piece for chunk in chunks for piece in chunk.ranges]
+    assert bytes_on_disk(pieces) == bytes_on_disk(source)
+    assert all(piece.nbytes % piece.itemsize == 0 for piece in pieces)
     assert all(left.stop == right.start for left, right in pairwise(chunks))
     assert all(chunk.stop - chunk.start < ALIGNMENT + 8 for chunk in chunks)
 
@@ -143,19 +143,19 @@ def test_small_neighbours_are_one_read(tmp_path: Path) -> None:
     builder = FileBuilder(tmp_path)
     for _ in range(20):
         builder.add("norms.safetensors", 128, 64, "BF16", torch.bfloat16)
-    assert len(cut(builder.write().runs, 1 << 20)) == 1
+    assert len(read_requests(builder.write(), 1 << 20)) == 1
 
 
 def test_far_neighbours_are_two_reads(tmp_path: Path) -> None:
     builder = FileBuilder(tmp_path)
     for _ in range(2):
         builder.add("far.safetensors", 100_000, 64, "BF16", torch.bfloat16)
-    assert len(cut(builder.write().runs, 1 << 20)) == 2
+    assert len(read_requests(builder.write(), 1 << 20)) == 2
 
 
 def test_a_range_may_be_read_twice(io: str, built: FileBuilder) -> None:
-    run = built.write().runs[0]
-    twice = UnitSource((run, ByteRun(run.file, run.file_offset, run.nbytes, "F32", run.nbytes, torch.float32)))
+    run = built.write()[0]
+    twice = (run, ByteRange(run.file, run.file_offset, run.nbytes, "F32", run.nbytes, torch.float32))
     buffer = torch.zeros(2 * run.nbytes, dtype=torch.uint8)
     with WeightReader(built.files, io) as reader:
         reader.fill(twice, buffer)
@@ -165,7 +165,7 @@ def test_a_range_may_be_read_twice(io: str, built: FileBuilder) -> None:
 def test_an_empty_unit_reads_nothing(io: str, built: FileBuilder) -> None:
     built.write()
     with WeightReader(built.files, io) as reader:
-        reader.fill(UnitSource(()), torch.zeros(0, dtype=torch.uint8))
+        reader.fill((), torch.zeros(0, dtype=torch.uint8))
         assert reader.bytes_read == 0
 
 
@@ -175,7 +175,7 @@ def test_threads_may_fill_at_once(io: str, built: FileBuilder) -> None:
     with WeightReader(built.files, io, threads=3, chunk_bytes=1 << 16) as reader:
         with ThreadPoolExecutor(6) as callers:
             list(callers.map(lambda buffer: reader.fill(source, buffer), buffers))
-        assert reader.bytes_read == 6 * source.nbytes_on_disk
+        assert reader.bytes_read == 6 * bytes_on_disk(source)
     assert all(map(built.matches, buffers))
 
 
@@ -184,7 +184,7 @@ def test_a_buffer_of_inference_mode_can_be_filled(io: str, tmp_path: Path) -> No
     builder.add("model.safetensors", 8, 1000, "BF16", torch.float32)
     with torch.inference_mode(), WeightReader(builder.files if builder.write() else [], io) as reader:
         buffer = builder.buffer()
-        reader.fill(UnitSource(tuple(builder.runs)), buffer)
+        reader.fill(tuple(builder.runs), buffer)
     assert builder.matches(buffer)
 
 

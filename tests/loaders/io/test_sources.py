@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers.core_model_loading import Concatenate, ConversionOps, Interleave, Transpose, WeightConverter
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.io.byte_ranges import bytes_on_disk, in_file_order
 from loaders.io.sources import map_sources
 from loaders.modules import conversion
 from loaders.modules.skeleton import build_skeleton
@@ -82,28 +83,28 @@ def test_the_runs_of_a_unit_fill_its_buffer_once(saved, model_type):
     sources, outer = map_sources(skeleton, checkpoint)
     for unit, source in zip((*skeleton.units, skeleton.outer), (*sources, outer)):
         written = torch.zeros(unit.layout.nbytes, dtype=torch.uint8)
-        for run in source.runs:
+        for run in source:
             length = run.nbytes // 4 * run.buffer_dtype.itemsize
             written[run.buffer_offset : run.buffer_offset + length] += 1
         for place in unit.layout.places:
             assert (written[place.offset : place.offset + place.nbytes] == 1).all(), place
         assert written.sum() == sum(place.nbytes for place in unit.layout.places)
-        assert list(source.runs) == sorted(source.runs, key=lambda run: (run.file, run.file_offset))
-    assert sum(source.nbytes_on_disk for source in (*sources, outer)) == checkpoint.nbytes
+        assert source == in_file_order(source)
+    assert sum(bytes_on_disk(source) for source in (*sources, outer)) == checkpoint.nbytes
 
 
 def test_a_layer_that_is_stored_in_one_piece_is_one_run(saved):
     (first, second), _ = mapped(saved("llama"))
-    assert len(second.runs) == 1
-    assert len(first.runs) <= 2
+    assert len(second) == 1
+    assert len(first) <= 2
 
 
 def test_experts_that_are_neighbours_on_disk_are_read_together(saved):
     directory = saved("qwen3_moe")
     (_, layer), _ = mapped(directory)
     (_, unit) = build_skeleton(directory, torch.float32, "cpu", "eager").units
-    of_experts = [run for run in layer.runs if run.buffer_offset >= unit.dense_bytes]
-    assert len(of_experts) == 4 * 2 and len(layer.runs) <= 4 * 3, "gate and up of an expert are one run"
+    of_experts = [run for run in layer if run.buffer_offset >= unit.dense_bytes]
+    assert len(of_experts) == 4 * 2 and len(layer) <= 4 * 3, "gate and up of an expert are one run"
 
 
 def test_a_tied_head_is_stored_under_either_name(damaged):

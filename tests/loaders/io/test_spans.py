@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from loaders.io.byte_ranges import ByteRange, bytes_on_disk
 from loaders.io.reader import WeightReader
-from loaders.io.sources import ByteRun, UnitSource
 from loaders.io.spans import spans
 
 CASTS = [("U8", torch.uint8), ("BF16", torch.bfloat16), ("F16", torch.float32), ("F32", torch.bfloat16)]
@@ -24,10 +24,10 @@ def written(path, parts):
         place = -(-(place + 8 * count) // 256) * 256
     for (count, (dtype, buffer_dtype)), start in reversed(list(zip(parts, places, strict=True))):
         values = torch.arange(count * ITEMSIZE[dtype]).remainder(113).to(torch.uint8)
-        runs.append(ByteRun(path, len(stored), len(values), dtype, start, buffer_dtype))
+        runs.append(ByteRange(path, len(stored), len(values), dtype, start, buffer_dtype))
         stored += values.numpy().tobytes()
     path.write_bytes(stored)
-    return UnitSource(tuple(runs)), place
+    return tuple(runs), place
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -43,9 +43,9 @@ def test_spans_fill_what_one_fill_does(tmp_path, parts, span_bytes):
         reader.fill(source, whole)
         for span in cut:
             assert 0 < span.nbytes <= span_bytes
-            reader.fill(span.source, pieces[span.start : span.stop])
+            reader.fill(span.ranges, pieces[span.start : span.stop])
     assert torch.equal(whole, pieces)
-    assert sum(span.source.nbytes_on_disk for span in cut) == source.nbytes_on_disk
+    assert sum(span.nbytes_on_disk for span in cut) == bytes_on_disk(source)
     assert all(a.stop <= b.start for a, b in pairwise(cut))
 
 

@@ -113,7 +113,7 @@ def test_shards_hold_what_one_file_holds(tmp_path):
 def test_pieces_make_no_difference(tmp_path, monkeypatch):
     source = model("llama")
     pack(source, tmp_path / "whole")
-    monkeypatch.setattr(quantized_checkpoint, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(quantized_checkpoint, "BLOCK_BYTES", 1000)
     report = pack(source, tmp_path / "pieces")
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "pieces/model.safetensors").read_bytes()
     assert report.mean == pytest.approx(read_report(tmp_path / "whole").mean)
@@ -121,7 +121,7 @@ def test_pieces_make_no_difference(tmp_path, monkeypatch):
 
 def test_a_piece_for_each_thread_is_in_memory_and_no_more(tmp_path, monkeypatch):
     """However large the model: what is read but not yet written, counted, against a unit's bytes."""
-    monkeypatch.setattr(quantized_checkpoint, "PIECE_BYTES", 4096)
+    monkeypatch.setattr(quantized_checkpoint, "BLOCK_BYTES", 4096)
     held, most, made, lock = 0, 0, [], threading.Lock()
     read, run, init = OpenFile.read, Workers.run, Workers.__init__
 
@@ -206,7 +206,7 @@ def test_a_failure_leaves_nothing(tmp_path):
 
 def packed_in_parts(source, directory, monkeypatch, change=lambda left: None, fingerprint="x"):
     """Pack, interrupted after five pieces and begun again; the report and what the second call told of its progress."""
-    monkeypatch.setattr(quantized_checkpoint, "PIECE_BYTES", 2000)
+    monkeypatch.setattr(quantized_checkpoint, "BLOCK_BYTES", 2000)
     progress, _ = interrupted_after(5, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         write_quantized(quantization_of(source), directory, "x", progress)

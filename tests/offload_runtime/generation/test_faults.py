@@ -102,7 +102,7 @@ def test_a_shard_that_is_too_short_to_load(pair, tmp_path):
     fill = WeightReader.fill
 
     def late(reader, source, buffer):  # after the headers were checked
-        os.truncate(source.runs[0].file, 1000)
+        os.truncate(source[0].file, 1000)
         fill(reader, source, buffer)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -308,7 +308,7 @@ def test_closing_does_not_wait_for_reads_that_nobody_wants(pair, monkeypatch):
         read(*arguments)
 
     monkeypatch.setattr(WeightReader, "_read", slow)
-    monkeypatch.setattr(WeightReader, "_chunk_bytes_for", lambda *_: 4096)
+    monkeypatch.setattr(WeightReader, "_grid_bytes_for", lambda *_: 4096)
     steps = runtime.stream(PROMPT, temperature=0)
     next(steps)
     before = len(reads)

@@ -8,8 +8,8 @@ import threading
 import pytest
 import torch
 
+from loaders.io.byte_ranges import ByteRange
 from loaders.io.reader import WeightReader
-from loaders.io.sources import ByteRun, UnitSource
 from offload_runtime import OffloadRuntime
 from scheduler.plan.placement import Tier
 from scheduler.sizes import MIB
@@ -104,7 +104,7 @@ def weights(tmp_path):
             generator = torch.Generator().manual_seed(index)
             contents.append(torch.randint(256, (UNIT_BYTES,), dtype=torch.uint8, generator=generator))
             file.write(contents[-1].numpy().tobytes())
-            units.append(UnitBytes(UNIT_BYTES, UnitSource((ByteRun(path, stored, UNIT_BYTES, "U8", 0, torch.uint8),))))
+            units.append(UnitBytes(UNIT_BYTES, (ByteRange(path, stored, UNIT_BYTES, "U8", 0, torch.uint8),)))
             stored += UNIT_BYTES
     return path, units, [content.to("cuda") for content in contents]
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from loaders.errors import ModelFilesError
+from loaders.io.byte_ranges import ByteRange
 from loaders.io.reader import WeightReader
-from loaders.io.sources import ByteRun, UnitSource
 from scheduler.plan import staging
 from scheduler.plan.placement import Tier
 from scheduler.plan.staging import BOUNCE_CHUNKS, pageable_units
@@ -54,11 +54,11 @@ def weights(tmp_path):
         contents.append(content)
         half = nbytes // 2
         runs = [
-            ByteRun(path, len(stored), half, "U8", half, torch.uint8),
-            ByteRun(path, len(stored) + half, half, "U8", 0, torch.uint8),
+            ByteRange(path, len(stored), half, "U8", half, torch.uint8),
+            ByteRange(path, len(stored) + half, half, "U8", 0, torch.uint8),
         ]
         stored += content[half:].numpy().tobytes() + content[:half].numpy().tobytes()
-        units.append(UnitBytes(nbytes, UnitSource(tuple(runs))))
+        units.append(UnitBytes(nbytes, tuple(runs)))
     path.write_bytes(stored)
     return path, units, contents
 
@@ -276,7 +276,7 @@ def test_loading_that_is_broken_off_leaves_nothing_behind(weights, tiers, error,
 def test_memory_that_the_system_refuses_is_named_before_anything_is_read(weights, monkeypatch):
     path, units, _ = weights
     monkeypatch.setattr(WeightReader, "fill", lambda *_: pytest.fail("read before all memory was taken"))
-    units = [*units[:5], UnitBytes(1 << 60, units[5].source)]
+    units = [*units[:5], UnitBytes(1 << 60, units[5].ranges)]
     streams, (host, pinning) = FakeStreams(), fake_host()
     files = open_files()
     with pytest.raises(MemoryError, match="1,152,921,504,606,846,976 bytes of host memory were refused"):
