@@ -19,13 +19,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from toolkit.options import STORED_DTYPES, add_count, adder, script_parser
+
 from loaders.dequantize.plain import decode
 from loaders.dequantize.stacks import fused_kernels
 from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
 from loaders.gguf.types import BLOCKS, TYPE_NAMES
 from offload_runtime.errors import UsageError
 from offload_runtime.options.command_line import run_command
-from offload_runtime.options.readers import whole_number
 
 GROUP = 128
 BLOCK = 256  # the largest that a format stores together
@@ -39,22 +40,14 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python scripts/decode_speed.py",
-        usage="%(prog)s [OPTIONS]",
-        description=__doc__,
-        epilog="exit codes: 0 ok, 1 another way is quicker or gives other values, 2 wrong use",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--rows", metavar="N", type=whole_number(1), default=4096, help="of the matrix (default: 4096)")
-    parser.add_argument(
-        "--columns", metavar="N", type=whole_number(1), default=4096, help="of the matrix, its inputs (default: 4096)"
-    )
-    parser.add_argument("--threads", metavar="N", type=whole_number(1), default=1, help="to compute with (default: 1)")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: cpu")
-    parser.add_argument(
-        "--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="to decode to (default: float32)"
-    )
+    epilog = "exit codes: 0 ok, 1 another way is quicker or gives other values, 2 wrong use"
+    parser = script_parser("decode_speed", __doc__, epilog)
+    add = adder(parser)
+    add_count(add, "--rows", 4096, 1, "of the matrix")
+    add_count(add, "--columns", 4096, 1, "of the matrix, its inputs")
+    add_count(add, "--threads", 1, 1, "to compute with")
+    add("--device", default="cpu", choices=["cpu", "cuda"], help="where to compute")
+    add("--dtype", default="float32", choices=STORED_DTYPES, help="to decode to")
     return parser
 
 

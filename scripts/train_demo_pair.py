@@ -109,7 +109,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     """Move the singular values of a [rows, columns] matrix to about 1, by the quintic Newton-Schulz iteration."""
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide / (wide.norm() + 1e-7)
+    x: torch.Tensor = wide / (wide.norm() + 1e-7)
     for _ in range(iterations):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
@@ -264,7 +264,7 @@ def load_checkpoint(model: LlamaForCausalLM, optimizers: list[torch.optim.Optimi
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
-    return state["step"]
+    return int(state["step"])
 
 
 # ---- files and command line

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
+from toolkit.options import STORED_DTYPES, script_parser
+
 from offload_runtime.errors import UnsupportedModelError, UsageError
 from offload_runtime.options.command_line import run_command
 from offload_runtime.options.readers import whole_number
@@ -42,7 +44,6 @@ SIZES = {
     "head_dim": "dimensions of a head",
 }
 SHAPE = "llama-2-70b"
-STORED_DTYPES = ("bfloat16", "float16", "float32")
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 
 
@@ -187,22 +188,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(
-        prog="python scripts/widen_model.py",
-        usage="%(prog)s --output DIR [OPTIONS]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = script_parser("widen_model", __doc__)
+    parser.usage = "%(prog)s --output DIR [OPTIONS]"
     add = parser.add_argument
     add("--output", metavar="DIR", type=Path, required=True, help="where to write; must be empty or not exist")
     add("--model", "-m", metavar="DIR", type=Path, default=DEMO_TARGET, help="the small Llama (default: the bundled)")
     add("--shape", metavar="NAME", default=SHAPE, help=f"sizes of a known Llama (default: {SHAPE})")
     for name, meaning in SIZES.items():
-        add(
-            f"--{name.replace('_', '-')}", metavar="N", type=whole_number(1), help=f"{meaning}, in place of the shape's"
-        )
+        option = f"--{name.replace('_', '-')}"
+        add(option, metavar="N", type=whole_number(1), help=f"{meaning}, in place of the shape's")
     add("--dtype", choices=("auto", *STORED_DTYPES), default="auto", help="type to store in (default: the model's own)")
     add("--idle-layers", metavar="N", type=whole_number(1), help="distinct layers without effect (default: all differ)")
     add("--seed", metavar="N", type=whole_number(0), default=0, help="of the random weights (default: 0)")

@@ -49,7 +49,7 @@ def _layers(bench: Bench, budget: Budget) -> int:
         DISK_SHARE * shutil.disk_usage(bench.directory).free,
         WRITING_SHARE * budget.seconds * bench.write_rate,
     )
-    return min(scale.offload_layers, scale.target["num_hidden_layers"], int((room - outer) // layer))
+    return min(scale.offload_layers, int(scale.target["num_hidden_layers"]), int((room - outer) // layer))
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ RESET_PEAK = "5"  # what the kernel wants to hear: proc(5)
 
 def host_bytes() -> int:
     """Resident memory now."""
-    return psutil.Process().memory_info().rss
+    return int(psutil.Process().memory_info().rss)
 
 
 def reset_peak_host_bytes() -> None:
