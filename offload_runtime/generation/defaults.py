@@ -8,6 +8,7 @@ from typing import Any
 from loaders.checkpoint.model_files import config_file
 from offload_runtime.errors import ModelFilesError, UsageError
 from offload_runtime.generation import config_fields as generation_fields
+from offload_runtime.options.fields import nearest
 from sequoia_tree.sampling import Sampling
 from sequoia_tree.shaping.order import TokenRules
 
@@ -82,7 +83,7 @@ def override(sampling: Sampling, **values: float | int | None) -> Sampling:
     """`sampling` with the values that are not None. Raises UsageError for a value that cannot be, or an unknown one."""
     unknown = sorted(set(values) - set(SAMPLING_NAMES))
     if unknown:
-        raise UsageError(f"there is no sampling value {unknown[0]!r}; there are {', '.join(SAMPLING_NAMES)}")
+        raise UsageError(f"there is no sampling value {unknown[0]!r}; {nearest(unknown[0], SAMPLING_NAMES)}")
     given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     try:
         return replace(sampling, **given)

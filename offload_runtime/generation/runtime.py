@@ -6,14 +6,11 @@ import weakref
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from loaders.adapters.locate import with_adapter
-from loaders.checkpoint.rope_scaling import RopeScaling
 from loaders.tokenizers import check_same_tokens, has_tokenizer, load_tokenizer
 from loaders.tokenizers.vocabulary import has_vocabulary
 from offload_runtime.errors import UsageError
@@ -35,7 +32,8 @@ from offload_runtime.generation.reply import Reply, ReplyStats, with_text
 from offload_runtime.generation.request_rules import RequestRules
 from offload_runtime.generation.turns import Turns
 from offload_runtime.model.model import never
-from offload_runtime.options.run_options import IOMode, Options, resolve_draft, resolve_model
+from offload_runtime.options.fields import takes_arguments_of, takes_fields_of
+from offload_runtime.options.run_options import RunOptions, resolved
 from offload_runtime.planning.planning import Preparation, prepare
 from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
 from offload_runtime.speculation.target import PassProgress
@@ -55,78 +53,24 @@ class OffloadRuntime:
     """
 
     @classmethod
-    def from_pretrained(
-        cls,
-        model: str | Path,
-        draft: str | Path | None = "auto",
-        device: str = "auto",
-        device_memory: int | str | None = None,
-        host_memory: int | str | None = None,
-        dtype: str = "auto",
-        tree: str = "auto",
-        tree_size: int | str | None = "auto",
-        tree_depth: int | str | None = "auto",
-        context_length: int | None = None,
-        verification: str = "auto",
-        io: IOMode = "auto",
-        quantize: str | None = None,
-        quantized_directory: str | Path | None = None,
-        progress: Progress | None = None,
-        offline: bool = False,
-        chat_template: str | Path | None = None,
-        template_arguments: Mapping[str, Any] | None = None,
-        adapter: str | Path | None = None,
-        rope_scaling: str | Mapping[str, Any] | None = None,
-    ) -> "OffloadRuntime":
+    @takes_fields_of(RunOptions)
+    def from_pretrained(cls, given: RunOptions) -> "OffloadRuntime":
         """Plan, download what is missing and load.
 
-        model, draft: checkpoint directories, GGUF files, or names on the hub, org/name or org/name@revision, and with
-        :Q4_K_M or :FILE.gguf behind them one of the repository's GGUF files; a Path is never a name. draft "none"
-        decodes plainly; "auto" takes a known draft that is on this machine, or else drafts what the text said before.
-        device_memory, host_memory: caps, as bytes or text like "20GiB". dtype: computed in; "auto" is the checkpoint's,
-        or float32 on a CPU without bfloat16 units. tree: what the draft proposes, one of `run_options.TREES`; "auto"
-        takes what is fastest here. verification: what accepts drafts when sampling, one of `run_options.RULES`; "auto"
-        is the tree's own. io: how weights are read from disk: "direct" past the page cache, "buffered" through it.
-        quantize: "int8" or "int4" packs the model's weights once and keeps them in `quantized_directory`, by default in
-        the user's cache. progress: called while weights are downloaded, packed and loaded. offline: never use the
-        network. chat_template: a file with another chat template than the model's. template_arguments: variables of the
-        template, such as {"enable_thinking": False}. adapter: directory of a LoRA adapter, merged into the model while
-        it is read, as PEFT merges it; "none" leaves out one that lies beside the model. rope_scaling: extends the
-        context, in place of what the config says: "yarn:4", "yarn:4:32768" where the model was made for so many
-        positions, "linear:2", "dynamic:2", "none", or transformers' rope_scaling.
-        Raises an OffloadError that says what is wrong and what would work.
+        Models are directories, GGUF files, or names on the hub; a Path is never a name. Memory is in bytes, or text
+        like "20GiB". Raises an OffloadError that says what is wrong and what would work, and TypeError for a name that
+        is no option.
         """
-        path, adapter_directory = with_adapter(resolve_model(model), adapter)
-        options = Options(
-            model=path,
-            draft=resolve_draft(path, draft),
-            device=device,
-            device_memory=device_memory,
-            host_memory=host_memory,
-            dtype=dtype,
-            tree=tree,
-            verification=verification,
-            tree_size=tree_size,
-            tree_depth=tree_depth,
-            context_length=context_length,
-            io=io,
-            offline=offline,
-            quantize=quantize,
-            quantized_directory=None if quantized_directory is None else Path(quantized_directory),
-            chat_template=None if chat_template is None else Path(chat_template),
-            template_arguments=dict(template_arguments or {}),
-            adapter=adapter_directory,
-            rope_scaling=_rope_scaling(rope_scaling),
-        )
+        options = resolved(given)
         preparation = prepare(options)
         download = Download.of(preparation.options)
         if download.models:
-            download.run(progress)
+            download.run(options.progress)
             preparation = prepare(preparation.options)
         for note in (unapplied_note(preparation.target.spec.directory), preparation.plan.slow_dequantizing):
             if note:
-                warnings.warn(note, stacklevel=2)
-        return cls(preparation, progress)
+                warnings.warn(note, stacklevel=3)
+        return cls(preparation, options.progress)
 
     def __init__(self, preparation: Preparation, progress: Progress | None = None):
         if preparation.draft:
@@ -203,13 +147,6 @@ class OffloadRuntime:
         """Tokens that end a text."""
         return model_end_tokens(self._directory, self._models.target.model.config.eos_token_id)
 
-    def generate(self, prompt: Prompt, **arguments: Any) -> Reply:
-        """The whole reply at once; arguments as for `stream`. Other threads' passes wait until it is written."""
-        with self._turns.hold():
-            for _ in self.stream(prompt, **arguments):
-                pass
-            return self.last_reply
-
     def stream(
         self,
         prompt: Prompt,
@@ -266,6 +203,14 @@ class OffloadRuntime:
         with self._turns.hold():
             self.last_reply = reply
         return self._stream(request, text, reply)
+
+    @takes_arguments_of(stream)
+    def generate(self, *arguments: Any, **named: Any) -> Reply:
+        """The whole reply at once; arguments as for `stream`. Other threads' passes wait until it is written."""
+        with self._turns.hold():
+            for _ in self.stream(*arguments, **named):
+                pass
+            return self.last_reply
 
     @property
     def progress(self) -> PassProgress | None:
@@ -350,13 +295,6 @@ def _close_in(process: int, resources: ExitStack) -> None:
     """Threads, and what they hold, are those of the process that started them: a fork of it has nothing to stop."""
     if os.getpid() == process:
         resources.close()
-
-
-def _rope_scaling(value: str | Mapping[str, Any] | None) -> RopeScaling | None:
-    try:
-        return None if value is None else RopeScaling.parse(value)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"rope_scaling: {error}") from error
 
 
 def _check_draft(preparation: Preparation) -> None:

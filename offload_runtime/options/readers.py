@@ -5,11 +5,13 @@ import json
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+from loaders.checkpoint.rope_scaling import RopeScaling
 from scheduler.machine.machine import device_index
+from scheduler.sizes import parse_size
 
-Number = float | int
+Value = TypeVar("Value")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
@@ -49,12 +51,30 @@ def _range(low: float, high: float | None, above: bool = False) -> str:
     return start if high is None else f"{start} and at most {high}"
 
 
+def count_or_auto(text: str) -> int | None:
+    """A reader of an integer of at least 1, or of "auto", which gives None."""
+    return None if text == "auto" else whole_number(1)(text)
+
+
+def checked(read: Callable[[str], Value]) -> Callable[[str], Value]:
+    """A reader of what `read` takes, with the reason of its ValueError."""
+
+    def parse(text: str) -> Value:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+size = checked(parse_size)  # such as 20GiB
+scaled_rotation = checked(RopeScaling.parse)  # such as yarn:4
+
+
 def device(text: str) -> str:
     """A reader of what `read_machine` takes."""
-    try:
-        device_index(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    checked(device_index)(text)
     return text
 
 
@@ -99,16 +119,16 @@ def _json(text: str) -> Any:
         return None
 
 
-def template_argument(text: str) -> tuple[str, Any]:
+def template_argument(text: str) -> tuple[tuple[str, Any]]:
     """A reader of KEY=JSON. A bare word is text, but for those that look like another language's true and false."""
     name, _, value = text.partition("=")
     if not name.isidentifier() or not value:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=JSON, such as enable_thinking=false")
     try:
-        return name, json.loads(value)
+        return ((name, json.loads(value)),)
     except ValueError:
         if re.fullmatch(r"[A-Za-z][\w.-]*", value) and value.lower() not in ("true", "false", "none", "null", "nan"):
-            return name, value
+            return ((name, value),)
         raise argparse.ArgumentTypeError(
             f"{value!r} is not JSON: true, false, null, 3, a word, or '\"text\"' with its quotes"
         ) from None

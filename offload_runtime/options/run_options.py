@@ -1,11 +1,12 @@
 """What a user may fix about a run. Imports no torch."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from loaders.adapters.locate import with_adapter
 from loaders.checkpoint.local_models import local_model
 from loaders.checkpoint.rope_scaling import RopeScaling
 from loaders.hub.find import find_model
@@ -13,6 +14,15 @@ from loaders.hub.model import HubModel
 from loaders.hub.names import hub_name, model_path
 from loaders.quantize.recipe import BITS
 from offload_runtime.errors import UsageError
+from offload_runtime.options.fields import described, option, values_of
+from offload_runtime.options.readers import (
+    count_or_auto,
+    device,
+    scaled_rotation,
+    size,
+    template_argument,
+    whole_number,
+)
 
 DEMO_PAIR = Path(__file__).resolve().parents[1] / "demo_pair"
 DEMO_TARGET, DEMO_DRAFT = DEMO_PAIR / "target", DEMO_PAIR / "draft"
@@ -38,43 +48,106 @@ AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a user may fix about a run; None and "auto" leave it to the planner. Sizes are bytes or text like "20GiB".
+class RunOptions:
+    """What a user may fix about a run, as it is said. None and "auto" leave a value to the planner.
+
+    The flags of the command line and the arguments of `OffloadRuntime.from_pretrained` follow from these fields.
+    """
+
+    model: str | Path = field(
+        metadata=described(
+            "directory of the model, a GGUF file, or a name on the Hugging Face hub: org/name or org/name@revision, "
+            "and org/name:Q4_K_M for one of its GGUF files",
+            "MODEL",
+            flags=("--model", "-m"),
+            unsaid="a bundled demonstration",
+        )
+    )
+    draft: str | Path | None = option(
+        "a small model with the same tokens, in the same way (org/name:Q8_0); none: plain decoding; "
+        "auto: a known draft that is in the hub's cache, else n-gram lookup in the text",
+        "MODEL",
+        default="auto",
+        flags=("--draft", "-d"),
+    )
+    device: str = option(
+        "where to compute: auto, cpu, cuda, or cuda:1 for the second GPU", "DEVICE", device, default="auto"
+    )
+    device_memory: int | str | None = option("use at most this much of the device's memory: 10GiB", "SIZE", size)
+    host_memory: int | str | None = option("use at most this much of the host's memory: 32GiB", "SIZE", size)
+    dtype: str = option("type to compute in", choices=DTYPES, default="auto")
+    _: KW_ONLY
+    adapter: str | Path | None = option(
+        "a LoRA adapter, merged into the model while it is read; none: leave out one that lies beside the model", "DIR"
+    )
+    quantize: str | None = option(
+        "pack the model's weights to 8 or 4 bits, once: the first start writes them to disk, later ones find them",
+        choices=tuple(BITS),
+    )
+    quantized_directory: str | Path | None = option("where packed weights are kept", "DIR", Path, unsaid="the cache")
+    context_length: int | None = option("most tokens of prompts and replies together", "N", whole_number(1))
+    rope_scaling: RopeScaling | str | Mapping[str, Any] | None = option(
+        "extend the context: yarn:4, linear:2, dynamic:2; yarn:4:32768 says what the model was made for; none; or "
+        "rope_scaling as JSON",
+        *("KIND:FACTOR", scaled_rotation),
+        unsaid="what the config says",
+    )
+    tree: str = option(
+        "what the draft proposes; auto: what is fastest here; sequoia: the best static tree; adaptive: grown for "
+        "each context; chain, chains, specinfer, topk: for comparison; none: plain decoding",
+        choices=TREES,
+        default="auto",
+    )
+    verification: str = option(
+        "rule that accepts drafts when sampling; all are exact; auto: the tree's own", choices=RULES, default="auto"
+    )
+    tree_size: int | str | None = option("most tokens in a tree", "N", count_or_auto, default="auto")
+    tree_depth: int | str | None = option("most levels of a tree", "N", count_or_auto, default="auto")
+    io: IOMode = option("read weights past the page cache, or through it", choices=IO_MODES, group=None, default="auto")
+    offline: bool = option("never use the network: what the cache has is used", group="downloads", default=False)
+    chat_template: str | Path | None = option("a Jinja template in place of the model's", "FILE", Path, group="prompt")
+    template_arguments: Mapping[str, Any] | None = option(
+        "a variable of the chat template: enable_thinking=false, reasoning_effort=high; may be repeated",
+        *("KEY=JSON", template_argument),
+        flags=("--template-arg",),
+        group="prompt",
+        repeats=True,
+    )
+    progress: Callable[[str, int, int], None] | None = field(
+        default=None,
+        compare=False,
+        repr=False,
+        metadata=described("called while weights are read: with the stage, bytes done, and bytes in all", group=None),
+    )
+
+
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """What was said, as paths and values that are checked (`resolved`).
 
     model, draft: directories, GGUF files, or names on the hub until `located` has put the paths in its cache there;
     sources says then what these lack. draft: None for none; "auto" for a known one that is on this machine, or else
-    what the text said before. share_layers: the files hold the target's first few layers only, and the others repeat
-    them in turn. gpu: plan for this card (of `scheduler.machine.data_sheets`) in place of the machine's own, with
-    `host_memory` beside it, all free. offline: never use the network. quantize: pack the target's weights as "int8" or
-    "int4", once; they are kept in `quantized_directory`, or in the user's cache. chat_template: a file with
-    another one than the model's. template_arguments: variables of the chat template. adapter: a directory, merged into
-    the target.
-    rope_scaling: in place of what the config says; the draft gets it too where it was made for fewer positions than the
-    target then has.
+    n-gram lookup in the text. adapter: a directory. share_layers: the files hold the target's first few layers only,
+    and the others repeat them in turn. rope_scaling: the draft gets it too where it was made for fewer positions than
+    the target then has.
     """
 
     model: Path
     draft: Path | Literal["auto"] | None = None
-    device: str = "auto"
-    device_memory: int | str | None = None
-    host_memory: int | str | None = None
-    dtype: str = "auto"
-    tree: str = "auto"
-    verification: str = "auto"
-    tree_size: int | str | None = None
-    tree_depth: int | str | None = None
-    context_length: int | None = None
-    io: IOMode = "auto"
-    share_layers: bool = False
-    gpu: str | None = None
-    offline: bool = False
-    sources: tuple[HubModel, ...] = ()
-    quantize: str | None = None
+    _: KW_ONLY
+    adapter: Path | None = None
     quantized_directory: Path | None = None
+    rope_scaling: RopeScaling | None = None
     chat_template: Path | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
-    adapter: Path | None = None
-    rope_scaling: RopeScaling | None = None
+    share_layers: bool = False
+    gpu: str | None = option(
+        "with --plan: plan for this card instead of what is here (rtx-4090, l40, ...; all are listed where a name "
+        "is unknown); --host-memory is then the memory beside it",
+        "NAME",
+        group="output",
+    )
+    sources: tuple[HubModel, ...] = ()
 
     def __post_init__(self) -> None:
         if self.adapter is not None and (self.quantize or self.share_layers):
@@ -82,16 +155,15 @@ class Options:
                 f"{self.adapter}: an adapter is merged into weights as they are read, so not with --quantize: merge it "
                 "with PEFT first, and pack the result"
             )
-        if self.quantize not in (None, *BITS):
-            raise UsageError(f"quantize {self.quantize!r} is none of {', '.join(BITS)}")
         if self.quantized_directory is not None and self.quantize is None:
             raise UsageError(
                 f"{self.quantized_directory} is for packed weights: say which with --quantize int4 or int8"
             )
         _check_template_arguments(self.template_arguments)
-        for name, choices in (("tree", TREES), ("verification", RULES), ("dtype", DTYPES), ("io", IO_MODES)):
-            if getattr(self, name) not in choices:
-                raise UsageError(f"{name} {getattr(self, name)!r} is none of {', '.join(choices)}")
+        for known in fields(RunOptions):
+            value, choices = getattr(self, known.name), known.metadata["option"].choices
+            if choices and value not in (known.default, *choices):
+                raise UsageError(f"{known.name} {value!r} is none of {', '.join(choices)}")
         if self.verification not in ("auto", *TREE_RULES[self.tree]):
             raise UsageError(
                 f"{self.verification} cannot verify {self.tree} trees exactly; {', '.join(TREE_RULES[self.tree])} can"
@@ -123,6 +195,27 @@ def resolve_draft(model: Path, draft: str | Path | None) -> Path | Literal["auto
     if draft == AUTO:
         return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else AUTO
     return None if draft in (None, "none") else resolve_model(draft)
+
+
+def resolved(given: RunOptions) -> Options:
+    """The options with what was said read and looked up. Raises UsageError and ModelFilesError."""
+    model, adapter = with_adapter(resolve_model(given.model), given.adapter)
+    values = {
+        **values_of(RunOptions, given),
+        **{"model": model, "draft": resolve_draft(model, given.draft), "adapter": adapter},
+        "quantized_directory": None if given.quantized_directory is None else Path(given.quantized_directory),
+        "chat_template": None if given.chat_template is None else Path(given.chat_template),
+        "template_arguments": dict(given.template_arguments or {}),
+        "rope_scaling": _rope_scaling(given.rope_scaling),
+    }
+    return Options(**values)
+
+
+def _rope_scaling(value: RopeScaling | str | Mapping[str, Any] | None) -> RopeScaling | None:
+    try:
+        return value if value is None or isinstance(value, RopeScaling) else RopeScaling.parse(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"rope_scaling: {error}") from error
 
 
 def located(options: Options) -> Options:

@@ -7,6 +7,7 @@ from typing import Any
 from loaders.checkpoint.spec import ModelSpec
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
+from offload_runtime.options.fields import values_of
 from offload_runtime.options.run_options import AUTO, Options, located
 from offload_runtime.planning.best_plan import best_plan
 from offload_runtime.planning.draft_choice import DraftChoice, choose_draft
@@ -186,8 +187,7 @@ def _usable_device(device: str) -> str:
 
 
 def _limits(options: Options) -> Limits:
-    names = ("device_memory", "host_memory", "context_length", "tree_size", "tree_depth")
-    values = {name: getattr(options, name) for name in names}
+    values = values_of(Limits, options)
     for name in ("device_memory", "host_memory"):
         if isinstance(values[name], str):
             values[name] = parse_size(values[name])

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from toolkit.options import add_count, add_quiet, add_shape_options, adder, script_parser
 
-from offload_runtime.options.arguments import size
-from offload_runtime.options.readers import whole_number
+from offload_runtime.options.readers import size, whole_number
 from offload_runtime.options.run_options import DTYPES
 from offloading.programs import PROGRAMS
 

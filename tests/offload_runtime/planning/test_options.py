@@ -1,18 +1,32 @@
 """The command line: every option reaches its place, bad values exit with 2, help and plan come without torch."""
 
+import argparse
+import inspect
 import json
 import subprocess
 import sys
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loaders.checkpoint.random_weights import SHAPES, write_random_checkpoint
+from loaders.checkpoint.rope_scaling import RopeScaling
 from offload_runtime.errors import UsageError
+from offload_runtime.generation.defaults import SAMPLING_NAMES, override
+from offload_runtime.generation.runtime import OffloadRuntime
 from offload_runtime.options.arguments import chat_parser, model_options, parse_chat_arguments
-from offload_runtime.options.run_options import DEMO_DRAFT, DEMO_TARGET
+from offload_runtime.options.fields import add_options, option, options_of, takes_fields_of, values_of
+from offload_runtime.options.run_options import DEMO_DRAFT, DEMO_TARGET, RunOptions, resolved
 from offload_runtime.options.sampling_options import SAMPLING, SamplingOptions, sampling_options
+from sequoia_tree.sampling import Sampling
 
+VALUES: dict[str, Any] = {
+    **{"context_length": 9, "rope_scaling": "yarn:4", "tree": "chain", "verification": "match", "tree_size": 3},
+    **{"quantize": "int4", "quantized_directory": "q", "chat_template": "t.jinja", "io": "direct", "tree_depth": 2},
+    **{"offline": True, "template_arguments": {"a": 1}, "progress": print},
+}
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -133,8 +147,85 @@ def test_values_survive_a_file() -> None:
             SamplingOptions.from_mapping(damaged)
 
 
-def test_every_sampling_value_is_a_field() -> None:
+@dataclass(frozen=True)
+class WithColour(RunOptions):
+    colour: str = option("colour of the lights", "COLOUR", str.upper, default="red")
+
+
+class Lights:
+    @classmethod
+    @takes_fields_of(WithColour)
+    def of(cls, given: WithColour) -> WithColour:
+        """Switch them on."""
+        return given
+
+
+def test_a_field_is_a_flag_an_argument_and_documented() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, WithColour, "model")
+    assert "--colour COLOUR" in parser.format_help() and "colour of the lights (default: red)" in parser.format_help()
+    arguments = parser.parse_args(["-m", "x", "--colour", "blue", "--tree-size", "4", "--tree-depth=2"])
+    given = WithColour(**values_of(WithColour, arguments))
+    assert given == Lights.of("x", colour="BLUE", tree_size=4, tree_depth=2)
+    assert inspect.signature(Lights.of).parameters["colour"].default == "red"
+    assert "Switch them on." in (Lights.of.__doc__ or "") and "colour: colour of the lights" in (
+        Lights.of.__doc__ or ""
+    )
+
+
+def test_the_facade_takes_the_fields_that_the_command_line_has() -> None:
+    parameters = inspect.signature(OffloadRuntime.from_pretrained).parameters
+    assert list(parameters) == [field.name for field in fields(RunOptions)]
+    assert all(parameters[field.name].annotation == field.type for field in fields(RunOptions))
+    flags = vars(parse_chat_arguments([]))
+    assert set(options_of(RunOptions)) - set(flags) == {"io", "progress"}
+    for name in set(options_of(RunOptions)) & set(flags) - {"model"}:
+        assert flags[name] in (parameters[name].default, None), name
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("devce", "did you mean 'device'"), ("gpu", "there are model, draft"), ("tree_sizes", "'tree_size'")],
+)
+def test_an_unknown_argument_is_a_type_error_with_the_nearest_name(name: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=f"from_pretrained.. has no argument '{name}'; .*{meant}"):
+        OffloadRuntime.from_pretrained("x", **{name: 1})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="missing a required argument: 'model'"):
+        OffloadRuntime.from_pretrained(draft="x")  # type: ignore[call-arg]
+
+
+def test_what_is_said_is_kept_whichever_way_it_is_said(tmp_path: Path) -> None:
+    said = RunOptions(str(tmp_path), None, "cpu", "1GiB", 5, "float32", **VALUES)
+    kept = resolved(said)
+    assert (kept.model, kept.draft, kept.quantized_directory) == (tmp_path, None, Path("q"))
+    assert kept.rope_scaling == RopeScaling.parse("yarn:4") and kept.template_arguments == {"a": 1}
+    converted = {
+        "model",
+        "draft",
+        "adapter",
+        "quantized_directory",
+        "chat_template",
+        "template_arguments",
+        "rope_scaling",
+    }
+    for name in {field.name for field in fields(RunOptions)} - converted:
+        assert getattr(kept, name) == getattr(said, name) != getattr(RunOptions(""), name), name
+    line = "--template-arg a=1 --rope-scaling yarn:4 --tree chain --verification match --tree-size 3 --tree-depth 2"
+    line += f" -m {tmp_path} -d none --device cpu --device-memory 1GiB --host-memory 5 --dtype float32 --offline"
+    line += " --quantize int4 --quantized-directory q --context-length 9 --chat-template t.jinja"
+    by_flags = model_options(parse_chat_arguments(line.split()))
+    assert replace(by_flags, io="direct", device_memory="1GiB") == kept
+
+
+def test_the_sampling_values_are_arguments_of_a_call() -> None:
+    stream = inspect.signature(OffloadRuntime.stream).parameters
     assert list(SAMPLING) == list(SamplingOptions().as_arguments())
+    assert set(SAMPLING) <= {*stream, *SAMPLING_NAMES}
+    assert inspect.signature(OffloadRuntime.generate).parameters == stream
+    with pytest.raises(UsageError, match="did you mean 'temperature'"):
+        SamplingOptions().with_value("temprature", "1")
+    with pytest.raises(UsageError, match="did you mean 'typical_p'"):
+        override(Sampling(), tipical_p=1)
 
 
 @pytest.mark.parametrize(
