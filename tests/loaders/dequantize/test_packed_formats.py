@@ -29,7 +29,7 @@ from tests.samples.packed_samples import gptq, rewrite
 from tests.samples.packed_weights import NAME, WEIGHTS, packed_weight
 from tests.samples.tiny_models import checkpoint
 
-GOLDEN = Path(__file__).resolve().parents[3] / "samples" / "golden_packed.safetensors"
+GOLDEN = Path(__file__).resolve().parents[2] / "samples" / "golden_packed.safetensors"
 with safe_open(GOLDEN, "pt") as golden:
     GOLDEN_CONFIGS = json.loads(golden.metadata()["configs"])
 AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "packing_format": "auto_round:auto_gptq"}
