@@ -128,7 +128,7 @@ def in_full(tree, acceptance):
     return pytest.approx(expected_tokens(tree, acceptance), rel=1e-12, abs=0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     vectors(8),
     st.integers(1, 90),
