@@ -101,10 +101,10 @@ def test_a_layer_that_is_stored_in_one_piece_is_one_run(saved):
 
 def test_experts_that_are_neighbours_on_disk_are_read_together(saved):
     directory = saved("qwen3_moe")
-    (_, layer), _ = mapped(directory)
+    (_, runs), _ = mapped(directory)
     (_, unit) = build_skeleton(directory, torch.float32, "cpu", "eager").units
-    of_experts = [run for run in layer if run.buffer_offset >= unit.dense_bytes]
-    assert len(of_experts) == 4 * 2 and len(layer) <= 4 * 3, "gate and up of an expert are one run"
+    of_experts = [run for run in runs if run.buffer_offset >= unit.dense_bytes]
+    assert len(of_experts) == 4 * 2 and len(runs) <= 4 * 3, "gate and up of an expert are one run"
 
 
 def test_a_tied_head_is_stored_under_either_name(damaged):

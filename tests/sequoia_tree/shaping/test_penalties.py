@@ -29,7 +29,7 @@ def shaped(sampling, wanted=TokenRules()):  # noqa: B008
     none = np.full(len(PARENTS), -1)
     drawn = DrawnTree(Tree(PARENTS), TOKENS, len(PARENTS), none, None, none)
     sampling = replace(sampling, rules=bound_rules(sampling, wanted, bounds))
-    law = log_law(logits(), sampling, drawn.contexts(Text.of(TEXT, torch.device("cpu"))))
+    law = log_law(logits(), sampling, drawn.contexts(Text.of(TEXT, torch.device("cpu")), torch.tensor(TOKENS)))
     return law, [[*TEXT, *(TOKENS[node] for node in drawn.tree.path(node))] for node in range(len(PARENTS))]
 
 

@@ -95,7 +95,7 @@ def logits(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_every_node_is_shaped_by_its_own_path(name):
     fields = FIELDS[name]
     sampling = sampling_of(fields, BOUNDS)
-    contexts = tree().contexts(Text.of(text_of(name), torch.device("cpu")))
+    contexts = tree().contexts(Text.of(text_of(name), torch.device("cpu")), torch.tensor(TOKENS))
     fields = TYPES_OF_TRANSFORMERS.get(name, fields)
     expected = scores_by_transformers(fields, BOUNDS, texts(text_of(name)), logits())
     law = log_law(logits(), sampling, contexts)
@@ -111,7 +111,7 @@ def test_every_node_is_shaped_by_its_own_path(name):
 @pytest.mark.parametrize("name", FIELDS)
 def test_greedy_decoding_takes_the_argmax_of_what_rules_leave(name):
     fields = {key: value for key, value in FIELDS[name].items() if key not in ("temperature", "top_p", "typical_p")}
-    contexts = tree().contexts(Text.of(text_of(name), torch.device("cpu")))
+    contexts = tree().contexts(Text.of(text_of(name), torch.device("cpu")), torch.tensor(TOKENS))
     fields = {**TYPES_OF_TRANSFORMERS.get(name, fields), "do_sample": False}
     expected = scores_by_transformers(fields, BOUNDS, texts(text_of(name)), logits())
     torch.testing.assert_close(processed(logits(), sampling_of(fields, BOUNDS), contexts), expected)
@@ -119,7 +119,7 @@ def test_greedy_decoding_takes_the_argmax_of_what_rules_leave(name):
 
 def test_some_nodes_of_a_tree_are_shaped_alike():
     sampling = sampling_of(FIELDS["all rules"], BOUNDS)
-    contexts = tree().contexts(Text.of(TEXT, torch.device("cpu")))
+    contexts = tree().contexts(Text.of(TEXT, torch.device("cpu")), torch.tensor(TOKENS))
     nodes = torch.tensor([12, 0, 5])
     some = log_law(logits()[nodes], sampling, contexts[nodes])
     torch.testing.assert_close(some, log_law(logits(), sampling, contexts)[nodes])
@@ -139,7 +139,7 @@ def test_the_first_tokens_of_short_prompts(prompt):
     parents, tokens = [-1, 0, 1, 2, 3, 4, 5], [prompt[-1], 4, 7, 4, 7, 4, 7]
     none = np.full(len(parents), -1)
     drawn = DrawnTree(Tree(parents), tokens, len(parents), none, None, none)
-    contexts = drawn.contexts(Text.of(prompt, torch.device("cpu")))
+    contexts = drawn.contexts(Text.of(prompt, torch.device("cpu")), torch.tensor(tokens))
     written = [[*prompt, *tokens[1 : node + 1]] for node in range(len(parents))]
     expected = scores_by_transformers(fields, bounds, written, logits()[: len(parents)])
     law = log_law(logits()[: len(parents)], sampling_of(fields, bounds), contexts)
