@@ -146,7 +146,7 @@ def _begin(preparation: Preparation, random: "RandomModels | None", workload: "W
     from toolkit.output import environment
 
     spec, plan = preparation.target.spec, preparation.plan
-    layers = len(spec.units)
+    layers = len(spec.layers)
     distinct = random.distinct_layers if random else layers
     report.say(heading(plan, spec.stored_dtype, workload, layers, distinct))
     what = {

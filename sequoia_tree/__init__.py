@@ -1,4 +1,4 @@
-"""Trees of draft tokens: their shape, how they are drawn, how a target model's laws verify them.
+"""Trees of draft tokens: their shape, how they are drawn, how a target model's distributions verify them.
 
 Numbers in, numbers out: nothing here knows a model or a file. This module needs numpy alone; the parts that work on
 tensors are `sequoia_tree.sampling` and `sequoia_tree.verify`.

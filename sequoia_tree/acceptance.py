@@ -1,8 +1,8 @@
 """How often a draft's proposals are accepted: sums over contexts, and the estimates that follow from them.
 
-A context is a place in a text where target and draft each have a law of the next token. Children are numbered 1, 2, …
-in drawing order; child k's credit at a context is the chance, in [0, 1], that it is the accepted one. Contexts fall in
-bins by the draft's own confidence, its largest probability m, which tells much about what will be accepted.
+A context is a place in a text where target and draft each have a distribution of the next token. Children are numbered
+1, 2, … in drawing order; child k's credit at a context is the chance, in [0, 1], that it is the accepted one. Contexts
+fall in bins by the draft's own confidence, its largest probability m, which tells much about what will be accepted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TABLE, _SCALED = (BINS, MAX_CHILDREN), (len(SCALES),)
 _MIDDLES = (np.array((0.0, *BIN_EDGES)) + np.array((*BIN_EDGES, 1.0))) / 2
 _GROUPS = np.array((0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3))  # of bins whose later children are estimated together
 _UNMEASURED_SCALE = 0.5
-_NORMAL_QUANTILE = 1.959964  # 95 % of a normal law lie within so many standard deviations
+_NORMAL_QUANTILE = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
 _BIN_WEIGHT = 20.0  # contexts that the line through all bins counts in each
 _LEAST_CHANCE, _LEAST_SHARE = 0.002, 1e-4  # keep costs below 16, where float32 still tells 1e-6 apart
 _ROUNDING = 1e-5  # of sums kept with 6 digits
@@ -48,10 +48,10 @@ class Acceptance:
     """Sums over observed contexts; tables add up with `+`.
 
     counts, credits, squares: float64 [BINS, MAX_CHILDREN], by bin of m and child number. counts[b, k - 1]: contexts
-    where child k was observed, as it is wherever the tokens of its elder siblings are known, also when the draft law
-    has no token left for it, which is a credit of 0. credits: sum of the credits; squares: of their squares.
-    scale_losses: float64 [len(SCALES)], nats: over the contexts at temperature 0, the sum of -log softmax(draft
-    logits / t)[the target's argmax] for each t of SCALES. scale_positions: the number of those contexts.
+    where child k was observed, as it is wherever the tokens of its earlier siblings are known, also when the draft
+    distribution has no token left for it, which is a credit of 0. credits: sum of the credits; squares: of their
+    squares. scale_losses: float64 [len(SCALES)], nats: over the contexts at temperature 0, the sum of -log
+    softmax(draft logits / t)[the target's argmax] for each t of SCALES. scale_positions: the number of those contexts.
 
     ValueError for other shapes, what is not finite or negative, and sums larger than counts.
     """
@@ -140,7 +140,7 @@ class Acceptance:
     def positional(self) -> Floats:
         """Acceptance by child number, [MAX_CHILDREN]: the mean credit over the contexts where a child was observed.
 
-        Children that were observed in fewer contexts than the first (their elder siblings were never drawn in the
+        Children that were observed in fewer contexts than the first (their earlier siblings were never drawn in the
         others) get the mean over those contexts, which is right where drawing them had nothing to do with the text;
         a child never observed gets 0. Scaled down where the means add up to more than 1.
         """

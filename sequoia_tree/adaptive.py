@@ -1,12 +1,13 @@
-"""Trees that are grown per context: the nodes of highest priority, found in waves of one shape.
+"""Trees that are grown per context: the nodes of highest priority, found in expansion steps of one shape.
 
 A node's priority is the product, along its path, of how likely each step was thought to be before its token was drawn.
 The tree of the n nodes of highest priority is what a heap would take one by one. As priorities only fall along paths
-and from sibling to sibling, that tree does not depend on the order of growing: a wave expands many nodes at once, the
-draft runs over all of them together, nothing is decided on the host, and every wave has the same shape.
+and from sibling to sibling, that tree does not depend on the order of growing: an expansion step expands many nodes at
+once, the draft runs over all of them together, nothing is decided on the host, and every expansion step has the same
+shape.
 
-Exact under ratio tests: a priority depends on tokens already drawn and on the laws there, never on its own token; and
-whether a node is kept depends on higher priorities only, of which none belongs to a node below it.
+Exact under ratio tests: a priority depends on tokens already drawn and on the distributions there, never on its own
+token; and whether a node is kept depends on higher priorities only, of which none belongs to a node below it.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ class Grown:
 class Frontier:
     """The slots of a growing tree: places for a further child under the nodes that were expanded.
 
-    waves, width: how many waves there will be and how many nodes each expands. children: most children of a node.
-    All state is on `device` and reused from tree to tree. Expanded nodes are numbered in order, the root is 0; those
-    of the current wave are `begin` to `end`. Where too few slots are open, a wave is filled up with nodes that have no
-    token (-1), no priority, and never a child.
+    expansion steps, width: how many expansion steps there will be and how many nodes each expands. children: most
+    children of a node. All state is on `device` and reused from tree to tree. Expanded nodes are numbered in order, the
+    root is 0; those of the current expansion step are `begin` to `end`. Where too few slots are open, an expansion step
+    is filled up with nodes that have no token (-1), no priority, and never a child.
 
     depths, tokens: int64 [expanded]. ancestors: bool [expanded, expanded], a node being its own.
     """
 
-    def __init__(self, waves: int, width: int, children: int, device: torch.device):
+    def __init__(self, expansions: int, width: int, children: int, device: torch.device):
         self.width, self.children = width, children
-        capacity = 1 + waves * width
+        capacity = 1 + expansions * width
         self.tokens, self.depths, self._slot_of = torch.zeros(3, capacity, dtype=torch.int64, device=device)
         self._own = torch.eye(capacity, dtype=torch.bool, device=device)
         self.ancestors = torch.zeros_like(self._own)
@@ -67,27 +68,28 @@ class Frontier:
         self._slots.fill_(_NONE)
 
     def open(self, tokens: Tensor, costs: Tensor) -> None:
-        """Offer children under the nodes of the current wave: tokens int64 [r, children] in drawing order, -1 for none.
+        """Offer children under the nodes of the current expansion step: tokens int64 [r, children] in drawing order, -1
+        for none.
 
         costs [r, children]: what each child's log-priority loses against its parent's, from 0 up, rising along a row.
         """
-        wave = slice(self.begin, self.end)
-        self._offers[wave] = tokens
-        slots = torch.sub(self._priorities[wave, None], costs, out=self._slots[wave])
-        # Where tokens end is known before any is drawn: when the law has no further token.
+        expansion = slice(self.begin, self.end)
+        self._offers[expansion] = tokens
+        slots = torch.sub(self._priorities[expansion, None], costs, out=self._slots[expansion])
+        # Where tokens end is known before any is drawn: when the distribution has no further token.
         slots.sub_(self._ties).masked_fill_(tokens < 0, _NONE)
 
     def expand(self) -> None:
-        """Turn the best slots that are open into the nodes of the next wave."""
-        wave, slots = slice(self.end, self.end + self.width), self._slots.view(-1)
-        priorities, chosen = self._priorities[wave], self._slot_of[wave]
+        """Turn the best slots that are open into the nodes of the next expansion step."""
+        expansion, slots = slice(self.end, self.end + self.width), self._slots.view(-1)
+        priorities, chosen = self._priorities[expansion], self._slot_of[expansion]
         torch.topk(slots, self.width, sorted=False, out=(priorities, chosen))
         slots.index_fill_(0, chosen, _NONE)
-        torch.where(priorities > _NONE, self._offers.view(-1)[chosen], self._no_token, out=self.tokens[wave])
+        torch.where(priorities > _NONE, self._offers.view(-1)[chosen], self._no_token, out=self.tokens[expansion])
         parents = (chosen // self.children).clamp_(max=self.end - 1)  # of nodes without a token, any
-        torch.add(self.depths[parents], 1, out=self.depths[wave])
-        torch.logical_or(self.ancestors[parents], self._own[wave], out=self.ancestors[wave])
-        self.begin, self.end = wave.start, wave.stop
+        torch.add(self.depths[parents], 1, out=self.depths[expansion])
+        torch.logical_or(self.ancestors[parents], self._own[expansion], out=self.ancestors[expansion])
+        self.begin, self.end = expansion.start, expansion.stop
 
     def best(self, count: int) -> Grown:
         """The root and the `count` nodes of highest priority below it, expanded or not; fewer where there are no more.

@@ -102,11 +102,11 @@ def choose(
     """The fastest of plain decoding and every method of `yields` at every size and depth; the smaller on near ties.
 
     pass_seconds: of a target pass over so many nodes. level_seconds: of a draft pass over so many. "adaptive" drafts
-    the root and then d - 1 waves of (n - 1) // (d - 1) rows; any other method goes level by level, with a row for every
-    node that has children. sizes: those to consider beside 1; by default powers of two, those times 1.5, and max_size.
-    current: kept where it is nearly as good. plain: False leaves plain decoding out where there is any tree. ValueError
-    for limits below 1 node or 0 levels, for a method named "none", and for times that are negative or not finite, or a
-    pass that takes none.
+    the root and then d - 1 expansion steps of (n - 1) // (d - 1) rows; any other method goes level by level, with a row
+    for every node that has children. sizes: those to consider beside 1; by default powers of two, those times 1.5, and
+    max_size. current: kept where it is nearly as good. plain: False leaves plain decoding out where there is any tree.
+    ValueError for limits below 1 node or 0 levels, for a method named "none", and for times that are negative or not
+    finite, or a pass that takes none.
     """
     check_limits(max_size, max_depth=max_depth)
     if PLAIN in yields:
@@ -116,10 +116,10 @@ def choose(
     passes = _times(pass_seconds, grid)
     choices: list[Choice] = []
     for method, yielded in yields.items():
-        growth = _growth(yielded.acceptance, grid, max_depth)
-        if growth.depths:
-            drafts = (_wave_seconds if method == "adaptive" else _level_seconds)(growth, level_seconds)
-            choices += _best_of_each_size(method, yielded, growth, passes + drafts, current)
+        drafting = _drafting(yielded.acceptance, grid, max_depth)
+        if drafting.depths:
+            drafts = (_expansion_seconds if method == "adaptive" else _level_seconds)(drafting, level_seconds)
+            choices += _best_of_each_size(method, yielded, drafting, passes + drafts, current)
     if plain or not choices:
         choices.append(Choice(PLAIN, 1, 0, 1.0, float(_times(pass_seconds, (1,))[0]), 1.0))
     return _preferred(choices, current)
@@ -138,18 +138,18 @@ def _times(seconds: Seconds, sizes: Sequence[int]) -> Floats:
 
 
 def _best_of_each_size(
-    method: str, yielded: Yield, growth: _Growth, seconds: Floats, current: Choice | None
+    method: str, yielded: Yield, drafting: _Drafting, seconds: Floats, current: Choice | None
 ) -> Iterator[Choice]:
     """The best depth of each size, and the depth of `current` beside it; seconds [depths, sizes]."""
-    tokens = 1 + yielded.factor * (growth.tokens - 1)
+    tokens = 1 + yielded.factor * (drafting.tokens - 1)
     best = (seconds / tokens).argmin(axis=0)
-    for column, size in enumerate(growth.sizes):
+    for column, size in enumerate(drafting.sizes):
         rows = {int(best[column])}
         if current and (current.method, current.size) == (method, size):
-            rows.add(min(current.depth, growth.depths) - 1)
+            rows.add(min(current.depth, drafting.depths) - 1)
         for row in rows:
             cell = row, column
-            yield Choice(method, size, row + 1, float(tokens[cell]), float(seconds[cell]), float(growth.tokens[cell]))
+            yield Choice(method, size, row + 1, float(tokens[cell]), float(seconds[cell]), float(drafting.tokens[cell]))
 
 
 def _preferred(choices: list[Choice], current: Choice | None) -> Choice:
@@ -164,7 +164,7 @@ def _preferred(choices: list[Choice], current: Choice | None) -> Choice:
 
 
 @dataclass(frozen=True)
-class _Growth:
+class _Drafting:
     """What follows from an acceptance vector, for depth limits 1 … `depths` (more change nothing) and each size.
 
     tokens: float64 [depths, sizes], expected. parents: int64 [depths, sizes, depths], how many nodes of each level, the
@@ -178,9 +178,9 @@ class _Growth:
 
 
 @lru_cache(maxsize=16)  # times change more often than acceptances
-def _growth(acceptance: tuple[float, ...], sizes: tuple[int, ...], max_depth: int) -> _Growth:
+def _drafting(acceptance: tuple[float, ...], sizes: tuple[int, ...], max_depth: int) -> _Drafting:
     if not sizes:
-        return _Growth(sizes, 0, np.empty((0, 0)), np.empty((0, 0, 0), np.int64))
+        return _Drafting(sizes, 0, np.empty((0, 0)), np.empty((0, 0, 0), np.int64))
     limits = list(_best_by_depth(_never_rising(acceptance), sizes[-1], max_depth))
     depths, widths = len(limits), len(sizes) + 1
     tokens = np.empty((depths, len(sizes)))
@@ -192,19 +192,19 @@ def _growth(acceptance: tuple[float, ...], sizes: tuple[int, ...], max_depth: in
         cells = np.searchsorted(sizes, firsts, side="right") * depths + nodes.depths[firsts] - 1
         counts = np.bincount(cells, minlength=widths * depths).reshape(widths, depths)
         parents[row] = counts.cumsum(axis=0)[:-1]
-    return _Growth(sizes, depths, tokens, parents)
+    return _Drafting(sizes, depths, tokens, parents)
 
 
-def _level_seconds(growth: _Growth, level_seconds: Seconds) -> Floats:
+def _level_seconds(drafting: _Drafting, level_seconds: Seconds) -> Floats:
     """Drafting times [depths, sizes] of static trees: one draft pass for every level that has children."""
-    return _draft_times(growth.parents, level_seconds).sum(axis=2)
+    return _draft_times(drafting.parents, level_seconds).sum(axis=2)
 
 
-def _wave_seconds(growth: _Growth, level_seconds: Seconds) -> Floats:
-    """Drafting times [depths, sizes] of adaptive trees: the root, then waves of equal width."""
-    waves = np.arange(growth.depths)[:, None]  # a depth limit of 1 needs none
-    widths = np.maximum((np.array(growth.sizes) - 1) // np.maximum(waves, 1), 1)
-    return _draft_times(np.ones(1, dtype=np.int64), level_seconds) + waves * _draft_times(widths, level_seconds)
+def _expansion_seconds(drafting: _Drafting, level_seconds: Seconds) -> Floats:
+    """Drafting times [depths, sizes] of adaptive trees: the root, then expansion steps of equal width."""
+    expansions = np.arange(drafting.depths)[:, None]  # a depth limit of 1 needs none
+    widths = np.maximum((np.array(drafting.sizes) - 1) // np.maximum(expansions, 1), 1)
+    return _draft_times(np.ones(1, dtype=np.int64), level_seconds) + expansions * _draft_times(widths, level_seconds)
 
 
 def _draft_times(rows: NDArray[np.int64], level_seconds: Seconds) -> Floats:

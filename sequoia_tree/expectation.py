@@ -6,22 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sequoia_tree.laws import Laws
+from sequoia_tree.distributions import Distributions
 from sequoia_tree.ratio_tests import RatioTests
 from sequoia_tree.tree import Tree
 
 Floats = NDArray[np.float64]
 
 
-def expected_yield(rule: str, tree: Tree, tokens: Tensor, laws: Laws) -> float:
+def expected_yield(rule: str, tree: Tree, tokens: Tensor, distributions: Distributions) -> float:
     """Expected tokens, the bonus token among them, of "traversal", "top-down" or "multi-round" (else ValueError).
 
-    tokens: int64 [n]. Far less noisy than the tokens that one verdict yields: comparisons need fewer passes.
+    tokens: int64 [n]. Far less noisy than the tokens that one accepted path yields: comparisons need fewer passes.
     """
     if rule in ("traversal", "top-down", "multi-round"):
         if tree.size == 1:
             return 1.0
-        tests = RatioTests(tree, tokens, laws, rule == "traversal", rule == "multi-round")
+        tests = RatioTests(tree, tokens, distributions, rule == "traversal", rule == "multi-round")
         if rule == "traversal":
             return 1 + _traversal_depth(tree, tests.weights.cpu().numpy())
         return _reach(tree, tests.chances.cpu().numpy()).sum()

@@ -1,4 +1,4 @@
-"""Observing acceptance: from the laws of target and draft at n contexts to an `Acceptance` table."""
+"""Observing acceptance: from the distributions of target and draft at n contexts to an `Acceptance` table."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def observe(p: Tensor, q: Tensor, children: Tensor) -> Acceptance:
     return _table(credit, known, q.amax(-1), q.new_zeros(len(SCALES)), 0)
 
 
-def observe_laws(log_p: Tensor, log_q: Tensor, generator: torch.Generator) -> Acceptance:
-    """What n contexts show when children are drawn for it: log-probabilities, float32 [n, V], as from `log_law`."""
+def observe_distributions(log_p: Tensor, log_q: Tensor, generator: torch.Generator) -> Acceptance:
+    """What n contexts show when children are drawn for it: log-probabilities, float32 [n, V], as from `log_probs`."""
     children = draw_without_replacement(log_q, MAX_CHILDREN - 1, generator)
     return observe(probabilities(log_p), probabilities(log_q), children)
 
@@ -47,10 +47,10 @@ def observe_greedy(target_logits: Tensor, draft_logits: Tensor) -> Acceptance:
 def credits(p: Tensor, q: Tensor, children: Tensor) -> tuple[Tensor, Tensor]:
     """The chance that child 1, 2, … K + 1 is the accepted one under Sequoia's rule (arXiv 2402.12374, algorithm 2).
 
-    p, q: float32 [n, V], the target's and the draft's law. children: int64 [n, K], tokens drawn without replacement
-    from q, in drawing order, -1 where none was drawn. Child k gets the chance that children 1 to k - 1, whose tokens
-    are given, are all refused, times the whole overlap, sum of min(p_k, q_k), of the laws then left: the tokens drawn
-    matter only for the children after them.
+    p, q: float32 [n, V], the target's and the draft's distribution. children: int64 [n, K], tokens drawn without
+    replacement from q, in drawing order, -1 where none was drawn. Child k gets the chance that children 1 to k - 1,
+    whose tokens are given, are all refused, times the whole overlap, sum of min(p_k, q_k), of the distributions then
+    left: the tokens drawn matter only for the children after them.
 
     Returns the credit, float32 [n, K + 1], and where it is known, bool [n, K + 1]: up to the child whose token is the
     first -1, and to the end where q has no token left, whose credit is 0. Unknown credits are 0.

@@ -1,4 +1,4 @@
-"""What a child loses of its parent's log-priority in an adaptive tree, from the draft's law at the parent."""
+"""What a child loses of its parent's log-priority in an adaptive tree, from the draft's distribution at the parent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from sequoia_tree.acceptance import BIN_EDGES, MAX_CHILDREN, Acceptance
 
 @dataclass(frozen=True)
 class DrawnCosts:
-    """For children drawn from the law: by child number and the law's largest probability, never by the token drawn.
+    """For children drawn from the distribution: by child number and the distribution's largest probability, never by
+    the token drawn.
 
     table: float32 [bins, most children], `Acceptance.costs`. edges: float32 [bins - 1].
     """
@@ -26,20 +27,20 @@ class DrawnCosts:
         table = torch.from_numpy(acceptance.costs()).to(device)
         return cls(table, torch.tensor(BIN_EDGES, dtype=torch.float32, device=device))
 
-    def __call__(self, law: Tensor, tokens: Tensor) -> Tensor:
+    def __call__(self, distribution: Tensor, tokens: Tensor) -> Tensor:
         """Costs [m, K] under log-laws [m, V], for at most MAX_CHILDREN children."""
         assert tokens.shape[1] <= MAX_CHILDREN
-        bins = torch.bucketize(law.amax(-1).exp(), self.edges, right=True)
+        bins = torch.bucketize(distribution.amax(-1).exp(), self.edges, right=True)
         return self.table[bins, : tokens.shape[1]]
 
 
 @dataclass(frozen=True)
 class LikeliestCosts:
-    """For the likeliest tokens of the law, in order: -log softmax(log-law / scale) of each token itself."""
+    """For the likeliest tokens of the distribution, in order: -log softmax(log-law / scale) of each token itself."""
 
     scale: float
 
-    def __call__(self, law: Tensor, tokens: Tensor) -> Tensor:
+    def __call__(self, distribution: Tensor, tokens: Tensor) -> Tensor:
         """Costs [m, K] under log-laws [m, V]."""
-        scaled = law / self.scale
+        scaled = distribution / self.scale
         return scaled.logsumexp(-1, keepdim=True) - scaled.gather(-1, tokens.clamp(min=0))

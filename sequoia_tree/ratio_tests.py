@@ -1,9 +1,9 @@
 """The ratio tests of every child against what its earlier siblings leave, for all nodes of a tree at once.
 
-Of a parent that arrives with weight A, let p be the target's law, q the draft's, both unnormalised, S the sum of p and
-Q what q holds beside the tokens of earlier children. A child's chance is min(1, A p Q / (q S)). Rejecting it leaves of
-the target the positive part of p - c q, with c = S / (A Q), and the weight W / (W + 1 - A) with W = A S' / S, where S'
-is the sum of what is left. Weight 1 stays 1: Sequoia's rule. Three things follow that leave little to compute:
+Of a parent that arrives with weight A, let p be the target's distribution, q the draft's, both unnormalised, S the sum
+of p and Q what q holds beside the tokens of earlier children. A child's chance is min(1, A p Q / (q S)). Rejecting it
+leaves of the target the positive part of p - c q, with c = S / (A Q), and the weight W / (W + 1 - A) with W = A S' / S,
+where S' is the sum of what is left. Weight 1 stays 1: Sequoia's rule. Three things follow that leave little to compute:
 
 - after some children the target has max(p - C q, 0) left, where C is the sum of their c;
 - weights satisfy A / (1 - A) = S / D, where D = S (1 - A) / A stays what it was before the first child;
@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sequoia_tree.laws import Laws
+from sequoia_tree.distributions import Distributions
+from sequoia_tree.expansions import Expansions
 from sequoia_tree.tree import Tree
-from sequoia_tree.waves import Waves
 
 _SUMMED = 1 << 17  # probabilities that a processor sums up at once: half a megabyte, near its second cache
 _LARGEST = 1e37  # a factor that a float32 probability can be multiplied with
@@ -33,15 +33,21 @@ class RatioTests:
     tokens: int64 [n], of a tree with children; the root's is not read.
     """
 
-    def __init__(self, tree: Tree, tokens: Tensor, laws: Laws, hand_on: bool, replacement: bool = False):
-        self._waves, self._laws, self._hand_on = Waves.of(tree, hand_on, tokens.device), laws, hand_on
-        self._most_rows = laws.most_rows(tokens.device)
-        self._most_summed = self._most_rows if tokens.is_cuda else max(1, _SUMMED // laws.vocab_size)
-        at = self._waves.at
+    def __init__(
+        self, tree: Tree, tokens: Tensor, distributions: Distributions, hand_on: bool, replacement: bool = False
+    ):
+        self._expansions, self._distributions, self._hand_on = (
+            Expansions.of(tree, hand_on, tokens.device),
+            distributions,
+            hand_on,
+        )
+        self._most_rows = distributions.most_rows(tokens.device)
+        self._most_summed = self._most_rows if tokens.is_cuda else max(1, _SUMMED // distributions.vocab_size)
+        at = self._expansions.at
         drawn = tokens[torch.where(at.children > 0, at.children, at.children[:, :1])]
-        self._law, of_children = self._look_at(drawn, at.children > 0, replacement)
+        self._distribution, of_children = self._look_at(drawn, at.children > 0, replacement)
         self._scaled_ratios, self._draft_left = of_children.flatten(1).index_select(1, at.cell)
-        sums = self._law.sum(-1, dtype=torch.float64)
+        sums = self._distribution.sum(-1, dtype=torch.float64)
         parents_and_none = F.pad(sums, (0, 1))
         own_sums = parents_and_none[at.own_row]
         self._own_sums = torch.stack((-own_sums, own_sums))
@@ -49,57 +55,63 @@ class RatioTests:
         self._states[:, 1] = parents_and_none[at.opened]
         self._largest = sums.new_full((), _LARGEST)
         self._chances = torch.empty_like(self._draft_left)
-        for wave in range(len(self._waves.tests) - 1):
-            self._run(wave)
+        for expansion in range(len(self._expansions.tests) - 1):
+            self._run(expansion)
         self._chances.nan_to_num_(nan=0.0)  # 0 / 0: of a test that is never made
 
     @property
     def post_order(self) -> Tensor:
         """The tree's, int64 [n]."""
-        return self._waves.at.post_order
+        return self._expansions.at.post_order
 
     @property
     def chances(self) -> Tensor:
         """Of every node, float64 [n]: its chance once all nodes before it are rejected; 1 for the root."""
-        return F.pad(self._chances, (0, 1), value=1.0)[self._waves.at.test]
+        return F.pad(self._chances, (0, 1), value=1.0)[self._expansions.at.test]
 
     @property
     def weights(self) -> Tensor:
         """Of every node, float64 [n]: its chance once its children are rejected, too. With `hand_on` only."""
-        at = self._waves.at
+        at = self._expansions.at
         left, lost = self._states[at.last[at.parents], 1:].unbind(1)
         weights = torch.where(left > 0, left / (left + lost), (lost == 0).double())
         return torch.cat((self._chances, weights))[at.outcome]
 
     def end_of_path(self, passed: Tensor) -> Tensor:
         """Where the way down ends that from each node goes on to its first child in `passed`, bool [n]: int64 [1]."""
-        at, size = self._waves.at, len(passed)
+        at, size = self._expansions.at, len(passed)
         nodes = torch.arange(size, device=passed.device)
         following = torch.full_like(nodes, size)
         candidates = nodes.masked_fill(~passed, size)[at.child]
         following.scatter_reduce_(0, at.parent, candidates, "amin")
         following = torch.where(following < size, following, nodes)
-        for _ in range(self._waves.depth.bit_length()):
+        for _ in range(self._expansions.depth.bit_length()):
             following = following[following]
         return following[:1]
 
     def left(self, node: Tensor) -> Tensor:
         """What the target has left at `node`, int64 [1], all children being rejected: float32 [V], unnormalised."""
-        law = self._laws.target(node)[0]
-        state = self._waves.at.last[node]
-        row = (self._waves.at.outcome[node] - len(self._chances)).clamp_(min=0)  # a leaf takes nothing from any law
+        distribution = self._distributions.target(node)[0]
+        state = self._expansions.at.last[node]
+        row = (self._expansions.at.outcome[node] - len(self._chances)).clamp_(
+            min=0
+        )  # a leaf takes nothing from any distribution
         factor = torch.minimum(self._states[state, 0], self._largest).float()
-        left = law.addcmul(self._laws.draft(self._waves.at.parents[row])[0], factor, value=-1).clamp_(min=0)
-        return torch.where(left.sum() > 0, left, law)  # p equals q up to rounding: go on with p itself
+        left = distribution.addcmul(
+            self._distributions.draft(self._expansions.at.parents[row])[0], factor, value=-1
+        ).clamp_(min=0)
+        return torch.where(left.sum() > 0, left, distribution)  # p equals q up to rounding: go on with p itself
 
     def _look_at(self, drawn: Tensor, present: Tensor, replacement: bool) -> tuple[Tensor, Tensor]:
-        """The target's laws of all parents, float32 [R, V]; and of their children p Q / q and Q, float64 [2, R, K]."""
-        parents = self._waves.at.parents
+        """The target's distributions of all parents, float32 [R, V]; and of their children p Q / q and Q, float64 [2,
+        R, K].
+        """
+        parents = self._expansions.at.parents
         pieces = range(0, len(parents), self._most_rows)
         target, of_children = [], []
         for begin in pieces:
             piece = slice(begin, begin + self._most_rows)
-            p, q = self._laws.target(parents[piece]), self._laws.draft(parents[piece])
+            p, q = self._distributions.target(parents[piece]), self._distributions.draft(parents[piece])
             weights, left = _draft_left(q, drawn[piece], present[piece], replacement)
             target.append(p)
             of_children.append(torch.stack((p.gather(1, drawn[piece]) * left / weights, left)))
@@ -107,12 +119,15 @@ class RatioTests:
             return target[0], of_children[0]
         return torch.cat(target), torch.cat(of_children, dim=1)
 
-    def _run(self, wave: int) -> None:
-        """Test the children of a wave."""
-        waves, at = self._waves, self._waves.at
-        tests, count = slice(*waves.tests[wave : wave + 2]), waves.tests[wave + 1] - waves.tests[wave]
-        begin, end = waves.states[wave : wave + 2]
-        before = self._states[waves.states[wave - 1] if wave else 0 : begin]
+    def _run(self, expansion: int) -> None:
+        """Test the children of an expansion step."""
+        expansions, at = self._expansions, self._expansions.at
+        tests, count = (
+            slice(*expansions.tests[expansion : expansion + 2]),
+            expansions.tests[expansion + 1] - expansions.tests[expansion],
+        )
+        begin, end = expansions.states[expansion : expansion + 2]
+        before = self._states[expansions.states[expansion - 1] if expansion else 0 : begin]
         state = torch.index_select(before, 0, at.source[tests], out=self._states[begin : begin + count])
         spent, left, lost = state.unbind(1)
         draft_left = self._draft_left[tests]
@@ -127,16 +142,16 @@ class RatioTests:
             torch.addcdiv(minus, own, chances, out=self._states[begin + count : end, 2])
 
     def _sum_up(self, tests: slice, factor: Tensor, out: Tensor) -> None:
-        """The sums of what the target has left once `factor` [tests] times the draft's law is taken off."""
-        at, most = self._waves.at, self._most_summed
+        """The sums of what the target has left once `factor` [tests] times the draft's distribution is taken off."""
+        at, most = self._expansions.at, self._most_summed
         for begin in range(0, len(factor), most):
             piece = slice(begin, begin + most)
-            q, factors = self._laws.draft(at.parent[tests][piece]), factor[piece, None]
+            q, factors = self._distributions.draft(at.parent[tests][piece]), factor[piece, None]
             if most == 1:
-                row = self._waves.rows[tests.start + begin]
-                left = torch.addcmul(self._law[row : row + 1], q, factors, value=-1)
+                row = self._expansions.rows[tests.start + begin]
+                left = torch.addcmul(self._distribution[row : row + 1], q, factors, value=-1)
             else:
-                left = self._law.index_select(0, at.row[tests][piece]).addcmul_(q, factors, value=-1)
+                left = self._distribution.index_select(0, at.row[tests][piece]).addcmul_(q, factors, value=-1)
             torch.sum(left.clamp_(min=0), -1, dtype=torch.float64, out=out[piece])
 
 

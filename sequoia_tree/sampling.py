@@ -1,4 +1,4 @@
-"""From logits to the law that tokens are drawn from, and drawing from it."""
+"""From logits to the distribution that tokens are drawn from, and drawing from it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ _ALLOWED: dict[str, _Allowed] = {
 }
 
 
-def log_law(logits: Tensor, sampling: Sampling, contexts: Contexts | None = None) -> Tensor:
+def log_probs(logits: Tensor, sampling: Sampling, contexts: Contexts | None = None) -> Tensor:
     """Log-probabilities, float32 [n, V], of `logits` [n, V] shaped by `sampling`; -inf where a token is excluded.
 
     Same rules, in the same order, as transformers' `generate`: the rules of the request (see `processed`), temperature,
@@ -120,7 +120,8 @@ def log_law(logits: Tensor, sampling: Sampling, contexts: Contexts | None = None
 
 
 def first_width(logits: Tensor, sampling: Sampling) -> int | None:
-    """A width for `bounded_log_law` of `logits` [n, V]; None where `log_law` does as well without waiting for a device.
+    """A width for `bounded_log_distribution` of `logits` [n, V]; None where `log_probs` does as well without waiting
+    for a device.
 
     It sorts whole rows on a GPU, of 1,000 rows of 128,256 tokens a gigabyte of ids.
     """
@@ -135,10 +136,11 @@ def wider(width: int, logits: Tensor) -> int | None:
     return width * _WIDER if width * _WIDER * 4 <= logits.shape[-1] else None
 
 
-def bounded_log_law(
+def bounded_log_distribution(
     logits: Tensor, sampling: Sampling, width: int, contexts: Contexts | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`log_law` at a temperature above 0, with top-k and top-p looking at the `width` likeliest tokens of a row alone.
+    """`log_probs` at a temperature above 0, with top-k and top-p looking at the `width` likeliest tokens of a row
+    alone.
 
     Also whether they are enough in all rows, so that it is the same: a bool without dimensions. Rows where they are not
     have all of them. The device is not waited for.
@@ -203,9 +205,9 @@ def _nucleus(scores: Tensor, sampling: Sampling) -> Tensor:
     vocabulary = scores.shape[-1]
     width = vocabulary if scores.is_cuda else max(_FIRST_WIDTH, 2 * sampling.top_k)
     while width < vocabulary:
-        law, enough = _among_highest(scores, sampling, width)
+        distribution, enough = _among_highest(scores, sampling, width)
         if enough:
-            return law
+            return distribution
         width *= _WIDER
     return _among_highest(scores, sampling, vocabulary)[0]
 
@@ -236,7 +238,7 @@ def _truncated(values: Tensor, sampling: Sampling, scores: Tensor) -> Tensor:
         values = values.masked_fill(values < edge, -_INF)
     if sampling.top_p < 1:
         cumulative = values.softmax(-1).cumsum(-1)
-        if sampling.top_k == 0 and width < vocabulary:  # then part of the law lies below the slice
+        if sampling.top_k == 0 and width < vocabulary:  # then part of the distribution lies below the slice
             inside = (values.logsumexp(-1) - scores.logsumexp(-1)).exp()[:, None]
             cumulative = (1 - inside) + inside * cumulative
         excluded = cumulative <= 1 - sampling.top_p
@@ -249,31 +251,31 @@ def _min_p(scores: Tensor, sampling: Sampling) -> Tensor:
     """`scores` [n, w] with -inf for tokens less likely than min_p times the likeliest."""
     if sampling.min_p == 0:
         return scores
-    law = scores.softmax(-1)
-    return scores.masked_fill(law < sampling.min_p * law.amax(-1, keepdim=True), -_INF)
+    distribution = scores.softmax(-1)
+    return scores.masked_fill(distribution < sampling.min_p * distribution.amax(-1, keepdim=True), -_INF)
 
 
-def probabilities(log_law: Tensor) -> Tensor:
-    """exp(log_law) as a new tensor, 0 where float32 ends: the law that tokens are really drawn from."""
-    return F.threshold(log_law, _LEAST_LOG_PROBABILITY, -_INF).exp_()
+def probabilities(log_probs: Tensor) -> Tensor:
+    """exp(log_probs) as a new tensor, 0 where float32 ends: the distribution that tokens are really drawn from."""
+    return F.threshold(log_probs, _LEAST_LOG_PROBABILITY, -_INF).exp_()
 
 
-def into_probabilities(log_law: Tensor) -> Tensor:
-    """`probabilities`, written over `log_law`."""
-    return torch.threshold_(log_law, _LEAST_LOG_PROBABILITY, -_INF).exp_()
+def into_probabilities(log_probs: Tensor) -> Tensor:
+    """`probabilities`, written over `log_probs`."""
+    return torch.threshold_(log_probs, _LEAST_LOG_PROBABILITY, -_INF).exp_()
 
 
-def draw_without_replacement(log_law: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` different tokens for each row of `log_law` [m, V]: int64 [m, count], -1 where no token is left.
+def draw_without_replacement(log_probs: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` different tokens for each row of `log_probs` [m, V]: int64 [m, count], -1 where no token is left.
 
-    In drawing order: each token is drawn from the law less the tokens before it, renormalised. That is the order of
-    exponential noise over probabilities (the Gumbel-top-k trick, arXiv 1903.06059, less a logarithm). The noise is
-    float64: uniform float32 numbers lie on a grid of 6e-8, too coarse for the tail of a large vocabulary, where a token
-    of probability 1e-9 would never come first.
+    In drawing order: each token is drawn from the distribution less the tokens before it, renormalised. That is the
+    order of exponential noise over probabilities (the Gumbel-top-k trick, arXiv 1903.06059, less a logarithm). The
+    noise is float64: uniform float32 numbers lie on a grid of 6e-8, too coarse for the tail of a large vocabulary,
+    where a token of probability 1e-9 would never come first.
     """
-    uniform = torch.rand(log_law.shape, dtype=torch.float64, device=log_law.device, generator=generator)
+    uniform = torch.rand(log_probs.shape, dtype=torch.float64, device=log_probs.device, generator=generator)
     noise = uniform.log_()  # less than 0, so that tokens left out are at 0, and the first to come at the least
-    keys = torch.div(probabilities(log_law), noise, out=noise)
+    keys = torch.div(probabilities(log_probs), noise, out=noise)
     values, tokens = keys.topk(min(count, keys.shape[-1]), largest=False)
     return _filled_up(torch.where(values < 0, tokens, -1), count)
 
@@ -292,10 +294,10 @@ def _filled_up(tokens: Tensor, count: int) -> Tensor:
     return tokens if tokens.shape[-1] == count else F.pad(tokens, (0, count - tokens.shape[-1]), value=-1)
 
 
-def draw_with_replacement(log_law: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` tokens for each row of `log_law` [m, V], each drawn from the whole law: int64 [m, count]."""
-    law = probabilities(log_law)
-    return torch.stack([draw_rows(law, generator) for _ in range(count)], dim=1)
+def draw_with_replacement(log_probs: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` tokens for each row of `log_probs` [m, V], each drawn from the whole distribution: int64 [m, count]."""
+    distribution = probabilities(log_probs)
+    return torch.stack([draw_rows(distribution, generator) for _ in range(count)], dim=1)
 
 
 def draw(weights: Tensor, generator: torch.Generator) -> int:

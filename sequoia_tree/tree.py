@@ -81,8 +81,8 @@ class Tree:
         """`child_numbers` as int64 [size]."""
         numbers = np.zeros(self.size, dtype=np.int64)
         by_parent = self.by_parent
-        elders = self.first_places[self.parent_array[by_parent]]  # nodes listed before the first of its siblings
-        numbers[by_parent] = np.arange(1, self.size) - elders
+        earlier = self.first_places[self.parent_array[by_parent]]  # nodes listed before the first of its siblings
+        numbers[by_parent] = np.arange(1, self.size) - earlier
         return numbers
 
     @cached_property

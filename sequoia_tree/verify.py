@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sequoia_tree.laws import Laws
+from sequoia_tree.distributions import Distributions
 from sequoia_tree.ratio_tests import RatioTests
 from sequoia_tree.sampling import draw_rows
 from sequoia_tree.tree import Tree
@@ -22,7 +22,7 @@ from sequoia_tree.uploads import upload
 
 
 @dataclass(frozen=True)
-class Verdict:
+class AcceptedPath:
     """What a pass yields: the tokens at the nodes of `path` (root excluded, downwards), then the token `bonus`."""
 
     path: list[int]
@@ -34,24 +34,31 @@ class Verdict:
         return self.path[-1] if self.path else 0
 
 
-Rule = Callable[[Tree, Tensor, Laws, torch.Generator], Verdict]
+Rule = Callable[[Tree, Tensor, Distributions, torch.Generator], AcceptedPath]
 
 
-def verify_top_down(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Generator) -> Verdict:
+def verify_top_down(
+    tree: Tree, tokens: Tensor, distributions: Distributions, generator: torch.Generator
+) -> AcceptedPath:
     """Sequoia's rule (arXiv 2402.12374, algorithm 2): ratio tests of the children in drawing order, from the root down.
 
     tokens: int64 [n], node i's token; the root's is not read. The children of a node must have been drawn without
-    replacement from the draft's law and none dropped; then the tokens follow the target's law exactly.
+    replacement from the draft's distribution and none dropped; then the tokens follow the target's distribution
+    exactly.
     """
-    return _ratio_tests(tree, tokens, laws, generator, replacement=False)
+    return _ratio_tests(tree, tokens, distributions, generator, replacement=False)
 
 
-def verify_multi_round(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Generator) -> Verdict:
+def verify_multi_round(
+    tree: Tree, tokens: Tensor, distributions: Distributions, generator: torch.Generator
+) -> AcceptedPath:
     """SpecInfer's rule (arXiv 2305.09781): as `verify_top_down`, for children drawn *with* replacement."""
-    return _ratio_tests(tree, tokens, laws, generator, replacement=True)
+    return _ratio_tests(tree, tokens, distributions, generator, replacement=True)
 
 
-def verify_traversal(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Generator) -> Verdict:
+def verify_traversal(
+    tree: Tree, tokens: Tensor, distributions: Distributions, generator: torch.Generator
+) -> AcceptedPath:
     """Bottom-up traversal (arXiv 2505.12398), for trees as `verify_top_down` takes them; accepts more.
 
     A node's weight is what the ratios along its path leave of its chance; it is accepted with what its children leave
@@ -59,20 +66,22 @@ def verify_traversal(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Ge
     level by level; the first node in post-order that passes its test is the answer.
     """
     if tree.size == 1:
-        return _root_alone(tokens, laws, generator)
-    tests = RatioTests(tree, tokens, laws, hand_on=True)
+        return _root_alone(tokens, distributions, generator)
+    tests = RatioTests(tree, tokens, distributions, hand_on=True)
     order = tests.post_order
     passed = (_uniform(tree.size, tokens.device, generator) < tests.weights[order]).int()
     passed[-1:].fill_(1)  # the root comes last, and is accepted when nothing else is
-    return _verdict(tree, order[passed.argmax(0, keepdim=True)], tests, generator)
+    return _accepted_path(tree, order[passed.argmax(0, keepdim=True)], tests, generator)
 
 
-def verify_match(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Generator) -> Verdict:
+def verify_match(tree: Tree, tokens: Tensor, distributions: Distributions, generator: torch.Generator) -> AcceptedPath:
     """Sample the target's token after each node and go on to the child that has it, if there is one.
 
     Exact for any tree whose tokens do not depend on these samples, however they were chosen.
     """
-    return follow(tree, tokens, _root_alone(tokens, laws, generator), range(1, tree.size), laws, generator)
+    return follow(
+        tree, tokens, _root_alone(tokens, distributions, generator), range(1, tree.size), distributions, generator
+    )
 
 
 RULES: dict[str, Rule] = {
@@ -84,23 +93,30 @@ RULES: dict[str, Rule] = {
 
 
 def follow(
-    tree: Tree, tokens: Tensor, verdict: Verdict, nodes: Sequence[int], laws: Laws, generator: torch.Generator
-) -> Verdict:
-    """Go on from `verdict` by matching: as long as the bonus token is that of a child among `nodes`.
+    tree: Tree,
+    tokens: Tensor,
+    accepted_path: AcceptedPath,
+    nodes: Sequence[int],
+    distributions: Distributions,
+    generator: torch.Generator,
+) -> AcceptedPath:
+    """Go on from `accepted_path` by matching: as long as the bonus token is that of a child among `nodes`.
 
     `nodes` hold tokens that may be chosen in any way, but not by looking at the samples drawn here or at the bonus.
     """
     if not nodes:
-        return verdict
+        return accepted_path
     chosen = np.full(tree.size, -1, dtype=np.int64)
-    chosen[verdict.last] = verdict.bonus
+    chosen[accepted_path.last] = accepted_path.bonus
     ids = upload(nodes, tokens.device)
-    samples = [draw_rows(laws.target(piece), generator) for piece in ids.split(laws.most_rows(tokens.device))]
+    samples = [
+        draw_rows(distributions.target(piece), generator) for piece in ids.split(distributions.most_rows(tokens.device))
+    ]
     chosen[nodes] = torch.cat(samples).cpu().numpy()
-    return _descend(tree, tokens, chosen, verdict.path, frozenset(nodes))
+    return _descend(tree, tokens, chosen, accepted_path.path, frozenset(nodes))
 
 
-def verify_greedy(tree: Tree, tokens: Tensor, best: Tensor) -> Verdict:
+def verify_greedy(tree: Tree, tokens: Tensor, best: Tensor) -> AcceptedPath:
     """Accept what the target would have chosen: tokens[i] is node i's token, best[i] the target's argmax after node i.
 
     Exact for any tree, however its tokens were chosen.
@@ -110,7 +126,7 @@ def verify_greedy(tree: Tree, tokens: Tensor, best: Tensor) -> Verdict:
 
 def _descend(
     tree: Tree, tokens: Tensor, chosen: NDArray[np.int64], path: list[int], among: frozenset[int] | None
-) -> Verdict:
+) -> AcceptedPath:
     """From the end of `path` down through children (those in `among`) that hold the token chosen at their parent."""
     hits = np.flatnonzero(tokens.cpu().numpy()[1:] == chosen[tree.parent_array[1:]]) + 1
     matching = {tree.parents[node]: int(node) for node in hits[::-1] if among is None or int(node) in among}
@@ -119,28 +135,30 @@ def _descend(
     while node in matching:
         node = matching[node]
         path.append(node)
-    return Verdict(path, int(chosen[node]))
+    return AcceptedPath(path, int(chosen[node]))
 
 
-def _ratio_tests(tree: Tree, tokens: Tensor, laws: Laws, generator: torch.Generator, replacement: bool) -> Verdict:
+def _ratio_tests(
+    tree: Tree, tokens: Tensor, distributions: Distributions, generator: torch.Generator, replacement: bool
+) -> AcceptedPath:
     """Down from the root to the first child that passes its test, and on from there."""
     if tree.size == 1:
-        return _root_alone(tokens, laws, generator)
-    tests = RatioTests(tree, tokens, laws, hand_on=False, replacement=replacement)
+        return _root_alone(tokens, distributions, generator)
+    tests = RatioTests(tree, tokens, distributions, hand_on=False, replacement=replacement)
     passed = _uniform(tree.size, tokens.device, generator) < tests.chances
-    return _verdict(tree, tests.end_of_path(passed), tests, generator)
+    return _accepted_path(tree, tests.end_of_path(passed), tests, generator)
 
 
-def _verdict(tree: Tree, last: Tensor, tests: RatioTests, generator: torch.Generator) -> Verdict:
+def _accepted_path(tree: Tree, last: Tensor, tests: RatioTests, generator: torch.Generator) -> AcceptedPath:
     """The path down to the node `last`, int64 [1], and a token of what is left there. The device is waited for once."""
     bonus = draw_rows(tests.left(last)[None], generator)
     node, token = torch.cat((last, bonus)).tolist()
-    return Verdict(tree.path(node), token)
+    return AcceptedPath(tree.path(node), token)
 
 
-def _root_alone(tokens: Tensor, laws: Laws, generator: torch.Generator) -> Verdict:
+def _root_alone(tokens: Tensor, distributions: Distributions, generator: torch.Generator) -> AcceptedPath:
     root = torch.zeros(1, dtype=torch.int64, device=tokens.device)
-    return Verdict([], int(draw_rows(laws.target(root), generator)))
+    return AcceptedPath([], int(draw_rows(distributions.target(root), generator)))
 
 
 def _uniform(count: int, device: torch.device, generator: torch.Generator) -> Tensor:

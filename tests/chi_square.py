@@ -1,15 +1,15 @@
-"""Pearson's test, for the tests that compare samples with an exact law."""
+"""Pearson's test, for the tests that compare samples with an exact distribution."""
 
 import torch
 from torch import Tensor
 
 
-def p_value(counts: Tensor, law: Tensor) -> float:
-    """Probability that a sample of the exact `law` deviates from it as much as `counts` do; both of one shape.
+def p_value(counts: Tensor, distribution: Tensor) -> float:
+    """Probability that a sample of the exact `distribution` deviates from it as much as `counts` do; both of one shape.
 
     Cells with fewer than 5 expected counts are pooled. 0 when something impossible was counted.
     """
-    counts, expected = counts.flatten().double(), law.flatten().double() * counts.sum()
+    counts, expected = counts.flatten().double(), distribution.flatten().double() * counts.sum()
     if counts[expected == 0].any():
         return 0.0
     rare = expected < 5

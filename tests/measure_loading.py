@@ -44,7 +44,7 @@ def read_files_whole() -> Any:
 
 
 def keep_copies() -> Any:
-    """A copy is kept of every third unit that is read."""
+    """A copy is kept of every third layer that is read."""
     fill, count = WeightReader.fill, itertools.count()
 
     def filling(self: WeightReader, ranges: ByteRanges, buffer: torch.Tensor) -> None:
@@ -78,7 +78,7 @@ def cap_for(model: Path, options: dict[str, Any]) -> tuple[int, ModelSpec]:
     except DoesNotFitError as error:
         preparation = prepare(Options(model, device_memory=error.needed, **options))
     plan, spec = preparation.plan, preparation.target.spec
-    return plan.device_bytes - plan.slots * plan.slot_bytes + sum(unit.nbytes for unit in spec.units), spec
+    return plan.device_bytes - plan.slots * plan.slot_bytes + sum(layer.nbytes for layer in spec.layers), spec
 
 
 def memory() -> dict[str, int]:
@@ -101,8 +101,8 @@ def load(model: Path, options: dict[str, Any]) -> dict[str, Any]:
         "held": held,
         "tiers": tiers,
         "packed": sum(file.stat().st_size for file in files),
-        "unit": max(unit.nbytes for unit in spec.units),
-        "unit_in_16_bits": max(unit.weight_bytes for unit in spec.units),
+        "unit": max(layer.nbytes for layer in spec.layers),
+        "unit_in_16_bits": max(layer.weight_bytes for layer in spec.layers),
     }
 
 

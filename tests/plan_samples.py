@@ -3,15 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-from loaders.checkpoint.spec import ModelSpec, UnitSpec
+from loaders.checkpoint.spec import LayerSpec, ModelSpec
 from scheduler.machine.machine import Machine
 from scheduler.plan.plan import Limits
 from scheduler.sizes import GIB
 
 
-def model(name: str, sizes: list[int], outer: int, kv: int, **fields: object) -> ModelSpec:
-    """A specification by hand; `sizes` are the units' bytes, which are as many on disk."""
-    units = tuple(UnitSpec(f"model.layers.{index}", size, size) for index, size in enumerate(sizes))
+def model(name: str, sizes: list[int], embeddings_and_head: int, kv: int, **fields: object) -> ModelSpec:
+    """A specification by hand; `sizes` are the layers' bytes, which are as many on disk."""
+    layers = tuple(LayerSpec(f"model.layers.{index}", size, size) for index, size in enumerate(sizes))
     spec = ModelSpec(
         directory=Path(name),
         name=name,
@@ -19,9 +19,9 @@ def model(name: str, sizes: list[int], outer: int, kv: int, **fields: object) ->
         model_type="llama",
         dtype="bfloat16",
         stored_dtype="bfloat16",
-        units=units,
-        outer_bytes=outer,
-        disk_bytes=outer + sum(sizes),
+        layers=layers,
+        embeddings_and_head_bytes=embeddings_and_head,
+        disk_bytes=embeddings_and_head + sum(sizes),
         vocab_size=32_000,
         hidden_size=8192,
         intermediate_size=28_672,
@@ -33,17 +33,17 @@ def model(name: str, sizes: list[int], outer: int, kv: int, **fields: object) ->
     return replace(spec, **fields)  # type: ignore[arg-type]
 
 
-def packed(unit: UnitSpec, nbytes: int) -> UnitSpec:
+def packed(layer: LayerSpec, nbytes: int) -> LayerSpec:
     """The same layer in `nbytes` of packed weights."""
-    return replace(unit, nbytes=nbytes, disk_bytes=nbytes, packed_bytes=nbytes, decoded_bytes=unit.nbytes)
+    return replace(layer, nbytes=nbytes, disk_bytes=nbytes, packed_bytes=nbytes, decoded_bytes=layer.nbytes)
 
 
 LLAMA2_70B = model("Llama-2-70b", [1_711_309_824] * 80, 1_048_592_384, 327_680)
-LLAMA3_70B = replace(LLAMA2_70B, name="Llama-3-70B", outer_bytes=4_202_708_992, vocab_size=128_256)
+LLAMA3_70B = replace(LLAMA2_70B, name="Llama-3-70B", embeddings_and_head_bytes=4_202_708_992, vocab_size=128_256)
 LLAMA3_70B_INT4 = replace(
     LLAMA3_70B,
     name="Llama-3-70B-int4",
-    units=tuple(packed(unit, 444_500_000) for unit in LLAMA3_70B.units),
+    layers=tuple(packed(layer, 444_500_000) for layer in LLAMA3_70B.layers),
     decode_bytes=28_672 * 8192 * 2,
 )
 LLAMA3_8B = model(
@@ -51,14 +51,16 @@ LLAMA3_8B = model(
     intermediate_size=14_336, num_heads=32,
 )  # fmt: skip
 LLAMA3_8B_INT4 = replace(
-    LLAMA3_8B, name="Llama-3-8B-int4", units=tuple(packed(unit, 113_000_000) for unit in LLAMA3_8B.units)
+    LLAMA3_8B, name="Llama-3-8B-int4", layers=tuple(packed(layer, 113_000_000) for layer in LLAMA3_8B.layers)
 )
 LLAMA_68M = model("llama-68m", [19_000_000] * 2, 98_000_000, 6144, hidden_size=768, intermediate_size=3072)
 TINY = model(
     "tiny", [2_150_400] * 6, 3_000_000, 4608, dtype="float32", vocab_size=4096, hidden_size=192, intermediate_size=512,
     num_heads=6, max_positions=1024,
 )  # fmt: skip
-TINY_DRAFT = replace(TINY, name="tiny-draft", units=TINY.units[:1], outer_bytes=2_000_000, kv_bytes_per_token=1024)
+TINY_DRAFT = replace(
+    TINY, name="tiny-draft", layers=TINY.layers[:1], embeddings_and_head_bytes=2_000_000, kv_bytes_per_token=1024
+)
 # A context so short that prompts are read in passes of 32 rows, whatever memory there is.
 TINY_ROWS = Limits(context_length=32, tree_size=8)
 # 2 MB of weights, of which 0.4 MB stay on the device.

@@ -15,7 +15,7 @@ from loaders.checkpoint.expert_names import is_by_expert, stated_experts
 from loaders.checkpoint.model_files import config_file, config_values, read_checkpoint
 from loaders.checkpoint.refused import why_refused
 from loaders.checkpoint.rope_scaling import NO_POSITION_LIMIT, extended_positions
-from loaders.checkpoint.spec import DTYPE_NAMES, ITEMSIZE, ModelSpec, UnitSpec, aligned
+from loaders.checkpoint.spec import DTYPE_NAMES, ITEMSIZE, LayerSpec, ModelSpec, aligned
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.formats import read_format
 from loaders.formats.weights import Contents, Format, told_apart
@@ -64,10 +64,12 @@ def read_spec(
     contents = told_apart(packing, checkpoint)
     stored_dtype = _stored_dtype(checkpoint, contents, packing)
     dtype = _compute_dtype(dtype, _packed_dtype(config) if packing else stored_dtype)
-    layers, outer = _divide(config, checkpoint.directory, _all_tensors(contents))
+    tensors_by_layer, embeddings_and_head = _divide(config, checkpoint.directory, _all_tensors(contents))
     experts, experts_per_token = stated_experts(_text_config(config))
-    units = tuple(_unit_spec(name, tensors, dtype, experts) for name, tensors in layers.items())
-    outer = [tensor.decoded if isinstance(tensor, _Packed) and tensor.by_rows else tensor for tensor in outer]
+    layers = tuple(_layer_spec(name, tensors, dtype, experts) for name, tensors in tensors_by_layer.items())
+    embeddings_and_head = [
+        tensor.decoded if isinstance(tensor, _Packed) and tensor.by_rows else tensor for tensor in embeddings_and_head
+    ]
     return ModelSpec(
         directory=directory,
         name=directory_name(directory),
@@ -75,14 +77,16 @@ def read_spec(
         model_type=config["model_type"],
         dtype=dtype,
         stored_dtype=stored_dtype,
-        units=units,
-        outer_bytes=_buffer_bytes(outer, dtype),
-        disk_bytes=sum(unit.disk_bytes for unit in units) + sum(tensor.nbytes for tensor in outer),
-        decode_bytes=max(_decode_bytes(tensors, dtype) for tensors in (*layers.values(), outer)),
-        outer_decode_bytes=_decode_bytes(outer, dtype),
-        **_sizes(_Numbers(directory, config), list(layers.values()), outer, dtype),
+        layers=layers,
+        embeddings_and_head_bytes=_buffer_bytes(embeddings_and_head, dtype),
+        disk_bytes=sum(layer.disk_bytes for layer in layers) + sum(tensor.nbytes for tensor in embeddings_and_head),
+        decode_bytes=max(
+            _decode_bytes(tensors, dtype) for tensors in (*tensors_by_layer.values(), embeddings_and_head)
+        ),
+        embeddings_and_head_decode_bytes=_decode_bytes(embeddings_and_head, dtype),
+        **_sizes(_Numbers(directory, config), list(tensors_by_layer.values()), embeddings_and_head, dtype),
         recurrent=_is_recurrent(config),
-        experts_per_token=experts_per_token if any(unit.experts for unit in units) else 0,
+        experts_per_token=experts_per_token if any(layer.experts for layer in layers) else 0,
     )
 
 
@@ -143,10 +147,12 @@ class _Numbers:
 
 
 def _sizes(
-    numbers: _Numbers, layers: list[list[StoredTensor]], outer: list[StoredTensor], dtype: str
+    numbers: _Numbers, layers: list[list[StoredTensor]], embeddings_and_head: list[StoredTensor], dtype: str
 ) -> dict[str, Any]:
     """The fields of ModelSpec that the config states; what it leaves to defaults is read off the tensors."""
-    vocabulary, width = max((t.shape for t in outer if len(t.shape) == 2), key=math.prod, default=(None, None))
+    vocabulary, width = max(
+        (t.shape for t in embeddings_and_head if len(t.shape) == 2), key=math.prod, default=(None, None)
+    )
     widest = max((max(t.shape) for t in layers[0] if len(t.shape) == 2), default=None)
     cached = [t.shape[0] for tensors in layers for t in tensors if _is_cached(t)]
     per_token = sum(cached) if cached or _is_recurrent(numbers.text) else len(layers) * numbers.cached_per_layer
@@ -257,25 +263,29 @@ def _divide(
             f"{config_file(directory)} says {count} layers, but the files hold no tensor of layer "
             f"{absent}. The files are incomplete or of another model; download them again."
         )
-    outer = [tensor for tensor in used if not tensor.name.startswith(stack)]
+    embeddings_and_head = [tensor for tensor in used if not tensor.name.startswith(stack)]
     if config.get("tie_word_embeddings", _text_config(config).get("tie_word_embeddings")):
-        outer = _without_tied_head(outer)
-    return {f"{stack}{number}": stacks[stack][number] for number in range(count)}, outer
+        embeddings_and_head = _without_tied_head(embeddings_and_head)
+    return {f"{stack}{number}": stacks[stack][number] for number in range(count)}, embeddings_and_head
 
 
-def _without_tied_head(outer: list[StoredTensor]) -> list[StoredTensor]:
+def _without_tied_head(embeddings_and_head: list[StoredTensor]) -> list[StoredTensor]:
     """Leave out a head that is stored although it is tied to an embedding, which then has the same shape."""
-    others = {tensor.shape for tensor in outer if not tensor.name.endswith("lm_head.weight")}
-    return [tensor for tensor in outer if not (tensor.name.endswith("lm_head.weight") and tensor.shape in others)]
+    others = {tensor.shape for tensor in embeddings_and_head if not tensor.name.endswith("lm_head.weight")}
+    return [
+        tensor
+        for tensor in embeddings_and_head
+        if not (tensor.name.endswith("lm_head.weight") and tensor.shape in others)
+    ]
 
 
-def _unit_spec(name: str, tensors: list[StoredTensor], dtype: str, experts: int) -> UnitSpec:
+def _layer_spec(name: str, tensors: list[StoredTensor], dtype: str, experts: int) -> LayerSpec:
     nbytes, disk_bytes = _buffer_bytes(tensors, dtype), sum(tensor.nbytes for tensor in tensors)
     stored_at = min((tensor.file, tensor.offset) for tensor in tensors)
     packed = [tensor for tensor in tensors if isinstance(tensor, _Packed)]
     decoded = sum(aligned(math.prod(tensor.shape) * ITEMSIZE[dtype]) for tensor in packed)
     by_expert = [tensor for tensor in tensors if experts and is_by_expert(tensor.name, tensor.shape, experts)]
-    return UnitSpec(
+    return LayerSpec(
         name,
         nbytes,
         disk_bytes,

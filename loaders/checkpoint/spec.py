@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-# Every tensor of a unit's buffer starts at a multiple of this many bytes: kernels pick other code paths for addresses
+# Every tensor of a layer's buffer starts at a multiple of this many bytes: kernels pick other code paths for addresses
 # that are not aligned, and CUDA's own allocator promises as much.
 ALIGNMENT = 256
 
@@ -14,7 +14,7 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
-class UnitSpec:
+class LayerSpec:
     """One decoder layer: its name, the bytes of its flat buffer in the compute dtype, and its bytes on disk.
 
     `stored_at` says where those begin; layers of made-up weights that repeat each other have it in common.
@@ -38,7 +38,7 @@ class UnitSpec:
         return self.nbytes - self.packed_bytes + self.decoded_bytes
 
     @property
-    def decoded(self) -> UnitSpec:
+    def decoded(self) -> LayerSpec:
         """The same layer after its packed weights have been decoded for good."""
         expert_bytes = self.expert_bytes * self.weight_bytes // self.nbytes
         return replace(self, nbytes=self.weight_bytes, packed_bytes=0, decoded_bytes=0, expert_bytes=expert_bytes)
@@ -54,8 +54,8 @@ class ModelSpec:
     model_type: str
     dtype: str  # compute dtype: "float32", "bfloat16" or "float16"
     stored_dtype: str  # of most bytes on disk, or how they are packed: "AWQ 4-bit"
-    units: tuple[UnitSpec, ...]
-    outer_bytes: int  # embeddings, final norm and head, which stay on the device; a tied head counts once
+    layers: tuple[LayerSpec, ...]
+    embeddings_and_head_bytes: int  # embeddings, final norm and head, which stay on the device; a tied head counts once
     disk_bytes: int  # of all tensors the model uses
     vocab_size: int
     hidden_size: int
@@ -65,7 +65,7 @@ class ModelSpec:
     max_positions: int
     recurrent: bool  # some layers keep a state: the model can be streamed but cannot check a tree
     decode_bytes: int = 0  # device memory in which packed weights are decoded, those of one module at a time
-    outer_decode_bytes: int = 0  # of these what the weights outside of layers need
+    embeddings_and_head_decode_bytes: int = 0  # of these what the weights outside of layers need
     experts_per_token: int = 0  # in each layer; 0 where no experts are told apart
     extension: str | None = None  # what made max_positions more than the config says: "64, extended 4 times by yarn..."
 
@@ -73,9 +73,11 @@ class ModelSpec:
         """The same model after the first `count` layers have been decoded for good."""
         if not count:
             return self
-        units = (*(unit.decoded for unit in self.units[:count]), *self.units[count:])
-        packed = any(unit.packed_bytes for unit in units)
-        return replace(self, units=units, decode_bytes=self.decode_bytes if packed else self.outer_decode_bytes)
+        layers = (*(layer.decoded for layer in self.layers[:count]), *self.layers[count:])
+        packed = any(layer.packed_bytes for layer in layers)
+        return replace(
+            self, layers=layers, decode_bytes=self.decode_bytes if packed else self.embeddings_and_head_decode_bytes
+        )
 
     @property
     def positions_for_people(self) -> str:

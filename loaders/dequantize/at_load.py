@@ -16,18 +16,19 @@ from loaders.dequantize.stacks import decode_rows, decode_stack
 from loaders.errors import ModelFilesError
 from loaders.modules.layout import TORCH_DTYPES
 from loaders.modules.quantized import Packed
-from loaders.modules.skeleton import Skeleton, Unit, make_parameters
+from loaders.modules.skeleton import Skeleton, UnitLayout, make_parameters
 from loaders.safetensors_files.headers import StoredTensor
 
 CHUNK_BYTES = 4 << 20  # read at a time
 
 
 def fill_decoded(skeleton: Skeleton, buffer: Tensor) -> None:
-    """Fill the places of `skeleton.decoded_at_load` in `buffer` (uint8, of `skeleton.outer`, on any device).
+    """Fill the places of `skeleton.decoded_at_load` in `buffer` (uint8, of `skeleton.embeddings_and_head`, on any
+    device).
 
     Raises ModelFilesError where a file ends early or cannot be read.
     """
-    places = {place.name: place for place in skeleton.outer.layout.places}
+    places = {place.name: place for place in skeleton.embeddings_and_head.layout.places}
     for parameter in skeleton.decoded_at_load:
         _fill(parameter.packed, places[parameter.name].view(buffer))
 
@@ -59,22 +60,22 @@ def _read_rows(stored: StoredTensor, begin: int, count: int, rows: int) -> Tenso
     return torch.frombuffer(content, dtype=TORCH_DTYPES[stored.dtype]).view(count, math.prod(stored.shape) // rows)
 
 
-def decode_unit(unit: Unit, stored: Tensor, out: Tensor) -> None:
-    """Decode a unit with packed tensors for good, and bind it; `stored` is not needed any more then.
+def decode_layer(layer: UnitLayout, stored: Tensor, out: Tensor) -> None:
+    """Decode a layer with packed tensors for good, and bind it; `stored` is not needed any more then.
 
-    stored (uint8, of `unit.layout`), out (uint8, of `unit.decoded`'s): on one device.
+    stored (uint8, of `layer.layout`), out (uint8, of `layer.decoded`'s): on one device.
     """
-    assert unit.decoded is not None
-    unit.bind(make_parameters(unit.layout, stored))
-    given = unit.layout.views(stored)
+    assert layer.decoded is not None
+    layer.bind(make_parameters(layer.layout, stored))
+    given = layer.layout.views(stored)
     parameters = []
-    for name, view in unit.decoded.layout.views(out).items():
-        if name in unit.packed:
-            packed = unit.packed[name].packed
+    for name, view in layer.decoded.layout.views(out).items():
+        if name in layer.packed:
+            packed = layer.packed[name].packed
             view = packed.view(view.view(-1))
             decode_stack(packed, view)
             packed.operands.clear()
         else:
             view.copy_(given[name])
         parameters.append(nn.Parameter(view, requires_grad=False))
-    unit.decoded.bind(tuple(parameters))
+    layer.decoded.bind(tuple(parameters))

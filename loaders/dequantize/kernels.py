@@ -23,10 +23,10 @@ KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], Matrix], None]] = {
 }
 
 
-def decode_fused(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor, hits: Tensor | None = None) -> None:
+def decode_fused(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor, routed: Tensor | None = None) -> None:
     """Decode one weight, or several of one shape stacked [members, …], into `out`, in one launch.
 
     hits: uint8 [experts], each of as many members: those of experts where it is 0 are left out.
     """
     with torch.cuda.device_of(out):  # triton launches on the current GPU, wherever the tensors are
-        KERNELS[type(scheme)](scheme, operands, Matrix.of(out if out.dim() > 1 else out[:, None], hits))
+        KERNELS[type(scheme)](scheme, operands, Matrix.of(out if out.dim() > 1 else out[:, None], routed))

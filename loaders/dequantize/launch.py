@@ -60,20 +60,20 @@ class Matrix:
     rows: int
     columns: int
     strides: tuple[int, int, int, int]  # between experts, matrices of one, rows and columns, in values
-    hits: Tensor | None = None  # uint8, one for each so many matrices: those where it is 0 are left out
+    routed: Tensor | None = None  # uint8, one for each so many matrices: those where it is 0 are left out
 
     @classmethod
-    def of(cls, out: Tensor, hits: Tensor | None) -> Matrix:
+    def of(cls, out: Tensor, routed: Tensor | None) -> Matrix:
         """out [rows, columns], [experts, rows, columns], or [experts, matrices of each, rows, columns]."""
         stack = out if out.dim() == 4 else out[:, None] if out.dim() == 3 else out[None, None]
         experts, together, rows, columns = stack.shape
         expert, matrix, row, column = stack.stride()
-        return cls(out, experts * together, together, rows, columns, (expert, matrix, row, column), hits)
+        return cls(out, experts * together, together, rows, columns, (expert, matrix, row, column), routed)
 
     @property
     def per_hit(self) -> int:
-        """Matrices for each of `hits`; 0 where all are wanted."""
-        return 0 if self.hits is None else self.count // len(self.hits)
+        """Matrices for each of `routed`; 0 where all are wanted."""
+        return 0 if self.routed is None else self.count // len(self.routed)
 
     @property
     def turned(self) -> Matrix:

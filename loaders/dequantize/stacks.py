@@ -12,7 +12,7 @@ from torch import Tensor
 from loaders.dequantize.plain import decode
 from loaders.dequantize.toolchain import why_no_kernels
 from loaders.formats.schemes import Scaled, Scheme
-from loaders.modules.experts import hits_among
+from loaders.modules.experts import routed_among
 from loaders.modules.quantized import Packed
 
 Fused = Callable[..., None]
@@ -25,8 +25,8 @@ def decode_stack(packed: Packed, out: Tensor, chosen: Tensor | None = None) -> N
     """
     fused = fused_kernels() if out.is_cuda else None
     if fused and packed.uniform:
-        hits = None if chosen is None else hits_among(chosen, packed.experts)
-        fused(packed.scheme, packed.operands, packed.members_of(out), hits)
+        routed = None if chosen is None else routed_among(chosen, packed.experts)
+        fused(packed.scheme, packed.operands, packed.members_of(out), routed)
         return
     one = fused or decode
     if not packed.experts:

@@ -24,7 +24,7 @@ def _from_fp8(codes):
 
 @triton.jit
 def _scaled(
-    weight_at, zeros_at, scales_at, out_at, hits_at,
+    weight_at, zeros_at, scales_at, out_at, routed_at,
     rows, columns, scale_rows, scale_columns, scales_per_row,
     weight_size, zeros_size, scales_size, together, out_expert, out_matrix, out_row, out_column, factor,
     IS_FP8: tl.constexpr, HAS_ZEROS: tl.constexpr, HAS_FACTOR: tl.constexpr,
@@ -32,7 +32,7 @@ def _scaled(
 ):  # fmt: skip
     matrix = tl.program_id(2).to(tl.int64)
     if PER_HIT > 0:  # noqa: SIM102
-        if tl.load(hits_at + matrix // PER_HIT) == 0:
+        if tl.load(routed_at + matrix // PER_HIT) == 0:
             return
     row, column, inside = block_of(BLOCK_ROWS, BLOCK_COLUMNS, rows, columns)
     stored = tl.load(weight_at + matrix * weight_size + row * columns + column, inside, 0)
@@ -50,12 +50,12 @@ def _scaled(
 
 @triton.jit
 def _mxfp4(
-    blocks_at, scales_at, out_at, hits_at, rows, columns, together, out_expert, out_matrix, out_row, out_column,
+    blocks_at, scales_at, out_at, routed_at, rows, columns, together, out_expert, out_matrix, out_row, out_column,
     PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     matrix = tl.program_id(2).to(tl.int64)
     if PER_HIT > 0:  # noqa: SIM102
-        if tl.load(hits_at + matrix // PER_HIT) == 0:
+        if tl.load(routed_at + matrix // PER_HIT) == 0:
             return
     row, column, inside = block_of(BLOCK_ROWS, BLOCK_COLUMNS, rows, columns)
     line = matrix * rows + row
@@ -71,13 +71,13 @@ def _mxfp4(
 
 @triton.jit
 def _codebook(
-    weight_at, table_at, scales_at, out_at, hits_at,
+    weight_at, table_at, scales_at, out_at, routed_at,
     rows, columns, block, scales_size, together, out_expert, out_matrix, out_row, out_column,
     KEPT: tl.constexpr, PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     matrix = tl.program_id(2).to(tl.int64)
     if PER_HIT > 0:  # noqa: SIM102
-        if tl.load(hits_at + matrix // PER_HIT) == 0:
+        if tl.load(routed_at + matrix // PER_HIT) == 0:
             return
     row, column, inside = block_of(BLOCK_ROWS, BLOCK_COLUMNS, rows, columns)
     index = row * columns + column
@@ -101,7 +101,7 @@ def scaled(scheme: Scaled, operands: Mapping[str, Tensor], out: Matrix) -> None:
         no_tensor(zeros, weight),
         scales,
         out.tensor,
-        no_tensor(out.hits, out.tensor),
+        no_tensor(out.routed, out.tensor),
         out.rows,
         out.columns,
         scheme.rows,
@@ -125,7 +125,7 @@ def mxfp4(scheme: Mxfp4, operands: Mapping[str, Tensor], out: Matrix) -> None:
         operands["blocks"],
         operands["scales"],
         out.tensor,
-        no_tensor(out.hits, out.tensor),
+        no_tensor(out.routed, out.tensor),
         out.rows,
         out.columns,
         *out.place,
@@ -141,7 +141,7 @@ def codebook(scheme: Codebook, operands: Mapping[str, Tensor], out: Matrix) -> N
         operands["weight.quant_map"],
         scales,
         out.tensor,
-        no_tensor(out.hits, out.tensor),
+        no_tensor(out.routed, out.tensor),
         out.rows,
         out.columns,
         scheme.block,

@@ -76,14 +76,14 @@ def _six_bits(bytes_at, halves_at, block, i, inside):
 
 @triton.jit
 def _decode(
-    stored_at, halves_at, out_at, hits_at, rows, columns, pairs, less, row_size,
+    stored_at, halves_at, out_at, routed_at, rows, columns, pairs, less, row_size,
     together, out_expert, out_matrix, out_row, out_column,
     KIND: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCK_BYTES: tl.constexpr, PAIRED: tl.constexpr,
     HAS_LESS: tl.constexpr, PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     matrix = tl.program_id(2).to(tl.int64)
     if PER_HIT > 0:  # noqa: SIM102
-        if tl.load(hits_at + matrix // PER_HIT) == 0:
+        if tl.load(routed_at + matrix // PER_HIT) == 0:
             return
     row, column, inside = block_of(BLOCK_ROWS, BLOCK_COLUMNS, rows, columns)
     begin = (matrix * rows + row) * row_size
@@ -114,7 +114,7 @@ def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: Matrix) -> None:
         stored,
         stored.view(torch.float16) if per_block > 1 else stored,
         out.tensor,
-        no_tensor(out.hits, stored),
+        no_tensor(out.routed, stored),
         out.rows,
         out.columns,
         out.rows // scheme.paired_heads // 2 if scheme.paired_heads else 1,

@@ -21,7 +21,7 @@ AWQ, GPTQ, WORDS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 @triton.jit
 def _decode(
-    words_at, zeros_at, scales_at, groups_at, out_at, hits_at,
+    words_at, zeros_at, scales_at, groups_at, out_at, routed_at,
     rows, columns, group_size, scale_columns,
     words_size, zeros_size, scales_size, groups_size, together, out_expert, out_matrix, out_row, out_column,
     LAYOUT: tl.constexpr, BITS: tl.constexpr, HAS_ZEROS: tl.constexpr, LESS_ONE: tl.constexpr, ORDERED: tl.constexpr,
@@ -33,7 +33,7 @@ def _decode(
     ONES: tl.constexpr = 0x11111111 if BITS == 4 else 0x01010101
     matrix = tl.program_id(2).to(tl.int64)
     if PER_HIT > 0:  # noqa: SIM102
-        if tl.load(hits_at + matrix // PER_HIT) == 0:
+        if tl.load(routed_at + matrix // PER_HIT) == 0:
             return
     row, column, inside = block_of(BLOCK_ROWS, BLOCK_COLUMNS, rows, columns)
     words_at += matrix * words_size
@@ -109,7 +109,7 @@ def _launch(
         scales,
         no_tensor(order, words),
         out.tensor,
-        no_tensor(out.hits, out.tensor),
+        no_tensor(out.routed, out.tensor),
         out.rows,
         out.columns,
         group_size,

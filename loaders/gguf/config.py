@@ -19,7 +19,7 @@ from loaders.gguf.metadata import Metadata
 from loaders.gguf.rotations import BASES, factors, linear_or_yarn, rotations
 from loaders.gguf.vocabulary import MESSAGE_END, TOKENS, has_gguf_vocabulary, replies_in_messages
 
-OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+EMBEDDINGS_AND_HEAD = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ATTENTION = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -311,5 +311,5 @@ def _renamed(family: Family, name: str) -> tuple[str, str | None]:
         part = family.layer.get(match[2])
         return match[2], part and f"model.layers.{int(match[1])}.{part}.{match[3]}"
     match = OUTSIDE.fullmatch(name)
-    part = OUTER.get(match[1]) if match else None
+    part = EMBEDDINGS_AND_HEAD.get(match[1]) if match else None
     return (match[1] if match else ""), part and match and f"{part}.{match[2]}"

@@ -1,4 +1,4 @@
-"""Takes a unit with experts apart: what every pass needs of it, and what only those passes need that hit an expert."""
+"""Takes a layer with experts apart: what every pass needs of it, and what only those passes need that hit an expert."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from loaders.io.byte_ranges import ByteRanges
 from loaders.io.spans import Span, spans_from
-from loaders.modules.skeleton import Unit
+from loaders.modules.skeleton import UnitLayout
 
 
 @dataclass(frozen=True)
 class ExpertParts:
-    """`dense` is the first span of the unit's buffer; `by_expert` are those of each expert behind it, one a tensor."""
+    """`dense` is the first span of the layer's buffer; `by_expert` are those of each expert behind it, one a tensor."""
 
     dense: Span
     by_expert: tuple[tuple[Span, ...], ...]
@@ -22,13 +22,13 @@ class ExpertParts:
         return [span for expert in experts for span in self.by_expert[expert]]
 
 
-def split_experts(unit: Unit, ranges: ByteRanges) -> ExpertParts | None:
-    """The parts of a unit's bytes, which `ranges` fill; None where it has no experts."""
-    if unit.experts is None:
+def split_experts(layer: UnitLayout, ranges: ByteRanges) -> ExpertParts | None:
+    """The parts of a layer's bytes, which `ranges` fill; None where it has no experts."""
+    if layer.experts is None:
         return None
-    count, places = unit.experts.count, unit.layout.places[-unit.expert_places :]
+    count, places = layer.experts.count, layer.layout.places[-layer.expert_places :]
     assert all(place.shape[0] % count == 0 for place in places), places
     starts = [place.offset + expert * (place.nbytes // count) for place in places for expert in range(count)]
-    dense, *slices = spans_from(ranges, (0, *starts), unit.layout.nbytes)
+    dense, *slices = spans_from(ranges, (0, *starts), layer.layout.nbytes)
     assert dense.start == 0 and [part.start for part in slices] == starts, "every expert has bytes in every tensor"
     return ExpertParts(dense, tuple(tuple(slices[expert::count]) for expert in range(count)))

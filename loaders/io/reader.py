@@ -1,4 +1,4 @@
-"""Reads the weights of a unit from disk into its flat buffer, in parallel, casting on the way where needed."""
+"""Reads the weights of a layer from disk into its flat buffer, in parallel, casting on the way where needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from loaders.io.direct import CHUNK_BYTES, THREADS, FileTable, Workers, round_up
 from loaders.io.requests import ReadRequest, read_requests
 from loaders.modules.layout import TORCH_DTYPES
 
-MIN_CHUNK_BYTES = 1 << 20  # small units are cut finer, to occupy all threads
+MIN_CHUNK_BYTES = 1 << 20  # small layers are cut finer, to occupy all threads
 SERIAL_ELEMENTS = 32768  # torch casts so many in the calling thread; more would start an OpenMP team per reading thread
 
 
@@ -30,7 +30,7 @@ def choose_io(file_bytes: int, available_bytes: int) -> Literal["direct", "buffe
 
 
 class WeightReader:
-    """Fills the flat buffers of units from a checkpoint's files, which it keeps open. A context manager.
+    """Fills the flat buffers of layers from a checkpoint's files, which it keeps open. A context manager.
 
     Threads may fill different buffers at once; they share the reading threads, and a fill that begins before the last
     one ends leaves the disk no pause between the two.
@@ -136,7 +136,7 @@ class WeightReader:
         """So many that every thread reads equally often: a last round for a few of them would leave the disk idle.
 
         58 chunks among 8 threads reached 0.91 to 0.99 of the disk's bandwidth, 63 of them 0.98 to 1.01. One chunk less
-        than threads can take, since where a unit begins in the grid of chunks may add one.
+        than threads can take, since where a layer begins in the grid of chunks may add one.
         """
         threads = self._workers.threads
         rounds = -(-nbytes // (threads * self._chunk_bytes))

@@ -1,4 +1,4 @@
-"""Where the bytes of each unit lie on disk: its byte ranges."""
+"""Where the bytes of each layer lie on disk: its byte ranges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.io.byte_ranges import ByteRange, ByteRanges, in_file_order
 from loaders.modules.conversion import TensorSlice, model_slices
 from loaders.modules.layout import TORCH_DTYPES, TensorPlace
-from loaders.modules.skeleton import Skeleton, Unit
+from loaders.modules.skeleton import Skeleton, UnitLayout
 from loaders.safetensors_files.headers import STORED_ITEMSIZE, Checkpoint, StoredTensor, read_tensor_bytes
 
 MAX_BIAS_BYTES = 1 << 24
@@ -23,13 +23,14 @@ COMPUTE_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[ByteRanges, ...], ByteRanges]:
-    """Where the bytes of each unit lie on disk, in the order of `skeleton.units`, and those of `skeleton.outer`.
+    """Where the bytes of each layer lie on disk, in the order of `skeleton.layers`, and those of
+    `skeleton.embeddings_and_head`.
 
     Stored tensors the model does not use are ignored. Raises ModelFilesError for missing tensors and wrong shapes,
     UnsupportedModelError for tensors that are stored in a form that cannot be read as ranges of bytes.
     """
     by_name = _parts_by_name(skeleton, checkpoint)
-    units = (*skeleton.units, skeleton.outer)
+    layers = (*skeleton.layers, skeleton.embeddings_and_head)
     packed = (*skeleton.packed, *skeleton.decoded_at_load)
     added = _additions(skeleton, checkpoint, by_name)
     if twice := [parameter.name for parameter in packed if parameter.name in by_name]:
@@ -37,14 +38,14 @@ def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[ByteR
             f"{checkpoint.directory}: {twice[0]} is stored twice, packed and as it is, perhaps under another name it "
             "is tied to. The files do not say which one is meant."
         )
-    for unit in units:
-        by_name |= {_full_name(unit, place): _stacked(place, unit.stored[place]) for place in unit.stored}
+    for layer in layers:
+        by_name |= {_full_name(layer, place): _stacked(place, layer.stored[place]) for place in layer.stored}
     by_name |= {parameter.name: [] for parameter in skeleton.decoded_at_load}
-    names = (_full_name(unit, place.name) for unit in units for place in unit.layout.places)
+    names = (_full_name(layer, place.name) for layer in layers for place in layer.layout.places)
     if missing := [name for name in names if name not in by_name]:
         raise ModelFilesError(_lacking(checkpoint, missing))
-    *sources, outer = (_unit_ranges(unit, by_name, added) for unit in units)
-    return tuple(sources), outer
+    *sources, embeddings_and_head = (_unit_ranges(layer, by_name, added) for layer in layers)
+    return tuple(sources), embeddings_and_head
 
 
 def _lacking(checkpoint: Checkpoint, missing: list[str]) -> str:
@@ -62,7 +63,12 @@ def _lacking(checkpoint: Checkpoint, missing: list[str]) -> str:
 def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list[TensorSlice]]:
     """The parts of each tensor under the name its place carries."""
     by_name: dict[str, list[TensorSlice]] = {}
-    packed = {tensor for unit in (*skeleton.units, skeleton.outer) for t in unit.stored.values() for tensor in t}
+    packed = {
+        tensor
+        for layer in (*skeleton.layers, skeleton.embeddings_and_head)
+        for t in layer.stored.values()
+        for tensor in t
+    }
     packed |= {tensor for parameter in skeleton.decoded_at_load for tensor in parameter.packed.all_stored}
     plain = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor not in packed}
     for part in model_slices(skeleton.model, plain):
@@ -122,8 +128,8 @@ def _has_values(tensor: StoredTensor) -> bool:
     return bool(torch.frombuffer(bytearray(read_tensor_bytes(tensor)), dtype=TORCH_DTYPES[tensor.dtype]).any())
 
 
-def _full_name(unit: Unit, place: str) -> str:
-    return f"{unit.name}.{place}" if unit.name else place
+def _full_name(layer: UnitLayout, place: str) -> str:
+    return f"{layer.name}.{place}" if layer.name else place
 
 
 def _stacked(place: str, stored: tuple[StoredTensor, ...]) -> list[TensorSlice]:
@@ -133,12 +139,12 @@ def _stacked(place: str, stored: tuple[StoredTensor, ...]) -> list[TensorSlice]:
 
 
 def _unit_ranges(
-    unit: Unit, by_name: Mapping[str, list[TensorSlice]], added: Mapping[str, list[Addition]]
+    layer: UnitLayout, by_name: Mapping[str, list[TensorSlice]], added: Mapping[str, list[Addition]]
 ) -> ByteRanges:
     ranges = (
         _byte_range(piece, place, addition)
-        for place in unit.layout.places
-        for name in [_full_name(unit, place.name)]
+        for place in layer.layout.places
+        for name in [_full_name(layer, place.name)]
         for part in by_name[name]
         for piece, addition in cut_at(part, added.get(name, ()))
     )

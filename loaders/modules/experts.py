@@ -20,14 +20,14 @@ class Experts:
 
     module: nn.Module
     count: int
-    names: frozenset[str]  # relative to the unit's module
+    names: frozenset[str]  # relative to the layer's module
 
 
-def find_experts(unit: nn.Module) -> Experts | None:
+def find_experts(layer: nn.Module) -> Experts | None:
     """The experts of a layer, where there is one module of them and it is told which ones its tokens go to."""
     found = [
         (name, module)
-        for name, module in unit.named_modules()
+        for name, module in layer.named_modules()
         if any(parameter.dim() == 3 for parameter in module.parameters(recurse=False))
         and position_of_choice(module) is not None
     ]
@@ -57,8 +57,8 @@ def choice_among(arguments: Sequence[Any], named: Mapping[str, Any], position: i
     return next((named[name] for name in CHOICES if name in named), None)
 
 
-def hits_among(chosen: Tensor, count: int) -> Tensor:
+def routed_among(chosen: Tensor, count: int) -> Tensor:
     """uint8 [count] on the device: one for each expert that is chosen; nothing waits for the device."""
-    hits = torch.zeros(count, dtype=torch.uint8, device=chosen.device)
+    routed = torch.zeros(count, dtype=torch.uint8, device=chosen.device)
     kept = chosen.flatten().to(torch.int64)
-    return hits.index_fill_(0, kept.clamp(0, count - 1), 1)
+    return routed.index_fill_(0, kept.clamp(0, count - 1), 1)

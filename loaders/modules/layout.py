@@ -1,4 +1,4 @@
-"""Where each tensor of a unit lies in the unit's one flat buffer."""
+"""Where each tensor of a layer lies in the layer's one flat buffer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TORCH_DTYPES = {
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """One tensor of a unit: name relative to the unit's module, and offset in bytes from the start of the buffer."""
+    """One tensor of a layer: name relative to the layer's module, and offset in bytes from the start of the buffer."""
 
     name: str
     shape: tuple[int, ...]
@@ -40,9 +40,9 @@ class TensorPlace:
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of all tensors of a unit; `nbytes` is a multiple of 256.
+    """The places of all tensors of a layer; `nbytes` is a multiple of 256.
 
-    Equal layouts compare and hash equal, so units of one shape can share the views of a slot.
+    Equal layouts compare and hash equal, so layers of one shape can share the views of a slot.
     """
 
     places: tuple[TensorPlace, ...]

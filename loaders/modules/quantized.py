@@ -1,6 +1,6 @@
 """Parameters that are stored packed: which stored tensors each is decoded from, stacked where experts are fused.
 
-The packed tensors take the parameter's place in its unit's buffer, as they are stored. Their views are bound to
+The packed tensors take the parameter's place in its layer's buffer, as they are stored. Their views are bound to
 `Packed.operands`, and what the module computes with is decoded from there just before it runs.
 """
 
@@ -30,7 +30,7 @@ from loaders.safetensors_files.headers import StoredTensor, read_tensor_bytes
 class Packed:
     """One parameter, decoded from `members`: one weight, or several of one shape and scheme, one after the other.
 
-    `operands` holds the stored tensors' views by role, [members, …] where they are stacked; binding a unit sets them.
+    `operands` holds the stored tensors' views by role, [members, …] where they are stacked; binding a layer sets them.
     """
 
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""A model without weights: transformers' own modules on `meta`, and where each unit's tensors are to be bound."""
+"""A model without weights: transformers' own modules on `meta`, and where each layer's tensors are to be bound."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class DecodedParameter:
 
 
 @dataclass(frozen=True, eq=False)
-class Unit:
+class UnitLayout:
     """What is streamed at once: a decoder layer, or everything outside of them (then `name` is empty).
 
     `stored` has what the places of packed tensors are read from, several where experts are stacked. The last
     `expert_places` of the layout hold the tensors of `experts`, each expert's in one piece. The parameters in `packed`
-    have to be decoded before every use, by the names their places have in `decoded`: the unit without packed tensors,
+    have to be decoded before every use, by the names their places have in `decoded`: the layer without packed tensors,
     None where it has none.
     """
 
@@ -77,7 +77,7 @@ class Unit:
     experts: Experts | None = None
     expert_places: int = 0
     packed: Mapping[str, DecodedParameter] = field(default_factory=dict, repr=False)
-    decoded: Unit | None = field(default=None, repr=False)
+    decoded: UnitLayout | None = field(default=None, repr=False)
 
     @property
     def dense_bytes(self) -> int:
@@ -95,21 +95,23 @@ class Unit:
 class Skeleton:
     """`model` is on meta, but for the buffers no file holds (rotary frequencies, ...), which have their true values.
 
-    `units` are the decoder layers in order; `outer` holds every other tensor: embeddings, final norm, head, and what
-    two units share. `tied` gives, for every name of a tensor that has several, the one name its place carries.
-    `decoded_at_load` are packed tensors of `outer`, whose layout has them as they are used.
+    `layers` are the decoder layers in order; `embeddings_and_head` holds every other tensor: embeddings, final norm,
+    head, and what two layers share. `tied` gives, for every name of a tensor that has several, the one name its place
+    carries. `decoded_at_load` are packed tensors of `embeddings_and_head`, whose layout has them as they are used.
     """
 
     model: PreTrainedModel
-    units: tuple[Unit, ...]
-    outer: Unit
+    layers: tuple[UnitLayout, ...]
+    embeddings_and_head: UnitLayout
     tied: Mapping[str, str]
     decoded_at_load: tuple[DecodedParameter, ...] = ()
 
     @property
     def packed(self) -> tuple[DecodedParameter, ...]:
-        """What has to be decoded before every use, in all units."""
-        return tuple(parameter for unit in (*self.units, self.outer) for parameter in unit.packed.values())
+        """What has to be decoded before every use, in all layers."""
+        return tuple(
+            parameter for layer in (*self.layers, self.embeddings_and_head) for parameter in layer.packed.values()
+        )
 
     @property
     def config(self) -> PretrainedConfig:
@@ -247,9 +249,9 @@ def _replace_buffer(model: nn.Module, name: str, buffer: Tensor) -> None:
 
 
 def _divide(model: PreTrainedModel, dtype: torch.dtype, packed: Mapping[str, Packed]) -> Skeleton:
-    """Assign every tensor of the state dict to the one decoder layer that holds it, or else to `outer`."""
-    path, layers = _decoder_layers(model)
-    prefixes = [f"{path}.{index}" for index in range(len(layers))]
+    """Assign every tensor of the state dict to the decoder layer that holds it, or else to `embeddings_and_head`."""
+    path, modules = _decoder_layers(model)
+    prefixes = [f"{path}.{index}" for index in range(len(modules))]
     members: dict[str, list[list[str]]] = {prefix: [] for prefix in (*prefixes, "")}
     for names in _names_by_tensor(model):
         homes = {_home(name, path) for name in names}
@@ -263,10 +265,10 @@ def _divide(model: PreTrainedModel, dtype: torch.dtype, packed: Mapping[str, Pac
     }
     at_load = [parameters[names[0]] for names in members[""] if _is_by_rows(parameters.get(names[0]))]
     kept = {name: parameter for name, parameter in parameters.items() if parameter not in at_load}
-    units = [_unit(prefix, layer, members[prefix], dtypes, kept) for prefix, layer in zip(prefixes, layers)]
-    outer = _unit("", model, members[""], dtypes, kept)
+    layers = [_layer(prefix, module, members[prefix], dtypes, kept) for prefix, module in zip(prefixes, modules)]
+    embeddings_and_head = _layer("", model, members[""], dtypes, kept)
     tied = {name: names[0] for groups in members.values() for names in groups for name in names[1:]}
-    return Skeleton(model, tuple(units), outer, tied, tuple(at_load))
+    return Skeleton(model, tuple(layers), embeddings_and_head, tied, tuple(at_load))
 
 
 def _is_by_rows(parameter: DecodedParameter | None) -> bool:
@@ -304,14 +306,14 @@ def _dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype
     }
 
 
-def _unit(
+def _layer(
     prefix: str,
     module: nn.Module,
     groups: list[list[str]],
     dtypes: Mapping[str, torch.dtype],
     packed: Mapping[str, DecodedParameter],
-) -> Unit:
-    """Places go by name, as safetensors stores them: then most of a unit is one contiguous read. Experts come last.
+) -> UnitLayout:
+    """Places go by name, as safetensors stores them: then most of a layer is one contiguous read. Experts come last.
 
     packed: by the first of a parameter's names.
     """
@@ -339,7 +341,7 @@ def _unit(
             tensors.append((place, shape, dtype))
             slots.append(((item.operands, role),))
             stored[place] = item.stored(role)
-    return Unit(
+    return UnitLayout(
         prefix,
         module,
         Layout.of(tensors),
@@ -348,7 +350,7 @@ def _unit(
         experts if expert_places else None,
         expert_places,
         own,
-        _unit(prefix, module, groups, dtypes, {}) if own else None,
+        _layer(prefix, module, groups, dtypes, {}) if own else None,
     )
 
 

@@ -156,13 +156,13 @@ class Quantization:
         ]
         kept = [t.name.removesuffix(".weight") for t in self.kept if t.name.endswith(".weight") and len(t.shape) == 2]
         inner = [name for name in kept if LAYER_NUMBER.match(f"{name}.")]
-        outer = dict.fromkeys(["lm_head", *(name for name in kept if name not in inner)])
+        embeddings_and_head = dict.fromkeys(["lm_head", *(name for name in kept if name not in inner)])
         return {
             "quant_method": "compressed-tensors",
             "format": "pack-quantized",
             "quantization_status": "compressed",
             "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
-            "ignore": [*outer, *_patterns(inner, set(names))],
+            "ignore": [*embeddings_and_head, *_patterns(inner, set(names))],
             "kv_cache_scheme": None,
         }
 

@@ -74,13 +74,13 @@ def can_be_looked_up(table: bytes) -> bool:
     nbytes = int.from_bytes(table[:4], "little")
     if not nbytes or nbytes % 4 or nbytes > len(table) - 4:
         return False
-    units = np.frombuffer(table, "<u4", nbytes // 4, 4).astype(np.int64)
+    layers = np.frombuffer(table, "<u4", nbytes // 4, 4).astype(np.int64)
     replacements = np.frombuffer(table, np.uint8, offset=4 + nbytes)
-    nodes = np.flatnonzero(units < _LEAF)
-    leaves = nodes ^ (units[nodes] >> 10 << ((units[nodes] & 1 << 9) >> 6))
-    if units[0] >= _LEAF or (leaves | 0xFF).max() >= len(units):
+    nodes = np.flatnonzero(layers < _LEAF)
+    leaves = nodes ^ (layers[nodes] >> 10 << ((layers[nodes] & 1 << 9) >> 6))
+    if layers[0] >= _LEAF or (leaves | 0xFF).max() >= len(layers):
         return False
-    begins = units[leaves[units[nodes] & 1 << 8 > 0]] % _LEAF
+    begins = layers[leaves[layers[nodes] & 1 << 8 > 0]] % _LEAF
     if np.any(begins >= len(replacements)):
         return False
     return not np.any(replacements[begins] & 0xC0 == 0x80)  # within a character

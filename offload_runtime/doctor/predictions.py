@@ -40,25 +40,25 @@ def spec_of(shape: str, form: str | None, dtype: str) -> ModelSpec:
 
     One layer is looked at, which all the others are like.
     """
-    layers = SHAPES[shape]["num_hidden_layers"]
+    count = SHAPES[shape]["num_hidden_layers"]
     checkpoint, config = described_checkpoint({**SHAPES[shape], "num_hidden_layers": 1}, Path(shape))
     if form is not None:
         packed = Quantization.of(checkpoint, config, BITS[form])
         checkpoint, config = packed.checkpoint(Path(shape)), packed.config(config)
     spec = read_spec(Path(shape), dtype, checkpoint, config)
-    (unit,) = spec.units
-    at = [(Path(shape), layer) for layer in range(layers)]  # each is a place of its own, in host memory as on disk
+    (layer,) = spec.layers
+    at = [(Path(shape), index) for index in range(count)]  # each is a place of its own, in host memory as on disk
     return replace(
         spec,
         name=shape,
-        units=tuple(replace(unit, stored_at=each) for each in at),
-        disk_bytes=spec.disk_bytes + (layers - 1) * unit.disk_bytes,
-        kv_bytes_per_token=layers * spec.kv_bytes_per_token,
+        layers=tuple(replace(layer, stored_at=each) for each in at),
+        disk_bytes=spec.disk_bytes + (count - 1) * layer.disk_bytes,
+        kv_bytes_per_token=count * spec.kv_bytes_per_token,
     )
 
 
 def _prediction(target: ModelSpec, draft: ModelSpec, machine: Machine) -> dict[str, Any]:
-    values = draft.outer_bytes + sum(unit.weight_bytes for unit in draft.units)
+    values = draft.embeddings_and_head_bytes + sum(layer.weight_bytes for layer in draft.layers)
     acceptance = ExpectedAcceptance(assumed_acceptance(values / 2 / 1e6), False).verified_by("traversal")
     try:
         plan = best_plan(target, draft, machine, CONTEXT, acceptance)

@@ -168,9 +168,11 @@ def stated_fields(model: Path) -> tuple[Path, dict[str, Any]]:
         return path, read_json(path)
     if is_gguf(model) or not config.is_file():
         return path, {}
-    outer = read_json(config)
-    inner = outer.get("text_config")
-    values = (inner if isinstance(inner, dict) else {}) | {name: value for name, value in outer.items() if value}
+    embeddings_and_head = read_json(config)
+    inner = embeddings_and_head.get("text_config")
+    values = (inner if isinstance(inner, dict) else {}) | {
+        name: value for name, value in embeddings_and_head.items() if value
+    }
     return config, {name: values[name] for name in values.keys() & _OF_CONFIG}
 
 

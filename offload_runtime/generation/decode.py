@@ -11,13 +11,13 @@ from offload_runtime.errors import Interrupted, ModelFilesError
 from offload_runtime.model.model import Model, never
 from offload_runtime.model.not_finite import describe_fault
 from offload_runtime.speculation.draft import Draft
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.methods import PLAIN
 from offload_runtime.speculation.target import Target
 from offload_runtime.speculation.tree_policy import PassFacts, PlainDecoding, TreePolicy
 from offload_runtime.speculation.verification import Scored, verify
 from sequoia_tree.sampling import Sampling
-from sequoia_tree.verify import Verdict
+from sequoia_tree.verify import AcceptedPath
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Decoder:
             model.cache.rollback()
 
     def _step(self, request: Request, most_tokens: int) -> Step:
-        """One tree, one pass, one verdict. An interrupted step leaves text and caches as they were."""
+        """One tree, one pass, one accepted path. An interrupted step leaves text and caches as they were."""
         streamed = self._target.model.streamed_total
         started = chosen_at = drafted_at = time.perf_counter()
         tokens: list[int] = []
@@ -135,7 +135,7 @@ class Decoder:
             method = self._policy.method(request.sampling, len(self.text), request.repeatable)
             chosen_at = time.perf_counter()
             drawn = method.grow(self.text, request.sampling, request.generator)
-            if method.draft_rows and drawn.drawn == 1 and not drawn.has_law:
+            if method.draft_rows and drawn.drawn == 1 and not drawn.has_distribution:
                 self._drop_draft()
             drafted_at = time.perf_counter()
             logits = self._target.score(self.text, drawn)
@@ -144,15 +144,17 @@ class Decoder:
             finish_reason = "interrupted"
         else:
             scored = Scored.of(drawn, logits, self.text, request.sampling)
-            verdict = verify(scored, method.rule, request.generator)
-            if verdict.bonus < 0:
+            accepted_path = verify(scored, method.rule, request.generator)
+            if accepted_path.bonus < 0:
                 raise self._not_finite()
-            self._policy.learn(method, scored, verdict)
-            self._commit(drawn, verdict)
-            drafted, accepted = drawn.tree.size - 1, len(verdict.path)
-            accepted_tokens = [drawn.tokens[node] for node in verdict.path]
+            self._policy.learn(method, scored, accepted_path)
+            self._commit(drawn, accepted_path)
+            drafted, accepted = drawn.tree.size - 1, len(accepted_path.path)
+            accepted_tokens = [drawn.tokens[node] for node in accepted_path.path]
             room = self._target.model.room(len(self.text))
-            tokens, finish_reason = cut([*accepted_tokens, verdict.bonus][:room], request.end_token_ids, most_tokens)
+            tokens, finish_reason = cut(
+                [*accepted_tokens, accepted_path.bonus][:room], request.end_token_ids, most_tokens
+            )
             self.text += tokens
         step = Step(
             token_ids=tokens,
@@ -194,10 +196,10 @@ class Decoder:
             "  --dtype float32   where float16 may have been too narrow for this model"
         )
 
-    def _commit(self, drawn: DrawnTree, verdict: Verdict) -> None:
-        self._target.commit(verdict.path)
+    def _commit(self, drawn: DraftTree, accepted_path: AcceptedPath) -> None:
+        self._target.commit(accepted_path.path)
         if self._draft is not None:
-            self._draft.commit(drawn.draft_columns(verdict.path))
+            self._draft.commit(drawn.draft_columns(accepted_path.path))
 
 
 def cut(tokens: list[int], end_token_ids: frozenset[int], most_tokens: int) -> tuple[list[int], str | None]:

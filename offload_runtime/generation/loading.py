@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from loaders.checkpoint.spec import ModelSpec, UnitSpec
+from loaders.checkpoint.spec import LayerSpec, ModelSpec
 from loaders.dequantize.hooks import scratch_bytes
 from loaders.io.reader import WeightReader
-from loaders.modules.skeleton import Skeleton, Unit, build_skeleton
+from loaders.modules.skeleton import Skeleton, UnitLayout, build_skeleton
 from loaders.quantize.interrupts import interrupts_deferred
 from offload_runtime.errors import MachineError, UnsupportedModelError
 from offload_runtime.model.attention import ATTENTION_NAME
@@ -55,7 +55,7 @@ class LoadedModels:
 
 
 def load_models(preparation: Preparation, progress: Progress | None) -> LoadedModels:
-    """Build both skeletons, plan anew with their exact sizes, and load every unit into its tier.
+    """Build both skeletons, plan anew with their exact sizes, and load every layer into its tier.
 
     Raises DoesNotFitError where the host has less memory by now than the plan takes, ModelFilesError for damaged files.
     """
@@ -97,14 +97,14 @@ def _load_on(device: torch.device, preparation: Preparation, progress: Progress 
     reserve_uploads(device)
     memory.add(plan.workspace_bytes)  # activations come and go; the largest pass counts throughout
     with (
-        interrupts_deferred() as heed_interrupts,  # units heed it while they load; what is open is closed whole
+        interrupts_deferred() as heed_interrupts,  # layers heed it while they load; what is open is closed whole
         host_shortage_explained(preparation),
         ExitStack() as resources,
     ):
         load = _Loader(plan, preparation.options.io, memory, resources, progress)
         draft = None
         if preparation.draft and draft_skeleton:
-            resident = (Tier.DEVICE,) * len(draft_skeleton.units)
+            resident = (Tier.DEVICE,) * len(draft_skeleton.layers)
             draft_model = load(preparation.draft, draft_skeleton, resident, plan.decoded.draft)
             draft = Draft(draft_model, preparation.target.spec.vocab_size, plan.rows)
         target = Target(load(preparation.target, target_skeleton, plan.tiers, plan.decoded.target), plan.rows)
@@ -134,23 +134,23 @@ def _skeleton(files: ModelFiles, device: torch.device) -> Skeleton:
 
 def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:
     """`spec` with the sizes of the real layouts: some tensors stay in float32, fused ones are padded differently."""
-    units = tuple(_exact_unit(unit, real) for unit, real in zip(spec.units, skeleton.units))
+    layers = tuple(_exact_layer(layer, real) for layer, real in zip(spec.layers, skeleton.layers))
     return replace(
         spec,
-        units=units,
-        outer_bytes=skeleton.outer.layout.nbytes,
+        layers=layers,
+        embeddings_and_head_bytes=skeleton.embeddings_and_head.layout.nbytes,
         decode_bytes=scratch_bytes(skeleton.packed),
-        outer_decode_bytes=scratch_bytes(skeleton.outer.packed.values()),
+        embeddings_and_head_decode_bytes=scratch_bytes(skeleton.embeddings_and_head.packed.values()),
     )
 
 
-def _exact_unit(spec: UnitSpec, unit: Unit) -> UnitSpec:
-    spec = replace(spec, nbytes=unit.layout.nbytes)
-    if unit.decoded:  # so that `weight_bytes` are those of the decoded layout
-        spec = replace(spec, decoded_bytes=unit.decoded.layout.nbytes - unit.layout.nbytes + spec.packed_bytes)
-    if not spec.experts or unit.experts is None:
+def _exact_layer(spec: LayerSpec, layer: UnitLayout) -> LayerSpec:
+    spec = replace(spec, nbytes=layer.layout.nbytes)
+    if layer.decoded:  # so that `weight_bytes` are those of the decoded layout
+        spec = replace(spec, decoded_bytes=layer.decoded.layout.nbytes - layer.layout.nbytes + spec.packed_bytes)
+    if not spec.experts or layer.experts is None:
         return replace(spec, experts=0, expert_bytes=0, expert_disk_bytes=0)
-    return replace(spec, experts=unit.experts.count, expert_bytes=unit.layout.nbytes - unit.dense_bytes)
+    return replace(spec, experts=layer.experts.count, expert_bytes=layer.layout.nbytes - layer.dense_bytes)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Writing replies with the target, and what both models' laws say at every token of them."""
+"""Writing replies with the target, and what both models' distributions say at every token of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -21,8 +21,8 @@ from offload_runtime.speculation.acceptance_store import Measurement, Setting
 from offload_runtime.text.prompt import Prompt, encode_prompt
 from scheduler.machine.cuda import current_device
 from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.observe import observe_greedy, observe_laws
-from sequoia_tree.sampling import Sampling, log_law
+from sequoia_tree.observe import observe_distributions, observe_greedy
+from sequoia_tree.sampling import Sampling, log_probs
 
 Note = Callable[[str], None]
 PROBE_TOKENS = 16  # of the reply that the speed is measured with before anything is announced
@@ -70,7 +70,7 @@ class Measured:
 
     @property
     def measurement(self) -> Measurement:
-        """As the store keeps it: child 1 gets the whole overlap of the laws, which is 1 - total variation."""
+        """As the store keeps it: child 1 gets the whole overlap of the distributions, which is 1 - total variation."""
         overlap = float(self.total.positional()[0]) if self.setting.temperature else None
         return Measurement(self.total, self.agreement, overlap)
 
@@ -156,7 +156,7 @@ def observe_text(
         if setting.temperature == 0:
             table += observe_greedy(p, q)
         else:
-            table += observe_laws(log_law(p, sampling), log_law(q, sampling), generator)
+            table += observe_distributions(log_probs(p, sampling), log_probs(q, sampling), generator)
     return table, agreements
 
 

@@ -12,7 +12,8 @@ from offload_runtime.start import command_name
 
 DESCRIPTION = """\
 How often a draft's proposals are accepted by its target, by sampling setting, child number and the draft's own
-confidence. The target writes replies; then both models give their laws at every token of these. What comes out is
+confidence. The target writes replies; then both models give their distributions at every token of these. What comes out
+is
 kept where the runtime finds it, to shape its trees by. Without --model the bundled demonstration pair is measured."""
 
 EPILOG = """examples:

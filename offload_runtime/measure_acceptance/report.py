@@ -12,7 +12,7 @@ LEGEND = """\
 a1, a2, …   share of contexts whose 1st, 2nd, … child is the accepted one, and half the width of its 95 % interval,
             from the spread between prompts (± 1.000: fewer than three prompts)
 same        share of contexts where both models' likeliest tokens are the same
-1-TV        1 - total variation between the laws: the chance that a single child is accepted
+1-TV        1 - total variation between the distributions: the chance that a single child is accepted
 by m        contexts, and a1 among them, by the draft's largest probability m"""
 
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from loaders.checkpoint.refused import WHAT_RUNS
-from loaders.dequantize.at_load import decode_unit, fill_decoded
+from loaders.dequantize.at_load import decode_layer, fill_decoded
 from loaders.dequantize.hooks import decode_before_use, scratch_bytes
 from loaders.io.expert_parts import split_experts
 from loaders.io.reader import WeightReader
 from loaders.io.sources import map_sources
-from loaders.modules.experts import Experts, choice_among, hits_among, position_of_choice
+from loaders.modules.experts import Experts, choice_among, position_of_choice, routed_among
 from loaders.modules.layout import Layout
-from loaders.modules.skeleton import Skeleton, Unit, make_parameters
+from loaders.modules.skeleton import Skeleton, UnitLayout, make_parameters
 from loaders.quantize.interrupts import interrupts_deferred
 from loaders.safetensors_files.headers import Checkpoint
 from offload_runtime.errors import Interrupted, UnsupportedModelError
@@ -35,7 +35,7 @@ from scheduler.plan.expert_choice import ExpertChoice
 from scheduler.plan.padding import Padding
 from scheduler.plan.placement import Tier
 from scheduler.streaming.device_memory import DeviceMemory
-from scheduler.streaming.layer_memory import Progress, UnitBytes, UnitMemory
+from scheduler.streaming.layer_memory import LayerMemory, Progress, UnitBytes
 from sequoia_tree.uploads import upload
 
 Parameters = tuple[nn.Parameter, ...]
@@ -84,29 +84,29 @@ class Model:
         self._lengths = TextLengths.of(skeleton.model)
         self.cache = TreeCache(skeleton.config, capacity, memory.add)
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
-        units = (*skeleton.units, skeleton.outer)
+        layers = (*skeleton.layers, skeleton.embeddings_and_head)
         ranges, outer_ranges = map_sources(skeleton, checkpoint)
         unit_bytes = [
-            UnitBytes(unit.layout.nbytes, of_unit, split_experts(unit, of_unit))
-            for unit, of_unit in zip(units, (*ranges, outer_ranges))
+            UnitBytes(layer.layout.nbytes, of_unit, split_experts(layer, of_unit))
+            for layer, of_unit in zip(layers, (*ranges, outer_ranges))
         ]
         placed = (*tiers, Tier.DEVICE)
-        self._weights = UnitMemory(unit_bytes, placed, slots, reader, memory, on_progress, pinned_limit)
+        self._weights = LayerMemory(unit_bytes, placed, slots, reader, memory, on_progress, pinned_limit)
         self._choice = choice if self._weights.streams_experts else None
-        self._hits: list[int] = []  # in layers of the pass under way
+        self._routed: list[int] = []  # in layers of the pass under way
         self._reading = self._weights.reading  # when it began
         self._hooks: list[RemovableHandle] = []
-        packed = [parameter for unit in units[decoded:] for parameter in unit.packed.values()]
+        packed = [parameter for layer in layers[decoded:] for parameter in layer.packed.values()]
         try:
-            fill_decoded(skeleton, self._weights.resident[len(skeleton.units)])
-            self._bind_resident(units, decoded, on_decoding)
-            self._hooks += self._add_hooks(skeleton.units)
+            fill_decoded(skeleton, self._weights.resident[len(skeleton.layers)])
+            self._bind_resident(layers, decoded, on_decoding)
+            self._hooks += self._add_hooks(skeleton.layers)
             self._hooks += decode_before_use(packed, memory.empty(scratch_bytes(packed)))
         except BaseException:
             self._weights.close()
             raise
-        self.layers = len(skeleton.units)
-        self.layer_modules = tuple(unit.module for unit in skeleton.units)
+        self.layers = len(skeleton.layers)
+        self.layer_modules = tuple(layer.module for layer in skeleton.layers)
         self.layers_begun = 0  # in all passes so far; other threads may read it while a pass runs
         self.padded_total = 0
         self._padded: PaddedPasses | None = None
@@ -171,15 +171,15 @@ class Model:
         return logits
 
     def _choose_experts(self, rows: int) -> None:
-        """The units the ring holds already came as the pass before chose; they serve either way."""
-        self._hits.clear()
+        """The layers the ring holds already came as the pass before chose; they serve either way."""
+        self._routed.clear()
         self._reading = self._weights.reading
         if self._choice:
-            self._weights.stream_experts(only_hits=self._choice.only_hits(rows, self.cache.length))
+            self._weights.stream_experts(only_routed=self._choice.only_routed(rows, self.cache.length))
 
     def _learn_from_pass(self, rows: int) -> None:
         if self._choice:
-            self._choice.observe(rows, self._hits)
+            self._choice.observe(rows, self._routed)
             read, seconds = (now - before for now, before in zip(self._weights.reading, self._reading))
             self._choice.observe_reading(read, seconds)
 
@@ -254,42 +254,42 @@ class Model:
         self._model.to_empty(device="meta")
         self.cache.free()
 
-    def _bind_resident(self, units: Sequence[Unit], decoded: int, on_decoding: Progress | None) -> None:
-        """Decode the first units for good, one at a time: the packed bytes of each are freed before the next."""
-        done, total = 0, sum(unit.layout.nbytes for unit in units[:decoded] if unit.decoded)
+    def _bind_resident(self, layers: Sequence[UnitLayout], decoded: int, on_decoding: Progress | None) -> None:
+        """Decode the first layers for good, one at a time: the packed bytes of each are freed before the next."""
+        done, total = 0, sum(layer.layout.nbytes for layer in layers[:decoded] if layer.decoded)
         with interrupts_deferred() as heed_interrupts:
             for index in [*self._weights.resident]:  # whose buffers are held by nothing else
-                unit = units[index]
-                if index >= decoded or unit.decoded is None:
-                    unit.bind(make_parameters(unit.layout, self._weights.resident[index]))
+                layer = layers[index]
+                if index >= decoded or layer.decoded is None:
+                    layer.bind(make_parameters(layer.layout, self._weights.resident[index]))
                     continue
-                larger = self._memory.empty(unit.decoded.layout.nbytes)
-                decode_unit(unit, self._weights.resident[index], larger)
+                larger = self._memory.empty(layer.decoded.layout.nbytes)
+                decode_layer(layer, self._weights.resident[index], larger)
                 self._weights.replace(index, larger)
-                done += unit.layout.nbytes
+                done += layer.layout.nbytes
                 if on_decoding:
                     on_decoding(done, total)
                 heed_interrupts()
 
-    def _add_hooks(self, units: tuple[Unit, ...]) -> Iterator[RemovableHandle]:
+    def _add_hooks(self, layers: tuple[UnitLayout, ...]) -> Iterator[RemovableHandle]:
         ring = self._weights.ring
         shared: dict[tuple[int, Layout], Parameters] = {}
-        for index, unit in enumerate(units):
-            yield unit.module.register_forward_pre_hook(self._begin_layer)
+        for index, layer in enumerate(layers):
+            yield layer.module.register_forward_pre_hook(self._begin_layer)
             if index in self._weights.resident:
                 continue
             assert ring is not None
             slots = []
             for slot, buffer in enumerate(ring.slots):
-                key = (slot, unit.layout)
+                key = (slot, layer.layout)
                 if key not in shared:
-                    shared[key] = make_parameters(unit.layout, buffer[: unit.layout.nbytes])
+                    shared[key] = make_parameters(layer.layout, buffer[: layer.layout.nbytes])
                 slots.append(shared[key])
-            yield unit.module.register_forward_pre_hook(self._bind_next(index, unit, slots))
-            if unit.experts and self._choice:
-                fetch = self._fetch_experts(unit.experts)
-                yield unit.experts.module.register_forward_pre_hook(fetch, with_kwargs=True)
-            yield unit.module.register_forward_hook(self._release)
+            yield layer.module.register_forward_pre_hook(self._bind_next(index, layer, slots))
+            if layer.experts and self._choice:
+                fetch = self._fetch_experts(layer.experts)
+                yield layer.experts.module.register_forward_pre_hook(fetch, with_kwargs=True)
+            yield layer.module.register_forward_hook(self._release)
 
     def _begin_layer(self, module: nn.Module, args: Any) -> None:
         if not self._in_one_piece:
@@ -301,9 +301,9 @@ class Model:
         if self.should_stop():
             raise Interrupted
 
-    def _bind_next(self, index: int, unit: Unit, slots: list[Parameters]) -> Callable[[nn.Module, Any], None]:
+    def _bind_next(self, index: int, layer: UnitLayout, slots: list[Parameters]) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, args: Any) -> None:
-            unit.bind(slots[self._weights.acquire(index)])
+            layer.bind(slots[self._weights.acquire(index)])
 
         return hook
 
@@ -316,9 +316,11 @@ class Model:
             chosen = choice_among(args, kwargs, position)
             hit = list(range(experts.count))
             if chosen is not None:  # the host waits here until the device has chosen
-                hit = [expert for expert, is_hit in enumerate(hits_among(chosen, experts.count).tolist()) if is_hit]
+                hit = [
+                    expert for expert, is_routed in enumerate(routed_among(chosen, experts.count).tolist()) if is_routed
+                ]
             self._weights.fetch_experts(hit)
-            self._hits.append(len(hit))
+            self._routed.append(len(hit))
 
         return hook
 

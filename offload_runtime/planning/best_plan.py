@@ -18,7 +18,7 @@ def best_plan(
 ) -> Plan:
     """As `make_plan`, which it tries for trees of several sizes where the choice is free and can be predicted.
 
-    That is: units stream to a GPU whose speed is known, with a draft, and the user names no size. `acceptance` is by
+    That is: layers stream to a GPU whose speed is known, with a draft, and the user names no size. `acceptance` is by
     child number. Raises what `make_plan` raises.
     """
     plan = make_plan(target, draft, machine, limits)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from loaders.checkpoint.spec import ITEMSIZE, ModelSpec, UnitSpec
+from loaders.checkpoint.spec import ITEMSIZE, LayerSpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Candidate:
         """As `read_spec` would describe it in `dtype`, but for a few norms' bytes."""
         itemsize = ITEMSIZE[dtype]
         nbytes = self.millions * 1_000_000 * itemsize
-        outer = self.rows * self.hidden * itemsize * (1 if self.tied else 2)
-        unit = (nbytes - outer) // self.layers
+        embeddings_and_head = self.rows * self.hidden * itemsize * (1 if self.tied else 2)
+        layer = (nbytes - embeddings_and_head) // self.layers
         return ModelSpec(
             directory=Path(self.name),
             name=self.name,
@@ -43,8 +43,8 @@ class Candidate:
             model_type="",
             dtype=dtype,
             stored_dtype=dtype,
-            units=tuple(UnitSpec(f"model.layers.{index}", unit, unit) for index in range(self.layers)),
-            outer_bytes=outer,
+            layers=tuple(LayerSpec(f"model.layers.{index}", layer, layer) for index in range(self.layers)),
+            embeddings_and_head_bytes=embeddings_and_head,
             disk_bytes=nbytes,
             vocab_size=self.rows,
             hidden_size=self.hidden,

@@ -37,7 +37,7 @@ def expected_acceptance(model: Path, draft: ModelSpec) -> ExpectedAcceptance:
     known = pair.nearest(TYPICAL) if pair else None
     if known:
         return ExpectedAcceptance(tuple(known[0].falling().tolist()), True)
-    values = draft.outer_bytes + sum(unit.weight_bytes for unit in draft.units)
+    values = draft.embeddings_and_head_bytes + sum(layer.weight_bytes for layer in draft.layers)
     return ExpectedAcceptance(assumed_acceptance(values / ITEMSIZE[draft.dtype] / 1e6), False)
 
 

@@ -51,7 +51,7 @@ def _with_draft(preparation: Preparation, acceptance: ExpectedAcceptance) -> Ite
 
 
 def _parts(prediction: Prediction, link: str, rule: str) -> Iterator[str]:
-    """The seconds per token and what they are made of. link: what streamed units come over. rule: of verification."""
+    """The seconds per token and what they are made of. link: what streamed layers come over. rule: of verification."""
     tree, one_pass = prediction.tree, prediction.tree_pass
     if not tree.depth:
         yield "With the draft: no faster here, since a tree costs more time than it saves; plain decoding it is."
@@ -107,17 +107,17 @@ def _smaller_weights(preparation: Preparation) -> Iterator[str]:
 def _at_least(spec: ModelSpec, bits: int) -> ModelSpec:
     """No larger than `spec` with its layers packed to so many bits a weight: without scales, and nothing left out."""
     shrink = bits / (8 * ITEMSIZE[spec.dtype])
-    units = (
+    layers = (
         replace(
-            unit,
-            nbytes=int(unit.nbytes * shrink),
-            disk_bytes=int(unit.disk_bytes * shrink),
-            expert_bytes=int(unit.expert_bytes * shrink),
-            expert_disk_bytes=int(unit.expert_disk_bytes * shrink),
+            layer,
+            nbytes=int(layer.nbytes * shrink),
+            disk_bytes=int(layer.disk_bytes * shrink),
+            expert_bytes=int(layer.expert_bytes * shrink),
+            expert_disk_bytes=int(layer.expert_disk_bytes * shrink),
         )
-        for unit in spec.units
+        for layer in spec.layers
     )
-    return replace(spec, units=tuple(units))
+    return replace(spec, layers=tuple(layers))
 
 
 def _gain(plan: Plan, smaller: Plan) -> str | None:

@@ -66,7 +66,7 @@ class Setting:
         return cls(**{item.name: getattr(sampling, item.name) for item in fields(cls)})
 
     def distance(self, other: "Setting") -> tuple[float, ...]:
-        """How far apart two settings are: by temperature, then by what cuts the law, then by the penalty."""
+        """How far apart two settings are: by temperature, then by what cuts the distribution, then by the penalty."""
         return tuple(abs(ours - theirs) for ours, theirs in zip(self._coordinates(), other._coordinates()))
 
     def _coordinates(self) -> tuple[float, ...]:
@@ -79,7 +79,7 @@ class Measurement:
     """What was measured at one setting.
 
     agreement: share of the contexts where both models have the same argmax. one_minus_tv: mean of 1 - total variation
-    between their laws, the chance that a single child is accepted. None where not measured.
+    between their distributions, the chance that a single child is accepted. None where not measured.
     """
 
     acceptance: Acceptance

@@ -21,7 +21,7 @@ from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.choose import Choice, Chooser, Correction, Yield, damped
 from sequoia_tree.contest import Contest, Pace
 from sequoia_tree.sampling import Sampling
-from sequoia_tree.verify import Verdict
+from sequoia_tree.verify import AcceptedPath
 
 MAX_DEPTH = 64  # where the user names no depth: paths that long are accepted from drafts that are all but the target
 # Positions that must be known before trees are grown by them; until then the static tree is the better one.
@@ -75,9 +75,9 @@ class AutomaticTree:
             self._planned[sampling] = self._as_planned(sampling)
         return self._planned[sampling]
 
-    def learn(self, method: Method, scored: Scored, verdict: Verdict) -> None:
+    def learn(self, method: Method, scored: Scored, accepted_path: AcceptedPath) -> None:
         if method.draft_rows:
-            self._known.learn(scored, verdict)
+            self._known.learn(scored, accepted_path)
 
     def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
         setting = self._settings.get(sampling)

@@ -8,15 +8,22 @@ from torch import Tensor
 
 from offload_runtime.model.attention import PassRows
 from offload_runtime.model.model import Model
-from sequoia_tree.sampling import Sampling, bounded_log_law, first_width, into_probabilities, log_law, processed
+from sequoia_tree.sampling import (
+    Sampling,
+    bounded_log_distribution,
+    first_width,
+    into_probabilities,
+    log_probs,
+    processed,
+)
 from sequoia_tree.shaping.contexts import Contexts
 from sequoia_tree.shaping.rule import drawable
 
 
 class Draft:
-    """Reads the text, then nodes of a tree behind it; gives the law of the token after each.
+    """Reads the text, then nodes of a tree behind it; gives the distribution of the token after each.
 
-    vocab_size: of the target; laws have this size, whatever padding the draft's own vocabulary has.
+    vocab_size: of the target; distributions have this size, whatever padding the draft's own vocabulary has.
     most_rows: most rows of one pass while it reads text.
     """
 
@@ -53,21 +60,27 @@ class Draft:
         return F.pad(logits, (0, surplus), value=-torch.inf) if surplus > 0 else logits[:, : self._vocab_size]
 
 
-def draft_law(logits: Tensor, sampling: Sampling, contexts: Contexts | None) -> Tensor:
+def draft_distribution(logits: Tensor, sampling: Sampling, contexts: Contexts | None) -> Tensor:
     """Log-probabilities ``[n, vocab]`` to draw from; at temperature 0, where nothing is drawn, of no temperature.
 
-    contexts: the tokens before each, where rules of the sampling have to know them. A draft may have any law, as long
-    as children are drawn from it and tested with it: where top-p keeps more tokens than are looked at on a GPU, the
-    less likely of them are left out.
+    contexts: the tokens before each, where rules of the sampling have to know them. A draft may have any distribution,
+    as long as children are drawn from it and tested with it: where top-p keeps more tokens than are looked at on a GPU,
+    the less likely of them are left out.
     """
     if sampling.temperature:
         width = first_width(logits, sampling)
-        return bounded_log_law(logits, sampling, width, contexts)[0] if width else log_law(logits, sampling, contexts)
+        return (
+            bounded_log_distribution(logits, sampling, width, contexts)[0]
+            if width
+            else log_probs(logits, sampling, contexts)
+        )
     scores = processed(logits, sampling, contexts)
     return (drawable(scores, logits) if sampling.rules else scores).log_softmax(-1)
 
 
-def joined(laws: Sequence[Tensor], sampling: Sampling) -> Tensor:
-    """Rows of log-probabilities that children were drawn from, as `DrawnTree.laws`, ``[rows, vocab]``, holds them."""
-    table = torch.cat(list(laws))
+def joined(distributions: Sequence[Tensor], sampling: Sampling) -> Tensor:
+    """Rows of log-probabilities that children were drawn from, as `DraftTree.distributions`, ``[rows, vocab]``, holds
+    them.
+    """
+    table = torch.cat(list(distributions))
     return into_probabilities(table) if sampling.temperature else table

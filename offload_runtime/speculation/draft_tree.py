@@ -14,25 +14,25 @@ _ROOT, _NONE = Tree([-1]), np.array([-1])
 
 
 @dataclass(frozen=True)
-class DrawnTree:
+class DraftTree:
     """The first `drawn` nodes have their tokens from the draft; those behind them were chosen in other ways.
 
     tokens: one per node; the root's is the last token of the text.
     columns: int64 [n], the row of each node in the draft's cache, behind the text; -1 where it was not computed.
-    laws: probabilities [rows, vocab] that children were drawn from. At temperature 0, where nothing is drawn,
-    log-probabilities of no temperature. law_rows: int64 [n], the node's row of `laws`; -1 for nodes under which nothing
-    was drawn.
+    distributions: probabilities [rows, vocab] that children were drawn from. At temperature 0, where nothing is drawn,
+    log-probabilities of no temperature. distribution_rows: int64 [n], the node's row of `distributions`; -1 for nodes
+    under which nothing was drawn.
     """
 
     tree: Tree
     tokens: list[int]
     drawn: int
     columns: NDArray[np.int64]
-    laws: Tensor | None
-    law_rows: NDArray[np.int64]
+    distributions: Tensor | None
+    distribution_rows: NDArray[np.int64]
 
     @classmethod
-    def root_only(cls, token: int) -> "DrawnTree":
+    def root_only(cls, token: int) -> "DraftTree":
         """The tree of plain decoding."""
         return cls(_ROOT, [token], 1, _NONE, None, _NONE)
 
@@ -42,9 +42,9 @@ class DrawnTree:
         return self.tree if self.drawn == self.tree.size else Tree(self.tree.parents[: self.drawn])
 
     @property
-    def has_law(self) -> bool:
-        """Whether the first row of `laws` is a distribution, and not NaN; the device is waited for."""
-        return self.laws is not None and not bool(self.laws[0].isnan().any())
+    def has_distribution(self) -> bool:
+        """Whether the first row of `distributions` is a distribution, and not NaN; the device is waited for."""
+        return self.distributions is not None and not bool(self.distributions[0].isnan().any())
 
     def draft_columns(self, path: list[int]) -> list[int]:
         """Rows of the draft's cache that hold the beginning of `path`, as far as it was computed."""

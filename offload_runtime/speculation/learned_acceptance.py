@@ -13,7 +13,7 @@ from sequoia_tree.families import families
 from sequoia_tree.observe import observe, observe_greedy
 from sequoia_tree.sampling import Sampling
 from sequoia_tree.uploads import upload
-from sequoia_tree.verify import Verdict
+from sequoia_tree.verify import AcceptedPath
 
 # Positions that another setting's table counts as at most, so that a hundred passes at this one soon outweigh it.
 _BORROWED = 300.0
@@ -45,29 +45,29 @@ class LearnedAcceptance:
             self._now[sampling] = self.measured(sampling)
         return self._now[sampling]
 
-    def learn(self, scored: Scored, verdict: Verdict) -> None:
+    def learn(self, scored: Scored, accepted_path: AcceptedPath) -> None:
         """Take note of the positions on the accepted path whose children were drawn without replacement."""
         self._passes += 1
         sampling = scored.sampling
         if self._passes % _SPARSELY and self.now(sampling).positions > _ENOUGH:
             return
-        nodes = np.array([0, *verdict.path])
-        nodes = nodes[scored.drawn.law_rows[nodes] >= 0]
+        nodes = np.array([0, *accepted_path.path])
+        nodes = nodes[scored.drawn.distribution_rows[nodes] >= 0]
         if len(nodes):
             self._now[sampling] = self.now(sampling) + (_drawn if sampling.temperature else _greedy)(scored, nodes)
 
 
 @torch.inference_mode()
 def _drawn(scored: Scored, nodes: np.ndarray) -> Acceptance:
-    laws, device = scored.laws, scored.logits.device
+    distributions, device = scored.distributions, scored.logits.device
     seen = Acceptance.empty()
-    for family in families(scored.drawn.drawn_part, nodes, laws.most_rows(device), device):
+    for family in families(scored.drawn.drawn_part, nodes, distributions.most_rows(device), device):
         children = torch.where(family.present, scored.tokens[family.children], -1)[:, : MAX_CHILDREN - 1]
-        seen += observe(laws.target(family.parents), laws.draft(family.parents), children)
+        seen += observe(distributions.target(family.parents), distributions.draft(family.parents), children)
     return seen
 
 
 @torch.inference_mode()
 def _greedy(scored: Scored, nodes: np.ndarray) -> Acceptance:
     ids = upload(nodes, scored.logits.device)
-    return observe_greedy(scored.processed(ids), scored.draft_law(ids))
+    return observe_greedy(scored.processed(ids), scored.draft_distribution(ids))

@@ -7,17 +7,17 @@ from functools import partial
 import torch
 from numpy.typing import ArrayLike
 
-from offload_runtime.speculation.adaptive_growth import AdaptiveGrowth
+from offload_runtime.speculation.adaptive_drafting import AdaptiveDrafting
 from offload_runtime.speculation.draft import Draft
-from offload_runtime.speculation.draft_tree import DrawnTree
-from offload_runtime.speculation.static_growth import Drawing, StaticGrowth, likeliest
+from offload_runtime.speculation.draft_tree import DraftTree
+from offload_runtime.speculation.static_drafting import Drawing, StaticDrafting, likeliest
 from sequoia_tree import best_chains, chain, optimal_tree
 from sequoia_tree.acceptance import MAX_CHILDREN, Acceptance
 from sequoia_tree.priorities import DrawnCosts, LikeliestCosts
 from sequoia_tree.sampling import Sampling, draw_with_replacement, draw_without_replacement
 from sequoia_tree.tree import Tree
 
-Grow = Callable[[Sequence[int], Sampling, torch.Generator], DrawnTree]
+Grow = Callable[[Sequence[int], Sampling, torch.Generator], DraftTree]
 Shape = Callable[[ArrayLike, int, int], Tree]  # acceptance by child number, nodes, depth limit
 
 SHAPES: dict[str, Shape] = {
@@ -46,8 +46,8 @@ class Method:
     predicted_seconds: float | None = None
 
 
-def _root_only(text: Sequence[int], sampling: Sampling, generator: torch.Generator) -> DrawnTree:
-    return DrawnTree.root_only(text[-1])
+def _root_only(text: Sequence[int], sampling: Sampling, generator: torch.Generator) -> DraftTree:
+    return DraftTree.root_only(text[-1])
 
 
 PLAIN = Method("none", _root_only, "match")
@@ -58,8 +58,8 @@ def static_method(name: str, draft: Draft, acceptance: ArrayLike, size: int, dep
     tree = SHAPES[name](acceptance, size, depth)
     if tree.size == 1:
         return PLAIN
-    growth = StaticGrowth(draft, tree, DRAWINGS.get(name, draw_without_replacement))
-    return Method(name, growth.grow, rule, growth.rows)
+    drafting = StaticDrafting(draft, tree, DRAWINGS.get(name, draw_without_replacement))
+    return Method(name, drafting.grow, rule, drafting.rows)
 
 
 def adaptive_method(
@@ -73,5 +73,5 @@ def adaptive_method(
         costs = DrawnCosts.measured(acceptance, draft.model.device)
     else:
         costs = LikeliestCosts(acceptance.scale())
-    growth = AdaptiveGrowth(draft, size, min(depth, size - 1), MAX_CHILDREN)
-    return Method("adaptive", partial(growth.grow, costs=costs), rule, growth.rows)
+    drafting = AdaptiveDrafting(draft, size, min(depth, size - 1), MAX_CHILDREN)
+    return Method("adaptive", partial(drafting.grow, costs=costs), rule, drafting.rows)

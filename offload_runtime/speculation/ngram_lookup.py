@@ -1,8 +1,9 @@
 """Trees without a draft: where the text repeats itself, one pass of the target checks what followed before.
 
 Nothing runs on the device to make one: the end of the text is looked up in the text, in about 0.1 ms. The tokens are
-chosen by looking at the text alone, so matching keeps the target's law (see `verify_match`). A tree is proposed only
-where it is thought to bring more tokens per second than plain decoding, by what repetitions were worth so far.
+chosen by looking at the text alone, so matching keeps the target's distribution (see `verify_match`). A tree is
+proposed only where it is thought to bring more tokens per second than plain decoding, by what repetitions were worth so
+far.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.methods import Method
 from offload_runtime.speculation.tree_policy import PassFacts
 from offload_runtime.speculation.verification import Scored
@@ -23,7 +24,7 @@ from scheduler.plan.plan import Plan
 from sequoia_tree.sampling import Sampling
 from sequoia_tree.suffix import LONGEST_MATCH, SuffixMatcher
 from sequoia_tree.tree import Tree
-from sequoia_tree.verify import Verdict
+from sequoia_tree.verify import AcceptedPath
 
 NAME = "ngram"
 LEAST_MATCH = 2  # tokens that must have occurred before in the same order
@@ -102,7 +103,7 @@ def repetition(found: Sequence[tuple[int, Sequence[int]]], chances: Chances, mos
     )
 
 
-class RepeatedTextTrees:
+class NgramTrees:
     """The policy of decoding without a draft: see the module."""
 
     def __init__(self, plan: Plan):
@@ -111,20 +112,20 @@ class RepeatedTextTrees:
         self._prior, self._chances = Chances(), Chances()
         self._times = PassTimes(floor=plan.seconds_per_pass or 0.0)
         self._timed = 0
-        self._latest: tuple[DrawnTree, list[int]] | None = None
+        self._latest: tuple[DraftTree, list[int]] | None = None
         self._free = Method(NAME, partial(self._grow, fixed=False), "match")
         self._fixed = Method(NAME, partial(self._grow, fixed=True), "match")
 
     def method(self, sampling: Sampling, text_length: int, repeatable: bool) -> Method:
         return self._fixed if repeatable and sampling.temperature else self._free
 
-    def learn(self, method: Method, scored: Scored, verdict: Verdict) -> None:
+    def learn(self, method: Method, scored: Scored, accepted_path: AcceptedPath) -> None:
         if self._latest is None or self._latest[0] is not scored.drawn:
             return
         parents, lengths = scored.drawn.tree.parents, self._latest[1]
         first = {parents[node]: node for node in range(len(parents) - 1, 0, -1)}
-        accepted = set(verdict.path)
-        for node in (0, *verdict.path):
+        accepted = set(accepted_path.path)
+        for node in (0, *accepted_path.path):
             if node in first:
                 self._chances.add(lengths[node], first[node] in accepted)
 
@@ -134,19 +135,19 @@ class RepeatedTextTrees:
             self._times.add(rows, facts.target_seconds)
             self._timed += 1
 
-    def _grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator, fixed: bool) -> DrawnTree:
+    def _grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator, fixed: bool) -> DraftTree:
         self._latest = None
         most = min(self._plan.tree_size - 1, self._plan.tree_depth * _PLACES)
         found = self._find(text)
         if not found:
-            return DrawnTree.root_only(text[-1])
+            return DraftTree.root_only(text[-1])
         repeated = repetition(found, self._prior if fixed else self._chances, most)
         count = self._likely(repeated.reach) if fixed else self._worthwhile(repeated.reach)
         if not count:
-            return DrawnTree.root_only(text[-1])
+            return DraftTree.root_only(text[-1])
         none = np.full(count + 1, -1)
         tree = Tree([-1, *repeated.parents[:count]])
-        drawn = DrawnTree(tree, [text[-1], *repeated.tokens[:count]], 1, none, None, none)
+        drawn = DraftTree(tree, [text[-1], *repeated.tokens[:count]], 1, none, None, none)
         self._latest = drawn, repeated.lengths[: count + 1]
         return drawn
 

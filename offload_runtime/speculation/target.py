@@ -9,7 +9,7 @@ from torch import Tensor
 
 from offload_runtime.model.model import Model
 from offload_runtime.model.rows import text_and_tree_rows
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.draft_tree import DraftTree
 from sequoia_tree.tree import Tree
 from sequoia_tree.uploads import upload
 
@@ -88,7 +88,7 @@ class Target:
         return PassProgress(step.tokens, step.passes, step.passes * model.layers, begun, seconds)
 
     @torch.inference_mode()
-    def score(self, text: Sequence[int], drawn: DrawnTree) -> Tensor:
+    def score(self, text: Sequence[int], drawn: DraftTree) -> Tensor:
         """Float logits ``[n, vocab]`` after every node of the tree, whose root is the last token of `text`."""
         cache, nodes = self.model.cache, drawn.tree.size
         cache.truncate(len(text) - 1)
@@ -100,7 +100,7 @@ class Target:
         finally:
             self._step = None
 
-    def _score(self, text: Sequence[int], drawn: DrawnTree, surplus: int) -> Tensor:
+    def _score(self, text: Sequence[int], drawn: DraftTree, surplus: int) -> Tensor:
         """surplus: tokens of the text that are read in passes of their own."""
         cache, nodes = self.model.cache, drawn.tree.size
         if surplus > 0:

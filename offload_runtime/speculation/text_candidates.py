@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.draft_tree import DraftTree
 from sequoia_tree.suffix import SuffixMatcher
 from sequoia_tree.tree import Tree
 
@@ -35,11 +35,11 @@ class RepeatedText:
         return Candidates(self._matcher.continuation(most + tree_depth) if most else [], most)
 
 
-def with_candidates(drawn: DrawnTree, candidates: Candidates) -> DrawnTree:
+def with_candidates(drawn: DraftTree, candidates: Candidates) -> DraftTree:
     """The tree with the candidates below it: from where no drawn node holds the next of them, as a chain.
 
     They are chosen by looking at the text and at drawn tokens, never at the target's: matched once the drawn nodes
-    have been tested, they keep the law exact.
+    have been tested, they keep the distribution exact.
     """
     tree, node, place = drawn.tree, 0, 0
     children: dict[tuple[int, int], int] = {}
@@ -58,5 +58,5 @@ def with_candidates(drawn: DrawnTree, candidates: Candidates) -> DrawnTree:
         tree=Tree([*tree.parents, *parents]),
         tokens=[*drawn.tokens, *chain],
         columns=np.concatenate((drawn.columns, none)),
-        law_rows=np.concatenate((drawn.law_rows, none)),
+        distribution_rows=np.concatenate((drawn.distribution_rows, none)),
     )

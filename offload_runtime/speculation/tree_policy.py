@@ -10,7 +10,7 @@ from offload_runtime.speculation.verification import Scored
 from scheduler.plan.plan import Plan
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.sampling import Sampling
-from sequoia_tree.verify import Verdict
+from sequoia_tree.verify import AcceptedPath
 
 NEWS = 1.25  # times as many positions known as when the method was made: time to make it anew
 
@@ -39,7 +39,7 @@ class TreePolicy(Protocol):
         """How to draft and verify the next step."""
         ...
 
-    def learn(self, method: Method, scored: Scored, verdict: Verdict) -> None:
+    def learn(self, method: Method, scored: Scored, accepted_path: AcceptedPath) -> None:
         """Take note of what a step accepted."""
         ...
 
@@ -54,7 +54,7 @@ class PlainDecoding:
     def method(self, sampling: Sampling, text_length: int, repeatable: bool) -> Method:
         return PLAIN
 
-    def learn(self, method: Method, scored: Scored, verdict: Verdict) -> None:
+    def learn(self, method: Method, scored: Scored, accepted_path: AcceptedPath) -> None:
         pass
 
     def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
@@ -77,9 +77,9 @@ class FixedTree:
             self._methods[key] = known.positions, method
         return method
 
-    def learn(self, method: Method, scored: Scored, verdict: Verdict) -> None:
+    def learn(self, method: Method, scored: Scored, accepted_path: AcceptedPath) -> None:
         if self._tree == "adaptive":
-            self._known.learn(scored, verdict)
+            self._known.learn(scored, accepted_path)
 
     def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
         pass

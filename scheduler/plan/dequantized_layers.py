@@ -41,9 +41,9 @@ def loading_item(request: PlanRequest) -> PlanItem:
 
     Those to come lie there too, and may be the larger ones: float32 that is computed with in 16 bits.
     """
-    packed = [unit for model in request.models for unit in model.units if unit.packed_bytes]
-    shrinking = sum(max(0, unit.nbytes - unit.decoded.nbytes) for unit in packed)
-    largest = max((unit.nbytes for unit in packed), default=0)
+    packed = [layer for model in request.models for layer in model.layers if layer.packed_bytes]
+    shrinking = sum(max(0, layer.nbytes - layer.decoded.nbytes) for layer in packed)
+    largest = max((layer.nbytes for layer in packed), default=0)
     return PlanItem("a packed layer, while it is decoded", largest + shrinking)
 
 
@@ -52,12 +52,12 @@ def _fitting(spec: ModelSpec, room: int) -> tuple[int, int]:
 
     With the last one goes the memory that layers are decoded in before use.
     """
-    packed = [number for number, unit in enumerate(spec.units, start=1) if unit.packed_bytes]
+    packed = [number for number, layer in enumerate(spec.layers, start=1) if layer.packed_bytes]
     count, left = 0, room
     for number in packed:
-        unit = spec.units[number - 1]
-        left -= unit.decoded.nbytes - unit.nbytes
-        left += spec.decode_bytes - spec.outer_decode_bytes if number == packed[-1] else 0
+        layer = spec.layers[number - 1]
+        left -= layer.decoded.nbytes - layer.nbytes
+        left += spec.decode_bytes - spec.embeddings_and_head_decode_bytes if number == packed[-1] else 0
         if left < 0:
             break
         count, room = number, left

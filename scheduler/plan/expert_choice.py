@@ -19,22 +19,22 @@ class ExpertChoice:
 
     def __init__(self, cost: PassCost):
         self._cost = cost
-        self._count, self._per_token = max(unit.experts for unit in cost.spec.units), cost.spec.experts_per_token
+        self._count, self._per_token = max(layer.experts for layer in cost.spec.layers), cost.spec.experts_per_token
         self._alike = 1.0
         self._read_bytes = self._read_seconds = 0.0  # of the latest passes
 
-    def hits(self, rows: int) -> float:
+    def routed(self, rows: int) -> float:
         """How many experts of a layer a pass over so many tokens is expected to hit; 0 where none are told apart."""
-        return self._cost.hits(1 + self._alike * (rows - 1)) or 0.0
+        return self._cost.routed(1 + self._alike * (rows - 1)) or 0.0
 
-    def only_hits(self, rows: int, context: int) -> bool:
+    def only_routed(self, rows: int, context: int) -> bool:
         """Whether fetching only those that are hit is quicker, behind `context` tokens in the cache."""
-        hits = self.hits(rows)
-        if not hits:
+        routed = self.routed(rows)
+        if not routed:
             return False
         if not self._cost.is_known:
-            return 2 * hits <= self._count
-        fetched = self._cost.seconds_with(hits, rows, 1, context)
+            return 2 * routed <= self._count
+        fetched = self._cost.seconds_with(routed, rows, 1, context)
         return fetched.total < self._cost.seconds_with(None, rows, 1, context).total
 
     def observe_reading(self, nbytes: float, seconds: float) -> None:
@@ -46,11 +46,11 @@ class ExpertChoice:
         machine = replace(self._cost.machine, disk_bandwidth=self._read_bytes / self._read_seconds)
         self._cost = replace(self._cost, machine=machine)
 
-    def observe(self, rows: int, hits: Sequence[int]) -> None:
+    def observe(self, rows: int, routed: Sequence[int]) -> None:
         """Take note of how many experts a pass hit, in each of some layers."""
-        if rows < 2 or not hits or not 0 < self._per_token < self._count:
+        if rows < 2 or not routed or not 0 < self._per_token < self._count:
             return
-        missed = max(1 - sum(hits) / len(hits) / self._count, 1e-6)
+        missed = max(1 - sum(routed) / len(routed) / self._count, 1e-6)
         independent = math.log(missed) / math.log(1 - self._per_token / self._count)
         alike = min(max((independent - 1) / (rows - 1), 0.0), 1.0)
         self._alike += _NEWEST * (alike - self._alike)

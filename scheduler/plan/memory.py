@@ -32,7 +32,7 @@ MASK_COPIES = 4
 # dtype and in float32, and their softmax. Others go through fused kernels, which hold tiles only.
 WRITTEN_OUT_ATTENTION = {"gemma2", "gpt_oss"}
 SCORES_BYTES = 4 + 4 + 4
-# Nodes x vocabulary in float32: the target's logits, the draft's laws kept for verification, one being shaped.
+# Nodes x vocabulary in float32: the target's logits, the draft's distributions kept for verification, one being shaped.
 LOGITS_COPIES = 3
 LOGITS_ITEM_BYTES = 4
 # What the driver keeps of one layer in one CUDA graph: some 45 kernels of transformers' code, at about 20 kB each.
@@ -96,7 +96,7 @@ def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem
     target, *drafts = models
     kv_bytes = sum(model.kv_bytes_per_token for model in models) * shape.cache_rows
     return (
-        PlanItem("embeddings, norm and head", target.outer_bytes),
+        PlanItem("embeddings, norm and head", target.embeddings_and_head_bytes),
         *(PlanItem(f"draft {draft.name} ({draft.short_form})", weight_bytes(draft)) for draft in drafts),
         PlanItem(f"KV cache{'s' * len(drafts)}, {shape.context_length} + {shape.tree_size} tokens", kv_bytes),
         PlanItem(f"workspace, {_rows(shape.rows)}", workspace_bytes(models, shape)),
@@ -131,7 +131,7 @@ def _graph_bytes(spec: ModelSpec, shape: PassShape, padding: Padding) -> int:
     pool = _activation_bytes(spec, replace(shape, rows=rows)) + _expert_bytes(spec)
     logits = 2 * rows * spec.vocab_size * ITEMSIZE[spec.dtype]  # in the pool, and where they are copied to
     masks = rows * (padding.columns + 2 * shape.cache_rows)  # booleans: as they come, and spread over the cache
-    return pool + logits + masks + len(padding.widths) * len(spec.units) * GRAPH_LAYER_BYTES
+    return pool + logits + masks + len(padding.widths) * len(spec.layers) * GRAPH_LAYER_BYTES
 
 
 def _expert_products(models: Models, device: str) -> Iterator[PlanItem]:
@@ -142,8 +142,8 @@ def _expert_products(models: Models, device: str) -> Iterator[PlanItem]:
 
 def _expert_bytes(spec: ModelSpec) -> int:
     by_layer = (
-        expert_memory.workspace_bytes(unit.experts, spec.hidden_size, unit.decoded.expert_bytes, ITEMSIZE[spec.dtype])
-        for unit in {unit for unit in spec.units if unit.experts}
+        expert_memory.workspace_bytes(layer.experts, spec.hidden_size, layer.decoded.expert_bytes, ITEMSIZE[spec.dtype])
+        for layer in {layer for layer in spec.layers if layer.experts}
     )
     return max(by_layer, default=0)
 
@@ -159,7 +159,7 @@ def read_chunk_bytes(models: Models) -> int:
 
     The models alone decide: were it to grow with the budget, a byte more memory could make a layer stream.
     """
-    largest = max(unit.disk_bytes for model in models for unit in model.units)
+    largest = max(layer.disk_bytes for model in models for layer in model.layers)
     share = int(largest * READ_BUFFERS_SHARE) // THREADS
     return max(ALIGNMENT, min(CHUNK_BYTES, share) // ALIGNMENT * ALIGNMENT)
 
@@ -172,14 +172,18 @@ def _read_buffers(models: Models, device: str) -> PlanItem:
     nbytes = THREADS * (read_chunk_bytes(models) + 2 * ALIGNMENT)
     if device == "cpu":
         return PlanItem("read buffers", device_bytes=nbytes)
-    loaded = [size for model in models for size in (model.outer_bytes, *(unit.nbytes for unit in model.units))]
+    loaded = [
+        size
+        for model in models
+        for size in (model.embeddings_and_head_bytes, *(layer.nbytes for layer in model.layers))
+    ]
     span_bytes, count = staging_buffers(loaded, ())
     return PlanItem("read buffers", host_bytes=nbytes + count * span_bytes + BOUNCE_BYTES)
 
 
 def weight_bytes(spec: ModelSpec) -> int:
     """All weights of a model in its compute dtype."""
-    return spec.outer_bytes + sum(unit.nbytes for unit in spec.units)
+    return spec.embeddings_and_head_bytes + sum(layer.nbytes for layer in spec.layers)
 
 
 def workspace_bytes(models: Models, shape: PassShape) -> int:

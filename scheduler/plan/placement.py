@@ -1,22 +1,22 @@
-"""Which unit lives in which tier: as many on the device as fit, evenly over the depth; the rest streams."""
+"""Which layer lives in which tier: as many on the device as fit, evenly over the depth; the rest streams."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 
-from loaders.checkpoint.spec import UnitSpec
+from loaders.checkpoint.spec import LayerSpec
 from scheduler.sizes import MIB
 
 # A layer costs about 1 ms of Python and kernel launches, in which a link of 25 GB/s moves 25 MB. Below twice that the
 # jitter of one layer is as long as the copy of the next.
 SMALL_UNIT_BYTES = 50 * MIB
-# With a mean below this share of the largest, units differ enough for short copies to meet long computations.
+# With a mean below this share of the largest, layers differ enough for short copies to meet long computations.
 UNEVEN_SHARE = 0.75
 
 
 class Tier(str, Enum):
-    """Where a unit lives between its uses."""
+    """Where a layer lives between its uses."""
 
     DEVICE = "device"
     HOST = "host"
@@ -25,7 +25,7 @@ class Tier(str, Enum):
 
 @dataclass(frozen=True)
 class Placement:
-    """One tier per unit, and the ring that units outside the device pass through (0 slots: nothing streams)."""
+    """One tier per layer, and the ring that layers outside the device pass through (0 slots: nothing streams)."""
 
     tiers: tuple[Tier, ...]
     slots: int
@@ -37,80 +37,82 @@ def spread(count: int, total: int) -> list[bool]:
     return [(place + 1) * count // total > place * count // total for place in range(total)]
 
 
-def bytes_in(units: Sequence[UnitSpec], tiers: Sequence[Tier], tier: Tier) -> int:
-    """Bytes of the units in `tier`, in compute dtype."""
-    return sum(unit.nbytes for unit, its in zip(units, tiers, strict=True) if its is tier)
+def bytes_in(layers: Sequence[LayerSpec], tiers: Sequence[Tier], tier: Tier) -> int:
+    """Bytes of the layers in `tier`, in compute dtype."""
+    return sum(layer.nbytes for layer, its in zip(layers, tiers, strict=True) if its is tier)
 
 
-def host_bytes(units: Sequence[UnitSpec], tiers: Sequence[Tier]) -> int:
-    """Bytes of the buffers behind the units in HOST; units that are the same bytes on disk share one."""
-    places = ((unit.stored_at or index, unit.nbytes) for index, unit in enumerate(units) if tiers[index] is Tier.HOST)
+def host_bytes(layers: Sequence[LayerSpec], tiers: Sequence[Tier]) -> int:
+    """Bytes of the buffers behind the layers in HOST; layers that are the same bytes on disk share one."""
+    places = (
+        (layer.stored_at or index, layer.nbytes) for index, layer in enumerate(layers) if tiers[index] is Tier.HOST
+    )
     return sum(dict(places).values())
 
 
-def device_bytes(units: Sequence[UnitSpec], placement: Placement) -> int:
-    """Bytes of resident units and slots."""
-    return bytes_in(units, placement.tiers, Tier.DEVICE) + placement.slots * placement.slot_bytes
+def device_bytes(layers: Sequence[LayerSpec], placement: Placement) -> int:
+    """Bytes of resident layers and slots."""
+    return bytes_in(layers, placement.tiers, Tier.DEVICE) + placement.slots * placement.slot_bytes
 
 
-def wanted_slots(units: Sequence[UnitSpec]) -> int:
-    """Two slots, or three where units are small or differ.
+def wanted_slots(layers: Sequence[LayerSpec]) -> int:
+    """Two slots, or three where layers are small or differ.
 
     One slot is filled while the other computes. Since a copy takes longer than the computation it hides, two keep the
     link busy, and a third saves no more link time than the same bytes resident would. It is worth having only where a
-    short copy can end before a long computation does (units that differ) or where jitter counts (small units).
+    short copy can end before a long computation does (layers that differ) or where jitter counts (small layers).
     """
-    largest = max(unit.nbytes for unit in units)
-    uneven = sum(unit.nbytes for unit in units) < UNEVEN_SHARE * largest * len(units)
+    largest = max(layer.nbytes for layer in layers)
+    uneven = sum(layer.nbytes for layer in layers) < UNEVEN_SHARE * largest * len(layers)
     return 3 if uneven or largest < SMALL_UNIT_BYTES else 2
 
 
-def place_on_device(units: Sequence[UnitSpec], room: int) -> Placement:
-    """Place units in `room` bytes of the device and the others on DISK; the smallest ring if nothing fits.
+def place_on_device(layers: Sequence[LayerSpec], room: int) -> Placement:
+    """Place layers in `room` bytes of the device and the others on DISK; the smallest ring if nothing fits.
 
     Of all placements that fit, the one with most resident bytes is taken: more room then never streams more, not even
-    where units differ in size.
+    where layers differ in size.
     """
-    wanted, smallest = wanted_slots(units), _placement(units, 0, 2)
-    if room < min(device_bytes(units, smallest), sum(unit.nbytes for unit in units)):
+    wanted, smallest = wanted_slots(layers), _placement(layers, 0, 2)
+    if room < min(device_bytes(layers, smallest), sum(layer.nbytes for layer in layers)):
         return smallest
-    fitting = [one for one in _candidates(tuple(units), wanted) if one[1] <= room]
+    fitting = [one for one in _candidates(tuple(layers), wanted) if one[1] <= room]
     return max(fitting, key=lambda one: one[2])[0] if fitting else smallest
 
 
 def place_on_host(
-    units: Sequence[UnitSpec],
+    layers: Sequence[LayerSpec],
     placement: Placement,
     room: int,
-    staging: Callable[[Sequence[UnitSpec], Sequence[Tier]], int],
+    staging: Callable[[Sequence[LayerSpec], Sequence[Tier]], int],
 ) -> Placement:
-    """Move streamed units from DISK to HOST, evenly, as many bytes as `room` holds.
+    """Move streamed layers from DISK to HOST, evenly, as many bytes as `room` holds.
 
-    staging: the room that is taken by what the units left on DISK are read ahead into.
+    staging: the room that is taken by what the layers left on DISK are read ahead into.
     """
     streamed = [index for index, tier in enumerate(placement.tiers) if tier is Tier.DISK]
 
     def fits(tiers: tuple[Tier, ...]) -> bool:
-        return host_bytes(units, tiers) + staging(units, tiers) <= room
+        return host_bytes(layers, tiers) + staging(layers, tiers) <= room
 
     most = _with_host(placement.tiers, streamed, len(streamed))
     if not fits(most):
         fewer = (_with_host(placement.tiers, streamed, count) for count in range(len(streamed) - 1, -1, -1))
         fitting = filter(fits, fewer)
-        most = max(fitting, key=lambda tiers: bytes_in(units, tiers, Tier.HOST), default=placement.tiers)
+        most = max(fitting, key=lambda tiers: bytes_in(layers, tiers, Tier.HOST), default=placement.tiers)
     return replace(placement, tiers=most)
 
 
-@lru_cache(maxsize=8)  # a plan weighs trees of many sizes, which leave different room for the same units
-def _candidates(units: tuple[UnitSpec, ...], slots: int) -> list[tuple[Placement, int, int]]:
-    """A placement for every number of resident units, the most first; its bytes on the device; the resident ones."""
-    placements = [_placement(units, resident, slots) for resident in range(len(units), -1, -1)]
-    return [(one, device_bytes(units, one), bytes_in(units, one.tiers, Tier.DEVICE)) for one in placements]
+@lru_cache(maxsize=8)  # a plan weighs trees of many sizes, which leave different room for the same layers
+def _candidates(layers: tuple[LayerSpec, ...], slots: int) -> list[tuple[Placement, int, int]]:
+    """A placement for every number of resident layers, the most first; its bytes on the device; the resident ones."""
+    placements = [_placement(layers, resident, slots) for resident in range(len(layers), -1, -1)]
+    return [(one, device_bytes(layers, one), bytes_in(layers, one.tiers, Tier.DEVICE)) for one in placements]
 
 
-def _placement(units: Sequence[UnitSpec], resident: int, slots: int) -> Placement:
-    marks = spread(resident, len(units))
-    streamed = [unit.nbytes for unit, marked in zip(units, marks, strict=True) if not marked]
+def _placement(layers: Sequence[LayerSpec], resident: int, slots: int) -> Placement:
+    marks = spread(resident, len(layers))
+    streamed = [layer.nbytes for layer, marked in zip(layers, marks, strict=True) if not marked]
     tiers = tuple(Tier.DEVICE if marked else Tier.DISK for marked in marks)
     return Placement(tiers, slots if streamed else 0, max(streamed, default=0))
 

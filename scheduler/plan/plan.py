@@ -1,4 +1,4 @@
-"""The plan: which unit lives in which tier, how many slots, which tree, and what a pass is predicted to cost.
+"""The plan: which layer lives in which tier, how many slots, which tree, and what a pass is predicted to cost.
 
 `make_plan` is a pure function of frozen records. What it decides is printed, tested and benchmarked, and the executor
 reads nothing else.
@@ -16,7 +16,7 @@ from scheduler.plan.pass_cost import PassCost, resident_cost
 from scheduler.plan.placement import Placement, Tier, bytes_in, device_bytes, host_bytes, place_on_device, place_on_host
 from scheduler.plan.remedies import Shortage, refusal
 from scheduler.plan.request import Limits, PlanRequest
-from scheduler.plan.staging import disk_staging_bytes, pageable_units
+from scheduler.plan.staging import disk_staging_bytes, pageable_layers
 from scheduler.sizes import format_size
 
 __all__ = ["Limits", "Plan", "PlanItem", "Tier", "make_plan"]
@@ -26,15 +26,14 @@ __all__ = ["Limits", "Plan", "PlanItem", "Tier", "make_plan"]
 class Plan:
     """Sizes in bytes, bandwidths in bytes per second, times in seconds; what is unknown is None.
 
-    `tiers` has one entry per unit. The packed weights of the first layers, as many as `decoded` says, are decoded while
-    they are loaded, those of others before every use; on a GPU by "fused kernels" or by "plain torch", where there are
-    any. `context_wanted` is what `context_length` would be if there were
-    memory for it. The tree has at most `tree_size` nodes, the root among them, none deeper than `tree_depth`; without a
-    draft it is the root alone. `rows` is the most rows of one pass: prompts go in such chunks. KV caches have
-    `cache_rows`. Every reading thread reads `read_chunk_bytes` at once. Of "target" and "draft", the passes of those in
-    `graphs` are replayed as CUDA graphs.
-    `streamed_bytes` counts, per pass, host units as they cross the link and disk units as they are read. Experts that a
-    pass does not hit may be left out: `token_bytes` is for a pass over one token, `seconds_per_pass` the time of one.
+    `tiers` has one entry per layer. The packed weights of the first layers, as many as `decoded` says, are decoded
+    while they are loaded, those of others before every use; on a GPU by "fused kernels" or by "plain torch", where
+    there are any. `context_wanted` is what `context_length` would be if there were memory for it. The tree has at most
+    `tree_size` nodes, the root among them, none deeper than `tree_depth`; without a draft it is the root alone. `rows`
+    is the most rows of one pass: prompts go in such chunks. KV caches have `cache_rows`. Every reading thread reads
+    `read_chunk_bytes` at once. Of "target" and "draft", the passes of those in `graphs` are replayed as CUDA graphs.
+    `streamed_bytes` counts, per pass, host layers as they cross the link and disk layers as they are read. Experts that
+    a pass does not hit may be left out: `token_bytes` is for a pass over one token, `seconds_per_pass` the time of one.
     """
 
     model: str
@@ -76,7 +75,7 @@ class Plan:
 
     @property
     def link_bandwidth(self) -> float | None:
-        """Of the path that units stream over: host memory to GPU, or disk to memory where there is no GPU."""
+        """Of the path that layers stream over: host memory to GPU, or disk to memory where there is no GPU."""
         return self.machine.disk_bandwidth if self.device == "cpu" else self.machine.link_bandwidth
 
     @property
@@ -140,7 +139,7 @@ def make_plan(
     limits: Limits | None = None,
     smaller: Sequence[tuple[str, ModelSpec]] = (),
 ) -> Plan:
-    """Decide where every unit lives. Nothing that `limits` asks for is ever reduced.
+    """Decide where every layer lives. Nothing that `limits` asks for is ever reduced.
 
     `smaller` has the options that would run something smaller in place of `spec`, and its spec: advice where nothing
     fits.
@@ -169,7 +168,7 @@ def _solve(request: PlanRequest) -> Plan | Shortage:
 
 def _attempts(request: PlanRequest) -> Iterator[tuple[PassShape, Placement]]:
     """Everything on the device, then streaming, for each length of the context in turn."""
-    whole = Placement((Tier.DEVICE,) * len(request.spec.units), 0, 0)
+    whole = Placement((Tier.DEVICE,) * len(request.spec.layers), 0, 0)
     for context_length in request.context_lengths:
         for shape in request.resident_shapes(context_length):
             yield shape, whole
@@ -194,20 +193,20 @@ def _shortage(plan: Plan) -> Shortage | None:
 
 def _place(request: PlanRequest, shape: PassShape) -> Placement:
     """Units in what the fixed items leave of each memory."""
-    units, items = request.spec.units, request.fixed_items(shape)
+    layers, items = request.spec.layers, request.fixed_items(shape)
     device_room = request.device_budget - sum(item.device_bytes for item in items)
-    placement = place_on_device(units, device_room)
-    if request.machine.device == "cpu" or device_bytes(units, placement) > device_room:
+    placement = place_on_device(layers, device_room)
+    if request.machine.device == "cpu" or device_bytes(layers, placement) > device_room:
         return placement
     room = request.host_budget - sum(item.host_bytes for item in items)
-    return place_on_host(units, placement, room, disk_staging_bytes)
+    return place_on_host(layers, placement, room, disk_staging_bytes)
 
 
 def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded: DecodedLayers = NONE_DECODED) -> Plan:
     """Write down a placement with all that follows from it."""
     as_loaded = decoded.of(request)
     spec, tiers = as_loaded.spec, placement.tiers
-    from_host, disk_bytes = bytes_in(spec.units, tiers, Tier.HOST), _disk_bytes(spec, tiers)
+    from_host, disk_bytes = bytes_in(spec.layers, tiers, Tier.HOST), _disk_bytes(spec, tiers)
     cost = PassCost(spec, tiers, placement.slots, request.machine)
     return Plan(
         model=spec.name,
@@ -253,25 +252,25 @@ def _layer_items(spec: ModelSpec, placement: Placement, machine: Machine, decode
     tiers = placement.tiers
     resident = tiers.count(Tier.DEVICE)
     if decoded:
-        yield PlanItem(f"target, {_count(decoded, 'decoded')}", sum(unit.nbytes for unit in spec.units[:decoded]))
+        yield PlanItem(f"target, {_count(decoded, 'decoded')}", sum(layer.nbytes for layer in spec.layers[:decoded]))
     if resident > decoded:
-        nbytes = bytes_in(spec.units[decoded:], tiers[decoded:], Tier.DEVICE)
+        nbytes = bytes_in(spec.layers[decoded:], tiers[decoded:], Tier.DEVICE)
         yield PlanItem(f"target, {_count(resident - decoded, 'resident')}", nbytes)
     if placement.slots:
         yield PlanItem(
             f"target, {_count(len(tiers) - resident, 'streamed')} ({placement.slots} slots)",
             device_bytes=placement.slots * placement.slot_bytes,
-            host_bytes=host_bytes(spec.units, tiers),
+            host_bytes=host_bytes(spec.layers, tiers),
             disk_bytes=_disk_bytes(spec, tiers),
             pageable_bytes=_pageable_bytes(spec, tiers, machine.pinned_limit),
         )
     if Tier.DISK in tiers and machine.device == "cuda":
-        yield PlanItem("staging, read ahead from disk", host_bytes=disk_staging_bytes(spec.units, tiers))
+        yield PlanItem("staging, read ahead from disk", host_bytes=disk_staging_bytes(spec.layers, tiers))
 
 
 def _pageable_bytes(spec: ModelSpec, tiers: tuple[Tier, ...], limit: int | None) -> int:
     """Bytes per pass that cross the link out of memory that cannot be pinned."""
-    return sum(spec.units[index].nbytes for index in pageable_units(spec, tiers, limit))
+    return sum(spec.layers[index].nbytes for index in pageable_layers(spec, tiers, limit))
 
 
 def _count(layers: int, kind: str) -> str:
@@ -279,8 +278,8 @@ def _count(layers: int, kind: str) -> str:
 
 
 def _disk_bytes(spec: ModelSpec, tiers: tuple[Tier, ...]) -> int:
-    """Bytes read per pass: the units of the disk tier as they are stored, whatever dtype they become."""
-    return sum(unit.disk_bytes for unit, tier in zip(spec.units, tiers, strict=True) if tier is Tier.DISK)
+    """Bytes read per pass: the layers of the disk tier as they are stored, whatever dtype they become."""
+    return sum(layer.disk_bytes for layer, tier in zip(spec.layers, tiers, strict=True) if tier is Tier.DISK)
 
 
 def _seconds_per_pass(cost: PassCost, context_length: int) -> float | None:

@@ -24,14 +24,14 @@ DEFAULT_CONTEXTS = (4096, 2048, 1024, 512, 256)
 # Rows of the passes that read a prompt, tried in turn: 512 keep a layer's matrix products near their peak. Fewer only
 # where nothing fits with more; never fewer than the tree has nodes.
 PREFILL_ROWS = (512, 256, 128, 64, 32)
-# Tokens of a prompt that share a pass with the tree, tried before those where units stream: every further pass that a
+# Tokens of a prompt that share a pass with the tree, tried before those where layers stream: every further pass that a
 # prompt is cut into costs a stream of all weights.
 PROMPT_TOKENS = (8192, 4096, 2048, 1024, 512, 256)
 # What workspace such a prompt may take, as a share of the largest layer: more would cost every pass more than it saves
 # the first. Llama-70B in bfloat16 affords 2,048 tokens, in 4 bits 512.
 PROMPT_SHARE = 0.5
 
-# Trees tried in turn when units stream. On a GPU the link is the bottleneck and hundreds of nodes are free; on a CPU
+# Trees tried in turn when layers stream. On a GPU the link is the bottleneck and hundreds of nodes are free; on a CPU
 # that reads from disk, tens. A smaller one is taken only where the workspace of a larger one leaves no room for a ring.
 STREAMING_TREES = {"cuda": (512, 256, 128, 64), "cpu": (64, 32, 16)}
 # Where nothing streams, every node costs computing time.
@@ -107,7 +107,7 @@ class PlanRequest:
             yield from self._chunked(context_length, tree_size, streams=False)
 
     def streaming_shapes(self, context_length: int) -> Iterator[PassShape]:
-        """Passes to try in turn if units stream: a tree with all its numbers of rows before the next smaller one."""
+        """Passes to try in turn if layers stream: a tree with all its numbers of rows before the next smaller one."""
         for tree_size in self.streaming_tree_sizes:
             if not self.spec.recurrent:
                 yield from self._whole_prompts(context_length, tree_size)
@@ -115,7 +115,7 @@ class PlanRequest:
 
     def _whole_prompts(self, context_length: int, tree_size: int) -> Iterator[PassShape]:
         """Passes over a long prompt and the tree behind it, as far as `PROMPT_SHARE` allows."""
-        room = PROMPT_SHARE * max(unit.nbytes for unit in self.spec.units)
+        room = PROMPT_SHARE * max(layer.nbytes for layer in self.spec.layers)
         least = activation_bytes(self.models, next(self._chunked(context_length, tree_size)))
         for tokens in dict.fromkeys(min(tokens, context_length) for tokens in PROMPT_TOKENS):
             shape = PassShape(context_length, tree_size, tokens + tree_size - 1)
@@ -150,7 +150,7 @@ class PlanRequest:
 
     @property
     def streaming_tree_sizes(self) -> tuple[int, ...]:
-        """Nodes of the tree if units stream: the sizes to try in turn, one if the user fixed it."""
+        """Nodes of the tree if layers stream: the sizes to try in turn, one if the user fixed it."""
         if self.draft is None:
             return self._undrafted_tree_sizes
         return STREAMING_TREES[self.machine.device] if self.limits.tree_size is None else (self.limits.tree_size,)

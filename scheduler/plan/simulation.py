@@ -1,4 +1,4 @@
-"""The ring on paper: when every unit is read, copied and computed, and so how long a pass takes."""
+"""The ring on paper: when every layer is read, copied and computed, and so how long a pass takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ PASSES = 4
 
 @dataclass(frozen=True)
 class Stage:
-    """Seconds one unit takes: to read into a staging buffer (0: it needs none), to copy into a slot (0: it is resident
+    """Seconds one layer takes: to read into a staging buffer (0: it needs none), to copy into a slot (0: it is resident
     and needs no slot), to compute; and to read and to copy what only computing tells that it needs."""
 
     read: float
@@ -32,15 +32,15 @@ class PassSeconds:
 def simulate(stages: Sequence[Stage], slots: int, staging: int, gap: float = 0.0) -> PassSeconds:
     """The pass that passes settle to, when each begins `gap` seconds after the one before (the draft works meanwhile).
 
-    Reads, copies and computations each follow one another. A copy waits for its read and for its slot: until the unit
+    Reads, copies and computations each follow one another. A copy waits for its read and for its slot: until the layer
     `slots` copies before was computed. A read waits for the copy out of its buffer, `staging` reads before. Both go on
-    in the gap. What is fetched is read and copied side by side, and the next unit behind it.
+    in the gap. What is fetched is read and copied side by side, and the next layer behind it.
     """
     compute = sum(stage.compute for stage in stages)
     if not any(stage.copy or stage.fetch_copy for stage in stages):
         return PassSeconds(total=compute, disk=0.0, link=0.0, compute=compute)
     read_ends: list[float] = []
-    copied_out: list[float] = []  # of the units that were read
+    copied_out: list[float] = []  # of the layers that were read
     copy_ends: list[float] = []
     released: list[float] = []
     now, begin = 0.0, 0.0

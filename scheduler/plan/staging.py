@@ -1,12 +1,12 @@
 """Host memory kept for moving weights, beside the weights themselves, and what of it all can be pinned. Needs no torch.
 
 Where little can be pinned (WSL2), it goes, in this order, to the chunks that pageable memory crosses the link by, to
-the staging buffers of what is read from disk, and to the units of the host tier, each that still fits.
+the staging buffers of what is read from disk, and to the layers of the host tier, each that still fits.
 """
 
 from collections.abc import Iterable, Sequence
 
-from loaders.checkpoint.spec import ModelSpec, UnitSpec, aligned
+from loaders.checkpoint.spec import LayerSpec, ModelSpec, aligned
 from loaders.io.direct import round_up
 from scheduler.plan.placement import Tier
 from scheduler.sizes import MIB
@@ -21,14 +21,14 @@ BOUNCE_CHUNKS = PIECES_IN_FLIGHT + 1
 BOUNCE_BYTES = BOUNCE_CHUNKS * BOUNCE_CHUNK_BYTES
 # What is read from disk to be sent to a GPU is staged in spans: eight threads read 4 MiB each.
 SPAN_BYTES = 32 * MIB
-# While units are loaded to a GPU, every thread reads or sends a span of its own, and reads are in flight throughout.
+# While layers are loaded to a GPU, every thread reads or sends a span of its own, and reads are in flight throughout.
 LOADING_THREADS = 2
-# The disk tier is read ahead into as much memory as so many of its largest units take, beside a GPU.
+# The disk tier is read ahead into as much memory as so many of its largest layers take, beside a GPU.
 STAGING_BUFFERS = 2
 
 
 def staging_buffers(loaded: Iterable[int], from_disk: Iterable[int]) -> tuple[int, int]:
-    """(bytes, number) of the staging buffers beside a GPU, for units of the given sizes on the device and on disk."""
+    """(bytes, number) of the staging buffers beside a GPU, for layers of the given sizes on the device and on disk."""
     largest, largest_from_disk = max(loaded, default=0), max(from_disk, default=0)
     if not largest and not largest_from_disk:
         return 0, 0
@@ -36,29 +36,29 @@ def staging_buffers(loaded: Iterable[int], from_disk: Iterable[int]) -> tuple[in
     return span_bytes, max(LOADING_THREADS, -(-STAGING_BUFFERS * largest_from_disk // span_bytes))
 
 
-def disk_staging_bytes(units: Sequence[UnitSpec], tiers: Sequence[Tier]) -> int:
+def disk_staging_bytes(layers: Sequence[LayerSpec], tiers: Sequence[Tier]) -> int:
     """What the disk tier is read ahead into, beside a GPU; 0 without a disk tier."""
-    from_disk = [unit.nbytes for unit, tier in zip(units, tiers, strict=True) if tier is Tier.DISK]
+    from_disk = [layer.nbytes for layer, tier in zip(layers, tiers, strict=True) if tier is Tier.DISK]
     return STAGING_BUFFERS * max(from_disk, default=0)
 
 
-def pageable_units(spec: ModelSpec, tiers: Sequence[Tier], limit: int | None) -> frozenset[int]:
-    """The units of the host tier that stay pageable where `limit` bytes can be pinned; None: all can."""
+def pageable_layers(spec: ModelSpec, tiers: Sequence[Tier], limit: int | None) -> frozenset[int]:
+    """The layers of the host tier that stay pageable where `limit` bytes can be pinned; None: all can."""
     if limit is None:
         return frozenset()
-    sizes = {tier: [unit.nbytes for unit, its in zip(spec.units, tiers) if its is tier] for tier in Tier}
-    span_bytes, count = staging_buffers((*sizes[Tier.DEVICE], spec.outer_bytes), sizes[Tier.DISK])
+    sizes = {tier: [layer.nbytes for layer, its in zip(spec.layers, tiers) if its is tier] for tier in Tier}
+    span_bytes, count = staging_buffers((*sizes[Tier.DEVICE], spec.embeddings_and_head_bytes), sizes[Tier.DISK])
     room = limit
     for nbytes in [BOUNCE_CHUNK_BYTES] * BOUNCE_CHUNKS + [span_bytes] * count:
         room -= nbytes if nbytes <= room else 0
     pinned: dict[object, bool] = {}
-    for index, unit in enumerate(spec.units):
-        place = unit.stored_at or index
+    for index, layer in enumerate(spec.layers):
+        place = layer.stored_at or index
         if tiers[index] is Tier.HOST and place not in pinned:
-            pinned[place] = round_up(unit.nbytes) <= room
-            room -= round_up(unit.nbytes) if pinned[place] else 0
+            pinned[place] = round_up(layer.nbytes) <= room
+            room -= round_up(layer.nbytes) if pinned[place] else 0
     return frozenset(
         index
-        for index, unit in enumerate(spec.units)
-        if tiers[index] is Tier.HOST and not pinned[unit.stored_at or index]
+        for index, layer in enumerate(spec.layers)
+        if tiers[index] is Tier.HOST and not pinned[layer.stored_at or index]
     )

@@ -78,10 +78,10 @@ def _narrow_table(plan: Plan, width: int) -> Iterator[str]:
 
 
 def _short_used(cell: str) -> str:
-    """A unit that both sides of a share have is written once."""
+    """A layer that both sides of a share have is written once."""
     used, slash, budget = cell.partition(" / ")
-    unit = used.rpartition(" ")[2]
-    return cell.replace(f" {unit} /", " /") if slash and budget.endswith(f" {unit}") else cell
+    layer = used.rpartition(" ")[2]
+    return cell.replace(f" {layer} /", " /") if slash and budget.endswith(f" {layer}") else cell
 
 
 def _summary(plan: Plan) -> Iterator[str]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from scheduler.machine.machine import Machine
 from scheduler.plan.pass_cost import LAUNCH_SECONDS
 
-GROWTH_LAUNCHES = 31  # of a level: its law, the noise, the highest keys, the frontier
+GROWTH_LAUNCHES = 31  # of a level: its distribution, the noise, the highest keys, the frontier
 VERIFICATION_LAUNCHES, WAVE_LAUNCHES = 90, 14
 # Per token of the vocabulary. Of a drafted row: log-softmax (12 bytes), probabilities (16), float64 noise (24), keys
-# (20), the highest of them in some three readings (24). Of a verified node: the target's law (40), then its test:
-# both laws gathered (16), subtracted (12), cut at 0 (8), summed (4).
+# (20), the highest of them in some three readings (24). Of a verified node: the target's distribution (40), then its
+# test: both distributions gathered (16), subtracted (12), cut at 0 (8), summed (4).
 GROWN_BYTES, VERIFIED_BYTES = 96, 80
 
 
@@ -22,8 +22,8 @@ def growth_seconds(rows: int, vocab_size: int, machine: Machine) -> float:
 
 
 def verification_seconds(nodes: int, vocab_size: int, machine: Machine) -> float:
-    """Of a tree. Its waves are as many as the longest path has nodes and earlier siblings: at least log2(nodes), of
-    trees that are worth their time about twice as many. 0 as above, and where there is no tree.
+    """Of a tree. Its expansion steps are as many as the longest path has nodes and earlier siblings: at least
+    log2(nodes), of trees that are worth their time about twice as many. 0 as above, and where there is no tree.
     """
     if nodes < 2:
         return 0.0

@@ -20,20 +20,20 @@ class ExpertFetch:
     """For the thread that computes. Copies run on the copying stream, behind the filling of the slot they go to.
 
     Beside a GPU, experts of the disk tier pass through two of the staging buffers; `staging_left` are the others. Where
-    these would be too few, `possible` says that no unit of that tier is to lack experts.
+    these would be too few, `possible` says that no layer of that tier is to lack experts.
     """
 
     def __init__(
         self,
-        units: Sequence[UnitBytes],
+        layers: Sequence[UnitBytes],
         buffers: TierBuffers,
         link: Link,
         read: Callable[[ByteRanges, Tensor], None],
         streams: Streams,
     ):
-        self._units, self._host, self._link, self._read, self._streams = units, buffers.host, link, read, streams
-        from_disk = {index for index in range(len(units)) if index not in {*buffers.host, *buffers.resident}}
-        staged = streams.is_async and any(units[index].experts for index in from_disk)
+        self._layers, self._host, self._link, self._read, self._streams = layers, buffers.host, link, read, streams
+        from_disk = {index for index in range(len(layers)) if index not in {*buffers.host, *buffers.resident}}
+        staged = streams.is_async and any(layers[index].experts for index in from_disk)
         self.possible = not staged or len(buffers.staging) >= 2 * STAGING
         lent = STAGING if staged and self.possible else 0
         self._staging, self.staging_left = buffers.staging[:lent], buffers.staging[lent:]
@@ -41,21 +41,21 @@ class ExpertFetch:
         self._sent = [streams.event() for _ in self._staging]
         self._arrived = streams.event()
 
-    def __call__(self, unit: int, slot: Tensor, experts: Sequence[int]) -> int:
-        """Bring some experts of a unit to its slot; the computing stream waits for them. The bytes that crossed.
+    def __call__(self, layer: int, slot: Tensor, experts: Sequence[int]) -> int:
+        """Bring some experts of a layer to its slot; the computing stream waits for them. The bytes that crossed.
 
         Raises what a read raised.
         """
-        parts = self._units[unit].experts
+        parts = self._layers[layer].experts
         assert parts is not None
         wanted = parts.of(experts)
-        from_host = unit in self._host
+        from_host = layer in self._host
         if not from_host and not self._streams.is_async:
             self._read(joined((span.start, span) for span in wanted), slot)
         else:
             with torch.inference_mode(), self._streams.copying():
                 if from_host:
-                    self._send(wanted, self._host[unit], slot)
+                    self._send(wanted, self._host[layer], slot)
                 else:
                     self._read_and_send(wanted, slot)
                 self._arrived.record()

@@ -1,4 +1,4 @@
-"""Every unit's bytes in the tier that the plan gives it, and the ring that brings the streamed ones to the device."""
+"""Every layer's bytes in the tier that the plan gives it, and the ring that brings the streamed ones to the device."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -23,36 +23,36 @@ from scheduler.streaming.run_ahead import RunAhead
 from scheduler.streaming.streams import Streams, streams_of
 from scheduler.streaming.tier_buffers import TierBuffers, UnitBytes, allocate_tiers
 
-__all__ = ["Progress", "UnitBytes", "UnitMemory"]
+__all__ = ["LayerMemory", "Progress", "UnitBytes"]
 
 
 @dataclass(frozen=True)
 class _Filled:
-    """What a slot was filled with: bytes that crossed the link, and whether nothing of the unit is lacking."""
+    """What a slot was filled with: bytes that crossed the link, and whether nothing of the layer is lacking."""
 
     nbytes: int
     whole: bool
 
 
-class UnitMemory:
-    """Loads units on construction; afterwards `resident[unit]` is a device buffer, or `ring` streams the unit.
+class LayerMemory:
+    """Loads layers on construction; afterwards `resident[layer]` is a device buffer, or `ring` streams the layer.
 
-    After `stream_experts(only_hits=True)` the ring is filled without the experts of units. Who uses a unit then finds
-    out which it hits and has these fetched, if `lacks_experts`; the places of the others hold bytes of other units.
-    Slots that were filled before a change stay right, so it may come at any time.
+    After `stream_experts(only_routed=True)` the ring is filled without the experts of layers. Who uses a layer then
+    finds out which it hits and has these fetched, if `lacks_experts`; the places of the others hold bytes of other
+    layers. Slots that were filled before a change stay right, so it may come at any time.
 
-    units: in the order in which every pass uses them.
-    tiers: one per unit. Units of the host tier with the same byte ranges share one host buffer.
-    slots: number of ring slots, used when any unit is not resident.
-    reader: reads the units; closed here as soon as nothing more is to be read.
+    layers: in the order in which every pass uses them.
+    tiers: one per layer. Units of the host tier with the same byte ranges share one host buffer.
+    slots: number of ring slots, used when any layer is not resident.
+    reader: reads the layers; closed here as soon as nothing more is to be read.
     pinned_limit: most bytes of host memory to pin for a GPU; None: as many as the system grants.
     streams, host: what the device's streams and the host's memory are; tests put theirs here.
-    Raises MemoryError where the host has less memory than the units need.
+    Raises MemoryError where the host has less memory than the layers need.
     """
 
     def __init__(
         self,
-        units: Sequence[UnitBytes],
+        layers: Sequence[UnitBytes],
         tiers: Sequence[Tier],
         slots: int,
         reader: WeightReader,
@@ -62,16 +62,16 @@ class UnitMemory:
         streams: Streams | None = None,
         host: HostMemory | None = None,
     ):
-        self._units, self._tiers = tuple(units), tuple(tiers)
+        self._layers, self._tiers = tuple(layers), tuple(tiers)
         self._reader, self._memory = reader, memory
         self._streams = streams or streams_of(memory.device)
         self._host = host or host_memory_for(memory.device, pinned_limit)
         self._buffers: TierBuffers | None = None
         self._read_ahead: ReadAhead | None = None
         self._expert_fetch: ExpertFetch | None = None
-        self._lacking: tuple[int, Tensor] | None = None  # the unit acquired last and its slot
-        self._only_hits = False
-        self.crossed_bytes = 0  # of all units that were acquired so far
+        self._lacking: tuple[int, Tensor] | None = None  # the layer acquired last and its slot
+        self._only_routed = False
+        self.crossed_bytes = 0  # of all layers that were acquired so far
         self.run_ahead = RunAhead(self._streams.event)
         self.resident: dict[int, Tensor] = {}
         self.ring: Ring[_Filled] | None = None
@@ -81,9 +81,9 @@ class UnitMemory:
         with interrupts_deferred() as heed_interrupts:
             try:
                 self._link = Link(self._streams, self._host)
-                buffers = allocate_tiers(units, tiers, slots, memory, self._host, self._streams.is_async)
+                buffers = allocate_tiers(layers, tiers, slots, memory, self._host, self._streams.is_async)
                 self._buffers, self.resident = buffers, buffers.resident
-                Loader(reader, self._link, self._streams, self._host, buffers).load(units, on_progress)
+                Loader(reader, self._link, self._streams, self._host, buffers).load(layers, on_progress)
                 self._drop_what_only_loading_needed(buffers)
                 self._begin_streaming(buffers)
                 heed_interrupts()
@@ -99,24 +99,24 @@ class UnitMemory:
         host = self._buffers.distinct_host if self._buffers else ()
         return sum(len(buffer.tensor) for _, buffer in host if not buffer.pinned)
 
-    def replace(self, unit: int, buffer: Tensor) -> None:
-        """Let `buffer`, of the device's memory, be what is resident of a unit; what was before is freed.
+    def replace(self, layer: int, buffer: Tensor) -> None:
+        """Let `buffer`, of the device's memory, be what is resident of a layer; what was before is freed.
 
         Nobody else may hold on to that, nor to views of it.
         """
-        self._memory.remove(len(self.resident[unit]))
-        self.resident[unit] = buffer
+        self._memory.remove(len(self.resident[layer]))
+        self.resident[layer] = buffer
         self._memory.release_unused()
 
-    def acquire(self, unit: int) -> int:
-        """Of a unit that streams, and is next in order: the index of its slot. See `Ring.acquire`."""
+    def acquire(self, layer: int) -> int:
+        """Of a layer that streams, and is next in order: the index of its slot. See `Ring.acquire`."""
         assert self.ring is not None
         self._lacking = None
-        slot = self.ring.acquire(unit)
+        slot = self.ring.acquire(layer)
         if not self.ring.is_paused:
             filled = self.ring.filled[slot]
             self.crossed_bytes += filled.nbytes
-            self._lacking = None if filled.whole else (unit, self.ring.slots[slot])
+            self._lacking = None if filled.whole else (layer, self.ring.slots[slot])
         return slot
 
     @property
@@ -127,22 +127,22 @@ class UnitMemory:
     @property
     def streams_experts(self) -> bool:
         """Whether there are experts to stream, and they can be fetched one by one."""
-        has_experts = any(self._units[index].experts for index in self._streamed)
+        has_experts = any(self._layers[index].experts for index in self._streamed)
         return has_experts and self._expert_fetch is not None and self._expert_fetch.possible
 
-    def stream_experts(self, only_hits: bool) -> None:
+    def stream_experts(self, only_routed: bool) -> None:
         """Whether the ring, from now on, leaves experts out."""
-        self._only_hits = only_hits and self.streams_experts
+        self._only_routed = only_routed and self.streams_experts
 
     @property
     def lacks_experts(self) -> bool:
-        """Whether the unit acquired last must have the experts fetched that it hits."""
+        """Whether the layer acquired last must have the experts fetched that it hits."""
         return self._lacking is not None
 
     def fetch_experts(self, experts: Sequence[int]) -> None:
-        """Bring these to the slot of the unit acquired last: what is computed from now on finds them there.
+        """Bring these to the slot of the layer acquired last: what is computed from now on finds them there.
 
-        Raises what a read raised; then, and after Ctrl-C, the unit must be acquired anew, in another pass.
+        Raises what a read raised; then, and after Ctrl-C, the layer must be acquired anew, in another pass.
         """
         assert self._lacking is not None and self._expert_fetch is not None
         with interrupts_deferred():
@@ -188,7 +188,7 @@ class UnitMemory:
         from_disk = [index for index in self._streamed if self._tiers[index] is Tier.DISK]
         restart: Callable[[], None] = nothing
         will_fail: Callable[[], bool] = bool
-        self._expert_fetch = ExpertFetch(self._units, buffers, self._link, self._reader.fill, self._streams)
+        self._expert_fetch = ExpertFetch(self._layers, buffers, self._link, self._reader.fill, self._streams)
         if from_disk and self._streams.is_async:
             order = [(index, self._spans(index, buffers.span_bytes)) for index in from_disk]
             staging = self._expert_fetch.staging_left
@@ -197,25 +197,25 @@ class UnitMemory:
         self.ring = Ring(self._streamed, buffers.slots, self._fill_slot, self._streams, restart, will_fail)
 
     def _spans(self, index: int, span_bytes: int) -> tuple[Span, ...]:
-        unit = self._units[index]
-        return spans(unit.ranges, unit.nbytes, span_bytes, unit.experts.dense.stop if unit.experts else 0)
+        layer = self._layers[index]
+        return spans(layer.ranges, layer.nbytes, span_bytes, layer.experts.dense.stop if layer.experts else 0)
 
     def _is_wanted(self, index: int, span: Span) -> bool:
         """Whether a span is to be read ahead."""
-        experts = self._units[index].experts
-        return experts is None or not self._only_hits or span.start < experts.dense.stop
+        experts = self._layers[index].experts
+        return experts is None or not self._only_routed or span.start < experts.dense.stop
 
     def _fill_slot(self, index: int, slot: Tensor) -> _Filled:
         assert self._buffers is not None
-        unit = self._units[index]
+        layer = self._layers[index]
         if index not in self._buffers.host and self._read_ahead is not None:
             sent = 0
             for span, staged in self._read_ahead.spans(index):
                 self._link.send(slot[span.start : span.stop], staged)
                 sent += span.nbytes_on_disk
-            return _Filled(sent, sent == bytes_on_disk(unit.ranges))
-        dense = unit.experts.dense if unit.experts and self._only_hits else None
-        nbytes, ranges = (dense.stop, dense.ranges) if dense else (unit.nbytes, unit.ranges)
+            return _Filled(sent, sent == bytes_on_disk(layer.ranges))
+        dense = layer.experts.dense if layer.experts and self._only_routed else None
+        nbytes, ranges = (dense.stop, dense.ranges) if dense else (layer.nbytes, layer.ranges)
         if index in self._buffers.host:
             self._link.send(slot[:nbytes], self._buffers.host[index])
             return _Filled(nbytes, dense is None)
@@ -223,5 +223,5 @@ class UnitMemory:
         return _Filled(bytes_on_disk(ranges), dense is None)
 
     def _link_bytes(self, index: int) -> int:
-        unit = self._units[index]
-        return unit.nbytes if self._tiers[index] is Tier.HOST else bytes_on_disk(unit.ranges)
+        layer = self._layers[index]
+        return layer.nbytes if self._tiers[index] is Tier.HOST else bytes_on_disk(layer.ranges)

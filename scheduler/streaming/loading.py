@@ -1,4 +1,4 @@
-"""Loading: every unit is read from disk into its tier, and the disk never pauses between two of them."""
+"""Loading: every layer is read from disk into its tier, and the disk never pauses between two of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -26,7 +26,7 @@ TICK_SECONDS = 0.1
 
 
 class Loader:
-    """Reads units into buffers that wait for them.
+    """Reads layers into buffers that wait for them.
 
     What goes to a device that the host cannot write to is read in spans, each thread into a staging buffer of its own:
     while it is sent, another's is read.
@@ -38,15 +38,15 @@ class Loader:
         self._allocated = streams.event()
         self._sent = [streams.event() for _ in range(LOADING_THREADS)]
 
-    def load(self, units: Sequence[UnitBytes], on_progress: Progress | None) -> None:
+    def load(self, layers: Sequence[UnitBytes], on_progress: Progress | None) -> None:
         """Fill all buffers of the device and the host tier. Raises what a read raised; nothing is read then any more.
 
         Pins the buffers of the host tier. If this is interrupted or fails, the reader is stopped for good.
         """
-        self._allocated.record()  # what was queued before may still compute on memory that now belongs to units
-        loaded = [(units[index], buffer) for index, buffer in self._buffers.resident.items()]
-        kept = [(units[index], buffer) for index, buffer in self._buffers.distinct_host]
-        total = sum(bytes_on_disk(unit.ranges) for unit, _ in (*loaded, *kept))
+        self._allocated.record()  # what was queued before may still compute on memory that now belongs to layers
+        loaded = [(layers[index], buffer) for index, buffer in self._buffers.resident.items()]
+        kept = [(layers[index], buffer) for index, buffer in self._buffers.distinct_host]
+        total = sum(bytes_on_disk(layer.ranges) for layer, _ in (*loaded, *kept))
 
         def tick() -> None:
             if on_progress:
@@ -57,18 +57,18 @@ class Loader:
         _work_through(jobs, LOADING_THREADS, tick, self._reader.stop)
         self._streams.synchronize()
 
-    def _to_host(self, unit: UnitBytes, buffer: HostBuffer) -> Job:
+    def _to_host(self, layer: UnitBytes, buffer: HostBuffer) -> Job:
         def job(_: int) -> None:
-            self._reader.fill(unit.ranges, buffer.tensor)
+            self._reader.fill(layer.ranges, buffer.tensor)
             self._host.pin(buffer)
 
         return job
 
-    def _to_device(self, unit: UnitBytes, target: Tensor) -> Iterator[Job]:
+    def _to_device(self, layer: UnitBytes, target: Tensor) -> Iterator[Job]:
         if not self._streams.is_async:
-            yield lambda _: self._reader.fill(unit.ranges, target)
+            yield lambda _: self._reader.fill(layer.ranges, target)
             return
-        for span in spans(unit.ranges, unit.nbytes, self._buffers.span_bytes):
+        for span in spans(layer.ranges, layer.nbytes, self._buffers.span_bytes):
             yield self._by_staging(span, target[span.start : span.stop])
 
     def _by_staging(self, span: Span, target: Tensor) -> Job:

@@ -1,7 +1,7 @@
-"""The disk tier beside a GPU: its units are read ahead of need into pinned staging buffers, in spans.
+"""The disk tier beside a GPU: its layers are read ahead of need into pinned staging buffers, in spans.
 
-The partition is static, and so is the order: spans of all units of the tier, pass after pass, past the end of each. A
-span is a fraction of a unit, so that its first part crosses the link while the next is read, and little staging will
+The partition is static, and so is the order: spans of all layers of the tier, pass after pass, past the end of each. A
+span is a fraction of a layer, so that its first part crosses the link while the next is read, and little staging will
 do where little memory can be pinned.
 """
 
@@ -21,10 +21,10 @@ THREADS = 2
 
 
 class ReadAhead:
-    """Spans of units, read into `buffers` in the order in which they are needed.
+    """Spans of layers, read into `buffers` in the order in which they are needed.
 
-    order: (unit, its spans), as every pass needs them. read: `read(ranges, tensor)` fills a host tensor from disk.
-    wanted: `wanted(unit, span)` is asked, in a thread, just before a span is read; others are left out.
+    order: (layer, its spans), as every pass needs them. read: `read(ranges, tensor)` fills a host tensor from disk.
+    wanted: `wanted(layer, span)` is asked, in a thread, just before a span is read; others are left out.
     A buffer is read into again when the copy out of it has ended: for that the reading thread waits on the host, as
     nobody else does.
     """
@@ -40,16 +40,16 @@ class ReadAhead:
         self._spans, self._buffers, self._read, self._wanted = dict(order), tuple(buffers), read, wanted
         self._was_read = [False for _ in buffers]
         self._copied = [streams.event() for _ in buffers]
-        items = [(unit, index) for unit, unit_spans in order for index in range(len(unit_spans))]
+        items = [(layer, index) for layer, unit_spans in order for index in range(len(unit_spans))]
         self._prefetcher = Prefetcher(items, len(buffers), self._read_span, min(THREADS, len(buffers)), "read-ahead")
 
-    def spans(self, unit: int) -> Iterator[tuple[Span, HostBuffer]]:
-        """The spans read of `unit`, which must be next in order; each is free for others once the next is asked for.
+    def spans(self, layer: int) -> Iterator[tuple[Span, HostBuffer]]:
+        """The spans read of `layer`, which must be next in order; each is free for others once the next is asked for.
 
         For the thread that queues the copies, with the copying stream current. Raises what a read raised.
         """
-        for index, span in enumerate(self._spans[unit]):
-            with self._staged(unit, index) as place:
+        for index, span in enumerate(self._spans[layer]):
+            with self._staged(layer, index) as place:
                 if self._was_read[place]:
                     yield span, self._buffers[place]
 
@@ -58,7 +58,7 @@ class ReadAhead:
         return self._prefetcher.has_failed
 
     def restart(self) -> None:
-        """Start over at the first unit, unless it is the next anyway."""
+        """Start over at the first layer, unless it is the next anyway."""
         self._prefetcher.restart()
 
     def close(self) -> None:
@@ -66,8 +66,8 @@ class ReadAhead:
         self._prefetcher.close()
 
     @contextmanager
-    def _staged(self, unit: int, index: int) -> Iterator[int]:
-        place = self._prefetcher.acquire((unit, index))
+    def _staged(self, layer: int, index: int) -> Iterator[int]:
+        place = self._prefetcher.acquire((layer, index))
         try:
             yield place
         finally:
@@ -75,9 +75,9 @@ class ReadAhead:
         self._prefetcher.release()
 
     def _read_span(self, item: tuple[int, int], place: int) -> None:
-        unit, index = item
-        span = self._spans[unit][index]
-        self._was_read[place] = self._wanted(unit, span)
+        layer, index = item
+        span = self._spans[layer][index]
+        self._was_read[place] = self._wanted(layer, span)
         if not self._was_read[place]:
             return
         self._copied[place].synchronize()

@@ -1,4 +1,4 @@
-"""All memory that units take, on the device and in the host, before anything is read: a lack of it shows at once."""
+"""All memory that layers take, on the device and in the host, before anything is read: a lack of it shows at once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from scheduler.streaming.host_memory import HostBuffer, HostMemory
 
 @dataclass(frozen=True)
 class UnitBytes:
-    """What one unit needs: its size in the device's layout, where it lies on disk, and its parts if it has experts."""
+    """What one layer needs: its size in the device's layout, where it lies on disk, and its parts if it has experts."""
 
     nbytes: int
     ranges: ByteRanges
@@ -24,7 +24,7 @@ class UnitBytes:
 
 @dataclass(frozen=True)
 class TierBuffers:
-    """resident, host: by unit. slots: of the ring. staging: host buffers of `span_bytes`, for what comes from disk."""
+    """resident, host: by layer. slots: of the ring. staging: host buffers of `span_bytes`, for what comes from disk."""
 
     resident: dict[int, Tensor]
     slots: list[Tensor]
@@ -34,7 +34,7 @@ class TierBuffers:
 
     @property
     def distinct_host(self) -> Iterator[tuple[int, HostBuffer]]:
-        """Every host buffer once, with the first unit it belongs to."""
+        """Every host buffer once, with the first layer it belongs to."""
         seen: set[HostBuffer] = set()
         for index, buffer in self.host.items():
             if buffer not in seen:
@@ -43,34 +43,34 @@ class TierBuffers:
 
 
 def allocate_tiers(
-    units: Sequence[UnitBytes],
+    layers: Sequence[UnitBytes],
     tiers: Sequence[Tier],
     slots: int,
     memory: DeviceMemory,
     host: HostMemory,
     staged: bool,
 ) -> TierBuffers:
-    """Buffers for units in the given tiers; raises MemoryError, or PyTorch's OutOfMemoryError on a GPU.
+    """Buffers for layers in the given tiers; raises MemoryError, or PyTorch's OutOfMemoryError on a GPU.
 
     staged: whether the device's memory is out of the reader's reach. The staging buffers come pinned, as far as that is
     granted, and the buffers of the host tier are to be pinned when they are filled. Units of the same byte ranges
     share theirs.
     """
-    resident = {index: memory.empty(units[index].nbytes) for index in _of(tiers, Tier.DEVICE)}
-    streamed = [units[index].nbytes for index, tier in enumerate(tiers) if tier is not Tier.DEVICE]
+    resident = {index: memory.empty(layers[index].nbytes) for index in _of(tiers, Tier.DEVICE)}
+    streamed = [layers[index].nbytes for index, tier in enumerate(tiers) if tier is not Tier.DEVICE]
     slot_buffers = [memory.empty(max(streamed)) for _ in range(slots if streamed else 0)]
-    span_bytes, staging = _staging(units, tiers, host) if staged else (0, [])
+    span_bytes, staging = _staging(layers, tiers, host) if staged else (0, [])
     shared: dict[ByteRanges, HostBuffer] = {}
     for index in _of(tiers, Tier.HOST):
-        if units[index].ranges not in shared:
-            shared[units[index].ranges] = host.allocate(units[index].nbytes)
-    host_buffers = {index: shared[units[index].ranges] for index in _of(tiers, Tier.HOST)}
+        if layers[index].ranges not in shared:
+            shared[layers[index].ranges] = host.allocate(layers[index].nbytes)
+    host_buffers = {index: shared[layers[index].ranges] for index in _of(tiers, Tier.HOST)}
     return TierBuffers(resident, slot_buffers, host_buffers, staging, span_bytes)
 
 
-def _staging(units: Sequence[UnitBytes], tiers: Sequence[Tier], host: HostMemory) -> tuple[int, list[HostBuffer]]:
+def _staging(layers: Sequence[UnitBytes], tiers: Sequence[Tier], host: HostMemory) -> tuple[int, list[HostBuffer]]:
     """(size, buffers)."""
-    loaded, from_disk = ([units[index].nbytes for index in _of(tiers, tier)] for tier in (Tier.DEVICE, Tier.DISK))
+    loaded, from_disk = ([layers[index].nbytes for index in _of(tiers, tier)] for tier in (Tier.DEVICE, Tier.DISK))
     span_bytes, count = staging_buffers(loaded, from_disk)
     buffers = [host.allocate(span_bytes) for _ in range(count)]
     for buffer in buffers:

@@ -1,8 +1,9 @@
 """All methods at the same contexts: those in which the passes of one of them, the driver, begin.
 
 Each drafts its tree under the same text and the target scores it. What counts is the yield that its rule expects of the
-tree, which is far less noisy than a verdict's; the driver's verdict alone is kept. For the driver, the mean is that of
-its tokens per pass; for another method it is an average over contexts in which its own passes need not begin.
+tree, which is far less noisy than an accepted path's; the driver's accepted path alone is kept. For the driver, the
+mean is that of its tokens per pass; for another method it is an average over contexts in which its own passes need not
+begin.
 """
 
 import random
@@ -29,7 +30,7 @@ from offload_runtime.speculation.verification import Scored, verify
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.expectation import expected_yield
 from sequoia_tree.sampling import Sampling
-from sequoia_tree.verify import Verdict
+from sequoia_tree.verify import AcceptedPath
 
 Generators = Mapping[str, torch.Generator]
 
@@ -98,18 +99,20 @@ class SideBySide:
 
     @torch.inference_mode()
     def _pass(self, text: list[int], generators: Generators) -> tuple[dict[str, float], list[int]]:
-        """What each method yields under `text`, and the tokens of the driver's verdict, which the caches keep."""
+        """What each method yields under `text`, and the tokens of the driver's accepted path, which the caches keep."""
         yields = {}
         for _, names in groupby(self.methods, _tree):
             scored, found = self._try([*names], text, generators)
-            yields.update({name: _yield(scored, self.methods[name].rule, verdict) for name, verdict in found.items()})
-        verdict, drawn = list(found.values())[-1], scored.drawn  # the driver comes last
-        self.target.commit(verdict.path)
-        self.draft.commit(drawn.draft_columns(verdict.path))
-        return yields, [*(drawn.tokens[node] for node in verdict.path), verdict.bonus]
+            yields.update(
+                {name: _yield(scored, self.methods[name].rule, accepted_path) for name, accepted_path in found.items()}
+            )
+        accepted_path, drawn = list(found.values())[-1], scored.drawn  # the driver comes last
+        self.target.commit(accepted_path.path)
+        self.draft.commit(drawn.draft_columns(accepted_path.path))
+        return yields, [*(drawn.tokens[node] for node in accepted_path.path), accepted_path.bonus]
 
-    def _try(self, names: list[str], text: list[int], generators: Generators) -> tuple[Scored, dict[str, Verdict]]:
-        """One tree of methods that share it, after the last one is rolled back, and the verdict of each."""
+    def _try(self, names: list[str], text: list[int], generators: Generators) -> tuple[Scored, dict[str, AcceptedPath]]:
+        """One tree of methods that share it, after the last one is rolled back, and the accepted path of each."""
         for model in self._models():
             model.cache.rollback()
         drawn = self.methods[names[-1]].grow(text, self.sampling, generators[names[-1]])
@@ -121,7 +124,7 @@ class SideBySide:
 
 
 def _tree(name: str) -> tuple[str, bool]:
-    """Methods of the same tree differ in the rule alone, so one drawn tree serves them all."""
+    """Methods of the same tree differ in the rule alone, so one draft tree serves them all."""
     return METHODS[name].tree, METHODS[name].automatic
 
 
@@ -139,17 +142,17 @@ def build(name: str, draft: Draft, acceptance: Acceptance, how: Sampling, size: 
     return static_method(kind.tree, draft, acceptance.falling(), size, depth, kind.verification)
 
 
-def _yield(scored: Scored, rule: str, verdict: Verdict) -> float:
-    """Expected tokens of a rule that has an expectation, else those of its verdict.
+def _yield(scored: Scored, rule: str, accepted_path: AcceptedPath) -> float:
+    """Expected tokens of a rule that has an expectation, else those of its accepted path.
 
-    Nodes that the draft did not draw are matched once the rule has ended: of those the verdict's count.
+    Nodes that the draft did not draw are matched once the rule has ended: of those the accepted path's count.
     """
     if scored.sampling.temperature == 0 or rule == "match":
-        return len(verdict.path) + 1
+        return len(accepted_path.path) + 1
     drawn = scored.drawn
     tokens = torch.tensor(drawn.tokens[: drawn.drawn], device=scored.logits.device)
-    matched = sum(node >= drawn.drawn for node in verdict.path)
-    return expected_yield(rule, drawn.drawn_part, tokens, scored.laws) + matched
+    matched = sum(node >= drawn.drawn for node in accepted_path.path)
+    return expected_yield(rule, drawn.drawn_part, tokens, scored.distributions) + matched
 
 
 def _measure(

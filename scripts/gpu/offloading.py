@@ -14,7 +14,7 @@ from gpu.bench import Bench, Budget
 from gpu.passes import time_passes
 from gpu.report import Record, missing
 from loaders.checkpoint.read_spec import read_spec
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.draft_tree import DraftTree
 from scheduler.plan.plan import Plan, Tier
 
 SECTION = "f"
@@ -43,13 +43,13 @@ def run(bench: Bench, budget: Budget) -> Iterator[Record]:
 def _layers(bench: Bench, budget: Budget) -> int:
     """As many as host memory, disk and time allow, and the model has."""
     scale, sample = bench.scale, bench.prepare_target(tree="none")
-    layer, outer = sample.target.spec.units[0].disk_bytes, sample.target.spec.outer_bytes
+    layer, embeddings_and_head = sample.target.spec.layers[0].disk_bytes, sample.target.spec.embeddings_and_head_bytes
     room = min(
         HOST_SHARE * sample.machine.host_available,
         DISK_SHARE * shutil.disk_usage(bench.directory).free,
         WRITING_SHARE * budget.seconds * bench.write_rate,
     )
-    return min(scale.offload_layers, int(scale.target["num_hidden_layers"]), int((room - outer) // layer))
+    return min(scale.offload_layers, int(scale.target["num_hidden_layers"]), int((room - embeddings_and_head) // layer))
 
 
 @torch.inference_mode()
@@ -64,7 +64,7 @@ def _ours(bench: Bench, directory: Path, text: Sequence[int]) -> tuple[Record, i
         loaded = time.perf_counter() - begin
         target, plan = models.target, models.plan
         token = int(target.model.read(text, plan.rows)[-1].argmax())
-        seconds = time_passes(target, [*text, token], DrawnTree.root_only(token), bench.scale.passes)
+        seconds = time_passes(target, [*text, token], DraftTree.root_only(token), bench.scale.passes)
         record = _record(bench, "ours", plan, seconds, loaded, target.model.streamed_bytes)
     finally:
         models.close()
@@ -93,7 +93,7 @@ def _accelerate(bench: Bench, directory: Path, text: Sequence[int], plan: Plan, 
         next_token([token])
         times.append(time.perf_counter() - begin)
     seconds = fmean(times[1:])
-    streamed = sum(unit.nbytes for unit, tier in zip(read_spec(directory).units, plan.tiers) if tier != Tier.DEVICE)
+    streamed = sum(layer.nbytes for layer, tier in zip(read_spec(directory).layers, plan.tiers) if tier != Tier.DEVICE)
     del model, next_token
     bench.free()
     compared = {"same_token": token == expected, "times_slower": seconds / ours["seconds"]}

@@ -15,7 +15,7 @@ from loaders.checkpoint.spec import ModelSpec
 from offload_runtime.errors import DoesNotFitError
 from offload_runtime.generation.loading import LoadedModels
 from offload_runtime.planning.planning import Preparation
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.target import Target
 from scheduler.machine.machine import read_machine
 from scheduler.plan.plan import Plan, Tier
@@ -94,7 +94,7 @@ def _all_sizes(
 
 
 def _measured(
-    bench: Bench, spec: ModelSpec, models: LoadedModels, link: Link, cap: int, text: list[int], drawn: DrawnTree
+    bench: Bench, spec: ModelSpec, models: LoadedModels, link: Link, cap: int, text: list[int], drawn: DraftTree
 ) -> Record:
     """Time passes over one tree, and what bounds them; predicted by the plan's cost model before they run."""
     target, plan, nodes = models.target, models.plan, drawn.tree.size
@@ -133,7 +133,7 @@ def _rate(plan: Plan, link: Link) -> float | None:
     return link.disk if plan.device == "cpu" or 2 * plan.disk_bytes > plan.streamed_bytes else link.pinned
 
 
-def time_passes(target: Target, text: list[int], drawn: DrawnTree, count: int) -> float:
+def time_passes(target: Target, text: list[int], drawn: DraftTree, count: int) -> float:
     """Mean seconds of `count` passes in a row, after one that is not counted; each ends when the host knows it has.
 
     As in decoding, the likeliest tokens come back to the host; nothing is kept of a pass.

@@ -137,22 +137,26 @@ class _Writer:
 
     def write(self, shape: str, config: dict[str, Any], seed: int, distinct: int | None = None) -> tuple[Path, int]:
         """The directory with the weights, and how many of the layers it holds."""
-        layer_bytes, outer_bytes = _sizes(config, self.dtype, self.directory)
-        distinct = min(distinct or self._affordable(layer_bytes, outer_bytes), config["num_hidden_layers"])
+        layer_bytes, embeddings_and_head_bytes = _sizes(config, self.dtype, self.directory)
+        distinct = min(
+            distinct or self._affordable(layer_bytes, embeddings_and_head_bytes), config["num_hidden_layers"]
+        )
         name = Path(shape).resolve().parent.name if Path(shape).is_file() else shape
         directory = self.directory / f"{self.dtype}-seed-{seed}-layers-{distinct}" / name
         if directory.exists():
             self.note(f"using the random weights in {directory}")
             return directory, distinct
-        self.note(f"writing {format_size(outer_bytes + distinct * layer_bytes)} of random weights to {directory}")
+        self.note(
+            f"writing {format_size(embeddings_and_head_bytes + distinct * layer_bytes)} of weights to {directory}"
+        )
         unfinished = directory.with_name(f"{name}.unfinished")
         write_random_checkpoint(config, unfinished, getattr(torch, self.dtype), seed, distinct_layers=distinct)
         return unfinished.rename(directory), distinct
 
-    def _affordable(self, layer_bytes: int, outer_bytes: int) -> int:
+    def _affordable(self, layer_bytes: int, embeddings_and_head_bytes: int) -> int:
         """As many layers as half the free disk holds, within reason."""
         room = min(MOST_BYTES, int(shutil.disk_usage(self.directory).free * DISK_SHARE))
-        return max(1, (room - outer_bytes) // layer_bytes)
+        return max(1, (room - embeddings_and_head_bytes) // layer_bytes)
 
 
 def _sizes(config: dict[str, Any], dtype: str, work_directory: Path) -> tuple[int, int]:
@@ -160,4 +164,4 @@ def _sizes(config: dict[str, Any], dtype: str, work_directory: Path) -> tuple[in
     with tempfile.TemporaryDirectory(dir=work_directory) as directory:
         (Path(directory) / "config.json").write_text(json.dumps(config))
         skeleton = build_skeleton(directory, getattr(torch, dtype), "cpu", attn_implementation="eager")
-    return max(unit.layout.nbytes for unit in skeleton.units), skeleton.outer.layout.nbytes
+    return max(layer.layout.nbytes for layer in skeleton.layers), skeleton.embeddings_and_head.layout.nbytes

@@ -39,7 +39,7 @@ class WideWeights:
     def values(self, entry: TensorEntry) -> Iterable[Tensor]:
         """What `loaders.safetensors_files.writer` writes."""
         if not entry.name.startswith(LAYERS):
-            return [self._outer(entry)]
+            return [self._embeddings_and_head(entry)]
         number, _, name = entry.name.removeprefix(LAYERS).partition(".")
         kind = self.kinds[int(number)]
         if kind is not None:
@@ -48,7 +48,7 @@ class WideWeights:
             return [torch.zeros(entry.shape, dtype=self.dtype)]
         return [torch.ones(entry.shape, dtype=self.dtype)] if name in NORMS else self.random.pieces(entry.count)
 
-    def _outer(self, entry: TensorEntry) -> Tensor:
+    def _embeddings_and_head(self, entry: TensorEntry) -> Tensor:
         small = self.small[entry.name]
         if entry.name == "model.norm.weight":
             return self._norm(entry, small)

@@ -38,8 +38,8 @@ class DryPenalty:
         longest = tokens.new_zeros(len(scores), vocab_size + 1)
         longest.scatter_reduce_(1, tokens[:, 1:], repeated, "amax")
         longest = longest[:, :vocab_size]
-        growth = torch.pow(self.base, (longest - self.allowed_length).double()) * self.multiplier
-        return scores - growth.clamp(max=_LARGEST).float().masked_fill(longest < max(self.allowed_length, 1), 0)
+        drafting = torch.pow(self.base, (longest - self.allowed_length).double()) * self.multiplier
+        return scores - drafting.clamp(max=_LARGEST).float().masked_fill(longest < max(self.allowed_length, 1), 0)
 
     def _repeated(self, tokens: Tensor, ends: Tensor) -> Tensor:
         """How many tokens up to each but the last, int64 [n, T - 1], are those the context ends with."""

@@ -65,6 +65,6 @@ class EndGrowsLikelier:
         if contexts.range[1] <= self.start:
             return scores
         further = (contexts.lengths - self.start).clamp(min=0)
-        growth = (torch.pow(self.factor, further.double()) - 1).clamp(max=_LARGEST).float()
-        rise = (scores.abs() * growth[:, None]).masked_fill(~(self.tokens & scores.isfinite()), 0)
+        drafting = (torch.pow(self.factor, further.double()) - 1).clamp(max=_LARGEST).float()
+        rise = (scores.abs() * drafting[:, None]).masked_fill(~(self.tokens & scores.isfinite()), 0)
         return (scores + rise).clamp(max=torch.finfo(scores.dtype).max)

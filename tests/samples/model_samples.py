@@ -90,11 +90,13 @@ def read_source(ranges: ByteRanges, layout: Layout) -> tuple[nn.Parameter, ...]:
 
 
 def bound_skeleton(directory: Path, dtype: torch.dtype = torch.float32) -> Skeleton:
-    """A skeleton with every unit read and bound."""
+    """A skeleton with every layer read and bound."""
     skeleton = build_skeleton(directory, dtype, "cpu", attn_implementation="eager")
-    sources, outer = map_sources(skeleton, read_checkpoint(directory))
-    for unit, source in zip((*skeleton.units, skeleton.outer), (*sources, outer), strict=True):
-        unit.bind(read_source(source, unit.layout))
+    sources, embeddings_and_head = map_sources(skeleton, read_checkpoint(directory))
+    for layer, source in zip(
+        (*skeleton.layers, skeleton.embeddings_and_head), (*sources, embeddings_and_head), strict=True
+    ):
+        layer.bind(read_source(source, layer.layout))
     return skeleton
 
 

@@ -212,10 +212,10 @@ def test_peak_memory_can_start_anew():
 
 def test_layers_that_share_their_bytes_share_host_memory():
     """A 70B shape streams from the memory of a 16 GB host when its layers repeat two, and as many bytes a pass."""
-    units = tuple(replace(unit, stored_at=(Path("x"), index % 2)) for index, unit in enumerate(LLAMA2_70B.units))
+    layers = tuple(replace(layer, stored_at=(Path("x"), index % 2)) for index, layer in enumerate(LLAMA2_70B.layers))
     machine, limits = gpu(24 * GIB, host=16 * GIB), Limits(context_length=128)
     alone = make_plan(LLAMA2_70B, None, machine, limits)
-    shared = make_plan(replace(LLAMA2_70B, units=units), None, machine, limits)
+    shared = make_plan(replace(LLAMA2_70B, layers=layers), None, machine, limits)
     assert Tier.DISK in alone.tiers and Tier.DISK not in shared.tiers
     assert shared.streamed_bytes == alone.streamed_bytes
     assert shared.host_bytes < 6 * GIB

@@ -54,11 +54,11 @@ def _tables(acceptance: Floats, size: int, max_depth: int) -> list[Floats]:
     return tables
 
 
-def _with_child(elder: Floats, child: Floats) -> Floats:
-    """max over m of elder[n - m] + child[m - 1] for each n; elder [size + 1], child [size]."""
-    total = np.full_like(elder, -np.inf)
+def _with_child(earlier: Floats, child: Floats) -> Floats:
+    """max over m of earlier[n - m] + child[m - 1] for each n; earlier [size + 1], child [size]."""
+    total = np.full_like(earlier, -np.inf)
     for m in range(1, len(child)):
-        np.maximum(total[m + 1 :], elder[1:-m] + child[m - 1], out=total[m + 1 :])
+        np.maximum(total[m + 1 :], earlier[1:-m] + child[m - 1], out=total[m + 1 :])
     return total
 
 

@@ -20,7 +20,7 @@ from sequoia_tree.acceptance import (
 )
 
 TABLE = (BINS, MAX_CHILDREN)
-UNIT = st.floats(0, 1, allow_subnormal=False)
+LAYER = st.floats(0, 1, allow_subnormal=False)
 
 
 @st.composite
@@ -180,7 +180,7 @@ def test_sums_add_up():
     assert equal(both + Acceptance.empty(), other + one)
 
 
-@given(arrays.arrays(np.float64, 9, elements=UNIT), arrays.arrays(np.float64, 9, elements=st.floats(0.1, 10)))
+@given(arrays.arrays(np.float64, 9, elements=LAYER), arrays.arrays(np.float64, 9, elements=st.floats(0.1, 10)))
 def test_pooling_is_monotone_and_keeps_the_mean(values, weights):
     pooled = never_falling(values, weights)
     assert np.all(np.diff(pooled) >= 0) and (pooled * weights).sum() == pytest.approx((values * weights).sum())

@@ -1,4 +1,4 @@
-"""The frontier takes what a heap would take, whatever the waves."""
+"""The frontier takes what a heap would take, whatever the expansion steps."""
 
 import heapq
 import math
@@ -41,12 +41,12 @@ def heap_paths(count: int, max_depth: int, runs_out: bool) -> set[tuple[int, ...
     return taken
 
 
-def grow(waves: int, width: int, count: int, runs_out: bool):
-    frontier = Frontier(waves, width, CHILDREN, torch.device("cpu"))
+def grow(expansions: int, width: int, count: int, runs_out: bool):
+    frontier = Frontier(expansions, width, CHILDREN, torch.device("cpu"))
     for _ in range(2):  # the second tree finds what the first has left behind
         frontier.restart(7)
-        for wave in range(waves + 1):
-            if wave:
+        for expansion in range(expansions + 1):
+            if expansion:
                 frontier.expand()
             paths = []
             for node in range(frontier.begin, frontier.end):
@@ -59,21 +59,21 @@ def grow(waves: int, width: int, count: int, runs_out: bool):
 
 
 @pytest.mark.parametrize("runs_out", [False, True])
-@pytest.mark.parametrize("waves, width, count", [(0, 1, 4), (1, 3, 6), (3, 8, 10), (4, 30, 30), (6, 40, 25)])
-def test_wide_waves_grow_what_a_heap_takes(waves, width, count, runs_out):
-    grown = grow(waves, width, count, runs_out)
+@pytest.mark.parametrize("expansions, width, count", [(0, 1, 4), (1, 3, 6), (3, 8, 10), (4, 30, 30), (6, 40, 25)])
+def test_wide_expansions_grow_what_a_heap_takes(expansions, width, count, runs_out):
+    grown = grow(expansions, width, count, runs_out)
     tree = Tree(grown.parents)
     paths = [tuple(grown.tokens[node] for node in tree.path(node)) for node in range(tree.size)]
     assert len(set(paths)) == tree.size and grown.tokens[0] == 7
-    assert set(paths[1:]) == heap_paths(count, waves + 1, runs_out)
+    assert set(paths[1:]) == heap_paths(count, expansions + 1, runs_out)
     for node in range(tree.size):
         order = [offers(paths[node], runs_out)[0].index(grown.tokens[child]) for child in tree.children[node]]
         assert order == list(range(len(order))), "siblings are taken in drawing order, without gaps"
         assert grown.expanded[node] >= 0 or not tree.children[node]
 
 
-def test_narrow_waves_still_grow_a_tree():
-    grown = grow(waves=5, width=2, count=20, runs_out=False)
+def test_narrow_expansions_still_grow_a_tree():
+    grown = grow(expansions=5, width=2, count=20, runs_out=False)
     tree = Tree(grown.parents)
     assert tree.size == 21
     assert sum(expanded > 0 for expanded in grown.expanded) <= 10
@@ -82,8 +82,8 @@ def test_narrow_waves_still_grow_a_tree():
 def test_equal_priorities_leave_no_orphans():
     frontier = Frontier(3, 4, 3, torch.device("cpu"))
     frontier.restart(0)
-    for wave in range(4):
-        if wave:
+    for expansion in range(4):
+        if expansion:
             frontier.expand()
         count = frontier.end - frontier.begin
         frontier.open(torch.arange(3).repeat(count, 1), torch.zeros(count, 3))

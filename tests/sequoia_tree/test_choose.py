@@ -58,7 +58,9 @@ def deepest(acceptance, size, max_depth):
     st.integers(1, 30),
     st.integers(0, 7),
 )
-@example((0.5, 0.5), "adaptive", 1.0, (1.0, 0.0, 0.0, 0.03125), 4, 3)  # narrower waves would be cheaper for no gain
+@example(
+    (0.5, 0.5), "adaptive", 1.0, (1.0, 0.0, 0.0, 0.03125), 4, 3
+)  # narrower expansion steps would be cheaper for no gain
 def test_choice_against_every_size_and_depth(acceptance, method, factor, costs, max_size, max_depth):
     passes, levels = linear(*costs[:2]), linear(*costs[2:])
     yielded = Yield(acceptance, factor)
@@ -245,13 +247,13 @@ def test_measuring_and_choosing_come_to_the_best_choice(pass_seconds, level_seco
     levels.add(200, level_seconds(200))
     for step in range(300):
         choice = chooser.current(STATIC, passes.seconds, levels.seconds, 1000 + step)
-        growth = predicted("static", STATIC["static"], flat(0.0), level_seconds, choice.size, max(1, choice.depth))
+        drafting = predicted("static", STATIC["static"], flat(0.0), level_seconds, choice.size, max(1, choice.depth))
         noise = rng.uniform(0.95, 1.05) * (10 if rng.random() < 0.03 else 1)
         passes.add(choice.size, noise * pass_seconds(choice.size))
         if choice.depth:
-            levels.add(max(1, round((choice.size - 1) / choice.depth)), growth[1] / choice.depth)
+            levels.add(max(1, round((choice.size - 1) / choice.depth)), drafting[1] / choice.depth)
         chooser.took(0.003)
-        chooser.passed(pass_seconds(choice.size) + growth[1])
+        chooser.passed(pass_seconds(choice.size) + drafting[1])
     best = choose(STATIC, pass_seconds, level_seconds, 768, 32)
     found = choose(STATIC, pass_seconds, level_seconds, 768, 32, [choice.size])
     assert found.seconds_per_token < 1.1 * best.seconds_per_token

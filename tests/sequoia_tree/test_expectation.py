@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from sequoia_tree import Tree
+from sequoia_tree.distributions import Distributions
 from sequoia_tree.expectation import expected_yield
-from sequoia_tree.laws import Laws
-from sequoia_tree.sampling import Sampling, draw_with_replacement, draw_without_replacement, log_law, probabilities
+from sequoia_tree.sampling import Sampling, draw_with_replacement, draw_without_replacement, log_probs, probabilities
 from sequoia_tree.verify import RULES
 
 TREE = Tree([-1, 0, 0, 1, 1, 2, 0, 3])
@@ -21,15 +21,15 @@ DRAWINGS = {
 def test_verdicts_average_to_the_expectation(rule):
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(2, TREE.size, 6, generator=generator)
-    draft = log_law(logits[0], Sampling())
-    target = probabilities(log_law(0.6 * logits[0] + 0.4 * logits[1], Sampling()))
+    draft = log_probs(logits[0], Sampling())
+    target = probabilities(log_probs(0.6 * logits[0] + 0.4 * logits[1], Sampling()))
     tokens = torch.zeros(TREE.size, dtype=torch.int64)
     for node, children in enumerate(TREE.children):
         if children:
             tokens[children] = DRAWINGS[rule](draft[node : node + 1], len(children), generator)[0]
-    laws = Laws(lambda nodes: target[nodes], lambda nodes: probabilities(draft[nodes]), 6)
-    yields = [len(RULES[rule](TREE, tokens, laws, generator).path) + 1 for _ in range(800)]
-    expected = expected_yield(rule, TREE, tokens, laws)
+    distributions = Distributions(lambda nodes: target[nodes], lambda nodes: probabilities(draft[nodes]), 6)
+    yields = [len(RULES[rule](TREE, tokens, distributions, generator).path) + 1 for _ in range(800)]
+    expected = expected_yield(rule, TREE, tokens, distributions)
     spread = torch.tensor(yields, dtype=torch.float64)
     assert expected > 1.3
     assert abs(spread.mean() - expected) < 4 * spread.std() / len(yields) ** 0.5

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sequoia_tree.acceptance import MAX_CHILDREN, SCALES
-from sequoia_tree.observe import credits, observe, observe_greedy, observe_laws
-from sequoia_tree.sampling import Sampling, draw_without_replacement, log_law, probabilities
+from sequoia_tree.observe import credits, observe, observe_distributions, observe_greedy
+from sequoia_tree.sampling import Sampling, draw_without_replacement, log_probs, probabilities
 
 SHAPINGS = {
     "plain": Sampling(),
@@ -25,15 +25,15 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def laws(rows, vocabulary, sampling=SHAPINGS["plain"], likeness=1.0):
+def distributions(rows, vocabulary, sampling=SHAPINGS["plain"], likeness=1.0):
     """Log-laws [rows, vocabulary] of a target and of a draft that resembles it."""
     target = 1.5 * torch.randn(rows, vocabulary, generator=seeded(1))
     noise = torch.randn(rows, vocabulary, generator=seeded(2))
-    return log_law(target, sampling), log_law(likeness * target + noise, sampling)
+    return log_probs(target, sampling), log_probs(likeness * target + noise, sampling)
 
 
 def slow_credits(p, q, children):
-    """One context, as the definition says it: a list of credits, None where a child's elder sibling is not known."""
+    """One context, as the definition says it: a list of credits, None where a child's earlier sibling is not known."""
     result, reach = [], 1.0
     for place in range(len(children) + 1):
         result.append(reach * sum(map(min, p, q)))
@@ -68,7 +68,7 @@ def accepted_child(p, q, children, uniform):
 @pytest.mark.parametrize("shaping", SHAPINGS)
 @pytest.mark.parametrize("count", [1, 4, 9])  # 9: more children than tokens
 def test_credits_are_those_of_the_reference(shaping, count):
-    log_p, log_q = laws(60, 7, SHAPINGS[shaping])
+    log_p, log_q = distributions(60, 7, SHAPINGS[shaping])
     p, q = probabilities(log_p), probabilities(log_q)
     children = draw_without_replacement(log_q, count, seeded())
     credit, known = credits(p, q, children)
@@ -78,7 +78,7 @@ def test_credits_are_those_of_the_reference(shaping, count):
 
 
 def test_children_that_were_not_drawn_leave_the_later_ones_unknown():
-    log_p, log_q = laws(40, 7)
+    log_p, log_q = distributions(40, 7)
     children = draw_without_replacement(log_q, 5, seeded())
     whole, _ = credits(log_p.exp(), log_q.exp(), children)
     for row in range(40):
@@ -90,12 +90,12 @@ def test_children_that_were_not_drawn_leave_the_later_ones_unknown():
 
 
 def test_no_children_at_all():
-    log_p, log_q = laws(5, 7)
+    log_p, log_q = distributions(5, 7)
     credit, known = credits(log_p.exp(), log_q.exp(), torch.empty(5, 0, dtype=torch.int64))
     assert torch.allclose(credit[:, 0], torch.minimum(log_p.exp(), log_q.exp()).sum(-1)) and known.all()
 
 
-def test_a_law_without_further_tokens_is_known_to_accept_no_more():
+def test_a_distribution_without_further_tokens_is_known_to_accept_no_more():
     p, q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.5, 0.5, 0.0]])
     credit, known = credits(p, q, torch.tensor([[0, 1, -1, -1]]))
     assert known.all() and credit[0, 2:].tolist() == [0, 0, 0]
@@ -105,7 +105,7 @@ def test_a_law_without_further_tokens_is_known_to_accept_no_more():
 @pytest.mark.parametrize("shaping", SHAPINGS)
 def test_mean_credits_are_the_chances_of_sequoias_rule(shaping):
     runs, count = 6000, 4
-    log_p, log_q = laws(1, 6, SHAPINGS[shaping], likeness=0.5)
+    log_p, log_q = distributions(1, 6, SHAPINGS[shaping], likeness=0.5)
     children = draw_without_replacement(log_q.expand(runs, -1), count, seeded())
     p, q, uniform = log_p[0].exp().tolist(), log_q[0].exp().tolist(), random.Random(0).random
     accepted = np.bincount([accepted_child(p, q, row, uniform) for row in children.tolist()], minlength=count + 1)
@@ -118,12 +118,12 @@ def test_mean_credits_are_the_chances_of_sequoias_rule(shaping):
 
 @pytest.mark.parametrize("shaping", SHAPINGS)
 def test_a_draft_that_is_the_target_has_its_first_child_accepted(shaping):
-    log_p, _ = laws(50, 40, SHAPINGS[shaping])
-    seen = observe_laws(log_p, log_p, seeded())
+    log_p, _ = distributions(50, 40, SHAPINGS[shaping])
+    seen = observe_distributions(log_p, log_p, seeded())
     assert seen.positional()[0] == pytest.approx(1, abs=1e-6) and seen.positional()[1:].max() < 1e-6
 
 
-def test_laws_on_one_token():
+def test_distributions_on_one_token():
     same, other = torch.eye(3)[[0, 0]], torch.eye(3)[[0, 1]]
     credit, known = credits(same, other, torch.tensor([[0, -1], [1, -1]]))
     assert credit.tolist() == [[1, 0, 0], [0, 0, 0]] and known.all()
@@ -134,7 +134,7 @@ def test_laws_on_one_token():
 def test_credits_are_chances_of_things_that_exclude_each_other(seed, vocabulary, temperature, top_p):
     generator = seeded(seed)
     sampling = Sampling(temperature=temperature, top_p=top_p)
-    log_p, log_q = (log_law(4 * torch.randn(20, vocabulary, generator=generator), sampling) for _ in range(2))
+    log_p, log_q = (log_probs(4 * torch.randn(20, vocabulary, generator=generator), sampling) for _ in range(2))
     children = draw_without_replacement(log_q, 12, generator)
     credit, known = credits(probabilities(log_p), probabilities(log_q), children)
     assert known.all() and torch.isfinite(credit).all() and (credit >= 0).all()
@@ -153,7 +153,7 @@ def test_contexts_fall_in_the_bin_of_the_drafts_largest_probability():
 
 
 def test_more_children_than_a_table_holds():
-    log_p, log_q = laws(3, 60)
+    log_p, log_q = distributions(3, 60)
     many = draw_without_replacement(log_q, 50, seeded())
     seen = observe(log_p.exp(), log_q.exp(), many)
     assert seen.counts.shape[1] == MAX_CHILDREN and seen.positions == 3

@@ -12,7 +12,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from sequoia_tree.sampling import Sampling, draw, draw_without_replacement, log_law, probabilities, processed
+from sequoia_tree.sampling import Sampling, draw, draw_without_replacement, log_probs, probabilities, processed
 from sequoia_tree.shaping.contexts import Contexts, Text
 from sequoia_tree.shaping.repetition import RepetitionPenalty
 from tests.chi_square import p_value
@@ -76,14 +76,14 @@ def reference(logits, sampling, seen):
 
 @pytest.mark.parametrize("vocabulary", [1, 7, 300, 20_000])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_law_agrees_with_transformers(shape, vocabulary):
+def test_distribution_agrees_with_transformers(shape, vocabulary):
     sampling = with_penalty(shape)
     logits = 3 * normal(4, vocabulary)
     seen = torch.randint(vocabulary, (4, 9), generator=generator())
     seen[:, 0] = 0
-    law, expected = log_law(logits, sampling, contexts(seen)), reference(logits, sampling, seen)
-    assert law.dtype == torch.float32
-    torch.testing.assert_close(law, expected, rtol=1e-5, atol=1e-5)
+    distribution, expected = log_probs(logits, sampling, contexts(seen)), reference(logits, sampling, seen)
+    assert distribution.dtype == torch.float32
+    torch.testing.assert_close(distribution, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -91,7 +91,7 @@ def test_ties_agree_with_transformers(shape):
     sampling = with_penalty(shape)
     logits = torch.randint(-2, 3, (50, 12), generator=generator()).float()
     seen = torch.zeros(50, 1, dtype=torch.int64)
-    torch.testing.assert_close(log_law(logits, sampling, contexts(seen)), reference(logits, sampling, seen))
+    torch.testing.assert_close(log_probs(logits, sampling, contexts(seen)), reference(logits, sampling, seen))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -100,25 +100,25 @@ def test_wide_ties_keep_as_many_tokens_as_transformers(shape):
     sampling = with_penalty(shape)
     logits = torch.randint(-2, 3, (3, 4000), generator=generator()).bfloat16()
     seen = torch.zeros(3, 1, dtype=torch.int64)
-    law, expected = log_law(logits, sampling, contexts(seen)), reference(logits, sampling, seen)
-    torch.testing.assert_close(law.sort().values, expected.sort().values, rtol=1e-5, atol=1e-5)
+    distribution, expected = log_probs(logits, sampling, contexts(seen)), reference(logits, sampling, seen)
+    torch.testing.assert_close(distribution.sort().values, expected.sort().values, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, {"temperature": 0.0}], ids=str)
 def test_logits_of_minus_infinity_stay_excluded(shape):
     logits = normal(2, 400)
     logits[:, 3:] = -math.inf
-    law = log_law(logits, Sampling(**shape))
-    assert (law[:, 3:] == -math.inf).all()
-    torch.testing.assert_close(law.exp().sum(-1), torch.ones(2))
+    distribution = log_probs(logits, Sampling(**shape))
+    assert (distribution[:, 3:] == -math.inf).all()
+    torch.testing.assert_close(distribution.exp().sum(-1), torch.ones(2))
 
 
 def test_temperature_0_is_the_argmax_of_the_penalised_logits():
     logits = torch.tensor([[2.0, 1.9, -1.0]])
     sampling = with_penalty({"temperature": 0, "repetition_penalty": 2.0})
-    law = log_law(logits, sampling, contexts(torch.tensor([[0]])))
-    assert law.tolist() == [[-math.inf, 0.0, -math.inf]]
-    assert log_law(logits, Sampling(temperature=0)).argmax() == 0
+    distribution = log_probs(logits, sampling, contexts(torch.tensor([[0]])))
+    assert distribution.tolist() == [[-math.inf, 0.0, -math.inf]]
+    assert log_probs(logits, Sampling(temperature=0)).argmax() == 0
 
 
 def test_penalty_counts_a_token_once_and_skips_padding():
@@ -129,21 +129,21 @@ def test_penalty_counts_a_token_once_and_skips_padding():
 
 @pytest.mark.parametrize("temperature", [1e-38, 1e-30, 1e-20, 1e-8])
 def test_the_smallest_temperatures_leave_the_likeliest(temperature):
-    """Their logits over the temperature would be infinite, and a law of infinities no law."""
-    law = log_law(torch.tensor([[30.0, 29.9, -500.0, 2.0], [-9.0, -7.0, -7.0, -8.0]]), Sampling(temperature))
-    torch.testing.assert_close(law.exp(), torch.tensor([[1.0, 0, 0, 0], [0, 0.5, 0.5, 0]]))
+    """Their logits over the temperature would be infinite, and a distribution of infinities no distribution."""
+    distribution = log_probs(torch.tensor([[30.0, 29.9, -500.0, 2.0], [-9.0, -7.0, -7.0, -8.0]]), Sampling(temperature))
+    torch.testing.assert_close(distribution.exp(), torch.tensor([[1.0, 0, 0, 0], [0, 0.5, 0.5, 0]]))
 
 
 def test_a_small_temperature_follows_the_division():
     logits, sampling = normal(3, 50) / 100, Sampling(temperature=9e-4)
-    torch.testing.assert_close(log_law(logits, sampling), (logits / 9e-4).log_softmax(-1), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(log_probs(logits, sampling), (logits / 9e-4).log_softmax(-1), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("penalty", [1e-6, 1e6])
 def test_the_largest_penalties_stay_finite(penalty):
     logits = torch.tensor([[1e4, -1e4, 3.0]])
     sampling = with_penalty({"repetition_penalty": penalty, "temperature": 1e-30})
-    assert log_law(logits, sampling, contexts(torch.tensor([[0, 1]]))).exp().sum() == 1
+    assert log_probs(logits, sampling, contexts(torch.tensor([[0, 1]]))).exp().sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -193,46 +193,46 @@ def test_whole_numbers_may_be_written_as_floats():
     assert Sampling(top_k=10**12) == Sampling(top_k=10**9), "more tokens than any vocabulary has"
 
 
-def law_of_draws(law, count):
+def distribution_of_draws(distribution, count):
     """Exact probability of every sequence of `count` draws without replacement, [V] * count."""
-    joint = torch.zeros([len(law)] * count, dtype=torch.float64)
-    for sequence in itertools.permutations(range(len(law)), count):
+    joint = torch.zeros([len(distribution)] * count, dtype=torch.float64)
+    for sequence in itertools.permutations(range(len(distribution)), count):
         probability, left = 1.0, 1.0
         for token in sequence:
-            probability *= law[token] / left if left > 1e-12 else 0.0
-            left -= law[token]
+            probability *= distribution[token] / left if left > 1e-12 else 0.0
+            left -= distribution[token]
         joint[sequence] = probability
     return joint
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("law", [[0.5, 0.3, 0.1, 0.07, 0.03], [0.25] * 4, [0.9, 0.0, 0.06, 0.04]], ids=str)
-def test_joint_law_of_draws_without_replacement(law, count):
+@pytest.mark.parametrize("distribution", [[0.5, 0.3, 0.1, 0.07, 0.03], [0.25] * 4, [0.9, 0.0, 0.06, 0.04]], ids=str)
+def test_joint_distribution_of_draws_without_replacement(distribution, count):
     samples = 100_000
-    log_laws = torch.tensor(law).log().expand(samples, -1)
-    tokens = draw_without_replacement(log_laws, count, generator(count))
-    places = (tokens * torch.tensor([len(law) ** i for i in reversed(range(count))])).sum(-1)
-    counts = torch.bincount(places, minlength=len(law) ** count)
-    assert p_value(counts, law_of_draws(law, count)) > 1e-3
+    all_log_probs = torch.tensor(distribution).log().expand(samples, -1)
+    tokens = draw_without_replacement(all_log_probs, count, generator(count))
+    places = (tokens * torch.tensor([len(distribution) ** i for i in reversed(range(count))])).sum(-1)
+    counts = torch.bincount(places, minlength=len(distribution) ** count)
+    assert p_value(counts, distribution_of_draws(distribution, count)) > 1e-3
 
 
-def test_a_law_gives_no_more_children_than_it_has_tokens():
-    log_laws = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5], [0.2, 0.3, 0.5]]).log()
-    tokens = draw_without_replacement(log_laws, 5, generator())
+def test_a_distribution_gives_no_more_children_than_it_has_tokens():
+    all_log_probs = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5], [0.2, 0.3, 0.5]]).log()
+    tokens = draw_without_replacement(all_log_probs, 5, generator())
     assert tokens.shape == (3, 5) and tokens.dtype == torch.int64
     assert [[t for t in row if t >= 0] == row[: sum(t >= 0 for t in row)] for row in tokens.tolist()] == [True] * 3
     assert [sorted(t for t in row if t >= 0) for row in tokens.tolist()] == [[1], [0, 2], [0, 1, 2]]
 
 
 def test_what_float32_cannot_hold_is_neither_drawn_nor_counted():
-    law = torch.tensor([[0.0, -70.0, -90.0, -200.0]])
-    assert draw_without_replacement(law, 3, generator()).tolist() == [[0, 1, -1]]
-    assert (probabilities(law) > 0).tolist() == [[True, True, False, False]]
+    distribution = torch.tensor([[0.0, -70.0, -90.0, -200.0]])
+    assert draw_without_replacement(distribution, 3, generator()).tolist() == [[0, 1, -1]]
+    assert (probabilities(distribution) > 0).tolist() == [[True, True, False, False]]
 
 
 def test_a_generator_repeats_its_draws():
-    law = normal(3, 50).log_softmax(-1)
-    first, again, other = (draw_without_replacement(law, 4, generator(seed)).tolist() for seed in (1, 1, 2))
+    distribution = normal(3, 50).log_softmax(-1)
+    first, again, other = (draw_without_replacement(distribution, 4, generator(seed)).tolist() for seed in (1, 1, 2))
     assert first == again != other
 
 

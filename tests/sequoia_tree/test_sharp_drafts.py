@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sequoia_tree import Tree
-from sequoia_tree.laws import Laws
+from sequoia_tree.distributions import Distributions
 from sequoia_tree.observe import credits
 from sequoia_tree.ratio_tests import RatioTests
 from sequoia_tree.sampling import draw_without_replacement
@@ -20,11 +20,11 @@ from sequoia_tree.sampling import draw_without_replacement
 RESTS = [10.0**-power for power in (3, 8, 12, 16, 18, 30)]
 STAR, BUSHY = Tree([-1, 0, 0, 0]), Tree([-1, 0, 0, 0, 1, 1, 2, 4])
 
-Law = list[Fraction]
+Distribution = list[Fraction]
 
 
 def draft_rows(rest: float) -> dict[str, list[float]]:
-    """By name, laws over six tokens that leave `rest` beside their first token, before they are normalised."""
+    """By name, distributions over six tokens that leave `rest` beside their first token, before they are normalised."""
     return {
         "two beside one": [1.0, rest * 10 / 14, rest * 4 / 14, 1e-34, 1e-34, 1e-34],
         "one after the other": [1.0, rest, max(rest**2, 1e-34), max(rest**3, 1e-34), 1e-34, 1e-34],
@@ -42,22 +42,22 @@ TARGETS = {
 }
 
 
-def normalised(law: Sequence[Fraction]) -> Law:
-    return [value / sum(law) for value in law]
+def normalised(distribution: Sequence[Fraction]) -> Distribution:
+    return [value / sum(distribution) for value in distribution]
 
 
-def exact(row: Sequence[float]) -> Law:
-    """The law that float32 numbers stand for."""
+def exact(row: Sequence[float]) -> Distribution:
+    """The distribution that float32 numbers stand for."""
     return normalised([Fraction(value) for value in torch.tensor(row).tolist()])
 
 
-def without(law: Law, token: int) -> Law:
-    """The law less one token; as it is where nothing else is left."""
-    rest = [value if other != token else Fraction(0) for other, value in enumerate(law)]
+def without(distribution: Distribution, token: int) -> Distribution:
+    """The distribution less one token; as it is where nothing else is left."""
+    rest = [value if other != token else Fraction(0) for other, value in enumerate(distribution)]
     return normalised(rest) if sum(rest) else rest
 
 
-def rejected(p: Law, q: Law, weight: Fraction) -> tuple[Law, Fraction]:
+def rejected(p: Distribution, q: Distribution, weight: Fraction) -> tuple[Distribution, Fraction]:
     """What the target has left, and the weight, once a child is rejected; see docs/trees.md."""
     left = [max(weight * a - b, Fraction(0)) for a, b in zip(p, q)]
     total = sum(left)
@@ -67,9 +67,20 @@ def rejected(p: Law, q: Law, weight: Fraction) -> tuple[Law, Fraction]:
 
 
 class Exact:
-    """The rules in fractions: every node has the same two laws. `traverse` hands weights on from parent to child."""
+    """The rules in fractions: every node has the same two distributions.
 
-    def __init__(self, tree: Tree, tokens: Sequence[int], p: Law, q: Law, traverse: bool, replacement: bool = False):
+    `traverse` hands weights on from parent to child.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        tokens: Sequence[int],
+        p: Distribution,
+        q: Distribution,
+        traverse: bool,
+        replacement: bool = False,
+    ):
         self.tree, self.tokens, self.p, self.q = tree, tokens, p, q
         self.traverse, self.replacement = traverse, replacement
         self.arriving = [Fraction(1)] * tree.size
@@ -99,9 +110,9 @@ class Exact:
         return self.all_rejected(self.tree.parents[node], node) if node else Fraction(1)
 
 
-def laws_of(p: Sequence[float], q: Sequence[float]) -> Laws:
+def distributions_of(p: Sequence[float], q: Sequence[float]) -> Distributions:
     rows = torch.tensor(p), torch.tensor(q)
-    return Laws(*(lambda nodes, row=row: row.repeat(len(nodes), 1) for row in rows), len(p))
+    return Distributions(*(lambda nodes, row=row: row.repeat(len(nodes), 1) for row in rows), len(p))
 
 
 def tokens_of(tree: Tree, q: Sequence[float], replacement: bool = False) -> list[int]:
@@ -131,10 +142,10 @@ def assert_same(reference: Exact, arriving: torch.Tensor, left: Sequence[torch.T
     """Chances or weights of all nodes, and what each leaves for the bonus token."""
     tree = reference.tree
     assert_close(arriving, reference.arriving, [reference.tried(node) for node in range(tree.size)], case)
-    for node, law in enumerate(left):
-        law = law.double() / law.double().sum()
+    for node, distribution in enumerate(left):
+        distribution = distribution.double() / distribution.double().sum()
         matters = reference.all_rejected(node) * reference.leaving[node]
-        assert_close(law, reference.left[node], [matters] * len(law), f"{case}, bonus at {node}")
+        assert_close(distribution, reference.left[node], [matters] * len(distribution), f"{case}, bonus at {node}")
 
 
 @pytest.mark.parametrize("rest", RESTS)
@@ -144,8 +155,8 @@ def test_ratio_tests_against_exact_arithmetic(rest, replacement):
     for case, p, q in cases(rest):
         tokens = tokens_of(tree, q, replacement)
         reference = Exact(tree, tokens, exact(p), exact(q), traverse=False, replacement=replacement)
-        laws, held = laws_of(p, q), torch.tensor(tokens)
-        tests = RatioTests(tree, held, laws, hand_on=False, replacement=replacement)
+        distributions, held = distributions_of(p, q), torch.tensor(tokens)
+        tests = RatioTests(tree, held, distributions, hand_on=False, replacement=replacement)
         assert_same(reference, tests.chances, [tests.left(torch.tensor([node])) for node in range(tree.size)], case)
 
 
@@ -155,8 +166,8 @@ def test_traversal_against_exact_arithmetic(rest):
     for case, p, q in cases(rest):
         tokens = tokens_of(tree, q)
         reference = Exact(tree, tokens, exact(p), exact(q), traverse=True)
-        laws, held = laws_of(p, q), torch.tensor(tokens)
-        tests = RatioTests(tree, held, laws, hand_on=True)
+        distributions, held = distributions_of(p, q), torch.tensor(tokens)
+        tests = RatioTests(tree, held, distributions, hand_on=True)
         assert_same(reference, tests.chances, [tests.left(torch.tensor([node])) for node in range(tree.size)], case)
         matters = [reference.tried(node) * reference.all_rejected(node) for node in range(tree.size)]
         assert_close(tests.weights, reference.leaving, matters, case)
@@ -166,7 +177,9 @@ def test_traversal_against_exact_arithmetic(rest):
 def test_observed_acceptance_against_exact_arithmetic(rest):
     for case, p, q in cases(rest):
         children = torch.tensor(tokens_of(STAR, q)[1:])
-        found, _ = credits(*(torch.tensor([law]) / sum(law) for law in (p, q)), children[None])
+        found, _ = credits(
+            *(torch.tensor([distribution]) / sum(distribution) for distribution in (p, q)), children[None]
+        )
         p_left, q_left, reach, expected = exact(p), exact(q), Fraction(1), []
         for token in [*children.tolist(), None]:
             expected.append(reach * sum(map(min, p_left, q_left)))
@@ -182,8 +195,8 @@ def test_observed_acceptance_against_exact_arithmetic(rest):
 @pytest.mark.parametrize("rest", [1e-3, 1e-12, 1e-17, 1e-30])
 def test_the_second_token_is_drawn_from_what_the_first_leaves(rest):
     """Beside a token that is all but certain two others share the rest 10 to 4."""
-    law = torch.tensor([[1.0, rest * 10 / 14, rest * 4 / 14]], dtype=torch.float64)
-    rows = (law / law.sum()).log().float().expand(20_000, 3)
+    distribution = torch.tensor([[1.0, rest * 10 / 14, rest * 4 / 14]], dtype=torch.float64)
+    rows = (distribution / distribution.sum()).log().float().expand(20_000, 3)
     tokens = draw_without_replacement(rows, 3, torch.Generator().manual_seed(0))
     second = tokens[tokens[:, 0] == 0][:, 1]
     assert len(second) > 19_000

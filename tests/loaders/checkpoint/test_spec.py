@@ -48,10 +48,10 @@ def test_llama(llama):
     )  # fmt: skip
     assert (spec.dtype, spec.stored_dtype, spec.recurrent) == ("float32", "float32", False)
     assert (spec.vocab_size, spec.hidden_size, spec.intermediate_size, spec.num_heads) == (96, 64, 96, 4)
-    assert [unit.name for unit in spec.units] == ["model.layers.0", "model.layers.1"]
+    assert [layer.name for layer in spec.layers] == ["model.layers.0", "model.layers.1"]
     weights = 4 * (2 * 64 + 2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64)
-    assert [(unit.nbytes, unit.disk_bytes) for unit in spec.units] == [(weights, weights)] * 2
-    assert spec.outer_bytes == 4 * (2 * 96 * 64 + 64)
+    assert [(layer.nbytes, layer.disk_bytes) for layer in spec.layers] == [(weights, weights)] * 2
+    assert spec.embeddings_and_head_bytes == 4 * (2 * 96 * 64 + 64)
     assert spec.disk_bytes == read_checkpoint(llama).nbytes
     assert spec.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
 
@@ -59,8 +59,10 @@ def test_llama(llama):
 def test_bytes_are_counted_in_the_compute_dtype(llama):
     spec, half = read_spec(llama), read_spec(llama, "bfloat16", read_checkpoint(llama))
     assert half.dtype == "bfloat16" and half.stored_dtype == "float32"
-    assert half.units[0].nbytes < spec.units[0].nbytes and half.units[0].disk_bytes == spec.units[0].disk_bytes
-    assert half.outer_bytes * 2 == spec.outer_bytes + 2 * 128  # the norm is padded to 256 bytes
+    assert half.layers[0].nbytes < spec.layers[0].nbytes and half.layers[0].disk_bytes == spec.layers[0].disk_bytes
+    assert (
+        half.embeddings_and_head_bytes * 2 == spec.embeddings_and_head_bytes + 2 * 128
+    )  # the norm is padded to 256 bytes
     assert half.kv_bytes_per_token * 2 == spec.kv_bytes_per_token
     with pytest.raises(ValueError, match="dtype must be auto"):
         read_spec(llama, "int4")
@@ -71,8 +73,8 @@ def test_sizes_are_those_of_the_skeleton(tmp_path, model_type):
     save_small_model(model_type, tmp_path, max_shard_size="100KB")
     for dtype in ("float32", "bfloat16"):
         spec, skeleton = read_spec(tmp_path, dtype), build_skeleton(tmp_path, getattr(torch, dtype), "cpu", "eager")
-        assert [unit.nbytes for unit in spec.units] == [unit.layout.nbytes for unit in skeleton.units]
-        assert spec.outer_bytes == skeleton.outer.layout.nbytes
+        assert [layer.nbytes for layer in spec.layers] == [layer.layout.nbytes for layer in skeleton.layers]
+        assert spec.embeddings_and_head_bytes == skeleton.embeddings_and_head.layout.nbytes
         assert spec.vocab_size == skeleton.config.vocab_size and spec.hidden_size == skeleton.config.hidden_size
         assert spec.kv_bytes_per_token == CACHED.get(model_type, 128) * (4 if dtype == "float32" else 2)
     assert spec.recurrent == (model_type in ("qwen3_next", "mamba2"))
@@ -80,7 +82,7 @@ def test_sizes_are_those_of_the_skeleton(tmp_path, model_type):
 
 def test_a_head_that_is_tied_but_stored_counts_once(changed):
     directory = changed(tie_word_embeddings=True)
-    assert read_spec(directory).outer_bytes == 4 * (96 * 64 + 64)
+    assert read_spec(directory).embeddings_and_head_bytes == 4 * (96 * 64 + 64)
 
 
 def test_a_tied_head_that_is_stored_in_place_of_the_embedding_counts(changed):
@@ -88,12 +90,12 @@ def test_a_tied_head_that_is_stored_in_place_of_the_embedding_counts(changed):
         return {name: tensor for name, tensor in tensors.items() if "embed" not in name}
 
     directory = changed(tie_word_embeddings=True, tensors=without_embedding)
-    assert read_spec(directory).outer_bytes == 4 * (96 * 64 + 64)
+    assert read_spec(directory).embeddings_and_head_bytes == 4 * (96 * 64 + 64)
 
 
 def test_layers_beyond_the_stated_number_are_left_out(changed):
     spec = read_spec(changed(num_hidden_layers=1))
-    assert len(spec.units) == 1 and spec.outer_bytes == 4 * (2 * 96 * 64 + 64)
+    assert len(spec.layers) == 1 and spec.embeddings_and_head_bytes == 4 * (2 * 96 * 64 + 64)
 
 
 def test_absent_layers_are_named(changed):

@@ -24,7 +24,7 @@ from scheduler.plan.pass_cost import PassCost
 from scheduler.plan.plan import Tier
 from scheduler.sizes import GIB
 from scheduler.streaming.device_memory import DeviceMemory
-from scheduler.streaming.layer_memory import UnitMemory
+from scheduler.streaming.layer_memory import LayerMemory
 from tests.plan_samples import gpu
 from tests.samples.packed_models import AWQ, CASES, WHOLE, gptq_config, packed_model
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime, writes
@@ -46,7 +46,7 @@ def test_streamed_text_is_that_of_the_decoded_weights(case):
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     assert reply.token_ids == expected
     assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
-    packed = sum(unit.disk_bytes for unit in read_spec(directory).units)
+    packed = sum(layer.disk_bytes for layer in read_spec(directory).layers)
     assert abs(runtime.plan.streamed_bytes - packed) < packed / 20, "packed bytes are streamed as they are"
     assert draft == "none" or reply.stats.tokens_per_pass > 1.5
 
@@ -60,8 +60,8 @@ def resident_runtime(
     preparation = prepare(options)
     spec, cap = preparation.target.spec, preparation.plan.device_bytes
     if decoded is not None:
-        cap -= sum(unit.decoded.nbytes - unit.nbytes for unit in spec.units[decoded:])
-        cap += spec.decode_bytes - spec.outer_decode_bytes
+        cap -= sum(layer.decoded.nbytes - layer.nbytes for layer in spec.layers[decoded:])
+        cap += spec.decode_bytes - spec.embeddings_and_head_decode_bytes
     return OffloadRuntime.from_pretrained(
         directory, draft, device="cpu", tree=tree, context_length=96, device_memory=None if decoded is None else cap
     )
@@ -71,7 +71,7 @@ def resident_runtime(
 def test_resident_text_is_that_of_the_decoded_weights(case):
     """Layers decoded once, while they are loaded, and in every third case some of them before every use."""
     directory = packed_model(case)
-    layers = len(read_spec(directory).units)
+    layers = len(read_spec(directory).layers)
     some = None if list(CASES).index(case) % 3 else layers - 2
     with resident_runtime(directory, some) as runtime:
         assert set(runtime.plan.tiers) == {Tier.DEVICE}
@@ -98,17 +98,17 @@ def test_layers_are_decoded_as_far_as_there_is_memory(case, decoded):
 def test_packed_bytes_are_free_once_a_layer_is_decoded(monkeypatch):
     """Then what PyTorch keeps of them goes back to a GPU's driver."""
     packed, held = [], []
-    replace_buffer = UnitMemory.replace
+    replace_buffer = LayerMemory.replace
 
-    def replacing(self, unit, buffer):
-        packed.append(StorageWeakRef(self.resident[unit].untyped_storage()))
-        replace_buffer(self, unit, buffer)
+    def replacing(self, layer, buffer):
+        packed.append(StorageWeakRef(self.resident[layer].untyped_storage()))
+        replace_buffer(self, layer, buffer)
 
-    monkeypatch.setattr(UnitMemory, "replace", replacing)
+    monkeypatch.setattr(LayerMemory, "replace", replacing)
     monkeypatch.setattr(DeviceMemory, "release_unused", lambda _: held.append(not packed[-1].expired()))
     directory = packed_model("awq experts")
     with resident_runtime(directory, None):
-        assert held == [False] * len(read_spec(directory).units)
+        assert held == [False] * len(read_spec(directory).layers)
 
 
 @pytest.mark.parametrize("case", WHOLE)
@@ -118,7 +118,11 @@ def test_embeddings_and_heads_may_be_packed(case):
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     assert reply.token_ids == greedy(directory / "decoded", PROMPT, NEW_TOKENS)
     spec, skeleton = read_spec(directory), build_skeleton(directory, torch.float32, "cpu", "eager")
-    assert spec.outer_bytes == skeleton.outer.layout.nbytes < read_spec(directory / "decoded").outer_bytes
+    assert (
+        spec.embeddings_and_head_bytes
+        == skeleton.embeddings_and_head.layout.nbytes
+        < read_spec(directory / "decoded").embeddings_and_head_bytes
+    )
 
 
 def test_a_plan_needs_no_torch():
@@ -149,7 +153,7 @@ def test_a_packed_draft():
 def test_a_draft_is_decoded_before_the_target():
     directory = packed_model("awq")
     with resident_runtime(directory, 0, directory, "sequoia") as runtime:
-        assert runtime.plan.decoded == DecodedLayers(0, len(read_spec(directory).units))
+        assert runtime.plan.decoded == DecodedLayers(0, len(read_spec(directory).layers))
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     assert reply.token_ids == greedy(directory / "decoded", PROMPT, NEW_TOKENS)
     assert reply.stats.tokens_per_pass > 1.5
@@ -183,11 +187,11 @@ def test_sizes_are_those_of_the_skeleton(case):
         spec, skeleton = read_spec(directory, dtype), build_skeleton(directory, getattr(torch, dtype), "cpu", "eager")
         plain = read_spec(directory / "decoded", dtype)
         # spec counts g_idx that turn out to say nothing, and pads experts one by one
-        for unit, real, whole in zip(spec.units, skeleton.units, plain.units):
-            assert abs(unit.nbytes - real.layout.nbytes) < unit.nbytes / 5
-            assert abs(unit.weight_bytes - whole.nbytes) < whole.nbytes / 50
+        for layer, real, whole in zip(spec.layers, skeleton.layers, plain.layers):
+            assert abs(layer.nbytes - real.layout.nbytes) < layer.nbytes / 5
+            assert abs(layer.weight_bytes - whole.nbytes) < whole.nbytes / 50
         assert spec.decode_bytes == scratch_bytes(skeleton.packed) > 0
-        assert spec.outer_bytes == skeleton.outer.layout.nbytes
+        assert spec.embeddings_and_head_bytes == skeleton.embeddings_and_head.layout.nbytes
         for size in ("kv_bytes_per_token", "hidden_size", "intermediate_size", "vocab_size", "num_heads"):
             assert getattr(spec, size) == getattr(plain, size)
         assert spec.stored_dtype in spec.weight_form and dtype in spec.weight_form
@@ -226,11 +230,11 @@ def test_a_pass_costs_what_is_decoded():
     """Packed bytes cross the link; the arithmetic, and what memory moves, is that of the decoded weights."""
     packed, plain = (read_spec(path, "bfloat16") for path in (packed_model("awq"), packed_model("awq") / "decoded"))
     slow = replace(gpu(8 * GIB), flops=1e6)
-    first, second = (PassCost(spec, (), 0, slow)._unit_seconds(spec.units[0], 9, 0) for spec in (packed, plain))
+    first, second = (PassCost(spec, (), 0, slow)._unit_seconds(spec.layers[0], 9, 0) for spec in (packed, plain))
     assert first == pytest.approx(second, rel=0.02)
-    moved = PassCost(packed, (), 0, replace(gpu(8 * GIB), memory_bandwidth=1e3))._unit_seconds(packed.units[0], 1, 0)
-    unit = packed.units[0]
-    assert moved == pytest.approx((unit.nbytes + 2 * unit.decoded_bytes) / 1e3) and unit.nbytes < unit.decoded_bytes
+    moved = PassCost(packed, (), 0, replace(gpu(8 * GIB), memory_bandwidth=1e3))._unit_seconds(packed.layers[0], 1, 0)
+    layer = packed.layers[0]
+    assert moved == pytest.approx((layer.nbytes + 2 * layer.decoded_bytes) / 1e3) and layer.nbytes < layer.decoded_bytes
 
 
 AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "data_type": "int"}

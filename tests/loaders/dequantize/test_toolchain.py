@@ -31,7 +31,7 @@ from tests.plan_samples import LLAMA2_70B, LLAMA3_8B, cpu, gpu, packed
 REASON = "Triton lacks a C compiler (sudo apt install gcc python3-dev)"
 PACKED_70B = replace(
     LLAMA2_70B,
-    units=tuple(packed(unit, unit.nbytes // 4) for unit in LLAMA2_70B.units),
+    layers=tuple(packed(layer, layer.nbytes // 4) for layer in LLAMA2_70B.layers),
     stored_dtype="AWQ 4-bit",
     decode_bytes=GIB,
 )
@@ -154,11 +154,11 @@ def test_what_triton_says_of_its_default_is_no_news(monkeypatch) -> None:
 @pytest.mark.parametrize("experts", [0, 128])
 def test_every_matrix_is_launched_for_itself_by_plain_torch(experts) -> None:
     """So quick a GPU that launching is all that counts."""
-    units = tuple(replace(unit, experts=experts, expert_bytes=unit.nbytes // 2) for unit in PACKED_70B.units)
+    layers = tuple(replace(layer, experts=experts, expert_bytes=layer.nbytes // 2) for layer in PACKED_70B.layers)
     machine = replace(gpu(24 * GIB), flops=1e18, memory_bandwidth=1e18, layer_seconds=1e-3, no_kernels=REASON)
-    cost = PassCost(replace(PACKED_70B, units=units), (Tier.HOST,) * len(units), 2, machine)
+    cost = PassCost(replace(PACKED_70B, layers=layers), (Tier.HOST,) * len(layers), 2, machine)
     launching = (LAYER_MATRICES + EXPERT_MATRICES * experts) * plain_cost.LAUNCHES * LAUNCH_SECONDS
-    assert cost.seconds(1, 1, 0).compute == pytest.approx(len(units) * (1e-3 + launching), rel=0.01)
+    assert cost.seconds(1, 1, 0).compute == pytest.approx(len(layers) * (1e-3 + launching), rel=0.01)
 
 
 def test_the_machine_is_read_with_it(monkeypatch) -> None:
@@ -180,9 +180,9 @@ def test_the_plan_says_which_decodes_predicts_its_time_and_leaves_it_memory() ->
     assert (plain.dequantized_by, fused.dequantized_by) == ("plain torch", "fused kernels")
     (item,) = (item for item in plain.items if item.name == "dequantizing by plain torch")
     assert item.device_bytes == plain_cost.BLOCK_BYTES
-    values = sum(unit.decoded_bytes for unit in PACKED_70B.units) / 2
+    values = sum(layer.decoded_bytes for layer in PACKED_70B.layers) / 2
     slower, quicker = (plan.target_cost(PACKED_70B).seconds(1, 1, 0).compute for plan in (plain, fused))
-    moved = sum(unit.packed_bytes + unit.decoded_bytes for unit in PACKED_70B.units)
+    moved = sum(layer.packed_bytes + layer.decoded_bytes for layer in PACKED_70B.layers)
     assert slower - quicker == pytest.approx((values * plain_cost.MOVED_BYTES - moved) / 8e11)
     assert plain.seconds_per_pass > fused.seconds_per_pass
 

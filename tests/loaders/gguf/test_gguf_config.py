@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from loaders.checkpoint.model_files import config_values
 from loaders.checkpoint.read_spec import read_config
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.gguf.config import FAMILIES, MIXTURES, OUTER, _ends, gguf_config, model_tensors
+from loaders.gguf.config import EMBEDDINGS_AND_HEAD, FAMILIES, MIXTURES, _ends, gguf_config, model_tensors
 from loaders.gguf.header import STRING as STRING_TYPE
 from loaders.gguf.header import GgufArray, read_gguf
 from loaders.gguf.model import gguf_or_directory
@@ -62,7 +62,7 @@ def test_names_are_the_package_s(known, family):
         return
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
     names = gguf.get_tensor_name_map(number, 2)
-    for ours, theirs in OUTER.items():
+    for ours, theirs in EMBEDDINGS_AND_HEAD.items():
         assert names.get_name(theirs) in (ours, None if ours == "output" else ours)  # where it is always tied
     for ours, theirs in known[family].layer.items():
         assert names.get_name(f"model.layers.1.{theirs.replace('*.', '')}") == f"blk.1.{ours}"

@@ -105,8 +105,8 @@ def test_experts_that_are_not_hit_are_left_out():
 
     blocks = np.stack([random_blocks("Q4_K", SHAPE, 1.0, seed) for seed in "abcd"])  # two for each of two experts
     out = torch.full((2, 2, *SHAPE), torch.nan, device=DEVICE)
-    hits = torch.tensor([0, 1], dtype=torch.uint8, device=DEVICE)
-    decode_fused(Ggml("Q4_K"), {"blocks": torch.from_numpy(blocks).to(DEVICE)}, out, hits)
+    routed = torch.tensor([0, 1], dtype=torch.uint8, device=DEVICE)
+    decode_fused(Ggml("Q4_K"), {"blocks": torch.from_numpy(blocks).to(DEVICE)}, out, routed)
     assert out[0].isnan().all()
     assert torch.equal(out[1].cpu(), torch.from_numpy(gguf.quants.dequantize(blocks[2:], Type.Q4_K)))
 

@@ -46,7 +46,7 @@ def test_streamed_text_is_that_of_the_decoded_weights(case):
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     assert reply.token_ids == greedy(file.parent / "decoded", PROMPT, NEW_TOKENS)
     assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
-    packed = sum(unit.disk_bytes for unit in read_spec(file).units)
+    packed = sum(layer.disk_bytes for layer in read_spec(file).layers)
     assert abs(runtime.plan.streamed_bytes - packed) < packed / 20, "packed bytes are streamed as they are"
     assert draft == "none" or reply.stats.tokens_per_pass > 1.5
 
@@ -134,7 +134,7 @@ def test_a_file_cut_off_after_its_header_was_read_is_an_error(tmp_path):
     embedding = checkpoint.tensors["model.embed_tokens.weight"]
     with file.open("r+b") as stream:
         stream.truncate(embedding.offset + embedding.nbytes - 1)
-    buffer = torch.empty(skeleton.outer.layout.nbytes, dtype=torch.uint8)
+    buffer = torch.empty(skeleton.embeddings_and_head.layout.nbytes, dtype=torch.uint8)
     with pytest.raises(ModelFilesError, match=r"ends within model\.embed_tokens"):
         fill_decoded(skeleton, buffer)
 
@@ -153,12 +153,15 @@ def test_sizes_are_those_of_the_skeleton(case):
     for dtype in ("float32", "bfloat16"):
         spec, skeleton = read_spec(file, dtype), build_skeleton(file, getattr(torch, dtype), "cpu", "eager")
         plain = read_spec(file.parent / "decoded", dtype)
-        assert [unit.nbytes for unit in spec.units] == [unit.layout.nbytes for unit in skeleton.units]
-        assert [unit.weight_bytes for unit in spec.units] == pytest.approx(
-            [unit.nbytes for unit in plain.units], rel=0.1
+        assert [layer.nbytes for layer in spec.layers] == [layer.layout.nbytes for layer in skeleton.layers]
+        assert [layer.weight_bytes for layer in spec.layers] == pytest.approx(
+            [layer.nbytes for layer in plain.layers], rel=0.1
         )
-        assert (spec.decode_bytes, spec.outer_bytes) == (scratch_bytes(skeleton.packed), skeleton.outer.layout.nbytes)
-        assert spec.outer_bytes == plain.outer_bytes, "embeddings and head are kept decoded"
+        assert (spec.decode_bytes, spec.embeddings_and_head_bytes) == (
+            scratch_bytes(skeleton.packed),
+            skeleton.embeddings_and_head.layout.nbytes,
+        )
+        assert spec.embeddings_and_head_bytes == plain.embeddings_and_head_bytes, "embeddings and head are kept decoded"
         for size in (
             "kv_bytes_per_token",
             "hidden_size",

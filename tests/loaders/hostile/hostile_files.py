@@ -68,8 +68,8 @@ def damage_json(content: bytes, chance: random.Random) -> bytes:
         places = _places(tree)
         if not places:
             break
-        outer = [place for place in places if place[0] is tree]
-        holder, key = chance.choice(outer if chance.random() < 0.5 else places)
+        embeddings_and_head = [place for place in places if place[0] is tree]
+        holder, key = chance.choice(embeddings_and_head if chance.random() < 0.5 else places)
         kind = chance.randrange(8)
         if kind == 0:
             del holder[key]

@@ -1,4 +1,4 @@
-"""A unit taken apart by experts: every byte is in one part, and the plan knows the sizes from names alone."""
+"""A layer taken apart by experts: every byte is in one part, and the plan knows the sizes from names alone."""
 
 from itertools import chain
 
@@ -13,7 +13,7 @@ from loaders.io.expert_parts import split_experts
 from loaders.io.reader import WeightReader
 from loaders.io.sources import map_sources
 from loaders.io.spans import batches, joined
-from loaders.modules.experts import hits_among
+from loaders.modules.experts import routed_among
 from loaders.modules.skeleton import build_skeleton
 from loaders.safetensors_files.headers import read_checkpoint
 from offload_runtime.model.attention import ATTENTION_NAME
@@ -30,7 +30,7 @@ def directory_of(name):
 
 
 def opened(name):
-    """(skeleton, sources of its units, reader)"""
+    """(skeleton, sources of its layers, reader)"""
     directory = directory_of(name)
     skeleton, stored = build_skeleton(directory, torch.float32, "cpu", ATTENTION_NAME), read_checkpoint(directory)
     return skeleton, map_sources(skeleton, stored)[0], WeightReader(stored.files, "buffered", threads=2)
@@ -40,13 +40,13 @@ def opened(name):
 def test_the_parts_are_the_unit(name):
     skeleton, sources, reader = opened(name)
     with reader:
-        for unit, source in zip(skeleton.units, sources):
-            parts = split_experts(unit, source)
-            assert (parts is None) == (unit.experts is None)
+        for layer, source in zip(skeleton.layers, sources):
+            parts = split_experts(layer, source)
+            assert (parts is None) == (layer.experts is None)
             if parts is None:
                 continue
-            assert parts.dense.stop == unit.dense_bytes and len(parts.by_expert) == unit.experts.count == 4
-            whole, filled = (torch.zeros(unit.layout.nbytes, dtype=torch.uint8) for _ in range(2))
+            assert parts.dense.stop == layer.dense_bytes and len(parts.by_expert) == layer.experts.count == 4
+            whole, filled = (torch.zeros(layer.layout.nbytes, dtype=torch.uint8) for _ in range(2))
             reader.fill(source, whole)
             reader.fill(parts.dense.ranges, filled[: parts.dense.stop])
             dense = filled.clone()
@@ -57,22 +57,22 @@ def test_the_parts_are_the_unit(name):
             for expert in range(4):
                 spans = parts.of([expert])
                 reader.fill(joined((span.start, span) for span in spans), filled)
-                for place in unit.layout.places[-unit.expert_places :]:
+                for place in layer.layout.places[-layer.expert_places :]:
                     ours, theirs = (place.view(buffer).chunk(4)[expert] for buffer in (filled, whole))
                     assert ours.view(torch.uint8).equal(theirs.view(torch.uint8)), place
             assert torch.equal(filled, whole)
             runs = chain(parts.dense.ranges, *(s.ranges for s in parts.of(range(4))))
             assert bytes_on_disk(runs) == bytes_on_disk(source)
-    assert any(unit.experts for unit in skeleton.units)
+    assert any(layer.experts for layer in skeleton.layers)
 
 
 @pytest.mark.parametrize("nbytes", [256, 1024, 5120, 1 << 20])
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
 def test_batches_bring_the_same_bytes_through_little_memory(name, nbytes):
     skeleton, sources, reader = opened(name)
-    unit, source = skeleton.units[-1], sources[-1]
-    wanted = split_experts(unit, source).of([3, 0])
-    direct, staged = (torch.zeros(unit.layout.nbytes, dtype=torch.uint8) for _ in range(2))
+    layer, source = skeleton.layers[-1], sources[-1]
+    wanted = split_experts(layer, source).of([3, 0])
+    direct, staged = (torch.zeros(layer.layout.nbytes, dtype=torch.uint8) for _ in range(2))
     with reader:
         reader.fill(joined((span.start, span) for span in wanted), direct)
         for batch in batches(wanted, nbytes):
@@ -88,8 +88,8 @@ def test_models_that_compute_with_all_experts_have_no_parts():
     for name in (*(ALL_EXPERTS_AT_ONCE & EXPERTS.keys()), "llama"):
         skeleton, sources, reader = opened(name)
         reader.close()
-        assert not any(split_experts(unit, source) for unit, source in zip(skeleton.units, sources))
-        assert not any(unit.experts for unit in read_spec(checkpoint(name)).units)
+        assert not any(split_experts(layer, source) for layer, source in zip(skeleton.layers, sources))
+        assert not any(layer.experts for layer in read_spec(checkpoint(name)).layers)
 
 
 @pytest.mark.parametrize("name", [*sorted(EXPERTS), *STATES, "awq experts", "MXFP4"])
@@ -98,7 +98,7 @@ def test_the_plan_knows_the_sizes_from_names_alone(name):
         pytest.skip("not in the installed transformers")
     directory = directory_of(name)
     spec, skeleton = read_spec(directory), build_skeleton(directory, torch.float32, "cpu", ATTENTION_NAME)
-    for planned, real in zip(spec.units, skeleton.units):
+    for planned, real in zip(spec.layers, skeleton.layers):
         assert planned.experts == (real.experts.count if real.experts else 0)
         # packed parts of one tensor are padded one by one where only names are known
         surplus = planned.expert_bytes - (real.layout.nbytes - real.dense_bytes)
@@ -112,8 +112,8 @@ def test_the_plan_knows_the_sizes_from_names_alone(name):
 def test_numbers_that_make_no_sense_leave_the_experts_whole(change):
     directory = checkpoint("qwen3_moe")
     spec = read_spec(directory, config={**read_config(directory), **change})
-    assert spec.experts_per_token == 0 and not any(unit.experts for unit in spec.units)
+    assert spec.experts_per_token == 0 and not any(layer.experts for layer in spec.layers)
 
 
 def test_hits_are_those_chosen_and_none_beyond_the_last():
-    assert hits_among(torch.tensor([[2, 0], [2, 7]]), 5).tolist() == [1, 0, 1, 0, 1]
+    assert routed_among(torch.tensor([[2, 0], [2, 7]]), 5).tolist() == [1, 0, 1, 0, 1]

@@ -72,7 +72,7 @@ def test_values_are_cast_as_from_pretrained_casts_them(tmp_path, stored, compute
 def test_a_wrong_byte_shows(saved):
     skeleton = bound_skeleton(saved("llama"))
     before = logits(skeleton.model)
-    skeleton.units[1].module.mlp.up_proj.weight.data[0] = 0
+    skeleton.layers[1].module.mlp.up_proj.weight.data[0] = 0
     assert not torch.equal(logits(skeleton.model), before)
 
 
@@ -80,17 +80,17 @@ def test_a_wrong_byte_shows(saved):
 def test_the_runs_of_a_unit_fill_its_buffer_once(saved, model_type):
     skeleton = build_skeleton(saved(model_type), torch.bfloat16, "cpu", "eager")
     checkpoint = read_checkpoint(saved(model_type))
-    sources, outer = map_sources(skeleton, checkpoint)
-    for unit, source in zip((*skeleton.units, skeleton.outer), (*sources, outer)):
-        written = torch.zeros(unit.layout.nbytes, dtype=torch.uint8)
+    sources, embeddings_and_head = map_sources(skeleton, checkpoint)
+    for layer, source in zip((*skeleton.layers, skeleton.embeddings_and_head), (*sources, embeddings_and_head)):
+        written = torch.zeros(layer.layout.nbytes, dtype=torch.uint8)
         for run in source:
             length = run.nbytes // 4 * run.buffer_dtype.itemsize
             written[run.buffer_offset : run.buffer_offset + length] += 1
-        for place in unit.layout.places:
+        for place in layer.layout.places:
             assert (written[place.offset : place.offset + place.nbytes] == 1).all(), place
-        assert written.sum() == sum(place.nbytes for place in unit.layout.places)
+        assert written.sum() == sum(place.nbytes for place in layer.layout.places)
         assert source == in_file_order(source)
-    assert sum(bytes_on_disk(source) for source in (*sources, outer)) == checkpoint.nbytes
+    assert sum(bytes_on_disk(source) for source in (*sources, embeddings_and_head)) == checkpoint.nbytes
 
 
 def test_a_layer_that_is_stored_in_one_piece_is_one_run(saved):
@@ -102,8 +102,8 @@ def test_a_layer_that_is_stored_in_one_piece_is_one_run(saved):
 def test_experts_that_are_neighbours_on_disk_are_read_together(saved):
     directory = saved("qwen3_moe")
     (_, runs), _ = mapped(directory)
-    (_, unit) = build_skeleton(directory, torch.float32, "cpu", "eager").units
-    of_experts = [run for run in runs if run.buffer_offset >= unit.dense_bytes]
+    (_, layer) = build_skeleton(directory, torch.float32, "cpu", "eager").layers
+    of_experts = [run for run in runs if run.buffer_offset >= layer.dense_bytes]
     assert len(of_experts) == 4 * 2 and len(runs) <= 4 * 3, "gate and up of an expert are one run"
 
 
@@ -130,7 +130,9 @@ def test_a_tied_head_is_stored_twice_in_two_dtypes(damaged):
 
     directory = damaged("qwen2", copy)
     skeleton = bound_skeleton(directory)
-    assert "lm_head.weight" not in {place.name for place in skeleton.outer.layout.places}, "one tensor, in one place"
+    assert "lm_head.weight" not in {place.name for place in skeleton.embeddings_and_head.layout.places}, (
+        "one tensor, in one place"
+    )
     assert torch.equal(logits(skeleton.model), logits(reference(directory)))
 
 
@@ -148,7 +150,7 @@ def test_tied_tensors_with_different_values_are_two_as_in_transformers(damaged, 
     ):
         skeleton = bound_skeleton(directory, dtype)
     assert torch.equal(logits(skeleton.model), logits(reference(directory, dtype)))
-    assert ("lm_head.weight" in {place.name for place in skeleton.outer.layout.places}) != tied
+    assert ("lm_head.weight" in {place.name for place in skeleton.embeddings_and_head.layout.places}) != tied
 
 
 def test_a_head_alone_in_a_stale_index_is_named(damaged):
@@ -248,5 +250,5 @@ def test_rows_may_move(saved, monkeypatch, operation):
     convert_up_proj(monkeypatch, operation)
     skeleton = build_skeleton(saved("llama"), torch.float32, "cpu", "eager")
     sources, _ = map_sources(skeleton, read_checkpoint(saved("llama")))
-    skeleton.units[1].bind(read_source(sources[1], skeleton.units[1].layout))
-    assert torch.equal(skeleton.units[1].module.mlp.up_proj.weight, moved)
+    skeleton.layers[1].bind(read_source(sources[1], skeleton.layers[1].layout))
+    assert torch.equal(skeleton.layers[1].module.mlp.up_proj.weight, moved)

@@ -1,4 +1,4 @@
-"""Spans of a unit: read one by one they fill its buffer as one fill does, whatever is cast on the way."""
+"""Spans of a layer: read one by one they fill its buffer as one fill does, whatever is cast on the way."""
 
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ ITEMSIZE = {"U8": 1, "BF16": 2, "F16": 2, "F32": 4}
 
 
 def written(path, parts):
-    """A unit of tensors in reverse order on disk, each at a multiple of 256 in the buffer."""
+    """A layer of tensors in reverse order on disk, each at a multiple of 256 in the buffer."""
     runs, stored, place = [], b"", 0
     places = []
     for count, _ in parts:

@@ -31,19 +31,19 @@ ATTENTION = ("q_proj", "v_proj")
 def buffers(
     directory: Path, dtype: torch.dtype, adapter: Path | None = None, span: int | None = None
 ) -> list[torch.Tensor]:
-    """The bytes of all units, read whole, or in spans, in an order that is not theirs."""
+    """The bytes of all layers, read whole, or in spans, in an order that is not theirs."""
     stored = read_checkpoint(directory)
     stored = Checkpoint(stored.directory, stored.tensors, adapter=read_adapter(adapter) if adapter else None)
     skeleton = build_skeleton(directory, dtype, "cpu", "eager", stored)
-    sources, outer = map_sources(skeleton, stored)
+    sources, embeddings_and_head = map_sources(skeleton, stored)
     found = []
     with WeightReader(stored.files) as reader:
-        for unit, source in zip((*skeleton.units, skeleton.outer), (*sources, outer)):
-            buffer = torch.zeros(unit.layout.nbytes, dtype=torch.uint8)
+        for layer, source in zip((*skeleton.layers, skeleton.embeddings_and_head), (*sources, embeddings_and_head)):
+            buffer = torch.zeros(layer.layout.nbytes, dtype=torch.uint8)
             if span is None:
                 reader.fill(source, buffer)
             else:
-                for piece in reversed(spans(source, unit.layout.nbytes, span)):
+                for piece in reversed(spans(source, layer.layout.nbytes, span)):
                     staged = torch.zeros(256 + piece.nbytes, dtype=torch.uint8)
                     reader.fill(joined([(256, piece)]), staged)
                     buffer[piece.start : piece.stop] = staged[256:]

@@ -20,7 +20,7 @@ from tests.offload_runtime.model.test_architectures import TREE, wide_tree_error
 from tests.plan_samples import cpu, gpu, model
 from tests.pretend_cuda import pretend_cuda
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
-from tests.scheduler.streaming.test_routed_experts import SAMPLE, forced, only_hits, write  # noqa: F401
+from tests.scheduler.streaming.test_routed_experts import SAMPLE, forced, only_routed, write  # noqa: F401
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_row_too_many_is_seen_in_the_text(dense, monkeypatch):
 
 @pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])
 def test_experts_that_were_not_fetched_may_be_nan(architecture, dense, forced):  # noqa: F811
-    forced(only_hits)
+    forced(only_routed)
     target = checkpoint(architecture)
     with streaming_runtime(target, perturbed(target, 0.02), **TREE) as runtime:
         reply = write(runtime)
@@ -184,8 +184,8 @@ def test_memory_is_bounded_and_as_planned(experts, rows, monkeypatch):
 
 def test_the_plan_counts_it_on_a_gpu_alone():
     spec = model("mixture", [3 * GIB] * 4, GIB, 1000, hidden_size=4096, experts_per_token=2)
-    units = tuple(replace(unit, experts=8, expert_bytes=unit.nbytes - GIB) for unit in spec.units)
-    mixed = replace(spec, units=units)
+    layers = tuple(replace(layer, experts=8, expert_bytes=layer.nbytes - GIB) for layer in spec.layers)
+    mixed = replace(spec, layers=layers)
 
     def items(spec, machine):
         return {item.name: item.device_bytes for item in make_plan(spec, None, machine, Limits()).items}

@@ -20,8 +20,8 @@ def build(directory, dtype=torch.float32):
     return build_skeleton(directory, dtype, "cpu", "eager")
 
 
-def fill_with_ones(unit):
-    parameters = make_parameters(unit.layout, torch.zeros(unit.layout.nbytes, dtype=torch.uint8))
+def fill_with_ones(layer):
+    parameters = make_parameters(layer.layout, torch.zeros(layer.layout.nbytes, dtype=torch.uint8))
     for parameter in parameters:
         parameter.fill_(1)
     return parameters
@@ -41,10 +41,10 @@ def test_only_computed_buffers_have_values_and_they_are_right(tmp_path, model_ty
 
 def test_units_are_the_decoder_layers_and_outer_is_the_rest(tmp_path):
     skeleton = build(config_directory(tmp_path, "llama"))
-    assert [unit.name for unit in skeleton.units] == ["model.layers.0", "model.layers.1"]
-    assert [unit.module for unit in skeleton.units] == list(skeleton.model.model.layers)
-    assert "self_attn.q_proj.weight" in [place.name for place in skeleton.units[0].layout.places]
-    assert [place.name for place in skeleton.outer.layout.places] == [
+    assert [layer.name for layer in skeleton.layers] == ["model.layers.0", "model.layers.1"]
+    assert [layer.module for layer in skeleton.layers] == list(skeleton.model.model.layers)
+    assert "self_attn.q_proj.weight" in [place.name for place in skeleton.layers[0].layout.places]
+    assert [place.name for place in skeleton.embeddings_and_head.layout.places] == [
         "lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"
     ]  # fmt: skip
     assert skeleton.config.num_hidden_layers == 2
@@ -52,16 +52,19 @@ def test_units_are_the_decoder_layers_and_outer_is_the_rest(tmp_path):
 
 def test_a_head_that_is_tied_has_one_place_and_stays_one_tensor(tmp_path):
     skeleton = build(config_directory(tmp_path, "qwen2"))
-    assert [place.name for place in skeleton.outer.layout.places] == ["model.embed_tokens.weight", "model.norm.weight"]
+    assert [place.name for place in skeleton.embeddings_and_head.layout.places] == [
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+    ]
     assert dict(skeleton.tied) == {"lm_head.weight": "model.embed_tokens.weight"}
-    skeleton.outer.bind(fill_with_ones(skeleton.outer))
+    skeleton.embeddings_and_head.bind(fill_with_ones(skeleton.embeddings_and_head))
     model = skeleton.model
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not model.lm_head.weight.is_meta and model.lm_head.weight.sum() == 96 * 64
 
 
 def test_equal_layouts_share_parameters(tmp_path):
-    first, second = build(config_directory(tmp_path, "llama")).units
+    first, second = build(config_directory(tmp_path, "llama")).layers
     assert first.layout == second.layout
     parameters = fill_with_ones(first)
     first.bind(parameters)
@@ -72,7 +75,7 @@ def test_equal_layouts_share_parameters(tmp_path):
 
 
 def test_layers_of_two_kinds_have_two_layouts(tmp_path):
-    dense, sparse = build(config_directory(tmp_path, "deepseek_v3")).units
+    dense, sparse = build(config_directory(tmp_path, "deepseek_v3")).layers
     assert dense.layout != sparse.layout
     assert "mlp.gate.e_score_correction_bias" in [place.name for place in sparse.layout.places]
     sparse.bind(fill_with_ones(sparse))
@@ -80,7 +83,7 @@ def test_layers_of_two_kinds_have_two_layouts(tmp_path):
 
 
 def test_what_transformers_keeps_in_float32_stays_float32(tmp_path):
-    _, sparse = build(config_directory(tmp_path, "deepseek_v3"), torch.bfloat16).units
+    _, sparse = build(config_directory(tmp_path, "deepseek_v3"), torch.bfloat16).layers
     kept = [place.name for place in sparse.layout.places if place.dtype == torch.float32]
     assert kept == ["mlp.gate.e_score_correction_bias"]
 
@@ -107,7 +110,7 @@ def test_what_cannot_be_run_is_refused(tmp_path, base, changes, message):
 def test_code_beside_a_known_model_is_not_run(tmp_path):
     (tmp_path / "evil.py").write_text("raise SystemExit")
     auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
-    assert len(build(config_directory(tmp_path, "llama", auto_map=auto_map)).units) == 2
+    assert len(build(config_directory(tmp_path, "llama", auto_map=auto_map)).layers) == 2
 
 
 def test_no_config(tmp_path):

@@ -23,12 +23,12 @@ def test_it_is_raised_at_the_end_once():
 
 def test_it_is_raised_where_the_block_heeds_it_and_not_again():
     done = []
-    with pytest.raises(KeyboardInterrupt), interrupts_deferred() as outer:
+    with pytest.raises(KeyboardInterrupt), interrupts_deferred() as embeddings_and_head:
         with interrupts_deferred() as inner:  # part of the outer one
             inner()
             press()
         try:
-            outer()
+            embeddings_and_head()
         except KeyboardInterrupt:
             done.append(True)
             raise

@@ -105,7 +105,7 @@ def test_the_plan_packs_nothing_and_says_what_packing_comes_to(source, packings,
     assert before.plan.items == after.plan.items and before.target.checkpoint == after.target.checkpoint
     assert after.packing.report.mean < 0.11 and "% of the weights' norm" in str(after.packing)
     whole = prepare(options(source, quantize=None))
-    ratio = sum(u.nbytes for u in after.target.spec.units) / sum(u.nbytes for u in whole.target.spec.units)
+    ratio = sum(u.nbytes for u in after.target.spec.layers) / sum(u.nbytes for u in whole.target.spec.layers)
     assert 1 / 8 < ratio < 1 / 4, "4 bits and scales of float32 weights"
 
 

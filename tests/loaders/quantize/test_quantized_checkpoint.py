@@ -120,7 +120,7 @@ def test_pieces_make_no_difference(tmp_path, monkeypatch):
 
 
 def test_a_piece_for_each_thread_is_in_memory_and_no_more(tmp_path, monkeypatch):
-    """However large the model: what is read but not yet written, counted, against a unit's bytes."""
+    """However large the model: what is read but not yet written, counted, against a layer's bytes."""
     monkeypatch.setattr(quantized_checkpoint, "BLOCK_BYTES", 4096)
     held, most, made, lock = 0, 0, [], threading.Lock()
     read, run, init = OpenFile.read, Workers.run, Workers.__init__
@@ -153,7 +153,7 @@ def test_a_piece_for_each_thread_is_in_memory_and_no_more(tmp_path, monkeypatch)
     [(threads, chunk_bytes)] = made
     assert held == 0 and chunk_bytes == 4096
     assert 4096 <= most <= threads * 4096
-    assert most < min(unit.disk_bytes for unit in read_spec(source).units)
+    assert most < min(layer.disk_bytes for layer in read_spec(source).layers)
 
 
 def test_what_belongs_to_the_model_is_copied_and_code_is_not(tmp_path):

@@ -143,17 +143,17 @@ def test_damaged_files_are_a_model_files_error(case: str, tmp_path: Path) -> Non
             read(directory)
 
 
-def table(units: list[int], replacements: bytes = b"x\0") -> bytes:
-    return struct.pack(f"<{len(units) + 1}I", 4 * len(units), *units) + replacements
+def table(layers: list[int], replacements: bytes = b"x\0") -> bytes:
+    return struct.pack(f"<{len(layers) + 1}I", 4 * len(layers), *layers) + replacements
 
 
 def trie(**changed: int) -> list[int]:
     """Of 512 nodes: "a" is replaced by what begins at 0. root, node, leaf: other values for these."""
-    units = [0] * 512
-    units[0] = changed.get("root", 256 << 10)
-    units[256 ^ ord("a")] = changed.get("node", 1 << 10 | 1 << 8 | ord("a"))
-    units[256 ^ ord("a") ^ 1] = changed.get("leaf", 1 << 31)
-    return units
+    layers = [0] * 512
+    layers[0] = changed.get("root", 256 << 10)
+    layers[256 ^ ord("a")] = changed.get("node", 1 << 10 | 1 << 8 | ord("a"))
+    layers[256 ^ ord("a") ^ 1] = changed.get("leaf", 1 << 31)
+    return layers
 
 
 TABLES = {

@@ -26,8 +26,8 @@ def replaced(pattern: dict[str, str], content: str, times: int = 1) -> dict[str,
     return {"normalizer": {"type": "Sequence", "normalizers": [step] * times}}
 
 
-def table(*units: int, text: bytes = b"x\0") -> dict[str, object]:
-    content = struct.pack(f"<I{len(units)}I", 4 * len(units), *units) + text
+def table(*layers: int, text: bytes = b"x\0") -> dict[str, object]:
+    content = struct.pack(f"<I{len(layers)}I", 4 * len(layers), *layers) + text
     return {"normalizer": {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(content).decode()}}
 
 

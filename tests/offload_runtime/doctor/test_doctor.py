@@ -112,12 +112,15 @@ def test_shapes_are_those_of_the_published_models():
     stored = {"llama-3-70b": 141_107_412_992, "llama-3-8b": 16_060_522_496}  # as their indexes state
     for shape, known in (("llama-3-70b", LLAMA3_70B), ("llama-3-8b", LLAMA3_8B)):
         spec = predictions.spec_of(shape, None, "bfloat16")
-        assert len(spec.units) == len(known.units) and spec.kv_bytes_per_token == known.kv_bytes_per_token
-        for ours, theirs in ((spec.units[0].nbytes, known.units[0].nbytes), (spec.outer_bytes, known.outer_bytes)):
+        assert len(spec.layers) == len(known.layers) and spec.kv_bytes_per_token == known.kv_bytes_per_token
+        for ours, theirs in (
+            (spec.layers[0].nbytes, known.layers[0].nbytes),
+            (spec.embeddings_and_head_bytes, known.embeddings_and_head_bytes),
+        ):
             assert ours == pytest.approx(theirs, rel=1e-5)
         assert spec.disk_bytes == stored[shape]
     packed = predictions.spec_of("llama-3-70b", "int4", "bfloat16")
-    assert packed.is_packed and packed.units[0].nbytes < 0.3 * LLAMA3_70B.units[0].nbytes
+    assert packed.is_packed and packed.layers[0].nbytes < 0.3 * LLAMA3_70B.layers[0].nbytes
 
 
 def test_predictions_say_where_a_model_lives():

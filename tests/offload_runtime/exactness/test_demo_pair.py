@@ -107,7 +107,7 @@ def test_draft_agrees_with_target_far_above_chance():
     assert agreement > 0.3
 
 
-def test_recorded_acceptance_is_a_law():
+def test_recorded_acceptance_is_a_distribution():
     recorded = json.loads((PAIR / "draft" / "acceptance.json").read_text())
     positional = recorded["positional"]
     assert len(positional) == 32 and all(value >= 0 for value in positional)

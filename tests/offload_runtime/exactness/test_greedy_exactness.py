@@ -13,7 +13,7 @@ import torch
 
 from loaders.safetensors_files.headers import read_checkpoint
 from offload_runtime import OffloadRuntime
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.draft_tree import DraftTree
 from scheduler.plan.plan import Tier
 from sequoia_tree import Tree
 from tests.samples.tiny_models import (
@@ -83,7 +83,7 @@ def test_every_node_of_a_tree_sees_its_own_path_alone(architecture):
     with OffloadRuntime.from_pretrained(target, "none", device="cpu", context_length=128) as runtime:
         for path in ([2, 6], [1, 4, 7, 10]):
             tokens = [text[-1], *torch.randint(96, (tree.size - 1,), generator=generator).tolist()]
-            logits = runtime._models.target.score(text, DrawnTree(tree, tokens, tree.size, none, None, none))
+            logits = runtime._models.target.score(text, DraftTree(tree, tokens, tree.size, none, None, none))
             for node in nodes:
                 alone = text + [tokens[i] for i in tree.path(node)]
                 expected = reference(target)(torch.tensor([alone])).logits[0, -1]

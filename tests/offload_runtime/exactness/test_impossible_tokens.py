@@ -1,6 +1,6 @@
 """At low temperatures no token comes out that the target all but excludes, whatever the draft was certain of.
 
-The models are tables of logits by the last token, so that the law of every token of a text is known.
+The models are tables of logits by the last token, so that the distribution of every token of a text is known.
 """
 
 import json
@@ -29,7 +29,7 @@ TREES = {
 
 def tables() -> tuple[torch.Tensor, torch.Tensor]:
     """Logits by the last token. The draft agrees in half of the contexts. In the others it is certain of a wrong token
-    and shares the rest, 1e-26 of its law, between the target's token and another.
+    and shares the rest, 1e-26 of its distribution, between the target's token and another.
     """
     generator = torch.Generator().manual_seed(1)
     target = torch.randn(VOCABULARY, VOCABULARY, generator=generator)
@@ -79,7 +79,7 @@ def pair(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.mark.parametrize("tree", TREES)
 def test_no_impossible_token_comes_out(tree, pair):
     kind, verification = TREES[tree]
-    law = (tables()[0] / TEMPERATURE).double().softmax(-1)
+    distribution = (tables()[0] / TEMPERATURE).double().softmax(-1)
     options = {"device": "cpu", "dtype": "float32", "tree": kind, "verification": verification, "tree_size": 12}
     with OffloadRuntime.from_pretrained(*pair, **options, tree_depth=4, context_length=LENGTH + 8) as runtime:
         texts = [
@@ -88,5 +88,5 @@ def test_no_impossible_token_comes_out(tree, pair):
         ]
     pairs = torch.tensor([pair for text in texts for pair in pairwise(text)])
     assert len(pairs) == TEXTS * LENGTH
-    impossible = (law[pairs[:, 0], pairs[:, 1]] < IMPOSSIBLE).sum()
+    impossible = (distribution[pairs[:, 0], pairs[:, 1]] < IMPOSSIBLE).sum()
     assert impossible == 0, f"{impossible} of {len(pairs)} tokens are impossible"

@@ -1,9 +1,9 @@
-"""Sampled text follows exactly the law of the target alone.
+"""Sampled text follows exactly the distribution of the target alone.
 
-A vocabulary of six tokens is small enough to enumerate the joint law of the first three with transformers. The whole
-runtime then writes three tokens with thousands of seeds; the counts must fit that law, and must not fit it any more
-when one rule of exactness is broken. The trees are two levels deep, so that three tokens often take a bonus token and
-a second pass over what the first one left in the caches.
+A vocabulary of six tokens is small enough to enumerate the joint distribution of the first three with transformers. The
+whole runtime then writes three tokens with thousands of seeds; the counts must fit that distribution, and must not fit
+it any more when one rule of exactness is broken. The trees are two levels deep, so that three tokens often take a bonus
+token and a second pass over what the first one left in the caches.
 """
 
 import json
@@ -19,15 +19,18 @@ import torch
 from offload_runtime import OffloadRuntime
 from offload_runtime.generation.decode import Decoder
 from offload_runtime.model.kv_cache import TreeCache
-from offload_runtime.speculation import adaptive_growth, methods
-from offload_runtime.speculation.static_growth import likeliest
+from offload_runtime.speculation import adaptive_drafting, methods
+from offload_runtime.speculation.static_drafting import likeliest
 from sequoia_tree.priorities import DrawnCosts
 from sequoia_tree.sampling import draw_without_replacement
 from tests.chi_square import p_value
 from tests.samples.tiny_models import checkpoint, reference
 
 PROMPT, TOKENS, VOCABULARY = [3, 1], 3, 6
-TEXTS, SHAPED_TEXTS = 400, 200  # per setting, each about 10 ms; for the whole law, and where sampling cuts or bends it
+TEXTS, SHAPED_TEXTS = (
+    400,
+    200,
+)  # per setting, each about 10 ms; for the whole distribution, and where sampling cuts or bends it
 TINY = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
@@ -84,19 +87,19 @@ def runtimes():
 
 
 def shaped(logits, seen, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0):
-    """The law that generate's processors make of one row of logits, written down anew."""
+    """The distribution that generate's processors make of one row of logits, written down anew."""
     scores = np.array(logits, dtype=np.float64)
     for token in set(seen):
         scores[token] *= repetition_penalty if scores[token] < 0 else 1 / repetition_penalty
-    law = np.exp((scores - scores.max()) / temperature)
-    order = np.argsort(-law)
+    distribution = np.exp((scores - scores.max()) / temperature)
+    order = np.argsort(-distribution)
     if top_k:
-        law[order[top_k:]] = 0
-    law /= law.sum()
-    likelier = np.cumsum(law[order]) - law[order]  # the mass before each token
-    law[order[likelier >= top_p]] = 0
-    law[law < min_p * law.max()] = 0
-    return law / law.sum()
+        distribution[order[top_k:]] = 0
+    distribution /= distribution.sum()
+    likelier = np.cumsum(distribution[order]) - distribution[order]  # the mass before each token
+    distribution[order[likelier >= top_p]] = 0
+    distribution[distribution < min_p * distribution.max()] = 0
+    return distribution / distribution.sum()
 
 
 @cache
@@ -105,14 +108,14 @@ def logits_after(text: tuple[int, ...]) -> list[float]:
         return reference(target())(torch.tensor([text])).logits[0, -1].tolist()
 
 
-def joint_law(**sampling) -> torch.Tensor:
+def joint_distribution(**sampling) -> torch.Tensor:
     """Probability of every continuation, [VOCABULARY] * TOKENS."""
-    law = np.ones([VOCABULARY] * TOKENS)
+    distribution = np.ones([VOCABULARY] * TOKENS)
     for tokens in product(range(VOCABULARY), repeat=TOKENS):
         for i in range(TOKENS):
             text = (*PROMPT, *tokens[:i])
-            law[tokens] *= shaped(logits_after(text), text, **sampling)[tokens[i]]
-    return torch.from_numpy(law)
+            distribution[tokens] *= shaped(logits_after(text), text, **sampling)[tokens[i]]
+    return torch.from_numpy(distribution)
 
 
 def sampled(runtime: OffloadRuntime, seeds: Sequence[int], **sampling) -> tuple[torch.Tensor, float]:
@@ -126,19 +129,24 @@ def sampled(runtime: OffloadRuntime, seeds: Sequence[int], **sampling) -> tuple[
 
 
 def assert_found(runtime: OffloadRuntime, most: int) -> None:
-    """Texts, looked at by fifties, show before there are `most` that they do not follow the law."""
-    counts, law = torch.zeros([VOCABULARY] * TOKENS, dtype=torch.int64), joint_law()
+    """Texts, looked at by fifties, show before there are `most` that they do not follow the distribution."""
+    counts, distribution = torch.zeros([VOCABULARY] * TOKENS, dtype=torch.int64), joint_distribution()
     for seed in range(0, most, 50):
         counts += sampled(runtime, range(seed, seed + 50))[0]
-        if agreement(counts, law) < 1e-8:
+        if agreement(counts, distribution) < 1e-8:
             return
     pytest.fail(f"{most} texts do not show the mistake")
 
 
-def agreement(counts: torch.Tensor, law: torch.Tensor) -> float:
-    """Upper bound (Bonferroni) on the chance of a deviation as large, over the joint law and all its marginals."""
+def agreement(counts: torch.Tensor, distribution: torch.Tensor) -> float:
+    """Upper bound (Bonferroni) on the chance of a deviation as large, over the joint distribution and all its
+    marginals.
+    """
     marginals = [places for size in range(1, TOKENS) for places in combinations(range(TOKENS), size)]
-    values = [p_value(counts, law), *(p_value(counts.sum(places), law.sum(places)) for places in marginals)]
+    values = [
+        p_value(counts, distribution),
+        *(p_value(counts.sum(places), distribution.sum(places)) for places in marginals),
+    ]
     return min(1.0, len(values) * min(values))
 
 
@@ -165,19 +173,19 @@ SAMPLINGS = [
 
 
 @pytest.mark.parametrize("tree, sampling", SAMPLINGS, ids=str)
-def test_text_follows_the_law_of_the_target(tree, sampling, runtimes):
+def test_text_follows_the_distribution_of_the_target(tree, sampling, runtimes):
     counts, single_passes = sampled(runtimes(tree), range(SHAPED_TEXTS if sampling else TEXTS), **sampling)
-    assert agreement(counts, joint_law(**sampling)) > 1e-4
+    assert agreement(counts, joint_distribution(**sampling)) > 1e-4
     assert tree == "none" or 0.05 < single_passes < 0.95, "both are to be covered: whole paths, and second passes"
 
 
-def drop_improbable(laws, count, generator):
-    tokens = draw_without_replacement(laws, count, generator)
-    return tokens.masked_fill(laws.exp().gather(-1, tokens.clamp(min=0)) < 0.25, -1)
+def drop_improbable(distributions, count, generator):
+    tokens = draw_without_replacement(distributions, count, generator)
+    return tokens.masked_fill(distributions.exp().gather(-1, tokens.clamp(min=0)) < 0.25, -1)
 
 
-def most_likely(laws, count, generator):
-    return likeliest(laws, count, generator)
+def most_likely(distributions, count, generator):
+    return likeliest(distributions, count, generator)
 
 
 def keep_next_row(cache, rows, commit=TreeCache.commit):
@@ -191,8 +199,8 @@ def step_with_old_numbers(decoder, request, most_tokens, step=Decoder._step):
     return step(decoder, request, most_tokens)
 
 
-def cost_of_the_token_itself(costs, law, tokens):
-    return -law.gather(-1, tokens.clamp(min=0))
+def cost_of_the_token_itself(costs, distribution, tokens):
+    return -distribution.gather(-1, tokens.clamp(min=0))
 
 
 DRAW, COMMIT, STEP = "draw_without_replacement", (TreeCache, "commit"), (Decoder, "_step")
@@ -204,8 +212,8 @@ MISTAKES = [
     ("sequoia by traversal", (methods, DRAW), drop_improbable),
     ("sequoia by traversal", (methods, DRAW), most_likely),
     ("specinfer", (methods, "draw_with_replacement"), most_likely),
-    ("adaptive", (adaptive_growth, DRAW), drop_improbable),
-    ("adaptive", (adaptive_growth, DRAW), most_likely),
+    ("adaptive", (adaptive_drafting, DRAW), drop_improbable),
+    ("adaptive", (adaptive_drafting, DRAW), most_likely),
     ("adaptive", (DrawnCosts, "__call__"), cost_of_the_token_itself),
     ("adaptive", COMMIT, keep_next_row),
     ("adaptive", STEP, step_with_old_numbers),
@@ -223,14 +231,16 @@ def test_mistakes_are_found(tree, place, mistake, monkeypatch):
 
 @pytest.mark.parametrize("half_noise", [False, True])
 def test_unlikely_tokens_need_fine_noise(half_noise, monkeypatch):
-    """A tenth of a law over 32,000 tokens lies beyond its first thousand; noise on a float16 grid hardly reaches it."""
+    """A tenth of a distribution over 32,000 tokens lies beyond its first thousand; noise on a float16 grid hardly
+    reaches it.
+    """
     if half_noise:
         rand = torch.rand
         grid = lambda *size, **options: (rand(*size, **options) * 2048).floor().add(0.5) / 2048  # noqa: E731
         monkeypatch.setattr(torch, "rand", grid)
-    law = (torch.arange(32_000) + 1.0).pow(-1.2).log().log_softmax(-1)
-    tail = law[1000:].exp().sum()
-    tokens = draw_without_replacement(law.expand(400, -1), 1, torch.Generator().manual_seed(0))
+    distribution = (torch.arange(32_000) + 1.0).pow(-1.2).log().log_softmax(-1)
+    tail = distribution[1000:].exp().sum()
+    tokens = draw_without_replacement(distribution.expand(400, -1), 1, torch.Generator().manual_seed(0))
     counts = torch.tensor([(tokens < 1000).sum(), (tokens >= 1000).sum()])
     assert tail > 0.1
     value = p_value(counts, torch.stack((1 - tail, tail)))

@@ -1,6 +1,7 @@
-"""Sampled text under a generation config's rules, and under penalties of our own, follows their joint law exactly.
+"""Sampled text under a generation config's rules, and under penalties of our own, follows their joint distribution
+exactly.
 
-Everything is as in test_sampling_exactness.py; the law comes from transformers' own processors.
+Everything is as in test_sampling_exactness.py; the distribution comes from transformers' own processors.
 """
 
 import json
@@ -55,11 +56,11 @@ def model(tmp_path_factory):
 
 def joint(next_token):
     """Probability of every continuation, [VOCABULARY] * TOKENS, from that of the next token after a text."""
-    law = torch.ones([VOCABULARY] * TOKENS, dtype=torch.float64)
+    distribution = torch.ones([VOCABULARY] * TOKENS, dtype=torch.float64)
     for length in range(TOKENS):
         for tokens in product(range(VOCABULARY), repeat=length):
-            law[tokens] *= next_token([*PROMPT, *tokens]).double().view(-1, *[1] * (TOKENS - length - 1))
-    return law
+            distribution[tokens] *= next_token([*PROMPT, *tokens]).double().view(-1, *[1] * (TOKENS - length - 1))
+    return distribution
 
 
 def by_transformers(text):
@@ -74,11 +75,11 @@ def by_definition(text):
         scores[token] -= 0.5 * reply.count(token) + 1.0
     for token, length in repeated_before(text, ()).items():
         scores[token] -= 1.5 * 1.75 ** (length - 1)
-    law = scores.softmax(-1)
-    without = law.clone()
-    likely = [token for token in law.argsort(descending=True).tolist() if law[token] >= 0.2]
+    distribution = scores.softmax(-1)
+    without = distribution.clone()
+    likely = [token for token in distribution.argsort(descending=True).tolist() if distribution[token] >= 0.2]
     without[likely[:-1]] = 0
-    return 0.5 * law + 0.5 * without / without.sum()
+    return 0.5 * distribution + 0.5 * without / without.sum()
 
 
 def runtime_of(model, tree):
@@ -94,14 +95,14 @@ SHAPED_TREES = [
 
 
 @pytest.mark.parametrize("tree", SHAPED_TREES)
-def test_a_generation_config_shapes_the_law(tree, model):
+def test_a_generation_config_shapes_the_distribution(tree, model):
     with runtime_of(model, tree) as runtime:
         counts, _ = sampled(runtime, range(SHAPED_TEXTS), temperature=None)
     assert agreement(counts, joint(by_transformers)) > 1e-4
 
 
 @pytest.mark.parametrize("tree", ["sequoia", "sequoia by traversal", "adaptive", "specinfer", "repeated text"])
-def test_penalties_and_xtc_shape_the_law(tree):
+def test_penalties_and_xtc_shape_the_distribution(tree):
     with runtime_of(target(), tree) as runtime:
         counts, _ = sampled(runtime, range(SHAPED_TEXTS), **PENALTIES)
     assert agreement(counts, joint(by_definition)) > 1e-4
@@ -109,7 +110,7 @@ def test_penalties_and_xtc_shape_the_law(tree):
 
 @pytest.mark.parametrize("tree", ["sequoia by traversal", "adaptive"])
 def test_nodes_shaped_by_the_text_alone_are_found_out(tree, model, monkeypatch):
-    """The negative control: without its path a node has the law of another text."""
+    """The negative control: without its path a node has the distribution of another text."""
 
     def without_paths(text, ancestors, tokens, depth):
         nodes = len(ancestors)

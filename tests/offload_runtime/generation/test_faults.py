@@ -17,7 +17,7 @@ from offload_runtime.errors import DoesNotFitError, ModelFilesError, UsageError
 from offload_runtime.planning import host_shortage
 from scheduler.machine.machine import read_machine
 from scheduler.plan.plan import Tier
-from scheduler.streaming.layer_memory import UnitMemory
+from scheduler.streaming.layer_memory import LayerMemory
 from scheduler.streaming.ring import Ring
 from tests.samples.packed_models import packed_model
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
@@ -161,8 +161,8 @@ def test_memory_that_is_refused_when_all_is_loaded(monkeypatch):
         raise MemoryError("256 bytes of host memory were refused")
 
     monkeypatch.setattr("offload_runtime.model.model.decode_before_use", refuse)
-    rings, close = [], UnitMemory.close
-    monkeypatch.setattr(UnitMemory, "close", lambda self: (rings.append(self.ring), close(self)))
+    rings, close = [], LayerMemory.close
+    monkeypatch.setattr(LayerMemory, "close", lambda self: (rings.append(self.ring), close(self)))
     with pytest.raises(DoesNotFitError, match="of memory were planned"):
         OffloadRuntime.from_pretrained(directory, "none", device="cpu", device_memory=cap, context_length=96)
     assert len(rings) == 1 and rings[0] is not None
@@ -297,7 +297,7 @@ def test_ctrl_c_while_closing(pair, monkeypatch):
 
 
 def test_closing_does_not_wait_for_reads_that_nobody_wants(pair, monkeypatch):
-    """A slow disk: what is in work ends, the rest of the unit is not read."""
+    """A slow disk: what is in work ends, the rest of the layer is not read."""
     runtime = streaming_runtime(*pair, **OPTIONS)
     write(runtime)
     read = WeightReader._read

@@ -1,4 +1,4 @@
-"""Loading any format takes the packed model and one unit of memory at most, by the system's own count.
+"""Loading any format takes the packed model and one layer of memory at most, by the system's own count.
 
 The planner is given what that is and no more, so no layer is decoded for good. On a machine without a GPU the device's
 memory is the host's; with one, what lies in host memory comes through the same reader.

@@ -86,9 +86,11 @@ def test_greedy_figures_are_those_of_transformers(capsys):
         ids = torch.tensor([prompt])
         with torch.inference_mode():
             ids = reference(target()).generate(ids, max_new_tokens=6, do_sample=False)
-            laws = [reference(model)(ids[:, :-1]).logits[0, len(prompt) - 1 :] for model in (target(), draft())]
-        total += observe_greedy(*laws)
-        agreements += int((laws[0].argmax(-1) == laws[1].argmax(-1)).sum())
+            distributions = [
+                reference(model)(ids[:, :-1]).logits[0, len(prompt) - 1 :] for model in (target(), draft())
+            ]
+        total += observe_greedy(*distributions)
+        agreements += int((distributions[0].argmax(-1) == distributions[1].argmax(-1)).sum())
     assert found["acceptance"] == pytest.approx(total.positional().tolist())
     assert found["agreement"] == agreements / 24 and found["contexts"] == 24
     assert found["draft_scale"] == total.scale()

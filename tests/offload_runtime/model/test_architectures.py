@@ -17,7 +17,7 @@ from loaders.checkpoint.refused import REFUSED, WHAT_RUNS
 from loaders.errors import UnsupportedModelError
 from offload_runtime import OffloadRuntime
 from offload_runtime.model import attention
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.draft_tree import DraftTree
 from scheduler.plan.plan import Tier
 from sequoia_tree import Tree
 from tests.samples.architectures import ATTENTION, BORDER, EXPERTS, STATES, SWEEP
@@ -57,7 +57,7 @@ def wide_tree_error(runtime: OffloadRuntime, architecture: str) -> float:
     text, tree = [*PROMPT, *range(40, 58)], Tree([-1, *[0] * 8, 1, 1, 2, 5, 9, 12])
     tokens, none = [text[-1], *range(2, 2 + tree.size - 1)], np.full(tree.size, -1)
     runtime._models.target.model.cache.truncate(0)
-    ours = runtime._models.target.score(text, DrawnTree(tree, tokens, tree.size, none, None, none))
+    ours = runtime._models.target.score(text, DraftTree(tree, tokens, tree.size, none, None, none))
     paths = [[tokens[node] for node in np.flatnonzero(seen)[1:]] for seen in tree.ancestor_mask()]
     padded = torch.tensor([[*text, *path, *[0] * (tree.depth - len(path))] for path in paths])
     with torch.inference_mode():

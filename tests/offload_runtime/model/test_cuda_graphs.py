@@ -74,7 +74,7 @@ def test_a_model_whose_experts_the_host_picks_runs_as_it_is():
 @pytest.mark.parametrize("sampling", [Sampling(0), Sampling(0.7), Sampling(0.7, 20, 0.9, 0.05, 1.1)])
 @pytest.mark.parametrize("tree", ["sequoia", "adaptive", "specinfer"])
 def test_a_step_waits_for_the_device_only_where_it_says_so(tree, sampling, monkeypatch):
-    """Once for the tokens of a tree, once or twice for a verdict; anything else raises."""
+    """Once for the tokens of a tree, once or twice for an accepted path; anything else raises."""
     with _runtime(checkpoint("llama"), tree) as runtime:
         runtime.generate(PROMPT, max_new_tokens=24, temperature=sampling.temperature)
         models, decoder = runtime._models, runtime._decoder

@@ -1,4 +1,6 @@
-"""The decode loop asks a device for answers once for a tree and once or twice for a verdict, however deep the tree."""
+"""The decode loop asks a device for answers once for a tree and once or twice for an accepted path, however deep the
+tree.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -50,7 +52,7 @@ def decoding(tree: str, depth: int, **options: Any) -> Iterator[tuple[OffloadRun
 
 
 def waits_of_a_step(tree: str, depth: int, temperature: float, penalty: float = 1.0) -> dict[str, Counter]:
-    """Of growing a tree, of scoring it, and of the verdict on it, for a text that is in the caches."""
+    """Of growing a tree, of scoring it, and of the accepted path on it, for a text that is in the caches."""
     sampling, generator = Sampling(temperature, repetition_penalty=penalty), torch.Generator().manual_seed(1)
     with decoding(tree, depth) as (runtime, decoder):
         text, models, waits = decoder.text, runtime._models, {}

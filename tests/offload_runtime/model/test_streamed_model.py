@@ -9,7 +9,7 @@ from offload_runtime.errors import ModelFilesError
 from offload_runtime.model import model
 from scheduler.plan.placement import Tier
 from scheduler.plan.staging import BOUNCE_BYTES
-from scheduler.streaming.layer_memory import UnitMemory
+from scheduler.streaming.layer_memory import LayerMemory
 from tests.fakes.fake_device import FakeStreams, fake_host
 from tests.samples.adapter_samples import write_adapter
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed
@@ -46,12 +46,12 @@ def load(pair, monkeypatch):
         streams = FakeStreams(inline=True, **device)
         host, pinning = fake_host(granted)
 
-        def unit_memory(units, planned, slots, *arguments):
-            if len(units) <= LAYERS:
-                return UnitMemory(units, planned, slots, *arguments)
-            return UnitMemory(units, [*tiers, DEVICE], 2, *arguments, streams=streams, host=host)
+        def layer_memory(layers, planned, slots, *arguments):
+            if len(layers) <= LAYERS:
+                return LayerMemory(layers, planned, slots, *arguments)
+            return LayerMemory(layers, [*tiers, DEVICE], 2, *arguments, streams=streams, host=host)
 
-        monkeypatch.setattr(model, "UnitMemory", unit_memory)
+        monkeypatch.setattr(model, "LayerMemory", layer_memory)
         runtime = OffloadRuntime.from_pretrained(*pair, device="cpu", adapter=adapter, **OPTIONS)
         closing.append((runtime, streams, pinning))
         return runtime

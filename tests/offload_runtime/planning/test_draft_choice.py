@@ -105,10 +105,10 @@ def test_vicuna_has_llama_2s_tokens_and_a_name_of_its_own() -> None:
 def test_the_sizes_of_the_table_agree_with_each_other(candidate: Candidate) -> None:
     """Parameters follow from the shape: attention, three matrices of the MLP, embeddings."""
     layer = candidate.hidden * (2 * candidate.hidden + candidate.cached + 3 * candidate.intermediate)
-    outer = candidate.rows * candidate.hidden * (1 if candidate.tied else 2)
-    assert candidate.layers * layer + outer == pytest.approx(candidate.millions * 1e6, rel=0.1)
+    embeddings_and_head = candidate.rows * candidate.hidden * (1 if candidate.tied else 2)
+    assert candidate.layers * layer + embeddings_and_head == pytest.approx(candidate.millions * 1e6, rel=0.1)
     spec = candidate.spec("float16")
-    weights = sum(unit.nbytes for unit in spec.units) + spec.outer_bytes
+    weights = sum(layer.nbytes for layer in spec.layers) + spec.embeddings_and_head_bytes
     assert weights == pytest.approx(candidate.millions * 2e6, rel=1e-3)
 
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from offload_runtime.speculation.adaptive_growth import AdaptiveGrowth
+from offload_runtime.speculation.adaptive_drafting import AdaptiveDrafting
 from offload_runtime.speculation.draft import joined
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.verification import Scored, verify
 from scheduler.plan.tree_cost import GROWTH_LAUNCHES, VERIFICATION_LAUNCHES, WAVE_LAUNCHES
 from sequoia_tree import Tree, chain, optimal_tree
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.priorities import DrawnCosts, LikeliestCosts
-from sequoia_tree.sampling import Sampling, draw_without_replacement, log_law
+from sequoia_tree.sampling import Sampling, draw_without_replacement, log_probs
 from sequoia_tree.uploads import upload
 from tests.pretend_cuda import Counts, PretendCuda, pretend_cuda
 
@@ -31,16 +31,16 @@ def cuda() -> Iterator[PretendCuda]:
         yield device
 
 
-def filled(tree: Tree) -> tuple[DrawnTree, torch.Tensor]:
-    """The tree with tokens drawn from random laws, and the target's logits at its nodes."""
+def filled(tree: Tree) -> tuple[DraftTree, torch.Tensor]:
+    """The tree with tokens drawn from random distributions, and the target's logits at its nodes."""
     generator = torch.Generator().manual_seed(0)
     target = 2 * torch.randn(tree.size, VOCABULARY, generator=generator)
-    laws = log_law(target + 0.5 * torch.randn(tree.size, VOCABULARY, generator=generator), SAMPLING)
-    drawn = draw_without_replacement(laws, tree.child_count_array.max(), generator).tolist()
+    distributions = log_probs(target + 0.5 * torch.randn(tree.size, VOCABULARY, generator=generator), SAMPLING)
+    drawn = draw_without_replacement(distributions, tree.child_count_array.max(), generator).tolist()
     tokens = [0, *(drawn[parent][number - 1] for parent, number in zip(tree.parents[1:], tree.child_numbers[1:]))]
     rows = np.where(tree.child_count_array > 0, np.arange(tree.size), -1)
-    held = upload(joined([laws], SAMPLING).numpy(), CUDA)
-    return DrawnTree(tree, tokens, tree.size, rows, held, rows), upload(target.numpy(), CUDA)
+    held = upload(joined([distributions], SAMPLING).numpy(), CUDA)
+    return DraftTree(tree, tokens, tree.size, rows, held, rows), upload(target.numpy(), CUDA)
 
 
 def verification(cuda: PretendCuda, tree: Tree, rule: str) -> Counts:
@@ -60,10 +60,10 @@ def test_verification_of_768_nodes(cuda, acceptance, rule):
     assert counts.waits.total() == 1
 
 
-def binomial(waves: int) -> Tree:
-    """The largest tree whose tests take so many waves: 2^waves nodes."""
+def binomial(expansions: int) -> Tree:
+    """The largest tree whose tests take so many expansion steps: 2^expansion steps nodes."""
     parents = [-1]
-    for _ in range(waves):
+    for _ in range(expansions):
         parents += list(range(len(parents)))
     return Tree(parents)
 
@@ -93,8 +93,8 @@ class RandomDraft:
         return self._logits[: len(tokens)]
 
 
-def growth(cuda: PretendCuda, size: int, depth: int, temperature: float = 0.6) -> Counts:
-    growing = AdaptiveGrowth(RandomDraft(size), size, depth, children=16)
+def drafting(cuda: PretendCuda, size: int, depth: int, temperature: float = 0.6) -> Counts:
+    growing = AdaptiveDrafting(RandomDraft(size), size, depth, children=16)
     costs = DrawnCosts.measured(Acceptance.from_positional(SHARP, 1000), CUDA) if temperature else LikeliestCosts(1.0)
     sampling, generator = Sampling(temperature=temperature), torch.Generator(CUDA).manual_seed(1)
     growing.grow([1, 2, 3], sampling, generator, costs)
@@ -106,12 +106,12 @@ def growth(cuda: PretendCuda, size: int, depth: int, temperature: float = 0.6) -
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 def test_growth_of_768_nodes(cuda, temperature):
-    counts = growth(cuda, 768, 10, temperature)
+    counts = drafting(cuda, 768, 10, temperature)
     assert counts.launches.total() <= 400
     assert not counts.uploads and counts.waits.total() == 1
 
 
 def test_launches_of_growth_grow_with_depth_alone(cuda):
-    few, many, deep = (growth(cuda, *shape).launches.total() for shape in ((64, 8), (768, 8), (64, 9)))
+    few, many, deep = (drafting(cuda, *shape).launches.total() for shape in ((64, 8), (768, 8), (64, 9)))
     assert few == many
     assert deep - few == GROWTH_LAUNCHES

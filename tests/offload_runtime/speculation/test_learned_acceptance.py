@@ -1,4 +1,4 @@
-"""What passes teach about a pair: the same as observing the laws at the accepted path's nodes, one by one."""
+"""What passes teach about a pair: the same as observing the distributions at the accepted path's nodes, one by one."""
 
 from dataclasses import replace
 
@@ -11,16 +11,16 @@ from offload_runtime.errors import ModelFilesError
 from offload_runtime.speculation import acceptance_store, learned_acceptance
 from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, Measurement, PairAcceptance, Setting
 from offload_runtime.speculation.draft import joined
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
 from offload_runtime.speculation.text_candidates import Candidates, with_candidates
 from offload_runtime.speculation.verification import Scored
 from sequoia_tree import Tree
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.observe import observe, observe_greedy
-from sequoia_tree.sampling import Sampling, draw_without_replacement, log_law
+from sequoia_tree.sampling import Sampling, draw_without_replacement, log_probs
 from sequoia_tree.shaping.repetition import RepetitionPenalty
-from sequoia_tree.verify import Verdict
+from sequoia_tree.verify import AcceptedPath
 from tests.samples.tiny_models import PROMPT, checkpoint, perturbed
 
 VOCABULARY = 40
@@ -33,38 +33,44 @@ def random_logits(rows, seed):
     return 2 * torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed))
 
 
-def drawn_tree(sampling, seed=0):
-    """A tree with tokens drawn from the laws of a random draft; its laws stand in another order than its nodes."""
+def draft_tree(sampling, seed=0):
+    """A tree with tokens drawn from the distributions of a random draft; its distributions stand in another order than
+    its nodes.
+    """
     inner = np.flatnonzero(TREE.child_count_array)
-    law_rows = np.full(TREE.size, -1)
-    law_rows[inner] = np.arange(len(inner))[::-1]
+    distribution_rows = np.full(TREE.size, -1)
+    distribution_rows[inner] = np.arange(len(inner))[::-1]
     logits = random_logits(len(inner), seed)
-    laws = log_law(logits, sampling) if sampling.temperature else logits.log_softmax(-1)
+    distributions = log_probs(logits, sampling) if sampling.temperature else logits.log_softmax(-1)
     tokens, generator = [7] * TREE.size, torch.Generator().manual_seed(seed)
     for node in inner:
         children = TREE.children[node]
-        drawn = draw_without_replacement(laws[law_rows[node], None], len(children), generator)[0].tolist()
-        assert min(drawn) >= 0, "a law with a token for every child"
+        drawn = draw_without_replacement(distributions[distribution_rows[node], None], len(children), generator)[
+            0
+        ].tolist()
+        assert min(drawn) >= 0, "a distribution with a token for every child"
         for child, token in zip(children, drawn):
             tokens[child] = token
-    return DrawnTree(TREE, tokens, TREE.size, law_rows - 1, joined([laws], sampling), law_rows)
+    return DraftTree(
+        TREE, tokens, TREE.size, distribution_rows - 1, joined([distributions], sampling), distribution_rows
+    )
 
 
 def scored(sampling, seed=0):
-    drawn = drawn_tree(sampling, seed)
+    drawn = draft_tree(sampling, seed)
     penalty = sampling.repetition_penalty
     bound = replace(sampling, rules=(RepetitionPenalty(penalty),) if penalty != 1 else ())
     return Scored.of(drawn, random_logits(drawn.tree.size, seed + 1), [3, 5, 7], bound)
 
 
 def observed(scored, nodes):
-    """Each node's own laws and children, observed alone; -1 beyond its last child."""
+    """Each node's own distributions and children, observed alone; -1 beyond its last child."""
     total, most = Acceptance.empty(), max(map(len, TREE.children))
     for node in nodes:
         ids = torch.tensor([node])
         children = [scored.drawn.tokens[child] for child in TREE.children[node]]
         children = torch.tensor([children + [-1] * (most - len(children))])
-        total += observe(scored.laws.target(ids), scored.draft_law(ids), children)
+        total += observe(scored.distributions.target(ids), scored.draft_distribution(ids), children)
     return total
 
 
@@ -94,10 +100,10 @@ def measured_pair(pair):
 def test_a_pass_teaches_what_its_path_shows(sampling, pair):
     known, one = LearnedAcceptance(*pair), scored(sampling)
     assert known.now(sampling).positions == 0
-    known.learn(one, Verdict(PATH, 0))
+    known.learn(one, AcceptedPath(PATH, 0))
     assert_equal(known.now(sampling), observed(one, [0, *PATH]))
     other = scored(sampling, seed=5)
-    known.learn(other, Verdict([2], 0))  # a leaf, under which nothing was drawn
+    known.learn(other, AcceptedPath([2], 0))  # a leaf, under which nothing was drawn
     assert_equal(known.now(sampling), observed(one, [0, *PATH]) + observed(other, [0]))
     assert known.measured(sampling).positions == 0, "what was known at the start stays"
     assert known.now(Sampling(temperature=0.3)).positions == 0, "another setting learns nothing"
@@ -106,9 +112,9 @@ def test_a_pass_teaches_what_its_path_shows(sampling, pair):
 def test_a_greedy_pass_teaches_ranks(pair):
     known, greedy = LearnedAcceptance(*pair), Sampling(temperature=0, repetition_penalty=1.5)
     one = scored(greedy)
-    known.learn(one, Verdict(PATH, 0))
+    known.learn(one, AcceptedPath(PATH, 0))
     nodes = torch.tensor([0, *PATH])
-    assert_equal(known.now(greedy), observe_greedy(one.processed(nodes), one.draft_law(nodes)))
+    assert_equal(known.now(greedy), observe_greedy(one.processed(nodes), one.draft_distribution(nodes)))
     assert known.now(greedy).scale_positions == 3
 
 
@@ -120,7 +126,7 @@ def test_candidates_from_the_text_teach_nothing(pair):
     longer = Scored.of(joined, torch.cat((one.logits, random_logits(3, 9))), [3, 5, 7], sampling)
     assert joined.tree.size == TREE.size + 3 and joined.tree.parents[TREE.size] == 1
     known = LearnedAcceptance(*pair)
-    known.learn(longer, Verdict([1, TREE.size, TREE.size + 1], 0))
+    known.learn(longer, AcceptedPath([1, TREE.size, TREE.size + 1], 0))
     assert_equal(known.now(sampling), observed(one, [0, 1]))
 
 
@@ -139,10 +145,10 @@ def test_a_well_known_pair_is_looked_at_now_and_then(measured_pair, monkeypatch)
     one = scored(sampling)
     before = known.now(sampling).positions
     for _ in range(24):
-        known.learn(one, Verdict([], 0))
+        known.learn(one, AcceptedPath([], 0))
     assert known.now(sampling).positions - before == pytest.approx(3)
     for _ in range(24):
-        known.learn(scored(Sampling()), Verdict([], 0))
+        known.learn(scored(Sampling()), AcceptedPath([], 0))
     assert known.now(Sampling()).positions == pytest.approx(50 + 24), "another setting is not known as well"
 
 

@@ -10,9 +10,9 @@ from offload_runtime.options.run_options import Options
 from offload_runtime.planning.planning import prepare
 from offload_runtime.speculation import ngram_lookup as repeated_text_trees
 from offload_runtime.speculation import verification
-from offload_runtime.speculation.ngram_lookup import NAME, Chances, RepeatedTextTrees, repetition
+from offload_runtime.speculation.ngram_lookup import NAME, Chances, NgramTrees, repetition
 from sequoia_tree.sampling import draw
-from sequoia_tree.verify import Verdict
+from sequoia_tree.verify import AcceptedPath
 from tests.offload_runtime.exactness import test_sampling_exactness as exactness
 from tests.offload_runtime.speculation.test_automatic_tree import Times
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, streaming_runtime
@@ -29,7 +29,7 @@ def target():
 
 def set_times(runtime: OffloadRuntime, passes: Callable[[int], float]) -> None:
     policy = runtime._decoder._policy
-    assert isinstance(policy, RepeatedTextTrees)
+    assert isinstance(policy, NgramTrees)
     policy._times, policy._timed = Times(passes), 2
 
 
@@ -90,7 +90,7 @@ def test_trees_grow_with_what_was_right_and_shrink_with_what_was_not():
         tree_size, tree_depth, rows, slots, seconds_per_pass = 16, 15, 64, 0, None
 
     def nodes(right: bool) -> int:
-        policy = RepeatedTextTrees(Plan())
+        policy = NgramTrees(Plan())
         policy._times, policy._timed = Times(lambda rows: 1 + 0.2 * rows), 2
         for _ in range(30):
             for length in range(33):
@@ -154,20 +154,22 @@ def repeating(monkeypatch):
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.6, "top_p": 0.9}, {"repetition_penalty": 2.0}], ids=str)
-def test_sampled_text_follows_the_law_of_the_target(repeating, sampling):
+def test_sampled_text_follows_the_distribution_of_the_target(repeating, sampling):
     counts, single_passes = exactness.sampled(repeating, range(300), **sampling)
-    assert exactness.agreement(counts, exactness.joint_law(**sampling)) > 1e-4
+    assert exactness.agreement(counts, exactness.joint_distribution(**sampling)) > 1e-4
     assert repeating.last_reply.stats.drafted > 2 and single_passes < 0.95
 
 
 def test_repetitions_that_are_accepted_without_a_match_are_found(repeating, monkeypatch):
     """The control."""
 
-    def accept_unseen(tree, tokens, verdict, nodes, laws, generator):
-        child = next((node for node in nodes if tree.parents[node] == verdict.last), None)
+    def accept_unseen(tree, tokens, accepted_path, nodes, distributions, generator):
+        child = next((node for node in nodes if tree.parents[node] == accepted_path.last), None)
         if child is None:
-            return verdict
-        return Verdict([*verdict.path, child], draw(laws.target(torch.tensor([child]))[0], generator))
+            return accepted_path
+        return AcceptedPath(
+            [*accepted_path.path, child], draw(distributions.target(torch.tensor([child]))[0], generator)
+        )
 
     monkeypatch.setattr(verification, "follow", accept_unseen)
     exactness.assert_found(repeating, 300)

@@ -7,7 +7,7 @@ import pytest
 from offload_runtime.speculation import automatic_tree, tree_policy
 from offload_runtime.speculation.automatic_tree import AutomaticTree
 from offload_runtime.speculation.methods import PLAIN, Method
-from offload_runtime.speculation.ngram_lookup import RepeatedTextTrees
+from offload_runtime.speculation.ngram_lookup import NgramTrees
 from offload_runtime.speculation.tree_policy import FixedTree, PassFacts
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.choose import Chooser
@@ -118,6 +118,6 @@ def test_plain_decoding_is_tried_where_it_is_not_twice_as_slow(times_as_slow: fl
 
 @pytest.mark.parametrize(("gain", "proposed"), [(1.01, False), (1.06, True)])
 def test_a_repetition_is_proposed_where_it_gains_more_than_times_are_wrong_by(gain: float, proposed: bool) -> None:
-    policy = RepeatedTextTrees(PLAN)  # type: ignore[arg-type]
+    policy = NgramTrees(PLAN)  # type: ignore[arg-type]
     policy._times = Times(1.0)  # type: ignore[assignment]
     assert bool(policy._worthwhile([gain - 1])) == proposed

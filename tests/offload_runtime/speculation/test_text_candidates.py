@@ -1,16 +1,16 @@
-"""Continuations taken from the text join the tree, are accepted where they are right, and keep the law exact."""
+"""Continuations taken from the text join the tree, are accepted where they are right, and leave sampling exact."""
 
 import numpy as np
 import pytest
 import torch
 
 from offload_runtime import OffloadRuntime
-from offload_runtime.speculation import adaptive_growth, text_candidates, verification
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation import adaptive_drafting, text_candidates, verification
+from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.text_candidates import Candidates, RepeatedText, with_candidates
 from sequoia_tree import Tree
 from sequoia_tree.sampling import draw
-from sequoia_tree.verify import Verdict
+from sequoia_tree.verify import AcceptedPath
 from tests.offload_runtime.exactness import test_sampling_exactness as exactness
 from tests.samples.tiny_models import checkpoint, greedy
 
@@ -20,7 +20,7 @@ OPTIONS = {"device": "cpu", "context_length": 48, "tree": "adaptive", "tree_size
 
 def drawn(parents, tokens):
     rows = np.arange(len(tokens))
-    return DrawnTree(Tree(parents), tokens, len(tokens), rows - 1, torch.zeros(len(tokens), 6), rows)
+    return DraftTree(Tree(parents), tokens, len(tokens), rows - 1, torch.zeros(len(tokens), 6), rows)
 
 
 def test_a_text_that_repeats_itself_is_continued_as_before():
@@ -49,7 +49,7 @@ def test_candidates_go_on_where_drawn_nodes_end(tokens, most, parents, chain):
     tree = with_candidates(drawn([-1, 0, 1], [4, 5, 7]), Candidates(tokens, most))
     assert tree.tree.parents == [-1, 0, 1, *parents] and tree.tokens == [4, 5, 7, *chain]
     assert tree.drawn == 3 and tree.drawn_part == Tree([-1, 0, 1])
-    assert tree.columns[3:].tolist() == tree.law_rows[3:].tolist() == [-1] * len(chain)
+    assert tree.columns[3:].tolist() == tree.distribution_rows[3:].tolist() == [-1] * len(chain)
 
 
 def test_greedy_text_with_candidates_is_the_targets_own():
@@ -71,25 +71,27 @@ def repeating(monkeypatch):
         yield runtime
 
 
-def test_sampled_text_with_candidates_follows_the_law_of_the_target(repeating, monkeypatch):
+def test_sampled_text_with_candidates_follows_the_distribution_of_the_target(repeating, monkeypatch):
     joined = []
 
     def counted(tree, candidates):
         joined.append(with_candidates(tree, candidates))
         return joined[-1]
 
-    monkeypatch.setattr(adaptive_growth, "with_candidates", counted)
+    monkeypatch.setattr(adaptive_drafting, "with_candidates", counted)
     counts, _ = exactness.sampled(repeating, range(300))
-    assert exactness.agreement(counts, exactness.joint_law()) > 1e-4
+    assert exactness.agreement(counts, exactness.joint_distribution()) > 1e-4
     assert sum(tree.tree.size > tree.drawn for tree in joined) > 225
 
 
 def test_candidates_that_are_accepted_without_a_match_are_found(repeating, monkeypatch):
-    def accept_unseen(tree, tokens, verdict, nodes, laws, generator):
-        child = next((node for node in nodes if tree.parents[node] == verdict.last), None)
+    def accept_unseen(tree, tokens, accepted_path, nodes, distributions, generator):
+        child = next((node for node in nodes if tree.parents[node] == accepted_path.last), None)
         if child is None:
-            return verdict
-        return Verdict([*verdict.path, child], draw(laws.target(torch.tensor([child]))[0], generator))
+            return accepted_path
+        return AcceptedPath(
+            [*accepted_path.path, child], draw(distributions.target(torch.tensor([child]))[0], generator)
+        )
 
     monkeypatch.setattr(verification, "follow", accept_unseen)
     exactness.assert_found(repeating, 300)

@@ -76,7 +76,7 @@ def test_every_card_has_a_plan_that_fills_it(card) -> None:
     machine = planned_machine(card.key, cpu(16 * GIB, disk=2e9), 256 * GIB)
     plan = make_plan(LLAMA3_70B, None, machine)
     left = plan.device_budget - plan.device_bytes
-    assert left >= 0 and (not plan.slots or left < max(unit.nbytes for unit in LLAMA3_70B.units))
+    assert left >= 0 and (not plan.slots or left < max(layer.nbytes for layer in LLAMA3_70B.layers))
     assert plan.device_budget <= card.mebibytes * 2**20 and plan.host_budget <= 256 * GIB
     assert Tier.DISK not in plan.tiers and bool(plan.slots) == (plan.seconds_per_pass is not None)
 
@@ -157,8 +157,8 @@ def test_decoding_products_and_attention_follow_one_another(tmp_path: Path) -> N
     spec = read_spec(target)
     plan = make_plan(spec, None, machine, Limits(context_length=4096))
     one_pass = plan.target_cost(spec).seconds(768, 768, 2048)
-    values = sum(unit.decoded_bytes for unit in spec.units) / 2
-    decoding = sum(unit.packed_bytes + unit.decoded_bytes for unit in spec.units) / machine.memory_bandwidth
+    values = sum(layer.decoded_bytes for layer in spec.layers) / 2
+    decoding = sum(layer.packed_bytes + layer.decoded_bytes for layer in spec.layers) / machine.memory_bandwidth
     products = 2 * 768 * values / machine.flops
     attention = 80 * 4 * 768 * (2048 + 768) * 8192 / machine.attention_flops
     assert one_pass.compute == pytest.approx(decoding + products + attention, rel=0.02)

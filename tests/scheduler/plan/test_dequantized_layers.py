@@ -11,8 +11,8 @@ from scheduler.plan.plan import Limits, Plan, make_plan
 from scheduler.sizes import GIB
 from tests.plan_samples import LLAMA3_8B, LLAMA3_8B_INT4, LLAMA3_70B_INT4, LLAMA_68M, gpu, packed
 
-GROWTH = LLAMA3_8B.units[0].nbytes - LLAMA3_8B_INT4.units[0].nbytes
-DRAFT = replace(LLAMA_68M, name="llama-68m-int4", units=tuple(packed(unit, 5_000_000) for unit in LLAMA_68M.units))
+DRAFTING = LLAMA3_8B.layers[0].nbytes - LLAMA3_8B_INT4.layers[0].nbytes
+DRAFT = replace(LLAMA_68M, name="llama-68m-int4", layers=tuple(packed(layer, 5_000_000) for layer in LLAMA_68M.layers))
 SHORT = Limits(context_length=1024)
 
 
@@ -23,18 +23,18 @@ def items(plan: Plan) -> dict[str, int]:
 def test_all_layers_where_there_is_memory():
     plan = make_plan(LLAMA3_8B_INT4, None, gpu(24 * GIB), SHORT)
     assert plan.decoded == DecodedLayers(32, 0)
-    assert items(plan)["target, 32 decoded layers"] == 32 * LLAMA3_8B.units[0].nbytes
+    assert items(plan)["target, 32 decoded layers"] == 32 * LLAMA3_8B.layers[0].nbytes
     assert items(plan)["a packed layer, while it is decoded"] == 113_000_000
-    assert plan.weight_bytes == LLAMA3_8B_INT4.outer_bytes + 32 * 113_000_000, "what the files hold"
+    assert plan.weight_bytes == LLAMA3_8B_INT4.embeddings_and_head_bytes + 32 * 113_000_000, "what the files hold"
 
 
-@given(st.integers(0, 34 * GROWTH))
-@example(113_000_000 + 31 * GROWTH)
+@given(st.integers(0, 34 * DRAFTING))
+@example(113_000_000 + 31 * DRAFTING)
 def test_as_many_layers_as_fit(room):
     """More memory never decodes fewer, and never more than it holds."""
-    least = make_plan(LLAMA3_8B_INT4, None, gpu(24 * GIB), SHORT).device_bytes - 32 * GROWTH - 113_000_000
+    least = make_plan(LLAMA3_8B_INT4, None, gpu(24 * GIB), SHORT).device_bytes - 32 * DRAFTING - 113_000_000
     plan = make_plan(LLAMA3_8B_INT4, None, gpu(24 * GIB), replace(SHORT, device_memory=least + room))
-    assert plan.decoded == DecodedLayers(min(32, max(0, room - 113_000_000) // GROWTH), 0)
+    assert plan.decoded == DecodedLayers(min(32, max(0, room - 113_000_000) // DRAFTING), 0)
     assert plan.device_bytes <= plan.device_budget and plan.slots == 0
     packed = 32 - plan.decoded.target
     if 0 < packed < 32:
@@ -45,10 +45,10 @@ def test_the_draft_comes_first():
     limits = replace(SHORT, tree_size=8)
     everything = make_plan(LLAMA3_8B_INT4, DRAFT, gpu(24 * GIB), limits)
     assert everything.decoded == DecodedLayers(32, 2)
-    growth = sum(unit.decoded.nbytes - unit.nbytes for unit in DRAFT.units)
-    tight = everything.device_bytes - 32 * GROWTH
+    drafting = sum(layer.decoded.nbytes - layer.nbytes for layer in DRAFT.layers)
+    tight = everything.device_bytes - 32 * DRAFTING
     assert make_plan(LLAMA3_8B_INT4, DRAFT, gpu(24 * GIB), replace(limits, device_memory=tight)).decoded.draft == 2
-    tighter = replace(limits, device_memory=tight - growth)
+    tighter = replace(limits, device_memory=tight - drafting)
     assert make_plan(LLAMA3_8B_INT4, DRAFT, gpu(24 * GIB), tighter).decoded == NONE_DECODED
 
 
@@ -65,8 +65,8 @@ def test_none_where_nothing_is_packed():
 
 def test_a_layer_that_is_not_packed_is_passed_over():
     """Some checkpoints leave their first or last layers as they are."""
-    units = (LLAMA3_8B.units[0], *LLAMA3_8B_INT4.units[1:-1], LLAMA3_8B.units[-1])
-    plan = make_plan(replace(LLAMA3_8B_INT4, units=units), None, gpu(24 * GIB), SHORT)
+    layers = (LLAMA3_8B.layers[0], *LLAMA3_8B_INT4.layers[1:-1], LLAMA3_8B.layers[-1])
+    plan = make_plan(replace(LLAMA3_8B_INT4, layers=layers), None, gpu(24 * GIB), SHORT)
     assert plan.decoded == DecodedLayers(31, 0)
 
 
@@ -76,4 +76,4 @@ def test_decoded_layers_make_quicker_passes():
     before_use = replace(plan, decoded=NONE_DECODED)
     quick, slow = (one.target_cost(LLAMA3_8B_INT4).seconds(1, 1, 0).total for one in (plan, before_use))
     per_layer = slow - quick
-    assert per_layer == pytest.approx(32 * (113_000_000 + LLAMA3_8B.units[0].nbytes) / 1e12, rel=1e-3)
+    assert per_layer == pytest.approx(32 * (113_000_000 + LLAMA3_8B.layers[0].nbytes) / 1e12, rel=1e-3)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from loaders.checkpoint.spec import UnitSpec
+from loaders.checkpoint.spec import LayerSpec
 from scheduler.machine.machine import Machine
 from scheduler.plan.expert_choice import ExpertChoice
-from scheduler.plan.pass_cost import FETCH_SECONDS, PassCost, expected_hits
+from scheduler.plan.pass_cost import FETCH_SECONDS, PassCost, expected_routed
 from scheduler.plan.placement import Tier
 from scheduler.plan.plan import make_plan
 from scheduler.plan.simulation import Stage, simulate
@@ -17,8 +17,8 @@ from tests.plan_samples import LLAMA2_70B, gpu, model
 
 LAYERS, EXPERTS = 8, 1_000_000_000
 DENSE = 100_000_000
-LAYER = UnitSpec("", DENSE + EXPERTS, DENSE + EXPERTS, experts=64, expert_bytes=EXPERTS, expert_disk_bytes=EXPERTS)
-MIXTURE = replace(model("mixture", [0], 0, 1024), units=(LAYER,) * LAYERS, experts_per_token=4)
+LAYER = LayerSpec("", DENSE + EXPERTS, DENSE + EXPERTS, experts=64, expert_bytes=EXPERTS, expert_disk_bytes=EXPERTS)
+MIXTURE = replace(model("mixture", [0], 0, 1024), layers=(LAYER,) * LAYERS, experts_per_token=4)
 CPU = Machine(
     "cpu", "test CPU", 64 * GIB, 64 * GIB, 64 * GIB, 64 * GIB, 2, disk_bandwidth=2e9, flops=1e15, memory_bandwidth=1e15
 )
@@ -30,15 +30,15 @@ def choice(machine=CPU, tier=Tier.DISK, spec=MIXTURE) -> ExpertChoice:
 
 
 def test_hits_expected_of_tokens_that_choose_at_random():
-    assert expected_hits(64, 4, 1) == pytest.approx(4)
-    assert expected_hits(64, 4, 2) == pytest.approx(4 + 4 * 60 / 64)
-    assert expected_hits(64, 4, 10_000) == pytest.approx(64)
-    assert expected_hits(0, 0, 3) == 0
+    assert expected_routed(64, 4, 1) == pytest.approx(4)
+    assert expected_routed(64, 4, 2) == pytest.approx(4 + 4 * 60 / 64)
+    assert expected_routed(64, 4, 10_000) == pytest.approx(64)
+    assert expected_routed(0, 0, 3) == 0
 
 
 @pytest.mark.parametrize("machine, tier", [(CPU, Tier.DISK), (GPU, Tier.DISK), (GPU, Tier.HOST)])
 def test_few_tokens_fetch_and_many_stream(machine, tier):
-    decided = [choice(machine, tier).only_hits(rows, 100) for rows in (1, 8, 200, 2000)]
+    decided = [choice(machine, tier).only_routed(rows, 100) for rows in (1, 8, 200, 2000)]
     assert decided == [True, True, False, False]
 
 
@@ -53,37 +53,37 @@ def test_fetched_bytes_and_latency_make_the_difference():
 
 def test_experts_too_small_to_be_worth_asking_for():
     layer = replace(LAYER, nbytes=110_000, disk_bytes=110_000, expert_bytes=100_000, expert_disk_bytes=100_000)
-    assert not choice(spec=replace(MIXTURE, units=(layer,) * LAYERS)).only_hits(1, 0)
+    assert not choice(spec=replace(MIXTURE, layers=(layer,) * LAYERS)).only_routed(1, 0)
 
 
 def test_without_a_known_speed_half_the_experts_decide():
     unknown = choice(replace(CPU, disk_bandwidth=None))
-    assert unknown.only_hits(8, 0) and not unknown.only_hits(16, 0)
-    assert expected_hits(64, 4, 8) < 32 < expected_hits(64, 4, 16)
+    assert unknown.only_routed(8, 0) and not unknown.only_routed(16, 0)
+    assert expected_routed(64, 4, 8) < 32 < expected_routed(64, 4, 16)
 
 
 def test_models_without_experts_never_fetch():
-    assert not choice(spec=replace(MIXTURE, experts_per_token=0)).only_hits(1, 0)
-    assert not choice(spec=replace(MIXTURE, units=model("plain", [DENSE] * LAYERS, 0, 1).units)).only_hits(1, 0)
-    assert not choice(spec=replace(MIXTURE, experts_per_token=64)).only_hits(1, 0)
+    assert not choice(spec=replace(MIXTURE, experts_per_token=0)).only_routed(1, 0)
+    assert not choice(spec=replace(MIXTURE, layers=model("plain", [DENSE] * LAYERS, 0, 1).layers)).only_routed(1, 0)
+    assert not choice(spec=replace(MIXTURE, experts_per_token=64)).only_routed(1, 0)
 
 
 def test_tokens_that_are_alike_hit_fewer_as_is_learnt():
     learning = choice()
-    before = learning.hits(32)
+    before = learning.routed(32)
     for _ in range(60):
         learning.observe(32, [20] * LAYERS)
-    assert learning.hits(32) == pytest.approx(20, rel=0.01) and before > 50
-    assert learning.hits(1) == pytest.approx(4)
-    assert learning.only_hits(200, 0) and not choice().only_hits(200, 0)
+    assert learning.routed(32) == pytest.approx(20, rel=0.01) and before > 50
+    assert learning.routed(1) == pytest.approx(4)
+    assert learning.only_routed(200, 0) and not choice().only_routed(200, 0)
 
 
-@pytest.mark.parametrize("rows, hits", [(1, [4, 4]), (8, []), (8, [64, 64]), (8, [0])])
-def test_any_observation_leaves_sensible_numbers(rows, hits):
+@pytest.mark.parametrize("rows, routed", [(1, [4, 4]), (8, []), (8, [64, 64]), (8, [0])])
+def test_any_observation_leaves_sensible_numbers(rows, routed):
     learning = choice()
     for _ in range(100):
-        learning.observe(rows, hits)
-    assert 3.9 < learning.hits(1) <= learning.hits(8) <= 64
+        learning.observe(rows, routed)
+    assert 3.9 < learning.routed(1) <= learning.routed(8) <= 64
 
 
 def test_on_paper_a_fetch_holds_up_everything_behind_it():
@@ -98,11 +98,11 @@ def test_on_paper_a_fetch_holds_up_everything_behind_it():
 def test_a_disk_that_is_slower_than_was_measured_is_learnt():
     """A rate out of the page cache makes everything look like computing."""
     learning = choice(replace(CPU, disk_bandwidth=1e14, memory_bandwidth=1e11))
-    assert not learning.only_hits(1, 0)
+    assert not learning.only_routed(1, 0)
     learning.observe_reading(0, 0.0)
     for _ in range(3):
         learning.observe_reading(1_000_000_000, 1.0)
-    assert learning.only_hits(1, 0) and not learning.only_hits(2000, 0)
+    assert learning.only_routed(1, 0) and not learning.only_routed(2000, 0)
 
 
 def test_plans_say_what_one_token_streams():

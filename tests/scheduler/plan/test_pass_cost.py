@@ -23,9 +23,9 @@ from tests.plan_samples import LLAMA2_70B, LLAMA_68M, cpu, gpu, packed
 
 SPEED = {"flops": 1e11, "memory_bandwidth": 2e10, "product_bandwidth": 5e9}
 CPU = Machine("cpu", "test CPU", 64 * GIB, 48 * GIB, 64 * GIB, 48 * GIB, cores=2, disk_bandwidth=2e9, **SPEED)
-LAYER = LLAMA2_70B.units[0].nbytes
+LAYER = LLAMA2_70B.layers[0].nbytes
 HEAD = 2 * LLAMA2_70B.vocab_size * LLAMA2_70B.hidden_size  # bytes in bfloat16, and operations of a row
-LAYERS = len(LLAMA2_70B.units)
+LAYERS = len(LLAMA2_70B.layers)
 
 
 def attention(rows: int, context: int) -> float:
@@ -56,8 +56,8 @@ def test_a_processor_of_which_less_is_known_reads_at_one_speed():
 
 
 def test_a_processor_decodes_packed_weights_value_by_value():
-    units = tuple(packed(unit, LAYER // 4) for unit in LLAMA2_70B.units)
-    spec = replace(LLAMA2_70B, units=units)
+    layers = tuple(packed(layer, LAYER // 4) for layer in LLAMA2_70B.layers)
+    spec = replace(LLAMA2_70B, layers=layers)
     decoding = (LAYER / 4 + LAYER) / 2e10 + LAYER / 2 * DECODED_VALUE_SECONDS
     layer = decoding + LAYER / 2e10 + attention(1, 0) / 1e11 + LAYER_SECONDS
     assert resident_cost(spec, CPU).seconds(1, 1, 0).total == pytest.approx(LAYERS * layer + HEAD / 2e10)
@@ -79,8 +79,8 @@ def test_a_gpu_reads_and_multiplies_side_by_side_and_then_attends_at_its_own_spe
 @pytest.mark.parametrize("rows", [1, 768])
 def test_a_gpu_decodes_before_it_multiplies(rows: int):
     """On one stream: while weights are decoded nothing is multiplied."""
-    units = tuple(packed(unit, LAYER // 4) for unit in LLAMA2_70B.units)
-    cost = resident_cost(replace(LLAMA2_70B, units=units), FAST_GPU)
+    layers = tuple(packed(layer, LAYER // 4) for layer in LLAMA2_70B.layers)
+    cost = resident_cost(replace(LLAMA2_70B, layers=layers), FAST_GPU)
     plain = resident_cost(LLAMA2_70B, FAST_GPU).seconds(rows, rows, 0).total
     assert cost.seconds(rows, rows, 0).total == pytest.approx(plain + LAYERS * (LAYER + LAYER // 4) / 1e12)
 
@@ -94,7 +94,7 @@ def test_attention_that_is_written_out_moves_its_scores():
 
 def test_a_pass_from_disk_takes_the_disk_its_time():
     cost = PassCost(LLAMA2_70B, (Tier.DISK,) * LAYERS, 2, CPU)
-    reading = sum(unit.disk_bytes for unit in LLAMA2_70B.units) / 2e9
+    reading = sum(layer.disk_bytes for layer in LLAMA2_70B.layers) / 2e9
     assert cost.seconds(1, 1, 0).total == pytest.approx(reading, rel=0.03)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loaders.checkpoint.spec import ModelSpec, UnitSpec
+from loaders.checkpoint.spec import LayerSpec, ModelSpec
 from loaders.errors import UnsupportedModelError
 from loaders.io.direct import ALIGNMENT, CHUNK_BYTES, THREADS
 from scheduler.errors import DoesNotFitError
@@ -53,12 +53,12 @@ SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_heads": 8}
 
 def check(plan: Plan, spec: ModelSpec) -> None:
     """What every plan must satisfy."""
-    assert len(plan.tiers) == len(spec.units)
+    assert len(plan.tiers) == len(spec.layers)
     assert plan.device_bytes <= plan.device_budget and plan.host_bytes <= plan.host_budget
-    streamed = [unit for unit, tier in zip(spec.units, plan.tiers, strict=True) if tier is not Tier.DEVICE]
-    assert plan.slot_bytes == max((unit.nbytes for unit in streamed), default=0)
+    streamed = [layer for layer, tier in zip(spec.layers, plan.tiers, strict=True) if tier is not Tier.DEVICE]
+    assert plan.slot_bytes == max((layer.nbytes for layer in streamed), default=0)
     assert plan.slots in ((2, 3) if streamed else (0,))
-    assert plan.streamed_bytes == sum(unit.nbytes for unit in streamed)
+    assert plan.streamed_bytes == sum(layer.nbytes for layer in streamed)
     assert plan.tree_size <= plan.rows and plan.cache_rows == plan.context_length + plan.tree_size + 1
     assert plan.context_length <= plan.context_wanted
     if plan.device == "cpu":
@@ -92,7 +92,7 @@ def test_more_memory_never_streams_more(sizes: list[int], budget: int, more: int
         return
     larger = make_plan(spec, TINY_DRAFT, machine, replace(limits, device_memory=budget + more))
     longer_prompts = larger.rows > plan.rows
-    assert larger.streamed_bytes <= plan.streamed_bytes + longer_prompts * max(unit.nbytes for unit in spec.units)
+    assert larger.streamed_bytes <= plan.streamed_bytes + longer_prompts * max(layer.nbytes for layer in spec.layers)
     assert larger.rows >= plan.rows or not larger.slots
 
 
@@ -204,7 +204,7 @@ def test_items_account_for_everything() -> None:
     assert items[f"target, {layers} resident layers"].device_bytes == layers * 1_711_309_824
     streamed = items[f"target, {80 - layers} streamed layers (2 slots)"]
     assert streamed.device_bytes == 2 * 1_711_309_824 and streamed.host_bytes == plan.streamed_bytes
-    assert items["embeddings, norm and head"].device_bytes == LLAMA2_70B.outer_bytes
+    assert items["embeddings, norm and head"].device_bytes == LLAMA2_70B.embeddings_and_head_bytes
     assert items["draft llama-68m (bfloat16)"].device_bytes == 136_000_000
     assert items["KV caches, 4096 + 512 tokens"].device_bytes == 4609 * (327_680 + 6144)
     assert items[f"workspace, {2048 + 511} rows"].device_bytes == plan.workspace_bytes > 512 * 32_000 * 4
@@ -239,17 +239,17 @@ def test_host_memory_first_then_disk() -> None:
     plan = make_plan(LLAMA2_70B, None, gpu(24 * GIB, disk=2e9), Limits(host_memory=32 * GIB))
     on_host, on_disk = plan.tiers.count(Tier.HOST), plan.tiers.count(Tier.DISK)
     assert on_host in (17, 18) and residents(plan) + on_host + on_disk == 80
-    # the disk is read ahead while units from host memory cross the link: it alone is waited for
+    # the disk is read ahead while layers from host memory cross the link: it alone is waited for
     assert plan.seconds_per_pass == pytest.approx(on_disk * 1_711_309_824 / 2e9)
     assert plan.host_bytes > (on_host + 2) * 1_711_309_824 > 30e9  # two are read ahead beside those that stay
 
 
 def test_room_for_reading_ahead_is_kept_only_where_something_is_read() -> None:
-    """One byte less than all units need puts three on disk: the one that is short, and two for what it is read into."""
-    units = 80 * 1_711_309_824
+    """One byte less than all layers need puts three on disk: the one that is short, and two for what is read."""
+    layers = 80 * 1_711_309_824
     whole = make_plan(LLAMA2_70B, None, gpu(24 * GIB), Limits(host_memory=400 * GIB))
     needed = whole.host_bytes
-    assert Tier.DISK not in whole.tiers and needed < units
+    assert Tier.DISK not in whole.tiers and needed < layers
     assert make_plan(LLAMA2_70B, None, gpu(24 * GIB), Limits(host_memory=needed)).tiers == whole.tiers
     less = make_plan(LLAMA2_70B, None, gpu(24 * GIB), Limits(host_memory=needed - 1))
     assert less.tiers.count(Tier.DISK) == 3 and less.host_bytes <= needed - 1
@@ -259,7 +259,7 @@ def test_memory_that_cannot_be_pinned_is_named_and_costs_what_the_slower_way_tak
     machine = replace(gpu(24 * GIB), pinned_limit=4 * GIB, pageable_bandwidth=8e9)
     plan = make_plan(LLAMA2_70B, None, machine)
     on_host = plan.tiers.count(Tier.HOST)
-    assert plan.pageable_bytes == (on_host - 2) * 1_711_309_824  # 4 GiB hold two units and what moves them
+    assert plan.pageable_bytes == (on_host - 2) * 1_711_309_824  # 4 GiB hold two layers and what moves them
     slow, fast = plan.pageable_bytes / 8e9, 2 * 1_711_309_824 / 25e9
     assert plan.seconds_per_pass == pytest.approx(slow + fast, rel=0.01)
     assert make_plan(LLAMA2_70B, None, replace(machine, pinned_limit=None)).pageable_bytes == 0
@@ -274,7 +274,7 @@ def test_without_a_gpu_the_rest_is_read_from_disk() -> None:
 
 
 def test_disk_bytes_are_counted_as_stored() -> None:
-    stored = replace(TINY, units=tuple(replace(unit, disk_bytes=unit.nbytes // 2) for unit in TINY.units))
+    stored = replace(TINY, layers=tuple(replace(layer, disk_bytes=layer.nbytes // 2) for layer in TINY.layers))
     plan = make_plan(stored, None, cpu(GIB), replace(TINY_ROWS, device_memory=12 * MIB))
     assert plan.slots and plan.streamed_bytes == plan.tiers.count(Tier.DISK) * 2_150_400 // 2
 
@@ -286,9 +286,9 @@ def test_unknown_bandwidths_predict_nothing() -> None:
 
 
 def test_three_slots_for_small_or_uneven_units_and_two_where_three_do_not_fit() -> None:
-    assert wanted_slots(LLAMA2_70B.units) == 2 and wanted_slots(TINY.units) == 3
-    mixture = [UnitSpec("", size * GIB, 0) for size in (1, 5, 1, 5)]
-    few_dense_layers_first = [UnitSpec("", size * GIB, 0) for size in (1, 1, 1, *[5] * 58)]
+    assert wanted_slots(LLAMA2_70B.layers) == 2 and wanted_slots(TINY.layers) == 3
+    mixture = [LayerSpec("", size * GIB, 0) for size in (1, 5, 1, 5)]
+    few_dense_layers_first = [LayerSpec("", size * GIB, 0) for size in (1, 1, 1, *[5] * 58)]
     assert wanted_slots(mixture) == 3 and wanted_slots(few_dense_layers_first) == 2
     tight = make_plan(TINY, None, cpu(GIB), replace(TINY_ROWS, device_memory=12 * MIB))
     assert tight.slots == 3
@@ -344,7 +344,7 @@ def test_short_layers_leave_no_room_for_long_prompts() -> None:
 
 
 def test_a_default_tree_shrinks_before_the_planner_gives_up_but_a_given_one_does_not() -> None:
-    wide, fixed = replace(LLAMA3_70B, units=LLAMA3_70B.units[:10]), Limits(context_length=4096, tree_size=512)
+    wide, fixed = replace(LLAMA3_70B, layers=LLAMA3_70B.layers[:10]), Limits(context_length=4096, tree_size=512)
     fits_512 = make_plan(wide, LLAMA_68M, gpu(24 * GIB), fixed)
     least = workspace_bytes((wide, LLAMA_68M), PassShape(4096, 512, 512)) - fits_512.workspace_bytes - 100 * MIB
     capped = replace(fixed, device_memory=fits_512.device_bytes - residents(fits_512) * 1_711_309_824 + least)

@@ -73,13 +73,13 @@ def test_the_real_ring_keeps_the_predicted_order_of_times():
 
     def one_pass() -> float:
         begin = time.perf_counter()
-        for unit, stage in enumerate(stages):
-            ring.acquire(unit)
+        for layer, stage in enumerate(stages):
+            ring.acquire(layer)
             time.sleep(stage.compute)
             ring.release()
         return time.perf_counter() - begin
 
-    ring = Ring(range(8), [torch.empty(1) for _ in range(2)], lambda unit, slot: time.sleep(stages[unit].copy))
+    ring = Ring(range(8), [torch.empty(1) for _ in range(2)], lambda layer, slot: time.sleep(stages[layer].copy))
     try:
         measured = min(one_pass() for _ in range(6))
     finally:

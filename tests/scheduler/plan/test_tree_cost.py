@@ -30,7 +30,7 @@ def test_no_tree_is_not_verified():
 
 
 def test_predictions_count_both(monkeypatch):
-    deep = replace(TINY, units=TINY.units * 50)  # whose passes are worth a tree
+    deep = replace(TINY, layers=TINY.layers * 50)  # whose passes are worth a tree
     plan = make_plan(deep, TINY_DRAFT, GPU, Limits(context_length=64, tree_size=8))
     usual = predict(plan, deep, TINY_DRAFT, [0.6, 0.2, 0.1])
     assert usual.tree.depth and usual.verification_seconds > 0

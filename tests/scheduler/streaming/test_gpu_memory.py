@@ -16,7 +16,7 @@ from scheduler.sizes import MIB
 from scheduler.streaming.copy_window import CopyWindow
 from scheduler.streaming.device_memory import DeviceMemory
 from scheduler.streaming.host_memory import CudaPinning, HostMemory, host_memory_for
-from scheduler.streaming.layer_memory import UnitBytes, UnitMemory
+from scheduler.streaming.layer_memory import LayerMemory, UnitBytes
 from scheduler.streaming.ring import Ring
 from scheduler.streaming.streams import CudaStreams
 from sequoia_tree.uploads import upload
@@ -26,9 +26,9 @@ from tests.samples.tiny_models import PROMPT, checkpoint, perturbed
 pytestmark = pytest.mark.gpu
 
 UNIT_BYTES = 24 * MIB + 4096 * 3 + 256
-UNITS = 6
+LAYERS = 6
 DEVICE, HOST, DISK = Tier.DEVICE, Tier.HOST, Tier.DISK
-TIERS = {"host": [HOST] * UNITS, "disk": [DISK] * UNITS, "mixed": [HOST, DISK, DEVICE, DISK, HOST, DEVICE]}
+TIERS = {"host": [HOST] * LAYERS, "disk": [DISK] * LAYERS, "mixed": [HOST, DISK, DEVICE, DISK, HOST, DEVICE]}
 # cudaHostRegister of pages that no longer exist fails as a limit on pinned memory does, and leaves an error behind.
 NOT_MAPPED = 4096
 
@@ -98,15 +98,15 @@ def test_a_refusal_leaves_no_error_behind(device):
 
 @pytest.fixture
 def weights(tmp_path):
-    path, contents, units, stored = tmp_path / "model.safetensors", [], [], 0
+    path, contents, layers, stored = tmp_path / "model.safetensors", [], [], 0
     with path.open("wb") as file:
-        for index in range(UNITS):
+        for index in range(LAYERS):
             generator = torch.Generator().manual_seed(index)
             contents.append(torch.randint(256, (UNIT_BYTES,), dtype=torch.uint8, generator=generator))
             file.write(contents[-1].numpy().tobytes())
-            units.append(UnitBytes(UNIT_BYTES, (ByteRange(path, stored, UNIT_BYTES, "U8", 0, torch.uint8),)))
+            layers.append(UnitBytes(UNIT_BYTES, (ByteRange(path, stored, UNIT_BYTES, "U8", 0, torch.uint8),)))
             stored += UNIT_BYTES
-    return path, units, [content.to("cuda") for content in contents]
+    return path, layers, [content.to("cuda") for content in contents]
 
 
 def wrong_bytes(memory, contents, passes=3):
@@ -114,11 +114,11 @@ def wrong_bytes(memory, contents, passes=3):
     counts = []
     for _ in range(passes):
         memory.ring.rewind()
-        for unit, content in enumerate(contents):
-            if unit in memory.resident:
-                counts.append((memory.resident[unit] != content).sum())
+        for layer, content in enumerate(contents):
+            if layer in memory.resident:
+                counts.append((memory.resident[layer] != content).sum())
                 continue
-            slot = memory.ring.slots[memory.ring.acquire(unit)]
+            slot = memory.ring.slots[memory.ring.acquire(layer)]
             torch.cuda._sleep(5_000_000)
             counts.append((slot != content).sum())
             memory.ring.release()
@@ -128,17 +128,17 @@ def wrong_bytes(memory, contents, passes=3):
 @pytest.mark.parametrize("tiers", TIERS)
 @pytest.mark.parametrize("limit", [None, 112 * MIB, 0])
 def test_every_tier_brings_the_right_bytes(device, weights, tiers, limit):
-    path, units, contents = weights
+    path, layers, contents = weights
     pinning = CudaPinning(device) if limit is None else RefusedPinning(device, limit)
     host = HostMemory(pinning)
-    memory = UnitMemory(units, TIERS[tiers], 2, WeightReader([path]), DeviceMemory(device), host=host)
+    memory = LayerMemory(layers, TIERS[tiers], 2, WeightReader([path]), DeviceMemory(device), host=host)
     try:
         assert wrong_bytes(memory, contents) == 0
         for until in (1, 4):  # abandoned
             memory.ring.rewind()
-            for unit in range(until):
-                if unit not in memory.resident:
-                    memory.ring.acquire(unit)
+            for layer in range(until):
+                if layer not in memory.resident:
+                    memory.ring.acquire(layer)
                     torch.cuda._sleep(5_000_000)
                     memory.ring.release()
             assert wrong_bytes(memory, contents, passes=1) == 0
@@ -169,19 +169,19 @@ def test_real_streams_race_where_an_event_is_left_out(device, host, forgets):
     slots = [torch.full((64 * MIB,), 255, dtype=torch.uint8, device=device) for _ in range(2)]
     torch.cuda.synchronize()
 
-    def fill(unit, slot):
-        streams.copy(slot, buffers[unit].tensor)
+    def fill(layer, slot):
+        streams.copy(slot, buffers[layer].tensor)
 
     ring = Ring(range(4), slots, fill, streams)
     if forgets:
         setattr(ring, f"_{forgets}_events", [Forgetful() for _ in slots])
     counts = []
     for _ in range(3):
-        for unit in range(4):
-            slot = ring.slots[ring.acquire(unit)]
+        for layer in range(4):
+            slot = ring.slots[ring.acquire(layer)]
             if forgets != "filled":
                 torch.cuda._sleep(20_000_000)
-            counts.append((slot != unit).sum())
+            counts.append((slot != layer).sum())
             ring.release()
     wrong = int(torch.stack(counts).sum())
     ring.close()
@@ -214,16 +214,16 @@ def test_uploads_go_through_while_a_layer_is_copied(device, host):
 
 @pytest.mark.parametrize("tiers", ["host", "disk"])
 def test_a_streamed_pass_never_waits_on_the_host(device, weights, tiers):
-    path, units, contents = weights
-    memory = UnitMemory(units, TIERS[tiers], 2, WeightReader([path]), DeviceMemory(device))
+    path, layers, contents = weights
+    memory = LayerMemory(layers, TIERS[tiers], 2, WeightReader([path]), DeviceMemory(device))
     try:
         assert wrong_bytes(memory, contents, passes=1) == 0
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(2):
                 memory.ring.rewind()
-                for unit in range(UNITS):
-                    memory.ring.acquire(unit)
+                for layer in range(LAYERS):
+                    memory.ring.acquire(layer)
                     torch.cuda._sleep(1_000_000)
                     memory.ring.release()
         finally:
@@ -286,14 +286,14 @@ def test_packed_layers_give_the_text_of_the_decoded_weights(case):
 
 def test_what_is_replaced_goes_back_to_the_driver(device, weights):
     """PyTorch would keep it, since nothing that is asked for next fits in."""
-    path, units, _ = weights
+    path, layers, _ = weights
     device_memory = DeviceMemory(device)
-    memory = UnitMemory(units, [DEVICE] * UNITS, 0, WeightReader([path]), device_memory)
+    memory = LayerMemory(layers, [DEVICE] * LAYERS, 0, WeightReader([path]), device_memory)
     try:
         before = torch.cuda.memory_reserved()
-        for unit in range(UNITS):
-            memory.replace(unit, device_memory.empty(2 * UNIT_BYTES))
-        assert torch.cuda.memory_reserved() - before < 1.5 * UNITS * UNIT_BYTES
+        for layer in range(LAYERS):
+            memory.replace(layer, device_memory.empty(2 * UNIT_BYTES))
+        assert torch.cuda.memory_reserved() - before < 1.5 * LAYERS * UNIT_BYTES
     finally:
         memory.close()
 

@@ -17,10 +17,10 @@ from loaders.io.byte_ranges import ByteRange
 from loaders.io.reader import WeightReader
 from scheduler.plan import staging
 from scheduler.plan.placement import Tier
-from scheduler.plan.staging import BOUNCE_CHUNKS, pageable_units
+from scheduler.plan.staging import BOUNCE_CHUNKS, pageable_layers
 from scheduler.streaming import bounce, copy_window
 from scheduler.streaming.device_memory import DeviceMemory
-from scheduler.streaming.layer_memory import UnitBytes, UnitMemory
+from scheduler.streaming.layer_memory import LayerMemory, UnitBytes
 from tests.fakes.fake_device import FakeStreams, fake_host
 from tests.plan_samples import model
 
@@ -31,7 +31,7 @@ TIERS = {
     "disk": [DISK] * 6,
     "mixed": [HOST, DISK, DEVICE, DISK, HOST, DEVICE],
 }
-LITTLE = 65_536  # what WSL2 would grant here: the chunks and a unit or two
+LITTLE = 65_536  # what WSL2 would grant here: the chunks and a layer or two
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +45,8 @@ def small_pieces(monkeypatch):
 
 @pytest.fixture
 def weights(tmp_path):
-    """(file, units, what each must hold): units in two runs each, swapped on disk."""
-    path, contents, units = tmp_path / "model.safetensors", [], []
+    """(file, layers, what each must hold): layers in two runs each, swapped on disk."""
+    path, contents, layers = tmp_path / "model.safetensors", [], []
     generator = torch.Generator().manual_seed(0)
     stored = b""
     for nbytes in SIZES:
@@ -58,9 +58,9 @@ def weights(tmp_path):
             ByteRange(path, len(stored) + half, half, "U8", 0, torch.uint8),
         ]
         stored += content[half:].numpy().tobytes() + content[:half].numpy().tobytes()
-        units.append(UnitBytes(nbytes, tuple(runs)))
+        layers.append(UnitBytes(nbytes, tuple(runs)))
     path.write_bytes(stored)
-    return path, units, contents
+    return path, layers, contents
 
 
 def open_files() -> int:
@@ -70,12 +70,14 @@ def open_files() -> int:
 @contextmanager
 def loaded(weights, tiers, granted=None, limit=None, slots=2, **device):
     """A memory on a device of threads. At the end nothing of it is left: no thread, no pinned page, no open file."""
-    path, units, _ = weights
+    path, layers, _ = weights
     threads, files = set(threading.enumerate()), open_files()
     streams, (host, pinning) = FakeStreams(**device), fake_host(granted, limit)
     try:
         reader = WeightReader([path], "buffered", threads=2)
-        memory = UnitMemory(units, tiers, slots, reader, DeviceMemory(torch.device("cpu")), streams=streams, host=host)
+        memory = LayerMemory(
+            layers, tiers, slots, reader, DeviceMemory(torch.device("cpu")), streams=streams, host=host
+        )
         try:
             memory.fake = streams, host, pinning
             yield memory
@@ -88,32 +90,32 @@ def loaded(weights, tiers, granted=None, limit=None, slots=2, **device):
 
 
 def run_pass(memory, weights, compute_seconds=0.0, until=None):
-    """Compute on every unit, late; the numbers of those whose bytes were wrong then."""
-    _, units, contents = weights
+    """Compute on every layer, late; the numbers of those whose bytes were wrong then."""
+    _, layers, contents = weights
     streams, wrong = memory.fake[0], []
 
-    def compute(unit, buffer):
+    def compute(layer, buffer):
         time.sleep(compute_seconds)
-        if not torch.equal(buffer[: units[unit].nbytes], contents[unit]):
-            wrong.append(unit)
+        if not torch.equal(buffer[: layers[layer].nbytes], contents[layer]):
+            wrong.append(layer)
 
     memory.ring.rewind()
-    for unit in range(len(units)):
-        if unit in memory.resident:
-            streams.compute(lambda unit=unit: compute(unit, memory.resident[unit]))
+    for layer in range(len(layers)):
+        if layer in memory.resident:
+            streams.compute(lambda layer=layer: compute(layer, memory.resident[layer]))
             continue
-        slot = memory.ring.slots[memory.ring.acquire(unit)]
-        streams.compute(lambda unit=unit, slot=slot: compute(unit, slot))
-        if until == unit:
+        slot = memory.ring.slots[memory.ring.acquire(layer)]
+        streams.compute(lambda layer=layer, slot=slot: compute(layer, slot))
+        if until == layer:
             return wrong
         memory.ring.release()
     return wrong
 
 
 def run_passes(memory, weights, passes=3, compute_seconds=0.0):
-    wrong = [unit for _ in range(passes) for unit in [run_pass(memory, weights, compute_seconds)]]
+    wrong = [layer for _ in range(passes) for layer in [run_pass(memory, weights, compute_seconds)]]
     memory.fake[0].computing.synchronize()
-    return [unit for units in wrong for unit in units]
+    return [layer for layers in wrong for layer in layers]
 
 
 @pytest.mark.parametrize("tiers", TIERS)
@@ -128,7 +130,7 @@ def test_every_pass_computes_on_the_right_bytes(weights, tiers, granted, slots):
 @pytest.mark.parametrize("tiers", TIERS)
 @pytest.mark.parametrize("granted", [None, LITTLE])
 def test_abandoned_passes_leave_the_next_ones_right(weights, tiers, granted):
-    """Left before a unit is released, while copies and computations of it and of others are still to come."""
+    """Left before a layer is released, while copies and computations of it and of others are still to come."""
     with loaded(weights, TIERS[tiers], granted, copy_seconds=0.0005) as memory:
         for until in (0, 1, 3, 4):
             run_pass(memory, weights, 0.002, until=until)
@@ -167,15 +169,15 @@ def test_who_computes_never_waits_for_the_device(weights, tiers, granted):
 
 @pytest.mark.parametrize("tiers", TIERS)
 def test_the_ring_goes_on_while_nothing_computes(weights, tiers):
-    """Between two passes, while the draft works, the first units of the next come; no more than there are slots."""
+    """Between two passes, while the draft works, the first layers of the next come; no more than there are slots."""
     with loaded(weights, TIERS[tiers], slots=3) as memory:
         run_passes(memory, weights, passes=1)
         memory.ring._prefetcher.wait_until_full()
         memory.fake[0].synchronize()
-        streamed = [unit for unit, tier in enumerate(TIERS[tiers]) if tier is not DEVICE]
+        streamed = [layer for layer, tier in enumerate(TIERS[tiers]) if tier is not DEVICE]
         held = [slot.numpy().tobytes() for slot in memory.ring.slots]
-        for unit in streamed[:3]:
-            content = weights[2][unit].numpy().tobytes()
+        for layer in streamed[:3]:
+            content = weights[2][layer].numpy().tobytes()
             assert any(slot.startswith(content) for slot in held)
 
 
@@ -185,10 +187,10 @@ def test_the_ring_goes_on_while_nothing_computes(weights, tiers):
 @pytest.mark.parametrize("tiers", TIERS)
 @pytest.mark.parametrize("limit", [None, 0, 8192, 60_000, LITTLE, 100_000, 200_000])
 def test_what_is_pinned_is_what_was_planned(weights, tiers, limit):
-    spec = model("any", SIZES[:-1], SIZES[-1], 0)  # the last unit stands for what lies outside the layers
+    spec = model("any", SIZES[:-1], SIZES[-1], 0)  # the last layer stands for what lies outside the layers
     placed = [*TIERS[tiers][:-1], DEVICE]
     with loaded(weights, placed, limit=limit) as memory:
-        expected = sum(SIZES[unit] for unit in pageable_units(spec, placed[:-1], limit))
+        expected = sum(SIZES[layer] for layer in pageable_layers(spec, placed[:-1], limit))
         assert memory.pageable_bytes == expected
         assert limit is None or memory.fake[1].pinned_bytes <= limit
         assert run_passes(memory, weights, passes=2) == []
@@ -207,12 +209,12 @@ def test_after_one_refusal_nothing_more_is_asked_for(weights):
 
 def test_chunks_and_staging_go_when_they_have_nothing_to_do(weights):
     with loaded(weights, [HOST, HOST, DEVICE, HOST, HOST, DEVICE]) as memory:
-        assert memory.fake[1].pinned_bytes == sum(SIZES[unit] for unit in (0, 1, 3, 4))
+        assert memory.fake[1].pinned_bytes == sum(SIZES[layer] for layer in (0, 1, 3, 4))
 
 
 def test_units_of_one_source_share_their_pinned_memory(weights):
-    path, units, contents = weights
-    twice = path, [*units[:2]] * 3, [*contents[:2]] * 3
+    path, layers, contents = weights
+    twice = path, [*layers[:2]] * 3, [*contents[:2]] * 3
     with loaded(twice, [HOST] * 6) as memory:
         assert memory.fake[1].pinned_bytes == SIZES[0] + SIZES[1]
         assert run_passes(memory, twice) == []
@@ -247,7 +249,7 @@ def test_a_file_too_short_to_load_leaves_nothing_behind(weights, tiers, granted)
 @pytest.mark.parametrize("tiers", ["host", "mixed"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_loading_that_is_broken_off_leaves_nothing_behind(weights, tiers, error, monkeypatch):
-    path, units, _ = weights
+    path, layers, _ = weights
     threads, files = set(threading.enumerate()), open_files()
     streams, (host, pinning) = FakeStreams(), fake_host()
     began, go = threading.Event(), threading.Event()
@@ -265,8 +267,8 @@ def test_loading_that_is_broken_off_leaves_nothing_behind(weights, tiers, error,
 
     monkeypatch.setattr(WeightReader, "fill", slow)
     with pytest.raises(error):
-        UnitMemory(
-            units, TIERS[tiers], 2, WeightReader([path], "buffered", threads=2), DeviceMemory(torch.device("cpu")),
+        LayerMemory(
+            layers, TIERS[tiers], 2, WeightReader([path], "buffered", threads=2), DeviceMemory(torch.device("cpu")),
             report, streams=streams, host=host,
         )  # fmt: skip
     streams.close()
@@ -274,14 +276,14 @@ def test_loading_that_is_broken_off_leaves_nothing_behind(weights, tiers, error,
 
 
 def test_memory_that_the_system_refuses_is_named_before_anything_is_read(weights, monkeypatch):
-    path, units, _ = weights
+    path, layers, _ = weights
     monkeypatch.setattr(WeightReader, "fill", lambda *_: pytest.fail("read before all memory was taken"))
-    units = [*units[:5], UnitBytes(1 << 60, units[5].ranges)]
+    layers = [*layers[:5], UnitBytes(1 << 60, layers[5].ranges)]
     streams, (host, pinning) = FakeStreams(), fake_host()
     files = open_files()
     with pytest.raises(MemoryError, match="1,152,921,504,606,846,976 bytes of host memory were refused"):
-        UnitMemory(
-            units, TIERS["host"], 2, WeightReader([path], "buffered"), DeviceMemory(torch.device("cpu")),
+        LayerMemory(
+            layers, TIERS["host"], 2, WeightReader([path], "buffered"), DeviceMemory(torch.device("cpu")),
             streams=streams, host=host,
         )  # fmt: skip
     streams.close()

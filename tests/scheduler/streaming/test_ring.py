@@ -24,8 +24,8 @@ def closing():
         ring.close()
 
 
-def use(ring: Ring, unit: int) -> int:
-    slot = ring.acquire(unit)
+def use(ring: Ring, layer: int) -> int:
+    slot = ring.acquire(layer)
     value = int(ring.slots[slot][0])
     ring.release()
     return value
@@ -34,14 +34,14 @@ def use(ring: Ring, unit: int) -> int:
 @pytest.mark.parametrize("order", [[0], [0, 1], [3, 1, 2], list(range(7))])
 @pytest.mark.parametrize("count", [2, 3])
 def test_units_arrive_in_order_over_several_passes(order, count, closing):
-    ring = closing(Ring(order, slots(count), lambda unit, slot: slot.fill_(unit)))
-    assert [use(ring, unit) for _ in range(4) for unit in order] == order * 4
+    ring = closing(Ring(order, slots(count), lambda layer, slot: slot.fill_(layer)))
+    assert [use(ring, layer) for _ in range(4) for layer in order] == order * 4
 
 
 def test_a_slot_in_use_is_not_overwritten(closing):
-    """Write after read: with the released count ignored, the reader would fill slot 0 again while unit 0 computes."""
+    """Write after read: with the released count ignored, the reader would fill slot 0 again while layer 0 computes."""
     filled: list[int] = []
-    ring = closing(Ring([0, 1, 2, 3], slots(2), lambda unit, slot: (filled.append(unit), slot.fill_(unit))[1]))
+    ring = closing(Ring([0, 1, 2, 3], slots(2), lambda layer, slot: (filled.append(layer), slot.fill_(layer))[1]))
     slot = ring.acquire(0)
     time.sleep(0.05)
     assert filled == [0, 1] and int(ring.slots[slot][0]) == 0
@@ -53,31 +53,31 @@ def test_reads_ahead_across_the_end_of_a_pass(closing):
     filled: list[int] = []
     done = threading.Event()
 
-    def fill(unit, slot):
-        filled.append(unit)
+    def fill(layer, slot):
+        filled.append(layer)
         if filled == [0, 1, 2, 0, 1]:
             done.set()
 
     ring = closing(Ring([0, 1, 2], slots(2), fill))
-    for unit in (0, 1, 2):
-        use(ring, unit)
+    for layer in (0, 1, 2):
+        use(ring, layer)
     assert done.wait(5), filled
 
 
 def test_rewind_after_an_abandoned_pass(closing):
-    ring = closing(Ring([0, 1, 2], slots(2), lambda unit, slot: slot.fill_(unit)))
+    ring = closing(Ring([0, 1, 2], slots(2), lambda layer, slot: slot.fill_(layer)))
     use(ring, 0)
     ring.acquire(1)  # abandoned before release
     ring.rewind()
-    assert [use(ring, unit) for unit in (0, 1, 2, 0)] == [0, 1, 2, 0]
+    assert [use(ring, layer) for layer in (0, 1, 2, 0)] == [0, 1, 2, 0]
 
 
 def test_rewind_between_passes_keeps_what_was_read_ahead(closing):
     fills: list[int] = []
-    ring = closing(Ring([0, 1, 2], slots(2), lambda unit, slot: (fills.append(unit), slot.fill_(unit))[1]))
+    ring = closing(Ring([0, 1, 2], slots(2), lambda layer, slot: (fills.append(layer), slot.fill_(layer))[1]))
     for _ in range(3):
         ring.rewind()
-        assert [use(ring, unit) for unit in (0, 1, 2)] == [0, 1, 2]
+        assert [use(ring, layer) for layer in (0, 1, 2)] == [0, 1, 2]
     ring.close()
     assert len(fills) <= 3 * 3 + 2
 
@@ -86,10 +86,10 @@ def test_an_error_reaches_the_caller_and_the_ring_recovers(closing):
     broken = threading.Event()
     broken.set()
 
-    def fill(unit, slot):
-        if unit == 1 and broken.is_set():
+    def fill(layer, slot):
+        if layer == 1 and broken.is_set():
             raise OSError("disk on fire")
-        slot.fill_(unit)
+        slot.fill_(layer)
 
     ring = closing(Ring([0, 1], slots(2), fill))
     assert use(ring, 0) == 0
@@ -98,19 +98,19 @@ def test_an_error_reaches_the_caller_and_the_ring_recovers(closing):
             ring.acquire(1)
     broken.clear()
     ring.rewind()
-    assert [use(ring, unit) for unit in (0, 1)] == [0, 1]
+    assert [use(ring, layer) for layer in (0, 1)] == [0, 1]
 
 
 def test_slots_made_in_inference_mode_are_filled(closing):
     with torch.inference_mode():
         buffers = slots()
-    ring = closing(Ring([0, 1, 2], buffers, lambda unit, slot: slot.fill_(unit)))
-    assert [use(ring, unit) for unit in (0, 1, 2)] == [0, 1, 2]
+    ring = closing(Ring([0, 1, 2], buffers, lambda layer, slot: slot.fill_(layer)))
+    assert [use(ring, layer) for layer in (0, 1, 2)] == [0, 1, 2]
 
 
 def test_close_stops_the_thread():
     before = threading.active_count()
-    ring = Ring([0, 1], slots(2), lambda unit, slot: None)
+    ring = Ring([0, 1], slots(2), lambda layer, slot: None)
     ring.close()
     assert threading.active_count() == before
 
@@ -118,13 +118,13 @@ def test_close_stops_the_thread():
 def test_threads_take_quick_turns_while_any_ring_copies():
     usual, device = sys.getswitchinterval(), FakeStreams()
     try:
-        rings = [Ring([0, 1], slots(2), lambda unit, slot: None, device) for _ in range(2)]
+        rings = [Ring([0, 1], slots(2), lambda layer, slot: None, device) for _ in range(2)]
         for ring in rings:
             assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
             ring.close()
             ring.close()
         assert sys.getswitchinterval() == usual
-        ring = Ring([0, 1], slots(2), lambda unit, slot: None)  # who copies computes itself
+        ring = Ring([0, 1], slots(2), lambda layer, slot: None)  # who copies computes itself
         assert sys.getswitchinterval() == usual
         ring.close()
     finally:

@@ -20,7 +20,7 @@ from scheduler.plan import staging
 from scheduler.plan.expert_choice import ExpertChoice
 from scheduler.plan.plan import Tier
 from scheduler.streaming.expert_fetch import ExpertFetch
-from scheduler.streaming.layer_memory import UnitMemory
+from scheduler.streaming.layer_memory import LayerMemory
 from tests.fakes.fake_device import FakeStreams, fake_host
 from tests.offload_runtime.generation.test_faults import interrupt_in
 from tests.samples.architectures import EXPERTS
@@ -39,19 +39,19 @@ def forced(monkeypatch):
     """Decides for the choice; slots hold NaN wherever they were not filled."""
 
     def force(decide):
-        monkeypatch.setattr(ExpertChoice, "only_hits", decide)
+        monkeypatch.setattr(ExpertChoice, "only_routed", decide)
 
-    fill = UnitMemory._fill_slot
+    fill = LayerMemory._fill_slot
 
-    def poisoned(memory, unit, slot):
+    def poisoned(memory, layer, slot):
         slot.fill_(0xFF)
-        return fill(memory, unit, slot)
+        return fill(memory, layer, slot)
 
-    monkeypatch.setattr(UnitMemory, "_fill_slot", poisoned)
+    monkeypatch.setattr(LayerMemory, "_fill_slot", poisoned)
     return force
 
 
-def only_hits(choice, rows, context):
+def only_routed(choice, rows, context):
     return True
 
 
@@ -69,7 +69,7 @@ def write(runtime, count=NEW_TOKENS):
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_every_family_computes_with_nothing_but_the_experts_it_hits(architecture, forced):
-    forced(only_hits)
+    forced(only_routed)
     with streaming_runtime(checkpoint(architecture), **PLAIN) as runtime:
         assert set(runtime.plan.tiers) == {Tier.DISK}
         reply = write(runtime, 5)
@@ -77,7 +77,7 @@ def test_every_family_computes_with_nothing_but_the_experts_it_hits(architecture
     assert reply.stats.streamed_bytes < reply.stats.passes * runtime.plan.streamed_bytes
 
 
-@pytest.mark.parametrize("decide", [only_hits, all_experts, one_row_only], ids=lambda decide: decide.__name__)
+@pytest.mark.parametrize("decide", [only_routed, all_experts, one_row_only], ids=lambda decide: decide.__name__)
 @pytest.mark.parametrize("architecture", SAMPLE)
 def test_trees_write_the_models_own_text(architecture, decide, forced):
     """With and without a tree, and where passes of the two kinds take turns."""
@@ -93,7 +93,7 @@ def test_trees_write_the_models_own_text(architecture, decide, forced):
 
 @pytest.mark.parametrize("case", [name for name, case in CASES.items() if case[0] in EXPERTS])
 def test_packed_experts_are_fetched_packed(case, forced):
-    forced(only_hits)
+    forced(only_routed)
     directory = packed_model(case)
     with streaming_runtime(directory, **PLAIN) as runtime:
         reply = write(runtime)
@@ -104,7 +104,7 @@ def test_packed_experts_are_fetched_packed(case, forced):
 @pytest.mark.parametrize("architecture", SAMPLE)
 def test_one_expert_that_is_not_fetched_shows(architecture, forced, monkeypatch):
     """The control: without the bytes of one expert, in one tensor, the text is another."""
-    forced(only_hits)
+    forced(only_routed)
     of = ExpertParts.of
     monkeypatch.setattr(ExpertParts, "of", lambda parts, experts: of(parts, experts)[:-1])
     with streaming_runtime(checkpoint(architecture), **PLAIN) as runtime:
@@ -115,9 +115,9 @@ def test_what_crossed_is_counted(forced):
     """One token hits two of four experts of each layer; the first layers come as the pass before chose."""
     forced(one_row_only)
     directory = checkpoint("mixtral")
-    units = read_spec(directory).units
-    dense = sum(unit.disk_bytes - unit.expert_disk_bytes for unit in units)
-    experts = sum(unit.expert_disk_bytes for unit in units)
+    layers = read_spec(directory).layers
+    dense = sum(layer.disk_bytes - layer.expert_disk_bytes for layer in layers)
+    experts = sum(layer.expert_disk_bytes for layer in layers)
     with streaming_runtime(directory, **PLAIN) as runtime:
         steps = list(runtime.stream(PROMPT, max_new_tokens=6, temperature=0))
         assert dense + experts == runtime.plan.streamed_bytes
@@ -129,16 +129,16 @@ def test_what_crossed_is_counted(forced):
 
 @pytest.mark.parametrize("after", [False, True])
 def test_interrupted_fetches_leave_the_next_pass_right(after, forced, monkeypatch):
-    forced(only_hits)
+    forced(only_routed)
     directory, call = checkpoint("qwen3_moe"), ExpertFetch.__call__
     expected = greedy(directory, PROMPT, NEW_TOKENS)
     with streaming_runtime(directory, **PLAIN) as runtime:
         for calls in (0, 1, 4):
             count = iter(range(calls))
 
-            def broken(fetch, unit, slot, experts, count=count):
+            def broken(fetch, layer, slot, experts, count=count):
                 last = next(count, None) is None
-                sent = call(fetch, unit, slot, experts if after or not last else experts[:1])
+                sent = call(fetch, layer, slot, experts if after or not last else experts[:1])
                 if last:
                     os.kill(os.getpid(), signal.SIGINT)
                 return sent
@@ -152,7 +152,7 @@ def test_interrupted_fetches_leave_the_next_pass_right(after, forced, monkeypatc
 
 @pytest.mark.parametrize("seconds", [0.002, 0.005, 0.01, 0.02])
 def test_ctrl_c_anywhere(seconds, forced):
-    forced(only_hits)
+    forced(only_routed)
     directory = checkpoint("qwen3_moe")
     expected = greedy(directory, PROMPT, NEW_TOKENS)
     with streaming_runtime(directory, **PLAIN) as runtime:
@@ -163,7 +163,7 @@ def test_ctrl_c_anywhere(seconds, forced):
 
 
 def test_a_disk_that_fails_while_experts_are_fetched(forced, monkeypatch):
-    forced(only_hits)
+    forced(only_routed)
     directory, call = checkpoint("qwen3_moe"), ExpertFetch.__call__
     with streaming_runtime(directory, **PLAIN) as runtime:
         write(runtime, 2)
@@ -182,7 +182,7 @@ def test_a_disk_that_fails_while_experts_are_fetched(forced, monkeypatch):
 
 
 def test_timing_of_computing_alone_fetches_nothing(forced):
-    forced(only_hits)
+    forced(only_routed)
     directory = checkpoint("mixtral")
     with streaming_runtime(directory, **PLAIN) as runtime:
         expected = greedy(directory, PROMPT, NEW_TOKENS)
@@ -198,9 +198,9 @@ def test_timing_of_computing_alone_fetches_nothing(forced):
 
 
 def test_layers_that_stay_on_the_device_fetch_nothing(forced):
-    forced(only_hits)
+    forced(only_routed)
     directory = checkpoint("mixtral", num_hidden_layers=8)
-    with streaming_runtime(directory, **PLAIN, spare=4 * read_spec(directory).units[0].nbytes) as runtime:
+    with streaming_runtime(directory, **PLAIN, spare=4 * read_spec(directory).layers[0].nbytes) as runtime:
         assert {*runtime.plan.tiers} == {Tier.DEVICE, Tier.DISK}
         assert write(runtime).token_ids == greedy(directory, PROMPT, NEW_TOKENS)
 
@@ -211,20 +211,20 @@ def test_layers_that_stay_on_the_device_fetch_nothing(forced):
 @pytest.fixture
 def load(forced, monkeypatch):
     """Loads a target whose layers live in one tier beside a device of threads, in many small pieces."""
-    forced(only_hits)
+    forced(only_routed)
     monkeypatch.setattr(staging, "SPAN_BYTES", 8192)
     closing = []
 
-    def load(architecture, tier, granted=None, slots=2, decide=only_hits, **device):
+    def load(architecture, tier, granted=None, slots=2, decide=only_routed, **device):
         forced(decide)
         streams = FakeStreams(inline=True, **device)
         host, pinning = fake_host(granted)
 
-        def unit_memory(units, planned, _, *arguments):
-            tiers = [*[tier] * (len(units) - 1), Tier.DEVICE]
-            return UnitMemory(units, tiers, slots, *arguments, streams=streams, host=host)
+        def layer_memory(layers, planned, _, *arguments):
+            tiers = [*[tier] * (len(layers) - 1), Tier.DEVICE]
+            return LayerMemory(layers, tiers, slots, *arguments, streams=streams, host=host)
 
-        monkeypatch.setattr(model, "UnitMemory", unit_memory)
+        monkeypatch.setattr(model, "LayerMemory", layer_memory)
         runtime = OffloadRuntime.from_pretrained(checkpoint(architecture), "none", device="cpu", **PLAIN)
         closing.append((runtime, streams, pinning))
         return runtime
@@ -238,7 +238,7 @@ def load(forced, monkeypatch):
 
 @pytest.mark.parametrize("tier", [Tier.HOST, Tier.DISK])
 @pytest.mark.parametrize("granted", [None, 0])
-@pytest.mark.parametrize("decide", [only_hits, one_row_only], ids=lambda decide: decide.__name__)
+@pytest.mark.parametrize("decide", [only_routed, one_row_only], ids=lambda decide: decide.__name__)
 @pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss"])
 def test_copies_that_come_late(load, architecture, tier, granted, decide):
     runtime = load(architecture, tier, granted, slots=3 if granted is None else 2, decide=decide, copy_seconds=0.0003)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.draft_tree import DraftTree
 from sequoia_tree import Tree
-from sequoia_tree.sampling import Sampling, log_law
+from sequoia_tree.sampling import Sampling, log_probs
 from sequoia_tree.shaping.contexts import Text
 from sequoia_tree.shaping.order import Bounds, TokenRules, bound_rules
 from sequoia_tree.shaping.xtc import exclude_top_choices
@@ -27,40 +27,42 @@ def shaped(sampling, wanted=TokenRules()):  # noqa: B008
     """Log-probabilities of every node, and the text after each."""
     bounds = Bounds(PROMPT, frozenset(), 40, VOCABULARY, torch.device("cpu"))
     none = np.full(len(PARENTS), -1)
-    drawn = DrawnTree(Tree(PARENTS), TOKENS, len(PARENTS), none, None, none)
+    drawn = DraftTree(Tree(PARENTS), TOKENS, len(PARENTS), none, None, none)
     sampling = replace(sampling, rules=bound_rules(sampling, wanted, bounds))
-    law = log_law(logits(), sampling, drawn.contexts(Text.of(TEXT, torch.device("cpu")), torch.tensor(TOKENS)))
-    return law, [[*TEXT, *(TOKENS[node] for node in drawn.tree.path(node))] for node in range(len(PARENTS))]
+    distribution = log_probs(
+        logits(), sampling, drawn.contexts(Text.of(TEXT, torch.device("cpu")), torch.tensor(TOKENS))
+    )
+    return distribution, [[*TEXT, *(TOKENS[node] for node in drawn.tree.path(node))] for node in range(len(PARENTS))]
 
 
 def logits():
     return 2 * torch.randn(len(PARENTS), VOCABULARY, generator=torch.Generator().manual_seed(0))
 
 
-def assert_law(law, scores):
-    torch.testing.assert_close(law, torch.tensor(scores).log_softmax(-1), rtol=1e-5, atol=1e-5)
+def assert_distribution(distribution, scores):
+    torch.testing.assert_close(distribution, torch.tensor(scores).log_softmax(-1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("presence", "frequency"), [(0.5, 0.0), (0.0, 0.7), (1.5, -0.4), (-1.0, 0.3)])
 def test_presence_and_frequency_count_the_reply(presence, frequency):
-    law, texts = shaped(Sampling(presence_penalty=presence, frequency_penalty=frequency))
+    distribution, texts = shaped(Sampling(presence_penalty=presence, frequency_penalty=frequency))
     scores = logits().tolist()
     for row, text in zip(scores, texts):
         reply = text[len(PROMPT) :]
         for token in set(reply):
             row[token] -= frequency * reply.count(token) + presence
-    assert_law(law, scores)
+    assert_distribution(distribution, scores)
 
 
 def test_biases_of_tokens_add_to_those_of_the_file():
     wanted = TokenRules(sequence_bias=(((3,), 1.0), ((7, 1), 2.0)), logit_bias=((3, 0.5), (4, -math.inf)))
-    law, texts = shaped(Sampling(), wanted)
+    distribution, texts = shaped(Sampling(), wanted)
     scores = logits().tolist()
     for row, text in zip(scores, texts):
         row[3] += 1.5
         row[4] = -math.inf
         row[1] += 2.0 * (text[-1] == 7)
-    assert_law(law, scores)
+    assert_distribution(distribution, scores)
 
 
 def repeated_before(text, breakers):
@@ -83,7 +85,7 @@ def repeated_before(text, breakers):
 @pytest.mark.parametrize("allowed", [0, 1, 2, 3])
 def test_dry_grows_with_the_repeated_sequence(last_n, breakers, allowed):
     sampling = Sampling(dry_multiplier=0.8, dry_base=1.5, dry_allowed_length=allowed, dry_penalty_last_n=last_n)
-    law, texts = shaped(sampling, TokenRules(dry_sequence_breakers=breakers))
+    distribution, texts = shaped(sampling, TokenRules(dry_sequence_breakers=breakers))
     scores = logits().tolist()
     lengths = set()
     for row, text in zip(scores, texts):
@@ -91,7 +93,7 @@ def test_dry_grows_with_the_repeated_sequence(last_n, breakers, allowed):
             if length >= allowed:
                 row[token] -= 0.8 * 1.5 ** (length - allowed)
                 lengths.add(length)
-    assert_law(law, scores)
+    assert_distribution(distribution, scores)
     assert breakers or last_n in (5, 8) or len(lengths) > 1, "several lengths are to occur"
 
 
@@ -106,13 +108,13 @@ def test_dry_counts_at_most_fifty_tokens():
     torch.testing.assert_close(scores, expected)
 
 
-def xtc_by_chance(law, probability, threshold, generator):
+def xtc_by_chance(distribution, probability, threshold, generator):
     """One draw as llama.cpp makes it: the coin first, then what is left."""
-    law = law.clone()
-    likely = [token for token in law.argsort(descending=True).tolist() if law[token] >= threshold]
+    distribution = distribution.clone()
+    likely = [token for token in distribution.argsort(descending=True).tolist() if distribution[token] >= threshold]
     if torch.rand((), generator=generator) < probability and len(likely) > 1 and threshold <= 0.5:
-        law[likely[:-1]] = 0
-    return int(torch.multinomial(law, 1, generator=generator))
+        distribution[likely[:-1]] = 0
+    return int(torch.multinomial(distribution, 1, generator=generator))
 
 
 LAW = torch.tensor([0.35, 0.02, 0.25, 0.2, 0.18])
@@ -133,9 +135,9 @@ def test_xtc_is_the_mixture_of_its_coin(probability, threshold):
 
 def test_xtc_comes_after_what_cuts():
     """Of the two tokens that top-k leaves, both likely enough by then, only the lesser stays."""
-    law = log_law(LAW.log()[None], Sampling(top_k=2, xtc_probability=1.0, xtc_threshold=0.4))
-    assert law.exp().tolist() == [[0.0, 0.0, 1.0, 0.0, 0.0]]
+    distribution = log_probs(LAW.log()[None], Sampling(top_k=2, xtc_probability=1.0, xtc_threshold=0.4))
+    assert distribution.exp().tolist() == [[0.0, 0.0, 1.0, 0.0, 0.0]]
 
 
 def test_xtc_at_temperature_0_changes_nothing():
-    assert log_law(LAW.log()[None], Sampling(temperature=0, xtc_probability=1.0)).argmax() == 0
+    assert log_probs(LAW.log()[None], Sampling(temperature=0, xtc_probability=1.0)).argmax() == 0

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.draft_tree import DraftTree
 from sequoia_tree import Tree
-from sequoia_tree.sampling import log_law, processed
+from sequoia_tree.sampling import log_probs, processed
 from sequoia_tree.shaping.contexts import Text
 from sequoia_tree.shaping.order import Bounds
 from tests.generation_configs import sampling_of, scores_by_transformers
@@ -72,9 +72,9 @@ SAME_EVERYWHERE = {
 }
 
 
-def tree() -> DrawnTree:
+def tree() -> DraftTree:
     none = np.full(len(PARENTS), -1)
-    return DrawnTree(Tree(PARENTS), TOKENS, len(PARENTS), none, None, none)
+    return DraftTree(Tree(PARENTS), TOKENS, len(PARENTS), none, None, none)
 
 
 def text_of(name: str) -> list[int]:
@@ -98,13 +98,13 @@ def test_every_node_is_shaped_by_its_own_path(name):
     contexts = tree().contexts(Text.of(text_of(name), torch.device("cpu")), torch.tensor(TOKENS))
     fields = TYPES_OF_TRANSFORMERS.get(name, fields)
     expected = scores_by_transformers(fields, BOUNDS, texts(text_of(name)), logits())
-    law = log_law(logits(), sampling, contexts)
+    distribution = log_probs(logits(), sampling, contexts)
     wanted = expected.log_softmax(-1)
     wanted = wanted.masked_fill(wanted < -1e30, -torch.inf)  # of finite scores instead of infinite ones
-    torch.testing.assert_close(law, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(distribution, wanted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(expected, logits()), "the field is to do something here"
     without_paths = replace(contexts, paths=torch.full_like(contexts.paths, -1), depths=0 * contexts.depths)
-    same = torch.allclose(log_law(logits(), sampling, without_paths), law)
+    same = torch.allclose(log_probs(logits(), sampling, without_paths), distribution)
     assert same == (name in SAME_EVERYWHERE), "else a rule that looked at the text alone would pass"
 
 
@@ -121,8 +121,8 @@ def test_some_nodes_of_a_tree_are_shaped_alike():
     sampling = sampling_of(FIELDS["all rules"], BOUNDS)
     contexts = tree().contexts(Text.of(TEXT, torch.device("cpu")), torch.tensor(TOKENS))
     nodes = torch.tensor([12, 0, 5])
-    some = log_law(logits()[nodes], sampling, contexts[nodes])
-    torch.testing.assert_close(some, log_law(logits(), sampling, contexts)[nodes])
+    some = log_probs(logits()[nodes], sampling, contexts[nodes])
+    torch.testing.assert_close(some, log_probs(logits(), sampling, contexts)[nodes])
 
 
 @pytest.mark.parametrize("prompt", [[7], [7, 4]])
@@ -138,12 +138,12 @@ def test_the_first_tokens_of_short_prompts(prompt):
     bounds = replace(BOUNDS, prompt=prompt)
     parents, tokens = [-1, 0, 1, 2, 3, 4, 5], [prompt[-1], 4, 7, 4, 7, 4, 7]
     none = np.full(len(parents), -1)
-    drawn = DrawnTree(Tree(parents), tokens, len(parents), none, None, none)
+    drawn = DraftTree(Tree(parents), tokens, len(parents), none, None, none)
     contexts = drawn.contexts(Text.of(prompt, torch.device("cpu")), torch.tensor(tokens))
     written = [[*prompt, *tokens[1 : node + 1]] for node in range(len(parents))]
     expected = scores_by_transformers(fields, bounds, written, logits()[: len(parents)])
-    law = log_law(logits()[: len(parents)], sampling_of(fields, bounds), contexts)
-    torch.testing.assert_close(law, expected.log_softmax(-1))
+    distribution = log_probs(logits()[: len(parents)], sampling_of(fields, bounds), contexts)
+    torch.testing.assert_close(distribution, expected.log_softmax(-1))
 
 
 def test_a_text_without_rules_needs_no_contexts():
@@ -157,7 +157,7 @@ def test_rules_that_leave_nothing_give_way_when_sampling():
     """`generate` fails there with a sampling error; greedy it takes token 0."""
     sampling = sampling_of({"suppress_tokens": list(range(VOCABULARY))}, BOUNDS)
     contexts = Text.of(TEXT, torch.device("cpu")).at_root()
-    torch.testing.assert_close(log_law(logits()[:1], sampling, contexts), logits()[:1].log_softmax(-1))
+    torch.testing.assert_close(log_probs(logits()[:1], sampling, contexts), logits()[:1].log_softmax(-1))
     assert processed(logits()[:1], sampling, contexts).argmax() == 0
 
 

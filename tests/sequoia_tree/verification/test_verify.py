@@ -1,6 +1,7 @@
-"""Exactness: tokens of whole passes against the exact law of the target, and known biased variants caught by it.
+"""Exactness: tokens of whole passes against the exact distribution of the target, and known biased variants caught by
+it.
 
-The models are Markov chains: the law of the next token is the row of a table that the last token names.
+The models are Markov chains: the distribution of the next token is the row of a table that the last token names.
 """
 
 import math
@@ -11,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sequoia_tree import Tree, chain, optimal_tree
-from sequoia_tree.laws import Laws
+from sequoia_tree.distributions import Distributions
 from sequoia_tree.sampling import (
     Sampling,
     draw_with_replacement,
     draw_without_replacement,
-    log_law,
+    log_probs,
     probabilities,
 )
 from sequoia_tree.verify import RULES, follow, verify_greedy, verify_top_down
@@ -41,22 +42,22 @@ def logits(seed):
 def tables(sampling, likeness=0.5):
     """Log-laws [V, V] of a target and of a draft that resembles it, by the last token."""
     target = logits(1)
-    return log_law(target, sampling), log_law(likeness * target + (1 - likeness) * logits(2), sampling)
+    return log_probs(target, sampling), log_probs(likeness * target + (1 - likeness) * logits(2), sampling)
 
 
-def sampled_children(laws, count, generator):
-    return draw_without_replacement(laws, count, generator)
+def sampled_children(distributions, count, generator):
+    return draw_without_replacement(distributions, count, generator)
 
 
-def improbable_dropped(laws, count, generator):
+def improbable_dropped(distributions, count, generator):
     """Biased: whether a child stays depends on which token it is."""
-    drawn = draw_without_replacement(laws, count, generator)
-    return drawn.masked_fill(laws.exp().gather(-1, drawn.clamp(min=0)) < 0.2, -1)
+    drawn = draw_without_replacement(distributions, count, generator)
+    return drawn.masked_fill(distributions.exp().gather(-1, drawn.clamp(min=0)) < 0.2, -1)
 
 
-def most_likely_children(laws, count, generator):
+def most_likely_children(distributions, count, generator):
     """Biased under ratio tests: the children are not drawn at all."""
-    return laws.topk(count).indices
+    return distributions.topk(count).indices
 
 
 def fill(tree, roots, draft, children, generator):
@@ -70,9 +71,9 @@ def fill(tree, roots, draft, children, generator):
     return tokens.tolist()
 
 
-def laws_of(tokens, target, draft):
-    """Laws at the nodes that hold `tokens` [n], from tables [V, V] of log-laws."""
-    return Laws(
+def distributions_of(tokens, target, draft):
+    """Distributions at the nodes that hold `tokens` [n], from tables [V, V] of log-laws."""
+    return Distributions(
         lambda nodes: probabilities(target[tokens[nodes]]),
         lambda nodes: probabilities(draft[tokens[nodes]]),
         VOCABULARY,
@@ -85,8 +86,8 @@ def one_pass(tree, tokens, target, draft, generator, rule):
         tree, kept = tree.prune([token >= 0 for token in tokens])
         tokens = [tokens[node] for node in kept]
     held = torch.tensor(tokens)
-    verdict = rule(tree, held, laws_of(held, target, draft), generator)
-    return [*(tokens[node] for node in verdict.path), verdict.bonus]
+    accepted_path = rule(tree, held, distributions_of(held, target, draft), generator)
+    return [*(tokens[node] for node in accepted_path.path), accepted_path.bonus]
 
 
 def two_tokens(tree, target, draft, rule=verify_top_down, children=sampled_children, reuse_noise=False, passes=PASSES):
@@ -111,13 +112,13 @@ def two_tokens(tree, target, draft, rule=verify_top_down, children=sampled_child
 
 def exactness(counts, target):
     """p-values of the first token, and of the first two together."""
-    law = target.double().exp()
-    joint = law[0][:, None] * law
-    return p_value(counts.sum(1), law[0]), p_value(counts, joint / joint.sum())
+    distribution = target.double().exp()
+    joint = distribution[0][:, None] * distribution
+    return p_value(counts.sum(1), distribution[0]), p_value(counts, joint / joint.sum())
 
 
 @pytest.mark.parametrize(
-    ("rule", "tree", "law"),
+    ("rule", "tree", "distribution"),
     [
         ("top-down", "chain", "plain"),
         ("top-down", "bushy", "hot"),
@@ -132,14 +133,14 @@ def exactness(counts, target):
         ("match", "star", "zeros"),
     ],
 )
-def test_rules_yield_the_target_law(rule, tree, law):
-    target, draft = tables(LAWS[law])
+def test_rules_yield_the_target_distribution(rule, tree, distribution):
+    target, draft = tables(LAWS[distribution])
     assert min(exactness(two_tokens(TREES[tree], target, draft, RULES[rule]), target)) > 1e-3
 
 
-@pytest.mark.parametrize("law", ["plain", "zeros"])
-def test_multi_round_yields_the_target_law_where_tokens_repeat(law):
-    target, draft = tables(LAWS[law])
+@pytest.mark.parametrize("distribution", ["plain", "zeros"])
+def test_multi_round_yields_the_target_distribution_where_tokens_repeat(distribution):
+    target, draft = tables(LAWS[distribution])
     counts = two_tokens(BUSHY, target, draft, RULES["multi-round"], draw_with_replacement)
     assert min(exactness(counts, target)) > 1e-3
 
@@ -183,7 +184,7 @@ def test_noise_reused_from_pass_to_pass_fails_the_same_test(rule):
 
 @pytest.mark.parametrize("rule", ["top-down", "traversal"])
 def test_a_draft_equal_to_the_target_is_always_accepted(rule):
-    target = log_law(logits(1), Sampling())
+    target = log_probs(logits(1), Sampling())
     generator = torch.Generator().manual_seed(0)
     for tokens in fill(chain(6), torch.zeros(100, dtype=torch.int64), target, sampled_children, generator):
         assert len(one_pass(chain(6), tokens, target, target, generator, RULES[rule])) == 6
@@ -200,8 +201,8 @@ def test_traversal_accepts_more_than_top_down():
 
 
 def constant(target, draft):
-    """Laws that are the same everywhere, from log-laws [V]."""
-    return Laws(
+    """Distributions that are the same everywhere, from log-laws [V]."""
+    return Distributions(
         lambda nodes: probabilities(target.expand(len(nodes), -1)),
         lambda nodes: probabilities(draft.expand(len(nodes), -1)),
         len(target),
@@ -213,62 +214,64 @@ def test_a_rejected_child_never_comes_back_as_the_bonus_token(rule):
     target, draft = torch.tensor([0.0, 0.5, 0.5]).log(), torch.tensor([0.4, 0.3, 0.3]).log()
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
-        verdict = RULES[rule](chain(2), torch.tensor([7, 0]), constant(target, draft), generator)
-        assert verdict.path == [] and verdict.bonus in (1, 2)
+        accepted_path = RULES[rule](chain(2), torch.tensor([7, 0]), constant(target, draft), generator)
+        assert accepted_path.path == [] and accepted_path.bonus in (1, 2)
 
 
 @pytest.mark.parametrize("rule", ["top-down", "traversal"])
-def test_laws_far_apart_and_far_from_even(rule):
+def test_distributions_far_apart_and_far_from_even(rule):
     """A draft all but certain of the wrong token, at temperature 0.05: its second child has probability e^-60."""
     target, draft = torch.tensor([-60.0, 0.0, -200.0]), torch.tensor([0.0, -60.0, -61.0])
     generator = torch.Generator().manual_seed(0)
-    laws, tokens = constant(target, draft), torch.tensor([7, 0, 1])
-    accepted = [RULES[rule](Tree([-1, 0, 0]), tokens, laws, generator).path for _ in range(200)]
+    distributions, tokens = constant(target, draft), torch.tensor([7, 0, 1])
+    accepted = [RULES[rule](Tree([-1, 0, 0]), tokens, distributions, generator).path for _ in range(200)]
     assert accepted == [[2]] * 200  # p = 1 against q = .73 once the first child is gone
 
 
 @pytest.mark.parametrize("rule", ["top-down", "traversal"])
 def test_rounding_that_leaves_no_residual_does_not_end_the_text(rule, monkeypatch):
-    """Laws that differ by the last bit of the child's token, and a number that falls just there."""
+    """Distributions that differ by the last bit of the child's token, and a number that falls just there."""
     monkeypatch.setattr("sequoia_tree.verify._uniform", lambda n, device, generator: torch.full((n,), 1 - 2**-25))
     p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.5 + 2**-24, 0.5])
-    laws = Laws(lambda nodes: p.expand(len(nodes), -1).clone(), lambda nodes: q.expand(len(nodes), -1).clone(), 2)
-    verdict = RULES[rule](chain(2), torch.tensor([1, 0]), laws, torch.Generator().manual_seed(0))
-    assert verdict.path == [] and verdict.bonus in (0, 1)
+    distributions = Distributions(
+        lambda nodes: p.expand(len(nodes), -1).clone(), lambda nodes: q.expand(len(nodes), -1).clone(), 2
+    )
+    accepted_path = RULES[rule](chain(2), torch.tensor([1, 0]), distributions, torch.Generator().manual_seed(0))
+    assert accepted_path.path == [] and accepted_path.bonus in (0, 1)
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))
-def test_laws_are_asked_in_blocks(rule, monkeypatch):
-    """However few rows fit a block, the verdict is the same; no law is asked for more rows than that."""
+def test_distributions_are_asked_in_blocks(rule, monkeypatch):
+    """However few rows fit a block, the accepted path is the same; no distribution is asked for more rows than that."""
     target, draft = tables(LAWS["hot"])
     generator = torch.Generator().manual_seed(0)
     (tokens,) = fill(BUSHY, torch.zeros(1, dtype=torch.int64), draft, sampled_children, generator)
-    held, verdicts = torch.tensor(tokens), []
+    held, accepted_paths = torch.tensor(tokens), []
     for rows in (1, 2, 100):
-        monkeypatch.setattr("sequoia_tree.laws._BLOCK", rows * VOCABULARY)
-        laws = laws_of(held, target, draft)
+        monkeypatch.setattr("sequoia_tree.distributions._BLOCK", rows * VOCABULARY)
+        distributions = distributions_of(held, target, draft)
 
-        def limited(nodes, law=laws.target, rows=rows):
+        def limited(nodes, distribution=distributions.target, rows=rows):
             assert len(nodes) <= rows
-            return law(nodes)
+            return distribution(nodes)
 
-        laws = Laws(limited, laws.draft, VOCABULARY)
-        verdicts.append(RULES[rule](BUSHY, held, laws, torch.Generator().manual_seed(3)))
-    assert verdicts[0] == verdicts[1] == verdicts[2]
+        distributions = Distributions(limited, distributions.draft, VOCABULARY)
+        accepted_paths.append(RULES[rule](BUSHY, held, distributions, torch.Generator().manual_seed(3)))
+    assert accepted_paths[0] == accepted_paths[1] == accepted_paths[2]
 
 
 def test_following_matches_after_the_rule_is_done():
-    """Nodes that were not drawn, here the likeliest token under every node, keep the law exact."""
+    """Nodes that were not drawn, here the likeliest token under every node, keep the distribution exact."""
     target, draft = tables(Sampling())
     tree = Tree([-1, 0, 0, 1, 0, 2, 4, 6])
     drawn = Tree(tree.parents[:4])
 
-    def rule(_, tokens, laws, generator):
-        verdict = RULES["traversal"](drawn, tokens[:4], laws, generator)
-        return follow(tree, tokens, verdict, range(4, 8), laws, generator)
+    def rule(_, tokens, distributions, generator):
+        accepted_path = RULES["traversal"](drawn, tokens[:4], distributions, generator)
+        return follow(tree, tokens, accepted_path, range(4, 8), distributions, generator)
 
-    def children(law, count, generator):
-        return draw_without_replacement(law, count, generator)
+    def children(distribution, count, generator):
+        return draw_without_replacement(distribution, count, generator)
 
     counts = torch.zeros(VOCABULARY, VOCABULARY)
     generator = torch.Generator().manual_seed(0)
@@ -282,7 +285,7 @@ def test_following_matches_after_the_rule_is_done():
             counts[yielded[0], yielded[1]] += 1
     assert followed > 20
     given = target.double().exp()  # of the second token, whatever the first: it was not cut off by its own value
-    values = [p_value(row, law) for row, law in zip(counts, given) if row.sum() > 50]
+    values = [p_value(row, distribution) for row, distribution in zip(counts, given) if row.sum() > 50]
     assert len(values) > 2 and min(values) > 1e-3, values
 
 
@@ -295,8 +298,10 @@ def test_greedy_yields_the_targets_own_tokens(data):
     tokens = data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size))
     answer = data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size))
     best = torch.tensor([answer[depth] for depth in tree.depths])
-    verdict = verify_greedy(tree, torch.tensor(tokens), best)
-    assert [*(tokens[node] for node in verdict.path), verdict.bonus] == answer[: len(verdict.path) + 1]
-    end = verdict.path[-1] if verdict.path else 0
-    assert all(tokens[child] != verdict.bonus for child in tree.children[end])
-    assert [tree.parents[node] for node in verdict.path] == [0, *verdict.path][: len(verdict.path)]
+    accepted_path = verify_greedy(tree, torch.tensor(tokens), best)
+    assert [*(tokens[node] for node in accepted_path.path), accepted_path.bonus] == answer[
+        : len(accepted_path.path) + 1
+    ]
+    end = accepted_path.path[-1] if accepted_path.path else 0
+    assert all(tokens[child] != accepted_path.bonus for child in tree.children[end])
+    assert [tree.parents[node] for node in accepted_path.path] == [0, *accepted_path.path][: len(accepted_path.path)]

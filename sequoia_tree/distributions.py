@@ -14,11 +14,11 @@ _BLOCK, _GPU_BLOCK = 1 << 22, 1 << 24
 
 
 @dataclass(frozen=True)
-class Laws:
-    """The laws that a tree is verified against, each a function of node ids, int64 [m].
+class Distributions:
+    """The distributions that a tree is verified against, each a function of node ids, int64 [m].
 
-    They return new float32 tensors [m, V] on the generator's device, whose rows sum to 1: `target` the law of the token
-    after each node, `draft` the law from which the children of each node were drawn.
+    They return new float32 tensors [m, V] on the generator's device, whose rows sum to 1: `target` the distribution of
+    the token after each node, `draft` the distribution from which the children of each node were drawn.
     """
 
     target: Callable[[Tensor], Tensor]

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offload_runtime.speculation.draft import Draft, draft_law, joined
-from offload_runtime.speculation.draft_tree import DrawnTree
+from offload_runtime.speculation.draft import Draft, draft_distribution, joined
+from offload_runtime.speculation.draft_tree import DraftTree
 from sequoia_tree.sampling import Sampling, highest_tokens
 from sequoia_tree.shaping.contexts import Text
 from sequoia_tree.tree import Tree
@@ -39,7 +39,7 @@ class Level:
     width: int
 
 
-class StaticGrowth:
+class StaticDrafting:
     """Draws a token for every node of one tree, under any text; `drawing` chooses the children above temperature 0."""
 
     def __init__(self, draft: Draft, tree: Tree, drawing: Drawing):
@@ -47,9 +47,11 @@ class StaticGrowth:
         self._draft, self._drawing = draft, drawing
         self._levels = _levels(tree, draft.model.device)
         inner = _inner_nodes(tree)
-        self._law_rows = np.full(tree.size, -1)
-        self._law_rows[inner] = np.arange(len(inner))
-        self._columns = np.where(self._law_rows > 0, self._law_rows - 1, -1)  # the root's row belongs to the text
+        self._distribution_rows = np.full(tree.size, -1)
+        self._distribution_rows[inner] = np.arange(len(inner))
+        self._columns = np.where(
+            self._distribution_rows > 0, self._distribution_rows - 1, -1
+        )  # the root's row belongs to the text
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -57,7 +59,7 @@ class StaticGrowth:
         return tuple(len(level.parents) for level in self._levels)
 
     @torch.inference_mode()
-    def grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator) -> DrawnTree:
+    def grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator) -> DraftTree:
         """The tree with its tokens, the root being the last of `text`; without nodes for which none was left.
 
         The device is waited for once, for the tokens.
@@ -66,31 +68,39 @@ class StaticGrowth:
         known = Text.of(text, draft.model.device) if sampling.rules else None
         tokens = torch.full((self.tree.size,), text[-1], device=draft.model.device)
         logits = draft.read(text)
-        laws = []
+        distributions = []
         for depth, level in enumerate(self._levels):
             if depth > 0:
                 logits = draft.forward(tokens[level.parents], level.depths, level.visible)
-            laws.append(draft_law(logits, sampling, known.at(level.ancestors, tokens, depth) if known else None))
-            children = self._children(laws[-1], level.width, sampling, generator)
+            distributions.append(
+                draft_distribution(logits, sampling, known.at(level.ancestors, tokens, depth) if known else None)
+            )
+            children = self._children(distributions[-1], level.width, sampling, generator)
             children = children.masked_fill(tokens[level.parents, None] < 0, -1)  # no parent, no children
             tokens[level.children] = children[level.child_rows, level.child_numbers]
-        return self._without_missing(tokens.tolist(), joined(laws, sampling) if laws else None)
+        return self._without_missing(tokens.tolist(), joined(distributions, sampling) if distributions else None)
 
-    def _children(self, law: Tensor, width: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
-        return self._drawing(law, width, generator) if sampling.temperature else likeliest(law, width, generator)
+    def _children(self, distribution: Tensor, width: int, sampling: Sampling, generator: torch.Generator) -> Tensor:
+        return (
+            self._drawing(distribution, width, generator)
+            if sampling.temperature
+            else likeliest(distribution, width, generator)
+        )
 
-    def _without_missing(self, tokens: list[int], laws: Tensor | None) -> DrawnTree:
+    def _without_missing(self, tokens: list[int], distributions: Tensor | None) -> DraftTree:
         alive = [token >= 0 for token in tokens]
         if all(alive):
-            return DrawnTree(self.tree, tokens, len(tokens), self._columns, laws, self._law_rows)
+            return DraftTree(self.tree, tokens, len(tokens), self._columns, distributions, self._distribution_rows)
         tree, kept = self.tree.prune(alive)
-        law_rows = np.where(tree.child_count_array > 0, self._law_rows[kept], -1)
-        return DrawnTree(tree, [tokens[node] for node in kept], tree.size, self._columns[kept], laws, law_rows)
+        distribution_rows = np.where(tree.child_count_array > 0, self._distribution_rows[kept], -1)
+        return DraftTree(
+            tree, [tokens[node] for node in kept], tree.size, self._columns[kept], distributions, distribution_rows
+        )
 
 
-def likeliest(law: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def likeliest(distribution: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """The `count` likeliest tokens of each row of log-laws ``[m, V]``, likeliest first; -1 where fewer are possible."""
-    return highest_tokens(law, count)
+    return highest_tokens(distribution, count)
 
 
 def _inner_nodes(tree: Tree) -> NDArray[np.int64]:

@@ -14,12 +14,12 @@ from sequoia_tree.uploads import upload_together
 
 @dataclass(frozen=True)
 class Indices:
-    """Where things lie for `Waves`: int64 tensors, for n nodes, of which R are parents, and J children.
+    """Where things lie for `Expansions`: int64 tensors, for n nodes, of which R are parents, and J children.
 
     parents [R]: nodes with children, rising. children [R, most children]: in drawing order, 0 beyond the last.
     Of each child, [J], in the order of the tests: child and parent, the nodes; row, the parent's index in `parents`;
     cell, the child's in `children`, flattened; own_row, the child's index in `parents`, R for leaves; source, the state
-    in which it is tested, counted from the first state of the wave before.
+    in which it is tested, counted from the first state of the expansion step before.
     opened [states]: index in `parents` of the node whose children a state is opened for, R for other states.
     last [n]: the state in which all children of a node are rejected; for leaves, one in which nothing is.
     test [n]: of each node, J for the root. outcome [n]: J + its index in `parents`, or for leaves its test.
@@ -42,15 +42,16 @@ class Indices:
 
 
 @dataclass(frozen=True)
-class Waves:
-    """The children of a tree in the order of their tests: wave t is `tests[t]` to `tests[t + 1]`.
+class Expansions:
+    """The children of a tree in the order of their tests: expansion step t is `tests[t]` to `tests[t + 1]`.
 
     A test needs what the earlier siblings leave and, where weights are handed on, how the parent's own test went. So
-    there are as many waves as there are nodes and earlier siblings of them on the longest path, however many nodes.
+    there are as many expansion steps as there are nodes and earlier siblings of them on the longest path, however many
+    nodes.
 
     Each test leaves a state; where weights are handed on it also opens one, in which the child's own children begin.
-    The states of wave t are `states[t]` to `states[t + 1]`, those it leaves first. Before them all lies one for each
-    parent, opened with full weight.
+    The states of expansion step t are `states[t]` to `states[t + 1]`, those it leaves first. Before them all lies one
+    for each parent, opened with full weight.
     """
 
     tests: list[int]
@@ -60,23 +61,23 @@ class Waves:
     at: Indices
 
     @classmethod
-    def of(cls, tree: Tree, hand_on: bool, device: torch.device) -> Waves:
+    def of(cls, tree: Tree, hand_on: bool, device: torch.device) -> Expansions:
         """For a tree with children. hand_on: whether they begin with the weight that their parent's test gave it."""
         parents = np.flatnonzero(tree.child_count_array)
         row_of = np.full(tree.size, len(parents))
         row_of[parents] = np.arange(len(parents))
-        wave_of = _waves(tree, hand_on)
-        order = 1 + np.argsort(wave_of[1:], kind="stable")  # the children, by their tests
-        wave, parent = wave_of[order], tree.parent_array[order]
-        tests = np.searchsorted(wave, np.arange(wave[-1] + 2))
+        expansion_of = _expansions(tree, hand_on)
+        order = 1 + np.argsort(expansion_of[1:], kind="stable")  # the children, by their tests
+        expansion, parent = expansion_of[order], tree.parent_array[order]
+        tests = np.searchsorted(expansion, np.arange(expansion[-1] + 2))
         test = np.full(tree.size, len(order))
         test[order] = np.arange(len(order))
         states = len(parents) + tests * (2 if hand_on else 1)
-        left = states[wave] + np.arange(len(order)) - tests[wave]  # the state that each test leaves
+        left = states[expansion] + np.arange(len(order)) - tests[expansion]  # the state that each test leaves
         opened = np.concatenate((np.arange(len(parents)), np.full(states[-1] - len(parents), len(parents))))
-        begun = np.where(tree.child_number_array[order] > 1, left[test[_elders(tree)[order]]], row_of[parent])
+        begun = np.where(tree.child_number_array[order] > 1, left[test[_earlier(tree)[order]]], row_of[parent])
         if hand_on:
-            opens = left + np.diff(tests)[wave]
+            opens = left + np.diff(tests)[expansion]
             opened[opens] = row_of[order]
             inherits = (tree.child_number_array[order] == 1) & (parent > 0)
             begun[inherits] = opens[test[parent[inherits]]]
@@ -91,7 +92,7 @@ class Waves:
             "row": row_of[parent],
             "cell": row_of[parent] * children.shape[1] + tree.child_number_array[order] - 1,
             "own_row": row_of[order],
-            "source": begun - np.concatenate(([0], states))[wave],
+            "source": begun - np.concatenate(([0], states))[expansion],
             "opened": opened,
             "last": last,
             "test": test,
@@ -102,22 +103,25 @@ class Waves:
         return cls(tests.tolist(), states.tolist(), tree.depth, row_of[parent].tolist(), at)
 
 
-def _waves(tree: Tree, hand_on: bool) -> Ints:
-    """The wave in which each node is tested, int64 [n]; -1 for the root. Each round doubles the path that is summed."""
+def _expansions(tree: Tree, hand_on: bool) -> Ints:
+    """The expansion step in which each node is tested, int64 [n]; -1 for the root.
+
+    Each round doubles the path that is summed.
+    """
     if not hand_on:
         return tree.child_number_array - 1
-    waves, above = tree.child_number_array.copy(), tree.parent_array.clip(min=0)
+    expansions, above = tree.child_number_array.copy(), tree.parent_array.clip(min=0)
     while above.any():
-        waves += waves[above]
+        expansions += expansions[above]
         above = above[above]
-    return waves - 1
+    return expansions - 1
 
 
-def _elders(tree: Tree) -> Ints:
+def _earlier(tree: Tree) -> Ints:
     """The sibling before each node, int64 [n]; some other child for first children."""
-    elders = np.full(tree.size, tree.by_parent[0])
-    elders[tree.by_parent[1:]] = tree.by_parent[:-1]
-    return elders
+    earlier = np.full(tree.size, tree.by_parent[0])
+    earlier[tree.by_parent[1:]] = tree.by_parent[:-1]
+    return earlier
 
 
 def _children(tree: Tree, parents: Ints) -> Ints:

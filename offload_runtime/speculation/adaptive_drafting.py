@@ -1,0 +1,86 @@
+"""Grows a tree that fits the context: in expansion steps, towards where the draft's own distributions say that
+acceptance is likely.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offload_runtime.speculation.draft import Draft, draft_distribution, joined
+from offload_runtime.speculation.draft_tree import DraftTree
+from offload_runtime.speculation.static_drafting import likeliest
+from offload_runtime.speculation.text_candidates import RepeatedText, with_candidates
+from sequoia_tree.adaptive import Frontier, Grown
+from sequoia_tree.sampling import Sampling, draw_without_replacement
+from sequoia_tree.shaping.contexts import Contexts, Text
+from sequoia_tree.tree import Tree
+
+Costs = Callable[[Tensor, Tensor], Tensor]
+"""What children lose of their parents' log-priority: of log-laws [m, V] and tokens [m, K], float [m, K], rising."""
+
+
+class AdaptiveDrafting:
+    """Trees of at most `size` nodes and `depth` levels.
+
+    Where the text repeats itself, a few of the nodes go on as it did before.
+
+    The draft runs over the root and then over depth - 1 expansion steps of nodes. Together they expand about as many
+    nodes as the tree will have: more than its inner nodes, so that the best ones are among them.
+    """
+
+    def __init__(self, draft: Draft, size: int, depth: int, children: int):
+        assert size >= 2 and 1 <= depth < size
+        self._draft, self._size = draft, size
+        self._expansions = depth - 1
+        width = max(1, (size - 1) // max(1, self._expansions))
+        self._frontier = Frontier(self._expansions, width, children, draft.model.device)
+        self._repeated = RepeatedText()
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of each draft pass."""
+        return (1, *[self._frontier.width] * self._expansions)
+
+    @torch.inference_mode()
+    def grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator, costs: Costs) -> DraftTree:
+        """The best nodes under `text`, whose last token is the root."""
+        draft, frontier = self._draft, self._frontier
+        known = Text.of(text, draft.model.device) if sampling.rules else None
+        draw = draw_without_replacement if sampling.temperature else likeliest
+        frontier.restart(text[-1])
+        logits = draft.read(text)
+        distributions = []
+        for expansion in range(self._expansions + 1):
+            if expansion > 0:
+                frontier.expand()
+                logits = self._run_expansion()
+            distributions.append(
+                draft_distribution(logits, sampling, self._contexts(known, expansion) if known else None)
+            )
+            tokens = draw(distributions[-1], frontier.children, generator)
+            frontier.open(tokens, costs(distributions[-1], tokens))
+        candidates = self._repeated.candidates(text, self._size, self._expansions + 1)
+        grown = frontier.best(self._size - 1 - candidates.most)
+        return with_candidates(_draft_tree(grown, joined(distributions, sampling)), candidates)
+
+    def _run_expansion(self) -> Tensor:
+        frontier = self._frontier
+        expansion, tree = slice(frontier.begin, frontier.end), slice(1, frontier.end)
+        return self._draft.forward(
+            frontier.tokens[expansion], frontier.depths[tree], frontier.ancestors[expansion, tree]
+        )
+
+    def _contexts(self, text: Text, expansions: int) -> Contexts:
+        """Of the nodes of the current expansion step, which are no deeper than there were expansion steps."""
+        frontier = self._frontier
+        tree = slice(0, frontier.end)
+        return text.at(frontier.ancestors[frontier.begin : frontier.end, tree], frontier.tokens[tree], expansions)
+
+
+def _draft_tree(grown: Grown, distributions: Tensor) -> DraftTree:
+    tree, expanded = Tree(grown.parents), np.array(grown.expanded)
+    distribution_rows = np.where(tree.child_count_array > 0, expanded, -1)
+    columns = np.where(expanded > 0, expanded - 1, -1)  # the root's row belongs to the text
+    return DraftTree(tree, grown.tokens, tree.size, columns, distributions, distribution_rows)
