@@ -58,7 +58,6 @@ def _pair(arguments: argparse.Namespace) -> "Pair":
     from comparison.pair import Pair
     from toolkit.prompts import HELD_OUT, encoded, prompts_for
 
-    from loaders.checkpoint.model_files import read_checkpoint
     from loaders.checkpoint.read_spec import read_spec
     from offload_runtime.generation.fetching import fetched
     from offload_runtime.options.arguments import model_options
@@ -69,7 +68,7 @@ def _pair(arguments: argparse.Namespace) -> "Pair":
     if set(arguments.methods) != {"plain"} and options.draft is None and arguments.draft_bits is None:
         raise UsageError("nothing to compare without a draft: --draft DIR, or --draft-bits 4 for the target's own")
     options = fetched(options, arguments.yes, arguments.quiet)
-    vocab_size = read_spec(options.model, "auto", read_checkpoint(options.model)).vocab_size
+    vocab_size = read_spec(options.model).vocab_size
     file, raw = arguments.prompts or HELD_OUT, arguments.raw
     prompts = prompts_for(options.model, vocab_size, file, raw, RANDOM_TOKENS, count=RANDOM_PROMPTS)
     return Pair(options, encoded(prompts, options.model), arguments.reply_tokens)

@@ -12,7 +12,7 @@ from typing import Any
 
 from loaders.checkpoint.config_limits import check_config
 from loaders.checkpoint.expert_names import is_by_expert, stated_experts
-from loaders.checkpoint.model_files import config_file, config_values, read_checkpoint
+from loaders.checkpoint.model_source import model_source
 from loaders.checkpoint.refused import why_refused
 from loaders.checkpoint.rope_scaling import NO_POSITION_LIMIT, extended_positions
 from loaders.checkpoint.spec import DTYPE_NAMES, ITEMSIZE, LayerSpec, ModelSpec, aligned
@@ -58,9 +58,10 @@ def read_spec(
     Raises ModelFilesError for missing or damaged files and UnsupportedModelError for models that cannot be run.
     """
     directory = Path(directory)
+    source = model_source(directory)
     config = config or read_config(directory)
-    checkpoint = checkpoint or read_checkpoint(directory)
-    packing = read_format(config, config_file(directory))
+    checkpoint = checkpoint or source.checkpoint()
+    packing = read_format(config, source.config_file)
     contents = told_apart(packing, checkpoint)
     stored_dtype = _stored_dtype(checkpoint, contents, packing)
     dtype = _compute_dtype(dtype, _packed_dtype(config) if packing else stored_dtype)
@@ -92,7 +93,8 @@ def read_spec(
 
 def read_config(directory: Path | str) -> dict[str, Any]:
     """The config as it stands; refuses what can be seen from it alone to be no language model we can run."""
-    file, config = config_file(directory), config_values(directory)
+    source = model_source(directory)
+    file, config = source.config_file, source.config()
     if not isinstance(config.get("model_type"), str):
         raise ModelFilesError(f"{file}: it names no model_type. Is this the config.json of a transformers model?")
     if refusal := why_refused(config):
@@ -105,7 +107,7 @@ class _Numbers:
     """The numbers a config states, under any of the names that architectures give them."""
 
     def __init__(self, directory: Path, config: dict[str, Any]):
-        self.file = config_file(directory)
+        self.file = model_source(directory).config_file
         self.text = _text_config(config)
         widths = self.text.get("intermediate_size")
         if isinstance(widths, list) and widths and all(type(width) is int for width in widths):  # of each layer
@@ -260,7 +262,7 @@ def _divide(
     absent = next((number for number in range(count) if number not in stacks[stack]), None)
     if absent is not None:
         raise ModelFilesError(
-            f"{config_file(directory)} says {count} layers, but the files hold no tensor of layer "
+            f"{model_source(directory).config_file} says {count} layers, but the files hold no tensor of layer "
             f"{absent}. The files are incomplete or of another model; download them again."
         )
     embeddings_and_head = [tensor for tensor in used if not tensor.name.startswith(stack)]

@@ -24,14 +24,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from loaders.checkpoint.model_files import config_file, is_downloaded, read_checkpoint
+from loaders.checkpoint.model_source import model_source
 from loaders.checkpoint.read_spec import read_config
 from loaders.checkpoint.refused import WHAT_RUNS
 from loaders.checkpoint.rope_scaling import RopeScaling, no_rotations
 from loaders.errors import OffloadError, UnsupportedModelError
 from loaders.formats import read_format
 from loaders.formats.weights import told_apart
-from loaders.gguf.model import is_gguf
 from loaders.modules import dense_experts
 from loaders.modules.experts import Experts, find_experts
 from loaders.modules.layout import Layout
@@ -155,10 +154,11 @@ def build_skeleton(
     with _explained(directory):
         _compute_buffers(model, torch.device(device))
         model.tie_weights()
-    packing = read_format(read_config(directory), config_file(Path(directory)))
-    if packing is None and not (model.all_tied_weights_keys and (checkpoint or is_downloaded(directory))):
+    source = model_source(directory)
+    packing = read_format(read_config(directory), source.config_file)
+    if packing is None and not (model.all_tied_weights_keys and (checkpoint or source.is_downloaded())):
         return _divide(model, dtype, {})
-    checkpoint = checkpoint or read_checkpoint(directory)
+    checkpoint = checkpoint or source.checkpoint()
     contents = told_apart(packing, checkpoint)
     untie_what_differs(model, {**contents.plain, **(checkpoint.adapter.replaced if checkpoint.adapter else {})})
     return _divide(model, dtype, packed_parameters(model, contents) if packing else {})
@@ -173,10 +173,7 @@ def _load_config(directory: Path, rope_scaling: RopeScaling | None) -> Pretraine
             "with a model is never run; a newer transformers may know it: pip install -U transformers"
         )
     with _explained(directory):
-        if is_gguf(directory):
-            config = AutoConfig.for_model(**values)
-        else:
-            config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        config = model_source(directory).transformers_config()
         if rope_scaling:
             config = _scaled(config, rope_scaling)
     encodes = type(config) in MODEL_FOR_MASKED_LM_MAPPING or model_type == "bert-generation"

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loaders.checkpoint.model_files import config_file, generation_config_file
-from loaders.gguf.model import is_gguf
+from loaders.checkpoint.model_source import model_source
 from loaders.json_files import read_json
 
 _LARGEST_BIAS = 1e30  # so that sums of them stay float32
@@ -163,10 +162,11 @@ def stated_fields(model: Path) -> tuple[Path, dict[str, Any]]:
     Older models have it in config.json: it holds where no generation_config.json is there, in transformers as well.
     Lengths do not: 20, which was written into many, is what transformers takes for unset.
     """
-    path, config = generation_config_file(model), config_file(model)
+    path, *older = model_source(model).generation_config_files
     if path.exists():
         return path, read_json(path)
-    if is_gguf(model) or not config.is_file():
+    config = next(filter(Path.is_file, older), None)
+    if config is None:
         return path, {}
     embeddings_and_head = read_json(config)
     inner = embeddings_and_head.get("text_config")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from loaders.checkpoint.model_files import config_file
+from loaders.checkpoint.model_source import model_source
 from offload_runtime.errors import ModelFilesError, UsageError
 from offload_runtime.generation import config_fields as generation_fields
 from offload_runtime.options.fields import nearest
@@ -56,7 +56,7 @@ def read_generation_defaults(model: Path) -> GenerationDefaults:
 def model_end_tokens(model: Path, of_config: int | list[int] | None) -> frozenset[int]:
     """The tokens that end a text: those of the generation config, else `of_config`. Raises ModelFilesError."""
     stated = read_generation_defaults(model).end_token_ids
-    return _end_tokens(config_file(model), of_config) if stated is None else stated
+    return _end_tokens(model_source(model).config_file, of_config) if stated is None else stated
 
 
 def _end_tokens(path: Path, stated: object) -> frozenset[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.adapters.adapter import read_adapter
-from loaders.checkpoint.model_files import read_checkpoint
+from loaders.checkpoint.model_source import model_source
 from loaders.checkpoint.read_spec import read_config, read_spec
 from loaders.checkpoint.rope_scaling import RopeScaling, is_rotary
 from loaders.checkpoint.spec import ModelSpec
@@ -21,7 +21,6 @@ from loaders.hub.model import HubModel
 from loaders.hub.names import directory_name
 from loaders.quantize.recipe import BITS, Quantization
 from loaders.safetensors_files.headers import Checkpoint
-from loaders.tokenizers.vocabulary import read_vocabulary
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.options.run_options import Options
 from offload_runtime.planning.compute_dtype import compute_dtype
@@ -99,7 +98,7 @@ def vocabulary_of(options: Options, directory: Path) -> dict[str, int] | None:
             gguf = _hub_gguf(source)
             return gguf_vocabulary(gguf) if has_gguf_vocabulary(gguf) else None
         fetch_vocabulary(source)
-    return read_vocabulary(directory)
+    return model_source(directory).vocabulary()
 
 
 def smaller_targets(
@@ -140,7 +139,7 @@ def _source(options: Options, directory: Path) -> HubModel | None:
 
 def _checkpoint(options: Options, directory: Path) -> Checkpoint:
     source = _source(options, directory)
-    return _hub_checkpoint(source) if source and source.missing else read_checkpoint(directory)
+    return _hub_checkpoint(source) if source and source.missing else model_source(directory).checkpoint()
 
 
 @lru_cache(maxsize=4)

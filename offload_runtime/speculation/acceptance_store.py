@@ -2,7 +2,7 @@
 
     format              FORMAT
     target, draft       names of the models, for people
-    target_fingerprint  of the target it was measured with (see `fingerprint`); null: any
+    target_fingerprint  of the target it was measured with (see `checkpoint_fingerprint`); null: any
     bin_edges, scales   those of the tables, `sequoia_tree.acceptance.BIN_EDGES` and `SCALES`
     settings            a list of objects: the fields of `Setting`; "agreement" and "one_minus_tv" (see `Measurement`,
                         null where not measured); "table", as `sequoia_tree.acceptance.Acceptance.as_dict` gives it
@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.cache_directory import cache_directory, write_whole
-from loaders.checkpoint.model_files import config_file, config_values, is_downloaded, read_checkpoint
-from loaders.gguf.model import is_gguf
+from loaders.checkpoint.model_source import model_source
 from loaders.json_files import read_object
 from loaders.unchanged import kept_while_unchanged
 from offload_runtime.errors import ModelFilesError
@@ -117,18 +116,18 @@ class PairAcceptance:
         return replace(newer, measurements={**self.measurements, **newer.measurements})
 
 
-@kept_while_unchanged(lambda directory: (config_file(directory), *read_checkpoint(directory).files))
-def fingerprint(directory: Path) -> str:
+@kept_while_unchanged(lambda model: (model_source(model).config_file, *model_source(model).checkpoint().files))
+def checkpoint_fingerprint(model: Path) -> str:
     """A digest of a checkpoint's config.json, of its tensors' names, dtypes and shapes, and of a few of their bytes.
 
     The bytes tell fine-tunes of one model apart; reading all of them would take as long as loading. Raises
     ModelFilesError.
     """
-    path = directory / "config.json"
+    source = model_source(model)
+    path = source.config_file
     try:
-        config = repr(config_values(directory)).encode() if is_gguf(directory) else path.read_bytes()
-        digest = hashlib.sha256(config)
-        tensors = sorted(read_checkpoint(directory).tensors.items())
+        digest = hashlib.sha256(source.config_content())
+        tensors = sorted(source.checkpoint().tensors.items())
         for name, tensor in tensors:
             digest.update(f"\n{name} {tensor.dtype} {tensor.shape}".encode())
         for _, tensor in tensors[:: -(-len(tensors) // _SAMPLED_TENSORS)]:
@@ -146,7 +145,7 @@ def cache_file(target: Path, draft: Path) -> Path | None:
     directory = cache_directory()
     if directory is None:
         return None
-    pair = hashlib.sha256(f"{fingerprint(target)} {fingerprint(draft)}".encode()).hexdigest()
+    pair = hashlib.sha256(f"{checkpoint_fingerprint(target)} {checkpoint_fingerprint(draft)}".encode()).hexdigest()
     return directory / "acceptance" / f"{pair}.json"
 
 
@@ -158,17 +157,12 @@ def load(target: Path, draft: Path) -> PairAcceptance | None:
     nothing, and `save` overwrites it.
     """
     beside = _beside(draft)
-    if any(map(_is_to_come, (target, draft))):
+    if any(model_source(model).awaits_download() for model in (target, draft)):
         return None
     cached = _cached(cache_file(target, draft))
-    if beside is None or beside[1] not in (None, fingerprint(target)):
+    if beside is None or beside[1] not in (None, checkpoint_fingerprint(target)):
         return cached
     return beside[0] if cached is None else beside[0].updated(cached)
-
-
-def _is_to_come(model: Path) -> bool:
-    """Whether it is known by its name, and its weights are to be downloaded."""
-    return not is_downloaded(model) and (is_gguf(model) or (model / "config.json").is_file())
 
 
 def save(pair: PairAcceptance, target: Path, draft: Path) -> bool:
@@ -193,7 +187,7 @@ def write(path: Path, pair: PairAcceptance, target: Path) -> None:
         "format": FORMAT,
         "target": pair.target,
         "draft": pair.draft,
-        "target_fingerprint": fingerprint(target),
+        "target_fingerprint": checkpoint_fingerprint(target),
         **_overview(pair),
         "bin_edges": BIN_EDGES,
         "scales": SCALES,

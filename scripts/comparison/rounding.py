@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from toolkit.checkpoints import own_cache, run_directory
 from torch import Tensor
 
-from loaders.checkpoint.model_files import read_checkpoint
+from loaders.checkpoint.model_source import model_source
 from loaders.gguf.model import is_gguf
 from loaders.hub.names import directory_name
 from offload_runtime.errors import ModelFilesError
@@ -96,7 +96,7 @@ def write_rounded(target: Path, directory: Path, grid: Grid) -> None:
     for file in target.iterdir():
         if file.is_file() and file.suffix not in _WEIGHTS and file.name != "acceptance.json":
             shutil.copyfile(file, directory / file.name)
-    for path in read_checkpoint(target).files:
+    for path in model_source(target).checkpoint().files:
         with safe_open(path, framework="pt") as tensors:
             rounded = {name: _rounded(name, tensors.get_tensor(name), grid) for name in tensors.keys()}  # noqa: SIM118
         save_file(rounded, directory / Path(path).name, metadata={"format": "pt"})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loaders.checkpoint.local_models import local_model
-from loaders.checkpoint.model_files import config_values
+from loaders.checkpoint.model_source import model_source
 from loaders.errors import ModelFilesError
 from loaders.gguf.header import read_gguf
 from loaders.tokenizers.load import load_tokenizer
@@ -121,4 +121,4 @@ def test_what_lies_in_the_place_of_a_small_file_is_not_passed_over(model: Path, 
     else:
         file.symlink_to("gone" if kind == "link" else name)
     with pytest.raises(ModelFilesError, match=name):
-        config_values(model)
+        model_source(model).config()

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from loaders.checkpoint.model_files import config_values
+from loaders.checkpoint.model_source import model_source
 from loaders.checkpoint.read_spec import read_config
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.gguf.config import EMBEDDINGS_AND_HEAD, FAMILIES, MIXTURES, _ends, gguf_config, model_tensors
@@ -158,11 +158,11 @@ def test_a_file_of_any_name_is_a_gguf_file(tmp_path):
     """As Ollama keeps them."""
     blob = tmp_path / f"sha256-{'0123456789abcdef' * 4}"
     blob.symlink_to(gguf_model("Q8_0"))
-    assert config_values(blob) == read_config(gguf_model("Q8_0"))
+    assert model_source(blob).config() == read_config(gguf_model("Q8_0"))
     assert directory_name(blob) == "sha256-0123456789ab"
     (tmp_path / "notes").write_text("notes")
     with pytest.raises(ModelFilesError, match="notes: this is no GGUF file"):
-        config_values(tmp_path / "notes")
+        model_source(tmp_path / "notes").config()
 
 
 def test_the_one_file_of_a_directory_is_meant(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers.integrations.gguf as transformers_gguf
 
-from loaders.checkpoint.model_files import read_checkpoint
+from loaders.checkpoint.model_source import model_source
 from loaders.checkpoint.read_spec import read_spec
 from loaders.dequantize.at_load import fill_decoded
 from loaders.dequantize.hooks import scratch_bytes
@@ -129,7 +129,7 @@ def test_decoding_counts_up_to_all_of_what_is_decoded(tmp_path):
 
 def test_a_file_cut_off_after_its_header_was_read_is_an_error(tmp_path):
     file = Path(shutil.copyfile(gguf_model("Q8_0"), tmp_path / "model.gguf"))
-    checkpoint = read_checkpoint(file)
+    checkpoint = model_source(file).checkpoint()
     skeleton = build_skeleton(file, torch.float32, "cpu", "eager", checkpoint)
     embedding = checkpoint.tensors["model.embed_tokens.weight"]
     with file.open("r+b") as stream:

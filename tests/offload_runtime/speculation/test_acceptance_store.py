@@ -75,7 +75,7 @@ def test_what_is_saved_comes_back(models, cache):
         assert np.allclose(values, getattr(full, name), atol=1e-6)
     (file,) = (cache / "acceptance").iterdir()  # nothing else is left behind
     assert file == store.cache_file(*models) and file.stat().st_size < 60_000
-    assert json.loads(file.read_text())["target_fingerprint"] == store.fingerprint(models[0])
+    assert json.loads(file.read_text())["target_fingerprint"] == store.checkpoint_fingerprint(models[0])
 
 
 def test_saving_keeps_what_was_measured_at_other_settings(models):
@@ -144,21 +144,21 @@ def test_settings_are_made_of_samplings():
 
 
 def test_fingerprints_tell_models_apart(models, tmp_path):
-    assert store.fingerprint(models[0]) != store.fingerprint(models[1])
+    assert store.checkpoint_fingerprint(models[0]) != store.checkpoint_fingerprint(models[1])
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in models[0].iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    assert store.fingerprint(copy) == store.fingerprint(models[0])
+    assert store.checkpoint_fingerprint(copy) == store.checkpoint_fingerprint(models[0])
     weights = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(weights[: len(weights) // 2] + bytes(len(weights) - len(weights) // 2))
-    assert store.fingerprint(copy) != store.fingerprint(models[0]), "a fine-tune"
+    assert store.checkpoint_fingerprint(copy) != store.checkpoint_fingerprint(models[0]), "a fine-tune"
     (copy / "model.safetensors").write_bytes(weights)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
-    assert store.fingerprint(copy) != store.fingerprint(models[0])
+    assert store.checkpoint_fingerprint(copy) != store.checkpoint_fingerprint(models[0])
     with pytest.raises(ModelFilesError, match=r"model\.safetensors"):
-        store.fingerprint(tmp_path)
+        store.checkpoint_fingerprint(tmp_path)
 
 
 def whole_record(models, tmp_path):

@@ -1,0 +1,195 @@
+"""Where all that is known of a model comes from: a directory with config.json and safetensors, or one GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from loaders.errors import ModelFilesError
+from loaders.foreign_files import broken_link, check_content
+from loaders.formats.side_files import with_side_file
+from loaders.gguf.model import is_gguf, read_gguf_cached, read_gguf_checkpoint, read_gguf_config
+from loaders.gguf.names import split_names
+from loaders.gguf.vocabulary import gguf_vocabulary, has_gguf_vocabulary
+from loaders.hub.names import snapshot_of
+from loaders.hub.needed_files import GENERATION_CONFIG, VOCABULARY_FILES, check_small_files
+from loaders.json_files import read_json
+from loaders.safetensors_files.headers import Checkpoint, has_all_weights, no_such_directory, read_checkpoint
+from loaders.tokenizers.chat_templates import chat_template_of, gguf_chat_template
+from loaders.tokenizers.vocabulary_files import has_vocabulary_files, read_vocabulary_files
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+
+class ModelSource(Protocol):
+    """What a model's files say. All of it raises ModelFilesError where they are damaged; most needs no torch.
+
+    path: the directory or the file. config_file: where the config comes from, whether it is there or not.
+    generation_config_files: where it would be said how the model wants to be sampled; the first that is there holds.
+    """
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path: ...
+    @property
+    def generation_config_files(self) -> tuple[Path, ...]: ...
+
+    def config(self) -> dict[str, Any]:
+        """The config, and what a file beside it says of packed weights, unchecked."""
+
+    def config_content(self) -> bytes:
+        """What tells configs apart; OSError where it cannot be read."""
+
+    def transformers_config(self) -> PretrainedConfig:
+        """The config as transformers has it, without network and without running code of the model."""
+
+    def checkpoint(self) -> Checkpoint:
+        """The tensors by transformers' names, checked against the files; also raises UnsupportedModelError."""
+
+    def is_downloaded(self) -> bool:
+        """Whether all the weights are there."""
+
+    def awaits_download(self) -> bool:
+        """Whether the model is known by its name, and its weights are still to come."""
+
+    def has_vocabulary(self) -> bool:
+        """Whether `vocabulary` is not None."""
+
+    def vocabulary(self) -> dict[str, int] | None:
+        """Token to id, added tokens included; None where the files list none that can be read without transformers."""
+
+    def has_tokenizer(self) -> bool:
+        """Whether there is something to make a tokenizer from."""
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer with its chat template; raises whatever transformers does, too."""
+
+    def chat_template(self) -> str | None:
+        """The template for conversations, if there is one."""
+
+
+def model_source(model: Path | str) -> ModelSource:
+    """The source that a path names; whether it exists is another question."""
+    return _GgufSource(Path(model)) if is_gguf(model) else _DirectorySource(Path(model))
+
+
+class _DirectorySource:
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def generation_config_files(self) -> tuple[Path, ...]:
+        return self.path / GENERATION_CONFIG, self.config_file
+
+    def config(self) -> dict[str, Any]:
+        if not self.path.is_dir():
+            raise ModelFilesError(no_such_directory(self.path))
+        if link := broken_link(self.config_file):
+            raise ModelFilesError(link)
+        if not self.config_file.is_file():
+            raise ModelFilesError(
+                f"{self.config_file}: no such file. Give the directory of a model, with config.json and "
+                "*.safetensors, or a .gguf file."
+            )
+        check_small_files(self.path)
+        return with_side_file(read_json(self.config_file), self.path)
+
+    def config_content(self) -> bytes:
+        return self.config_file.read_bytes()
+
+    def transformers_config(self) -> PretrainedConfig:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
+
+    def checkpoint(self) -> Checkpoint:
+        return read_checkpoint(self.path)
+
+    def is_downloaded(self) -> bool:
+        return has_all_weights(self.path)
+
+    def awaits_download(self) -> bool:
+        return self.config_file.is_file() and not self.is_downloaded()
+
+    def has_vocabulary(self) -> bool:
+        return has_vocabulary_files(self.path)
+
+    def vocabulary(self) -> dict[str, int] | None:
+        return read_vocabulary_files(self.path) if self.has_vocabulary() else None
+
+    def has_tokenizer(self) -> bool:
+        return any((self.path / name).is_file() for name in VOCABULARY_FILES)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from loaders.tokenizers.load import tokenizer_in
+
+        for name in VOCABULARY_FILES:
+            check_content(self.path / name)
+        if not self.has_tokenizer():
+            raise ModelFilesError(
+                f"{self.path}: no tokenizer. One of {', '.join(VOCABULARY_FILES)} is needed, none is there: "
+                "copy the tokenizer's files beside the weights, or use token ids instead of text."
+            )
+        return tokenizer_in(self.path, self.chat_template)
+
+    def chat_template(self) -> str | None:
+        return chat_template_of(self.path)
+
+
+class _GgufSource:
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path
+
+    @property
+    def generation_config_files(self) -> tuple[Path, ...]:
+        """At the top of its repository's snapshot: what lies beside other GGUF files need not be theirs."""
+        return ((snapshot_of(self.path) or self.path) / GENERATION_CONFIG,)
+
+    def config(self) -> dict[str, Any]:
+        return read_gguf_config(self.path)
+
+    def config_content(self) -> bytes:
+        return repr(self.config()).encode()
+
+    def transformers_config(self) -> PretrainedConfig:
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**self.config())
+
+    def checkpoint(self) -> Checkpoint:
+        return read_gguf_checkpoint(self.path)
+
+    def is_downloaded(self) -> bool:
+        return all(self.path.with_name(name).is_file() for name in split_names(self.path.name))
+
+    def awaits_download(self) -> bool:
+        return not self.is_downloaded()
+
+    def has_vocabulary(self) -> bool:
+        return self.path.is_file() and self.has_tokenizer()
+
+    def vocabulary(self) -> dict[str, int] | None:
+        return gguf_vocabulary(read_gguf_cached(self.path)) if self.has_vocabulary() else None
+
+    def has_tokenizer(self) -> bool:
+        return has_gguf_vocabulary(read_gguf_cached(self.path))
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from loaders.tokenizers.gguf import gguf_tokenizer
+
+        if not self.has_tokenizer():
+            raise ModelFilesError(f"{self.path}: it holds no tokenizer. Use token ids instead of text.")
+        return gguf_tokenizer(read_gguf_cached(self.path))
+
+    def chat_template(self) -> str | None:
+        return gguf_chat_template(read_gguf_cached(self.path).metadata)
