@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from loaders.errors import ModelFilesError
-from loaders.foreign_files import broken_link, check_content
+from loaders.foreign_files import broken_link
 from loaders.formats.side_files import with_side_file
 from loaders.gguf.model import is_gguf, read_gguf_cached, read_gguf_checkpoint, read_gguf_config
 from loaders.gguf.names import split_names
@@ -16,7 +16,7 @@ from loaders.hub.needed_files import GENERATION_CONFIG, VOCABULARY_FILES, check_
 from loaders.json_files import read_json
 from loaders.safetensors_files.headers import Checkpoint, has_all_weights, no_such_directory, read_checkpoint
 from loaders.tokenizers.chat_templates import chat_template_of, gguf_chat_template
-from loaders.tokenizers.vocabulary_files import has_vocabulary_files, read_vocabulary_files
+from loaders.tokenizers.vocabulary import has_vocabulary_files, read_vocabulary_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -64,7 +64,7 @@ class ModelSource(Protocol):
         """Whether there is something to make a tokenizer from."""
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer with its chat template; raises whatever transformers does, too."""
+        """The tokenizer with its chat template, without network and without running code of the model."""
 
     def chat_template(self) -> str | None:
         """The template for conversations, if there is one."""
@@ -73,6 +73,16 @@ class ModelSource(Protocol):
 def model_source(model: Path | str) -> ModelSource:
     """The source that a path names; whether it exists is another question."""
     return _GgufSource(Path(model)) if is_gguf(model) else _DirectorySource(Path(model))
+
+
+def load_tokenizer(model: Path | str) -> PreTrainedTokenizerBase:
+    """See `ModelSource.tokenizer`."""
+    return model_source(model).tokenizer()
+
+
+def read_vocabulary(model: Path | str) -> dict[str, int] | None:
+    """See `ModelSource.vocabulary`."""
+    return model_source(model).vocabulary()
 
 
 class _DirectorySource:
@@ -127,16 +137,9 @@ class _DirectorySource:
         return any((self.path / name).is_file() for name in VOCABULARY_FILES)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from loaders.tokenizers.load import tokenizer_in
+        from loaders.tokenizers.load import tokenizer_in, usable
 
-        for name in VOCABULARY_FILES:
-            check_content(self.path / name)
-        if not self.has_tokenizer():
-            raise ModelFilesError(
-                f"{self.path}: no tokenizer. One of {', '.join(VOCABULARY_FILES)} is needed, none is there: "
-                "copy the tokenizer's files beside the weights, or use token ids instead of text."
-            )
-        return tokenizer_in(self.path, self.chat_template)
+        return usable(self.path, lambda: tokenizer_in(self.path))
 
     def chat_template(self) -> str | None:
         return chat_template_of(self.path)
@@ -186,10 +189,11 @@ class _GgufSource:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         from loaders.tokenizers.gguf import gguf_tokenizer
+        from loaders.tokenizers.load import usable
 
         if not self.has_tokenizer():
             raise ModelFilesError(f"{self.path}: it holds no tokenizer. Use token ids instead of text.")
-        return gguf_tokenizer(read_gguf_cached(self.path))
+        return usable(self.path, lambda: gguf_tokenizer(read_gguf_cached(self.path)))
 
     def chat_template(self) -> str | None:
         return gguf_chat_template(read_gguf_cached(self.path).metadata)

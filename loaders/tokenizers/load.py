@@ -9,10 +9,12 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from loaders.checkpoint.model_source import model_source
 from loaders.errors import ModelFilesError, OffloadError
+from loaders.foreign_files import check_content
+from loaders.hub.needed_files import VOCABULARY_FILES
 from loaders.json_files import read_json
 from loaders.message_text import first_line
+from loaders.tokenizers.chat_templates import chat_template_of
 from loaders.tokenizers.sentencepiece_file import is_sentencepiece_alone
 from loaders.tokenizers.sentencepiece_tokenizer import sentencepiece_tokenizer
 from loaders.tokenizers.tokenizer_json import FILE as JSON
@@ -21,22 +23,29 @@ from loaders.tokenizers.trial import check_tokenizer_files, panics_explained
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 
 
-def has_tokenizer(model: str | Path) -> bool:
-    """Whether the model in a directory or a GGUF file comes with a tokenizer."""
-    return model_source(model).has_tokenizer()
-
-
-def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model in a directory or a GGUF file, without network and without running code from there.
-
-    Raises ModelFilesError if its files are missing or cannot be read.
-    """
-    source = model_source(model)
-    with _explained(source.path, "loaded"):
-        tokenizer = source.tokenizer()
-    with _explained(source.path, "used"):  # most values of tokenizer_config.json fail where they are first used
+def usable(path: Path, load: Callable[[], PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase:
+    """The tokenizer that `load` makes of a model's files, after a first use; ModelFilesError where either fails."""
+    with _explained(path, "loaded"):
+        tokenizer = load()
+    with _explained(path, "used"):  # most values of tokenizer_config.json fail where they are first used
         tokenizer.decode(tokenizer("Hello").input_ids)
         tokenizer.get_added_vocab(), tokenizer.all_special_ids, len(tokenizer)
+    return tokenizer
+
+
+def tokenizer_in(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of the files in a directory, which are tried in a process of their own before they are trusted."""
+    for name in VOCABULARY_FILES:
+        check_content(directory / name)
+    if not any((directory / name).is_file() for name in VOCABULARY_FILES):
+        raise ModelFilesError(
+            f"{directory}: no tokenizer. One of {', '.join(VOCABULARY_FILES)} is needed, none is there: "
+            "copy the tokenizer's files beside the weights, or use token ids instead of text."
+        )
+    check_tokenizer_files(directory)
+    template = chat_template_of(directory)
+    tokenizer = _from_directory(directory)
+    tokenizer.chat_template = template
     return tokenizer
 
 
@@ -50,15 +59,6 @@ def _explained(directory: Path, done: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelFilesError(f"{directory}: the tokenizer cannot be {done}: {first_line(error)}") from error
-
-
-def tokenizer_in(directory: Path, chat_template: Callable[[], str | None]) -> PreTrainedTokenizerBase:
-    """The tokenizer of the files in a directory, which are tried in a process of their own before they are trusted."""
-    check_tokenizer_files(directory)
-    template = chat_template()
-    tokenizer = _from_directory(directory)
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def _from_directory(directory: Path) -> PreTrainedTokenizerBase:

@@ -12,8 +12,7 @@ def can_converse(options: Options, raw: bool) -> bool:
     try:
         if not source.has_tokenizer():
             return False
-        return raw or bool(
-            source.chat_template() if options.chat_template is None else read_template(options.chat_template)
-        )
+        given = options.chat_template
+        return raw or bool(source.chat_template() if given is None else read_template(given))
     except OffloadError:
         return False

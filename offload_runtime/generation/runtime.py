@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from loaders.tokenizers import check_same_tokens, has_tokenizer, load_tokenizer
-from loaders.tokenizers.vocabulary import has_vocabulary
+from loaders.checkpoint.model_source import model_source
+from loaders.tokenizers.load import check_same_tokens
 from offload_runtime.errors import UsageError
 from offload_runtime.generation.call_limits import CallLimits, seeded
 from offload_runtime.generation.config_fields import unapplied_note
@@ -84,7 +84,7 @@ class OffloadRuntime:
         self._resources = ExitStack()
         # also where this is dropped, or the program ends
         self._close = weakref.finalize(self, _close_in, os.getpid(), self._resources)
-        self._has_text = has_tokenizer(self._directory)
+        self._has_text = model_source(self._directory).has_tokenizer()
         self._defaults = read_generation_defaults(self._directory)
         self._rules = RequestRules(self._defaults.token_rules)
         self.last_reply = Reply()
@@ -301,7 +301,7 @@ def _check_draft(preparation: Preparation) -> None:
     """Refuse a draft whose tokens are not the target's; `prepare` has done so where both could be read."""
     assert preparation.draft is not None
     target, draft = preparation.target.spec, preparation.draft.spec
-    directories = target.directory, draft.directory
-    if all(map(has_tokenizer, directories)) and not all(map(has_vocabulary, directories)):
-        ours, theirs = map(load_tokenizer, directories)
+    sources = [model_source(spec.directory) for spec in (target, draft)]
+    if all(source.has_tokenizer() for source in sources) and not all(source.has_vocabulary() for source in sources):
+        ours, theirs = (source.tokenizer() for source in sources)
         check_same_tokens(ours, theirs, target.vocab_size, draft.vocab_size)

@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from loaders.tokenizers import has_tokenizer, load_tokenizer
+from loaders.checkpoint.model_source import load_tokenizer, model_source
 from offload_runtime.errors import UsageError
 from offload_runtime.text.prompt import Prompt
 
@@ -77,7 +77,7 @@ def prompts_for(model: Path, vocab_size: int, file: Path | None, demonstration: 
     A model without a tokenizer gets random token ids. Raises UsageError for a file that such a model cannot read, and
     for one that holds no prompts.
     """
-    if not has_tokenizer(model):
+    if not model_source(model).has_tokenizer():
         if file is not None:
             raise UsageError(f"--prompts {file}: {model.name} has no tokenizer to read text with")
         return [prompt for part in range(2) for prompt in made_up_prompts(MADE_UP_TOKENS, vocab_size, seed + part)]

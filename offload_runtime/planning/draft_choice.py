@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from loaders.checkpoint.model_source import read_vocabulary
 from loaders.checkpoint.spec import ModelSpec
 from loaders.hub.cache import cached_model
-from loaders.tokenizers.vocabulary import check_same_vocabulary, read_vocabulary
+from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import DoesNotFitError, OffloadError
 from offload_runtime.planning.draft_table import FAMILIES, Candidate, family_of
 from offload_runtime.planning.expected_acceptance import assumed_acceptance, expected_acceptance

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from loaders.tokenizers import load_tokenizer
+from loaders.checkpoint.model_source import load_tokenizer
 from loaders.tokenizers.chat_templates import read_template
 from loaders.tokenizers.trial import panics_explained
 from offload_runtime.errors import OffloadError, PromptError

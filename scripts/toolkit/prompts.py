@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from loaders.tokenizers import has_tokenizer, load_tokenizer
+from loaders.checkpoint.model_source import load_tokenizer, model_source
 from offload_runtime.errors import UsageError
 from offload_runtime.measure_acceptance.prompts import made_up_prompts, read_prompts
 from offload_runtime.text.prompt import Prompt, encode_prompt
@@ -26,7 +26,7 @@ def prompts_for(
     A model without a tokenizer gets `count` prompts of `tokens` random ids. Raises UsageError for a file without
     prompts, or with prompts that no tokenizer can read.
     """
-    if not has_tokenizer(model):
+    if not model_source(model).has_tokenizer():
         if file is not None and file != HELD_OUT:
             raise UsageError(f"--prompts {file}: {model.name} has no tokenizer to read text with")
         return [prompt for part in range(count // 2) for prompt in made_up_prompts(tokens, vocab_size, seed + part)]

@@ -9,7 +9,7 @@ from typing import Any
 import sentencepiece
 from transformers import PreTrainedTokenizerBase
 
-from loaders.tokenizers import load_tokenizer
+from loaders.checkpoint.model_source import load_tokenizer
 
 TEXTS = [
     *("hello world", "Grüße aus Köln", "привет мир", "你好世界", "Once upon a time there was a cat"),

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from loaders.tokenizers import load_tokenizer
+from loaders.checkpoint.model_source import load_tokenizer
 from tests.samples.sentencepiece_samples import trained, write_repository
 
 WORDS = ["hello world", "Grüße aus Köln", "привет мир", "你好世界 😀😁", "Once upon a time"] * 20

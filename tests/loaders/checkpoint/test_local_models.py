@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from loaders.checkpoint.local_models import local_model
-from loaders.checkpoint.model_source import model_source
+from loaders.checkpoint.model_source import load_tokenizer, model_source
 from loaders.errors import ModelFilesError
 from loaders.gguf.header import read_gguf
-from loaders.tokenizers.load import load_tokenizer
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4948\n"
 COMMITS = ("a" * 40, "b" * 40)

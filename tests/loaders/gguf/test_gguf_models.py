@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers.integrations.gguf as transformers_gguf
 
-from loaders.checkpoint.model_source import model_source
+from loaders.checkpoint.model_source import load_tokenizer, model_source, read_vocabulary
 from loaders.checkpoint.read_spec import read_spec
 from loaders.dequantize.at_load import fill_decoded
 from loaders.dequantize.hooks import scratch_bytes
@@ -17,8 +17,6 @@ from loaders.errors import ModelFilesError
 from loaders.gguf import config as gguf_config
 from loaders.gguf.header import read_gguf
 from loaders.modules.skeleton import build_skeleton
-from loaders.tokenizers import has_tokenizer, load_tokenizer
-from loaders.tokenizers.vocabulary import read_vocabulary
 from offload_runtime import OffloadRuntime
 from offload_runtime.options.run_options import DEMO_DRAFT, DEMO_TARGET
 from scheduler.plan.plan import Tier
@@ -229,7 +227,7 @@ def test_a_chat_by_the_name_of_a_file_or_of_its_directory(pair):
 
 def test_a_file_without_a_tokenizer():
     file = gguf_model("Q4_0")
-    assert not has_tokenizer(file)
+    assert not model_source(file).has_tokenizer()
     with pytest.raises(ModelFilesError, match="holds no tokenizer"):
         load_tokenizer(file)
 

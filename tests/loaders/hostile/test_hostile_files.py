@@ -148,7 +148,7 @@ def test_hostile_templates_are_refused(tmp_path):
 
 
 def test_saved_chats_and_caches_are_read_or_refused(tmp_path, monkeypatch):
-    from loaders.tokenizers import load_tokenizer
+    from loaders.checkpoint.model_source import load_tokenizer
 
     monkeypatch.setenv("SEQUOIA_OFFLOAD_CACHE", str(tmp_path))
     conversation = Conversation(load_tokenizer(DEMO_DRAFT), "Be brief.")

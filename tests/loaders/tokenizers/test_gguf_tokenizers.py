@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
 
+from loaders.checkpoint.model_source import load_tokenizer
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.tokenizers import load_tokenizer
 from offload_runtime.options.command_line import run_command
 from tests.samples.gguf_samples import gguf, np
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from loaders.checkpoint.model_source import load_tokenizer, read_vocabulary
 from loaders.errors import DraftMismatchError, ModelFilesError
-from loaders.tokenizers import load_tokenizer
-from loaders.tokenizers.vocabulary import check_same_vocabulary, read_vocabulary
+from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.text.prompt import render_chat, turn_end_tokens
 from tests.samples.sentencepiece_samples import CONFIG, splitter, trained, with_json, write_repository
 
@@ -114,9 +114,7 @@ def test_both_files_hold_the_same_vocabulary(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_plan_reads_a_vocabulary_without_torch(tmp_path: Path) -> None:
-    code = (
-        "import sys; from loaders.tokenizers.vocabulary import read_vocabulary as read; print(len(read(sys.argv[1])));"
-    )
+    code = "import sys; from loaders.checkpoint.model_source import read_vocabulary; print(len(read_vocabulary(sys.argv[1])));"
     command = [sys.executable, "-c", code + "print('torch' in sys.modules)"]
     directory = write_repository(tmp_path, trained("bpe"))
     root = Path(__file__).resolve().parents[3]

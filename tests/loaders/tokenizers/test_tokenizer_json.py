@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from loaders.checkpoint.model_source import load_tokenizer, read_vocabulary
 from loaders.errors import ModelFilesError
-from loaders.tokenizers import load_tokenizer
-from loaders.tokenizers.vocabulary import read_vocabulary
 
 TEXTS = [
     "<s>[INST] Hello [/INST]",

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from loaders.checkpoint.model_source import load_tokenizer
 from loaders.errors import ModelFilesError
-from loaders.tokenizers import load_tokenizer, trial
+from loaders.tokenizers import trial
 from offload_runtime.options.run_options import DEMO_TARGET
 from offload_runtime.text.prompt import encode_prompt
 

@@ -8,9 +8,10 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from loaders.checkpoint.model_source import load_tokenizer, read_vocabulary
 from loaders.errors import DraftMismatchError, ModelFilesError
-from loaders.tokenizers import check_same_tokens, load_tokenizer
-from loaders.tokenizers.vocabulary import check_same_vocabulary, read_vocabulary
+from loaders.tokenizers.load import check_same_tokens
+from loaders.tokenizers.vocabulary import check_same_vocabulary
 from tests.samples.tokenizer_samples import SAMPLES
 
 WORDS = ["<unk>", "a", "b", "c", "d"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from loaders.checkpoint.model_source import read_vocabulary
 from loaders.checkpoint.spec import ModelSpec
 from loaders.hub import cache as hub_cache
 from loaders.hub.cache import cached_model
-from loaders.tokenizers.vocabulary import read_vocabulary
 from offload_runtime.errors import DraftMismatchError, ModelFilesError
 from offload_runtime.options.run_options import DEMO_TARGET, Options
 from offload_runtime.planning import draft_choice

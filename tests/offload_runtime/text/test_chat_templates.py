@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from loaders.checkpoint.model_source import load_tokenizer
 from loaders.errors import ModelFilesError
 from loaders.tokenizers.chat_templates import chat_template_of, gguf_chat_template
-from loaders.tokenizers.load import load_tokenizer
 from offload_runtime.errors import OffloadError, PromptError, UsageError
 from offload_runtime.text.chat_template import render_chat
 from offload_runtime.text.conversation import Conversation
