@@ -114,8 +114,10 @@ def test_both_files_hold_the_same_vocabulary(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_plan_reads_a_vocabulary_without_torch(tmp_path: Path) -> None:
-    code = "import sys; from loaders.checkpoint.model_source import read_vocabulary; print(len(read_vocabulary(sys.argv[1])));"
-    command = [sys.executable, "-c", code + "print('torch' in sys.modules)"]
+    code = (
+        "import sys; from loaders.checkpoint.model_source import read_vocabulary as read\nprint(len(read(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", code + "\nprint('torch' in sys.modules)"]
     directory = write_repository(tmp_path, trained("bpe"))
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run([*command, directory], cwd=root, capture_output=True, text=True, check=True)
