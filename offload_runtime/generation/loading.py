@@ -15,7 +15,7 @@ from loaders.quantize.interrupts import interrupts_deferred
 from offload_runtime.errors import MachineError, UnsupportedModelError
 from offload_runtime.model.attention import ATTENTION_NAME
 from offload_runtime.model.cuda_graphs import CudaGraphs
-from offload_runtime.model.model import Model
+from offload_runtime.model.model import Model, ModelPlacement
 from offload_runtime.model.pass_overhead import measure_passes
 from offload_runtime.options.run_options import IOMode
 from offload_runtime.planning.host_shortage import host_shortage_explained
@@ -161,26 +161,22 @@ class _Loader:
     resources: ExitStack
     progress: Progress | None
 
-    def __call__(self, files: ModelFiles, skeleton: Skeleton, tiers: tuple[Tier, ...], decoded: int) -> Model:
+    def __call__(self, files: ModelFiles, skeleton: Skeleton, tiers: tuple[Tier, ...], dequantized: int) -> Model:
         plan = self.plan
         reader = self.resources.enter_context(
             WeightReader(files.checkpoint.files, self.io, chunk_bytes=plan.read_chunk_bytes)
         )
-        model = Model(
-            skeleton,
-            files.checkpoint,
+        placement = ModelPlacement(
             tiers,
             plan.slots,
             plan.cache_rows,
             files.spec.max_positions,
-            reader,
-            self.memory,
-            self._progressing(f"loading {files.spec.name}"),
             plan.machine.pinned_limit,
             ExpertChoice(PassCost(files.spec, tiers, plan.slots, plan.machine)),
-            decoded,
-            self._progressing(f"decoding {files.spec.name}"),
+            dequantized,
         )
+        reading, dequantizing = (self._progressing(f"{stage} {files.spec.name}") for stage in ("loading", "decoding"))
+        model = Model(skeleton, files.checkpoint, placement, reader, self.memory, reading, dequantizing)
         self.resources.callback(model.close)
         return model
 

@@ -162,47 +162,40 @@ class OffloadRuntime:
     ) -> Iterator[Step]:
         """Generate step by step; each step carries the tokens and the text of one pass.
 
-        sampling: values of `sequoia_tree.sampling.Sampling` by name: temperature, top_p, top_k, min_p,
-        repetition_penalty, presence_penalty, … What is None comes from the model's generation config; max_new_tokens
-        that is nowhere generates until an end token or a full context. seed: makes the call repeatable; None draws a
-        fresh one. stop: the answer ends before the first of these strings. logit_bias: added to the logits of tokens.
-        dry_sequence_breakers: texts over which no sequence of a DRY penalty reaches. end_token_ids: tokens that end the
-        text beside the model's own. should_stop: asked between two layers; the reply then ends "interrupted" and keeps
-        what it has. split_reasoning: what a model thinks before it answers is in `reasoning`, not in `text`; a text
-        prompt is continued as it is. Raises UsageError or PromptError before anything runs. Several streams may be
-        open, of one thread or of several: each pass is one stream's, and a stream that finds another's text in the
-        caches reads its own again.
+        sampling: values of `sequoia_tree.sampling.Sampling` by name: temperature, top_p, top_k, min_p, … What is None
+        comes from the model's generation config; max_new_tokens that is nowhere generates until an end token or a full
+        context. seed: makes the call repeatable; None draws a fresh one. stop: the answer ends before the first of
+        these strings. logit_bias: added to the logits of tokens. dry_sequence_breakers: texts over which no sequence of
+        a DRY penalty reaches. end_token_ids: tokens that end the text beside the model's own. should_stop: asked
+        between two layers; the reply then ends "interrupted" and keeps what it has. split_reasoning: what a model
+        thinks before it answers is in `reasoning`, not in `text`; a text prompt is continued as it is. Raises
+        UsageError or PromptError before anything runs. Several streams may be open, of one thread or of several: each
+        pass is one stream's, and a stream that finds another's text in the caches reads its own again.
         """
         self._check_open()
         values = override(self._defaults.sampling, **sampling)
-        template_arguments = self._preparation.options.template_arguments
-        ids = encode_prompt(prompt, lambda: self.tokenizer, template_arguments)
-        turn_ends: frozenset[int] = frozenset()
-        if is_chat(prompt):
-            turn_ends = turn_end_tokens(self.tokenizer, template_arguments, prompt)  # type: ignore[arg-type]
-        model = self._models.target.model
-        limits = self._limits
-        limits.check_prompt(ids)
-        stops, room = limits.stop_strings(stop), limits.room(ids, max_new_tokens)
-        generator = seeded(torch.Generator(model.device), seed)
-        ends = self.end_token_ids.union(end_token_ids, turn_ends)
+        ids, turn_ends = self._encoded(prompt)
+        stops, room = self._limits.stop_strings(stop), self._limits.room(ids, max_new_tokens)
+        model, ends = self._models.target.model, self.end_token_ids.union(end_token_ids, turn_ends)
         bounds = Bounds(ids, ends, len(ids) + room, model.vocab_size, model.device)
         tokenizer = (lambda: self.tokenizer) if self._has_text else None
-        request = Request(
-            prompt=ids,
-            sampling=self._rules.bind(values, bounds, logit_bias, dry_sequence_breakers, tokenizer),
-            max_new_tokens=room,
-            end_token_ids=ends,
-            generator=generator,
-            should_stop=should_stop,
-            repeatable=seed is not None,
-        )
+        values = self._rules.bind(values, bounds, logit_bias, dry_sequence_breakers, tokenizer)
+        generator = seeded(torch.Generator(model.device), seed)
+        request = Request(ids, values, room, ends, generator, should_stop, seed is not None)
         split = split_reasoning and not isinstance(prompt, str)
         text = ReplyText(self.tokenizer, ids, stops, split) if self._has_text else None
         reply = Reply(seed=generator.initial_seed(), stats=ReplyStats(prompt_tokens=len(ids)))
         with self._turns.hold():
             self.last_reply = reply
         return self._stream(request, text, reply)
+
+    def _encoded(self, prompt: Prompt) -> tuple[list[int], frozenset[int]]:
+        """The tokens of a prompt that fits, and those that end a turn of its conversation."""
+        arguments = self._preparation.options.template_arguments
+        ids = encode_prompt(prompt, lambda: self.tokenizer, arguments)
+        turn_ends = turn_end_tokens(self.tokenizer, arguments, prompt) if is_chat(prompt) else frozenset()  # type: ignore[arg-type]
+        self._limits.check_prompt(ids)
+        return ids, turn_ends
 
     @takes_arguments_of(stream)
     def generate(self, *arguments: Any, **named: Any) -> Reply:

@@ -7,6 +7,7 @@ are bound, just before it runs, to views of the ring slot that holds its bytes.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -47,61 +48,61 @@ def never() -> bool:
     return False
 
 
-class Model:
-    """Loads its weights on construction; `forward` then runs passes over `cache`.
+@dataclass(frozen=True)
+class ModelPlacement:
+    """Where the parts of one model lie, and what its passes have room for.
 
-    tiers: where each decoder layer lives; embeddings, final norm and head are always resident.
+    tiers: of each decoder layer; embeddings, final norm and head are always resident.
     slots: ring slots for the layers that stream. pinned_limit: most bytes of host memory to pin; None: no limit known.
     capacity: rows of the KV cache, committed and in progress together.
     positions: how many the model was made for.
     choice: says of every pass whether its layers are to stream only the experts that they hit; None: they stream all.
-    decoded: so many of the first layers, all resident, have their packed weights decoded for good.
-    on_decoding: called with the bytes of these that were decoded so far, and all of them.
+    dequantized: so many of the first layers, all resident, have their quantized weights dequantized for good.
+    """
+
+    tiers: tuple[Tier, ...]
+    slots: int
+    capacity: int
+    positions: int
+    pinned_limit: int | None = None
+    choice: ExpertChoice | None = None
+    dequantized: int = 0
+
+
+class Model:
+    """Loads its weights on construction; `forward` then runs passes over `cache`.
+
+    on_reading, on_dequantizing: called with the bytes that were read or dequantized so far, and all of them.
     """
 
     def __init__(
         self,
         skeleton: Skeleton,
         checkpoint: Checkpoint,
-        tiers: tuple[Tier, ...],
-        slots: int,
-        capacity: int,
-        positions: int,
+        placement: ModelPlacement,
         reader: WeightReader,
         memory: DeviceMemory,
-        on_progress: Progress | None = None,
-        pinned_limit: int | None = None,
-        choice: ExpertChoice | None = None,
-        decoded: int = 0,
-        on_decoding: Progress | None = None,
+        on_reading: Progress | None = None,
+        on_dequantizing: Progress | None = None,
     ):
         self._model, self._memory = skeleton.model, memory
         self.should_stop: Callable[[], bool] = never
         self.device = memory.device
         self.config = skeleton.config
         self.vocab_size: int = skeleton.config.vocab_size
-        self._last_position = positions - 1
+        self._last_position = placement.positions - 1
         self._lengths = TextLengths.of(skeleton.model)
-        self.cache = TreeCache(skeleton.config, capacity, memory.add)
+        self.cache = TreeCache(skeleton.config, placement.capacity, memory.add)
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
-        layers = (*skeleton.layers, skeleton.embeddings_and_head)
-        ranges, outer_ranges = map_sources(skeleton, checkpoint)
-        unit_bytes = [
-            UnitBytes(layer.layout.nbytes, of_unit, split_experts(layer, of_unit))
-            for layer, of_unit in zip(layers, (*ranges, outer_ranges))
-        ]
-        placed = (*tiers, Tier.DEVICE)
-        self._weights = LayerMemory(unit_bytes, placed, slots, reader, memory, on_progress, pinned_limit)
-        self._choice = choice if self._weights.streams_experts else None
+        layers, placed = _unit_bytes(skeleton, checkpoint), (*placement.tiers, Tier.DEVICE)
+        limit = placement.pinned_limit
+        self._weights = LayerMemory(layers, placed, placement.slots, reader, memory, on_reading, limit)
+        self._choice = placement.choice if self._weights.streams_experts else None
         self._routed: list[int] = []  # in layers of the pass under way
         self._reading = self._weights.reading  # when it began
         self._hooks: list[RemovableHandle] = []
-        packed = [parameter for layer in layers[decoded:] for parameter in layer.packed.values()]
         try:
-            fill_decoded(skeleton, self._weights.resident[len(skeleton.layers)])
-            self._bind_resident(layers, decoded, on_decoding)
-            self._hooks += self._add_hooks(skeleton.layers)
-            self._hooks += decode_before_use(packed, memory.empty(scratch_bytes(packed)))
+            self._bind(skeleton, placement.dequantized, on_dequantizing)
         except BaseException:
             self._weights.close()
             raise
@@ -254,21 +255,30 @@ class Model:
         self._model.to_empty(device="meta")
         self.cache.free()
 
-    def _bind_resident(self, layers: Sequence[UnitLayout], decoded: int, on_decoding: Progress | None) -> None:
+    def _bind(self, skeleton: Skeleton, dequantized: int, on_dequantizing: Progress | None) -> None:
+        """Let the modules find their weights: resident ones, streamed ones, and those dequantized for use."""
+        layers = (*skeleton.layers, skeleton.embeddings_and_head)
+        packed = [parameter for layer in layers[dequantized:] for parameter in layer.packed.values()]
+        fill_decoded(skeleton, self._weights.resident[len(skeleton.layers)])
+        self._bind_resident(layers, dequantized, on_dequantizing)
+        self._hooks += self._add_hooks(skeleton.layers)
+        self._hooks += decode_before_use(packed, self._memory.empty(scratch_bytes(packed)))
+
+    def _bind_resident(self, layers: Sequence[UnitLayout], dequantized: int, on_dequantizing: Progress | None) -> None:
         """Decode the first layers for good, one at a time: the packed bytes of each are freed before the next."""
-        done, total = 0, sum(layer.layout.nbytes for layer in layers[:decoded] if layer.decoded)
+        done, total = 0, sum(layer.layout.nbytes for layer in layers[:dequantized] if layer.decoded)
         with interrupts_deferred() as heed_interrupts:
             for index in [*self._weights.resident]:  # whose buffers are held by nothing else
                 layer = layers[index]
-                if index >= decoded or layer.decoded is None:
+                if index >= dequantized or layer.decoded is None:
                     layer.bind(make_parameters(layer.layout, self._weights.resident[index]))
                     continue
                 larger = self._memory.empty(layer.decoded.layout.nbytes)
                 decode_layer(layer, self._weights.resident[index], larger)
                 self._weights.replace(index, larger)
                 done += layer.layout.nbytes
-                if on_decoding:
-                    on_decoding(done, total)
+                if on_dequantizing:
+                    on_dequantizing(done, total)
                 heed_interrupts()
 
     def _add_hooks(self, layers: tuple[UnitLayout, ...]) -> Iterator[RemovableHandle]:
@@ -327,6 +337,15 @@ class Model:
     def _release(self, module: nn.Module, args: Any, output: Any) -> None:
         assert self._weights.ring is not None
         self._weights.ring.release()
+
+
+def _unit_bytes(skeleton: Skeleton, checkpoint: Checkpoint) -> list[UnitBytes]:
+    layers = (*skeleton.layers, skeleton.embeddings_and_head)
+    ranges, outer_ranges = map_sources(skeleton, checkpoint)
+    return [
+        UnitBytes(layer.layout.nbytes, of_unit, split_experts(layer, of_unit))
+        for layer, of_unit in zip(layers, (*ranges, outer_ranges))
+    ]
 
 
 def _cache_argument(model: nn.Module, cache: TreeCache) -> str:
