@@ -23,11 +23,11 @@ from offloading.programs import Failure, missing, run, this_python
 from toolkit.output import JsonLines, Note, progress, say
 
 from loaders.io.direct import ReadBandwidth, measure_read_bandwidth
+from loaders.sizes import format_size
 from offload_runtime.errors import DoesNotFitError, UsageError
 from offload_runtime.options.command_line import run_command
 from offload_runtime.planning.planning import Preparation, prepare
 from scheduler.plan.plan import Plan, Tier, make_plan
-from scheduler.sizes import format_size
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 DISK_SECONDS = 1.0  # per measurement

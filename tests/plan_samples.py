@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from loaders.checkpoint.spec import LayerSpec, ModelSpec
+from loaders.sizes import GIB
 from scheduler.machine.machine import Machine
 from scheduler.plan.plan import Limits
-from scheduler.sizes import GIB
 
 
 def model(name: str, sizes: list[int], embeddings_and_head: int, kv: int, **fields: object) -> ModelSpec:

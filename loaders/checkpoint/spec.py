@@ -7,7 +7,7 @@ from pathlib import Path
 
 # Every tensor of a layer's buffer starts at a multiple of this many bytes: kernels pick other code paths for addresses
 # that are not aligned, and CUDA's own allocator promises as much.
-ALIGNMENT = 256
+BUFFER_ALIGNMENT = 256
 
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -101,4 +101,4 @@ class ModelSpec:
 
 def aligned(nbytes: int) -> int:
     """`nbytes` rounded up to the next multiple of 256."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return -(-nbytes // BUFFER_ALIGNMENT) * BUFFER_ALIGNMENT

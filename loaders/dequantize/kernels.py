@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from loaders.dequantize import triton_floats, triton_ggml, triton_integers
-from loaders.dequantize.launch import Matrix
+from loaders.dequantize.launch import MatrixStack
 from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
 
-KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], Matrix], None]] = {
+KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], MatrixStack], None]] = {
     Awq: triton_integers.awq,
     Gptq: triton_integers.gptq,
     Words: triton_integers.words,
@@ -29,4 +29,4 @@ def decode_fused(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor, ro
     hits: uint8 [experts], each of as many members: those of experts where it is 0 are left out.
     """
     with torch.cuda.device_of(out):  # triton launches on the current GPU, wherever the tensors are
-        KERNELS[type(scheme)](scheme, operands, Matrix.of(out if out.dim() > 1 else out[:, None], routed))
+        KERNELS[type(scheme)](scheme, operands, MatrixStack.of(out if out.dim() > 1 else out[:, None], routed))

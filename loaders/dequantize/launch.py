@@ -51,7 +51,7 @@ def store(place, value, inside, KEPT: tl.constexpr):
 
 
 @dataclass(frozen=True)
-class Matrix:
+class MatrixStack:
     """Matrices [rows, columns] of one tensor: `count` in all, of which each so many, `together`, are one expert's."""
 
     tensor: Tensor
@@ -63,7 +63,7 @@ class Matrix:
     routed: Tensor | None = None  # uint8, one for each so many matrices: those where it is 0 are left out
 
     @classmethod
-    def of(cls, out: Tensor, routed: Tensor | None) -> Matrix:
+    def of(cls, out: Tensor, routed: Tensor | None) -> MatrixStack:
         """out [rows, columns], [experts, rows, columns], or [experts, matrices of each, rows, columns]."""
         stack = out if out.dim() == 4 else out[:, None] if out.dim() == 3 else out[None, None]
         experts, together, rows, columns = stack.shape
@@ -76,7 +76,7 @@ class Matrix:
         return 0 if self.routed is None else self.count // len(self.routed)
 
     @property
-    def turned(self) -> Matrix:
+    def turned(self) -> MatrixStack:
         """The same, transposed."""
         expert, matrix, row, column = self.strides
         return replace(self, rows=self.columns, columns=self.rows, strides=(expert, matrix, column, row))
@@ -87,7 +87,7 @@ class Matrix:
         return (self.together, *self.strides)
 
 
-def grid(matrix: Matrix) -> tuple[int, int, int]:
+def grid(matrix: MatrixStack) -> tuple[int, int, int]:
     """Programs for blocks of rows, blocks of columns, and matrices."""
     rows, columns = BLOCK["BLOCK_ROWS"], BLOCK["BLOCK_COLUMNS"]
     return triton.cdiv(matrix.rows, rows), triton.cdiv(matrix.columns, columns), matrix.count

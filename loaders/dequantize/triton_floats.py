@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loaders.dequantize.launch import BLOCK, DTYPES, Matrix, at, block_of, grid, member_size, no_tensor, store
+from loaders.dequantize.launch import BLOCK, DTYPES, MatrixStack, at, block_of, grid, member_size, no_tensor, store
 from loaders.dequantize.plain import codebook_scales
 from loaders.formats.schemes import Codebook, Mxfp4, Scaled
 
@@ -89,7 +89,7 @@ def _codebook(
     store(place, value, inside, KEPT)
 
 
-def scaled(scheme: Scaled, operands: Mapping[str, Tensor], out: Matrix) -> None:
+def scaled(scheme: Scaled, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
     weight, scales, zeros = operands["weight"], operands["weight_scale"], operands.get("weight_zero_point")
     is_fp8 = weight.dtype == torch.float8_e4m3fn
     if is_fp8:
@@ -119,7 +119,7 @@ def scaled(scheme: Scaled, operands: Mapping[str, Tensor], out: Matrix) -> None:
     )
 
 
-def mxfp4(scheme: Mxfp4, operands: Mapping[str, Tensor], out: Matrix) -> None:
+def mxfp4(scheme: Mxfp4, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
     out = out.turned
     _mxfp4[grid(out)](
         operands["blocks"],
@@ -134,7 +134,7 @@ def mxfp4(scheme: Mxfp4, operands: Mapping[str, Tensor], out: Matrix) -> None:
     )
 
 
-def codebook(scheme: Codebook, operands: Mapping[str, Tensor], out: Matrix) -> None:
+def codebook(scheme: Codebook, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
     scales = codebook_scales(scheme, operands)
     _codebook[grid(out)](
         operands["weight"],

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loaders.dequantize.launch import BLOCK, Matrix, at, block_of, grid, member_size, no_tensor, store
+from loaders.dequantize.launch import BLOCK, MatrixStack, at, block_of, grid, member_size, no_tensor, store
 from loaders.formats.schemes import Ggml
 from loaders.gguf.types import BLOCKS
 
@@ -106,7 +106,7 @@ def _decode(
     store(place, value, inside, tl.float32)
 
 
-def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: Matrix) -> None:
+def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
     """out: a vector is a matrix of one column."""
     stored = operands["blocks"]
     per_block, block_bytes = BLOCKS.get(scheme.kind, (1, 0))

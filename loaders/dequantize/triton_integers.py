@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from loaders.dequantize.launch import BLOCK, DTYPES, Matrix, at, block_of, grid, member_size, no_tensor, store
+from loaders.dequantize.launch import BLOCK, DTYPES, MatrixStack, at, block_of, grid, member_size, no_tensor, store
 from loaders.formats.schemes import Awq, Gptq, Words
 
 AWQ, GPTQ, WORDS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -73,19 +73,19 @@ def _decode(
     store(place, value, inside, KEPT)
 
 
-def awq(scheme: Awq, operands: Mapping[str, Tensor], out: Matrix) -> None:
+def awq(scheme: Awq, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
     """out: of K rows."""
     _launch(AWQ, 4, scheme.group_size, operands["qweight"], operands["qzeros"], operands["scales"], None, out.turned)
 
 
-def gptq(scheme: Gptq, operands: Mapping[str, Tensor], out: Matrix) -> None:
+def gptq(scheme: Gptq, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
     order = None if scheme.ordered else operands["g_idx"]
     words, zeros, scales = operands["qweight"], operands["qzeros"], operands["scales"]
     less_one = scheme.zeros_less_one
     _launch(GPTQ, scheme.bits, scheme.group_size, words, zeros, scales, order, out.turned, less_one)
 
 
-def words(scheme: Words, operands: Mapping[str, Tensor], out: Matrix) -> None:
+def words(scheme: Words, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
     order = None if scheme.ordered else operands["weight_g_idx"]
     packed, scales = operands["weight_packed"], operands["weight_scale"]
     _launch(WORDS, scheme.bits, scheme.group_size, packed, operands.get("weight_zero_point"), scales, order, out)
@@ -99,7 +99,7 @@ def _launch(
     zeros: Tensor | None,
     scales: Tensor,
     order: Tensor | None,
-    out: Matrix,
+    out: MatrixStack,
     less_one: bool = False,
 ) -> None:
     scale_columns = out.columns // group_size if member_size(scales, out.count) > 1 else 0

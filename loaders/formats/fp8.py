@@ -10,7 +10,6 @@ from loaders.formats.weights import PackedWeight, Settings, Tensors, base_names,
 
 SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0")
 LEAVES = (".weight_scale_inv", ".weight_scale")  # both are multiplied by
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Fp8Format:
         weight = take(tensors, f"{base}.weight", ["F8_E4M3"], because=f" for {base}{leaf}")
         outputs, inputs = matrix(weight)
         rows, columns = self.block or (1 if self.by_row else outputs, inputs)
-        shapes: list[Shape] = [(-(-outputs // rows), -(-inputs // columns))]
+        shapes: list[tuple[int, ...]] = [(-(-outputs // rows), -(-inputs // columns))]
         if not self.block:
             shapes += [(outputs,)] if self.by_row else [(1,), ()]
         scale = take(tensors, base + leaf, SCALE_DTYPES, *shapes, because=f" for blocks of {rows} × {columns}")

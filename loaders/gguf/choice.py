@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 
 from loaders.errors import ModelFilesError
 from loaders.gguf.names import SUFFIX, is_kind, is_model_name, is_readable_kind, kind_of, model_stem, split_names
+from loaders.sizes import format_size
 
 DEFAULT_KIND = "Q4_K_M"  # what llama.cpp takes where nothing is said
 _LISTED = 16
@@ -93,7 +94,7 @@ def _meant(models: Sequence[GgufModel], text: str) -> list[GgufModel]:
 def _listed(shown: Sequence[GgufModel], models: Sequence[GgufModel], typed: str) -> str:
     """The models to choose from, each as it is typed; those that cannot be run are counted alone."""
     can_run = [model for model in shown if model.can_run]
-    lines = [(f"{typed}:{_shortest(model, models)}", _size(model.nbytes)) for model in can_run[:_LISTED]]
+    lines = [(f"{typed}:{_shortest(model, models)}", format_size(model.nbytes)) for model in can_run[:_LISTED]]
     width = max((len(text) for text, _ in lines), default=0)
     listed = [f"  {text:<{width}}   {size}" for text, size in lines]
     if more := len(can_run) - len(lines):
@@ -107,7 +108,3 @@ def _shortest(model: GgufModel, models: Sequence[GgufModel]) -> str:
     """The shortest text that means this model alone."""
     texts = (model.kind, model.stem)
     return next((text for text in texts if text and _meant(models, text) == [model]), model.files[0])
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"

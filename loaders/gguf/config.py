@@ -73,7 +73,7 @@ Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Family:
+class GgufArchitecture:
     """What GGUF calls an architecture, in the words of transformers.
 
     paired: the rows of queries and keys are stored as pairs that are rotated together, for other rotary code.
@@ -186,21 +186,21 @@ def _alternating(layers: int, every: int) -> list[str]:
 
 
 FAMILIES = {
-    "llama": Family("llama", "LlamaForCausalLM", LLAMA, _llama, paired=True),
-    "qwen2": Family("qwen2", "Qwen2ForCausalLM", LLAMA, _qwen),
-    "qwen3": Family("qwen3", "Qwen3ForCausalLM", {**LLAMA, **QK_NORMS}, _qwen),
-    "phi3": Family("phi3", "Phi3ForCausalLM", PHI3, _phi3),
-    "gemma2": Family("gemma2", "Gemma2ForCausalLM", GEMMA, _gemma2, norms_plus_one=True),
-    "gemma3": Family("gemma3_text", "Gemma3ForCausalLM", {**GEMMA, **QK_NORMS}, _gemma3, norms_plus_one=True),
+    "llama": GgufArchitecture("llama", "LlamaForCausalLM", LLAMA, _llama, paired=True),
+    "qwen2": GgufArchitecture("qwen2", "Qwen2ForCausalLM", LLAMA, _qwen),
+    "qwen3": GgufArchitecture("qwen3", "Qwen3ForCausalLM", {**LLAMA, **QK_NORMS}, _qwen),
+    "phi3": GgufArchitecture("phi3", "Phi3ForCausalLM", PHI3, _phi3),
+    "gemma2": GgufArchitecture("gemma2", "Gemma2ForCausalLM", GEMMA, _gemma2, norms_plus_one=True),
+    "gemma3": GgufArchitecture("gemma3_text", "Gemma3ForCausalLM", {**GEMMA, **QK_NORMS}, _gemma3, norms_plus_one=True),
 }
 # Of the architectures in which some models are mixtures of experts, those that are.
 MIXTURES = {
-    "llama": Family("mixtral", "MixtralForCausalLM", MIXTRAL, _mixtral, paired=True),
-    "qwen3moe": Family("qwen3_moe", "Qwen3MoeForCausalLM", QWEN3_EXPERTS, _qwen3_experts),
+    "llama": GgufArchitecture("mixtral", "MixtralForCausalLM", MIXTRAL, _mixtral, paired=True),
+    "qwen3moe": GgufArchitecture("qwen3_moe", "Qwen3MoeForCausalLM", QWEN3_EXPERTS, _qwen3_experts),
 }
 
 
-def family_of(gguf: GgufFile) -> Family:
+def family_of(gguf: GgufFile) -> GgufArchitecture:
     """Raises UnsupportedModelError for an architecture that is not known, naming those that are."""
     name = gguf.get("general.architecture", str)
     mixture = bool(gguf.metadata.get(f"{name}.expert_count"))
@@ -305,7 +305,7 @@ def model_tensors(gguf: GgufFile) -> dict[str, GgufTensor]:
     return tensors
 
 
-def _renamed(family: Family, name: str) -> tuple[str, str | None]:
+def _renamed(family: GgufArchitecture, name: str) -> tuple[str, str | None]:
     """The part of the layer, and transformers' name of the tensor; None if it has none."""
     if match := IN_LAYER.fullmatch(name):
         part = family.layer.get(match[2])

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from loaders.errors import ModelFilesError
 
-ALIGNMENT = 4096  # O_DIRECT wants offset, length and address at multiples of the disk's block: 512 or 4096
+DISK_BLOCK = 4096  # O_DIRECT wants offset, length and address at multiples of the disk's block: 512 or 4096
 THREADS = 8
 CHUNK_BYTES = 4 << 20
 MAX_VIEWS = 1024  # IOV_MAX: the most views one preadv takes
@@ -34,7 +34,7 @@ Item = TypeVar("Item")
 
 def round_up(nbytes: int) -> int:
     """The smallest multiple of 4096 that is not below `nbytes`."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return -(-nbytes // DISK_BLOCK) * DISK_BLOCK
 
 
 def aligned_memory(nbytes: int) -> memoryview:
@@ -78,7 +78,7 @@ class OpenFile:
 
         The view begins at start % 4096, so what is aligned in the file is aligned in memory.
         """
-        lead = start % ALIGNMENT
+        lead = start % DISK_BLOCK
         view = memory[lead : lead + stop - start]
         if self.direct:
             self._read_blocks(memory, start - lead, stop)
@@ -102,7 +102,7 @@ class OpenFile:
         while offset < stop:
             count = self._preadv([memory[offset - start : end - start]], offset)
             offset += count
-            if offset < stop and (count == 0 or offset % ALIGNMENT):  # only the end of a file breaks a block
+            if offset < stop and (count == 0 or offset % DISK_BLOCK):  # only the end of a file breaks a block
                 raise self._ends_early(start, stop)
 
     def _preadv(self, views: Sequence[memoryview], offset: int) -> int:
@@ -130,7 +130,7 @@ def _open_direct(path: Path) -> int | None:
     descriptor = -1
     try:
         descriptor = os.open(path, os.O_RDONLY | _O_DIRECT)
-        os.preadv(descriptor, [aligned_memory(ALIGNMENT)], 0)  # some refuse at the first read only
+        os.preadv(descriptor, [aligned_memory(DISK_BLOCK)], 0)  # some refuse at the first read only
         return descriptor
     except OSError as error:
         if descriptor >= 0:
@@ -179,7 +179,7 @@ class Workers:
 
     def __init__(self, threads: int, chunk_bytes: int) -> None:
         self.threads = threads
-        memory_bytes = round_up(chunk_bytes) + 2 * ALIGNMENT
+        memory_bytes = round_up(chunk_bytes) + 2 * DISK_BLOCK
         self.bounce_bytes = threads * memory_bytes
         self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")

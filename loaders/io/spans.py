@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from loaders.checkpoint.spec import ALIGNMENT, aligned
+from loaders.checkpoint.spec import BUFFER_ALIGNMENT, aligned
 from loaders.io.byte_ranges import ByteRange, ByteRanges, bytes_on_disk, in_file_order
 
 
@@ -37,7 +37,7 @@ def spans(ranges: ByteRanges, nbytes: int, span_bytes: int, border: int = 0) -> 
 
     None of them lies on both sides of `border` (a multiple of 256).
     """
-    assert span_bytes % ALIGNMENT == 0 and border % ALIGNMENT == 0
+    assert span_bytes % BUFFER_ALIGNMENT == 0 and border % BUFFER_ALIGNMENT == 0
     return spans_from(ranges, (*range(0, border, span_bytes), *range(border, nbytes, span_bytes)), nbytes)
 
 

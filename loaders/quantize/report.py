@@ -26,7 +26,7 @@ class KindErrors:
 
 
 @dataclass(frozen=True)
-class Report:
+class QuantizationReport:
     """`kinds` is by what a matrix is in its layer, "mlp.down_proj"; `worst_in` names one: "model.layers.3.…"."""
 
     source: str
@@ -44,7 +44,7 @@ class Report:
         )
 
     @classmethod
-    def of(cls, quantization: Quantization, fingerprint: str, errors: Mapping[str, float]) -> Report:
+    def of(cls, quantization: Quantization, fingerprint: str, errors: Mapping[str, float]) -> QuantizationReport:
         """`errors` by name of the matrix's module."""
         by_kind: dict[str, list[float]] = {}
         for matrix in quantization.matrices:
@@ -64,7 +64,7 @@ class Report:
         (directory / REPORT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-def read_report(directory: Path) -> Report | None:
+def read_report(directory: Path) -> QuantizationReport | None:
     """The report beside packed files; None where there is none. Raises ModelFilesError where it is damaged."""
     file = directory / REPORT_FILE
     if not file.is_file():
@@ -79,14 +79,14 @@ def read_report(directory: Path) -> Report | None:
             f"{file}: it does not hold what was written there ({error!r:.80}). Remove {directory} to pack the weights "
             "again."
         ) from error
-    return Report(source, mark, label, mean, worst, worst_in, kinds)
+    return QuantizationReport(source, mark, label, mean, worst, worst_in, kinds)
 
 
 def _kind_errors(value: Mapping[str, Any]) -> KindErrors:
     return KindErrors(int(value["matrices"]), float(value["mean"]), float(value["worst"]))
 
 
-def fingerprint(quantization: Quantization) -> str:
+def quantization_fingerprint(quantization: Quantization) -> str:
     """Stands for the source files and for how they are packed: other files, or the same written anew, have another."""
     source = quantization.source
     files = [*source.files, source.directory / "config.json"]

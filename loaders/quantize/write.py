@@ -32,7 +32,7 @@ from loaders.modules.layout import TORCH_DTYPES
 from loaders.quantize.interrupts import interrupts_deferred
 from loaders.quantize.journal import JOURNAL_FILE, PackingJournal
 from loaders.quantize.recipe import Matrix, Quantization
-from loaders.quantize.report import Report
+from loaders.quantize.report import QuantizationReport
 from loaders.quantize.rounding import Errors, pack_rows
 from loaders.safetensors_files.headers import STORED_ITEMSIZE, StoredTensor
 from loaders.safetensors_files.shards import SHARD_BYTES, check_space, header, write_index
@@ -75,7 +75,7 @@ def write_quantized(
     fingerprint: str,
     progress: Progress | None = None,
     shard_bytes: int = SHARD_BYTES,
-) -> Report:
+) -> QuantizationReport:
     """Pack the checkpoint into `directory`, which appears when all of it is there, and report the errors.
 
     What an interruption or a crash leaves is kept beside it, and the next call goes on from there.
@@ -95,7 +95,9 @@ def write_quantized(
         goes_on = bool(journal.done) and _are_whole(shards)
         _clear(work, keep=shards if goes_on else ())
         journal.begin(keep=goes_on)
-        report = Report.of(quantization, fingerprint, _write_shards(quantization, shards, journal, progress))
+        report = QuantizationReport.of(
+            quantization, fingerprint, _write_shards(quantization, shards, journal, progress)
+        )
         write_index(work, shards)
         _write_others(quantization, work)
         report.write(work)

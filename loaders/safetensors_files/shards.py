@@ -12,9 +12,10 @@ from typing import Any
 
 from loaders.errors import ModelFilesError
 from loaders.safetensors_files.headers import STORED_ITEMSIZE, StoredTensor
+from loaders.sizes import format_size
 
 SHARD_BYTES = 5_000_000_000
-ALIGNMENT = 8  # libraries view tensors in place, so each starts at a multiple of its itemsize
+TENSOR_ALIGNMENT = 8  # libraries view tensors in place, so each starts at a multiple of its itemsize
 
 
 def described(name: str, dtype: str, shape: tuple[int, ...]) -> StoredTensor:
@@ -42,7 +43,7 @@ def header(shard: Sequence[StoredTensor]) -> bytes:
         entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
+    text += b" " * (-len(text) % TENSOR_ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
@@ -60,12 +61,8 @@ def check_space(directory: Path, needed: int, advice: str) -> None:
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise ModelFilesError(
-            f"{directory}: {_size(needed)} are needed, but {_size(free)} are free on its disk. {advice}"
+            f"{directory}: {format_size(needed)} are needed, but {format_size(free)} are free on its disk. {advice}"
         )
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def _shards(tensors: Iterable[StoredTensor], shard_bytes: int) -> list[list[StoredTensor]]:
@@ -97,4 +94,4 @@ def _placed(shard: list[StoredTensor], file: Path) -> list[StoredTensor]:
 
 
 def _raggedness(tensor: StoredTensor) -> int:
-    return 0 if tensor.nbytes % ALIGNMENT == 0 else ALIGNMENT + 1 - STORED_ITEMSIZE[tensor.dtype]
+    return 0 if tensor.nbytes % TENSOR_ALIGNMENT == 0 else TENSOR_ALIGNMENT + 1 - STORED_ITEMSIZE[tensor.dtype]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from loaders.sizes import format_size
 from offload_runtime.chat.background import FIRST_STAGE, Loaded, Loading, Progress, without_waiting
 from offload_runtime.chat.given import given_prompt
 from offload_runtime.chat.ready import can_converse
@@ -23,7 +24,6 @@ from offload_runtime.options.run_options import Options
 from offload_runtime.options.sampling_options import sampling_options
 from offload_runtime.planning.planning import Preparation, prepare
 from scheduler.plan.table import format_plan, wrapped
-from scheduler.sizes import format_size
 
 # The rest is imported where it is used: `--help` and `--plan` answer sooner than torch can be imported.
 if TYPE_CHECKING:

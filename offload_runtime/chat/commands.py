@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loaders.sizes import format_size
 from offload_runtime.chat.given import read_text
 from offload_runtime.chat.saved import load_chat, save_chat
 from offload_runtime.chat.status import reply_line
@@ -14,7 +15,6 @@ from offload_runtime.errors import UsageError
 from offload_runtime.options.arguments import THINKING
 from offload_runtime.options.sampling_options import SAMPLING
 from scheduler.plan.table import format_plan
-from scheduler.sizes import format_size
 
 if TYPE_CHECKING:
     from offload_runtime.chat.session import Chat

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from loaders.sizes import format_size
 from scheduler.plan.plan import Plan, Tier
-from scheduler.sizes import format_size
 
 if TYPE_CHECKING:
     from offload_runtime.generation.reply import ReplyStats

@@ -5,11 +5,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from loaders.sizes import format_size
 from offload_runtime.doctor.redaction import redacted
 from offload_runtime.options.command_line import run_command
 from offload_runtime.options.readers import device
 from offload_runtime.start import PROJECT, command_name
-from scheduler.sizes import format_size
 
 Findings = dict[str, Any]
 

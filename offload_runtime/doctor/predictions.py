@@ -9,13 +9,13 @@ from loaders.checkpoint.random_weights import SHAPES, described_checkpoint
 from loaders.checkpoint.read_spec import read_spec
 from loaders.checkpoint.spec import ModelSpec
 from loaders.quantize.recipe import BITS, Quantization
+from loaders.sizes import format_size
 from offload_runtime.planning.best_plan import best_plan
 from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, assumed_acceptance
 from offload_runtime.planning.prediction import predict
 from scheduler.errors import DoesNotFitError
 from scheduler.machine.machine import Machine
 from scheduler.plan.plan import Limits, Plan
-from scheduler.sizes import format_size
 
 # Models of three sizes, and a small one with the same tokens.
 USUAL = {"llama-3-8b": "llama-3.2-1b", "qwen2.5-32b": "qwen2.5-0.5b", "llama-3-70b": "llama-3.2-1b"}

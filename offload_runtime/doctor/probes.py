@@ -17,10 +17,10 @@ from typing import Any
 
 from loaders.dequantize.toolchain import why_no_kernels
 from loaders.io.direct import measure_read_bandwidth
+from loaders.sizes import GIB, MIB
 from scheduler.machine.container import container_memory
 from scheduler.machine.machine import Machine, has_nvidia_card, read_machine
 from scheduler.machine.torch_build import torch_build
-from scheduler.sizes import GIB, MIB
 
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "nvidia-ml-py", "numpy")
 # What is pinned for a look, in steps: it takes a third of a second for each GiB, and most systems grant all memory.

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loaders.hub.model import HubModel
+from loaders.sizes import format_size
 from offload_runtime.errors import DoesNotFitError, UsageError
 from offload_runtime.options.run_options import Options, located
 from offload_runtime.planning.planning import Preparation, prepare
 from scheduler.plan.table import format_plan
-from scheduler.sizes import format_size
 
 ASK_ABOVE = 5_000_000_000  # bytes
 

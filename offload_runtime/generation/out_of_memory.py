@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import torch
 
+from loaders.sizes import format_cap, format_size
 from offload_runtime.errors import DoesNotFitError
 from offload_runtime.planning.planning import Preparation
 from scheduler.plan.plan import Plan
-from scheduler.sizes import format_cap, format_size
 from scheduler.streaming.device_memory import release_cached
 
 SMALLER_SHARE = 0.9

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from loaders.checkpoint.rope_scaling import RopeScaling
+from loaders.sizes import parse_size
 from scheduler.machine.machine import device_index
-from scheduler.sizes import parse_size
 
 Value = TypeVar("Value")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from loaders.checkpoint.spec import ITEMSIZE, ModelSpec
 from loaders.quantize.recipe import BITS
+from loaders.sizes import format_size
 from offload_runtime.planning.expected_acceptance import ExpectedAcceptance
 from offload_runtime.planning.planning import Preparation
 from offload_runtime.planning.prediction import Prediction, predict
@@ -15,7 +16,6 @@ from offload_runtime.planning.read_models import smaller_targets
 from offload_runtime.start import command_name
 from scheduler.errors import DoesNotFitError
 from scheduler.plan.plan import Plan, Tier, make_plan
-from scheduler.sizes import format_size
 from sequoia_tree.choose import reach_by_size
 
 _MEASURED = "measured for this pair"

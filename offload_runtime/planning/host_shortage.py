@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from loaders.sizes import format_cap, format_size, parse_size
 from offload_runtime.errors import DoesNotFitError
 from offload_runtime.planning.planning import Preparation
 from scheduler.machine.machine import read_machine
 from scheduler.plan.memory import host_budget
 from scheduler.plan.plan import make_plan
-from scheduler.sizes import format_cap, format_size, parse_size
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.checkpoint.spec import ModelSpec
+from loaders.sizes import parse_size
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
 from offload_runtime.options.fields import values_of
@@ -20,7 +21,6 @@ from scheduler.machine.machine import Machine, has_nvidia_card, read_machine
 from scheduler.machine.measurements import read_bandwidth, with_known_speed
 from scheduler.machine.torch_build import torch_build
 from scheduler.plan.plan import Limits, Plan, Tier, make_plan
-from scheduler.sizes import parse_size
 
 CUDA_BUILD = "pip install --force-reinstall torch"
 

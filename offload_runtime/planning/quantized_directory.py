@@ -7,10 +7,10 @@ from loaders.cache_directory import cache_directory
 from loaders.checkpoint.read_spec import read_config
 from loaders.hub.names import directory_name
 from loaders.quantize.recipe import BITS, Quantization
-from loaders.quantize.report import Report, fingerprint, read_report
+from loaders.quantize.report import QuantizationReport, quantization_fingerprint, read_report
 from loaders.safetensors_files.headers import read_checkpoint
+from loaders.sizes import format_size
 from offload_runtime.errors import UsageError
-from scheduler.sizes import format_size
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Packing:
     quantization: Quantization
     fingerprint: str
     directory: Path
-    report: Report | None
+    report: QuantizationReport | None
 
     @classmethod
     def of(cls, model: Path, name: str, directory: Path | None) -> "Packing":
@@ -29,7 +29,7 @@ class Packing:
         Raises UnsupportedModelError for what cannot be packed, UsageError where `directory` holds something else.
         """
         quantization = Quantization.of(read_checkpoint(model), read_config(model), BITS[name])
-        mark = fingerprint(quantization)
+        mark = quantization_fingerprint(quantization)
         directory = directory or _cached(f"{directory_name(model)}-{name}-{mark}")
         report = read_report(directory)
         if report is None and directory.exists() and not _is_empty(directory):

@@ -4,9 +4,9 @@ import difflib
 import re
 from dataclasses import dataclass, replace
 
+from loaders.sizes import MIB
 from scheduler.machine.machine import Machine
 from scheduler.machine.pcie import PCIe
-from scheduler.sizes import MIB
 
 # What large passes keep of a data sheet's figures, to be on the safe side until measured.
 FLOPS_SHARE = 0.7

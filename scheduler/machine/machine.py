@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 
 from loaders.dequantize.toolchain import why_no_kernels
+from loaders.sizes import MIB
 from scheduler.errors import DriverError, MachineError
 from scheduler.machine.container import container_memory
 from scheduler.machine.nvml import GPUReading, read_gpu
-from scheduler.sizes import MIB
 
 DEVICES = ("auto", "cpu", "cuda")
 _NUMBERED = re.compile(r"cuda:([0-9]{1,3})")

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from loaders.checkpoint.spec import ITEMSIZE, ModelSpec
-from loaders.io.direct import ALIGNMENT, CHUNK_BYTES, THREADS
+from loaders.io.direct import CHUNK_BYTES, DISK_BLOCK, THREADS
 from loaders.modules import expert_memory
+from loaders.sizes import GIB, MIB
 from scheduler.machine.machine import Machine
 from scheduler.plan.padding import Padding
 from scheduler.plan.staging import BOUNCE_BYTES, staging_buffers
-from scheduler.sizes import GIB, MIB
 
 # Kept out of the budget. On a GPU: the CUDA context with its kernels and matrix-product workspaces, and 5 % of what is
 # free for the allocator's fragments. On the host: the process itself (Python, torch, transformers) and 5 % of all
@@ -161,7 +161,7 @@ def read_chunk_bytes(models: Models) -> int:
     """
     largest = max(layer.disk_bytes for model in models for layer in model.layers)
     share = int(largest * READ_BUFFERS_SHARE) // THREADS
-    return max(ALIGNMENT, min(CHUNK_BYTES, share) // ALIGNMENT * ALIGNMENT)
+    return max(DISK_BLOCK, min(CHUNK_BYTES, share) // DISK_BLOCK * DISK_BLOCK)
 
 
 def _read_buffers(models: Models, device: str) -> PlanItem:
@@ -169,7 +169,7 @@ def _read_buffers(models: Models, device: str) -> PlanItem:
 
     With a GPU what is loaded there is staged in spans, and what cannot be pinned crosses the link in chunks.
     """
-    nbytes = THREADS * (read_chunk_bytes(models) + 2 * ALIGNMENT)
+    nbytes = THREADS * (read_chunk_bytes(models) + 2 * DISK_BLOCK)
     if device == "cpu":
         return PlanItem("read buffers", device_bytes=nbytes)
     loaded = [

@@ -6,7 +6,7 @@ from enum import Enum
 from functools import lru_cache
 
 from loaders.checkpoint.spec import LayerSpec
-from scheduler.sizes import MIB
+from loaders.sizes import MIB
 
 # A layer costs about 1 ms of Python and kernel launches, in which a link of 25 GB/s moves 25 MB. Below twice that the
 # jitter of one layer is as long as the copy of the next.

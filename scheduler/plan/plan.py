@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from loaders.checkpoint.spec import ModelSpec
+from loaders.sizes import format_size
 from scheduler.machine.machine import Machine
 from scheduler.plan.dequantized_layers import NONE_DECODED, DecodedLayers, decoded_layers, loading_item
 from scheduler.plan.memory import PassShape, PlanItem, read_chunk_bytes, replayed, weight_bytes, workspace_bytes
@@ -17,7 +18,6 @@ from scheduler.plan.placement import Placement, Tier, bytes_in, device_bytes, ho
 from scheduler.plan.remedies import Shortage, refusal
 from scheduler.plan.request import Limits, PlanRequest
 from scheduler.plan.staging import disk_staging_bytes, pageable_layers
-from scheduler.sizes import format_size
 
 __all__ = ["Limits", "Plan", "PlanItem", "Tier", "make_plan"]
 

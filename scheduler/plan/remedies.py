@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from loaders.sizes import format_cap, format_size, parse_size
 from scheduler.errors import DoesNotFitError
 from scheduler.machine.machine import Machine
 from scheduler.plan.memory import PROCESS_BYTES, PlanItem, device_budget
 from scheduler.plan.request import Limits, PlanRequest
-from scheduler.sizes import format_cap, format_size, parse_size
 
 SMALLEST_CONTEXT = 64
 SMALLEST_TREE = 8

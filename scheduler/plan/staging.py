@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from loaders.checkpoint.spec import LayerSpec, ModelSpec, aligned
 from loaders.io.direct import round_up
+from loaders.sizes import MIB
 from scheduler.plan.placement import Tier
-from scheduler.sizes import MIB
 
 # Layers are copied to a GPU in pieces: large enough to run at the link's full speed, and few enough of them in flight
 # that other uploads, which wait for these, wait for one or two milliseconds.

@@ -3,9 +3,9 @@
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
+from loaders.sizes import format_size
 from scheduler.plan.placement import Tier
 from scheduler.plan.plan import Plan
-from scheduler.sizes import format_size
 
 NAME_WIDTH = 46
 CELL_WIDTH = 18

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from loaders.sizes import MIB
 from scheduler.machine.machine import Machine
 from scheduler.machine.measurements import (
     Figures,
@@ -17,7 +18,6 @@ from scheduler.machine.measurements import (
     speed_subject,
     with_measured_speed,
 )
-from scheduler.sizes import MIB
 from scheduler.streaming.bounce import Link
 from scheduler.streaming.device_memory import release_cached
 from scheduler.streaming.host_memory import host_memory_for

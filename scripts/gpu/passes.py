@@ -12,6 +12,7 @@ from gpu.report import Record, missing
 from gpu.scale import caps_to_try, stands_for
 from gpu.trees import made_up_tree
 from loaders.checkpoint.spec import ModelSpec
+from loaders.sizes import format_size
 from offload_runtime.errors import DoesNotFitError
 from offload_runtime.generation.loading import LoadedModels
 from offload_runtime.planning.planning import Preparation
@@ -19,7 +20,6 @@ from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.target import Target
 from scheduler.machine.machine import read_machine
 from scheduler.plan.plan import Plan, Tier
-from scheduler.sizes import format_size
 
 SECTION = "b"
 LEAST_SECONDS = 10.0  # to load for one more cap

@@ -8,8 +8,8 @@ from typing import Any
 
 from toolkit.output import environment, table, versions, written
 
+from loaders.sizes import GIB
 from scheduler.machine.machine import Machine
-from scheduler.sizes import GIB
 
 DRY_RUN = "A dry run with tiny shapes: these figures say that the script works, and nothing else."
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loaders.checkpoint.random_weights import SHAPES
-from scheduler.sizes import GIB, MIB
+from loaders.sizes import GIB, MIB
 
 # Of a cap that a device must have: drivers keep up to a tenth of what a card is sold as (A10: 23,028 MiB of 24 GB).
 LEAST_SHARE = 0.9

@@ -19,8 +19,8 @@ import torch
 from loaders.checkpoint.random_weights import SHAPES, write_random_checkpoint
 from loaders.json_files import read_json
 from loaders.modules.skeleton import build_skeleton
+from loaders.sizes import format_size
 from offload_runtime.errors import UsageError
-from scheduler.sizes import format_size
 from toolkit.output import Note
 
 MOST_BYTES = 16_000_000_000  # written without being asked to

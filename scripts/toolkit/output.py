@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
+from loaders.sizes import format_size
 from offload_runtime.errors import UsageError
-from scheduler.sizes import format_size
 
 Note = Callable[[str], None]
 PACKAGES = ("torch", "transformers", "accelerate", "safetensors", "numpy")

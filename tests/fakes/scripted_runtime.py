@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from loaders.sizes import GIB
 from offload_runtime.chat import command
 from offload_runtime.chat.background import Loaded, Loading, Progress
 from offload_runtime.chat.thinking import Thinking
 from offload_runtime.errors import ModelFilesError, PromptError
 from offload_runtime.options.sampling_options import SamplingOptions
 from scheduler.plan.plan import Limits, Plan, make_plan
-from scheduler.sizes import GIB
 from tests.plan_samples import TINY, cpu
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from loaders.dequantize import stacks
+from loaders.sizes import GIB
 from offload_runtime.planning import planning
 from scheduler.machine.machine import read_machine
 from scheduler.machine.measurements import remember, speed_conditions, speed_subject
 from scheduler.machine.torch_build import TorchBuild, torch_build
-from scheduler.sizes import GIB
 from tests.fakes.fake_nvml import fake_nvml
 from tests.pretend_cuda import graphs, streams, tensors
 from tests.pretend_cuda.counts import Counts, counting

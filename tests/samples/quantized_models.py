@@ -16,7 +16,7 @@ from loaders.dequantize.plain import decode
 from loaders.formats import read_format
 from loaders.formats.weights import PackedWeight, told_apart
 from loaders.quantize.recipe import BITS, Quantization
-from loaders.quantize.report import Report
+from loaders.quantize.report import QuantizationReport
 from loaders.quantize.write import write_quantized
 from loaders.safetensors_files.headers import read_checkpoint
 from loaders.safetensors_files.shards import SHARD_BYTES
@@ -33,7 +33,7 @@ def quantization_of(source: Path, name: str = "int4") -> Quantization:
     return Quantization.of(read_checkpoint(source), read_config(source), BITS[name])
 
 
-def pack(source: Path, target: Path, name: str = "int4", shard_bytes: int = SHARD_BYTES) -> Report:
+def pack(source: Path, target: Path, name: str = "int4", shard_bytes: int = SHARD_BYTES) -> QuantizationReport:
     return write_quantized(quantization_of(source, name), target, "of a test", shard_bytes=shard_bytes)
 
 

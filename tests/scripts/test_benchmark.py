@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from loaders.sizes import GIB
 from offload_runtime.generation.decode import Step
 from offload_runtime.measure_acceptance.prompts import read_prompts
 from scheduler.plan.pass_cost import PassCost
 from scheduler.plan.plan import Limits, Tier, make_plan
-from scheduler.sizes import GIB
 from tests.plan_samples import LLAMA2_70B, gpu
 
 ROOT = Path(__file__).resolve().parents[2]

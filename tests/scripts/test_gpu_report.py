@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import gpu_report
 from gpu.scale import FULL, TINY, caps_to_try, stands_for
 
+from loaders.sizes import GIB, MIB
 from scheduler.errors import DoesNotFitError, MachineError
 from scheduler.machine.data_sheets import GPU, GPUS
-from scheduler.sizes import GIB, MIB
 
 
 @pytest.mark.parametrize("card", GPUS, ids=lambda card: card.key)

@@ -109,7 +109,7 @@ def test_layers_on_disk_stand_for_the_others(tmp_path: Path, shape: dict[str, An
 
 def test_a_full_disk_is_said_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000_000))
-    with pytest.raises(ModelFilesError, match=r"13\.5 GB are needed, but 1\.0 GB are free"):
+    with pytest.raises(ModelFilesError, match=r"13\.5 GB are needed, but 1\.00 GB are free"):
         write_random_checkpoint(SHAPES["llama-2-7b"], tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=20_000_000))
     with pytest.raises(ModelFilesError, match=r"13\.5 GB are needed, but 20\.0 MB are free"):

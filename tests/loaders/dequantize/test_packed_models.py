@@ -15,6 +15,7 @@ from loaders.checkpoint.read_spec import read_spec
 from loaders.dequantize.hooks import scratch_bytes
 from loaders.modules.skeleton import build_skeleton
 from loaders.safetensors_files.headers import read_checkpoint
+from loaders.sizes import GIB
 from offload_runtime import OffloadRuntime
 from offload_runtime.options.run_options import Options
 from offload_runtime.planning.planning import prepare
@@ -22,7 +23,6 @@ from scheduler.plan.dequantized_layers import DecodedLayers
 from scheduler.plan.memory import weight_bytes
 from scheduler.plan.pass_cost import PassCost
 from scheduler.plan.plan import Tier
-from scheduler.sizes import GIB
 from scheduler.streaming.device_memory import DeviceMemory
 from scheduler.streaming.layer_memory import LayerMemory
 from tests.plan_samples import gpu

@@ -17,6 +17,7 @@ from loaders.dequantize import plain_cost, stacks, toolchain
 from loaders.dequantize.plain import decode
 from loaders.dequantize.side_by_side import BLOCK_VALUES
 from loaders.dequantize.toolchain import why_no_kernels
+from loaders.sizes import GIB
 from offload_runtime.chat.command import _show_what_comes
 from scheduler.machine import machine as machine_module
 from scheduler.machine.machine import read_machine
@@ -24,7 +25,6 @@ from scheduler.machine.nvml import GPUReading
 from scheduler.plan.pass_cost import EXPERT_MATRICES, LAUNCH_SECONDS, LAYER_MATRICES, PassCost
 from scheduler.plan.plan import Plan, Tier, make_plan
 from scheduler.plan.table import format_plan
-from scheduler.sizes import GIB
 from tests.loaders.dequantize.test_plain_decoding import MATRICES, Moved, output
 from tests.plan_samples import LLAMA2_70B, LLAMA3_8B, cpu, gpu, packed
 

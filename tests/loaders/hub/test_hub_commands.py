@@ -14,6 +14,7 @@ import pytest
 
 from loaders.checkpoint.random_weights import SHAPES, _entries
 from loaders.safetensors_files.headers import STORED_ITEMSIZE
+from loaders.sizes import GIB, format_size
 from offload_runtime import OffloadRuntime
 from offload_runtime.chat import main
 from offload_runtime.errors import DoesNotFitError, UsageError
@@ -23,7 +24,6 @@ from offload_runtime.options.run_options import Options, located
 from offload_runtime.planning import planning
 from offload_runtime.planning.draft_table import FAMILIES
 from offload_runtime.planning.planning import prepare
-from scheduler.sizes import GIB, format_size
 from tests.fakes.fake_hub import FakeHub, Sparse, serve
 from tests.plan_samples import gpu
 from tests.samples.gguf_samples import write_gguf

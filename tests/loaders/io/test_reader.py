@@ -21,7 +21,7 @@ from torch import Tensor
 
 from loaders.errors import ModelFilesError
 from loaders.io.byte_ranges import ByteRange, ByteRanges, bytes_on_disk, in_file_order
-from loaders.io.direct import ALIGNMENT, FileTable, OpenFile, Workers, aligned_memory, measure_read_bandwidth, round_up
+from loaders.io.direct import DISK_BLOCK, FileTable, OpenFile, Workers, aligned_memory, measure_read_bandwidth, round_up
 from loaders.io.reader import WeightReader, choose_io
 from loaders.io.requests import read_requests
 from loaders.modules.layout import TORCH_DTYPES
@@ -36,7 +36,7 @@ CASTS = [
 @pytest.fixture(params=["direct", "buffered"])
 def io(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     probe = tmp_path / "probe"
-    probe.write_bytes(bytes(ALIGNMENT))
+    probe.write_bytes(bytes(DISK_BLOCK))
     with closing(OpenFile(probe, direct=True)) as file:
         if request.param == "direct" and not file.direct:
             pytest.skip("the filesystem of the temporary directory refuses direct reads")
@@ -99,8 +99,8 @@ def built(tmp_path: Path) -> FileBuilder:
 
 run_sizes = st.tuples(
     st.sampled_from(["a", "b"]),
-    st.one_of(st.integers(0, 20), st.integers(0, 5 * ALIGNMENT), st.just(70_000)),
-    st.one_of(st.integers(1, 40), st.integers(1, 9 * ALIGNMENT)),
+    st.one_of(st.integers(0, 20), st.integers(0, 5 * DISK_BLOCK), st.just(70_000)),
+    st.one_of(st.integers(1, 40), st.integers(1, 9 * DISK_BLOCK)),
     st.sampled_from(CASTS),
 )
 
@@ -112,7 +112,7 @@ def test_any_runs_equal_naive_reads(io: str, tmp_path: Path, sizes: list, blocks
     for name, gap, count, dtypes in sizes:
         builder.add(name, gap, count, *dtypes)
     source, buffer = builder.write(tail), builder.buffer()
-    with WeightReader(builder.files, io, threads=3, chunk_bytes=blocks * ALIGNMENT) as reader:
+    with WeightReader(builder.files, io, threads=3, chunk_bytes=blocks * DISK_BLOCK) as reader:
         reader.fill(source, buffer)
         assert builder.matches(buffer)
         assert reader.bytes_read == bytes_on_disk(source)
@@ -131,12 +131,12 @@ def test_casts_at_the_default_chunk_size(io: str, tmp_path: Path, stored_dtype: 
 
 def test_chunks_cover_every_byte_once_and_split_no_element(built: FileBuilder) -> None:
     source = built.write()
-    chunks = read_requests(source, ALIGNMENT)
+    chunks = read_requests(source, DISK_BLOCK)
     pieces = [piece for chunk in chunks for piece in chunk.ranges]
     assert bytes_on_disk(pieces) == bytes_on_disk(source)
     assert all(piece.nbytes % piece.itemsize == 0 for piece in pieces)
     assert all(left.stop == right.start for left, right in pairwise(chunks))
-    assert all(chunk.stop - chunk.start < ALIGNMENT + 8 for chunk in chunks)
+    assert all(chunk.stop - chunk.start < DISK_BLOCK + 8 for chunk in chunks)
 
 
 def test_small_neighbours_are_one_read(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_failing_disk_stops_all_threads(io: str, built: FileBuilder, monkeypat
         time.sleep(0.001)
         return real(descriptor, views, offset)
 
-    with WeightReader(built.files, io, threads=2, chunk_bytes=ALIGNMENT) as reader:
+    with WeightReader(built.files, io, threads=2, chunk_bytes=DISK_BLOCK) as reader:
         with monkeypatch.context() as patch, pytest.raises(ModelFilesError, match="failed: Input/output error"):
             patch.setattr(os, "preadv", preadv)
             reader.fill(source, buffer)
@@ -234,7 +234,7 @@ def test_a_failing_disk_stops_all_threads(io: str, built: FileBuilder, monkeypat
 
 def test_short_reads_are_continued(io: str, built: FileBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
     source, buffer, real = built.write(), built.buffer(), os.preadv
-    most = ALIGNMENT if io == "direct" else 999
+    most = DISK_BLOCK if io == "direct" else 999
 
     def preadv(descriptor: int, views: list, offset: int) -> int:
         return real(descriptor, [views[0][:most]], offset)
@@ -257,7 +257,7 @@ def test_an_interrupted_caller_waits_for_the_threads() -> None:
 
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
-        with closing(Workers(threads=2, chunk_bytes=ALIGNMENT)) as workers, pytest.raises(KeyboardInterrupt):
+        with closing(Workers(threads=2, chunk_bytes=DISK_BLOCK)) as workers, pytest.raises(KeyboardInterrupt):
             signal.setitimer(signal.ITIMER_REAL, 0.05)
             workers.run(range(1000), work)
     finally:
@@ -301,7 +301,7 @@ def test_auto_reads_past_a_page_cache_that_is_too_small() -> None:
 def test_bounce_memory_is_stated(built: FileBuilder) -> None:
     built.write()
     with WeightReader(built.files, threads=3, chunk_bytes=10_000) as reader:
-        assert reader.bounce_bytes == 3 * (12_288 + 2 * ALIGNMENT)
+        assert reader.bounce_bytes == 3 * (12_288 + 2 * DISK_BLOCK)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files cannot be listed")
@@ -317,8 +317,8 @@ def test_files_are_closed(built: FileBuilder) -> None:
 
 def test_aligned_memory_is_aligned() -> None:
     memory = aligned_memory(5000)
-    assert len(memory) == round_up(5000) == 2 * ALIGNMENT
-    assert torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % ALIGNMENT == 0
+    assert len(memory) == round_up(5000) == 2 * DISK_BLOCK
+    assert torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % DISK_BLOCK == 0
 
 
 # Measuring
@@ -334,7 +334,9 @@ def test_bandwidth_counts_real_bytes(built: FileBuilder, tmp_path: Path) -> None
 
 def test_bandwidth_stops_in_time(built: FileBuilder) -> None:
     built.write()
-    assert ALIGNMENT <= measure_read_bandwidth(built.files, 0, threads=2, chunk_bytes=ALIGNMENT).nbytes <= 2 * ALIGNMENT
+    assert (
+        DISK_BLOCK <= measure_read_bandwidth(built.files, 0, threads=2, chunk_bytes=DISK_BLOCK).nbytes <= 2 * DISK_BLOCK
+    )
 
 
 def test_bandwidth_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
 
 from loaders.modules import dense_experts, expert_memory
+from loaders.sizes import GIB
 from offload_runtime import OffloadRuntime
 from offload_runtime.model import host_reads
 from offload_runtime.model.host_reads import HostRead, no_host_reads
 from scheduler.plan.plan import Limits, make_plan
-from scheduler.sizes import GIB
 from tests.offload_runtime.model.test_architectures import TREE, wide_tree_error, written
 from tests.plan_samples import cpu, gpu, model
 from tests.pretend_cuda import pretend_cuda

@@ -17,7 +17,7 @@ from loaders.checkpoint.read_spec import read_config, read_spec
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.io.direct import OpenFile, Workers
 from loaders.quantize import write as quantized_checkpoint
-from loaders.quantize.report import REPORT_FILE, fingerprint, read_report
+from loaders.quantize.report import REPORT_FILE, quantization_fingerprint, read_report
 from loaders.quantize.write import write_quantized
 from loaders.safetensors_files.headers import read_checkpoint
 from offload_runtime import OffloadRuntime
@@ -293,7 +293,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     source, packed = model("llama"), tmp_path / "packed"
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000))
-    with pytest.raises(ModelFilesError, match=r"needed, but 0\.0 MB are free.*--quantized-directory"):
+    with pytest.raises(ModelFilesError, match=r"needed, but 1\.00 kB are free.*--quantized-directory"):
         pack(source, packed)
     assert nothing_is_left(packed)
 
@@ -359,12 +359,12 @@ def test_models_that_cannot_be_packed_say_why():
 def test_the_fingerprint_follows_files_and_bits(tmp_path):
     source = tmp_path / "source"
     shutil.copytree(model("llama"), source)
-    marks = [fingerprint(quantization_of(source, name)) for name in ("int4", "int8", "int4")]
+    marks = [quantization_fingerprint(quantization_of(source, name)) for name in ("int4", "int8", "int4")]
     assert marks[0] == marks[2] != marks[1]
     content = bytearray((source / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (source / "model.safetensors").write_bytes(content)
-    assert fingerprint(quantization_of(source)) != marks[0]
+    assert quantization_fingerprint(quantization_of(source)) != marks[0]
 
 
 def test_a_flipped_bit_changes_the_text(tmp_path):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from loaders.sizes import GIB
 from offload_runtime.doctor.predictions import predictions
 from scheduler.machine.data_sheets import planned_machine
-from scheduler.sizes import GIB
 from tests.plan_samples import cpu
 
 README = Path(__file__).resolve().parents[3] / "README.md"

@@ -14,6 +14,7 @@ from loaders.checkpoint.model_source import read_vocabulary
 from loaders.checkpoint.spec import ModelSpec
 from loaders.hub import cache as hub_cache
 from loaders.hub.cache import cached_model
+from loaders.sizes import GIB
 from offload_runtime.errors import DraftMismatchError, ModelFilesError
 from offload_runtime.options.run_options import DEMO_TARGET, Options
 from offload_runtime.planning import draft_choice
@@ -26,7 +27,6 @@ from offload_runtime.speculation.acceptance_store import Measurement, PairAccept
 from scheduler.machine.data_sheets import planned_machine
 from scheduler.machine.machine import Machine
 from scheduler.plan.plan import Limits
-from scheduler.sizes import GIB
 from sequoia_tree.acceptance import Acceptance
 from sequoia_tree.construct import DEFAULT_ACCEPTANCE
 from tests.plan_samples import LLAMA3_70B, cpu, gpu

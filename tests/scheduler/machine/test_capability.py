@@ -11,6 +11,7 @@ import torch
 from loaders.checkpoint.random_weights import SHAPES
 from loaders.errors import UnsupportedModelError
 from loaders.io.reader import _copy
+from loaders.sizes import GIB
 from offload_runtime.chat import main
 from offload_runtime.errors import MachineError
 from offload_runtime.generation import loading
@@ -19,7 +20,6 @@ from offload_runtime.planning.compute_dtype import OVERFLOWS_IN_FLOAT16, compute
 from scheduler.machine.capability import check_build, check_kernels
 from scheduler.machine.data_sheets import GPUS, known_gpu
 from scheduler.machine.torch_build import TorchBuild
-from scheduler.sizes import GIB
 from tests.loaders.hostile.header_checkpoints import header_checkpoint
 from tests.plan_samples import LLAMA3_8B, cpu, gpu
 

@@ -10,6 +10,7 @@ import pytest
 from loaders.checkpoint.random_weights import SHAPES
 from loaders.checkpoint.read_spec import read_spec
 from loaders.checkpoint.spec import ModelSpec
+from loaders.sizes import GIB
 from offload_runtime.chat import main
 from offload_runtime.planning.best_plan import best_plan
 from offload_runtime.planning.prediction import predict
@@ -17,7 +18,6 @@ from scheduler.machine.data_sheets import GPUS, known_gpu, planned_machine, reco
 from scheduler.machine.machine import Machine
 from scheduler.machine.pcie import PCIe
 from scheduler.plan.plan import Limits, Tier, make_plan
-from scheduler.sizes import GIB
 from sequoia_tree.construct import DEFAULT_ACCEPTANCE
 from tests.loaders.hostile.header_checkpoints import header_checkpoint
 from tests.plan_samples import LLAMA3_8B, LLAMA3_8B_INT4, LLAMA3_70B, cpu, gpu

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from loaders.io.direct import ReadBandwidth
+from loaders.sizes import GIB
 from scheduler.machine import measurements, torch_build
 from scheduler.machine.measurements import FILE, read_bandwidth, recall, remember, with_known_speed
-from scheduler.sizes import GIB
 from scheduler.streaming import bandwidth
 from scheduler.streaming.bandwidth import measure_speed, with_speed
 from tests.plan_samples import cpu, gpu

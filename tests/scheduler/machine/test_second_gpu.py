@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from loaders.sizes import GIB
 from offload_runtime import OffloadRuntime
 from offload_runtime.generation import loading, runtime
 from offload_runtime.model.model import Model
@@ -17,7 +18,6 @@ from offload_runtime.planning import planning
 from offload_runtime.planning.forecast import forecast
 from offload_runtime.planning.planning import prepare
 from scheduler.machine.torch_build import TorchBuild
-from scheduler.sizes import GIB
 from scheduler.streaming import bandwidth
 from tests.plan_samples import gpu
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy

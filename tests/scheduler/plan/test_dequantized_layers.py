@@ -6,9 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from loaders.sizes import GIB
 from scheduler.plan.dequantized_layers import NONE_DECODED, DecodedLayers
 from scheduler.plan.plan import Limits, Plan, make_plan
-from scheduler.sizes import GIB
 from tests.plan_samples import LLAMA3_8B, LLAMA3_8B_INT4, LLAMA3_70B_INT4, LLAMA_68M, gpu, packed
 
 DRAFTING = LLAMA3_8B.layers[0].nbytes - LLAMA3_8B_INT4.layers[0].nbytes

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from loaders.checkpoint.spec import LayerSpec
+from loaders.sizes import GIB
 from scheduler.machine.machine import Machine
 from scheduler.plan.expert_choice import ExpertChoice
 from scheduler.plan.pass_cost import FETCH_SECONDS, PassCost, expected_routed
@@ -12,7 +13,6 @@ from scheduler.plan.placement import Tier
 from scheduler.plan.plan import make_plan
 from scheduler.plan.simulation import Stage, simulate
 from scheduler.plan.table import format_plan
-from scheduler.sizes import GIB
 from tests.plan_samples import LLAMA2_70B, gpu, model
 
 LAYERS, EXPERTS = 8, 1_000_000_000

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from loaders.sizes import GIB
 from offload_runtime.model.pass_overhead import fixed_costs, measure_passes
 from scheduler.machine.machine import Machine
 from scheduler.plan.pass_cost import (
@@ -16,7 +17,6 @@ from scheduler.plan.pass_cost import (
     resident_cost,
 )
 from scheduler.plan.placement import Tier
-from scheduler.sizes import GIB
 from scheduler.streaming import bandwidth
 from scheduler.streaming.bandwidth import FEW_ROWS, MANY_ROWS, measure_speed
 from tests.plan_samples import LLAMA2_70B, LLAMA_68M, cpu, gpu, packed

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from loaders.checkpoint.spec import LayerSpec, ModelSpec
 from loaders.errors import UnsupportedModelError
-from loaders.io.direct import ALIGNMENT, CHUNK_BYTES, THREADS
+from loaders.io.direct import CHUNK_BYTES, DISK_BLOCK, THREADS
+from loaders.sizes import GIB, MIB, parse_size
 from scheduler.errors import DoesNotFitError
 from scheduler.machine.machine import Machine
 from scheduler.plan.memory import PassShape, workspace_bytes
@@ -20,7 +21,6 @@ from scheduler.plan.placement import spread, wanted_slots
 from scheduler.plan.plan import Limits, Plan, Tier, make_plan
 from scheduler.plan.staging import BOUNCE_BYTES, LOADING_THREADS, SPAN_BYTES
 from scheduler.plan.table import format_plan
-from scheduler.sizes import GIB, MIB, parse_size
 from tests.plan_samples import (
     LLAMA2_70B,
     LLAMA3_8B_INT4,
@@ -407,10 +407,10 @@ def test_a_model_of_2_mb_streams_under_a_cap_below_its_size(context: int | None)
 @pytest.mark.parametrize(
     ("sizes", "chunk"),
     [
-        ([1000] * 8, ALIGNMENT),
+        ([1000] * 8, DISK_BLOCK),
         ([2_150_400] * 6, 131_072),  # half a layer for all threads together, in whole blocks
         ([1000, 2_150_400], 131_072),
-        ([2 * THREADS * CHUNK_BYTES - 1] * 2, CHUNK_BYTES - ALIGNMENT),
+        ([2 * THREADS * CHUNK_BYTES - 1] * 2, CHUNK_BYTES - DISK_BLOCK),
         ([2 * THREADS * CHUNK_BYTES] * 2, CHUNK_BYTES),
         ([1_711_309_824] * 80, CHUNK_BYTES),
     ],
@@ -422,7 +422,7 @@ def test_read_buffers_follow_the_largest_layer_whatever_the_budget(sizes: list[i
         plan = make_plan(spec, None, machine)
         (buffers,) = [item for item in plan.items if item.name == "read buffers"]
         assert plan.read_chunk_bytes == chunk
-        assert buffers.device_bytes + buffers.host_bytes == THREADS * (chunk + 2 * ALIGNMENT) + beside
+        assert buffers.device_bytes + buffers.host_bytes == THREADS * (chunk + 2 * DISK_BLOCK) + beside
 
 
 # Refusals

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from loaders.checkpoint.spec import ModelSpec
+from loaders.sizes import GIB
 from scheduler.machine.machine import Machine
 from scheduler.plan.plan import Limits, make_plan
 from scheduler.plan.table import format_plan
-from scheduler.sizes import GIB
 from tests.plan_samples import LLAMA2_70B, LLAMA3_8B_INT4, LLAMA_68M, SMALLEST, TINY, TINY_DRAFT, cpu, gpu
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.sizes import GIB, MIB, format_cap, format_size, parse_size
+from loaders.sizes import GIB, MIB, format_cap, format_size, parse_size
 
 
 @pytest.mark.parametrize(

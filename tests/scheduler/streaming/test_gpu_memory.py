@@ -10,9 +10,9 @@ import torch
 
 from loaders.io.byte_ranges import ByteRange
 from loaders.io.reader import WeightReader
+from loaders.sizes import MIB
 from offload_runtime import OffloadRuntime
 from scheduler.plan.placement import Tier
-from scheduler.sizes import MIB
 from scheduler.streaming.copy_window import CopyWindow
 from scheduler.streaming.device_memory import DeviceMemory
 from scheduler.streaming.host_memory import CudaPinning, HostMemory, host_memory_for

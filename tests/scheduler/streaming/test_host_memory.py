@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from loaders.sizes import MIB
 from scheduler.machine.data_sheets import planned_machine
 from scheduler.machine.machine import read_machine
 from scheduler.plan.staging import BOUNCE_BYTES
-from scheduler.sizes import MIB
 from scheduler.streaming import bandwidth
 from scheduler.streaming.bounce import Link
 from scheduler.streaming.host_memory import HostMemory, allocate
