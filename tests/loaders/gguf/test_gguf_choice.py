@@ -61,8 +61,8 @@ def test_what_means_none_is_refused_with_the_list(wanted: str) -> None:
     assert [line.split() for line in lines[1:-1]] == [
         ["--model", f"org/foo:{tag}", size, "GB"]
         for tag, size in (
-            *(("Q4_0", "40.00"), ("Q4_K_S", "40.00"), ("Q4_K_M", "42.00")),
-            *(("UD-Q4_K_M", "43.00"), ("q6_k", "58.00"), ("Q8_0", "74.00")),
+            *(("Q4_0", "40.0"), ("Q4_K_S", "40.0"), ("Q4_K_M", "42.0")),
+            *(("UD-Q4_K_M", "43.0"), ("q6_k", "58.0"), ("Q8_0", "74.0")),
         )
     ]
     assert lines[-1] == "  (3 more cannot be run: IQ…, Q2_K, Q3_K or the like, or incomplete)"
@@ -85,7 +85,7 @@ def test_without_a_tag() -> None:
     assert chosen(None, {"a-IQ4_XS.gguf": 1}) == ("a-IQ4_XS.gguf",)
     assert chosen(None, dict.fromkeys(LARGE, 1)) == LARGE
     message = error_of(None, {"a-Q8_0.gguf": 2_000_000, "a-IQ4_XS.gguf": 1})
-    assert message.startswith("it holds 2 models in GGUF files. Name one of them:\n  --model org/foo:Q8_0   2.0 MB\n")
+    assert message.startswith("it holds 2 models in GGUF files. Name one of them:\n  --model org/foo:Q8_0   2.00 MB\n")
     assert "IQ4_XS" not in message
     assert error_of(None, {"a-Q4_K_M.gguf": 1, "b-Q4_K_M.gguf": 1}).count("--model org/foo:") == 2
 
