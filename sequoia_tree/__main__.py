@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from sequoia_tree.baselines import best_chains, chains, k_ary
-from sequoia_tree.construct import DEFAULT_ACCEPTANCE, chain, optimal_tree
-from sequoia_tree.picture import summary, svg, text
+from sequoia_tree.shapes.baselines import best_chains, chains, k_ary
+from sequoia_tree.shapes.construct import DEFAULT_ACCEPTANCE, chain, optimal_tree
+from sequoia_tree.shapes.picture import summary, svg, text
 from sequoia_tree.tree import Tree, read_json
 
 _SHAPES = ("sequoia", "chain", "chains", "k-ary")

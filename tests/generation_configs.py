@@ -12,8 +12,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from offload_runtime.generation.defaults import read_generation_defaults
 from offload_runtime.generation.request_rules import RequestRules
-from sequoia_tree.sampling import Sampling
 from sequoia_tree.shaping.order import Bounds
+from sequoia_tree.shaping.settings import Sampling
 
 # Of a decoder that does nothing: only the choice of its processors is asked for.
 _MODEL = LlamaForCausalLM(

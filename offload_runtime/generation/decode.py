@@ -16,8 +16,8 @@ from offload_runtime.speculation.methods import PLAIN
 from offload_runtime.speculation.target import Target
 from offload_runtime.speculation.tree_policy import PassFacts, PlainDecoding, TreePolicy
 from offload_runtime.speculation.verification import Scored, verify
-from sequoia_tree.sampling import Sampling
-from sequoia_tree.verify import AcceptedPath
+from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.verification.verify import AcceptedPath
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from loaders.checkpoint.model_source import model_source
 from offload_runtime.errors import ModelFilesError, UsageError
 from offload_runtime.generation import config_fields as generation_fields
 from offload_runtime.options.fields import nearest
-from sequoia_tree.sampling import Sampling
 from sequoia_tree.shaping.order import TokenRules
+from sequoia_tree.shaping.settings import Sampling
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from offload_runtime.errors import ModelFilesError, UsageError
 from offload_runtime.generation.config_fields import bias
-from sequoia_tree.sampling import Sampling
 from sequoia_tree.shaping.order import Bounds, TokenRules, bound_rules
+from sequoia_tree.shaping.settings import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -41,8 +41,8 @@ from offload_runtime.text.prompt import Prompt, chat_tokenizer, encode_prompt, i
 from offload_runtime.text.reply_text import ReplyText
 from scheduler.machine.cuda import current_device
 from scheduler.plan.plan import Plan
-from sequoia_tree.sampling import Sampling
 from sequoia_tree.shaping.order import Bounds
+from sequoia_tree.shaping.settings import Sampling
 
 
 class OffloadRuntime:
@@ -162,7 +162,7 @@ class OffloadRuntime:
     ) -> Iterator[Step]:
         """Generate step by step; each step carries the tokens and the text of one pass.
 
-        sampling: values of `sequoia_tree.sampling.Sampling` by name: temperature, top_p, top_k, min_p, … What is None
+        sampling: values of `sequoia_tree.verification.sampling.Sampling` by name: temperature, top_p, top_k, min_p, … What is None
         comes from the model's generation config; max_new_tokens that is nowhere generates until an end token or a full
         context. seed: makes the call repeatable; None draws a fresh one. stop: the answer ends before the first of
         these strings. logit_bias: added to the logits of tokens. dry_sequence_breakers: texts over which no sequence of

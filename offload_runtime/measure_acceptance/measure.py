@@ -20,9 +20,10 @@ from offload_runtime.planning.planning import Preparation
 from offload_runtime.speculation.acceptance_store import Measurement, Setting
 from offload_runtime.text.prompt import Prompt, encode_prompt
 from scheduler.machine.cuda import current_device
-from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.observe import observe_distributions, observe_greedy
-from sequoia_tree.sampling import Sampling, log_probs
+from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.acceptance.observe import observe_distributions, observe_greedy
+from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.verification.sampling import log_probs
 
 Note = Callable[[str], None]
 PROBE_TOKENS = 16  # of the reply that the speed is measured with before anything is announced

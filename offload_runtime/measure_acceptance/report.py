@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from offload_runtime.measure_acceptance.measure import Measured
-from sequoia_tree.acceptance import BIN_EDGES, clustered_intervals
+from sequoia_tree.acceptance.acceptance import BIN_EDGES, clustered_intervals
 
 CHILDREN_SHOWN = 8
 LEGEND = """\

@@ -7,8 +7,8 @@ from pathlib import Path
 from loaders.checkpoint.spec import ITEMSIZE, ModelSpec
 from offload_runtime.speculation import acceptance_store
 from offload_runtime.speculation.acceptance_store import Setting
-from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.choose import damped
+from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.choice.choose import damped
 
 TYPICAL = Setting(temperature=0.6)
 

@@ -16,7 +16,7 @@ from offload_runtime.planning.read_models import smaller_targets
 from offload_runtime.start import command_name
 from scheduler.errors import DoesNotFitError
 from scheduler.plan.plan import Plan, Tier, make_plan
-from sequoia_tree.choose import reach_by_size
+from sequoia_tree.choice.choose import reach_by_size
 
 _MEASURED = "measured for this pair"
 _PUBLISHED = "published for Llama-3, by the draft's size"

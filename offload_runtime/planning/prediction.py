@@ -7,7 +7,7 @@ from loaders.checkpoint.spec import ModelSpec
 from scheduler.plan.plan import Plan
 from scheduler.plan.simulation import PassSeconds
 from scheduler.plan.tree_cost import growth_seconds, verification_seconds
-from sequoia_tree.choose import Choice, Yield, choose
+from sequoia_tree.choice.choose import Choice, Yield, choose
 
 STATIC = "static"
 _LEAST_SECONDS = 1e-9  # of a pass on a machine of which nothing is known

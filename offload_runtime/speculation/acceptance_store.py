@@ -3,9 +3,9 @@
     format              FORMAT
     target, draft       names of the models, for people
     target_fingerprint  of the target it was measured with (see `checkpoint_fingerprint`); null: any
-    bin_edges, scales   those of the tables, `sequoia_tree.acceptance.BIN_EDGES` and `SCALES`
+    bin_edges, scales   those of the tables, `sequoia_tree.acceptance.acceptance.BIN_EDGES` and `SCALES`
     settings            a list of objects: the fields of `Setting`; "agreement" and "one_minus_tv" (see `Measurement`,
-                        null where not measured); "table", as `sequoia_tree.acceptance.Acceptance.as_dict` gives it
+                        null where not measured); "table", as `Acceptance.as_dict` gives it
     temperature, positional, one_minus_tv, positions
                         an overview for people, not read again: of the setting that is nearest to temperature 0.6 the
                         acceptance by child number; 1 - total variation by temperature; all contexts together
@@ -27,7 +27,7 @@ from loaders.checkpoint.model_source import model_source
 from loaders.json_files import read_object
 from loaders.unchanged import kept_while_unchanged
 from offload_runtime.errors import ModelFilesError
-from sequoia_tree.acceptance import BIN_EDGES, SCALES, Acceptance
+from sequoia_tree.acceptance.acceptance import BIN_EDGES, SCALES, Acceptance
 
 ACCEPTANCE_FILE = "acceptance.json"
 FORMAT = "offload_runtime acceptance, version 1"
@@ -40,7 +40,7 @@ _STATED_CONTEXTS = 1000.0  # that a bare list of acceptances counts as
 
 @dataclass(frozen=True)
 class Setting:
-    """How tokens are sampled: what acceptance is measured by of a `sequoia_tree.sampling.Sampling`.
+    """How tokens are sampled: what acceptance is measured by of a `sequoia_tree.verification.sampling.Sampling`.
 
     At temperature 0 top_k, top_p and min_p change nothing and are set to off. ValueError for what is none.
     """

@@ -12,10 +12,11 @@ from offload_runtime.speculation.draft import Draft, draft_distribution, joined
 from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.static_drafting import likeliest
 from offload_runtime.speculation.text_candidates import RepeatedText, with_candidates
-from sequoia_tree.adaptive import Frontier, Grown
-from sequoia_tree.sampling import Sampling, draw_without_replacement
+from sequoia_tree.drafting.adaptive import Frontier, Grown
 from sequoia_tree.shaping.contexts import Contexts, Text
+from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.tree import Tree
+from sequoia_tree.verification.sampling import draw_without_replacement
 
 Costs = Callable[[Tensor, Tensor], Tensor]
 """What children lose of their parents' log-priority: of log-laws [m, V] and tokens [m, K], float [m, K], rising."""

@@ -17,11 +17,11 @@ from offload_runtime.speculation.tree_policy import NEWS, PassFacts
 from offload_runtime.speculation.verification import Scored
 from scheduler.plan.cost import PassTimes
 from scheduler.plan.plan import Plan
-from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.choose import Choice, Chooser, Correction, Yield, damped
-from sequoia_tree.contest import Contest, Pace
-from sequoia_tree.sampling import Sampling
-from sequoia_tree.verify import AcceptedPath
+from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.choice.choose import Choice, Chooser, Correction, Yield, damped
+from sequoia_tree.choice.contest import Contest, Pace
+from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.verification.verify import AcceptedPath
 
 MAX_DEPTH = 64  # where the user names no depth: paths that long are accepted from drafts that are all but the target
 # Positions that must be known before trees are grown by them; until then the static tree is the better one.

@@ -8,16 +8,16 @@ from torch import Tensor
 
 from offload_runtime.model.attention import PassRows
 from offload_runtime.model.model import Model
-from sequoia_tree.sampling import (
-    Sampling,
+from sequoia_tree.shaping.contexts import Contexts
+from sequoia_tree.shaping.rule import drawable
+from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.verification.sampling import (
     bounded_log_distribution,
     first_width,
     into_probabilities,
     log_probs,
     processed,
 )
-from sequoia_tree.shaping.contexts import Contexts
-from sequoia_tree.shaping.rule import drawable
 
 
 class Draft:

@@ -8,12 +8,12 @@ import torch
 from offload_runtime.speculation import acceptance_store
 from offload_runtime.speculation.acceptance_store import Setting
 from offload_runtime.speculation.verification import Scored
-from sequoia_tree.acceptance import MAX_CHILDREN, Acceptance
-from sequoia_tree.families import families
-from sequoia_tree.observe import observe, observe_greedy
-from sequoia_tree.sampling import Sampling
+from sequoia_tree.acceptance.acceptance import MAX_CHILDREN, Acceptance
+from sequoia_tree.acceptance.families import families
+from sequoia_tree.acceptance.observe import observe, observe_greedy
+from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.uploads import upload
-from sequoia_tree.verify import AcceptedPath
+from sequoia_tree.verification.verify import AcceptedPath
 
 # Positions that another setting's table counts as at most, so that a hundred passes at this one soon outweigh it.
 _BORROWED = 300.0

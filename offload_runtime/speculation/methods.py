@@ -12,10 +12,11 @@ from offload_runtime.speculation.draft import Draft
 from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.static_drafting import Drawing, StaticDrafting, likeliest
 from sequoia_tree import best_chains, chain, optimal_tree
-from sequoia_tree.acceptance import MAX_CHILDREN, Acceptance
-from sequoia_tree.priorities import DrawnCosts, LikeliestCosts
-from sequoia_tree.sampling import Sampling, draw_with_replacement, draw_without_replacement
+from sequoia_tree.acceptance.acceptance import MAX_CHILDREN, Acceptance
+from sequoia_tree.drafting.priorities import DrawnCosts, LikeliestCosts
+from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.tree import Tree
+from sequoia_tree.verification.sampling import draw_with_replacement, draw_without_replacement
 
 Grow = Callable[[Sequence[int], Sampling, torch.Generator], DraftTree]
 Shape = Callable[[ArrayLike, int, int], Tree]  # acceptance by child number, nodes, depth limit
@@ -32,7 +33,7 @@ DRAWINGS: dict[str, Drawing] = {"topk": likeliest, "specinfer": draw_with_replac
 
 @dataclass(frozen=True)
 class Method:
-    """What one step does: `grow` drafts a tree under a text, `rule` (of `sequoia_tree.verify.RULES`) verifies it.
+    """What one step does: `grow` drafts a tree under a text, `rule` (`sequoia_tree.verification`) verifies it.
 
     draft_rows: rows of each of its draft passes. predicted_tokens, predicted_seconds: what a step is expected to yield
     and to take, drafting included.

@@ -21,10 +21,10 @@ from offload_runtime.speculation.tree_policy import PassFacts
 from offload_runtime.speculation.verification import Scored
 from scheduler.plan.cost import PassTimes
 from scheduler.plan.plan import Plan
-from sequoia_tree.sampling import Sampling
-from sequoia_tree.suffix import LONGEST_MATCH, SuffixMatcher
+from sequoia_tree.drafting.suffix import LONGEST_MATCH, SuffixMatcher
+from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.tree import Tree
-from sequoia_tree.verify import AcceptedPath
+from sequoia_tree.verification.verify import AcceptedPath
 
 NAME = "ngram"
 LEAST_MATCH = 2  # tokens that must have occurred before in the same order

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from offload_runtime.speculation.draft import Draft, draft_distribution, joined
 from offload_runtime.speculation.draft_tree import DraftTree
-from sequoia_tree.sampling import Sampling, highest_tokens
 from sequoia_tree.shaping.contexts import Text
+from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.tree import Tree
 from sequoia_tree.uploads import upload
+from sequoia_tree.verification.sampling import highest_tokens
 
 Drawing = Callable[[Tensor, int, torch.Generator], Tensor]
 """Children for each row of log-laws [m, V]: int64 [m, count] in drawing order, -1 where there is none."""

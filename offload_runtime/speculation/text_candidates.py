@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from offload_runtime.speculation.draft_tree import DraftTree
-from sequoia_tree.suffix import SuffixMatcher
+from sequoia_tree.drafting.suffix import SuffixMatcher
 from sequoia_tree.tree import Tree
 
 LEAST_MATCH = 4  # tokens that must have occurred before in the same order; fewer repeat by chance

@@ -8,9 +8,9 @@ from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
 from offload_runtime.speculation.methods import PLAIN, Method, adaptive_method, static_method
 from offload_runtime.speculation.verification import Scored
 from scheduler.plan.plan import Plan
-from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.sampling import Sampling
-from sequoia_tree.verify import AcceptedPath
+from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.verification.verify import AcceptedPath
 
 NEWS = 1.25  # times as many positions known as when the method was made: time to make it anew
 

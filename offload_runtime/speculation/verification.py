@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from offload_runtime.speculation.draft_tree import DraftTree
-from sequoia_tree.distributions import Distributions
-from sequoia_tree.sampling import (
-    Sampling,
+from sequoia_tree.shaping.contexts import Contexts, Text
+from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.uploads import upload_together
+from sequoia_tree.verification.distributions import Distributions
+from sequoia_tree.verification.sampling import (
     bounded_log_distribution,
     first_width,
     into_probabilities,
@@ -18,9 +20,7 @@ from sequoia_tree.sampling import (
     processed,
     wider,
 )
-from sequoia_tree.shaping.contexts import Contexts, Text
-from sequoia_tree.uploads import upload_together
-from sequoia_tree.verify import RULES, AcceptedPath, follow, verify_greedy
+from sequoia_tree.verification.verify import RULES, AcceptedPath, follow, verify_greedy
 
 
 @dataclass(frozen=True)

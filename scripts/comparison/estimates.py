@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from comparison.cells import CountedReply, Measured
-from sequoia_tree.acceptance import student_quantile
+from sequoia_tree.acceptance.acceptance import student_quantile
 
 Floats = NDArray[np.float64]
 

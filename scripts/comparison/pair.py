@@ -23,7 +23,7 @@ from offload_runtime.speculation.acceptance_store import (
     load,
     write,
 )
-from sequoia_tree.acceptance import Acceptance
+from sequoia_tree.acceptance.acceptance import Acceptance
 
 
 @dataclass(frozen=True)

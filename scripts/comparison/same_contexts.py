@@ -27,10 +27,10 @@ from offload_runtime.speculation.draft import Draft
 from offload_runtime.speculation.methods import Method, adaptive_method, static_method
 from offload_runtime.speculation.target import Target
 from offload_runtime.speculation.verification import Scored, verify
-from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.expectation import expected_yield
-from sequoia_tree.sampling import Sampling
-from sequoia_tree.verify import AcceptedPath
+from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.verification.expectation import expected_yield
+from sequoia_tree.verification.verify import AcceptedPath
 
 Generators = Mapping[str, torch.Generator]
 

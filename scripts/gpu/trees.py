@@ -3,7 +3,7 @@
 import numpy as np
 
 from offload_runtime.speculation.draft_tree import DraftTree
-from sequoia_tree.construct import DEFAULT_ACCEPTANCE, optimal_tree
+from sequoia_tree.shapes.construct import DEFAULT_ACCEPTANCE, optimal_tree
 
 
 def made_up_tree(nodes: int, root: int, vocab_size: int) -> DraftTree:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sequoia_tree.sampling import Sampling
 from sequoia_tree.shaping.counts import CountPenalty
 from sequoia_tree.shaping.dry import DryPenalty
 from sequoia_tree.shaping.finite import FiniteScores
@@ -17,6 +16,7 @@ from sequoia_tree.shaping.ngrams import NoRepeatedNgram
 from sequoia_tree.shaping.repetition import PromptBonus, RepetitionPenalty
 from sequoia_tree.shaping.rule import Rule
 from sequoia_tree.shaping.sequences import SequenceBias
+from sequoia_tree.shaping.settings import Sampling
 
 
 @dataclass(frozen=True)

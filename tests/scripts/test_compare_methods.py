@@ -18,8 +18,8 @@ from offload_runtime.measure_acceptance.prompts import read_prompts
 from offload_runtime.options.run_options import DEMO_TARGET, Options
 from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, Measurement, PairAcceptance, Setting, write
 from offload_runtime.speculation.automatic_tree import AutomaticTree
-from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.sampling import Sampling
+from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.shaping.settings import Sampling
 from tests.samples.tiny_models import checkpoint, perturbed
 
 ROOT = Path(__file__).resolve().parents[2]

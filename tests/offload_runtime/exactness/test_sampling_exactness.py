@@ -21,8 +21,8 @@ from offload_runtime.generation.decode import Decoder
 from offload_runtime.model.kv_cache import TreeCache
 from offload_runtime.speculation import adaptive_drafting, methods
 from offload_runtime.speculation.static_drafting import likeliest
-from sequoia_tree.priorities import DrawnCosts
-from sequoia_tree.sampling import draw_without_replacement
+from sequoia_tree.drafting.priorities import DrawnCosts
+from sequoia_tree.verification.sampling import draw_without_replacement
 from tests.chi_square import p_value
 from tests.samples.tiny_models import checkpoint, reference
 

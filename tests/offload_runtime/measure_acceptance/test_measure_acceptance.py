@@ -17,8 +17,8 @@ from offload_runtime.options.run_options import Options
 from offload_runtime.planning.planning import prepare
 from offload_runtime.speculation import acceptance_store as store
 from offload_runtime.speculation.acceptance_store import Setting
-from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.observe import observe_greedy
+from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.acceptance.observe import observe_greedy
 from tests.samples.tiny_models import checkpoint, perturbed, reference, weights_bytes
 
 ROOT = Path(__file__).resolve().parents[3]

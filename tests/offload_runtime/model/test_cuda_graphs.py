@@ -15,7 +15,7 @@ from offload_runtime.model.cuda_graphs import CudaGraphs
 from offload_runtime.model.model import Model
 from offload_runtime.speculation.verification import Scored, verify
 from scheduler.plan.memory import CUDA_CONTEXT_BYTES
-from sequoia_tree.sampling import Sampling
+from sequoia_tree.shaping.settings import Sampling
 from tests.pass_samples import OPTIONS, PADDING, largest_difference, loaded, passes
 from tests.samples.tiny_models import PROMPT, checkpoint, perturbed
 

@@ -16,7 +16,7 @@ from offload_runtime import OffloadRuntime
 from offload_runtime.generation.decode import Decoder
 from offload_runtime.model.host_reads import HostRead, no_host_reads
 from offload_runtime.speculation.verification import Scored, verify
-from sequoia_tree.sampling import Sampling
+from sequoia_tree.shaping.settings import Sampling
 from tests.samples.tiny_models import PROMPT, checkpoint, perturbed
 
 ANSWERS = ("tolist", "item", "cpu", "nonzero", "__bool__", "__int__", "__index__")

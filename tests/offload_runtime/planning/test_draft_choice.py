@@ -27,8 +27,8 @@ from offload_runtime.speculation.acceptance_store import Measurement, PairAccept
 from scheduler.machine.data_sheets import planned_machine
 from scheduler.machine.machine import Machine
 from scheduler.plan.plan import Limits
-from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.construct import DEFAULT_ACCEPTANCE
+from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.shapes.construct import DEFAULT_ACCEPTANCE
 from tests.plan_samples import LLAMA3_70B, cpu, gpu
 from tests.samples.gguf_samples import write_gguf
 from tests.samples.tiny_models import checkpoint

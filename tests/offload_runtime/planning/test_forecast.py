@@ -17,8 +17,8 @@ from offload_runtime.planning.planning import Preparation, prepare
 from offload_runtime.speculation import acceptance_store
 from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, Measurement, PairAcceptance, Setting
 from sequoia_tree import expected_tokens, optimal_tree
-from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.choose import damped
+from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.choice.choose import damped
 from tests.samples.tiny_models import checkpoint
 
 

@@ -20,7 +20,7 @@ from offload_runtime.options.arguments import chat_parser, model_options, parse_
 from offload_runtime.options.fields import add_options, option, options_of, takes_fields_of, values_of
 from offload_runtime.options.run_options import DEMO_DRAFT, DEMO_TARGET, RunOptions, resolved
 from offload_runtime.options.sampling_options import SAMPLING, SamplingOptions, sampling_options
-from sequoia_tree.sampling import Sampling
+from sequoia_tree.shaping.settings import Sampling
 
 VALUES: dict[str, Any] = {
     **{"context_length": 9, "rope_scaling": "yarn:4", "tree": "chain", "verification": "match", "tree_size": 3},

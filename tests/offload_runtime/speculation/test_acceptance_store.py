@@ -15,8 +15,8 @@ from offload_runtime.errors import ModelFilesError
 from offload_runtime.options.run_options import DEMO_DRAFT, DEMO_TARGET
 from offload_runtime.speculation import acceptance_store as store
 from offload_runtime.speculation.acceptance_store import Measurement, PairAcceptance, Setting
-from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.sampling import Sampling
+from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.shaping.settings import Sampling
 
 GREEDY, WARM, HOT = Setting(temperature=0.0), Setting(temperature=0.6), Setting(temperature=1.0)
 

@@ -12,10 +12,12 @@ from offload_runtime.speculation import verification
 from offload_runtime.speculation.draft import draft_distribution, joined
 from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.verification import Scored, verify
-from sequoia_tree import Tree, optimal_tree, sampling
-from sequoia_tree.sampling import Sampling, bounded_log_distribution, draw_without_replacement, log_probs
+from sequoia_tree import Tree, optimal_tree
+from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.uploads import upload
-from sequoia_tree.verify import AcceptedPath
+from sequoia_tree.verification import sampling
+from sequoia_tree.verification.sampling import bounded_log_distribution, draw_without_replacement, log_probs
+from sequoia_tree.verification.verify import AcceptedPath
 from tests.pretend_cuda import PretendCuda, pretend_cuda
 
 CPU, CUDA, VOCABULARY = torch.device("cpu"), torch.device("cuda"), 96

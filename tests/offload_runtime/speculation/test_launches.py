@@ -13,10 +13,11 @@ from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.verification import Scored, verify
 from scheduler.plan.tree_cost import GROWTH_LAUNCHES, VERIFICATION_LAUNCHES, WAVE_LAUNCHES
 from sequoia_tree import Tree, chain, optimal_tree
-from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.priorities import DrawnCosts, LikeliestCosts
-from sequoia_tree.sampling import Sampling, draw_without_replacement, log_probs
+from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.drafting.priorities import DrawnCosts, LikeliestCosts
+from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.uploads import upload
+from sequoia_tree.verification.sampling import draw_without_replacement, log_probs
 from tests.pretend_cuda import Counts, PretendCuda, pretend_cuda
 
 CUDA, VOCABULARY = torch.device("cuda"), 96

@@ -16,11 +16,12 @@ from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
 from offload_runtime.speculation.text_candidates import Candidates, with_candidates
 from offload_runtime.speculation.verification import Scored
 from sequoia_tree import Tree
-from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.observe import observe, observe_greedy
-from sequoia_tree.sampling import Sampling, draw_without_replacement, log_probs
+from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.acceptance.observe import observe, observe_greedy
 from sequoia_tree.shaping.repetition import RepetitionPenalty
-from sequoia_tree.verify import AcceptedPath
+from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.verification.sampling import draw_without_replacement, log_probs
+from sequoia_tree.verification.verify import AcceptedPath
 from tests.samples.tiny_models import PROMPT, checkpoint, perturbed
 
 VOCABULARY = 40

@@ -11,8 +11,8 @@ from offload_runtime.planning.planning import prepare
 from offload_runtime.speculation import ngram_lookup as repeated_text_trees
 from offload_runtime.speculation import verification
 from offload_runtime.speculation.ngram_lookup import NAME, Chances, NgramTrees, repetition
-from sequoia_tree.sampling import draw
-from sequoia_tree.verify import AcceptedPath
+from sequoia_tree.verification.sampling import draw
+from sequoia_tree.verification.verify import AcceptedPath
 from tests.offload_runtime.exactness import test_sampling_exactness as exactness
 from tests.offload_runtime.speculation.test_automatic_tree import Times
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, streaming_runtime

@@ -9,10 +9,10 @@ from offload_runtime.speculation.automatic_tree import AutomaticTree
 from offload_runtime.speculation.methods import PLAIN, Method
 from offload_runtime.speculation.ngram_lookup import NgramTrees
 from offload_runtime.speculation.tree_policy import FixedTree, PassFacts
-from sequoia_tree.acceptance import Acceptance
-from sequoia_tree.choose import Chooser
-from sequoia_tree.sampling import Sampling
-from tests.sequoia_tree.test_contest import Decoding
+from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.choice.choose import Chooser
+from sequoia_tree.shaping.settings import Sampling
+from tests.sequoia_tree.choice.test_contest import Decoding
 
 GREEDY, SAMPLED = Sampling(temperature=0.0), Sampling(temperature=1.0)
 PLAN = SimpleNamespace(

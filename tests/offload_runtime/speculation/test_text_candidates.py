@@ -9,8 +9,8 @@ from offload_runtime.speculation import adaptive_drafting, text_candidates, veri
 from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.text_candidates import Candidates, RepeatedText, with_candidates
 from sequoia_tree import Tree
-from sequoia_tree.sampling import draw
-from sequoia_tree.verify import AcceptedPath
+from sequoia_tree.verification.sampling import draw
+from sequoia_tree.verification.verify import AcceptedPath
 from tests.offload_runtime.exactness import test_sampling_exactness as exactness
 from tests.samples.tiny_models import checkpoint, greedy
 

@@ -18,7 +18,7 @@ from scheduler.machine.data_sheets import GPUS, known_gpu, planned_machine, reco
 from scheduler.machine.machine import Machine
 from scheduler.machine.pcie import PCIe
 from scheduler.plan.plan import Limits, Tier, make_plan
-from sequoia_tree.construct import DEFAULT_ACCEPTANCE
+from sequoia_tree.shapes.construct import DEFAULT_ACCEPTANCE
 from tests.loaders.hostile.header_checkpoints import header_checkpoint
 from tests.plan_samples import LLAMA3_8B, LLAMA3_8B_INT4, LLAMA3_70B, cpu, gpu
 

@@ -9,10 +9,11 @@ import torch
 
 from offload_runtime.speculation.draft_tree import DraftTree
 from sequoia_tree import Tree
-from sequoia_tree.sampling import Sampling, log_probs
 from sequoia_tree.shaping.contexts import Text
 from sequoia_tree.shaping.order import Bounds, TokenRules, bound_rules
+from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.shaping.xtc import exclude_top_choices
+from sequoia_tree.verification.sampling import log_probs
 from tests.chi_square import p_value
 
 VOCABULARY = 9

@@ -9,9 +9,9 @@ import torch
 
 from offload_runtime.speculation.draft_tree import DraftTree
 from sequoia_tree import Tree
-from sequoia_tree.sampling import log_probs, processed
 from sequoia_tree.shaping.contexts import Text
 from sequoia_tree.shaping.order import Bounds
+from sequoia_tree.verification.sampling import log_probs, processed
 from tests.generation_configs import sampling_of, scores_by_transformers
 
 VOCABULARY = 12

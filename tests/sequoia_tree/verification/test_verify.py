@@ -12,15 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sequoia_tree import Tree, chain, optimal_tree
-from sequoia_tree.distributions import Distributions
-from sequoia_tree.sampling import (
-    Sampling,
-    draw_with_replacement,
-    draw_without_replacement,
-    log_probs,
-    probabilities,
-)
-from sequoia_tree.verify import RULES, follow, verify_greedy, verify_top_down
+from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.verification.distributions import Distributions
+from sequoia_tree.verification.sampling import draw_with_replacement, draw_without_replacement, log_probs, probabilities
+from sequoia_tree.verification.verify import RULES, follow, verify_greedy, verify_top_down
 from tests.chi_square import p_value
 
 VOCABULARY = 4
@@ -231,7 +226,8 @@ def test_distributions_far_apart_and_far_from_even(rule):
 @pytest.mark.parametrize("rule", ["top-down", "traversal"])
 def test_rounding_that_leaves_no_residual_does_not_end_the_text(rule, monkeypatch):
     """Distributions that differ by the last bit of the child's token, and a number that falls just there."""
-    monkeypatch.setattr("sequoia_tree.verify._uniform", lambda n, device, generator: torch.full((n,), 1 - 2**-25))
+    uniform = "sequoia_tree.verification.verify._uniform"
+    monkeypatch.setattr(uniform, lambda n, device, generator: torch.full((n,), 1 - 2**-25))
     p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.5 + 2**-24, 0.5])
     distributions = Distributions(
         lambda nodes: p.expand(len(nodes), -1).clone(), lambda nodes: q.expand(len(nodes), -1).clone(), 2
@@ -248,7 +244,7 @@ def test_distributions_are_asked_in_blocks(rule, monkeypatch):
     (tokens,) = fill(BUSHY, torch.zeros(1, dtype=torch.int64), draft, sampled_children, generator)
     held, accepted_paths = torch.tensor(tokens), []
     for rows in (1, 2, 100):
-        monkeypatch.setattr("sequoia_tree.distributions._BLOCK", rows * VOCABULARY)
+        monkeypatch.setattr("sequoia_tree.verification.distributions._BLOCK", rows * VOCABULARY)
         distributions = distributions_of(held, target, draft)
 
         def limited(nodes, distribution=distributions.target, rows=rows):

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from sequoia_tree import DEFAULT_ACCEPTANCE, optimal_tree
-from sequoia_tree.distributions import Distributions
-from sequoia_tree.ratio_tests import RatioTests
-from sequoia_tree.sampling import Sampling, draw_without_replacement, log_probs, probabilities
-from sequoia_tree.verify import RULES
+from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.verification.distributions import Distributions
+from sequoia_tree.verification.ratio_tests import RatioTests
+from sequoia_tree.verification.sampling import draw_without_replacement, log_probs, probabilities
+from sequoia_tree.verification.verify import RULES
 
 TREE = optimal_tree(DEFAULT_ACCEPTANCE, 48, 12)
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from sequoia_tree import Tree
-from sequoia_tree.distributions import Distributions
-from sequoia_tree.observe import credits
-from sequoia_tree.ratio_tests import RatioTests
-from sequoia_tree.sampling import draw_without_replacement
+from sequoia_tree.acceptance.observe import credits
+from sequoia_tree.verification.distributions import Distributions
+from sequoia_tree.verification.ratio_tests import RatioTests
+from sequoia_tree.verification.sampling import draw_without_replacement
 
 RESTS = [10.0**-power for power in (3, 8, 12, 16, 18, 30)]
 STAR, BUSHY = Tree([-1, 0, 0, 0]), Tree([-1, 0, 0, 0, 1, 1, 2, 4])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sequoia_tree import DEFAULT_ACCEPTANCE, Tree, chain, chains, k_ary, optimal_tree
 from sequoia_tree.__main__ import main
-from sequoia_tree.picture import summary, svg, text
+from sequoia_tree.shapes.picture import summary, svg, text
 
 SMALL = Tree([-1, 0, 0, 0, 1, 1, 3, 6])
 PICTURE = """\

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sequoia_tree.acceptance import BIN_EDGES, MAX_CHILDREN, Acceptance
+from sequoia_tree.acceptance.acceptance import BIN_EDGES, MAX_CHILDREN, Acceptance
 
 
 @dataclass(frozen=True)

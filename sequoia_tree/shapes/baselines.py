@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sequoia_tree.construct import check_limits, checked_acceptance
+from sequoia_tree.shapes.construct import check_limits, checked_acceptance
 from sequoia_tree.tree import Tree
 
 

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sequoia_tree.acceptance import MAX_CHILDREN, SCALES
-from sequoia_tree.observe import credits, observe, observe_distributions, observe_greedy
-from sequoia_tree.sampling import Sampling, draw_without_replacement, log_probs, probabilities
+from sequoia_tree.acceptance.acceptance import MAX_CHILDREN, SCALES
+from sequoia_tree.acceptance.observe import credits, observe, observe_distributions, observe_greedy
+from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.verification.sampling import draw_without_replacement, log_probs, probabilities
 
 SHAPINGS = {
     "plain": Sampling(),

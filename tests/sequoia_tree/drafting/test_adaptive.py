@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from sequoia_tree.adaptive import Frontier
+from sequoia_tree.drafting.adaptive import Frontier
 from sequoia_tree.tree import Tree
 
 CHILDREN = 5

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sequoia_tree import DEFAULT_ACCEPTANCE, Tree, chain, expected_tokens, optimal_tree
-from sequoia_tree import tree_knapsack as knapsack
-from sequoia_tree.construct import best_first, expected_reach
-from tests.sequoia_tree.dynamic_program import dynamic_program
+from sequoia_tree.shapes import tree_knapsack as knapsack
+from sequoia_tree.shapes.construct import best_first, expected_reach
+from tests.sequoia_tree.shapes.dynamic_program import dynamic_program
 
 # The whole vector that the paper prints; its tail goes up and down.
 PUBLISHED = [

@@ -12,9 +12,10 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from sequoia_tree.sampling import Sampling, draw, draw_without_replacement, log_probs, probabilities, processed
 from sequoia_tree.shaping.contexts import Contexts, Text
 from sequoia_tree.shaping.repetition import RepetitionPenalty
+from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.verification.sampling import draw, draw_without_replacement, log_probs, probabilities, processed
 from tests.chi_square import p_value
 
 SHAPES = [

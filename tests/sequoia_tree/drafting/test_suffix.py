@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sequoia_tree.suffix import LONGEST_MATCH, SuffixMatcher
+from sequoia_tree.drafting.suffix import LONGEST_MATCH, SuffixMatcher
 
 TEXTS = st.lists(st.integers(0, 2), max_size=30)
 

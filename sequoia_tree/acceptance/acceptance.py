@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sequoia_tree.construct import DEFAULT_ACCEPTANCE, checked_acceptance
+from sequoia_tree.shapes.construct import DEFAULT_ACCEPTANCE, checked_acceptance
 
 Floats = NDArray[np.float64]
 

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sequoia_tree.distributions import Distributions
-from sequoia_tree.ratio_tests import RatioTests
-from sequoia_tree.sampling import draw_rows
 from sequoia_tree.tree import Tree
 from sequoia_tree.uploads import upload
+from sequoia_tree.verification.distributions import Distributions
+from sequoia_tree.verification.ratio_tests import RatioTests
+from sequoia_tree.verification.sampling import draw_rows
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sequoia_tree.distributions import Distributions
-from sequoia_tree.expansions import Expansions
 from sequoia_tree.tree import Tree
+from sequoia_tree.verification.distributions import Distributions
+from sequoia_tree.verification.expansions import Expansions
 
 _SUMMED = 1 << 17  # probabilities that a processor sums up at once: half a megabyte, near its second cache
 _LARGEST = 1e37  # a factor that a float32 probability can be multiplied with

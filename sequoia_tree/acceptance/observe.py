@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sequoia_tree.acceptance import BIN_EDGES, BINS, MAX_CHILDREN, SCALES, Acceptance
-from sequoia_tree.sampling import draw_without_replacement, probabilities
+from sequoia_tree.acceptance.acceptance import BIN_EDGES, BINS, MAX_CHILDREN, SCALES, Acceptance
 from sequoia_tree.uploads import upload
+from sequoia_tree.verification.sampling import draw_without_replacement, probabilities
 
 _MOST_LOSS = 100.0  # nats; that of a token which the draft excludes is infinite
 _TINY = torch.finfo(torch.float32).tiny

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from sequoia_tree import Tree
-from sequoia_tree.distributions import Distributions
-from sequoia_tree.expectation import expected_yield
-from sequoia_tree.sampling import Sampling, draw_with_replacement, draw_without_replacement, log_probs, probabilities
-from sequoia_tree.verify import RULES
+from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.verification.distributions import Distributions
+from sequoia_tree.verification.expectation import expected_yield
+from sequoia_tree.verification.sampling import draw_with_replacement, draw_without_replacement, log_probs, probabilities
+from sequoia_tree.verification.verify import RULES
 
 TREE = Tree([-1, 0, 0, 1, 1, 2, 0, 3])
 DRAWINGS = {

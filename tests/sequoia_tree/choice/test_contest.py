@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from sequoia_tree.contest import Contest, Pace
+from sequoia_tree.choice.contest import Contest, Pace
 
 
 class Decoding:

@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sequoia_tree.construct import expected_reach
+from sequoia_tree.shapes.construct import expected_reach
 from sequoia_tree.tree import Tree
 
 Floats = NDArray[np.float64]

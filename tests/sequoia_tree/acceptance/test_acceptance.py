@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from sequoia_tree import DEFAULT_ACCEPTANCE
-from sequoia_tree.acceptance import (
+from sequoia_tree.acceptance.acceptance import (
     BINS,
     MAX_CHILDREN,
     SCALES,

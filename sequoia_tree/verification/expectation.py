@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sequoia_tree.distributions import Distributions
-from sequoia_tree.ratio_tests import RatioTests
 from sequoia_tree.tree import Tree
+from sequoia_tree.verification.distributions import Distributions
+from sequoia_tree.verification.ratio_tests import RatioTests
 
 Floats = NDArray[np.float64]
 

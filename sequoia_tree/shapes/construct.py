@@ -8,8 +8,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sequoia_tree.shapes.tree_knapsack import tree_knapsack
 from sequoia_tree.tree import Tree
-from sequoia_tree.tree_knapsack import tree_knapsack
 
 # Llama3-8B-Instruct drafting for Llama3-70B-Instruct, CNN daily news: the first 20 of the 31 values that the paper
 # prints in its appendix. They hold all but 0.5 % of the acceptance, and never increase.

@@ -14,7 +14,7 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sequoia_tree.construct import check_limits, checked_acceptance
+from sequoia_tree.shapes.construct import check_limits, checked_acceptance
 
 Floats = NDArray[np.float64]
 Seconds = Callable[[int], float]  # rows -> seconds

@@ -1,0 +1,1 @@
+"""How often a draft's proposals are accepted: observed, summed, estimated."""

@@ -1,0 +1,1 @@
+"""Which tree pays: its method, size and depth, or none."""

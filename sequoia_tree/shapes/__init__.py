@@ -1,0 +1,1 @@
+"""Which nodes a static tree has, and pictures of it."""

@@ -1,0 +1,1 @@
+"""From logits to distributions, and from distributions to the accepted path."""
