@@ -291,7 +291,7 @@ def test_a_full_disk(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(part: object, chunk: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("loaders.hub.download._Part.append", full)
+    monkeypatch.setattr("loaders.hub.download._PartialFile.append", full)
     with pytest.raises(ModelFilesError, match=r"the disk is full .*kept.*\n  hf cache ls .*\n  HF_HOME=DIR"):
         download(model, Counted())
 
