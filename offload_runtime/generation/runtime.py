@@ -163,7 +163,8 @@ class OffloadRuntime:
         """Generate step by step; each step carries the tokens and the text of one pass.
 
         sampling: values of `sequoia_tree.verification.sampling.Sampling` by name: temperature, top_p, top_k, min_p, …
-        What is None comes from the model's generation config; max_new_tokens that is nowhere generates until an end token or a full
+        What is None comes from the model's generation config;
+        max_new_tokens that is nowhere generates until an end token or a full
         context. seed: makes the call repeatable; None draws a fresh one. stop: the answer ends before the first of
         these strings. logit_bias: added to the logits of tokens. dry_sequence_breakers: texts over which no sequence of
         a DRY penalty reaches. end_token_ids: tokens that end the text beside the model's own. should_stop: asked
