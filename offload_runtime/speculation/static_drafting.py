@@ -50,9 +50,8 @@ class StaticDrafting:
         inner = _inner_nodes(tree)
         self._distribution_rows = np.full(tree.size, -1)
         self._distribution_rows[inner] = np.arange(len(inner))
-        self._columns = np.where(
-            self._distribution_rows > 0, self._distribution_rows - 1, -1
-        )  # the root's row belongs to the text
+        # The root's row belongs to the text.
+        self._columns = np.where(self._distribution_rows > 0, self._distribution_rows - 1, -1)
 
     @property
     def rows(self) -> tuple[int, ...]:

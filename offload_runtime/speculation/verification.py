@@ -92,9 +92,7 @@ def verify(scored: Scored, rule: str, generator: torch.Generator) -> AcceptedPat
         accepted_path = _sampled(scored, scored.distributions_of_likeliest(width, enough), rule, generator)
         if torch.stack(enough).all():
             return accepted_path
-        generator.set_state(
-            state
-        )  # so that what is found now depends on the distributions alone, not on what was found before
+        generator.set_state(state)  # the result depends on the distributions alone, not on what was found before
         width = wider(width, scored.logits)
     return _sampled(scored, scored.distributions, rule, generator)
 

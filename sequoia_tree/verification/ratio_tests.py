@@ -36,11 +36,8 @@ class RatioTests:
     def __init__(
         self, tree: Tree, tokens: Tensor, distributions: Distributions, hand_on: bool, replacement: bool = False
     ):
-        self._expansions, self._distributions, self._hand_on = (
-            Expansions.of(tree, hand_on, tokens.device),
-            distributions,
-            hand_on,
-        )
+        self._expansions = Expansions.of(tree, hand_on, tokens.device)
+        self._distributions, self._hand_on = distributions, hand_on
         self._most_rows = distributions.most_rows(tokens.device)
         self._most_summed = self._most_rows if tokens.is_cuda else max(1, _SUMMED // distributions.vocab_size)
         at = self._expansions.at
@@ -93,19 +90,15 @@ class RatioTests:
         """What the target has left at `node`, int64 [1], all children being rejected: float32 [V], unnormalised."""
         distribution = self._distributions.target(node)[0]
         state = self._expansions.at.last[node]
-        row = (self._expansions.at.outcome[node] - len(self._chances)).clamp_(
-            min=0
-        )  # a leaf takes nothing from any distribution
+        # A leaf has no row, and takes nothing from whichever it gets.
+        row = (self._expansions.at.outcome[node] - len(self._chances)).clamp_(min=0)
         factor = torch.minimum(self._states[state, 0], self._largest).float()
-        left = distribution.addcmul(
-            self._distributions.draft(self._expansions.at.parents[row])[0], factor, value=-1
-        ).clamp_(min=0)
+        drafted = self._distributions.draft(self._expansions.at.parents[row])[0]
+        left = distribution.addcmul(drafted, factor, value=-1).clamp_(min=0)
         return torch.where(left.sum() > 0, left, distribution)  # p equals q up to rounding: go on with p itself
 
     def _look_at(self, drawn: Tensor, present: Tensor, replacement: bool) -> tuple[Tensor, Tensor]:
-        """The target's distributions of all parents, float32 [R, V]; and of their children p Q / q and Q, float64 [2,
-        R, K].
-        """
+        """Of parents the target's distributions, float32 [R, V]; of their children p Q / q and Q, float64 [2, R, K]."""
         parents = self._expansions.at.parents
         pieces = range(0, len(parents), self._most_rows)
         target, of_children = [], []
@@ -122,10 +115,8 @@ class RatioTests:
     def _run(self, expansion: int) -> None:
         """Test the children of an expansion step."""
         expansions, at = self._expansions, self._expansions.at
-        tests, count = (
-            slice(*expansions.tests[expansion : expansion + 2]),
-            expansions.tests[expansion + 1] - expansions.tests[expansion],
-        )
+        tests = slice(*expansions.tests[expansion : expansion + 2])
+        count = tests.stop - tests.start
         begin, end = expansions.states[expansion : expansion + 2]
         before = self._states[expansions.states[expansion - 1] if expansion else 0 : begin]
         state = torch.index_select(before, 0, at.source[tests], out=self._states[begin : begin + count])

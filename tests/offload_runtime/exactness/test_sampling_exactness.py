@@ -27,10 +27,8 @@ from tests.chi_square import p_value
 from tests.samples.tiny_models import checkpoint, reference
 
 PROMPT, TOKENS, VOCABULARY = [3, 1], 3, 6
-TEXTS, SHAPED_TEXTS = (
-    400,
-    200,
-)  # per setting, each about 10 ms; for the whole distribution, and where sampling cuts or bends it
+# Per setting, each about 10 ms; for the whole distribution, and where sampling cuts or bends it.
+TEXTS, SHAPED_TEXTS = 400, 200
 TINY = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,

@@ -58,9 +58,8 @@ def deepest(acceptance, size, max_depth):
     st.integers(1, 30),
     st.integers(0, 7),
 )
-@example(
-    (0.5, 0.5), "adaptive", 1.0, (1.0, 0.0, 0.0, 0.03125), 4, 3
-)  # narrower expansion steps would be cheaper for no gain
+# Narrower expansion steps would be cheaper for no gain.
+@example((0.5, 0.5), "adaptive", 1.0, (1.0, 0.0, 0.0, 0.03125), 4, 3)
 def test_choice_against_every_size_and_depth(acceptance, method, factor, costs, max_size, max_depth):
     passes, levels = linear(*costs[:2]), linear(*costs[2:])
     yielded = Yield(acceptance, factor)
