@@ -94,7 +94,8 @@ class RunOptions:
     )
     tree: str = option(
         "what the draft proposes; auto: what is fastest here; sequoia: the best static tree; adaptive: grown for "
-        "each context; chain, chains, specinfer, topk: for comparison; none: plain decoding",
+        "each context; none: plain decoding (docs/trees.md has others, for comparisons)",
+        "{auto,sequoia,adaptive,none}",
         choices=TREES,
         default="auto",
     )
