@@ -1,3 +1,3 @@
-"""From the files of a model to its size, its layouts and filled buffers. Importing this package imports no torch."""
+"""Reads a model's files: its size, its layouts, its weights into buffers. Importing this package imports no torch."""
 
-__project__ = "sequoia-offload"  # by this `offload_runtime.start` knows it from others of its name
+__project__ = "sequoia-offload"  # `offload_runtime.start` tells this package by it from others of the same name

@@ -1,4 +1,4 @@
-"""An adapter in the place of a model: what its config calls the model it is for, and what to say. No torch."""
+"""An adapter given instead of a model: the base model that its config names, and what to tell the user. No torch."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from loaders.message_text import quoted
 
 
 def base_of(directory: Path) -> str:
-    """What an adapter's config calls the model that it was made for; empty where it does not say."""
+    """The base model that an adapter's config names; empty where it names none."""
     base = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
     return base if isinstance(base, str) else ""
 
 
 def adapter_alone(adapter: str, base: str) -> str:
-    """What to say where an adapter, a directory or a name, was given in the place of a model."""
+    """The message where an adapter (a directory or a name) was given instead of a model."""
     return (
         f"{adapter}: it is an adapter, made for {called(base)}, and holds no model. Run it on that:\n"
         f"  --model {quoted(base, 200) if base else 'MODEL'} --adapter {adapter}"
@@ -22,5 +22,5 @@ def adapter_alone(adapter: str, base: str) -> str:
 
 
 def called(base: str) -> str:
-    """The base in a sentence."""
+    """The base model, worded for the middle of a sentence."""
     return quoted(base) if base else "a model that it does not name"

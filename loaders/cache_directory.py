@@ -1,4 +1,4 @@
-"""Where figures are kept from one start to the next."""
+"""Where measurements are kept from one start to the next."""
 
 import os
 import tempfile
@@ -10,7 +10,7 @@ def cache_directory() -> Path | None:
     own, shared = os.environ.get("SEQUOIA_OFFLOAD_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
     if own:
         return Path(own)
-    if Path(shared).is_absolute():  # the standard wants any other ignored
+    if Path(shared).is_absolute():  # the XDG standard says to ignore relative paths
         return Path(shared) / "sequoia-offload"
     try:
         return Path.home() / ".cache" / "sequoia-offload"
@@ -19,15 +19,15 @@ def cache_directory() -> Path | None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """`replace_whole` for what is nobody's secret, in a directory that is made where it is missing. Raises OSError."""
+    """`replace_whole` for a file that others may read; creates the directory if missing. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_whole(path, text, mode=0o644)
 
 
 def replace_whole(path: Path, text: str, mode: int = 0o600) -> None:
-    """Put a file of UTF-8 text in place at once: whoever reads sees the old or the new one, whole. Raises OSError.
+    """Write a UTF-8 text file atomically: readers see the whole old file or the whole new one. Raises OSError.
 
-    mode: of the file; as it stands its user's alone.
+    mode: permissions of the file; by default only its user can read it.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

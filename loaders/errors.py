@@ -1,7 +1,7 @@
-"""Errors a user can meet, from the files upwards.
+"""Errors that a user can see; this package defines the base classes.
 
 Each message says what is wrong, what was needed against what there is, and what to run instead. The other packages
-add theirs to the same hierarchy.
+add their own to the same hierarchy.
 """
 
 from loaders.message_text import message_text
@@ -10,8 +10,8 @@ from loaders.message_text import message_text
 class OffloadError(Exception):
     """Base of every error that is the input's or the machine's fault rather than a bug.
 
-    Names and contents of files are part of most messages; what of them would steer a terminal is escaped here, for
-    all messages, and a message is no longer than a screen.
+    Most messages quote names and contents of files. Characters that would control a terminal are escaped here, for
+    all messages, and a message is at most one screen long.
     """
 
     def __init__(self, message: object = ""):
@@ -27,4 +27,4 @@ class UnsupportedModelError(OffloadError):
 
 
 class DraftMismatchError(OffloadError):
-    """Draft and target do not share their tokens."""
+    """Draft and target have different vocabularies."""

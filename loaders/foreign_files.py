@@ -1,4 +1,4 @@
-"""What lies in the place of a model's weights and is none of them, told by names and first bytes. No torch."""
+"""Recognizes files that are no weights although weights belong there, by name and first bytes. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loaders.errors import ModelFilesError
 SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-# What the first bytes of a file say that is taken for another.
+# What a file really is, by its first bytes.
 _BEGINNINGS = (
     (b"version https://git-lfs", "it is a git-lfs pointer to the file, not the file. In the clone run: git lfs pull"),
     (
@@ -28,16 +28,16 @@ _WEIGHTS = (".safetensors", ".gguf", *_PICKLES, ".onnx", ".h5", ".msgpack", ".np
 
 
 class ForeignContent(ValueError):
-    """A file holds something else than what it was to hold, which `foreign_content` knows."""
+    """A file holds something other than expected, and `foreign_content` recognizes it."""
 
 
 def foreign_content(start: bytes) -> str | None:
-    """What a file is that begins so, in the place of weights or JSON; None where nothing is known."""
+    """What a file that begins like this is instead of weights or JSON; None if it is not recognized."""
     return next((said for begin, said in _BEGINNINGS if start[:_TOLD_BY].lower().startswith(begin)), None)
 
 
 def check_content(file: Path) -> None:
-    """Raise ModelFilesError for a file that is there and holds what `foreign_content` knows, or is a broken link."""
+    """Raise ModelFilesError for a broken link, and for a file whose content `foreign_content` recognizes."""
     if link := broken_link(file):
         raise ModelFilesError(link)
     if file.is_file():
@@ -48,7 +48,7 @@ def check_content(file: Path) -> None:
 
 
 def broken_link(path: Path) -> str | None:
-    """What to say of a path that leads nowhere: the target of the link that is gone; None where there is no link."""
+    """The message for a broken link, which names its missing target; None if the path is no link."""
     if not path.is_symlink() or path.exists():
         return None
     return (
@@ -64,7 +64,7 @@ def weights_found(names: Collection[str]) -> str:
 
 
 def remedy(names: Collection[str]) -> str | None:
-    """What to do about a model with these files, none of them model.safetensors or its index; None without any."""
+    """Advice for a model that has these weight files but no model.safetensors or index; None without any."""
     own = [PurePosixPath(name).name for name in names if name.endswith(".safetensors")]
     if any(name.endswith(".gguf") for name in names):
         return "Such GGUF files hold parts of models; use the repository of the whole model."

@@ -1,4 +1,4 @@
-"""JSON files of others, read with limits: a regular file of bearable size that holds one object. Imports no torch."""
+"""Reads untrusted JSON files with limits: a regular file of limited size that holds one object. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from loaders.errors import ModelFilesError
 from loaders.foreign_files import ForeignContent, foreign_content
 
-MOST_BYTES = 256 << 20  # the largest there are, vocabularies, have 35 MB
-_MOST_DIGITS = 100  # 1e30 is written for "no limit"; Python itself refuses more than 4,300
-_COUNTED_BYTES = 4 << 20  # in larger files, vocabularies, counting digits would take a fifth of a second
+MOST_BYTES = 256 << 20  # the largest published ones, vocabularies, have 35 MB
+_MOST_DIGITS = 100  # configs write 1e30 for "no limit"; Python itself refuses more than 4,300
+_COUNTED_BYTES = 4 << 20  # in larger files (vocabularies) counting digits would take 0.2 s
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # whole pairs among them
 
 
@@ -32,12 +32,12 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_object(file: Path, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """The JSON object in `file`. Raises OSError, and ValueError that says what is wrong with it."""
+    """The JSON object in `file`. Raises OSError, and ValueError with the reason."""
     return parse_object(read_regular(file, most_bytes))
 
 
 def parse_object(text: bytes, unique_names: bool = False) -> dict[str, Any]:
-    """The object that `text` spells. Raises ValueError, also for a name given twice where they have to be unique."""
+    """Parse `text` as a JSON object. Raises ValueError, also for a repeated name where names must be unique."""
     hook = _unique if unique_names else None
     if other := foreign_content(text):
         raise ForeignContent(other)
@@ -56,7 +56,7 @@ def parse_object(text: bytes, unique_names: bool = False) -> dict[str, Any]:
 
 
 def read_regular(file: Path, most_bytes: int = MOST_BYTES) -> bytes:
-    """All of a regular file of at most `most_bytes`: opening waits for no writer of a FIFO. OSError, ValueError."""
+    """The content of a regular file of at most `most_bytes`. Never blocks on a FIFO. Raises OSError, ValueError."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     except ValueError as error:  # a zero byte in the name
@@ -91,7 +91,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_text(value: dict[str, Any]) -> None:
-    """Half of a surrogate pair is no text: whatever encodes it later would fail."""
+    """Reject half a surrogate pair: encoding it later would fail."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

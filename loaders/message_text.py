@@ -1,4 +1,4 @@
-"""Text on its way to a person: outside strings (names, file contents, templates' words) made harmless, and bounded."""
+"""Text shown to the user: outside strings (names, file contents, template output) are escaped and shortened."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _LINE = 8 * ROW
 
 
 def displayable(text: str) -> str:
-    r"""`text` with every character escaped that steers a terminal or hides: "\x1b", "\u202e", "\ud800".
+    r"""`text` with every invisible or terminal-controlling character escaped: "\x1b", "\u202e", "\ud800".
 
-    These are all that Unicode calls control, format, surrogate, private, unassigned and separator characters, so bidi
-    marks and zero-width characters too. Line breaks and tabs stay, and what is escaped already.
+    These are Unicode's control, format, surrogate, private, unassigned and separator characters, which include bidi
+    marks and zero-width characters. Line breaks, tabs and existing escapes stay.
     """
     return _NOT_PLAIN.sub(_escaped, text)
 
@@ -27,7 +27,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def message_text(text: str) -> str:
-    """`displayable`, and no longer than a screen of 24 rows: where there is too much, the middle is left out."""
+    """`displayable`, cut to one screen of 24 rows: the middle of longer text is left out."""
     text = _WORD.sub(lambda match: _shortened(match[0], 300), displayable(text))
     lines = [_shortened(line, _LINE) for line in text.split("\n")]
     rows = [max(1, -(-len(line) // ROW)) for line in lines]
@@ -39,12 +39,12 @@ def message_text(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Of what a library raised: the first line of its message, else its kind."""
+    """The first line of an exception's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def quoted(value: object, most: int = 60) -> str:
-    """A name or value out of a file, for the middle of a sentence: one line of at most `most` characters."""
+    """A name or value from a file, for the middle of a sentence: one line of at most `most` characters."""
     try:
         text = value if isinstance(value, str) and value and value.isprintable() else repr(value)
     except ValueError:  # an integer of more than 4,300 digits

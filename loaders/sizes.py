@@ -15,7 +15,7 @@ _EXAMPLES = "write a size as 20GiB, 512MB, 1.5 GB or a number of bytes"
 
 
 def parse_size(size: str | int) -> int:
-    """Return the bytes that `size` stands for: an int is bytes, GiB counts in 1024s, GB and G in 1000s.
+    """Return `size` in bytes: an int is bytes, GiB counts in 1024s, GB and G in 1000s.
 
     Raises ValueError, with examples, for everything else.
     """
@@ -28,7 +28,7 @@ def parse_size(size: str | int) -> int:
 
 
 def format_size(nbytes: int) -> str:
-    """Write bytes for a reader, in decimal units: "1.71 GB", "22.5 GB", "141 GB"."""
+    """Format bytes for people, in decimal units: "1.71 GB", "22.5 GB", "141 GB"."""
     value, units = float(nbytes), ["B", "kB", "MB", "GB", "TB"]
     while value >= 999.5 and len(units) > 1:
         value /= 1000
@@ -38,7 +38,7 @@ def format_size(nbytes: int) -> str:
 
 
 def format_cap(nbytes: int) -> str:
-    """Write bytes for a command line, rounded up: `parse_size` of the answer is never below `nbytes`."""
+    """Format bytes for a command line, rounded up: `parse_size` of the result is never below `nbytes`."""
     unit, name = (GIB, "GiB") if nbytes >= GIB else (MIB, "MiB")
     tenths = -(-nbytes * 10 // unit)
     return f"{tenths // 10}.{tenths % 10}{name}" if tenths % 10 else f"{tenths // 10}{name}"

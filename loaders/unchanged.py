@@ -1,4 +1,4 @@
-"""What was read from files is kept for as long as they stay as they are. Imports no torch."""
+"""Caches what was read from files until they change. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TypeVar
 Read = TypeVar("Read")
 Signature = tuple[tuple[int, int, int, int], ...]
 
-# Files that changed so lately can change again within the resolution of their times, 10 ms at most.
+# A file that changed this recently could change again without a new timestamp (resolution 10 ms at most).
 SETTLED_SECONDS = 1.0
-KEPT = 512  # readings; large models have up to 200 files
+KEPT = 512  # cached results; large models have up to 200 files
 
 
 def signature(files: Sequence[Path]) -> Signature | None:
-    """What is other once one of the files is written anew; None where that cannot be told, or a file is missing."""
+    """A value that differs once one of the files is rewritten; None where that cannot be told or a file is missing."""
     try:
         stats = [file.stat() for file in files]
     except OSError:
@@ -31,9 +31,9 @@ def signature(files: Sequence[Path]) -> Signature | None:
 def kept_while_unchanged(
     depends_on: Callable[[Path], Sequence[Path]],
 ) -> Callable[[Callable[[Path], Read]], Callable[[Path], Read]]:
-    """Let a function of a path be called once, and again where a file changed; depends_on: what it reads, by the path.
+    """Cache a function of a path until a file it reads changes; depends_on: those files, given the path.
 
-    What it returns is shared by all callers. Errors are not kept.
+    All callers share the result. Errors are not cached.
     """
 
     def decorate(read: Callable[[Path], Read]) -> Callable[[Path], Read]:

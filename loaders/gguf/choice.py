@@ -1,4 +1,4 @@
-"""Which of the GGUF models in a repository is meant: a pure function of names and sizes. No network, no torch."""
+"""Selects one of a repository's GGUF models: a pure function of names and sizes. No network, no torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from loaders.errors import ModelFilesError
 from loaders.gguf.names import SUFFIX, is_kind, is_model_name, is_readable_kind, kind_of, model_stem, split_names
 from loaders.sizes import format_size
 
-DEFAULT_KIND = "Q4_K_M"  # what llama.cpp takes where nothing is said
+DEFAULT_KIND = "Q4_K_M"  # llama.cpp's default
 _LISTED = 16
 
 
 @dataclass(frozen=True)
 class GgufModel:
-    """One model of a repository: its files in order, by their paths there; their bytes; which of them are missing."""
+    """One model of a repository: the paths of its files in order, their bytes, and which of them are missing."""
 
     files: tuple[str, ...]
     nbytes: int
@@ -32,11 +32,11 @@ class GgufModel:
 
     @property
     def can_run(self) -> bool:
-        """As far as names tell."""
+        """Whether we can run it, as far as its name tells."""
         return not self.missing and is_readable_kind(self.kind)
 
     def is_called(self, text: str) -> bool:
-        """Whether `text` is one of its files, with or without the directory, or a last part of its name."""
+        """Whether `text` is one of its files, with or without the directory, or the end of its name."""
         if text.lower().endswith(SUFFIX):
             return any(text in (file, PurePosixPath(file).name) for file in self.files)
         tag, stem = text.lower(), self.stem.lower()
@@ -54,10 +54,10 @@ def gguf_models(sizes: Mapping[str, int]) -> list[GgufModel]:
 
 
 def choose_gguf(models: Sequence[GgufModel], wanted: str | None, typed: str, holder: str = "it") -> GgufModel:
-    """The model that `wanted` means, a tag such as "q4_k_m" or a file; without it the only one, or the DEFAULT_KIND.
+    """The model that `wanted` (a tag such as "q4_k_m", or a file) names; by default the only one, or DEFAULT_KIND.
 
-    typed: what stands before ":Q4_K_M" on a command line, for the list of choices. holder: what has the models, for
-    the same list. Raises ModelFilesError where no model is meant or several are, and where files of it are missing.
+    typed: what comes before ":Q4_K_M" on a command line, for the list of choices. holder: what contains the models,
+    for the same list. Raises ModelFilesError if no model or several match, or if files of it are missing.
     """
     found = [*models] if wanted is None else _meant(models, wanted)
     if wanted is None and len(found) > 1:
@@ -85,14 +85,14 @@ def _fault(count: int, meant: int, wanted: str | None) -> str:
 
 
 def _meant(models: Sequence[GgufModel], text: str) -> list[GgufModel]:
-    """Those called so, or the one called exactly so: of Q8_0 and UD-Q8_0, "Q8_0" means the former."""
+    """The models that match, or only the exact match: of Q8_0 and UD-Q8_0, "Q8_0" means the former."""
     called = [model for model in models if model.is_called(text)]
     exact = [m for m in called if text.lower() in (m.kind.lower(), m.stem.lower()) or text in m.files]
     return exact if len(exact) == 1 else called
 
 
 def _listed(shown: Sequence[GgufModel], models: Sequence[GgufModel], typed: str) -> str:
-    """The models to choose from, each as it is typed; those that cannot be run are counted alone."""
+    """The models to choose from, each as it is typed; those that cannot be run are only counted."""
     can_run = [model for model in shown if model.can_run]
     lines = [(f"{typed}:{_shortest(model, models)}", format_size(model.nbytes)) for model in can_run[:_LISTED]]
     width = max((len(text) for text, _ in lines), default=0)
@@ -105,6 +105,6 @@ def _listed(shown: Sequence[GgufModel], models: Sequence[GgufModel], typed: str)
 
 
 def _shortest(model: GgufModel, models: Sequence[GgufModel]) -> str:
-    """The shortest text that means this model alone."""
+    """The shortest text that names this model and no other."""
     texts = (model.kind, model.stem)
     return next((text for text in texts if text and _meant(models, text) == [model]), model.files[0])

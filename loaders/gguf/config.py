@@ -1,7 +1,7 @@
-"""From a GGUF file's metadata to the config and the tensor names that transformers has for the same model.
+"""Translates a GGUF file's metadata and tensor names to transformers' for the same model.
 
-The keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What a model has that its metadata do not say (how
-Gemma scales its queries, for one) follows the constants of llama.cpp, which runs these files the same way.
+The keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What the metadata do not
+say (such as how Gemma scales its queries) follows the constants in llama.cpp.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PHI3 = {
     "ffn_up": "mlp.gate_up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# Experts are one tensor here; the number of each stands in the place of the star.
+# GGUF stacks the experts in one tensor; the star stands for the number of each.
 EXPERTS = {
     "ffn_gate_inp": "mlp.gate",
     "ffn_gate_exps": "mlp.experts.*.gate_proj",
@@ -74,10 +74,10 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class GgufArchitecture:
-    """What GGUF calls an architecture, in the words of transformers.
+    """What transformers calls an architecture of GGUF, and how its tensors differ.
 
-    paired: the rows of queries and keys are stored as pairs that are rotated together, for other rotary code.
-    norms_plus_one: norms are stored as what is multiplied with, which in the model is 1 more than the weight.
+    paired: query and key rows are stored interleaved, as pairs that are rotated together.
+    norms_plus_one: norms are stored as the factor, which is 1 more than the model's weight.
     """
 
     model_type: str
@@ -119,7 +119,7 @@ def _qwen3_experts(metadata: Metadata) -> Config:
 
 
 def _phi3(metadata: Metadata) -> Config:
-    """Long texts have other rotations; some models rotate a part of each head only."""
+    """Longrope: long texts use other frequencies, and some models rotate only part of each head."""
     parameters = rotations(metadata, partial=True)
     config: Config = {"rope_parameters": parameters, "sliding_window": metadata.optional("attention.sliding_window")}
     if "rope_factors_short.weight" in metadata.gguf.tensors:
@@ -147,7 +147,7 @@ def _gemma2(metadata: Metadata) -> Config:
 
 
 def _gemma3(metadata: Metadata) -> Config:
-    """Only layers of full attention have their rotations scaled."""
+    """Only full-attention layers use scaled RoPE."""
     local = metadata.real("rope.freq_base_swa", 10_000.0, *BASES)
     return {
         **_gemma(metadata, big=62),
@@ -161,7 +161,7 @@ def _gemma3(metadata: Metadata) -> Config:
 
 
 def _gemma(metadata: Metadata, big: int) -> Config:
-    """Queries are scaled by the width of a head, but in the one with most layers by the model's over its heads."""
+    """Queries are scaled by the head width; in the largest model by the hidden size over the number of heads."""
     heads, width = metadata.integer("attention.head_count"), metadata.integer("embedding_length")
     is_big = metadata.integer("block_count") == big
     return {
@@ -172,7 +172,7 @@ def _gemma(metadata: Metadata, big: int) -> Config:
 
 
 def _stated_layers(metadata: Metadata, default: int) -> list[str]:
-    """Every so manyth layer has full attention; or the metadata say of each whether it slides."""
+    """Every n-th layer uses full attention, unless the metadata list it per layer."""
     layers, pattern = metadata.integer("block_count"), metadata.optional("attention.sliding_window_pattern")
     if not isinstance(pattern, GgufArray):
         return _alternating(layers, metadata.integer("attention.sliding_window_pattern", default))
@@ -193,7 +193,7 @@ FAMILIES = {
     "gemma2": GgufArchitecture("gemma2", "Gemma2ForCausalLM", GEMMA, _gemma2, norms_plus_one=True),
     "gemma3": GgufArchitecture("gemma3_text", "Gemma3ForCausalLM", {**GEMMA, **QK_NORMS}, _gemma3, norms_plus_one=True),
 }
-# Of the architectures in which some models are mixtures of experts, those that are.
+# The mixture-of-experts variants of architectures that also have dense models.
 MIXTURES = {
     "llama": GgufArchitecture("mixtral", "MixtralForCausalLM", MIXTRAL, _mixtral, paired=True),
     "qwen3moe": GgufArchitecture("qwen3_moe", "Qwen3MoeForCausalLM", QWEN3_EXPERTS, _qwen3_experts),
@@ -201,7 +201,7 @@ MIXTURES = {
 
 
 def family_of(gguf: GgufFile) -> GgufArchitecture:
-    """Raises UnsupportedModelError for an architecture that is not known, naming those that are."""
+    """Raises UnsupportedModelError for an unknown architecture; the message lists the known ones."""
     name = gguf.get("general.architecture", str)
     mixture = bool(gguf.metadata.get(f"{name}.expert_count"))
     family = (MIXTURES if mixture else FAMILIES).get(name)
@@ -249,7 +249,7 @@ def gguf_config(gguf: GgufFile) -> Config:
 
 
 def _ends(gguf: GgufFile) -> list[int] | None:
-    """The end of a text, and those of a turn and of a message where they are others and end a reply."""
+    """The end-of-text token, and the end-of-turn and end-of-message tokens where they differ and end a reply."""
     ends = [gguf.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     found = {end for end in ends if type(end) is int}
     if len(found) > 1 and has_gguf_vocabulary(gguf):
@@ -267,14 +267,14 @@ def _most_bytes(gguf: GgufFile) -> str:
 
 
 def _computed_in(gguf: GgufFile) -> str:
-    """Weights in blocks come from models in bfloat16, and float16 is too narrow for some of those."""
+    """Quantized weights come from bfloat16 models, and some of those overflow float16."""
     return DTYPES.get(_most_bytes(gguf), "bfloat16")
 
 
 def model_tensors(gguf: GgufFile) -> dict[str, GgufTensor]:
-    """The tensors by transformers' names, with what decoding has to undo.
+    """The tensors by transformers' names, with what dequantizing has to undo.
 
-    Raises UnsupportedModelError for one that the model does not have: leaving it out would give other numbers.
+    Raises UnsupportedModelError for a tensor that the model lacks: ignoring it would change the results.
     """
     family, prefix = family_of(gguf), gguf.get("general.architecture", str)
     metadata = Metadata(gguf, prefix)
@@ -306,7 +306,7 @@ def model_tensors(gguf: GgufFile) -> dict[str, GgufTensor]:
 
 
 def _renamed(family: GgufArchitecture, name: str) -> tuple[str, str | None]:
-    """The part of the layer, and transformers' name of the tensor; None if it has none."""
+    """The module of the layer, and transformers' name of the tensor; None if it has none."""
     if match := IN_LAYER.fullmatch(name):
         part = family.layer.get(match[2])
         return match[2], part and f"model.layers.{int(match[1])}.{part}.{match[3]}"

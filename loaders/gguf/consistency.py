@@ -1,6 +1,6 @@
-"""What a GGUF file's metadata and its tensors say of the same thing must agree; ggml refuses such files as well.
+"""Checks that a GGUF file's metadata agree with its tensors, as ggml does.
 
-A count or a width that is off by a bit would run, with other numbers: fewer layers, heads cut elsewhere.
+A model with a wrong count or width would run and give wrong results: fewer layers, other head boundaries.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FLOAT32, _WHOLE = 6, (4, 5)  # types of items
 
 
 def check_consistent(gguf: GgufFile, metadata: Metadata) -> None:
-    """Hold the metadata against the tensors and each other. Raises ModelFilesError naming both sides."""
+    """Check the metadata against the tensors and each other. Raises ModelFilesError, which quotes both sides."""
     numbers = {int(match[1]) for name in gguf.tensors if (match := re.match(r"blk\.(\d{1,6})\.", name))}
     layers, stated = max(numbers, default=-1) + 1, metadata.integer("block_count")
     if stated != layers or len(numbers) != layers:
@@ -32,7 +32,7 @@ def check_consistent(gguf: GgufFile, metadata: Metadata) -> None:
 
 
 def _matrices(metadata: Metadata) -> Iterator[tuple[str, int, int]]:
-    """Name, outputs and inputs of the matrices whose sizes the metadata state."""
+    """Name, outputs and inputs of the matrices whose sizes follow from the metadata."""
     width, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
     shared, size = metadata.integer("attention.head_count_kv", heads), metadata.head_dim
     if (other := metadata.integer("attention.value_length", size)) != size:
@@ -65,7 +65,7 @@ def _matrices(metadata: Metadata) -> Iterator[tuple[str, int, int]]:
 
 
 def _check_vocabulary(gguf: GgufFile, metadata: Metadata) -> None:
-    """As many tokens as the embedding has rows, or fewer; as many scores and types; special ones among them."""
+    """At most as many tokens as embedding rows; as many scores and types as tokens; special tokens within them."""
     tokens, rows = gguf.metadata.get(f"{_TOKENIZER}tokens"), gguf.tensors["token_embd.weight"].values[0]
     if tokens is not None and (not isinstance(tokens, GgufArray) or tokens.item_type != STRING or tokens.count > rows):
         raise _contradiction(metadata, f"the embedding has {rows} rows", "the list of tokens is longer, or is none")

@@ -1,4 +1,4 @@
-"""Where the bytes of GGUF files come from: the disk, or the hub for files that are not downloaded yet."""
+"""Where the bytes of GGUF files come from: the disk, or the hub if they are not downloaded yet."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Protocol
 
 from loaders.errors import ModelFilesError
 
-_FIRST_BYTES = 1 << 25  # more than the largest header there is, in 10 ms: no second look
+_FIRST_BYTES = 1 << 25  # more than the largest published header, read in 10 ms: one read is enough
 
 
 class Content(Protocol):
-    """Files that can be read in ranges. All of it raises ModelFilesError."""
+    """Files that can be read in ranges. Every method raises ModelFilesError."""
 
     @property
     def is_local(self) -> bool:
-        """Whether reading a few bytes anywhere costs little."""
+        """Whether small reads at any offset are cheap."""
 
     def first_bytes(self, file: Path) -> int:
-        """How much of a file to read first, whose header is of unknown length."""
+        """How many bytes to read first, while the header's length is unknown."""
 
     def has(self, file: Path) -> bool:
         """Whether the file can be read."""
 
     def size(self, file: Path) -> int:
-        """Bytes of the whole file."""
+        """The file's size in bytes."""
 
     def read(self, file: Path, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop`, all of them."""
+        """Bytes [start, stop), never fewer."""
 
 
 class Disk:
-    """Files that are there."""
+    """Files on disk."""
 
     is_local = True
 

@@ -1,7 +1,7 @@
-"""GGUF files: what their header says, checked, without reading a weight.
+"""Reads and checks the headers of GGUF files, without reading a weight.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A header holds the whole vocabulary, so it is not
-turned into Python objects: 400,000 strings are stepped over in 0.1 s, where the `gguf` package's reader takes 11 s.
+turned into Python objects: skipping 400,000 strings takes 0.1 s, where the `gguf` package's reader takes 11 s.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from loaders.safetensors_files.headers import StoredTensor
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT, MAX_ALIGNMENT = 32, 1 << 20
-MAX_HEADER_BYTES = 1 << 28  # the largest there are have 20 MB
+MAX_HEADER_BYTES = 1 << 28  # the largest published ones have 20 MB
 MAX_KEY_BYTES, MAX_NAME_BYTES = (1 << 16) - 1, 255  # the format's own limits; ggml's for tensors is 63
 MAX_DIMENSIONS = 4
 
@@ -35,10 +35,10 @@ LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class GgufTensor(StoredTensor):
-    """A tensor as stored: one in blocks is bytes, "U8" [..., bytes of a row]. `values` is its shape once decoded.
+    """A tensor as stored: a quantized one is "U8" [..., bytes of a row]. `values` is its dequantized shape.
 
-    What decoding has to undo: `paired_heads` heads have their rows in pairs, the first and the middle one, the second
-    and the one behind the middle, and so on; all values have had `less` added.
+    What dequantizing has to undo: in `paired_heads` heads the first row is followed by the middle one, the second by
+    the one after the middle, and so on; `less` has been added to all values.
     """
 
     kind: str = ""  # ggml's name: "Q4_K"
@@ -48,15 +48,15 @@ class GgufTensor(StoredTensor):
 
     @property
     def is_packed(self) -> bool:
-        """Whether it has to be decoded before use."""
+        """Whether it has to be dequantized before use."""
         return self.kind not in VALUES or self.paired_heads > 0 or self.less != 0
 
     def as_part(self, name: str, paired_heads: int, less: float) -> GgufTensor:
-        """This tensor under the name the model has for it."""
+        """This tensor under the model's name for it."""
         return replace(self, name=name, paired_heads=paired_heads, less=less)
 
     def slice(self, name: str, index: int) -> GgufTensor:
-        """Number `index` of those that are stacked along the first dimension."""
+        """Slice `index` of the first dimension, along which tensors are stacked."""
         nbytes = self.nbytes // self.values[0]
         part = replace(self, name=name, shape=self.shape[1:], values=self.values[1:])
         return replace(part, offset=self.offset + index * nbytes, nbytes=nbytes)
@@ -64,7 +64,7 @@ class GgufTensor(StoredTensor):
 
 @dataclass(frozen=True)
 class GgufArray:
-    """An array of the metadata, which stays in the file: what its items are, where they begin, and how many bytes."""
+    """A metadata array, left in the file: the type and number of its items, their offset, and their bytes."""
 
     file: Path
     item_type: int
@@ -75,9 +75,9 @@ class GgufArray:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A model: all its files, the metadata, and the tensors by the names they have here.
+    """A model: all its files, the metadata, and the tensors by GGUF's names.
 
-    content: what the files are read from, which need not be on disk.
+    content: reads the files, which need not be on disk.
     """
 
     files: tuple[Path, ...]
@@ -90,7 +90,7 @@ class GgufFile:
         return self.files[0]
 
     def get(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        """The value of `key`; raises ModelFilesError where it is absent and there is no default, or no `kind`."""
+        """The value of `key`. Raises ModelFilesError if it is absent without a default, or not of this `kind`."""
         value = self.metadata.get(key, default)
         if value is None:
             raise ModelFilesError(f"{self.file}: its metadata lack {key}. Is this a language model's file?")
@@ -121,11 +121,11 @@ class GgufFile:
 
 
 def read_gguf(file: Path | str, content: Content = DISK) -> GgufFile:
-    """Read the header of a file, or of all files of a model that is split, whichever of them is named.
+    """Read the header of a file, or of all files of a split model, whichever of them is named.
 
-    Every count, length, offset and shape is checked against the file's size, so whoever reads by these numbers stays
-    inside the file. Raises ModelFilesError naming the file and the key or tensor, and UnsupportedModelError for kinds
-    of tensors and versions of the format that cannot be read.
+    Every count, length, offset and shape is checked against the file's size, so reads by these numbers stay inside
+    the file. Raises ModelFilesError naming the file and the key or tensor, and UnsupportedModelError for tensor
+    types and format versions that cannot be read.
     """
     files = _splits(Path(file), content)
     metadata, tensors = _read_one(files[0], content)
@@ -149,7 +149,7 @@ def read_gguf(file: Path | str, content: Content = DISK) -> GgufFile:
 
 
 def _splits(file: Path, content: Content) -> tuple[Path, ...]:
-    """All files of the model that `file` belongs to, by the way their names are made."""
+    """All files of the model that `file` belongs to, by their names."""
     files = tuple(file.with_name(name) for name in split_names(file.name))
     if not files:
         raise ModelFilesError(f"{file}: a model in so many files, or in none, cannot be.")
@@ -162,7 +162,7 @@ def _splits(file: Path, content: Content) -> tuple[Path, ...]:
 
 
 def _read_one(file: Path, content: Content) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
-    """Read as much of a file as its header turns out to have, at least twice as much at every new look."""
+    """Read a file until its whole header is there; every read at least doubles the size of the last."""
     size = content.size(file)
     if size == 0:
         raise _damaged(file, "it is empty")
@@ -194,7 +194,7 @@ def _parse(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, GgufTensor]]:
 
 
 class _MoreIsNeeded(Exception):
-    """The header goes on behind what was read of the file."""
+    """The header is longer than what was read of the file."""
 
 
 class _Cursor:
@@ -210,7 +210,7 @@ class _Cursor:
         self.position = 0
 
     def step(self, nbytes: int, what: str) -> int:
-        """Where the next `nbytes` begin; the cursor is then behind them."""
+        """The offset of the next `nbytes`; moves the cursor past them."""
         begin = self.position
         if nbytes > self.end - begin:
             raise _damaged(
@@ -251,7 +251,7 @@ class _Cursor:
         return GgufArray(self.file, item_type, count, begin, self.position - begin)
 
     def _step_over_strings(self, count: int, what: str) -> None:
-        """A loop of its own: this is where nearly all the time goes."""
+        """A separate loop: nearly all the time is spent here."""
         position, unpack, content = self.position, LENGTH.unpack_from, self.content
         last = min(self.end, len(content)) - LENGTH.size
         for number in range(count):
@@ -285,7 +285,7 @@ def _read_value(cursor: _Cursor, key: str) -> Any:
 
 
 def _read_tensors(cursor: _Cursor, count: int, metadata: Mapping[str, Any]) -> dict[str, GgufTensor]:
-    """Offsets count from behind the header, at the next multiple of the alignment."""
+    """Offsets count from the end of the header, rounded up to the alignment."""
     file = cursor.file
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
@@ -327,9 +327,9 @@ def _tensor(
 
 
 def _check_extents(file: Path, tensors: list[GgufTensor], start: int, alignment: int, size: int) -> None:
-    """ggml's rule: in the order of the header, each tensor at the next multiple of the alignment behind the last.
+    """ggml's rule: tensors follow in header order, each at the next multiple of the alignment.
 
-    So a wrong type, shape or offset is found by what comes behind, that of the last tensor by the file's end.
+    So a wrong type, shape or offset shows at the next tensor, or at the end of the file for the last one.
     """
     end = place = start
     before = "the header"
@@ -347,7 +347,7 @@ def _check_extents(file: Path, tensors: list[GgufTensor], start: int, alignment:
 
 
 def _check_padding(content: Content, tensors: Iterable[GgufTensor], size: int) -> None:
-    """What lies between tensors is zero: else one was longer, which the alignment would hide. Few files have any."""
+    """Padding between tensors must be zero: otherwise a tensor was longer than stated. Few files have padding."""
     places = [(tensor.offset + tensor.nbytes, tensor) for tensor in tensors]
     for (end, tensor), next_place in zip(places, [*(tensor.offset for _, tensor in places[1:]), size]):
         if end < next_place and any(content.read(tensor.file, end, next_place)):

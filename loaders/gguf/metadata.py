@@ -1,4 +1,4 @@
-"""The metadata of one model, checked as they are read."""
+"""A model's metadata, checked as they are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loaders.gguf.header import GgufFile
 
 @dataclass(frozen=True)
 class Metadata:
-    """The values under the architecture's own prefix."""
+    """The values under the architecture's prefix."""
 
     gguf: GgufFile
     prefix: str
@@ -24,7 +24,7 @@ class Metadata:
         return value
 
     def real(self, name: str, default: float | None = None, least: float = -math.inf, most: float = math.inf) -> float:
-        """A finite number within the bounds, which are far beyond what models have."""
+        """A finite number within the bounds, which are far wider than real models need."""
         value: float = self.gguf.get(f"{self.prefix}.{name}", float, default)
         if not (math.isfinite(value) and least <= value <= most):
             raise ModelFilesError(f"{self.gguf.file}: {self.prefix}.{name} is {value:.6g}, which no model has.")

@@ -1,4 +1,4 @@
-"""A GGUF file in the place of a model's directory: which file is meant, its config, and its tensors."""
+"""A GGUF file instead of a model's directory: finds the file, its config and its tensors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from loaders.unchanged import kept_while_unchanged
 
 
 def is_gguf(path: Path | str) -> bool:
-    """Whether this names a GGUF file rather than a directory; whether it exists is another question.
+    """Whether this names a GGUF file rather than a directory. It need not exist.
 
-    A file of any name can only be one: Ollama calls its own sha256-...
+    An existing file of any name counts: Ollama's are called sha256-...
     """
     path = Path(path)
     return path.is_file() or (path.suffix == ".gguf" and not path.is_dir())
@@ -25,7 +25,7 @@ def is_gguf(path: Path | str) -> bool:
 def gguf_or_directory(path: Path | str) -> Path:
     """`path`, or the one GGUF file in it where it is a directory without safetensors.
 
-    Raises ModelFilesError, with the files, where there are several.
+    Raises ModelFilesError, which lists the files, if there are several.
     """
     path = Path(path)
     if not path.is_dir() or any(path.glob("*.safetensors")) or (path / "model.safetensors.index.json").exists():
@@ -49,7 +49,7 @@ def _read(path: Path) -> GgufFile:
 
 
 def read_gguf_cached(path: Path | str) -> GgufFile:
-    """`read_gguf`, which takes 0.1 s, once for as long as the file stays as it is."""
+    """`read_gguf` (0.1 s), cached until the file changes."""
     return _read(Path(path))
 
 

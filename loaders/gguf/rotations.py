@@ -1,4 +1,4 @@
-"""Rotary frequencies: from what a GGUF file says of them to transformers' `rope_parameters`."""
+"""Translates a GGUF file's rotary frequencies to transformers' `rope_parameters`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.gguf.header import GgufFile
 from loaders.gguf.metadata import Metadata
 
-# What Llama 3.1 and later ones are made with, besides the factor; files hold the outcome alone.
+# RoPE settings of Llama 3.1 and later, besides the factor; GGUF files only hold the resulting factors.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 MAX_FACTORS = 1 << 16
-BASES = (10.0, 1e12)  # of rotations; published models have 1,000 to 4.6e10
-SLOWER = (1e-3, 1e6)  # by what rotations are slowed
+BASES = (10.0, 1e12)  # RoPE base; published models have 1,000 to 4.6e10
+SLOWER = (1e-3, 1e6)  # frequency divisors
 SCALING = {"type", "factor", "original_context_length", "finetuned", "yarn_beta_fast", "yarn_beta_slow"}
 
 
 def rotations(metadata: Metadata, partial: bool = False) -> dict[str, Any]:
-    """The `rope_parameters` of a model whose layers all rotate alike.
+    """The `rope_parameters` of a model with the same RoPE in all layers.
 
-    Raises UnsupportedModelError for scaling that is not known, and for heads that are rotated in part unless `partial`.
+    Raises UnsupportedModelError for unknown scaling, and for partly rotated heads unless `partial`.
     """
     parameters = linear_or_yarn(metadata, 10_000.0)
     width = metadata.integer("rope.dimension_count", metadata.head_dim)
@@ -38,7 +38,7 @@ def rotations(metadata: Metadata, partial: bool = False) -> dict[str, Any]:
 
 
 def linear_or_yarn(metadata: Metadata, default_theta: float) -> dict[str, Any]:
-    """What the metadata alone say: nothing, or that rotations are slowed by a factor."""
+    """The scaling in the metadata alone: none, or linear by a factor."""
     _refuse_unknown_scaling(metadata)
     theta = metadata.real("rope.freq_base", default_theta, *BASES)
     kind = metadata.optional("rope.scaling.type") or "none"
@@ -46,7 +46,7 @@ def linear_or_yarn(metadata: Metadata, default_theta: float) -> dict[str, Any]:
         raise UnsupportedModelError(
             f"{metadata.gguf.file}: {metadata.prefix}.rope.scaling.type is {kind!r:.40}; linear and yarn can be run."
         )
-    if kind in ("none", "longrope"):  # the factors of the latter are tensors
+    if kind in ("none", "longrope"):  # longrope's factors are tensors
         return {"rope_type": "default", "rope_theta": theta}
     parameters = {"rope_type": kind, "rope_theta": theta, "factor": metadata.real("rope.scaling.factor", None, *SLOWER)}
     if kind == "yarn":
@@ -60,7 +60,7 @@ def linear_or_yarn(metadata: Metadata, default_theta: float) -> dict[str, Any]:
 
 
 def _refuse_unknown_scaling(metadata: Metadata) -> None:
-    """A value left unread would give other numbers."""
+    """Reject settings that we do not read: ignoring them would change the results."""
     start = f"{metadata.prefix}.rope.scaling."
     names = {key.removeprefix(start) for key in metadata.gguf.metadata if key.startswith(start)}
     if unknown := sorted(names - (SCALING | {"attn_factor"} if metadata.prefix == "phi3" else SCALING)):
@@ -71,7 +71,7 @@ def _refuse_unknown_scaling(metadata: Metadata) -> None:
 
 
 def factors(gguf: GgufFile, name: str) -> list[float]:
-    """What each rotary frequency is divided by; raises ModelFilesError."""
+    """The divisor of each rotary frequency. Raises ModelFilesError."""
     tensor = gguf.tensors.get(name)
     if tensor is None or tensor.kind != "F32" or len(tensor.values) != 1 or tensor.values[0] > MAX_FACTORS:
         raise ModelFilesError(f"{gguf.file}: {name} must be there, as a row of F32.")
@@ -82,9 +82,9 @@ def factors(gguf: GgufFile, name: str) -> list[float]:
 
 
 def _by_factors(metadata: Metadata, found: list[float], theta: float) -> dict[str, Any]:
-    """Llama 3's way where that gives these very factors, so that the model is what it was; else the factors themselves.
+    """Llama 3's scaling if it gives exactly these factors, as in the original model; otherwise the factors.
 
-    Longrope takes any factors; with one border for both kinds of texts, its two kinds are the same.
+    Longrope takes any factors; here its short and long factors are the same.
     """
     if len(found) != metadata.head_dim // 2:
         raise ModelFilesError(
@@ -108,7 +108,7 @@ def _by_factors(metadata: Metadata, found: list[float], theta: float) -> dict[st
 
 
 def llama3_factors(theta: float, head_dim: int, parameters: dict[str, Any]) -> list[float]:
-    """Slow rotations are slowed by the whole factor, fast ones not at all, and those between by a part of it."""
+    """Low frequencies are divided by the whole factor, high ones by 1, those between by a blend of both."""
     factor, context = parameters["factor"], parameters["original_max_position_embeddings"]
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
     made = []

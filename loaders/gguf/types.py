@@ -1,8 +1,8 @@
-"""The kinds of tensors that GGUF files hold, by ggml's names, and how large each is."""
+"""The tensor types of GGUF files, by ggml's names, and their sizes."""
 
 from __future__ import annotations
 
-# All of ggml's, so that a file with one that cannot be decoded is told its name.
+# All of ggml's types, so that errors can name one that we cannot dequantize.
 TYPE_NAMES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1",
     10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K",
@@ -11,10 +11,10 @@ TYPE_NAMES = {
     34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0",
 }  # fmt: skip
 
-# Bytes of a value, and safetensors' name of the dtype.
+# Bytes per value, and safetensors' name of the dtype.
 VALUES = {"F32": (4, "F32"), "F16": (2, "F16"), "BF16": (2, "BF16")}
 
-# Values of a block, and its bytes. A row of a tensor is a whole number of blocks.
+# Values and bytes per block. A row of a tensor is a whole number of blocks.
 BLOCKS = {
     "Q4_0": (32, 18), "Q4_1": (32, 20), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34),
     "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210),

@@ -13,13 +13,13 @@ _REPLY_ENDS = (("<|return|>", "<|call|>"), ("<|flush|>", "<|calls|>"))
 
 
 def has_gguf_vocabulary(gguf: GgufFile) -> bool:
-    """Whether there is a list of tokens."""
+    """Whether the file lists its tokens."""
     tokens = gguf.metadata.get(TOKENS)
     return isinstance(tokens, GgufArray) and tokens.item_type == STRING
 
 
 def gguf_vocabulary(gguf: GgufFile) -> dict[str, int]:
-    """Token to id; of a token that is listed twice, the first. Raises ModelFilesError where there is no list."""
+    """Token to id; the first id of a token listed twice. Raises ModelFilesError if there is no list."""
     if not has_gguf_vocabulary(gguf):
         raise ModelFilesError(f"{gguf.file}: its metadata list no tokens.")
     tokens = gguf.items(gguf.metadata[TOKENS])
@@ -27,5 +27,5 @@ def gguf_vocabulary(gguf: GgufFile) -> dict[str, int]:
 
 
 def replies_in_messages(tokens: Collection[str]) -> bool:
-    """Whether a reply has several messages, so that the end of one does not end it: gpt-oss, Solar Open."""
+    """Whether a reply has several messages, so that end-of-message does not end it: gpt-oss, Solar Open."""
     return any(first in tokens and second in tokens for first, second in _REPLY_ENDS)

@@ -1,1 +1,1 @@
-"""transformers' modules without weights, and where each tensor of theirs is bound."""
+"""transformers' modules without weights, and where each of their tensors is bound."""

@@ -1,8 +1,8 @@
 """Which stored elements make up each tensor of the model.
 
-Files and model do not always agree: names differ, and transformers fuses the experts of a layer into one tensor. It
-knows how to get from one to the other, in code that only moves data. So that code is run once on numbered rows, and
-where the numbers end up says which stored elements belong where.
+Files and model do not always agree: names differ, and transformers fuses the experts of a layer into one tensor.
+transformers has the code that converts one into the other, and this code only moves data. We run it once on numbered
+rows: where the numbers end up says which stored elements belong where.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class TensorSlice:
 class _Move:
     """`count` consecutive elements of source number `source` from `start` on go to `position` of a conversion's result.
 
-    The result is named by what follows the layer number: a conversion is worked out for one layer and serves the
-    others, which saves 0.1 s for each layer of 128 experts.
+    The result is named by what follows the layer number: a conversion is worked out for one layer and reused for
+    the others, which saves 0.1 s for each layer of 128 experts.
     """
 
     result: str
@@ -62,9 +62,9 @@ Sources = dict[str, list[StoredTensor]]  # by the pattern of the converter that 
 
 
 def model_slices(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> list[TensorSlice]:
-    """What every tensor of the model's state dict consists of; stored tensors the model has no use for are left out.
+    """The parts of every tensor in the model's state dict; stored tensors that the model does not use are left out.
 
-    Raises ModelFilesError for a wrong shape and UnsupportedModelError for a conversion that is no move of whole rows.
+    Raises ModelFilesError for a wrong shape, UnsupportedModelError for a conversion that does not only move whole rows.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     transforms = get_model_conversion_mapping(model)
@@ -92,7 +92,7 @@ def _whole(target: str, shape: tuple[int, ...], stored: StoredTensor) -> TensorS
 def _converted_parts(
     model: PreTrainedModel, converters: Sequence[WeightConverter], gathered: Mapping[str, Sources], shapes: Shapes
 ) -> list[TensorSlice]:
-    """The parts of all tensors that are built by a conversion; `gathered` has the sources by the first result."""
+    """The parts of all tensors that a conversion builds; `gathered` maps the first result to the sources."""
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     known: dict[object, list[_Move]] = {}
     parts: list[TensorSlice] = []
@@ -156,7 +156,7 @@ def _number_rows(stored: Sequence[StoredTensor]) -> tuple[Tensor, list[Tensor]]:
 
 
 def _rows(name: str, shape: tuple[int, ...], result: Tensor, stored: Sequence[StoredTensor]) -> Tensor:
-    """The numbers of the rows of a converted stand-in, in order; refuses where anything but whole rows moved."""
+    """The row numbers of a converted stand-in, in order; rejects a conversion that moves anything but whole rows."""
     columns = min(shape[-1], COLUMNS) if len(shape) > 1 else 1
     grid = result.reshape(-1, result.shape[-1] if result.dim() > 1 else 1)
     rows = grid[:, 0] // COLUMNS

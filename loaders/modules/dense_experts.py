@@ -1,7 +1,7 @@
-"""Mixtures of experts computed without asking the host which experts are hit, for GPUs whose grouped products do.
+"""Computes mixtures of experts without reading the routed experts back, for GPUs whose grouped GEMM would do so.
 
-`torch._grouped_mm` has a kernel for bfloat16 on capability 9 and 10; elsewhere it copies the number of rows of every
-expert to the host and launches a product for each. That stalls the host twice a layer, and no CUDA graph can hold it.
+`torch._grouped_mm` has a kernel for bfloat16 on capability 9 and 10; elsewhere it copies the number of tokens of each
+expert to the host and launches a GEMM per expert. That stalls the host twice a layer and rules out CUDA graphs.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from loaders.modules.expert_memory import GATHERED_SHARE, WORKSPACE_BYTES, row_b
 
 NAME = "dense_mm"  # beside transformers' own: eager, batched_mm, grouped_mm
 KERNEL_CAPABILITIES = (9, 10)
-# A tree of 768 nodes and the text read with it, whose layers stream for longer than all experts compute with so many
-# rows. Longer prompts can wait for the host, twice in a layer.
+# Enough for a tree of 768 nodes and the text read with it: streaming a layer then takes longer than computing all its
+# experts. Longer prompts can afford to wait for the host twice a layer.
 MOST_DENSE_ROWS = 800
 
 
 def grouped_products_wait(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether PyTorch's grouped products have the host wait for this device."""
+    """Whether PyTorch's grouped GEMM makes the host wait for this device."""
     if device.type != "cuda":
         return False
     return dtype != torch.bfloat16 or torch.cuda.get_device_capability(device)[0] not in KERNEL_CAPABILITIES
 
 
 def experts_forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """transformers' interface: rows [n, hidden] through the experts [n, k] of each, weighted [n, k] and summed."""
+    """transformers' interface: each token [n, hidden] through its experts [n, k], weighted [n, k] and summed."""
     down: Tensor = module.down_proj  # type: ignore[assignment]
     rows, per_row = top_k_index.shape
     if rows > MOST_DENSE_ROWS:
@@ -42,9 +42,9 @@ def experts_forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tenso
 
 
 def _dense(module: nn.Module, rows: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """Every row [n, hidden] by every expert; of the results those that were chosen [n, k].
+    """Compute every token [n, hidden] with every expert, and keep the results of the chosen ones [n, k].
 
-    Experts that no row goes to may hold anything, not-a-number too: what comes of them is left behind, not multiplied.
+    Experts that no token is routed to may hold anything, NaN included: their results are dropped, not multiplied.
     """
     experts, count = len(module.down_proj), len(rows)  # type: ignore[arg-type]
     name = "gate_up_proj" if module.has_gate else "up_proj"
@@ -60,7 +60,7 @@ def _dense(module: nn.Module, rows: Tensor, chosen: Tensor, weights: Tensor) -> 
 
 
 def _product(module: nn.Module, name: str, rows: Tensor) -> Tensor:
-    """Rows [experts, n, in] by the matrix that each expert has of a name, [experts, n, out]."""
+    """Tokens [experts, n, in] times each expert's matrix of this name, [experts, n, out]."""
     matrices: Tensor = getattr(module, name)
     matrices = matrices if module.is_transposed else matrices.transpose(1, 2)
     rows = rows.to(matrices.dtype)

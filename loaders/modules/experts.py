@@ -1,4 +1,4 @@
-"""Mixtures of experts: the module that computes with the experts of a layer, and which of them a pass hits."""
+"""Mixtures of experts: the module that holds a layer's experts, and which of them a pass is routed to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# What transformers calls the numbers of the experts, [tokens, experts per token].
+# transformers' argument names for the indices of the routed experts, [tokens, experts per token].
 CHOICES = ("top_k_index", "router_indices")
 
 
@@ -24,7 +24,7 @@ class Experts:
 
 
 def find_experts(layer: nn.Module) -> Experts | None:
-    """The experts of a layer, where there is one module of them and it is told which ones its tokens go to."""
+    """The experts of a layer, if one module holds them and its arguments say which ones the tokens are routed to."""
     found = [
         (name, module)
         for name, module in layer.named_modules()
@@ -45,20 +45,20 @@ def find_experts(layer: nn.Module) -> Experts | None:
 
 
 def position_of_choice(module: nn.Module) -> int | None:
-    """Which argument of a module says what experts the tokens go to; others it does not compute with."""
+    """The argument of a module that says which experts the tokens are routed to; it computes with no others."""
     names = list(signature(module.forward).parameters)
     return next((names.index(name) for name in CHOICES if name in names), None)
 
 
 def choice_among(arguments: Sequence[Any], named: Mapping[str, Any], position: int | None) -> Tensor | None:
-    """The numbers of the experts in a call's arguments; None where it has none."""
+    """The indices of the routed experts in a call's arguments; None where there are none."""
     if position is not None and position < len(arguments):
         return arguments[position]
     return next((named[name] for name in CHOICES if name in named), None)
 
 
 def routed_among(chosen: Tensor, count: int) -> Tensor:
-    """uint8 [count] on the device: one for each expert that is chosen; nothing waits for the device."""
+    """uint8 [count] on the device: 1 for each routed expert. Does not wait for the device."""
     routed = torch.zeros(count, dtype=torch.uint8, device=chosen.device)
     kept = chosen.flatten().to(torch.int64)
     return routed.index_fill_(0, kept.clamp(0, count - 1), 1)

@@ -40,9 +40,9 @@ class TensorPlace:
 
 @dataclass(frozen=True)
 class Layout:
-    """The places of all tensors of a layer; `nbytes` is a multiple of 256.
+    """The slots of all tensors of a layer; `nbytes` is a multiple of 256.
 
-    Equal layouts compare and hash equal, so layers of one shape can share the views of a slot.
+    Equal layouts compare and hash equal, so layers of one shape can share the views of a buffer.
     """
 
     places: tuple[TensorPlace, ...]

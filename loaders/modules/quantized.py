@@ -1,7 +1,7 @@
-"""Parameters that are stored packed: which stored tensors each is decoded from, stacked where experts are fused.
+"""Quantized parameters: which stored tensors each is dequantized from, stacked where experts are fused.
 
-The packed tensors take the parameter's place in its layer's buffer, as they are stored. Their views are bound to
-`Packed.operands`, and what the module computes with is decoded from there just before it runs.
+The layer's buffer holds the quantized tensors, as they are stored, instead of the parameter. Their views are bound to
+`Packed.operands`, and the parameter is dequantized from there just before its module runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from loaders.safetensors_files.headers import StoredTensor, read_tensor_bytes
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """One parameter, decoded from `members`: one weight, or several of one shape and scheme, one after the other.
+    """One parameter, dequantized from `members`: one weight, or several of one shape and scheme, in order.
 
     `operands` holds the stored tensors' views by role, [members, …] where they are stacked; binding a layer sets them.
     """
@@ -45,7 +45,7 @@ class Packed:
 
     @cached_property
     def uniform(self) -> bool:
-        """Whether all members are decoded alike, so that it can be done for all at once."""
+        """Whether all members are dequantized alike, so that one call can do all of them."""
         return all(member.scheme == self.scheme for member in self.members)
 
     @property
@@ -54,7 +54,7 @@ class Packed:
         return self.shape[0] if len(self.shape) == 3 else 0
 
     def members_of(self, parameter: Tensor) -> Tensor:
-        """The parameter apart by its members, where they are stacked: [experts, members of each, outputs, inputs]."""
+        """The parameter's shape split by stacked members: [experts, members of each, outputs, inputs]."""
         return parameter.unflatten(1, (-1, self.members[0].shape[0])) if self.stacked else parameter
 
     def stored(self, role: str) -> tuple[StoredTensor, ...]:
@@ -65,7 +65,7 @@ class Packed:
         return (tensor for member in self.members for tensor in member.operands.values())
 
     def tensors(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
-        """Role, shape and dtype of what the buffer holds in place of the parameter."""
+        """Role, shape and dtype of the tensors that the buffer holds instead of the parameter."""
         stack = (len(self.members),) if self.stacked else ()
         return [
             (role, stack + tensor.shape, TORCH_DTYPES[tensor.dtype])
@@ -73,7 +73,7 @@ class Packed:
         ]
 
     def view(self, memory: Tensor) -> Tensor:
-        """The parameter [shape] in `memory` (flat, its dtype), in the order in which decoding writes it."""
+        """The parameter [shape] in `memory` (flat, its dtype), in the order in which dequantizing writes it."""
         if self.scheme.input_major:
             *rest, outputs, inputs = self.shape
             return memory.view(*rest, inputs, outputs).mT
@@ -81,10 +81,10 @@ class Packed:
 
 
 def packed_parameters(model: PreTrainedModel, contents: Contents) -> dict[str, Packed]:
-    """The packed parameters of a model by their names; packed weights the model does not use are left out.
+    """The quantized parameters of a model by name; quantized weights that the model does not use are left out.
 
     Raises ModelFilesError for wrong shapes and tensors, UnsupportedModelError where the weights of one parameter are
-    packed differently, or packed in part.
+    quantized differently, or only some of them are.
     """
     stand_ins = {name: weight.stand_in for name, weight in contents.packed.items()}
     by_target: dict[str, list[TensorSlice]] = {}
@@ -127,7 +127,7 @@ def _packed(
 
 
 def _form(weight: PackedWeight) -> object:
-    """What must be equal for weights to be stacked: all but a number that bitsandbytes has for each."""
+    """What must be equal for weights to be stacked: everything but bitsandbytes' offset, which each weight has."""
     scheme = weight.scheme
     return (
         replace(scheme, nested_offset=0.0) if isinstance(scheme, Codebook) else scheme,
@@ -137,7 +137,7 @@ def _form(weight: PackedWeight) -> object:
 
 
 def _checked(weight: PackedWeight) -> PackedWeight:
-    """`weight` after its order of inputs has been read, if it has one: usually it is the natural one and not needed.
+    """`weight` after its input order has been read, if it has one: usually that is the natural one and not needed.
 
     Raises ModelFilesError for an order that names groups that do not exist.
     """
@@ -155,5 +155,5 @@ def _checked(weight: PackedWeight) -> PackedWeight:
 
 
 def by_any_name(packed: Mapping[str, Packed], names: Sequence[str]) -> Packed | None:
-    """The packed parameter that has one of these names."""
+    """The quantized parameter that has one of these names."""
     return next((packed[name] for name in names if name in packed), None)

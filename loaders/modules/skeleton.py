@@ -46,7 +46,7 @@ Slot = tuple[dict[str, Any], str]
 
 @dataclass(frozen=True, eq=False)
 class DecodedParameter:
-    """A packed parameter, and the modules that are to find it decoded, in `dtype`, under these names."""
+    """A quantized parameter, and the modules that use it dequantized, in `dtype`, under these names."""
 
     name: str
     packed: Packed
@@ -60,19 +60,19 @@ class DecodedParameter:
 
 @dataclass(frozen=True, eq=False)
 class UnitLayout:
-    """What is streamed at once: a decoder layer, or everything outside of them (then `name` is empty).
+    """What is streamed at once: a decoder layer, or everything outside the layers (then `name` is empty).
 
-    `stored` has what the places of packed tensors are read from, several where experts are stacked. The last
-    `expert_places` of the layout hold the tensors of `experts`, each expert's in one piece. The parameters in `packed`
-    have to be decoded before every use, by the names their places have in `decoded`: the layer without packed tensors,
-    None where it has none.
+    `stored` lists the tensors that each slot of quantized data is read from, several where experts are stacked. The
+    last `expert_places` slots of the layout hold the tensors of `experts`, each expert's in one piece. The parameters
+    in `packed` are dequantized before every use. `decoded` is the layout of the layer once it is dequantized; None
+    where nothing is quantized.
     """
 
     name: str
     module: nn.Module
     layout: Layout
     stored: Mapping[str, tuple[StoredTensor, ...]]
-    _slots: tuple[tuple[Slot, ...], ...] = field(repr=False)  # per place; several where the tensor is tied
+    _slots: tuple[tuple[Slot, ...], ...] = field(repr=False)  # per slot; several where the tensor is tied
     experts: Experts | None = None
     expert_places: int = 0
     packed: Mapping[str, DecodedParameter] = field(default_factory=dict, repr=False)
@@ -80,11 +80,11 @@ class UnitLayout:
 
     @property
     def dense_bytes(self) -> int:
-        """Of the buffer, from its start on: what does not belong to single experts."""
+        """Bytes at the start of the buffer that do not belong to single experts."""
         return self.layout.places[-self.expert_places].offset if self.expert_places else self.layout.nbytes
 
     def bind(self, parameters: tuple[nn.Parameter, ...]) -> None:
-        """Let the module compute with `parameters`, one per place of the layout, as `make_parameters` built them."""
+        """Let the module compute with `parameters`, one per slot of the layout, as `make_parameters` built them."""
         for slots, parameter in zip(self._slots, parameters):
             for tensors, key in slots:
                 tensors[key] = parameter
@@ -92,11 +92,11 @@ class UnitLayout:
 
 @dataclass(frozen=True, eq=False)
 class Skeleton:
-    """`model` is on meta, but for the buffers no file holds (rotary frequencies, ...), which have their true values.
+    """`model` is on meta, except for buffers that no file holds (rotary frequencies, ...), which have their values.
 
     `layers` are the decoder layers in order; `embeddings_and_head` holds every other tensor: embeddings, final norm,
-    head, and what two layers share. `tied` gives, for every name of a tensor that has several, the one name its place
-    carries. `decoded_at_load` are packed tensors of `embeddings_and_head`, whose layout has them as they are used.
+    head, and what two layers share. `tied` maps every name of a tied tensor to the one name of its slot.
+    `decoded_at_load` are quantized tensors of `embeddings_and_head`, whose layout holds them dequantized.
     """
 
     model: PreTrainedModel
@@ -107,7 +107,7 @@ class Skeleton:
 
     @property
     def packed(self) -> tuple[DecodedParameter, ...]:
-        """What has to be decoded before every use, in all layers."""
+        """What has to be dequantized before every use, in all layers."""
         return tuple(
             parameter for layer in (*self.layers, self.embeddings_and_head) for parameter in layer.packed.values()
         )
@@ -121,8 +121,8 @@ class Skeleton:
 def make_parameters(layout: Layout, buffer: Tensor) -> tuple[nn.Parameter, ...]:
     """The tensors of `layout` as views of `buffer` (uint8 [layout.nbytes]), ready to be bound.
 
-    Building them takes 10 µs each, binding 1 µs: build them once per buffer and layout. Units with equal layouts can
-    be bound to the same parameters.
+    Building them takes 10 µs each, binding 1 µs: build them once per buffer and layout. Layers with equal layouts
+    can be bound to the same parameters.
     """
     return tuple(nn.Parameter(view, requires_grad=False) for view in layout.views(buffer).values())
 
@@ -137,11 +137,11 @@ def build_skeleton(
 ) -> Skeleton:
     """Build the causal language model that `config.json` describes, without reading a weight.
 
-    Tensors are laid out in `dtype`, except those transformers keeps in float32, and packed weights, which are laid out
-    as they are stored: for these, and for tied tensors, the headers are looked at, `checkpoint` if given.
+    Tensors are laid out in `dtype`, except those that transformers keeps in float32, and quantized weights, which are
+    laid out as stored. For these, and for tied tensors, the headers are read, or `checkpoint` if given.
     `attn_implementation` must be known to transformers. Raises ModelFilesError for a missing or broken config and
-    UnsupportedModelError for what cannot be run; no code from the directory is executed. `rope_scaling` takes the place
-    of what the config says of it.
+    UnsupportedModelError for what cannot be run; no code from the directory is executed. `rope_scaling` replaces the
+    config's own scaling.
     """
     config = _load_config(Path(directory), rope_scaling)
     with _explained(directory), _own_attention_explained(directory, attn_implementation), torch.device("meta"):
@@ -189,7 +189,7 @@ def _load_config(directory: Path, rope_scaling: RopeScaling | None) -> Pretraine
 
 
 def _scaled(config: PretrainedConfig, rope_scaling: RopeScaling) -> PretrainedConfig:
-    """The config with other rotations. Raises UnsupportedModelError where it states none: they would have no effect."""
+    """The config with other RoPE parameters. Raises UnsupportedModelError where it states none."""
     if not getattr(config.get_text_config(decoder=True), "rope_parameters", None):
         raise no_rotations(config.model_type, rope_scaling)
     return AutoConfig.for_model(**rope_scaling.applied(config.to_dict()))
@@ -202,7 +202,7 @@ def _explained(directory: Path | str) -> Iterator[None]:
         yield
     except OffloadError:
         raise
-    except Exception as error:  # values nobody expected raise whatever the model's code meets: AssertionError, …
+    except Exception as error:  # unexpected values raise whatever the model's code runs into: AssertionError, …
         raise UnsupportedModelError(
             f"{directory}: transformers {transformers.__version__} cannot build the model of this config.json: "
             f"{type(error).__name__}: {error}"
@@ -211,7 +211,7 @@ def _explained(directory: Path | str) -> Iterator[None]:
 
 @contextmanager
 def _own_attention_explained(directory: Path | str, attn_implementation: str) -> Iterator[None]:
-    """Of models that choose among attention classes of their own, of which none has the name that was asked for."""
+    """The error for models with their own attention classes, none of which has the name that was asked for."""
     try:
         yield
     except KeyError as error:
@@ -246,7 +246,7 @@ def _replace_buffer(model: nn.Module, name: str, buffer: Tensor) -> None:
 
 
 def _divide(model: PreTrainedModel, dtype: torch.dtype, packed: Mapping[str, Packed]) -> Skeleton:
-    """Assign every tensor of the state dict to the decoder layer that holds it, or else to `embeddings_and_head`."""
+    """Assign every tensor of the state dict to its decoder layer, or else to `embeddings_and_head`."""
     path, modules = _decoder_layers(model)
     prefixes = [f"{path}.{index}" for index in range(len(modules))]
     members: dict[str, list[list[str]]] = {prefix: [] for prefix in (*prefixes, "")}
@@ -273,12 +273,12 @@ def _is_by_rows(parameter: DecodedParameter | None) -> bool:
 
 
 def _home(name: str, path: str) -> str:
-    """The decoder layer a tensor belongs to; empty for those outside of them."""
+    """The decoder layer a tensor belongs to; empty for those outside the layers."""
     return name[: name.index(".", len(path) + 1)] if name.startswith(f"{path}.") else ""
 
 
 def _decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The module list with one entry per hidden layer; the one with most parameters where there are several."""
+    """The module list with one entry per hidden layer; of several, the one with the most parameters."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not lists:
@@ -295,7 +295,7 @@ def _names_by_tensor(model: nn.Module) -> Iterable[list[str]]:
 
 
 def _dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The dtype of each tensor: the one it was built in, unless transformers has this name kept in another."""
+    """The dtype of each tensor: the one it was built in, unless transformers keeps this name in another."""
     plan = [(re.compile(glob.replace("*", ".*")), kept) for glob, kept in model._get_dtype_plan(dtype).items()]
     return {
         name: next((kept for pattern, kept in plan if pattern.search(name)), tensor.dtype)
@@ -310,9 +310,9 @@ def _layer(
     dtypes: Mapping[str, torch.dtype],
     packed: Mapping[str, DecodedParameter],
 ) -> UnitLayout:
-    """Places go by name, as safetensors stores them: then most of a layer is one contiguous read. Experts come last.
+    """Slots are sorted by name, as in safetensors: then most of a layer is one contiguous read. Experts come last.
 
-    packed: by the first of a parameter's names.
+    packed: the quantized parameters by the first of their names.
     """
     start = len(prefix) + 1 if prefix else 0
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

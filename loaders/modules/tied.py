@@ -1,7 +1,7 @@
-"""Tensors that config.json calls one, and of which the files hold two.
+"""Tensors that config.json ties, but of which the files hold two.
 
-transformers ties them where their values are equal in the dtype that is computed in, and else leaves them apart, as
-two tensors: so do we. Both are read for that, which happens for few checkpoints.
+transformers ties them if their values are equal in the compute dtype, and otherwise keeps two tensors: so do we. Both
+are read for the comparison, which few checkpoints need.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ CHUNK = 1 << 21  # elements compared at a time
 
 
 def untie_what_differs(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> None:
-    """Give a tied parameter of `model` (on meta) its own place where `tensors` hold other values for it."""
-    tied = dict(model.all_tied_weights_keys)  # by name the name of what it is tied to
+    """Untie a parameter of `model` (on meta) where `tensors` hold other values for it."""
+    tied = dict(model.all_tied_weights_keys)  # name -> the name of what it is tied to
     leaves = {name.rpartition(".")[0].rpartition(".")[2] for pair in tied.items() for name in pair}
     stored = {name: t for name, t in tensors.items() if name.rpartition(".")[0].rpartition(".")[2] in leaves}
     if len(stored) < 2:
@@ -50,7 +50,7 @@ def _untie(model: PreTrainedModel, name: str) -> None:
 
 
 def _equal(ours: Sequence[TensorSlice], theirs: Sequence[TensorSlice], dtype: torch.dtype) -> bool:
-    """Whether both are the same in `dtype`; parts of other shapes count as different."""
+    """Whether both are equal in `dtype`; parts of different shapes count as different."""
     pairs = list(zip(ours, theirs))
     if len(ours) != len(theirs) or any(a.count != b.count for a, b in pairs):
         return False
