@@ -1,3 +1,3 @@
-"""What lives where, what moves when, and what it costs: the machine, the plan and the ring that carries it out."""
+"""The machine, the plan (placement and predicted cost) and the streaming that carries the plan out."""
 
-__project__ = "sequoia-offload"  # by this `offload_runtime.start` knows it from others of its name
+__project__ = "sequoia-offload"  # tells `offload_runtime.start` that this is not another package of that name

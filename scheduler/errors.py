@@ -8,14 +8,14 @@ class MachineError(OffloadError):
 
 
 class DriverError(MachineError):
-    """The NVIDIA driver cannot be asked what it has."""
+    """The NVIDIA driver does not answer."""
 
 
 class DoesNotFitError(OffloadError):
     """The smallest placement of the model needs more memory than may be used.
 
-    `needed` and `available` are bytes of the memory that is short; `options` are command line flags, each of which
-    the planner has tried on this machine and found to work.
+    `needed` and `available` are bytes of the memory that is short. `options` are command line flags; the planner has
+    checked that each of them works on this machine.
     """
 
     def __init__(self, message: str, needed: int, available: int, options: tuple[str, ...]):

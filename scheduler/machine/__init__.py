@@ -1,1 +1,1 @@
-"""What there is to plan with: the machine, as it says itself, as data sheets have it, as it was measured. No torch."""
+"""The machine to plan for, from the system, the driver, data sheets and measurements. Only cuda.py imports torch."""

@@ -8,14 +8,14 @@ from scheduler.machine.machine import Machine
 from scheduler.machine.torch_build import TorchBuild
 
 TURING = 75
-# From PyTorch 2.11 on builds for CUDA 12.8 and later have no kernels for anything older than Turing; those for 12.6
-# still have (github.com/pytorch/pytorch/issues/172352).
+# Since PyTorch 2.11, builds for CUDA 12.8 and later have no kernels for GPUs older than Turing; builds for CUDA 12.6
+# still have them (github.com/pytorch/pytorch/issues/172352).
 WITHOUT_OLDER = (12, 8)
 _ARCHITECTURE = re.compile(r"(sm|compute)_([0-9]+)([af]?)")
 
 
 def check_build(machine: Machine, build: TorchBuild) -> None:
-    """MachineError for a GPU that a build like the installed one has no kernels for, told without importing torch."""
+    """Raise MachineError if the installed build has no kernels for the GPU; torch is not imported."""
     if machine.capability is None or machine.capability >= TURING or build.cuda is None:
         return
     if tuple(int(part) for part in build.cuda.split(".")[:2]) >= WITHOUT_OLDER:
@@ -23,7 +23,7 @@ def check_build(machine: Machine, build: TorchBuild) -> None:
 
 
 def check_kernels(machine: Machine, torch_version: str, architectures: Iterable[str]) -> None:
-    """MachineError for a GPU that none of `torch.cuda.get_arch_list()` serves; an empty list tells nothing."""
+    """Raise MachineError if no entry of `torch.cuda.get_arch_list()` serves the GPU; an empty list is ignored."""
     names = tuple(architectures)
     if machine.capability is None or not names or any(_serves(name, machine.capability) for name in names):
         return
@@ -31,7 +31,7 @@ def check_kernels(machine: Machine, torch_version: str, architectures: Iterable[
 
 
 def _serves(architecture: str, capability: int) -> bool:
-    """sm_86 runs on 8.6 and 8.9, compute_120 is compiled for 12.0 and all later ones; sm_90a runs on 9.0 alone."""
+    """sm_86 runs on 8.6 and 8.9; compute_120 is compiled for 12.0 and everything later; sm_90a runs on 9.0 only."""
     found = _ARCHITECTURE.fullmatch(architecture)
     if found is None:
         return False

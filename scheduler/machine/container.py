@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class _Files:
-    """Where one version of control groups keeps its limit, its usage and its reclaimable page cache."""
+    """The files in which one version of control groups keeps limit, usage and reclaimable page cache."""
 
     limit: str
     usage: str
@@ -20,8 +20,8 @@ _VERSION_2 = _Files("memory.max", "memory.current", ("inactive_file", "active_fi
 def container_memory(root: Path = Path("/")) -> tuple[int, int] | None:
     """Return (limit, still available) in bytes, the tightest of this group and its parents; None without a limit.
 
-    Page cache counts as usage there but is given back under pressure, so it counts as available, as it does in the
-    kernel's own MemAvailable. `root` is where /proc and /sys are looked for.
+    The group's usage includes page cache. The kernel reclaims that under pressure, so it counts as available here, as
+    in the kernel's own MemAvailable. `root`: where /proc and /sys are.
     """
     found = [memory for folder, files in _groups(root) if (memory := _group_memory(folder, files)) is not None]
     if not found:
@@ -30,7 +30,7 @@ def container_memory(root: Path = Path("/")) -> tuple[int, int] | None:
 
 
 def _groups(root: Path) -> list[tuple[Path, _Files]]:
-    """The folders of this process's memory group and of all its parents, as far as the mount shows them."""
+    """The folders of this process's memory group and of all its parents that are visible in the mount."""
     listing = _read(root / "proc/self/cgroup")
     folders: list[tuple[Path, _Files]] = []
     for line in (listing or "").splitlines():
@@ -41,7 +41,7 @@ def _groups(root: Path) -> list[tuple[Path, _Files]]:
             mount, files = root / "sys/fs/cgroup/memory", _VERSION_1
         else:
             continue
-        # Inside a container the path may be the host's: the folders that exist are enough, the mount's top always is.
+        # In a container the path may be the host's. Folders that do not exist are skipped; the top always exists.
         group = mount / path.lstrip("/")
         folders += [(folder, files) for folder in (group, *group.parents) if folder.is_relative_to(mount)]
     return folders

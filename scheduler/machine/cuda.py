@@ -1,4 +1,4 @@
-"""What CUDA itself says of a GPU. This starts it, which takes seconds and some hundred megabytes of the GPU."""
+"""GPU properties from CUDA itself. Starting CUDA takes seconds and some hundred megabytes of GPU memory."""
 
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +11,7 @@ from scheduler.machine.nvml import GPUReading, read_gpu_of
 
 
 def ask_cuda(index: int) -> GPUReading:
-    """The device with a number. Raises MachineError with CUDA's reason where there is none."""
+    """The GPU with CUDA's number `index`. Raises MachineError with CUDA's reason if there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -26,21 +26,21 @@ def ask_cuda(index: int) -> GPUReading:
 
 
 def as_cuda_numbers(machine: Machine) -> Machine:
-    """`machine` itself, or with another GPU where CUDA's device of that number is not the one that it was read from.
+    """`machine`; if CUDA gives its number to another GPU, `machine` with that GPU.
 
-    NVML has the GPUs in another order, which CUDA's rules were guessed for.
+    NVML lists the GPUs in an order of its own, and CUDA's order can only be guessed from it.
     """
     uuid = _uuid(machine.index)
     if machine.uuid is None or uuid is None or _bare(machine.uuid) == _bare(uuid):
         return machine
     seen, named = ask_cuda(machine.index), read_gpu_of(uuid)
-    if named is not None and named.total == seen.total:  # of a slice CUDA may give the UUID of the whole GPU
+    if named is not None and named.total == seen.total:  # for a MIG slice CUDA may report the whole GPU's UUID
         seen = named
     return with_gpu(machine.without_gpu(), seen, machine.index, machine.pinned_limit)
 
 
 def _uuid(index: int) -> str | None:
-    """As NVML writes it; None where it is not told: whoever uses the device is told why it cannot be used."""
+    """The UUID as NVML writes it; None if CUDA cannot tell (using the device then raises the reason)."""
     try:
         uuid = getattr(torch.cuda.get_device_properties(index), "uuid", None)
     except (AssertionError, RuntimeError):
@@ -53,5 +53,5 @@ def _bare(uuid: str) -> str:
 
 
 def current_device(device: torch.device) -> AbstractContextManager:
-    """While open, events, streams, pinned memory and kernels of this thread are of that GPU; nothing on a CPU."""
+    """A context in which this thread's events, streams, pinned memory and kernels use that GPU; no effect on a CPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,4 +1,4 @@
-"""GPUs that people have, as their makers describe them: to plan for one that is not here, or not measured yet."""
+"""Data sheets of common GPUs, to plan for a GPU that is not here or has not been measured yet."""
 
 import difflib
 import re
@@ -8,9 +8,9 @@ from loaders.sizes import MIB
 from scheduler.machine.machine import Machine
 from scheduler.machine.pcie import PCIe
 
-# What large passes keep of a data sheet's figures, to be on the safe side until measured.
+# The share of a data sheet's figures that large passes reach: a cautious estimate until measured.
 FLOPS_SHARE = 0.7
-# Attention under a mask goes through the memory-efficient kernel, at less than half of that: assumed, not measured.
+# Masked attention uses the memory-efficient kernel, which reaches less than half of that: assumed, not measured.
 ATTENTION_SHARE = 0.3
 MEMORY_SHARE = 0.85
 
@@ -20,8 +20,8 @@ _PCIE_4 = PCIe(4, 16)
 
 @dataclass(frozen=True)
 class GPU:
-    """A data sheet. mebibytes: of memory, as the driver counts it. tera_flops: dense matrix products in 16 bits with
-    sums in 32 bits, 10^12 operations per second. gigabytes_per_second: of its memory, 10^9 bytes. capability: 89
+    """A data sheet. mebibytes: memory, as the driver counts it. tera_flops: dense 16-bit matrix products with 32-bit
+    accumulation, 10^12 operations per second. gigabytes_per_second: memory bandwidth, in 10^9 bytes. capability: 89
     for compute capability 8.9."""
 
     name: str
@@ -33,7 +33,7 @@ class GPU:
 
     @property
     def key(self) -> str:
-        """As a user writes it: rtx-4090."""
+        """The name as users write it: rtx-4090."""
         return self.name.lower().replace(" ", "-")
 
 
@@ -78,9 +78,9 @@ _BY_LETTERS = {key.replace("-", ""): gpu for key, gpu in _BY_KEY.items()}
 
 
 def known_gpu(name: str) -> GPU:
-    """The data sheet of a GPU by its name, in capitals or not, with any or no spaces and hyphens in it.
+    """The data sheet of the GPU `name`; case, spaces and hyphens do not matter.
 
-    Raises ValueError with the names nearest to it.
+    Raises ValueError with the closest known names.
     """
     key = re.sub(r"[\s_]+", "-", name.strip().lower())
     letters = key.replace("-", "")
@@ -98,14 +98,14 @@ def known_gpu(name: str) -> GPU:
 
 
 def recognised(device_name: str) -> GPU | None:
-    """The data sheet behind a driver's name such as "NVIDIA GeForce RTX 4090"; None for one that is not known."""
+    """The data sheet for a driver's name such as "NVIDIA GeForce RTX 4090"; None if the GPU is not known."""
     words = set(re.split(r"[\s-]+", device_name.lower()))
     fitting = [gpu for gpu in GPUS if set(gpu.name.lower().split()) <= words]
     return max(fitting, key=lambda gpu: len(gpu.name), default=None)
 
 
 def with_data_sheet(machine: Machine, gpu: GPU) -> Machine:
-    """`machine` with what the data sheet says of its speed, where nothing is known yet."""
+    """`machine` with speeds from the data sheet where none are known yet."""
     figures = {
         "flops": gpu.tera_flops * 1e12 * FLOPS_SHARE,
         "attention_flops": gpu.tera_flops * 1e12 * ATTENTION_SHARE,
@@ -116,9 +116,9 @@ def with_data_sheet(machine: Machine, gpu: GPU) -> Machine:
 
 
 def planned_machine(name: str, here: Machine, host_memory: int | None = None) -> Machine:
-    """A machine with that GPU, idle, in place of what is `here`, and `host_memory` bytes, all free (None: as here).
+    """The machine `here` with the named GPU, idle, in place of its own, and `host_memory` bytes free (None: as here).
 
-    Raises ValueError for a GPU that is not known.
+    Raises ValueError if the GPU is not known.
     """
     gpu = known_gpu(name)
     planned = Machine(

@@ -1,4 +1,4 @@
-"""What there is to plan with: one frozen record of device, memory and bandwidths, which tests can make up."""
+"""One frozen record of device, memory and bandwidths to plan with; tests can construct their own."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ from scheduler.machine.nvml import GPUReading, read_gpu
 DEVICES = ("auto", "cpu", "cuda")
 _NUMBERED = re.compile(r"cuda:([0-9]{1,3})")
 
-# Windows lets Linux pin about half a gigabyte to a gigabyte; asking for more fails, and CUDA stays in error after it.
+# WSL2 can pin about half a gigabyte to a gigabyte. Asking for more fails and leaves CUDA in an error state.
 WSL_PINNED_BYTES = 512 * MIB
 
 
@@ -27,14 +27,14 @@ class Machine:
 
     On `device` "cpu" the device is host memory: `device_total` and `device_free` repeat the host's figures.
     link_bandwidth: from pinned host memory to the device; pageable_bandwidth: from any other. pinned_limit: most bytes
-    that can be pinned; None: no limit is known. flops: operations per second (2 for a product and its sum) of large
-    matrix products in the dtype computed in. memory_bandwidth: of the device's own memory, as a product of one row has
-    it. product_bandwidth: on a CPU the same for a few rows, whose products lay the weights out anew. attention_flops:
-    operations per second of attention under a tree's mask. pass_seconds: what a pass takes however small its model:
-    Python, masks and launching; layer_seconds: the same of a layer. estimated: names of fields that come from data
-    sheets, not from measurements. no_kernels: why plain torch dequantizes on a GPU; None where fused kernels do.
-    capability: of a GPU, 75 for 7.5. index: CUDA's number of the device. note: a line for the user, where the device
-    is not the one to be expected.
+    that can be pinned; None: no limit is known. flops: operations per second (a multiply-add counts as 2) of large
+    matrix products in the compute dtype. memory_bandwidth: of the device's own memory, as a matrix-vector product sees
+    it. product_bandwidth: on a CPU the same for products of a few rows, which repack the weights. attention_flops:
+    operations per second of attention under a tree's mask. pass_seconds: the fixed cost of a pass whatever the model's
+    size (Python, masks, launches); layer_seconds: the same per layer. estimated: names of fields that come from data
+    sheets, not from measurements. no_kernels: why plain torch dequantizes on a GPU; None if fused kernels do.
+    capability: of a GPU, 75 for 7.5. index: CUDA's number of the device. note: a line for the user if the device is
+    not the expected one.
     """
 
     device: str
@@ -65,16 +65,16 @@ class Machine:
 
     @property
     def has_bfloat16(self) -> bool:
-        """Whether the device computes in it: GPUs do from Ampere on."""
+        """Whether the device computes in bfloat16: GPUs do since Ampere."""
         return self.capability is None or self.capability >= 80
 
     @property
     def torch_device(self) -> str:
-        """As PyTorch calls it: "cpu", "cuda:0"."""
+        """PyTorch's name of the device: "cpu", "cuda:0"."""
         return f"{self.device}:{self.index}" if self.device == "cuda" else self.device
 
     def without_gpu(self) -> "Machine":
-        """The same machine with its processor as the device, of whose speed nothing is known."""
+        """The same machine with its CPU, of unknown speed, as the device."""
         total, available = self.host_total, self.host_available
         return Machine("cpu", "CPU", total, available, total, available, self.cores, disk_bandwidth=self.disk_bandwidth)
 
@@ -82,10 +82,10 @@ class Machine:
 def read_machine(device: str = "auto", root: Path = Path("/")) -> Machine:
     """Ask the system and the NVIDIA driver (NVML) what is there; nothing is measured and CUDA is not started.
 
-    "auto" takes the first GPU if there is one, "cuda:1" the second; what its link and slot should do is estimated.
-    Where NVML does not answer though a card is here, CUDA itself is asked, and started for it. `root` is where /proc
-    and /dev are looked for. Raises MachineError for a GPU that there is not, also for "auto" where one is here but
-    cannot be used; ValueError for a name that is none of `DEVICES`.
+    "auto" takes the first GPU if there is one, "cuda:1" the second. The link's bandwidth is estimated from its slot.
+    If there is a card but NVML does not answer, CUDA is started and asked instead. `root`: where /proc and /dev are.
+    Raises MachineError if the GPU does not exist, and for "auto" if there is one that cannot be used; ValueError if
+    the name is none of `DEVICES`.
     """
     index = device_index(device)
     total, available = _host_memory()
@@ -107,7 +107,7 @@ def read_machine(device: str = "auto", root: Path = Path("/")) -> Machine:
 
 
 def device_index(device: str) -> int:
-    """1 of "cuda:1", 0 of `DEVICES`. Raises ValueError for other names."""
+    """1 for "cuda:1", 0 for the names in `DEVICES`. Raises ValueError for other names."""
     numbered = _NUMBERED.fullmatch(device)
     if device not in DEVICES and not numbered:
         raise ValueError(f"device {device!r} is none of {', '.join(DEVICES)}, or cuda:1 for the second GPU")
@@ -115,7 +115,7 @@ def device_index(device: str) -> int:
 
 
 def with_gpu(cpu: Machine, gpu: GPUReading, index: int, pinned_limit: int | None) -> Machine:
-    """The machine of which `cpu` is the rest, with that GPU as its device."""
+    """The machine `cpu` with that GPU as its device."""
     nominal = gpu.pcie.bandwidth if gpu.pcie else None
     return replace(
         cpu,

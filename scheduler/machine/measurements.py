@@ -1,7 +1,7 @@
-"""What was measured of this machine, kept from one start to the next: bandwidths of disk and link, speed of the device.
+"""Measurements of this machine, kept between runs: bandwidths of disk and link, speed of the device.
 
-One JSON object in the user's cache: {subject: {"conditions": text, "date": ISO 8601, "figures": {name: number}}}. What
-was measured under other conditions (driver, PyTorch, dtype) or too long ago counts for nothing. Imports no torch.
+One JSON object in the user's cache: {subject: {"conditions": text, "date": ISO 8601, "figures": {name: number}}}.
+Measurements under other conditions (driver, PyTorch, dtype) and old ones are ignored. Imports no torch.
 """
 
 import json
@@ -22,14 +22,14 @@ FILE = "measurements.json"
 MAX_BYTES = 1_000_000
 VALID_FOR = timedelta(days=7)
 FASTEST_DISK = 16e9  # bytes per second over four lanes of PCIe 5
-FASTEST_CACHED_DISK = 4e9  # through the page cache, which else has the bytes already
-BLOCK_BYTES = 512  # that `st_blocks` counts in
+FASTEST_CACHED_DISK = 4e9  # through the page cache; anything faster was already in it
+BLOCK_BYTES = 512  # the unit of `st_blocks`
 
 Figures = dict[str, float]
 
 
 def recall(subject: str, conditions: str) -> Figures | None:
-    """The figures measured of `subject` under `conditions`; None where there are none, or only old ones."""
+    """The figures measured for `subject` under `conditions`; None if there are none or only old ones."""
     entry = _read().get(subject)
     try:
         age = datetime.now(timezone.utc) - datetime.fromisoformat(entry["date"])  # type: ignore[index]
@@ -41,7 +41,7 @@ def recall(subject: str, conditions: str) -> Figures | None:
 
 
 def remember(subject: str, conditions: str, figures: Figures) -> None:
-    """Keep what was just measured, as far as the user's cache can be written."""
+    """Store new measurements, if the user's cache can be written."""
     directory = cache_directory()
     if directory is None:
         return
@@ -54,9 +54,9 @@ def remember(subject: str, conditions: str, figures: Figures) -> None:
 
 
 def read_bandwidth(files: Iterable[Path], chunk_bytes: int) -> float | None:
-    """Bytes per second that weights are read with from the disk of `files`, measured in half a second unless known.
+    """Read bandwidth of the disk that holds `files`, in bytes per second; measured in half a second unless known.
 
-    None where what was measured is no disk's: the page cache answered, or the files are holes.
+    None if the disk itself was not measured: the page cache answered, or the files are sparse.
     """
     paths = list(files)
     subject, conditions = f"disk {paths[0].stat().st_dev}", f"reads of {chunk_bytes} bytes"
@@ -73,30 +73,30 @@ def read_bandwidth(files: Iterable[Path], chunk_bytes: int) -> float | None:
 
 
 def _is_sparse(path: Path) -> bool:
-    """Whether less than half of a file is stored; the rest is read without asking the disk. Some filesystems say 0."""
+    """Whether less than half of a file is stored, so that reads skip the disk. Some filesystems report 0 blocks."""
     status = path.stat()
     return 0 < getattr(status, "st_blocks", 0) * BLOCK_BYTES < status.st_size / 2
 
 
 def speed_subject(machine: Machine) -> str:
-    """What the figures of `with_measured_speed` are kept under."""
+    """The subject under which the figures of `with_measured_speed` are kept."""
     return f"device {machine.uuid or machine.device_name}"
 
 
 def speed_conditions(machine: Machine, dtype: str) -> str:
-    """What must not have changed since: driver and PyTorch choose the kernels, cores the speed of a processor."""
+    """The conditions that must not change: driver and PyTorch determine the kernels, cores the speed of a CPU."""
     software = f"driver {machine.driver}, torch {torch_build().version}"
     return f"{software}, {dtype}, {machine.cores} cores, products, attention and passes"
 
 
 def with_known_speed(machine: Machine, dtype: str) -> Machine:
-    """`machine` with what was measured of its device at earlier starts, as far as that still holds."""
+    """`machine` with the speed of its device as measured in earlier runs, if that is still valid."""
     figures = recall(speed_subject(machine), speed_conditions(machine, dtype))
     return with_measured_speed(machine, figures) if figures else machine
 
 
 def with_measured_speed(machine: Machine, figures: Figures) -> Machine:
-    """`machine` with measured figures (named as its fields) in place of estimates and of what was not known."""
+    """`machine` with measured figures (named as its fields) in place of estimated and unknown ones."""
     speeds = (
         "link_bandwidth",
         "pageable_bandwidth",
@@ -111,7 +111,7 @@ def with_measured_speed(machine: Machine, figures: Figures) -> Machine:
 
 
 def _read() -> dict[str, Any]:
-    """The whole record; empty where there is none that can be read."""
+    """The whole record; empty if there is none or it cannot be read."""
     directory = cache_directory()
     if directory is None:
         return {}

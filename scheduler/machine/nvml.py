@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says (NVML): which GPU CUDA would use, its memory and its slot. CUDA is not started."""
+"""GPU facts from the NVIDIA driver (NVML): which GPU CUDA would use, its memory and its slot. CUDA is not started."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from scheduler.machine.pcie import PCIe
 
 @dataclass(frozen=True)
 class GPUReading:
-    """What the driver says of one GPU; memory in bytes. pcie: the best its slot and the card agree on. capability: 75
+    """One GPU as the driver reports it; memory in bytes. pcie: the best link that slot and card support. capability: 75
     for compute capability 7.5."""
 
     name: str
@@ -26,9 +26,9 @@ class GPUReading:
 
 
 def read_gpu(index: int = 0) -> GPUReading:
-    """The GPU that CUDA is expected to show this process under a number.
+    """The GPU that CUDA is expected to show this process as number `index`.
 
-    Raises MachineError where there is none, DriverError where the driver cannot be asked.
+    Raises MachineError if there is none, DriverError if the driver does not answer.
     """
     with _nvml() as nvml:
         gpus = _visible_gpus(nvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -38,7 +38,7 @@ def read_gpu(index: int = 0) -> GPUReading:
 
 
 def read_gpu_of(uuid: str) -> GPUReading | None:
-    """The GPU, or slice of one, with a UUID ("GPU-…", "MIG-…"); None where the driver does not know it or answer."""
+    """The GPU or MIG slice with a UUID ("GPU-…", "MIG-…"); None if the driver does not know it or does not answer."""
     try:
         with _nvml() as nvml:
             return _reading(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid))
@@ -60,7 +60,7 @@ def _reading(nvml: ModuleType, handle: Any) -> GPUReading:
 
 
 def _slot(nvml: ModuleType, handle: Any) -> PCIe | None:
-    """The most, not the current: an idle card turns its link down. None where the driver cannot tell, as for slices."""
+    """The maximum, not the current link: idle cards lower it. None if the driver cannot tell, as for MIG slices."""
     try:
         return PCIe(nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle), nvml.nvmlDeviceGetMaxPcieLinkWidth(handle))
     except nvml.NVMLError:
@@ -77,7 +77,7 @@ def _capability(nvml: ModuleType, handle: Any) -> int | None:
 
 @contextmanager
 def _nvml() -> Iterator[ModuleType]:
-    """NVML, started for the block. Whatever it cannot answer becomes a DriverError with its reason."""
+    """NVML, started for the block. Its errors become a DriverError with the reason."""
     try:
         import pynvml
     except ImportError:
@@ -95,8 +95,8 @@ def _nvml() -> Iterator[ModuleType]:
 def _visible_gpus(nvml: ModuleType, visible: str | None) -> list[Any]:
     """The NVML handles of CUDA's devices. NVML ignores CUDA_VISIBLE_DEVICES, so its rules are applied here.
 
-    An entry is an index in CUDA's order, or a UUID that may be cut short; an entry that names nothing hides itself
-    and all that follow. Of slices CUDA shows one alone. Raises MachineError where none is left.
+    An entry is an index in CUDA's order, or a UUID or the beginning of one. An entry that names no GPU hides itself
+    and all that follow. Of MIG slices CUDA shows only one. Raises MachineError if none is left.
     """
     handles = _cuda_order(nvml)
     entries = [str(index) for index in range(len(handles))] if visible is None else visible.split(",")
@@ -113,7 +113,7 @@ def _visible_gpus(nvml: ModuleType, visible: str | None) -> list[Any]:
 
 
 def _gpu_named(nvml: ModuleType, handles: list[Any], entry: str) -> Any | None:
-    """The one GPU that an entry means."""
+    """The one GPU that an entry names; None if there is none or several."""
     if entry.isdigit():
         return dict(enumerate(handles)).get(int(entry))
     chosen = [handle for handle in handles if entry and _text(nvml.nvmlDeviceGetUUID(handle)).startswith(entry)]
@@ -121,7 +121,7 @@ def _gpu_named(nvml: ModuleType, handles: list[Any], entry: str) -> Any | None:
 
 
 def _slice_named(nvml: ModuleType, handles: list[Any], entry: str) -> Any | None:
-    """The slice with a UUID, or of drivers before 470 "MIG-GPU-uuid/instance/compute instance"."""
+    """The MIG slice with a UUID, or with the form before driver 470, "MIG-GPU-uuid/instance/compute instance"."""
     gpu, _, instances = entry.removeprefix("MIG-").partition("/")
     if instances and (whole := _gpu_named(nvml, handles, gpu)) is not None:
         return next((part for part in _slices(nvml, whole) if _instances(nvml, part) == instances), None)
@@ -136,7 +136,7 @@ def _instances(nvml: ModuleType, part: Any) -> str:
 
 
 def _first_slice(nvml: ModuleType, gpu: Any) -> Any:
-    """The GPU itself, or its first slice (MIG) where it is cut into some: CUDA then shows that one and no more."""
+    """The GPU itself, or its first slice if it is partitioned (MIG): CUDA then shows only that one."""
     return next(_slices(nvml, gpu), gpu)
 
 
@@ -144,18 +144,18 @@ def _slices(nvml: ModuleType, gpu: Any) -> Iterator[Any]:
     try:
         enabled, _ = nvml.nvmlDeviceGetMigMode(gpu)
     except nvml.NVMLError:
-        return  # most cannot be cut
+        return  # most GPUs cannot be partitioned
     for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu) if enabled else 0):
         try:
             yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, index)
         except nvml.NVMLError:
-            continue  # a place that no slice takes
+            continue  # no slice has this index
 
 
 def _cuda_order(nvml: ModuleType) -> list[Any]:
     """All handles in CUDA's order: fastest first unless CUDA_DEVICE_ORDER=PCI_BUS_ID, which is NVML's own order.
 
-    CUDA does not say how it ranks; cores x clock puts a display card behind the card people mean.
+    CUDA does not document its ranking; cores x clock puts a display card behind the card that users mean.
     """
     handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     if len(handles) < 2 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":

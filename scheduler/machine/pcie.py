@@ -1,10 +1,10 @@
-"""PCI Express: what a slot of some generation and width moves."""
+"""PCI Express: the bandwidth of a slot by generation and width."""
 
 from dataclasses import dataclass
 
 # Bytes per second and lane after line coding: 8, 16, 32 and 64 GT/s, the first three with 128 of 130 bits used.
 _LANE = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
-# What copies out of pinned memory keep of that: about 25 of 31.5 GB/s are seen on generation 4 with 16 lanes.
+# The share that copies from pinned memory reach: about 25 of 31.5 GB/s on generation 4 with 16 lanes.
 SHARE = 0.8
 
 
@@ -17,7 +17,7 @@ class PCIe:
 
     @property
     def bandwidth(self) -> float | None:
-        """Bytes per second of copies from the host, as expected; None for a generation that is not known."""
+        """Expected bytes per second of copies from the host; None for an unknown generation."""
         lane = _LANE.get(self.generation)
         return lane * self.lanes * SHARE if lane else None
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class TorchBuild:
-    """version: as `torch.__version__` has it, "2.13.0+cu130". cuda: the version it is built for, "13.0"; None without.
+    """version: as in `torch.__version__`, "2.13.0+cu130". cuda: the CUDA version it is built for, "13.0", or None.
 
-    The metadata of a wheel may say less: "2.13.0" for the CUDA build that PyPI has.
+    The metadata of a wheel may say less: "2.13.0" for the default CUDA build.
     """
 
     version: str
@@ -20,7 +20,7 @@ class TorchBuild:
 
 @lru_cache(maxsize=1)
 def torch_build() -> TorchBuild:
-    """What the installed package says of itself in its `version.py`. ImportError where there is none."""
+    """The build as the installed package's `version.py` states it. ImportError if torch is not installed."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")

@@ -1,38 +1,38 @@
-"""How long a pass takes over its rows, learnt from the passes that were run."""
+"""Predicts how long a pass takes from the number of its rows, learnt from measured passes."""
 
 import math
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
 
-_WINDOW = 9  # measurements of one size that are remembered: four slow ones in a row do not move their median
-_HALF_LIFE = 32  # passes after which a size that was not measured again counts half
-_LEAST_WEIGHT = 0.05  # of the oldest sizes, which often are all that is known about the price of a row
+_WINDOW = 9  # measurements kept per size: four slow ones in a row do not move their median
+_HALF_LIFE = 32  # passes after which a size that is not measured again counts half
+_LEAST_WEIGHT = 0.05  # of the oldest sizes: often nothing else tells the cost per row
 
 
 @dataclass
 class _SizeClass:
-    """The latest measurements, (seconds, rows), of sizes within a factor of 1.4; `last`: when the newest was added."""
+    """The latest measurements, (seconds, rows), of sizes within a factor of 1.4. last: when the newest was added."""
 
     last: int = 0
     recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
     def point(self, now: int) -> tuple[float, float, float]:
-        """(rows, seconds, weight). Of two measurements the shorter: what disturbs a pass makes it longer."""
+        """(rows, seconds, weight) of the median; the lower of two, since disturbances only make a pass longer."""
         seconds, rows = sorted(self.recent)[(len(self.recent) - 1) // 2]
         return rows, seconds, max(_LEAST_WEIGHT, 0.5 ** ((now - self.last) / _HALF_LIFE))
 
 
 class PassTimes:
-    """Seconds of a pass as a function of its rows; also of a draft's level as a function of the level's.
+    """Seconds of a pass as a function of its rows, or of a draft level as a function of the level's rows.
 
-    Medians of the latest measurements of each size. The longer a size was not measured, the further it moves towards
-    one line, fixed + per_row · rows, fitted to the relative errors of all sizes: a line alone would miss the knee where
-    computing outgrows the link, medians alone would believe for ever in a size once measured at a bad moment. Beyond
-    the sizes measured the line's slope goes on. Between two of them stands the least that is plausible: a size thought
-    too quick is tried and measured, one thought too slow never is.
+    Each size has the median of its latest measurements. The longer a size was not measured, the closer it moves to one
+    line, fixed + per_row · rows, fitted to the relative errors of all sizes. A line alone would miss the knee where
+    computing outgrows the link; medians alone would never forget a size that was measured at a bad moment. Beyond the
+    measured sizes the line's slope applies. Between two of them the lowest plausible time is predicted: a size that is
+    thought too fast gets tried and measured, one that is thought too slow never does.
 
-    floor: seconds that no pass goes below, such as streamed bytes over bandwidth; dropped where a measurement does.
+    floor: the least seconds of a pass, such as streamed bytes over bandwidth; a lower measurement overrides it.
     per_row: the slope while all measurements are of one size. ValueError for numbers below 0 or not finite.
     """
 
@@ -51,9 +51,9 @@ class PassTimes:
         return self._added > 0
 
     def add(self, rows: int, seconds: float) -> None:
-        """Take note of one pass. ValueError for less than one row, or for a time that is not positive and finite.
+        """Record one pass. ValueError for less than one row, or for a time that is not positive and finite.
 
-        Of several passes timed together add their mean, once, at the mean of their rows: on a line it is right.
+        For several passes timed together, add their mean once at the mean of their rows: exact on a line.
         """
         if rows < 1 or not 0 < seconds < math.inf:
             raise ValueError(f"a pass has at least 1 row and takes a positive time, got {rows} rows in {seconds} s")
@@ -65,7 +65,7 @@ class PassTimes:
         self._curve = None
 
     def seconds(self, rows: int) -> float:
-        """Predicted seconds; never fewer for more rows. Before any measurement: the floor and the slope given."""
+        """Predicted seconds, never fewer for more rows. Before any measurement, from the given floor and slope."""
         if not self.known:
             return max(self._floor, self._prior * rows)
         if self._curve is None:
@@ -76,7 +76,7 @@ class PassTimes:
 
 @dataclass(frozen=True)
 class _Curve:
-    """Points of rising rows and seconds, and the slope beyond them."""
+    """Points with increasing rows and seconds, and the slope beyond the last."""
 
     rows: list[float]
     seconds: list[float]
@@ -84,25 +84,25 @@ class _Curve:
 
     @classmethod
     def through(cls, points: list[tuple[float, float, float]], prior: float) -> "_Curve":
-        """From (rows, seconds, weight) by rising rows."""
+        """From (rows, seconds, weight), sorted by rows."""
         fixed, slope = _line(points, prior)
         shrunk = [(1 - weight) * (fixed + slope * x) + weight * y if len(points) > 1 else y for x, y, weight in points]
         return cls([x for x, _, _ in points], _rising(shrunk, [weight for _, _, weight in points]), slope)
 
     def at(self, rows: float) -> float:
-        place = bisect_left(self.rows, rows)
-        if place == len(self.rows):
+        index = bisect_left(self.rows, rows)
+        if index == len(self.rows):
             return self.seconds[-1] + self.slope * (rows - self.rows[-1])
-        x, y = self.rows[place], self.seconds[place]
-        if place == 0:  # fewer rows never save more than their share
+        x, y = self.rows[index], self.seconds[index]
+        if index == 0:  # fewer rows save at most their share of the time
             return max(y - self.slope * (x - rows), y * rows / x)
-        left, low = self.rows[place - 1], self.seconds[place - 1]
+        left, low = self.rows[index - 1], self.seconds[index - 1]
         straight = low + (y - low) * (rows - left) / (x - left)
-        return min(straight, max(low, y * rows / x))  # as if all of the larger size's time were its rows'
+        return min(straight, max(low, y * rows / x))  # as if the larger size had no fixed cost
 
 
 def _line(points: list[tuple[float, float, float]], prior: float) -> tuple[float, float]:
-    """(fixed, per_row), neither below 0, of least squared relative errors; the slope is `prior` for a single point."""
+    """(fixed, per_row), both at least 0, by least squared relative errors; the slope is `prior` for a single point."""
     weights = [weight / seconds**2 for _, seconds, weight in points]
     total = sum(weights)
     mean_rows = sum(w * rows for w, (rows, _, _) in zip(weights, points)) / total
@@ -117,7 +117,7 @@ def _line(points: list[tuple[float, float, float]], prior: float) -> tuple[float
 
 
 def _rising(values: list[float], weights: list[float]) -> list[float]:
-    """The closest values, by weighted squares, that never fall: neighbours out of order are averaged."""
+    """The closest non-decreasing values in weighted squares (pool adjacent violators)."""
     blocks: list[tuple[float, float, int]] = []  # mean, weight, number of values
     for value, weight in zip(values, weights):
         count = 1

@@ -1,8 +1,8 @@
-"""Packed layers that are decoded once, while they are loaded, in memory that the plan would leave unused.
+"""Quantized layers that are dequantized once, while they are loaded, into memory that the plan would leave unused.
 
-Decoding before every use writes what computing then reads: packed weights cost a pass more than plain ones do. So where
-nothing streams, what memory is left goes to decoded layers. Where layers stream it goes to packed ones that then need
-not, which saves more: a link takes some 20 times as long for a byte as a GPU's memory does.
+Dequantizing before every use writes weights that the product then reads again, so it costs a pass time. If nothing
+streams, the remaining memory therefore goes to dequantized layers. If layers stream, it goes to more resident quantized
+layers, which saves more: a byte takes some 20 times as long over the link as in a GPU's memory.
 """
 
 from dataclasses import dataclass, replace
@@ -14,13 +14,13 @@ from scheduler.plan.request import PlanRequest
 
 @dataclass(frozen=True)
 class DecodedLayers:
-    """How many of the first layers of each model are decoded for good."""
+    """How many of the first layers of each model are dequantized while loading."""
 
     target: int = 0
     draft: int = 0
 
     def of(self, request: PlanRequest) -> PlanRequest:
-        """`request` as it is once they are decoded."""
+        """`request` with these layers dequantized."""
         draft = request.draft.with_decoded(self.draft) if request.draft else None
         return replace(request, spec=request.spec.with_decoded(self.target), draft=draft)
 
@@ -29,7 +29,7 @@ NONE_DECODED = DecodedLayers()
 
 
 def decoded_layers(request: PlanRequest, room: int) -> DecodedLayers:
-    """As many as `room` bytes of the device's memory hold, the draft's first: its passes are the most."""
+    """As many as fit in `room` bytes of device memory; the draft's come first, since it runs most passes."""
     room -= loading_item(request).device_bytes
     draft, room = _fitting(request.draft, room) if request.draft else (0, room)
     target, room = _fitting(request.spec, room)
@@ -37,9 +37,9 @@ def decoded_layers(request: PlanRequest, room: int) -> DecodedLayers:
 
 
 def loading_item(request: PlanRequest) -> PlanItem:
-    """While layers are decoded, the packed bytes of one lie beside what was decoded.
+    """While a layer is dequantized, its quantized bytes and its dequantized ones are both held.
 
-    Those to come lie there too, and may be the larger ones: float32 that is computed with in 16 bits.
+    Layers still to come are held too, and can be larger than their dequantized form: float32 computed in 16 bits.
     """
     packed = [layer for model in request.models for layer in model.layers if layer.packed_bytes]
     shrinking = sum(max(0, layer.nbytes - layer.decoded.nbytes) for layer in packed)
@@ -48,9 +48,9 @@ def loading_item(request: PlanRequest) -> PlanItem:
 
 
 def _fitting(spec: ModelSpec, room: int) -> tuple[int, int]:
-    """The layers that fit, counted up to the last packed one, and the room that is left behind them.
+    """(the layers that fit, counted up to the last quantized one; the room they leave).
 
-    With the last one goes the memory that layers are decoded in before use.
+    With the last one, the buffer for dequantizing before use is no longer needed either.
     """
     packed = [number for number, layer in enumerate(spec.layers, start=1) if layer.packed_bytes]
     count, left = 0, room

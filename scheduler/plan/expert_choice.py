@@ -1,4 +1,4 @@
-"""Whether a pass had better fetch only the experts that it hits, or stream all of them ahead of their use."""
+"""Whether a pass fetches only its routed experts or streams all experts ahead of their use."""
 
 import math
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from dataclasses import replace
 
 from scheduler.plan.pass_cost import PassCost
 
-# How much one pass counts in what is remembered of the passes so far.
+# The weight of one pass in the running averages.
 _NEWEST = 1 / 8
 
 
 class ExpertChoice:
-    """Decides pass by pass, by the cost model, by how many experts passes turned out to hit and how fast they read.
+    """Decides pass by pass from the cost model, the observed number of routed experts and the observed read speed.
 
-    Tokens of one text resemble each other, so `n` of them hit as many experts as fewer that choose at random would:
-    1 + alike · (n - 1), where `alike` is learnt.
+    Tokens of one text resemble each other: `n` of them are routed to as many experts as 1 + alike · (n - 1) independent
+    tokens would be, where `alike` is learnt.
     """
 
     def __init__(self, cost: PassCost):
@@ -24,11 +24,11 @@ class ExpertChoice:
         self._read_bytes = self._read_seconds = 0.0  # of the latest passes
 
     def routed(self, rows: int) -> float:
-        """How many experts of a layer a pass over so many tokens is expected to hit; 0 where none are told apart."""
+        """The expected number of routed experts per layer in a pass over `rows` tokens; 0 if the model has none."""
         return self._cost.routed(1 + self._alike * (rows - 1)) or 0.0
 
     def only_routed(self, rows: int, context: int) -> bool:
-        """Whether fetching only those that are hit is quicker, behind `context` tokens in the cache."""
+        """Whether fetching only the routed experts is faster, with `context` tokens in the cache."""
         routed = self.routed(rows)
         if not routed:
             return False
@@ -38,7 +38,7 @@ class ExpertChoice:
         return fetched.total < self._cost.seconds_with(None, rows, 1, context).total
 
     def observe_reading(self, nbytes: float, seconds: float) -> None:
-        """Take note of what a pass read from disk and for how long: beside computing, unlike earlier measurements."""
+        """Record what a pass read from disk and in what time: while computing, unlike earlier measurements."""
         if nbytes <= 0 or seconds <= 0:
             return
         self._read_bytes += nbytes - _NEWEST * self._read_bytes
@@ -47,7 +47,7 @@ class ExpertChoice:
         self._cost = replace(self._cost, machine=machine)
 
     def observe(self, rows: int, routed: Sequence[int]) -> None:
-        """Take note of how many experts a pass hit, in each of some layers."""
+        """Record the number of routed experts of a pass, for each of some layers."""
         if rows < 2 or not routed or not 0 < self._per_token < self._count:
             return
         missed = max(1 - sum(routed) / len(routed) / self._count, 1e-6)

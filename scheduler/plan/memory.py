@@ -1,4 +1,4 @@
-"""What needs memory besides the target's layers, item by item, in bytes."""
+"""Memory needed besides the target's layers, item by item, in bytes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,9 +11,9 @@ from scheduler.machine.machine import Machine
 from scheduler.plan.padding import Padding
 from scheduler.plan.staging import BOUNCE_BYTES, staging_buffers
 
-# Kept out of the budget. On a GPU: the CUDA context with its kernels and matrix-product workspaces, and 5 % of what is
-# free for the allocator's fragments. On the host: the process itself (Python, torch, transformers) and 5 % of all
-# memory for the system, so that the planner's word never drives the machine into swapping.
+# Kept out of the budget. On a GPU: the CUDA context with its kernels and matrix-product workspaces, and 5 % of the
+# free memory for the allocator's fragmentation. On the host: the process itself (Python, torch, transformers) and 5 %
+# of all memory for the system, so that a plan never drives the machine into swapping.
 CUDA_CONTEXT_BYTES = 600 * MIB
 DEVICE_SHARE_KEPT = 0.05
 PROCESS_BYTES = 1 * GIB
@@ -22,21 +22,21 @@ HOST_SHARE_KEPT = 0.05
 # Bytes that all reading threads hold at once, as a share of the largest layer: small against a ring of two.
 READ_BUFFERS_SHARE = 1 / 2
 
-# Rows x hidden size alive at once: residual, norm, queries, keys, values, rotated copies, attention output.
+# Rows x hidden size held at once: residual, norm, queries, keys, values, rotated copies, attention output.
 HIDDEN_COPIES = 8
 # Rows x intermediate size: gate, up and their product.
 MLP_COPIES = 3
-# Rows x keys: the masks of a full and a sliding pattern, and what they are made from.
+# Rows x keys: the masks of full and sliding attention, and the tensors they are made from.
 MASK_COPIES = 4
-# Rows x keys x heads, for models whose attention must be written out (capped scores, sinks): the scores in compute
-# dtype and in float32, and their softmax. Others go through fused kernels, which hold tiles only.
+# Rows x keys x heads, for models that need eager attention (soft-capped scores, sinks): the scores in compute dtype and
+# in float32, and their softmax. Other models use fused kernels, which hold only tiles.
 WRITTEN_OUT_ATTENTION = {"gemma2", "gpt_oss"}
 SCORES_BYTES = 4 + 4 + 4
 # Nodes x vocabulary in float32: the target's logits, the draft's distributions kept for verification, one being shaped.
 LOGITS_COPIES = 3
 LOGITS_ITEM_BYTES = 4
-# What the driver keeps of one layer in one CUDA graph: some 45 kernels of transformers' code, at about 20 kB each.
-# Assumed from what others report of whole graphs; no measurement of ours stands behind it yet.
+# The driver's memory for one layer in one CUDA graph: some 45 kernels of transformers' code, about 20 kB each.
+# Assumed from reports about whole graphs; not measured here.
 GRAPH_LAYER_BYTES = 1 * MIB
 
 # Target, then draft if there is one.
@@ -48,7 +48,7 @@ ROLES = ("target", "draft")
 class PlanItem:
     """One row of the plan: bytes held on the device and in host memory, and bytes read from disk in every pass.
 
-    pageable_bytes: what crosses the link in every pass out of host memory that cannot be pinned.
+    pageable_bytes: bytes per pass that cross the link from host memory that cannot be pinned.
     """
 
     name: str
@@ -60,7 +60,7 @@ class PlanItem:
 
 @dataclass(frozen=True)
 class PassShape:
-    """The largest pass a plan makes room for: over `context_length` tokens, with a tree, in at most `rows` rows.
+    """The largest pass that a plan has room for: at most `rows` rows, over `context_length` tokens and a tree.
 
     streams: layers of the target may stream, so that its passes cannot be replayed as CUDA graphs.
     """
@@ -72,12 +72,12 @@ class PassShape:
 
     @property
     def cache_rows(self) -> int:
-        """Rows of a KV cache: the whole context, the nodes of a tree behind it, and one that padding is written to."""
+        """Positions of a KV cache: the whole context, the nodes of a tree, and one that padding is written to."""
         return self.context_length + self.tree_size + 1
 
 
 def device_budget(machine: Machine, cap: int | None) -> int:
-    """Bytes that may be used on the device: what is free less a margin, and no more than the cap."""
+    """Bytes that may be used on the device: free memory less a margin, at most the cap."""
     if machine.device == "cpu":
         return host_budget(machine, cap)
     usable = max(0, int(machine.device_free * (1 - DEVICE_SHARE_KEPT)) - CUDA_CONTEXT_BYTES)
@@ -85,14 +85,14 @@ def device_budget(machine: Machine, cap: int | None) -> int:
 
 
 def host_budget(machine: Machine, cap: int | None) -> int:
-    """Bytes that may be used in host memory: the cap as far as memory exists, else what is free less a margin."""
+    """Bytes that may be used in host memory: the cap, at most all memory; without a cap, free memory less a margin."""
     if cap is not None:
         return min(cap, machine.host_total)
     return max(0, int(machine.host_available - machine.host_total * HOST_SHARE_KEPT) - PROCESS_BYTES)
 
 
 def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem, ...]:
-    """Everything but the target's layers: outer weights, draft, KV caches, workspace, buffers to read files through."""
+    """All but the target's layers: embeddings and head, draft, KV caches, workspace, read buffers."""
     target, *drafts = models
     kv_bytes = sum(model.kv_bytes_per_token for model in models) * shape.cache_rows
     return (
@@ -112,7 +112,7 @@ def _rows(count: int) -> str:
 
 
 def replayed(models: Models, device: str, shape: PassShape) -> tuple[str, ...]:
-    """Of "target" and "draft", those whose passes are replayed as CUDA graphs: on the GPU whole, without a state."""
+    """The roles whose passes are replayed as CUDA graphs: models resident on the GPU, none of them recurrent."""
     if device != "cuda" or any(model.recurrent for model in models):
         return ()
     return ROLES[shape.streams : len(models)]
@@ -126,16 +126,16 @@ def _graphs(models: Models, device: str, shape: PassShape) -> Iterator[PlanItem]
 
 
 def _graph_bytes(spec: ModelSpec, shape: PassShape, padding: Padding) -> int:
-    """The graphs of one key length, their pool, and what passes are copied into and their logits out of."""
+    """The graphs of one key length, their memory pool, and their static inputs and outputs."""
     rows = padding.widths[-1]
     pool = _activation_bytes(spec, replace(shape, rows=rows)) + _expert_bytes(spec)
-    logits = 2 * rows * spec.vocab_size * ITEMSIZE[spec.dtype]  # in the pool, and where they are copied to
-    masks = rows * (padding.columns + 2 * shape.cache_rows)  # booleans: as they come, and spread over the cache
+    logits = 2 * rows * spec.vocab_size * ITEMSIZE[spec.dtype]  # in the pool, and a copy
+    masks = rows * (padding.columns + 2 * shape.cache_rows)  # booleans: as given, and expanded over the cache
     return pool + logits + masks + len(padding.widths) * len(spec.layers) * GRAPH_LAYER_BYTES
 
 
 def _expert_products(models: Models, device: str) -> Iterator[PlanItem]:
-    """Of a GPU whose grouped products need the host; which one that is, only CUDA says."""
+    """For GPUs whose grouped products need the host. Only CUDA can tell which ones, so every GPU plans for it."""
     if device == "cuda" and (nbytes := max(map(_expert_bytes, models))):
         yield PlanItem("experts of a layer, side by side", nbytes)
 
@@ -149,15 +149,15 @@ def _expert_bytes(spec: ModelSpec) -> int:
 
 
 def _decoded_weights(models: Models) -> Iterator[PlanItem]:
-    """Packed weights are decoded just before use, those of one module at a time."""
+    """Quantized weights are dequantized just before use, one module at a time."""
     if nbytes := sum(model.decode_bytes for model in models):
         yield PlanItem("weights decoded for use", nbytes)
 
 
 def read_chunk_bytes(models: Models) -> int:
-    """What one thread reads at once: whole blocks, fewer where layers are small, as they are under small caps.
+    """Bytes that one thread reads at once: whole blocks, fewer for small layers.
 
-    The models alone decide: were it to grow with the budget, a byte more memory could make a layer stream.
+    Depends on the models alone. If it grew with the budget, one more byte of memory could make a layer stream.
     """
     largest = max(layer.disk_bytes for model in models for layer in model.layers)
     share = int(largest * READ_BUFFERS_SHARE) // THREADS
@@ -165,9 +165,9 @@ def read_chunk_bytes(models: Models) -> int:
 
 
 def _read_buffers(models: Models, device: str) -> PlanItem:
-    """Host memory that files are read through, loading and streaming; on a CPU host memory is the device.
+    """Host memory that files are read through, for loading and streaming; on a CPU it counts as the device's.
 
-    With a GPU what is loaded there is staged in spans, and what cannot be pinned crosses the link in chunks.
+    With a GPU, also the staging buffers for loading and the pinned chunks through which pageable memory is copied.
     """
     nbytes = THREADS * (read_chunk_bytes(models) + 2 * DISK_BLOCK)
     if device == "cpu":
@@ -187,7 +187,7 @@ def weight_bytes(spec: ModelSpec) -> int:
 
 
 def workspace_bytes(models: Models, shape: PassShape) -> int:
-    """What `activation_bytes` counts, and the logits. Target and draft run in turn, so the larger one counts."""
+    """`activation_bytes` and the logits. Target and draft run in turn, so the larger one counts."""
     logits = shape.tree_size * max(model.vocab_size for model in models) * LOGITS_ITEM_BYTES * LOGITS_COPIES
     return activation_bytes(models, shape) + logits
 

@@ -1,22 +1,22 @@
-"""The few shapes that passes are padded to where they are replayed as CUDA graphs: each shape is a graph of its own."""
+"""The few shapes to which passes are padded when they are replayed as CUDA graphs: one graph per shape."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Up to hundreds of rows a resident model takes the time of reading its weights, so padding costs next to nothing. More
-# than the last width run as they are: their kernels are long enough to hide how they are launched.
+# Up to hundreds of rows, a pass of a resident model takes as long as reading its weights, so padding costs almost
+# nothing. Passes above the last width run unpadded: their kernels are long enough to hide the launches.
 WIDTHS = (1, 8, 32, 64, 128)
-# A shorter text attends to this many rows all the same: of an 8B model they are 1 % of the weights read beside them.
+# Shorter texts also attend to this many key positions: for an 8B model, 1 % of the bytes of its weights.
 SHORTEST_KEYS = 1024
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Shapes of passes. All rising; the last key length is the whole cache.
+    """Shapes of passes, in increasing order; the last key length is the whole cache.
 
-    widths: rows of a pass. key_lengths: rows of the cache that it attends to. columns: most rows of a tree, or of text
-    that is read behind the cache, before they are committed.
+    widths: query tokens of a pass. key_lengths: cache positions that it attends to. columns: the most tokens of a tree,
+    or of text behind the cache, before they are committed.
     """
 
     widths: tuple[int, ...]
@@ -25,7 +25,7 @@ class Padding:
 
     @classmethod
     def of(cls, tree_size: int, cache_rows: int) -> Padding:
-        """1, 8, 32, … rows, as far as a tree may need them, over 1,024, 1,536, 2,048, 3,072, … rows or all there are.
+        """1, 8, 32, … query tokens up to the tree's size, over 1,024, 1,536, 2,048, … positions or the whole cache.
 
         >>> Padding.of(40, 4137)
         Padding(widths=(1, 8, 32, 40), key_lengths=(1024, 1536, 2048, 3072, 4096, 4137), columns=40)

@@ -1,16 +1,14 @@
-"""What passes are predicted to cost: bytes over bandwidths and operations over speed, put through the ring.
+"""Predicted cost of passes: bytes over bandwidths and operations over speeds, put through the simulated ring.
 
-layer     decoding its packed weights, then products, max(weights / memory bandwidth, operations / speed), and
-attention,
-         max(keys and values / memory bandwidth, operations / its own speed): these follow one another on one stream;
-         GPU: at least what launching its kernels takes, which the host does meanwhile;
-         CPU: products take weights / bandwidth + operations / speed, and Python comes on top
-pass     layers, read, copied and computed side by side as the ring allows, then the head over the nodes of the tree,
-and
-         what every pass takes
-level    the same for a draft that is resident, over the nodes of one level
-experts  all stream ahead with their layer; or those that are hit are fetched when it is known which, while nothing else
-         goes on: whichever makes the quicker pass
+layer    dequantizing, then products, max(weights / memory bandwidth, operations / speed), then attention,
+         max(keys and values / memory bandwidth, operations / attention speed), one after another on one stream;
+         GPU: at least the time the host needs to launch the kernels, which it does at the same time;
+         CPU: products take weights / bandwidth + operations / speed, and Python's time is added
+pass     layers, read, copied and computed concurrently as the ring allows, then the head over the nodes of the tree
+         and the fixed cost of a pass
+level    the same for a resident draft, over the nodes of one level
+experts  all stream ahead with their layer, or only the routed ones are fetched once they are known, while nothing else
+         runs: whichever gives the faster pass
 """
 
 from collections.abc import Sequence
@@ -26,35 +24,35 @@ from scheduler.plan.placement import Tier
 from scheduler.plan.simulation import PassSeconds, Stage, simulate
 from scheduler.plan.staging import STAGING_BUFFERS, pageable_layers
 
-# Python of one of transformers' decoder layers, without what it computes, where it is not measured: an x86-64 core.
+# Python time of one transformers decoder layer, without its computation, if not measured: on an x86-64 core.
 LAYER_SECONDS = 0.35e-3
-# Replayed as part of a CUDA graph its kernels, some 45, still take a few microseconds each: assumed, not measured.
+# In a replayed CUDA graph its some 45 kernels still take a few microseconds each: assumed, not measured.
 REPLAYED_LAYER_SECONDS = 0.1e-3
-# Decoding one value of a packed weight on a processor: 0.3 ns (int8) to 1.3 (AWQ) on two x86-64 cores.
+# Dequantizing one weight on a CPU: 0.3 ns (int8) to 1.3 (AWQ) on two x86-64 cores.
 DECODED_VALUE_SECONDS = 0.8e-9
-# An operation that plain torch launches to dequantize, and the matrices of a layer and of each of its experts.
+# One launch of plain torch while dequantizing, and the matrices of a layer and of each of its experts.
 LAUNCH_SECONDS, LAYER_MATRICES, EXPERT_MATRICES = 5e-6, 7, 3
-# What attention moves for each score where it is written out in some ten operations, in 16 bits and in float32.
+# Bytes that eager attention moves per score, in some ten operations, in 16 bits and in float32.
 WRITTEN_OUT_SCORE_BYTES = 44
-# Until the first byte of experts that are fetched arrives: the host waits for the router, then asks. From disk to a
-# processor's memory 4 KiB take 0.2 ms, through the reading threads; for a GPU as much is assumed, not measured.
+# Latency until the first byte of fetched experts arrives: the host waits for the router, then requests them. Reading
+# 4 KiB from disk to host memory takes 0.2 ms through the reading threads; the same is assumed for a GPU, not measured.
 FETCH_SECONDS = 0.2e-3
 
 
 _Kind = tuple[LayerSpec, Tier, bool]
-"""A layer without its name and place, its tier, and whether it streams out of memory that is not pinned."""
+"""A layer without name and location, its tier, and whether it streams from pageable memory."""
 
 
 def expected_routed(experts: int, per_token: int, tokens: float) -> float:
-    """How many experts some tokens hit that choose at random."""
+    """The expected number of routed experts for tokens that are routed at random."""
     return experts * (1 - (1 - per_token / experts) ** tokens) if experts else 0.0
 
 
 @dataclass(frozen=True)
 class PassCost:
-    """Predicts passes of one model under one placement on one machine. What of the machine is not known costs nothing.
+    """Predicts passes of one model under one placement on one machine. Unknown speeds count as zero cost.
 
-    tiers: one per layer. slots: of the ring.
+    tiers: one per layer. slots: ring slots.
     """
 
     spec: ModelSpec
@@ -69,22 +67,22 @@ class PassCost:
 
     @property
     def knows_computing(self) -> bool:
-        """Whether the device's speed is known, too."""
+        """Whether the device's speed is known as well."""
         return self.machine.flops is not None and self.machine.memory_bandwidth is not None
 
     @property
     def knows_passes(self) -> bool:
-        """Whether the fixed cost of passes is known: of models in memory it is most of what small passes take."""
+        """Whether the fixed cost of passes is known: most of a small pass of a resident model."""
         return self.machine.pass_seconds is not None and self.machine.layer_seconds is not None
 
     def routed(self, rows: float) -> float | None:
-        """Experts of each layer that a pass over so many tokens hits; None where they are not told apart."""
+        """The expected number of routed experts per layer in a pass over `rows` tokens; None for dense models."""
         count = max(layer.experts for layer in self.spec.layers)
         per_token = self.spec.experts_per_token
         return expected_routed(count, per_token, rows) if 0 < per_token < count else None
 
     def streamed_bytes(self, rows: int) -> int:
-        """What a pass over `rows` tokens streams where it fetches only the experts that it hits."""
+        """Bytes streamed by a pass over `rows` tokens that fetches only its routed experts."""
         routed, total = self.routed(rows), 0.0
         for layer, tier in zip(self.spec.layers, self.tiers):
             if tier is not Tier.DEVICE:
@@ -95,9 +93,9 @@ class PassCost:
         return round(total)
 
     def seconds(self, rows: int, nodes: int, context: int, gap: float = 0.0) -> PassSeconds:
-        """A pass over `rows` tokens, logits after `nodes` of them, behind `context` tokens in the cache.
+        """A pass over `rows` tokens with logits for `nodes` of them and `context` tokens in the cache.
 
-        gap: seconds between two passes, in which the ring is filled up again.
+        gap: seconds between two passes, in which the ring fills up again.
         """
         whole = self.seconds_with(None, rows, nodes, context, gap)
         routed = self.routed(rows)
@@ -106,7 +104,7 @@ class PassCost:
         return min(whole, self.seconds_with(routed, rows, nodes, context, gap), key=lambda seconds: seconds.total)
 
     def seconds_with(self, routed: float | None, rows: int, nodes: int, context: int, gap: float = 0.0) -> PassSeconds:
-        """The same, where so many experts of each layer are fetched, and no others; None: all stream ahead."""
+        """The same if only `routed` experts of each layer are fetched; None: all experts stream ahead."""
         by_kind = [self._stage(*kind, rows, context, routed) for kind in self._kinds[0]]
         stages = [by_kind[kind] for kind in self._kinds[1]]
         head = self._head_seconds(nodes)
@@ -115,7 +113,7 @@ class PassCost:
 
     @cached_property
     def _kinds(self) -> tuple[list[_Kind], list[int]]:
-        """The kinds of layers that cost alike, and the number of each layer's kind: most models have one or two."""
+        """The kinds of layers that cost the same, and each layer's index into them: most models have one or two."""
         pageable = pageable_layers(self.spec, self.tiers, self.machine.pinned_limit)
         numbers: dict[_Kind, int] = {}
         layers = enumerate(zip(_unnamed(self.spec.layers), self.tiers))
@@ -126,7 +124,7 @@ class PassCost:
     def _stage(
         self, layer: LayerSpec, tier: Tier, pageable: bool, rows: int, context: int, routed: float | None
     ) -> Stage:
-        compute = self._unit_seconds(layer, rows, context)
+        compute = self._layer_seconds(layer, rows, context)
         if tier is Tier.DEVICE:
             return Stage(0.0, 0.0, compute)
         moving = partial(self._moving, tier, pageable)
@@ -138,30 +136,29 @@ class PassCost:
         return Stage(read, copy, compute, fetch_read, FETCH_SECONDS + fetch_copy)
 
     def _moving(self, tier: Tier, pageable: bool, nbytes: float, disk_bytes: float) -> tuple[float, float]:
-        """Seconds to read and to copy bytes of a layer that streams."""
+        """(seconds to read, seconds to copy) some bytes of a streamed layer."""
         if tier is Tier.HOST:
             return 0.0, self._over(nbytes, self._link_bandwidth(pageable))
         read = self._over(disk_bytes, self.machine.disk_bandwidth)
         return (read, self._over(nbytes, self.machine.link_bandwidth)) if self.machine.device == "cuda" else (0.0, read)
 
-    def _unit_seconds(self, layer: LayerSpec, rows: int, context: int) -> float:
+    def _layer_seconds(self, layer: LayerSpec, rows: int, context: int) -> float:
         per_token = self.spec.experts_per_token / layer.experts if layer.experts else 1.0
-        hit = (
-            expected_routed(layer.experts, self.spec.experts_per_token, rows) / layer.experts if layer.experts else 1.0
-        )
+        routed = expected_routed(layer.experts, self.spec.experts_per_token, rows)
+        routed_share = routed / layer.experts if layer.experts else 1.0
         dense_share = 1 - layer.expert_bytes / layer.nbytes
-        multiplied, touched = (dense_share + (1 - dense_share) * share for share in (per_token, hit))
+        multiplied, touched = (dense_share + (1 - dense_share) * share for share in (per_token, routed_share))
         operations = 2 * rows * multiplied * layer.weight_bytes / ITEMSIZE[self.spec.dtype]
         products = self._product_seconds(touched * layer.weight_bytes, rows, operations)
-        computing = self._decoding_seconds(layer, touched) + products + self._attention_seconds(rows, context)
+        computing = self._dequantizing_seconds(layer, touched) + products + self._attention_seconds(rows, context)
         launching = self._launch_seconds(rows, layer)
         if self.machine.device == "cuda":  # the host goes ahead
             return max(computing, launching)
         return computing + launching
 
-    def _decoding_seconds(self, layer: LayerSpec, touched: float) -> float:
-        """Reading the packed weights of a layer, of experts those that are `touched`, and writing the decoded ones."""
-        if self.machine.device == "cuda" and self.machine.no_kernels:  # all experts: to ask which would wait
+    def _dequantizing_seconds(self, layer: LayerSpec, touched: float) -> float:
+        """Reading the quantized weights of a layer, a share `touched` of them, and writing the dequantized ones."""
+        if self.machine.device == "cuda" and self.machine.no_kernels:  # all: to ask which would wait
             values = layer.decoded_bytes / ITEMSIZE[self.spec.dtype]
             return self._over(values * plain_cost.MOVED_BYTES, self.machine.memory_bandwidth)
         moving = self._over(touched * (layer.packed_bytes + layer.decoded_bytes), self.machine.memory_bandwidth)
@@ -170,7 +167,7 @@ class PassCost:
         return moving + touched * layer.decoded_bytes / ITEMSIZE[self.spec.dtype] * DECODED_VALUE_SECONDS
 
     def _attention_seconds(self, rows: int, context: int) -> float:
-        """Of one layer over the keys and values of the context and of the rows themselves."""
+        """One layer's attention over the keys and values of the context and of the rows themselves."""
         spec, machine = self.spec, self.machine
         scores = rows * (context + rows)
         multiplying = self._over(4 * scores * spec.hidden_size, machine.attention_flops or machine.flops)
@@ -195,20 +192,20 @@ class PassCost:
         return self._product_seconds(values * ITEMSIZE[self.spec.dtype], nodes, 2 * nodes * values)
 
     def _product_seconds(self, nbytes: float, rows: int, operations: float) -> float:
-        """Products of `rows` rows with weights of `nbytes`."""
+        """Matrix products of `rows` rows with weights of `nbytes` bytes."""
         machine, multiplying = self.machine, self._over(operations, self.machine.flops)
-        if machine.device == "cpu" and rows > 1:  # it lays weights out anew, then multiplies
+        if machine.device == "cpu" and rows > 1:  # a CPU repacks the weights, then multiplies
             return self._over(nbytes, machine.product_bandwidth or machine.memory_bandwidth) + multiplying
         return max(self._over(nbytes, machine.memory_bandwidth), multiplying)
 
     def _bandwidth(self, tier: Tier) -> float | None:
-        """Of what the tier is limited by; any number for the device itself."""
+        """The bandwidth that limits a tier; an arbitrary number for the device itself."""
         if tier is Tier.DEVICE:
             return 1.0
         return self.machine.link_bandwidth if tier is Tier.HOST else self.machine.disk_bandwidth
 
     def _link_bandwidth(self, pageable: bool) -> float | None:
-        """Of the link out of pinned memory or out of any; where only one is known, both are thought alike."""
+        """The link's bandwidth from pinned or pageable memory; pageable counts as pinned if not known."""
         pinned, other = self.machine.link_bandwidth, self.machine.pageable_bandwidth
         return other or pinned if pageable else pinned
 
@@ -217,12 +214,12 @@ class PassCost:
         return amount / rate if rate else 0.0
 
 
-@lru_cache(maxsize=16)  # trees of many sizes are weighed for the same layers
+@lru_cache(maxsize=16)  # trees of many sizes are compared for the same layers
 def _unnamed(layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
-    """Units without name and place, by which those that cost alike are equal."""
+    """Layers without name and location: those that cost the same are then equal."""
     return tuple(replace(layer, name="", stored_at=None) for layer in layers)
 
 
 def resident_cost(spec: ModelSpec, machine: Machine) -> PassCost:
-    """Of a model that lies on the device whole, as drafts do."""
+    """The cost of a model that is fully resident on the device, as drafts are."""
     return PassCost(spec, (Tier.DEVICE,) * len(spec.layers), 0, machine)

@@ -1,4 +1,4 @@
-"""Which layer lives in which tier: as many on the device as fit, evenly over the depth; the rest streams."""
+"""Which layer is in which tier: as many as fit on the device, spread evenly over the depth; the others stream."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,15 +8,15 @@ from functools import lru_cache
 from loaders.checkpoint.spec import LayerSpec
 from loaders.sizes import MIB
 
-# A layer costs about 1 ms of Python and kernel launches, in which a link of 25 GB/s moves 25 MB. Below twice that the
-# jitter of one layer is as long as the copy of the next.
+# A layer takes about 1 ms of Python and kernel launches, in which a link of 25 GB/s moves 25 MB. Below twice that size,
+# the jitter of one layer is as long as the copy of the next.
 SMALL_UNIT_BYTES = 50 * MIB
-# With a mean below this share of the largest, layers differ enough for short copies to meet long computations.
+# If the mean size is below this share of the largest, short copies can coincide with long computations.
 UNEVEN_SHARE = 0.75
 
 
 class Tier(str, Enum):
-    """Where a layer lives between its uses."""
+    """Where a layer is kept between its uses."""
 
     DEVICE = "device"
     HOST = "host"
@@ -33,8 +33,8 @@ class Placement:
 
 
 def spread(count: int, total: int) -> list[bool]:
-    """Mark `count` of `total` places so that neighbours are at most ceil(total / count) apart, round the end too."""
-    return [(place + 1) * count // total > place * count // total for place in range(total)]
+    """Mark `count` of `total` indices so that neighbours are at most ceil(total / count) apart, also cyclically."""
+    return [(index + 1) * count // total > index * count // total for index in range(total)]
 
 
 def bytes_in(layers: Sequence[LayerSpec], tiers: Sequence[Tier], tier: Tier) -> int:
@@ -43,24 +43,24 @@ def bytes_in(layers: Sequence[LayerSpec], tiers: Sequence[Tier], tier: Tier) -> 
 
 
 def host_bytes(layers: Sequence[LayerSpec], tiers: Sequence[Tier]) -> int:
-    """Bytes of the buffers behind the layers in HOST; layers that are the same bytes on disk share one."""
-    places = (
+    """Bytes of the host tier's buffers; layers with the same bytes on disk share one."""
+    sizes = (
         (layer.stored_at or index, layer.nbytes) for index, layer in enumerate(layers) if tiers[index] is Tier.HOST
     )
-    return sum(dict(places).values())
+    return sum(dict(sizes).values())
 
 
 def device_bytes(layers: Sequence[LayerSpec], placement: Placement) -> int:
-    """Bytes of resident layers and slots."""
+    """Bytes of resident layers and ring slots."""
     return bytes_in(layers, placement.tiers, Tier.DEVICE) + placement.slots * placement.slot_bytes
 
 
 def wanted_slots(layers: Sequence[LayerSpec]) -> int:
-    """Two slots, or three where layers are small or differ.
+    """Two slots, or three if layers are small or differ in size.
 
-    One slot is filled while the other computes. Since a copy takes longer than the computation it hides, two keep the
-    link busy, and a third saves no more link time than the same bytes resident would. It is worth having only where a
-    short copy can end before a long computation does (layers that differ) or where jitter counts (small layers).
+    One slot is filled while the other is computed on. A copy takes longer than the computation it hides, so two slots
+    keep the link busy, and a third saves no more link time than the same bytes resident would. A third pays only if a
+    short copy can end before a long computation (layers that differ) or if jitter matters (small layers).
     """
     largest = max(layer.nbytes for layer in layers)
     uneven = sum(layer.nbytes for layer in layers) < UNEVEN_SHARE * largest * len(layers)
@@ -70,8 +70,8 @@ def wanted_slots(layers: Sequence[LayerSpec]) -> int:
 def place_on_device(layers: Sequence[LayerSpec], room: int) -> Placement:
     """Place layers in `room` bytes of the device and the others on DISK; the smallest ring if nothing fits.
 
-    Of all placements that fit, the one with most resident bytes is taken: more room then never streams more, not even
-    where layers differ in size.
+    Takes the placement with the most resident bytes that fits: more room then never streams more, even if layers differ
+    in size.
     """
     wanted, smallest = wanted_slots(layers), _placement(layers, 0, 2)
     if room < min(device_bytes(layers, smallest), sum(layer.nbytes for layer in layers)):
@@ -88,7 +88,7 @@ def place_on_host(
 ) -> Placement:
     """Move streamed layers from DISK to HOST, evenly, as many bytes as `room` holds.
 
-    staging: the room that is taken by what the layers left on DISK are read ahead into.
+    staging: gives the bytes of the staging buffers for the layers left on DISK.
     """
     streamed = [index for index, tier in enumerate(placement.tiers) if tier is Tier.DISK]
 
@@ -103,9 +103,9 @@ def place_on_host(
     return replace(placement, tiers=most)
 
 
-@lru_cache(maxsize=8)  # a plan weighs trees of many sizes, which leave different room for the same layers
+@lru_cache(maxsize=8)  # a plan compares trees of many sizes, which leave different room for the same layers
 def _candidates(layers: tuple[LayerSpec, ...], slots: int) -> list[tuple[Placement, int, int]]:
-    """A placement for every number of resident layers, the most first; its bytes on the device; the resident ones."""
+    """(placement, bytes on the device, resident bytes) for every number of resident layers, the most first."""
     placements = [_placement(layers, resident, slots) for resident in range(len(layers), -1, -1)]
     return [(one, device_bytes(layers, one), bytes_in(layers, one.tiers, Tier.DEVICE)) for one in placements]
 

@@ -1,7 +1,7 @@
-"""The plan: which layer lives in which tier, how many slots, which tree, and what a pass is predicted to cost.
+"""The plan: each layer's tier, the ring slots, the tree's size, and the predicted cost of a pass.
 
-`make_plan` is a pure function of frozen records. What it decides is printed, tested and benchmarked, and the executor
-reads nothing else.
+`make_plan` is a pure function of frozen records. Its result is printed, tested and benchmarked, and the executor reads
+nothing else.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,16 +24,17 @@ __all__ = ["Limits", "Plan", "PlanItem", "Tier", "make_plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes in bytes, bandwidths in bytes per second, times in seconds; what is unknown is None.
+    """Sizes in bytes, bandwidths in bytes per second, times in seconds; None for unknown values.
 
-    `tiers` has one entry per layer. The packed weights of the first layers, as many as `decoded` says, are decoded
-    while they are loaded, those of others before every use; on a GPU by "fused kernels" or by "plain torch", where
-    there are any. `context_wanted` is what `context_length` would be if there were memory for it. The tree has at most
-    `tree_size` nodes, the root among them, none deeper than `tree_depth`; without a draft it is the root alone. `rows`
-    is the most rows of one pass: prompts go in such chunks. KV caches have `cache_rows`. Every reading thread reads
-    `read_chunk_bytes` at once. Of "target" and "draft", the passes of those in `graphs` are replayed as CUDA graphs.
-    `streamed_bytes` counts, per pass, host layers as they cross the link and disk layers as they are read. Experts that
-    a pass does not hit may be left out: `token_bytes` is for a pass over one token, `seconds_per_pass` the time of one.
+    `tiers` has one entry per layer. The first `decoded` layers are dequantized while they are loaded, other quantized
+    layers before every use; `dequantized_by`, on a GPU with quantized weights: "fused kernels" or "plain torch".
+    `context_wanted` is what `context_length` would be with enough memory. The tree has at most `tree_size` nodes, root
+    included, none deeper than `tree_depth`; with nothing to draft it is the root alone. `rows` is the most query tokens
+    of one pass: prompts are read in such chunks. KV caches have `cache_rows` positions. Every reading thread reads
+    `read_chunk_bytes` at once. `graphs`: those of "target" and "draft" whose passes are replayed as CUDA graphs.
+    `streamed_bytes` counts, per pass, host layers as they cross the link and disk layers as they are read.
+    `token_bytes` is the same for a pass over one token that leaves out experts it is not routed to; `seconds_per_pass`
+    is the time of such a pass.
     """
 
     model: str
@@ -75,29 +76,29 @@ class Plan:
 
     @property
     def link_bandwidth(self) -> float | None:
-        """Of the path that layers stream over: host memory to GPU, or disk to memory where there is no GPU."""
+        """Of the path over which layers stream: host memory to GPU, or disk to memory without a GPU."""
         return self.machine.disk_bandwidth if self.device == "cpu" else self.machine.link_bandwidth
 
     @property
     def slow_dequantizing(self) -> str | None:
-        """Why quantized weights cannot be dequantized as fast as they could, and what helps, in one line."""
+        """Why dequantizing is slower than it could be, and what helps, in one line; None if it is not."""
         if self.dequantized_by != "plain torch":
             return None
         return f"Quantized weights are dequantized by plain torch, which is slower: {self.machine.no_kernels}."
 
     @property
     def device_bytes(self) -> int:
-        """All that is planned on the device; at most `device_budget`."""
+        """All bytes planned on the device; at most `device_budget`."""
         return sum(item.device_bytes for item in self.items)
 
     @property
     def host_bytes(self) -> int:
-        """All that is planned in host memory beside a GPU; at most `host_budget`."""
+        """All bytes planned in host memory beside a GPU; at most `host_budget`."""
         return sum(item.host_bytes for item in self.items)
 
     @property
     def pageable_bytes(self) -> int:
-        """The part of `streamed_bytes` that crosses the link out of host memory that cannot be pinned."""
+        """The part of `streamed_bytes` that crosses the link from host memory that cannot be pinned."""
         return sum(item.pageable_bytes for item in self.items)
 
     @property
@@ -106,15 +107,15 @@ class Plan:
         return sum(item.disk_bytes for item in self.items)
 
     def target_cost(self, spec: ModelSpec) -> PassCost:
-        """Predicts passes of the target, whose spec is as it was planned with."""
+        """The cost model of the target's passes; `spec` is the one it was planned with."""
         return PassCost(spec.with_decoded(self.decoded.target), self.tiers, self.slots, self.machine)
 
     def draft_cost(self, spec: ModelSpec) -> PassCost:
-        """Predicts passes of the draft, which is resident."""
+        """The cost model of the passes of the draft, which is resident."""
         return resident_cost(spec.with_decoded(self.decoded.draft), self.machine)
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as JSON can hold it, the derived figures included."""
+        """The plan as JSON values, derived figures included."""
         derived = (
             "device",
             "device_name",
@@ -139,13 +140,12 @@ def make_plan(
     limits: Limits | None = None,
     smaller: Sequence[tuple[str, ModelSpec]] = (),
 ) -> Plan:
-    """Decide where every layer lives. Nothing that `limits` asks for is ever reduced.
+    """Decide where every layer is kept. Nothing that `limits` asks for is ever reduced.
 
-    `smaller` has the options that would run something smaller in place of `spec`, and its spec: advice where nothing
-    fits.
+    `smaller`: (options, spec) pairs that would run something smaller in place of `spec`, as advice if nothing fits.
 
-    Raises DoesNotFitError, itemised and with options that work here, where not even two slots fit; ValueError for
-    limits that make no sense; UnsupportedModelError for a draft beside a model whose state cannot branch.
+    Raises DoesNotFitError, itemised and with options that work here, if not even two slots fit; ValueError for limits
+    that make no sense; UnsupportedModelError for a draft beside a model whose state cannot branch.
     """
     request = PlanRequest(spec, draft, machine, limits or Limits(), tuple(smaller))
     outcome = _solve(request)
@@ -155,19 +155,19 @@ def make_plan(
 
 
 def _solve(request: PlanRequest) -> Plan | Shortage:
-    """The first attempt that fits, else the shortage that misses least."""
+    """The first attempt that fits, else the smallest shortage."""
     shortages: list[Shortage] = []
     for shape, placement in _attempts(request):
         plan = _plan(request, shape, placement)
         shortage = _shortage(plan)
         if shortage is None:
-            return plan if plan.slots else _decoding(request, shape, placement, plan)
+            return plan if plan.slots else _with_dequantized(request, shape, placement, plan)
         shortages.append(shortage)
     return min(shortages, key=lambda shortage: shortage.needed - shortage.available)
 
 
 def _attempts(request: PlanRequest) -> Iterator[tuple[PassShape, Placement]]:
-    """Everything on the device, then streaming, for each length of the context in turn."""
+    """Everything on the device, then streaming, for each context length in turn."""
     whole = Placement((Tier.DEVICE,) * len(request.spec.layers), 0, 0)
     for context_length in request.context_lengths:
         for shape in request.resident_shapes(context_length):
@@ -176,8 +176,8 @@ def _attempts(request: PlanRequest) -> Iterator[tuple[PassShape, Placement]]:
             yield shape, _place(request, shape)
 
 
-def _decoding(request: PlanRequest, shape: PassShape, placement: Placement, plan: Plan) -> Plan:
-    """`plan`, of this shape and placement, with layers decoded in what memory it leaves."""
+def _with_dequantized(request: PlanRequest, shape: PassShape, placement: Placement, plan: Plan) -> Plan:
+    """`plan`, of this shape and placement, with layers dequantized into the memory it leaves."""
     decoded = decoded_layers(request, plan.device_budget - plan.device_bytes)
     return plan if decoded == NONE_DECODED else _plan(request, shape, placement, decoded)
 
@@ -192,7 +192,7 @@ def _shortage(plan: Plan) -> Shortage | None:
 
 
 def _place(request: PlanRequest, shape: PassShape) -> Placement:
-    """Units in what the fixed items leave of each memory."""
+    """Place layers in the memory that the fixed items leave."""
     layers, items = request.spec.layers, request.fixed_items(shape)
     device_room = request.device_budget - sum(item.device_bytes for item in items)
     placement = place_on_device(layers, device_room)
@@ -203,7 +203,7 @@ def _place(request: PlanRequest, shape: PassShape) -> Placement:
 
 
 def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded: DecodedLayers = NONE_DECODED) -> Plan:
-    """Write down a placement with all that follows from it."""
+    """The plan for a placement, with everything that follows from it."""
     as_loaded = decoded.of(request)
     spec, tiers = as_loaded.spec, placement.tiers
     from_host, disk_bytes = bytes_in(spec.layers, tiers, Tier.HOST), _disk_bytes(spec, tiers)
@@ -269,7 +269,7 @@ def _layer_items(spec: ModelSpec, placement: Placement, machine: Machine, decode
 
 
 def _pageable_bytes(spec: ModelSpec, tiers: tuple[Tier, ...], limit: int | None) -> int:
-    """Bytes per pass that cross the link out of memory that cannot be pinned."""
+    """Bytes per pass that cross the link from memory that cannot be pinned."""
     return sum(spec.layers[index].nbytes for index in pageable_layers(spec, tiers, limit))
 
 
@@ -278,17 +278,17 @@ def _count(layers: int, kind: str) -> str:
 
 
 def _disk_bytes(spec: ModelSpec, tiers: tuple[Tier, ...]) -> int:
-    """Bytes read per pass: the layers of the disk tier as they are stored, whatever dtype they become."""
+    """Bytes read per pass: the layers of the disk tier in their stored dtype."""
     return sum(layer.disk_bytes for layer, tier in zip(spec.layers, tiers, strict=True) if tier is Tier.DISK)
 
 
 def _seconds_per_pass(cost: PassCost, context_length: int) -> float | None:
-    """Of plain decoding in the middle of the context; None if nothing streams or a bandwidth that counts is unknown."""
+    """For plain decoding in the middle of the context; None if nothing streams or a needed bandwidth is unknown."""
     return cost.seconds(1, 1, context_length // 2).total if cost.slots and cost.is_known else None
 
 
 def _effect(request: PlanRequest) -> str | None:
-    """What running `request` comes to, in a few words; None if it does not fit."""
+    """What `request` would stream, and its context, in a few words; None if it does not fit."""
     outcome = _solve(request)
     if isinstance(outcome, Shortage):
         return None

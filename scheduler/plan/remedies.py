@@ -1,4 +1,4 @@
-"""What to say when nothing fits: what was needed, item by item, and which options would work on this machine."""
+"""The error when nothing fits: the memory needed, item by item, and options that would work on this machine."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ Option = tuple[str, PlanRequest]
 
 @dataclass(frozen=True)
 class Shortage:
-    """The least that must fit in one memory ("device" or "host"), in bytes, against what may be used of it."""
+    """The items that must fit in one memory ("device" or "host") and the bytes available there."""
 
     memory: str
     items: tuple[PlanItem, ...]
@@ -37,7 +37,7 @@ class Shortage:
 
 
 def refusal(request: PlanRequest, shortage: Shortage, attempt: Attempt) -> DoesNotFitError:
-    """The error for `shortage`. `attempt` says what a changed request comes to, None if it does not fit either."""
+    """The error for `shortage`. `attempt` describes the effect of a changed request; None if it does not fit either."""
     options = _working_options(request, shortage, attempt)
     width = max((len(flags) for flags, _ in options), default=0)
     advice = [f"  {flags:<{width}}  {effect}" for flags, effect in options]
@@ -68,7 +68,7 @@ def _itemised(shortage: Shortage) -> Iterator[str]:
 
 
 def _working_options(request: PlanRequest, shortage: Shortage, attempt: Attempt) -> list[tuple[str, str]]:
-    """(flags, effect) of up to three options that fit, one of a kind; a combination only where no single one does."""
+    """(flags, effect) of up to three options that fit, one per kind; combinations only if no single option fits."""
     singles = [
         _raised_caps(request, shortage),
         _smaller_weights(request),
@@ -110,20 +110,20 @@ def _no_draft(request: PlanRequest) -> Iterator[Option]:
 
 
 def _smallest(request: PlanRequest) -> Iterator[Option]:
-    """No draft and a short context: the least that can be run."""
+    """No draft and a short context: the smallest request that can run."""
     for flags, changed in _no_draft(request):
         for more, smaller in _shorter_contexts(changed):
             yield f"{flags} {more}", smaller
 
 
 def _without_gpu(request: PlanRequest) -> Iterator[Option]:
-    """Host memory in place of the GPU's, in the same dtype: the one a CPU would choose may be larger."""
+    """Host memory instead of the GPU, in the same dtype: the CPU's default dtype may be larger."""
     if request.machine.device == "cuda":
         yield f"--device cpu --dtype {request.spec.dtype}", replace(request, machine=request.machine.without_gpu())
 
 
 def _raised_caps(request: PlanRequest, shortage: Shortage) -> Iterator[Option]:
-    """Caps raised to exactly what is needed: as far as that is free, less what the process itself takes."""
+    """Caps raised to exactly what is needed, if that much is free beside the process itself."""
     if shortage.needed > _unused(request.machine, shortage.memory):
         return
     cap = format_cap(shortage.needed)
@@ -133,7 +133,7 @@ def _raised_caps(request: PlanRequest, shortage: Shortage) -> Iterator[Option]:
 
 
 def _caps_below(request: PlanRequest, shortage: Shortage) -> list[str]:
-    """The limits that keep the memory which is short below what is needed: on a CPU both may."""
+    """The caps that are below what is needed; on a CPU both can be."""
     names = ("device_memory", "host_memory") if request.machine.device == "cpu" else (f"{shortage.memory}_memory",)
     caps = {name: getattr(request.limits, name) for name in names}
     return [name for name, cap in caps.items() if cap is not None and cap < shortage.needed]

@@ -1,4 +1,4 @@
-"""What a plan is asked for: models, machine and limits, and what the defaults make of limits left open."""
+"""The request for a plan: models, machine and limits, and the defaults for limits left open."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -18,25 +18,25 @@ from scheduler.plan.memory import (
     host_budget,
 )
 
-# Contexts tried in turn where the user names none: a shorter one only where nothing fits with a longer one.
+# Context lengths tried in turn if the user gives none: a shorter one only if nothing fits with a longer one.
 DEFAULT_CONTEXTS = (4096, 2048, 1024, 512, 256)
 
-# Rows of the passes that read a prompt, tried in turn: 512 keep a layer's matrix products near their peak. Fewer only
-# where nothing fits with more; never fewer than the tree has nodes.
+# Query tokens of the passes that read a prompt, tried in turn: 512 keep a layer's matrix products near their peak.
+# Fewer only if nothing fits with more; never fewer than the tree has nodes.
 PREFILL_ROWS = (512, 256, 128, 64, 32)
-# Tokens of a prompt that share a pass with the tree, tried before those where layers stream: every further pass that a
-# prompt is cut into costs a stream of all weights.
+# Prompt tokens that share a pass with the tree, tried before `PREFILL_ROWS` if layers stream: every further pass over
+# a prompt streams all weights again.
 PROMPT_TOKENS = (8192, 4096, 2048, 1024, 512, 256)
-# What workspace such a prompt may take, as a share of the largest layer: more would cost every pass more than it saves
-# the first. Llama-70B in bfloat16 affords 2,048 tokens, in 4 bits 512.
+# The workspace for such a prompt, as a share of the largest layer: more would cost every later pass more than it saves
+# in the first. Llama-70B can afford 2,048 tokens in bfloat16, 512 in 4 bits.
 PROMPT_SHARE = 0.5
 
-# Trees tried in turn when layers stream. On a GPU the link is the bottleneck and hundreds of nodes are free; on a CPU
-# that reads from disk, tens. A smaller one is taken only where the workspace of a larger one leaves no room for a ring.
+# Tree sizes tried in turn when layers stream. On a GPU the link is the bottleneck and hundreds of nodes are free; on a
+# CPU that reads from disk, tens. A smaller tree is used only if a larger one's workspace leaves no room for a ring.
 STREAMING_TREES = {"cuda": (512, 256, 128, 64), "cpu": (64, 32, 16)}
-# Where nothing streams, every node costs computing time.
+# If nothing streams, every node costs computing time.
 RESIDENT_TREE = {"cuda": 64, "cpu": 8}
-# Trees of what the text said before, without a draft: a long quotation fills them. The root alone where even their
+# Trees from n-gram lookup in the text, without a draft: a long quotation fills them. The root alone if even their
 # workspace is too much.
 REPEATED_TREES = {"cuda": (64, 16, 1), "cpu": (16, 1)}
 
@@ -45,8 +45,8 @@ REPEATED_TREES = {"cuda": (64, 16, 1), "cpu": (16, 1)}
 class Limits:
     """What the user fixed; None leaves the choice to the planner. Bytes, tokens, nodes, levels.
 
-    On a CPU the device is host memory, so both memory caps bind there. repeat_text: without a draft, make room for
-    trees of what the text said before. Raises ValueError for what can never be run.
+    On a CPU the device is host memory, so both memory caps apply. repeat_text: without a draft, make room for trees
+    from n-gram lookup in the text. Raises ValueError for values that can never run.
     """
 
     device_memory: int | None = None
@@ -67,9 +67,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """Everything a plan depends on. Raises ValueError or UnsupportedModelError where no machine could run it.
+    """Everything a plan depends on. Raises ValueError or UnsupportedModelError if no machine could run it.
 
-    `smaller`: the options that would run the same model with smaller weights, and its spec then, the largest first.
+    `smaller`: (options, spec) pairs that run the same model with smaller weights, the largest first.
     """
 
     spec: ModelSpec
@@ -95,7 +95,7 @@ class PlanRequest:
 
     @property
     def context_lengths(self) -> tuple[int, ...]:
-        """Tokens the KV caches must hold beside a tree: the lengths to try in turn, one if the user fixed it."""
+        """Tokens that the KV caches must hold beside a tree: the lengths to try in turn, one if the user fixed it."""
         if self.limits.context_length is not None:
             return (self.limits.context_length,)
         limit = self.spec.max_positions
@@ -107,14 +107,14 @@ class PlanRequest:
             yield from self._chunked(context_length, tree_size, streams=False)
 
     def streaming_shapes(self, context_length: int) -> Iterator[PassShape]:
-        """Passes to try in turn if layers stream: a tree with all its numbers of rows before the next smaller one."""
+        """Passes to try in turn if layers stream: one tree with each number of rows, then the next smaller tree."""
         for tree_size in self.streaming_tree_sizes:
             if not self.spec.recurrent:
                 yield from self._whole_prompts(context_length, tree_size)
             yield from self._chunked(context_length, tree_size)
 
     def _whole_prompts(self, context_length: int, tree_size: int) -> Iterator[PassShape]:
-        """Passes over a long prompt and the tree behind it, as far as `PROMPT_SHARE` allows."""
+        """Passes over a long prompt and the tree after it, as far as `PROMPT_SHARE` allows."""
         room = PROMPT_SHARE * max(layer.nbytes for layer in self.spec.layers)
         least = activation_bytes(self.models, next(self._chunked(context_length, tree_size)))
         for tokens in dict.fromkeys(min(tokens, context_length) for tokens in PROMPT_TOKENS):
@@ -123,14 +123,14 @@ class PlanRequest:
                 yield shape
 
     def _chunked(self, context_length: int, tree_size: int, streams: bool = True) -> Iterator[PassShape]:
-        # a recurrent state takes up several tokens at once only where it begins, so a prompt is read in one pass
+        # a recurrent state can process several tokens at once only from its start, so a prompt is read in one pass
         chunks = (context_length,) if self.spec.recurrent else PREFILL_ROWS
         for rows in dict.fromkeys(max(tree_size, min(rows, context_length)) for rows in chunks):
             yield PassShape(context_length, tree_size, rows, streams)
 
     @property
     def device_budget(self) -> int:
-        """Bytes that may be used on the device; on a CPU the smaller of the caps given."""
+        """Bytes that may be used on the device; on a CPU the smaller of the two caps applies."""
         caps = [self.limits.device_memory]
         if self.machine.device == "cpu":
             caps.append(self.limits.host_memory)
@@ -143,14 +143,14 @@ class PlanRequest:
 
     @property
     def _resident_tree_sizes(self) -> tuple[int, ...]:
-        """Nodes of the tree if nothing streams, to try in turn. Without anything to draft it is its root."""
+        """Tree sizes to try in turn if nothing streams; with nothing to draft, the root alone."""
         if self.draft is None:
             return self._undrafted_tree_sizes
         return (self.limits.tree_size or RESIDENT_TREE[self.machine.device],)
 
     @property
     def streaming_tree_sizes(self) -> tuple[int, ...]:
-        """Nodes of the tree if layers stream: the sizes to try in turn, one if the user fixed it."""
+        """Tree sizes to try in turn if layers stream; one if the user fixed it."""
         if self.draft is None:
             return self._undrafted_tree_sizes
         return STREAMING_TREES[self.machine.device] if self.limits.tree_size is None else (self.limits.tree_size,)
@@ -163,11 +163,11 @@ class PlanRequest:
 
     @property
     def repeats_text(self) -> bool:
-        """Whether trees hold what the text said before."""
+        """Whether trees come from n-gram lookup in the text."""
         return self.limits.repeat_text and self.draft is None and not self.spec.recurrent
 
     def fixed_items(self, shape: PassShape) -> tuple[PlanItem, ...]:
-        """What needs memory besides the target's layers."""
+        """Memory needed besides the target's layers."""
         items = fixed_items(self.models, self.machine.device, shape)
         if self.machine.no_kernels is None or not self.is_quantized:
             return items
@@ -175,14 +175,14 @@ class PlanRequest:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether weights of any model are."""
+        """Whether any model has quantized weights."""
         return any(model.is_packed for model in self.models)
 
     def tree_depth(self, tree_size: int) -> int:
         """Depth limit of a tree of `tree_size` nodes: 4 levels for 8 nodes, 10 for 64, 16 for 512, 18 for 1,024.
 
         Twice the binary logarithm follows the depths published for trees of positional acceptance (18 at 768 nodes).
-        What the text said before may be one long path.
+        A tree from n-gram lookup may be one long path.
         """
         default = tree_size if self.repeats_text else max(4, 2 * (tree_size - 1).bit_length() - 2)
         return min(self.limits.tree_depth or default, tree_size - 1)

@@ -1,16 +1,16 @@
-"""The ring on paper: when every layer is read, copied and computed, and so how long a pass takes."""
+"""Simulates the ring: when each layer is read, copied and computed, and so how long a pass takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Passes after which slots and staging buffers are as full as they ever are; the last one is measured.
+# After this many passes, slots and staging buffers are in steady state; the last pass is measured.
 PASSES = 4
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Seconds one layer takes: to read into a staging buffer (0: it needs none), to copy into a slot (0: it is resident
-    and needs no slot), to compute; and to read and to copy what only computing tells that it needs."""
+    """Seconds of one layer: to read into a staging buffer (0: not needed), to copy into a slot (0: resident), to
+    compute, and to read and copy experts that are known only once the router has run."""
 
     read: float
     copy: float
@@ -21,7 +21,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class PassSeconds:
-    """A pass, and how long each part of the machine works for it: disk, link and device, side by side."""
+    """A pass, and how long disk, link and device each work for it, concurrently."""
 
     total: float
     disk: float
@@ -30,17 +30,17 @@ class PassSeconds:
 
 
 def simulate(stages: Sequence[Stage], slots: int, staging: int, gap: float = 0.0) -> PassSeconds:
-    """The pass that passes settle to, when each begins `gap` seconds after the one before (the draft works meanwhile).
+    """A pass in steady state, if each begins `gap` seconds after the previous one ends (the draft runs in between).
 
-    Reads, copies and computations each follow one another. A copy waits for its read and for its slot: until the layer
-    `slots` copies before was computed. A read waits for the copy out of its buffer, `staging` reads before. Both go on
-    in the gap. What is fetched is read and copied side by side, and the next layer behind it.
+    Reads, copies and computations each run one at a time. A copy waits for its read and for its slot, which is free
+    once the layer `slots` copies earlier was computed. A read waits for the copy out of its buffer, `staging` reads
+    earlier. Both continue in the gap. Fetched experts are read and copied concurrently, before the next layer.
     """
     compute = sum(stage.compute for stage in stages)
     if not any(stage.copy or stage.fetch_copy for stage in stages):
         return PassSeconds(total=compute, disk=0.0, link=0.0, compute=compute)
     read_ends: list[float] = []
-    copied_out: list[float] = []  # of the layers that were read
+    copied_out: list[float] = []  # of the layers read from disk
     copy_ends: list[float] = []
     released: list[float] = []
     now, begin = 0.0, 0.0
@@ -73,5 +73,5 @@ def simulate(stages: Sequence[Stage], slots: int, staging: int, gap: float = 0.0
 
 
 def _at(times: list[float], back: int) -> float:
-    """The time `back` entries before the one to come; 0 before there were so many."""
+    """The time `back` entries before the next one; 0 if there are not so many yet."""
     return times[-back] if len(times) >= back else 0.0

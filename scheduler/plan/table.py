@@ -1,4 +1,4 @@
-"""The plan as people read it: one row per item, one column per memory, then what a pass streams and costs."""
+"""The plan as a table: one row per item, one column per memory, then what a pass streams and costs."""
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ def format_plan(plan: Plan, width: int = LINE_WIDTH) -> str:
 
 
 def wrapped(lines: Iterable[str], width: int) -> Iterator[str]:
-    """Lines of at most `width` characters, broken between words; what goes on is indented by two more."""
+    """Lines of at most `width` characters, broken between words; continuation lines are indented by two more."""
     for line in lines:
         indent = " " * (len(line) - len(line.lstrip()) + 2)
         yield from textwrap.wrap(line, max(width, 20), subsequent_indent=indent, break_on_hyphens=False) or [""]
@@ -40,7 +40,7 @@ def _heading(plan: Plan) -> Iterator[str]:
 
 
 def _bandwidths(plan: Plan) -> str:
-    """The rates that are known; one that was not measured carries the slot it is guessed from."""
+    """The known bandwidths; one that was not measured names the slot it is estimated from."""
     machine, link = plan.machine, "link"
     if machine.pcie and "link_bandwidth" in machine.estimated:
         link = f"{machine.pcie} about"
@@ -53,7 +53,7 @@ def _table(plan: Plan) -> Iterator[str]:
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, list[str]]]:
-    """A head, one row per item and the totals; a machine without a GPU has no column for one."""
+    """A header, one row per item and the totals; no GPU column on a machine without a GPU."""
     on_gpu = plan.device == "cuda"
     yield "", ["GPU", "RAM", "disk"] if on_gpu else ["RAM", "disk"]
     for item in plan.items:
@@ -65,7 +65,7 @@ def _rows(plan: Plan) -> Iterator[tuple[str, list[str]]]:
 
 
 def _narrow_table(plan: Plan, width: int) -> Iterator[str]:
-    """The table with columns as narrow as they can be; where even that is too wide, what an item takes is below it."""
+    """The table with minimal columns; if even that is too wide, each item's bytes go on a line below its name."""
     rows = [(name, [_short_used(cell) for cell in cells]) for name, cells in _rows(plan)]
     widths = [max(len(cells[column]) for _, cells in rows) + 2 for column in range(len(rows[0][1]))]
     if width - sum(widths) >= max(len(name) for name, _ in rows) + 2:
@@ -78,10 +78,10 @@ def _narrow_table(plan: Plan, width: int) -> Iterator[str]:
 
 
 def _short_used(cell: str) -> str:
-    """A layer that both sides of a share have is written once."""
+    """The cell with the unit written once if both sides of "used / budget" have the same: "1.0 / 2.0 GiB"."""
     used, slash, budget = cell.partition(" / ")
-    layer = used.rpartition(" ")[2]
-    return cell.replace(f" {layer} /", " /") if slash and budget.endswith(f" {layer}") else cell
+    unit = used.rpartition(" ")[2]
+    return cell.replace(f" {unit} /", " /") if slash and budget.endswith(f" {unit}") else cell
 
 
 def _summary(plan: Plan) -> Iterator[str]:
@@ -116,7 +116,7 @@ def _summary(plan: Plan) -> Iterator[str]:
 
 
 def _margins(plan: Plan) -> str:
-    """What of each memory the plan leaves alone, whatever it is that needs it."""
+    """The part of each memory that the plan does not use."""
     machine = plan.machine
     kept = {"RAM": machine.host_total - (plan.host_budget if plan.device == "cuda" else plan.device_budget)}
     if plan.device == "cuda":
@@ -143,7 +143,7 @@ def _single_token(plan: Plan) -> str:
 
 def _prompts(plan: Plan) -> str:
     with_tree = plan.rows - plan.tree_size + 1
-    together = plan.tree_size == 1 or with_tree > 1  # or else a tree fills its pass, with the last token for its root
+    together = plan.tree_size == 1 or with_tree > 1  # else the tree fills its pass, with the last prompt token as root
     read = f"Prompts: up to {with_tree if together else plan.rows} new tokens are read in one pass"
     if plan.tree_size == 1:
         return f"{read}."
@@ -173,7 +173,7 @@ def _prediction(plan: Plan) -> str:
 
 
 def _row(name: str, cells: Sequence[str], name_width: int, widths: Sequence[int]) -> str:
-    """The name to the left, the cells to the right of their columns."""
+    """One line: the name left-aligned, the cells right-aligned in their columns."""
     left = f"  {_clip(name, name_width - 2):<{name_width - 2}}"
     return left + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths))
 

@@ -1,6 +1,6 @@
-"""What growing and verifying a tree take on a GPU beside the models' passes: launches, and rows of the vocabulary read.
+"""Cost of drafting and verifying a tree on a GPU besides the models' passes: launches, and vocabulary-wide reads.
 
-Bytes are counted from the operations, a read or write of a number at a time; seconds are predicted, not measured.
+Bytes are counted from each operation's reads and writes; seconds are predicted, not measured.
 """
 
 from __future__ import annotations
@@ -8,22 +8,22 @@ from __future__ import annotations
 from scheduler.machine.machine import Machine
 from scheduler.plan.pass_cost import LAUNCH_SECONDS
 
-GROWTH_LAUNCHES = 31  # of a level: its distribution, the noise, the highest keys, the frontier
+GROWTH_LAUNCHES = 31  # per level: distribution, noise, highest keys, frontier
 VERIFICATION_LAUNCHES, WAVE_LAUNCHES = 90, 14
 # Per token of the vocabulary. Of a drafted row: log-softmax (12 bytes), probabilities (16), float64 noise (24), keys
-# (20), the highest of them in some three readings (24). Of a verified node: the target's distribution (40), then its
+# (20), their top-k in about three reads (24). Of a verified node: the target's distribution (40), then its
 # test: both distributions gathered (16), subtracted (12), cut at 0 (8), summed (4).
 GROWN_BYTES, VERIFIED_BYTES = 96, 80
 
 
 def growth_seconds(rows: int, vocab_size: int, machine: Machine) -> float:
-    """Of one level over `rows` rows; 0 where the device is no GPU or not known."""
+    """One level over `rows` rows; 0 if the device is not a GPU or its speed is unknown."""
     return _seconds(GROWTH_LAUNCHES, rows * vocab_size * GROWN_BYTES, machine)
 
 
 def verification_seconds(nodes: int, vocab_size: int, machine: Machine) -> float:
-    """Of a tree. Its expansion steps are as many as the longest path has nodes and earlier siblings: at least
-    log2(nodes), of trees that are worth their time about twice as many. 0 as above, and where there is no tree.
+    """One tree. It takes as many expansion steps as its longest path has nodes and their earlier siblings: at least
+    log2(nodes), about twice that for typical trees. 0 as for `growth_seconds`, and for a tree of the root alone.
     """
     if nodes < 2:
         return 0.0
@@ -32,7 +32,7 @@ def verification_seconds(nodes: int, vocab_size: int, machine: Machine) -> float
 
 
 def _seconds(launches: int, nbytes: int, machine: Machine) -> float:
-    """The host launches while the device reads, so the longer of both."""
+    """The host launches while the device reads, so the longer time counts."""
     if machine.device != "cuda" or not machine.memory_bandwidth:
         return 0.0
     return max(launches * LAUNCH_SECONDS, nbytes / machine.memory_bandwidth)
