@@ -1,1 +1,1 @@
-"""One model: its layers, resident or streamed, its attention along a tree, its KV cache."""
+"""One model: its resident or streamed layers, tree attention, and KV cache."""

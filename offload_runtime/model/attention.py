@@ -1,9 +1,9 @@
-"""Tree attention: what every row of a pass may see, handed to transformers' own modelling code.
+"""Tree attention, plugged into transformers' own modelling code.
 
 Registered under the name "tree" both as an attention function and as a mask function. transformers calls the mask
-function once per attention pattern (full, sliding, chunked) with its own predicate; the predicate is evaluated at
-positions in the text instead of rows in the cache and narrowed to each row's ancestors. So a window means the same
-on a branch of a tree as it does on a plain sequence.
+function once per attention pattern (full, sliding, chunked) with its own predicate. The predicate is evaluated at
+positions in the text instead of rows in the cache, and restricted to each row's ancestors. So a sliding window means
+the same on a branch of a tree as on a plain sequence.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,16 +18,16 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 ATTENTION_NAME = "tree"
-# Elements that every stride of a mask must be a multiple of, or the memory-efficient kernel copies it in each layer.
+# Elements: the strides of a mask must be multiples of this, or the memory-efficient kernel copies it in each layer.
 MASK_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
 class PassRows:
-    """The n rows of one pass over m columns of uncommitted rows, of which the pass's own rows are the last n.
+    """The n query tokens ("rows") of a pass, which attend to m uncommitted keys ("columns"); the last n are their own.
 
-    past: rows of the cache before those columns; every row of the pass sees them all (as far as its window allows).
-    positions: int64 [m], where each column stands in its text.
+    past: committed rows of the cache before the columns; every row sees all of them, as far as its window allows.
+    positions: int64 [m], the position of each column in its text.
     visible: bool [n, m], whether a column is the row itself or one of its ancestors.
     """
 
@@ -45,7 +45,7 @@ class PassRows:
         return self.positions[-self.visible.shape[0] :]
 
     def allowed(self, mask_function: Callable) -> Tensor:
-        """bool [n, past + m]: where each row may look, under a predicate of transformers."""
+        """bool [n, past + m]: which keys each row may attend to, given transformers' predicate."""
         columns = torch.cat((torch.arange(self.past, device=self.positions.device), self.positions))
         allowed = _permitted(mask_function, self.row_positions, columns).clone()
         allowed[:, self.past :] &= self.visible
@@ -54,10 +54,10 @@ class PassRows:
 
 @dataclass(frozen=True)
 class PaddedRows:
-    """The w rows of a pass of fixed shape over the first k rows of the cache, whatever stands in them.
+    """The w query tokens of a pass of fixed shape, over the first k rows of the cache, used or not.
 
-    row_positions: int64 [w]. column_positions: int64 [k], of any value where nobody looks. visible: bool [w, k], at
-    least one of each row: a softmax over nothing is no number.
+    row_positions: int64 [w]. column_positions: int64 [k], arbitrary for keys that no row sees. visible: bool [w, k],
+    at least one key per row: a fully masked row gives NaN.
     """
 
     row_positions: Tensor
@@ -65,13 +65,13 @@ class PaddedRows:
     visible: Tensor
 
     def allowed(self, mask_function: Callable) -> Tensor:
-        """bool [w, k], as of `PassRows`."""
+        """bool [w, k], as for `PassRows`."""
         return _permitted(mask_function, self.row_positions, self.column_positions) & self.visible
 
 
 def _permitted(mask_function: Callable, rows: Tensor, columns: Tensor) -> Tensor:
     """The predicate at every pair of positions, int64 [n] and [k]: bool [n, k]."""
-    zero = torch.zeros(1, 1, dtype=torch.int64, device=rows.device)  # an index without dimensions is waited for
+    zero = torch.zeros(1, 1, dtype=torch.int64, device=rows.device)  # a 0-dimensional index makes the host wait
     return mask_function(zero, zero, rows[:, None], columns[None, :]).expand(len(rows), len(columns))
 
 
@@ -79,7 +79,7 @@ _current_rows: ContextVar[PassRows | PaddedRows] = ContextVar("current_rows")
 
 
 def rows_before() -> Tensor | None:
-    """What each row of the pass under way, in the order of its rows, has to be counted from to end up at its position.
+    """For each row of the current pass, its position minus its index in the pass.
 
     int64 [n]; None outside of passes.
     """
@@ -91,7 +91,7 @@ def rows_before() -> Tensor | None:
 
 @contextmanager
 def attending(rows: PassRows | PaddedRows) -> Iterator[None]:
-    """While open, "tree" attention in this thread masks by `rows`."""
+    """Within the block, "tree" attention in this thread masks by `rows`."""
     token = _current_rows.set(rows)
     try:
         with _without_cudnn():
@@ -102,8 +102,8 @@ def attending(rows: PassRows | PaddedRows) -> Iterator[None]:
 
 @contextmanager
 def _without_cudnn() -> Iterator[None]:
-    """PyTorch prefers cuDNN's attention on Hopper and Blackwell servers. It builds a plan for every new shape, in tens
-    to hundreds of milliseconds, and here nearly every pass has a new number of keys."""
+    """PyTorch prefers cuDNN's attention on Hopper and Blackwell servers. cuDNN builds a plan for every new shape, in
+    tens to hundreds of milliseconds, and here nearly every pass has a new number of keys."""
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
@@ -121,7 +121,7 @@ def tree_mask(
     device: torch.device,
     **kwargs: object,
 ) -> Tensor:
-    """Additive mask ``[1, 1, q_length, kv_length]`` in `dtype`: 0 where a row may look, -inf elsewhere.
+    """Additive mask ``[1, 1, q_length, kv_length]`` in `dtype`: 0 where a row may attend, -inf elsewhere.
 
     A view of memory whose rows are aligned.
     """
@@ -147,8 +147,8 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """Attention of ``query [1, heads, n, d]`` over ``key, value [1, kv_heads, k, d]``; returns ``[1, n, heads, d]``.
 
-    The query heads that share a key head become the batch: keys, values and mask are broadcast over it without a copy,
-    where PyTorch's fused kernels take no grouped heads together with a mask.
+    The query heads that share a key head become the batch dimension, over which keys, values and mask are broadcast
+    without a copy: PyTorch's fused kernels do not support grouped heads together with a mask.
     """
     assert dropout == 0.0, "the runtime never trains"
     _, heads, n, head_dim = query.shape

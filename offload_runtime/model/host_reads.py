@@ -1,4 +1,4 @@
-"""Finds work that has the host wait for the device: it would stall the loop, and no CUDA graph can hold it."""
+"""Finds operations that make the host wait for the device: they stall the loop, and CUDA graphs cannot hold them."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ _READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class HostRead(RuntimeError):
-    """An operation whose result, or its shape, the host has to know."""
+    """The host needs the result of an operation, or its shape."""
 
 
 class no_host_reads(TorchDispatchMode):  # used as a function
-    """While open, this thread's operations raise HostRead where the host would wait for a device: on any device."""
+    """Within the block, this thread's operations raise HostRead if the host would wait for a GPU; on any device."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -35,7 +35,7 @@ class no_host_reads(TorchDispatchMode):  # used as a function
 
 
 def _reads(function: Any, args: tuple[Any, ...]) -> bool:
-    if function.overloadpacket in _INDEXING:  # by numbers the shape is known, by masks it is not
+    if function.overloadpacket in _INDEXING:  # the shape is known for integer indices, not for masks
         return any(index is not None and index.dtype in _MASKS for index in args[1])
     if function.overloadpacket == _GROUPED:
         return grouped_products_wait(args[0].device, args[0].dtype)

@@ -1,7 +1,7 @@
-"""Key/value cache that holds one conversation and, behind it, the rows of a tree that is not yet verified.
+"""Key/value cache that holds one text, followed by the rows of a tree that is not verified yet.
 
-transformers' own caches roll or drop rows on sliding layers and cannot be compacted to an accepted path, so every layer
-here is preallocated at full length and the attention mask alone carries the window.
+transformers' own caches drop rows in sliding-window layers and cannot be compacted to an accepted path. So every layer
+here is preallocated at full length, and the attention mask alone implements the window.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,20 +30,20 @@ from sequoia_tree.uploads import upload
 
 @dataclass(frozen=True)
 class Places:
-    """The cache rows that a pass of fixed shape writes, int64 [w], and how many rows from the first it attends to."""
+    """The cache rows that a pass of fixed shape writes, int64 [w], and how many leading rows it attends to."""
 
     rows: Tensor
     keys: int
 
 
-# In place of layers that cache nothing: without attention, or with another layer's keys. Not in transformers 5.17.
+# Stands for layers that cache nothing: without attention, or sharing another layer's keys. Not in transformers 5.17.
 _NO_CACHE: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
 
 
 class TreeCacheLayer(CacheLayerMixin):
     """Keys and values of one layer, each ``[1, heads, capacity, head_dim]``, filled up to row `cache.end`.
 
-    They begin as zeros: a pass of fixed shape reads rows that were never written, and nothing may come of 0 weight.
+    Initially zero: a pass of fixed shape reads rows that were never written, and 0 × NaN would be NaN.
     """
 
     def __init__(self, cache: "TreeCache"):
@@ -65,9 +65,9 @@ class TreeCacheLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write ``[1, heads, n, head_dim]`` behind the filled rows; return views of all rows up to their end.
+        """Append ``[1, heads, n, head_dim]`` to the filled rows; return views of all rows up to the new end.
 
-        In a pass of fixed shape: write where its places say, return views of the rows it attends to.
+        In a pass of fixed shape: write to the rows in `places`, return views of the rows that it attends to.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -103,13 +103,13 @@ class TreeCacheLayer(CacheLayerMixin):
 class TreeCache(Cache):
     """Rows ``[0, length)`` are committed; rows ``[length, end)`` belong to the pass or the tree in progress.
 
-    A pass that is abandoned leaves `length` and the committed rows as they were: `rollback` forgets the rest.
+    An abandoned pass leaves `length` and the committed rows unchanged; `rollback` drops the rest.
 
-    The last of the `capacity` rows is scratch: padding is written there, and nothing else.
+    The last of the `capacity` rows is scratch, for padding only.
 
-    Layers that carry a state from token to token (state space, linear attention) keep transformers' own cache layer.
-    A state cannot be cut back, and it takes up several tokens at once only where it begins. So a cache that holds one
-    goes back to nothing where others go back to a row.
+    Recurrent layers (state space, linear attention) keep transformers' own cache layer. Their state cannot be rolled
+    back to an earlier token, and it can absorb several tokens at once only from its initial value. So rolling back or
+    truncating a recurrent cache resets it.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class TreeCache(Cache):
         super().__init__(layers=layers)
 
     def _layer(self, layer: Any) -> Any:
-        """What takes the place of transformers' `layer`."""
+        """The layer to use instead of transformers' `layer`."""
         if isinstance(layer, (LinearAttentionCacheLayerMixin, _NO_CACHE)):
             return layer
         if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
@@ -138,25 +138,25 @@ class TreeCache(Cache):
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether some layer carries a state, so that no tree can be held."""
+        """Whether some layer is recurrent; such a cache cannot hold a tree."""
         return bool(self._states)
 
     def get_seq_length(self, layer_idx: int | None = None) -> Any:
-        """Rows before those of the pass; int, and int64 [n] where a layer asks for its own.
+        """Cached rows before those of the pass: an int, or int64 [n] if asked for one layer during a pass.
 
-        Llama 4's attention counts its rows from there to find their positions, which in a tree are not their order.
+        Llama 4's attention adds the row index to it to get positions; in a tree these do not follow the rows' order.
         """
         counted = None if layer_idx is None else rows_before()
         return super().get_seq_length(layer_idx or 0) if counted is None else counted
 
     def advance(self, rows: int) -> None:
-        """The model has written `rows` further rows in every layer."""
+        """The model has appended `rows` rows in every layer."""
         self.end += rows
         assert self.end <= self.scratch
 
     @contextmanager
     def writing_at(self, places: Places) -> Iterator[None]:
-        """For the block, passes write and read where `places` says, wherever the filled rows end."""
+        """Within the block, passes write and read the rows given by `places`, not those at the end."""
         self.places = places
         try:
             yield
@@ -165,9 +165,9 @@ class TreeCache(Cache):
 
     @torch.inference_mode()
     def commit(self, rows: Sequence[int]) -> None:
-        """Keep the given uncommitted rows (ascending, relative to `length`) in that order and forget the others."""
+        """Keep the given uncommitted rows (ascending, relative to `length`) in that order and drop the others."""
         assert all(a < b for a, b in pairwise(rows)) and (not rows or self.length + rows[-1] < self.end)
-        assert not self._states or len(rows) == self.end - self.length, "a state has taken up every row"
+        assert not self._states or len(rows) == self.end - self.length, "a recurrent state has absorbed every row"
         in_place = next((i for i, row in enumerate(rows) if row != i), len(rows))
         if in_place < len(rows):
             self._move([self.length + row for row in rows[in_place:]], self.length + in_place)
@@ -176,7 +176,7 @@ class TreeCache(Cache):
 
     @contextmanager
     def one_pass(self) -> Iterator[None]:
-        """For the block a pass runs. A state may have taken up part of one that ends in the middle, and starts anew."""
+        """Surrounds a pass. If it fails, recurrent states may have absorbed part of it, so the cache is reset."""
         try:
             yield
         except BaseException:
@@ -185,19 +185,19 @@ class TreeCache(Cache):
             raise
 
     def rollback(self) -> None:
-        """Forget the rows that were not committed."""
+        """Drop the uncommitted rows."""
         if self._states and self.end != self.length:
             self._restart()
         self.end = self.length
 
     def truncate(self, length: int) -> None:
-        """Keep at most the first `length` committed rows, ready for what follows them in the text."""
+        """Keep at most the first `length` committed rows; the next pass continues from there."""
         if self._states and length != self.length:
             self._restart()
         self.length = self.end = min(length, self.length)
 
     def free(self) -> None:
-        """Let go of all rows; nothing can be cached any more."""
+        """Free all rows; the cache cannot be used afterwards."""
         self.layers.clear()
         self._states.clear()
 

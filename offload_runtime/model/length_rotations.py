@@ -1,8 +1,8 @@
-"""Rotations that change with the length of the text: dynamic NTK scaling and LongRoPE (arXiv 2402.13753).
+"""Rotary embeddings that depend on the length of the text: dynamic NTK scaling and LongRoPE (arXiv 2402.13753).
 
-transformers chooses them anew in every pass, by its furthest position. A pass over a tree has rows of several texts, so
-every row gets the rotations of the text that ends with it, as if it were decoded alone; rows of the prompt, which
-transformers reads at once, get those of the whole prompt.
+transformers chooses the rotations in every pass, by its largest position. Rows of a pass over a tree belong to texts of
+several lengths, so every row gets the rotations of the text that ends with it, as if it were decoded alone. Rows of the
+prompt, which transformers reads at once, get those of the whole prompt.
 """
 
 from typing import Any
@@ -11,25 +11,25 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-_RESTARTING = {"phi3", "phimoe"}  # whose `prepare_inputs_for_generation` drops the cache at the border
+_RESTARTING = {"phi3", "phimoe"}  # their `prepare_inputs_for_generation` drops the cache at the border
 _ALWAYS = 2**62
 
 
 class TextLengths:
-    """By what lengths the rows of a model's passes are rotated.
+    """The text length that each row of a pass is rotated for.
 
     border: the longest text whose rotations do not depend on its length. most: the length from which on they no longer
-    change. restarts: once a text crosses the border the model reads it all again, as its own generation does.
+    change. restarts: when a text crosses the border, the model reads it again, as its own `generate` does.
     """
 
     def __init__(self, border: int, most: int, restarts: bool):
         self._border, self._most, self._restarts = border, most, restarts
         self._prompt = 0
-        self.vary = False  # within the pass under way
+        self.vary = False  # whether the rows of the current pass differ
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "TextLengths":
-        """Of a model of transformers, whose rotary modules are wrapped where they depend on the length."""
+        """For a transformers model; wraps its rotary modules that depend on the length."""
         found = [(name, module) for name, module in model.named_modules() if _borders(module)]
         borders = [border for _, module in found for border in _borders(module)]
         is_dynamic = any("dynamic" in kind for _, module in found for kind in _kinds(module).values())
@@ -41,27 +41,27 @@ class TextLengths:
         return lengths
 
     def begin(self, prompt: int) -> bool:
-        """Turn to a text that begins with a prompt of so many tokens. Whether rows of the text before stay right."""
+        """Switch to a text with a prompt of `prompt` tokens; return whether rows cached for the last one stay valid."""
         before, self._prompt = self._prompt, prompt
         return self._clamped(before) == self._clamped(prompt)
 
     def must_restart(self, text: int) -> bool:
-        """Whether a text that has grown to so many tokens is to be read again; it then counts as the prompt."""
+        """Whether a text that has grown to `text` tokens must be read again; it then counts as the prompt."""
         if not self._restarts or not self._prompt <= self._border < text:
             return False
         self._prompt = text
         return True
 
     def room(self, text: int) -> int:
-        """How many tokens a pass behind a text of so many may add before the model has to restart."""
+        """How many tokens a pass may add to a text of `text` tokens before the model has to restart."""
         return self._border + 1 - text if self._restarts and text <= self._border else _ALWAYS
 
     def begin_pass(self, end: int) -> None:
-        """The next pass has no position from `end` on."""
+        """All positions of the next pass are below `end`."""
         self.vary = max(self._prompt, end) > self._border
 
     def of_rows(self, positions: Tensor) -> Tensor:
-        """Int64 [n], of the text that each row at `positions` is rotated for."""
+        """int64 [n], the text length that each row at `positions` is rotated for."""
         return (positions + 1).clamp(min=self._clamped(self._prompt)).clamp(max=self._most)
 
     def is_long(self, length: int) -> bool:
@@ -72,14 +72,14 @@ class TextLengths:
 
 
 class LengthRotations(nn.Module):
-    """A rotary module of transformers, run once for every length among the rows of a pass."""
+    """Wraps a rotary module of transformers and runs it once for every text length in a pass."""
 
     def __init__(self, inner: nn.Module, lengths: TextLengths):
         super().__init__()
         self.inner, self._lengths = inner, lengths
 
     def forward(self, x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As of `inner`: a tensor or several, ``[1, n, ...]``, for position_ids ``[..., 1, n]``."""
+        """Same result as `inner`: one or several tensors ``[1, n, ...]`` for position_ids ``[..., 1, n]``."""
         if not self._lengths.vary:
             return self.inner(x, position_ids, *args, **kwargs)
         lengths = self._lengths.of_rows(position_ids.reshape(-1, position_ids.shape[-1])[0])
@@ -87,12 +87,12 @@ class LengthRotations(nn.Module):
         for length in lengths.unique().tolist():  # rising, as `inner` expects; the host waits for the device
             rows = (lengths == length).nonzero()[:, 0]
             positions = position_ids[..., rows]
-            if self._lengths.is_long(length):  # a last row tells `inner`
+            if self._lengths.is_long(length):  # an extra last position makes `inner` see the length
                 last = positions.new_full((*positions.shape[:-1], 1), length - 1)
                 positions = torch.cat((positions, last), dim=-1)
             parts.append(_first(self.inner(x, positions, *args, **kwargs), len(rows)))
             order.append(rows)
-        self.inner(x, torch.zeros_like(position_ids[..., :1]), *args, **kwargs)  # forgets that it was long
+        self.inner(x, torch.zeros_like(position_ids[..., :1]), *args, **kwargs)  # resets `inner` to short texts
         return _in_order(parts, torch.cat(order).argsort())
 
 
@@ -109,7 +109,7 @@ def _in_order(parts: list[Any], places: Tensor) -> Any:
 
 
 def _kinds(module: nn.Module) -> dict[str | None, str]:
-    """How a rotary module scales, by layer type where these differ; of other modules nothing."""
+    """The scaling of a rotary module, by layer type where these differ; empty for other modules."""
     kinds = getattr(module, "rope_type", None)
     if isinstance(kinds, str):
         return {None: kinds}
@@ -117,7 +117,7 @@ def _kinds(module: nn.Module) -> dict[str | None, str]:
 
 
 def _borders(module: nn.Module) -> list[int]:
-    """The longest texts up to which its rotations are the same, of those that change with the length."""
+    """The lengths up to which its rotations are fixed, for each of its scalings that depends on the length."""
     rotary: Any = module
     borders: list[int] = []
     for layer_type, kind in _kinds(module).items():

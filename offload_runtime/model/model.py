@@ -56,8 +56,8 @@ class ModelPlacement:
     slots: ring slots for the layers that stream. pinned_limit: most bytes of host memory to pin; None: no limit known.
     capacity: rows of the KV cache, committed and in progress together.
     positions: how many the model was made for.
-    choice: says of every pass whether its layers are to stream only the experts that they hit; None: they stream all.
-    dequantized: so many of the first layers, all resident, have their quantized weights dequantized for good.
+    choice: decides for every pass whether layers stream only their routed experts; None: they stream all experts.
+    dequantized: number of leading layers, all resident, whose quantized weights are dequantized once, at load.
     """
 
     tiers: tuple[Tier, ...]
@@ -72,7 +72,7 @@ class ModelPlacement:
 class Model:
     """Loads its weights on construction; `forward` then runs passes over `cache`.
 
-    on_reading, on_dequantizing: called with the bytes that were read or dequantized so far, and all of them.
+    on_reading, on_dequantizing: called with the bytes read or dequantized so far, and the total.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class Model:
         limit = placement.pinned_limit
         self._weights = LayerMemory(layers, placed, placement.slots, reader, memory, on_reading, limit)
         self._choice = placement.choice if self._weights.streams_experts else None
-        self._routed: list[int] = []  # in layers of the pass under way
-        self._reading = self._weights.reading  # when it began
+        self._routed: list[int] = []  # routed experts of each layer in the current pass
+        self._reading = self._weights.reading  # at the start of the pass
         self._hooks: list[RemovableHandle] = []
         try:
             self._bind(skeleton, placement.dequantized, on_dequantizing)
@@ -111,24 +111,24 @@ class Model:
         self.layers_begun = 0  # in all passes so far; other threads may read it while a pass runs
         self.padded_total = 0
         self._padded: PaddedPasses | None = None
-        self._in_one_piece = False  # the pass under way
+        self._in_one_piece = False  # whether the current pass must not be interrupted
 
     def pad_passes(self, padding: Padding, run: Runner) -> None:
-        """From now on passes that fit the widest shape are padded and go through `run`.
+        """From now on, passes that fit the widest shape are padded and run by `run`.
 
-        `should_stop` is asked before such a pass, not between its layers.
+        `should_stop` is checked before such a pass, not between its layers.
         """
-        assert self._weights.ring is None, "a layer that streams lies in another slot from pass to pass"
+        assert self._weights.ring is None, "a streamed layer lies in another slot in every pass"
         self._padded = PaddedPasses(self._compute, self.cache, self.device, padding, run)
 
     @property
     def replays(self) -> bool:
-        """Whether small passes take fixed shapes: asked for, and not found to be impossible."""
+        """Whether small passes run in fixed shapes: requested, and not found impossible."""
         return self._padded is not None
 
     @property
     def streamed_bytes(self) -> int:
-        """Bytes that cross the link in every pass, but for experts that it does not hit."""
+        """Bytes that cross the link in every pass if all experts are routed."""
         return self._weights.streamed_bytes
 
     @property
@@ -137,24 +137,24 @@ class Model:
         return self._weights.crossed_bytes
 
     def take_up(self, prompt: int, common: int) -> None:
-        """Turn to another text, which begins with a prompt of so many tokens: of the cache keep the rows in common."""
+        """Switch to a text with a prompt of `prompt` tokens; keep the cache rows of its first `common` tokens."""
         self.cache.truncate(common if self._lengths.begin(prompt) else 0)
 
     def reaches(self, text: int) -> None:
-        """The text has grown to so many tokens; some models read it all again at one length."""
+        """The text has grown to `text` tokens; some models have to read it again at a certain length."""
         if self._lengths.must_restart(text):
             self.cache.truncate(0)
 
     def room(self, text: int) -> int:
-        """How many tokens the next pass may add to a text of so many."""
+        """How many tokens the next pass may add to a text of `text` tokens."""
         return self._lengths.room(text)
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor:
-        """Run ``tokens [n]`` as the given rows, behind what the cache holds.
+        """Run ``tokens [n]`` as the given rows, after those in the cache.
 
         Returns logits ``[logits_to_keep, vocab]`` of the last rows. The new cache rows stay uncommitted.
-        Raises Interrupted between two layers when `should_stop` says so; the device is then at most two layers behind.
+        Raises Interrupted between two layers if `should_stop` says so; the device is then at most two layers behind.
         """
         if not self._hooks:
             raise RuntimeError("the model is closed")
@@ -172,7 +172,7 @@ class Model:
         return logits
 
     def _choose_experts(self, rows: int) -> None:
-        """The layers the ring holds already came as the pass before chose; they serve either way."""
+        """Layers already in the ring were fetched as the previous pass chose; they are valid in both modes."""
         self._routed.clear()
         self._reading = self._weights.reading
         if self._choice:
@@ -185,7 +185,7 @@ class Model:
             self._choice.observe_reading(read, seconds)
 
     def _padded_logits(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor | None:
-        """The logits of a pass in a fixed shape; None where it takes none."""
+        """The logits of a pass in a fixed shape; None if no shape fits."""
         if self._padded is None or self._lengths.vary or not self._padded.takes(rows):
             return None
         self._poll()
@@ -200,10 +200,10 @@ class Model:
         return logits
 
     def _compute(self, tokens: Tensor, positions: Tensor, logits_to_keep: int = 0) -> Tensor:
-        """transformers' own pass, over int64 [n] each; logits ``[logits_to_keep, vocab]``, of all rows if that is 0."""
+        """transformers' own forward; both int64 [n]. Logits ``[logits_to_keep, vocab]``, of all rows if it is 0."""
         output = self._model(
             input_ids=tokens[None],
-            # Rows past the last position are never part of a text, but a table of learned positions must not overflow.
+            # Rows past the last position never belong to a text, but must stay inside a table of learned positions.
             position_ids=positions.clamp(max=self._last_position)[None],
             use_cache=True,
             logits_to_keep=logits_to_keep,
@@ -213,7 +213,7 @@ class Model:
 
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:
-        """For the block nobody is asked whether to stop, nor waited for: a pass that is captured has no middle."""
+        """Within the block, `should_stop` is not checked and nothing waits: a captured pass cannot be interrupted."""
         self._in_one_piece = True
         try:
             yield
@@ -221,9 +221,9 @@ class Model:
             self._in_one_piece = False
 
     def read(self, tokens: Sequence[int], most_rows: int) -> Tensor:
-        """Append text to the cache, at most `most_rows` tokens a pass; logits ``[1, vocab]`` after its end.
+        """Append text to the cache, at most `most_rows` tokens per pass; logits ``[1, vocab]`` after its end.
 
-        Every finished pass is committed: the rows stay right whatever happens to the next.
+        Every finished pass is committed, so its rows stay valid if a later pass fails.
         """
         assert tokens
         for begin in range(0, len(tokens), most_rows):
@@ -234,7 +234,7 @@ class Model:
 
     @contextmanager
     def unpadded(self) -> Iterator[None]:
-        """For the block, all passes run in their own shapes."""
+        """Within the block, passes are not padded."""
         padded, self._padded = self._padded, None
         try:
             yield
@@ -242,11 +242,11 @@ class Model:
             self._padded = padded
 
     def without_streaming(self) -> AbstractContextManager[None]:
-        """For the block, streamed layers compute on bytes of other layers: passes take the time of computing alone."""
+        """Within the block, streamed layers reuse the bytes in the ring: passes take the computing time alone."""
         return self._weights.ring.paused() if self._weights.ring else nullcontext()
 
     def close(self) -> None:
-        """Stop streaming and free weights and cache, whoever still holds this object."""
+        """Stop streaming and free weights and cache, even if this object is still referenced."""
         self._weights.close()
         for hook in self._hooks:
             hook.remove()
@@ -256,19 +256,19 @@ class Model:
         self.cache.free()
 
     def _bind(self, skeleton: Skeleton, dequantized: int, on_dequantizing: Progress | None) -> None:
-        """Let the modules find their weights: resident ones, streamed ones, and those dequantized for use."""
+        """Bind the modules to their weights: resident, streamed, or dequantized before use."""
         layers = (*skeleton.layers, skeleton.embeddings_and_head)
-        packed = [parameter for layer in layers[dequantized:] for parameter in layer.packed.values()]
+        quantized = [parameter for layer in layers[dequantized:] for parameter in layer.packed.values()]
         fill_decoded(skeleton, self._weights.resident[len(skeleton.layers)])
         self._bind_resident(layers, dequantized, on_dequantizing)
         self._hooks += self._add_hooks(skeleton.layers)
-        self._hooks += decode_before_use(packed, self._memory.empty(scratch_bytes(packed)))
+        self._hooks += decode_before_use(quantized, self._memory.empty(scratch_bytes(quantized)))
 
     def _bind_resident(self, layers: Sequence[UnitLayout], dequantized: int, on_dequantizing: Progress | None) -> None:
-        """Decode the first layers for good, one at a time: the packed bytes of each are freed before the next."""
+        """Dequantize the first layers, one at a time: the quantized bytes of each are freed before the next."""
         done, total = 0, sum(layer.layout.nbytes for layer in layers[:dequantized] if layer.decoded)
-        with interrupts_deferred() as heed_interrupts:
-            for index in [*self._weights.resident]:  # whose buffers are held by nothing else
+        with interrupts_deferred() as check_interrupts:
+            for index in [*self._weights.resident]:  # nothing else refers to their buffers
                 layer = layers[index]
                 if index >= dequantized or layer.decoded is None:
                     layer.bind(make_parameters(layer.layout, self._weights.resident[index]))
@@ -279,7 +279,7 @@ class Model:
                 done += layer.layout.nbytes
                 if on_dequantizing:
                     on_dequantizing(done, total)
-                heed_interrupts()
+                check_interrupts()
 
     def _add_hooks(self, layers: tuple[UnitLayout, ...]) -> Iterator[RemovableHandle]:
         ring = self._weights.ring
@@ -324,13 +324,12 @@ class Model:
             if not self._weights.lacks_experts:
                 return
             chosen = choice_among(args, kwargs, position)
-            hit = list(range(experts.count))
+            routed = list(range(experts.count))
             if chosen is not None:  # the host waits here until the device has chosen
-                hit = [
-                    expert for expert, is_routed in enumerate(routed_among(chosen, experts.count).tolist()) if is_routed
-                ]
-            self._weights.fetch_experts(hit)
-            self._routed.append(len(hit))
+                flags = routed_among(chosen, experts.count).tolist()
+                routed = [expert for expert, is_routed in enumerate(flags) if is_routed]
+            self._weights.fetch_experts(routed)
+            self._routed.append(len(routed))
 
         return hook
 
@@ -341,18 +340,18 @@ class Model:
 
 def _unit_bytes(skeleton: Skeleton, checkpoint: Checkpoint) -> list[UnitBytes]:
     layers = (*skeleton.layers, skeleton.embeddings_and_head)
-    ranges, outer_ranges = map_sources(skeleton, checkpoint)
+    of_layers, of_embeddings_and_head = map_sources(skeleton, checkpoint)
     return [
-        UnitBytes(layer.layout.nbytes, of_unit, split_experts(layer, of_unit))
-        for layer, of_unit in zip(layers, (*ranges, outer_ranges))
+        UnitBytes(layer.layout.nbytes, ranges, split_experts(layer, ranges))
+        for layer, ranges in zip(layers, (*of_layers, of_embeddings_and_head))
     ]
 
 
 def _cache_argument(model: nn.Module, cache: TreeCache) -> str:
-    """What the model calls its cache: pure state-space models have a name of their own.
+    """The name of the model's cache argument; pure state-space models use another one.
 
-    Raises UnsupportedModelError for a model that takes no cache from outside, or cannot be told where in the text a
-    row stands: it counts the rows in its cache (as for ALiBi), and those of a tree are not in the text's order.
+    Raises UnsupportedModelError for a model that accepts no cache or no position ids. Without position ids it counts
+    the rows in its cache (as for ALiBi), and the rows of a tree are not in the order of the text.
     """
     parameters = signature(model.forward).parameters
     if cache.is_recurrent and "cache_params" in parameters:

@@ -1,4 +1,4 @@
-"""Where a model's numbers cease to be numbers: looked for once no distribution can be had, by a pass of its own."""
+"""Finds the layer where NaN or infinity first appears, by an extra pass once the logits are not finite."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ from offload_runtime.model.model import Model
 from offload_runtime.model.rows import text_rows
 from sequoia_tree.uploads import upload
 
-_TOKENS = 16  # of the text's end that the pass reads
+_TOKENS = 16  # at the end of the text, read by the extra pass
 
 
 @torch.inference_mode()
 def describe_fault(model: Model, text: Sequence[int]) -> str:
-    """The first layer that holds or computes NaN or infinity, in words. The model's cache is empty afterwards."""
+    """Describes the first layer that holds or computes NaN or infinity. Empties the model's cache."""
     cache = model.cache
     cache.truncate(0)
     tokens = upload([min(token, model.vocab_size - 1) for token in text[-_TOKENS:]], model.device)
@@ -35,7 +35,7 @@ def describe_fault(model: Model, text: Sequence[int]) -> str:
 
 @contextmanager
 def _watched(model: Model) -> Iterator[list[str]]:
-    """For the block, what is wrong with the layers of a pass, in order."""
+    """Yields a list that collects, within the block, the faults found in the layers of a pass, in order."""
     faults: list[str] = []
     hooks = []
     for number, layer in enumerate(model.layer_modules):
@@ -50,7 +50,7 @@ def _watched(model: Model) -> Iterator[list[str]]:
 
 
 def _look_at_weights(faults: list[str], number: int, weights: list[str]) -> Callable[[nn.Module, Any], None]:
-    """While the layer's weights are there: which are not finite. Of experts that no token takes, garbage may be."""
+    """Before the layer runs: which of its weights are not finite. Experts that are not routed may hold garbage."""
 
     def look(layer: nn.Module, args: Any) -> None:
         if faults:
@@ -73,6 +73,6 @@ def _check_output(faults: list[str], number: int, weights: list[str]) -> Callabl
 
 
 def _finite(values: Tensor) -> bool:
-    """Whether all are; of weights that are numbers only once they are dequantized nothing is known: True."""
+    """Whether all values are finite; True for quantized weights, which are not checked."""
     known = values.dtype in (torch.float16, torch.bfloat16, torch.float32) and not values.is_meta
     return bool(values.isfinite().all()) if known else True

@@ -1,9 +1,9 @@
-"""Passes of a few fixed shapes, over memory that stays where it is: work that can be captured once and replayed.
+"""Passes of a few fixed shapes over fixed buffers: work that can be captured once and replayed.
 
-A pass over n rows becomes one over w of the few widths; it attends to the first K rows of the cache, of the few key
-lengths. What differs from pass to pass is data on the device, numbers of rows included, so everything behind `_write`
-is the same work for one shape. Rows of padding repeat the last real row, write to the cache's scratch row and are cut
-off the logits; rows of the cache that are no part of the pass are hidden by the mask.
+A pass over n rows is padded to one of a few widths w, and attends to the first K rows of the cache for one of a few key
+lengths K. All that differs from pass to pass, including the number of rows, is data on the device; so the work after
+`_write` depends on the shape alone. Padding rows repeat the last real row, write to the cache's scratch row, and give
+no logits. The mask hides cache rows that do not belong to the pass.
 """
 
 from collections.abc import Callable
@@ -19,22 +19,22 @@ from scheduler.plan.padding import Padding
 Shape = tuple[int, int]
 """Rows of a pass, and rows of the cache it attends to."""
 Runner = Callable[[Shape, Callable[[], None]], None]
-"""Does work that is always the same for one shape; raises NotReplayable where it turns out not to be."""
+"""Does work that depends on the shape alone; raises NotReplayable if it turns out to depend on more."""
 
 
 class NotReplayable(RuntimeError):
-    """A model decides on the host what it computes, so its passes must run as they are."""
+    """The model decides on the host what it computes, so its passes cannot be replayed."""
 
 
 def eagerly(shape: Shape, work: Callable[[], None]) -> None:
-    """The runner that simply does it."""
+    """The runner that does the work directly."""
     work()
 
 
 class PaddedPasses:
     """Runs `compute` over padded rows.
 
-    compute: logits ``[w, vocab]`` of tokens and positions, int64 [w], under `attending` and the cache's places.
+    compute: logits ``[w, vocab]`` of tokens and positions, int64 [w]; called inside `attending` and `writing_at`.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class PaddedPasses:
         return count <= self._padding.widths[-1] and columns <= self._padding.columns
 
     def forward(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor:
-        """Run ``tokens [n]`` behind what the cache holds; logits ``[logits_to_keep, vocab]`` of the last rows."""
+        """Run ``tokens [n]`` after the rows in the cache; logits ``[logits_to_keep, vocab]`` of the last rows."""
         shape = self._shape(rows)
         self._write(tokens, rows)
         self._run(shape, partial(self._work, *shape))
         assert self._logits is not None
-        return self._logits[len(tokens) - logits_to_keep : len(tokens)].clone()  # the next pass writes over them
+        return self._logits[len(tokens) - logits_to_keep : len(tokens)].clone()  # the next pass overwrites them
 
     def _shape(self, rows: PassRows) -> Shape:
-        """The same key length for all passes over one tree, so that a level never needs a shape its parents do not."""
+        """All passes over one tree have the same key length, so that a level needs no other shape than its parents."""
         padding = self._padding
         width = next(width for width in padding.widths if width >= len(rows.visible))
         end = self._cache.length + padding.columns
@@ -79,7 +79,7 @@ class PaddedPasses:
         return width, keys
 
     def _write(self, tokens: Tensor, rows: PassRows) -> None:
-        """Copy a pass into the memory that `_work` reads; the device is not waited for."""
+        """Copy a pass into the buffers that `_work` reads, without waiting for the device."""
         count, columns = rows.visible.shape
         self._tokens[:count] = tokens
         self._positions[:columns] = rows.positions
@@ -89,21 +89,21 @@ class PaddedPasses:
         self._columns.fill_(columns)
 
     def _work(self, width: int, keys: int) -> None:
-        """The pass, from memory to memory; no number of its own but the shape."""
+        """The pass, from buffers to buffers; it depends on the shape alone."""
         source = torch.minimum(self._rows[:width], self._count - 1)
         own_columns = self._columns - self._count + source
         places = (self._past + own_columns).masked_fill(self._rows[:width] >= self._count, self._cache.scratch)
         rows = self._padded_rows(source, own_columns, keys)
         with attending(rows), self._cache.writing_at(Places(places, keys)):
             logits = self._compute(self._tokens[source], rows.row_positions)
-        if self._logits is None:  # only the model knows the dtype; the first time is no replay
+        if self._logits is None:  # only the model knows the dtype; the first run is not a replay
             self._logits = logits.new_empty(self._padding.widths[-1], logits.shape[-1])
         self._logits[:width] = logits
 
     def _padded_rows(self, source: Tensor, own_columns: Tensor, keys: int) -> PaddedRows:
-        """Spread the pass's columns, which lie behind `past` rows of text, over all rows of the cache.
+        """Map the pass's columns, which follow `past` rows of text, to key positions in the cache.
 
-        source, own_columns: int64 [w], the pass's row that each row repeats, and its place among the columns.
+        source, own_columns: int64 [w], the row of the pass that each padded row repeats, and that row's column.
         """
         keys_range = self._keys[:keys]
         columns = keys_range - self._past

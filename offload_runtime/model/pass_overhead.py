@@ -1,6 +1,6 @@
-"""What a pass takes however small its model is: Python, masks, launching kernels; and how fast attention is.
+"""Measures the fixed costs of a pass (Python, masks, kernel launches) and the speed of attention.
 
-Measured in a fifth of a second.
+Takes a fifth of a second.
 """
 
 import time
@@ -17,23 +17,23 @@ from scheduler.machine.measurements import Figures
 
 FEW_LAYERS, MANY_LAYERS = 1, 9
 RUNS, WARM_UP_RUNS = 15, 3
-_LEAST_SECONDS = 1e-6  # noise must not make passes free
-_WIDTH = 64  # whose products take no time beside the rest
-# Rows of a tree, keys, heads and heads of keys: on a GPU as large models have them.
+_LEAST_SECONDS = 1e-6  # noise must not give a time of zero or less
+_WIDTH = 64  # so small that matrix products take no time beside the rest
+# Query tokens, key positions, query heads and key heads: on a GPU those of large models.
 _ATTENTION = {"cuda": (512, 4096, 32, 8), "cpu": (64, 1024, 8, 2)}
 _HEAD_SIZE = 128
 
 
 def measure_passes(device: torch.device, dtype: torch.dtype) -> Figures:
-    """`pass_seconds` and `layer_seconds` of Machine, from passes of one row through two tiny models, and
-    `attention_flops`."""
+    """`attention_flops` of Machine, and its `pass_seconds` and `layer_seconds` from passes of one token through two
+    tiny models."""
     few, many = (_median_seconds(_tiny_pass(layers, device, dtype), device) for layers in (FEW_LAYERS, MANY_LAYERS))
     return fixed_costs(few, many) | {"attention_flops": _attention_flops(device, dtype)}
 
 
 @torch.inference_mode()
 def _attention_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Of a tree's rows that all see all keys: masks hide few of them."""
+    """FLOP/s where every query token sees every key: the mask of a tree hides few of them."""
     rows, keys, heads, key_heads = _ATTENTION[device.type]
     query = torch.ones(1, heads, rows, _HEAD_SIZE, dtype=dtype, device=device)
     key = torch.ones(1, key_heads, keys, _HEAD_SIZE, dtype=dtype, device=device)
@@ -44,7 +44,7 @@ def _attention_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def fixed_costs(few: float, many: float) -> Figures:
-    """The seconds of a pass without layers, and of a layer, from those of passes through few and many layers."""
+    """Seconds per pass and per layer, from the times of passes through few and through many layers."""
     layer = max((many - few) / (MANY_LAYERS - FEW_LAYERS), _LEAST_SECONDS)
     return {"pass_seconds": max(few - FEW_LAYERS * layer, _LEAST_SECONDS), "layer_seconds": layer}
 
@@ -71,7 +71,7 @@ def _tiny_pass(layers: int, device: torch.device, dtype: torch.dtype) -> Callabl
 
 
 def _median_seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Of runs that each wait for the device, as passes do, after some that pay for memory and for choosing kernels."""
+    """Median over runs that wait for the device, as passes do; warm-up runs allocate memory and choose kernels."""
     seconds = []
     for _ in range(WARM_UP_RUNS + RUNS):
         started = time.perf_counter()

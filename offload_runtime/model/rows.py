@@ -1,4 +1,4 @@
-"""Which rows a pass has: a plain piece of text, or the end of the text with a tree behind it."""
+"""The rows of a pass: plain text, or the end of the text followed by a tree."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ from offload_runtime.model.attention import PassRows
 
 
 def text_rows(past: int, count: int, device: torch.device) -> PassRows:
-    """`count` rows of text behind `past` rows: each sees all before it."""
+    """`count` rows of text after `past` cached rows; each sees itself and all rows before it."""
     positions = torch.arange(past, past + count, device=device)
     return PassRows(past, positions, torch.ones(count, count, dtype=torch.bool, device=device).tril_())
 
 
 def text_and_tree_rows(past: int, count: int, ancestors: Tensor, depths: Tensor) -> PassRows:
-    """`count` rows of text of which the last is the root of a tree, then the tree's other nodes.
+    """`count` rows of text, the last being the root of a tree, followed by the tree's other nodes.
 
     ancestors: bool [n, n], row i marks node i and its ancestors. depths: int64 [n]. Returns count + n - 1 rows.
     """

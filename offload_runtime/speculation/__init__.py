@@ -1,1 +1,1 @@
-"""Drafting trees and learning which of them pay."""
+"""Drafts trees and learns which of them pay off."""

@@ -1,4 +1,4 @@
-"""Where the measured acceptance of a pair of models is kept: a JSON object, one table for each sampling setting.
+"""Stores the measured acceptance of a pair of models: a JSON object with one table for each sampling setting.
 
     format              FORMAT
     target, draft       names of the models, for people
@@ -7,12 +7,12 @@
     settings            a list of objects: the fields of `Setting`; "agreement" and "one_minus_tv" (see `Measurement`,
                         null where not measured); "table", as `Acceptance.as_dict` gives it
     temperature, positional, one_minus_tv, positions
-                        an overview for people, not read again: of the setting that is nearest to temperature 0.6 the
-                        acceptance by child number; 1 - total variation by temperature; all contexts together
+                        an overview for people, not read back: acceptance by child number, of the setting nearest to
+                        temperature 0.6; 1 - total variation by temperature; the number of contexts in all
 
-A file that holds no "settings" but "positional", acceptances by child number, and perhaps the "temperature" they stand
-for, is read too: for whoever knows no more than that. It lies beside the draft's weights as `acceptance.json`, or in
-the user's cache under the fingerprints of both models. Imports no torch.
+A file without "settings" is read, too, if it has "positional" (acceptances by child number) and perhaps the
+"temperature" that they are for. The file lies beside the draft's weights as `acceptance.json`, or in the user's cache
+under the fingerprints of both models. Imports no torch.
 """
 
 import hashlib
@@ -33,16 +33,16 @@ ACCEPTANCE_FILE = "acceptance.json"
 FORMAT = "offload_runtime acceptance, version 1"
 MAX_BYTES = 10_000_000
 _DIGITS = 6
-_SAMPLED_TENSORS, _SAMPLED_BYTES = 16, 1024  # of the weights, for a fingerprint
+_SAMPLED_TENSORS, _SAMPLED_BYTES = 16, 1024  # of the weights, in the fingerprint
 _LARGEST = 1e9  # of a sampling value; top_k counts tokens
-_STATED_CONTEXTS = 1000.0  # that a bare list of acceptances counts as
+_STATED_CONTEXTS = 1000.0  # contexts that a bare list of acceptances counts for
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How tokens are sampled: what acceptance is measured by of a `sequoia_tree.verification.sampling.Sampling`.
+    """The fields of a `sequoia_tree.verification.sampling.Sampling` that acceptance tables are kept by.
 
-    At temperature 0 top_k, top_p and min_p change nothing and are set to off. ValueError for what is none.
+    At temperature 0, top_k, top_p and min_p have no effect and are set to off. Raises ValueError for invalid values.
     """
 
     temperature: float = 1.0
@@ -61,21 +61,21 @@ class Setting:
 
     @classmethod
     def of(cls, sampling: object) -> "Setting":
-        """The values of the same names; what else a sampling says is not measured by."""
+        """The fields of the same names; others do not distinguish settings."""
         return cls(**{item.name: getattr(sampling, item.name) for item in fields(cls)})
 
     def distance(self, other: "Setting") -> tuple[float, ...]:
-        """How far apart two settings are: by temperature, then by what cuts the distribution, then by the penalty."""
+        """The distance of two settings, compared by temperature, then truncation, then penalty."""
         return tuple(abs(ours - theirs) for ours, theirs in zip(self._coordinates(), other._coordinates()))
 
     def _coordinates(self) -> tuple[float, ...]:
-        kept_by_count = 1 / self.top_k if self.top_k else 0.0  # so that off is next to very many
+        kept_by_count = 1 / self.top_k if self.top_k else 0.0  # so that off is close to a large top_k
         return self.temperature, self.top_p, self.min_p, kept_by_count, self.repetition_penalty
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured at one setting.
+    """The measured acceptance at one setting.
 
     agreement: share of the contexts where both models have the same argmax. one_minus_tv: mean of 1 - total variation
     between their distributions, the chance that a single child is accepted. None where not measured.
@@ -94,14 +94,14 @@ class Measurement:
 
 @dataclass(frozen=True)
 class PairAcceptance:
-    """All that was measured of one draft for one target, by setting."""
+    """All measurements of one draft for one target, by setting."""
 
     target: str
     draft: str
     measurements: Mapping[Setting, Measurement]
 
     def nearest(self, setting: Setting) -> tuple[Acceptance, bool] | None:
-        """The table measured nearest to `setting`, and whether it was measured there exactly; None without any.
+        """The table measured nearest to `setting`, and whether it is for exactly this setting; None if there is none.
 
         Greedy decoding and sampling never stand in for one another.
         """
@@ -112,7 +112,7 @@ class PairAcceptance:
         return self.measurements[best].acceptance, best == setting
 
     def updated(self, newer: "PairAcceptance") -> "PairAcceptance":
-        """This with the measurements of `newer`, which replace those of the same setting."""
+        """A copy with the measurements of `newer`, which replace those of the same setting."""
         return replace(newer, measurements={**self.measurements, **newer.measurements})
 
 
@@ -152,9 +152,9 @@ def cache_file(target: Path, draft: Path) -> Path | None:
 def load(target: Path, draft: Path) -> PairAcceptance | None:
     """What is known of the pair: the user's cache, then, for other settings, the file beside the draft's weights.
 
-    That file counts if it was measured with this target or names none; None where there is nothing, and as long as one
-    of the models is not downloaded. Raises ModelFilesError where it is damaged. A damaged file in the cache counts for
-    nothing, and `save` overwrites it.
+    That file counts if it was measured with this target or names none. None if there is nothing, or if one of the
+    models is not downloaded yet. Raises ModelFilesError if the file is damaged. A damaged file in the cache is ignored,
+    and `save` overwrites it.
     """
     beside = _beside(draft)
     if any(model_source(model).awaits_download() for model in (target, draft)):
@@ -166,7 +166,7 @@ def load(target: Path, draft: Path) -> PairAcceptance | None:
 
 
 def save(pair: PairAcceptance, target: Path, draft: Path) -> bool:
-    """Put `pair` into the user's cache, beside what it holds of the pair's other settings; False where it cannot be."""
+    """Add `pair` to what the user's cache holds of other settings; False if that is not possible."""
     path = cache_file(target, draft)
     if path is None:
         return False
@@ -179,9 +179,9 @@ def save(pair: PairAcceptance, target: Path, draft: Path) -> bool:
 
 
 def write(path: Path, pair: PairAcceptance, target: Path) -> None:
-    """Write `pair`, measured with the checkpoint `target`, all or nothing; readers see the old file or the new one.
+    """Write `pair`, measured with the checkpoint `target`, atomically; readers see the old file or the new one.
 
-    OSError where it cannot be written.
+    Raises OSError if it cannot be written.
     """
     record = {
         "format": FORMAT,
@@ -219,7 +219,7 @@ def _beside(draft: Path) -> tuple[PairAcceptance, str | None] | None:
 
 
 def _parse(record: dict[str, Any]) -> tuple[PairAcceptance, str | None]:
-    """The pair in a record, and the fingerprint of its target if it names one. ValueError."""
+    """The pair in a record, and the fingerprint of its target if it names one. Raises ValueError."""
     target, draft = (str(record.get(name, "?")) for name in ("target", "draft"))
     if "settings" not in record:
         return PairAcceptance(target, draft, _stated(record)), None
@@ -247,7 +247,7 @@ def _measured(entry: Any) -> tuple[Setting, Measurement]:
 
 
 def _stated(record: dict[str, Any]) -> dict[Setting, Measurement]:
-    """Measurements made up from a bare list, for greedy decoding too: whoever wrote it means it for any setting."""
+    """Measurements from a bare list of acceptances; it is used for every setting, greedy decoding included."""
     try:
         table = Acceptance.from_positional(record.get("positional"), _STATED_CONTEXTS)  # type: ignore[arg-type]
     except (OverflowError, TypeError, ValueError) as error:
@@ -274,7 +274,7 @@ def _overview(pair: PairAcceptance) -> dict[str, Any]:
 
 
 def _short(values: Any) -> Any:
-    """Numbers as JSON keeps them: few digits, whole ones without a fraction."""
+    """Numbers rounded for JSON; whole ones without a fraction."""
     if isinstance(values, list):
         return [_short(value) for value in values]
     if values is None:

@@ -1,6 +1,4 @@
-"""Grows a tree that fits the context: in expansion steps, towards where the draft's own distributions say that
-acceptance is likely.
-"""
+"""Drafts a tree that fits the context, in expansion steps towards nodes that the draft's distributions make likely."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,16 +17,14 @@ from sequoia_tree.tree import Tree
 from sequoia_tree.verification.sampling import draw_without_replacement
 
 Costs = Callable[[Tensor, Tensor], Tensor]
-"""What children lose of their parents' log-priority: of log-laws [m, V] and tokens [m, K], float [m, K], rising."""
+"""Decrease of log-priority from parent to child: float [m, K], ascending, from log-probs [m, V] and tokens [m, K]."""
 
 
 class AdaptiveDrafting:
-    """Trees of at most `size` nodes and `depth` levels.
+    """Trees of at most `size` nodes and `depth` levels; a few of the nodes come from n-gram lookup in the text.
 
-    Where the text repeats itself, a few of the nodes go on as it did before.
-
-    The draft runs over the root and then over depth - 1 expansion steps of nodes. Together they expand about as many
-    nodes as the tree will have: more than its inner nodes, so that the best ones are among them.
+    The draft runs over the root and then does depth - 1 expansion steps. Together they expand about as many nodes as
+    the tree will have. That is more than its inner nodes, so the best ones are among them.
     """
 
     def __init__(self, draft: Draft, size: int, depth: int, children: int):
@@ -57,9 +53,8 @@ class AdaptiveDrafting:
             if expansion > 0:
                 frontier.expand()
                 logits = self._run_expansion()
-            distributions.append(
-                draft_distribution(logits, sampling, self._contexts(known, expansion) if known else None)
-            )
+            contexts = self._contexts(known, expansion) if known else None
+            distributions.append(draft_distribution(logits, sampling, contexts))
             tokens = draw(distributions[-1], frontier.children, generator)
             frontier.open(tokens, costs(distributions[-1], tokens))
         candidates = self._repeated.candidates(text, self._size, self._expansions + 1)
@@ -68,13 +63,11 @@ class AdaptiveDrafting:
 
     def _run_expansion(self) -> Tensor:
         frontier = self._frontier
-        expansion, tree = slice(frontier.begin, frontier.end), slice(1, frontier.end)
-        return self._draft.forward(
-            frontier.tokens[expansion], frontier.depths[tree], frontier.ancestors[expansion, tree]
-        )
+        new, tree = slice(frontier.begin, frontier.end), slice(1, frontier.end)
+        return self._draft.forward(frontier.tokens[new], frontier.depths[tree], frontier.ancestors[new, tree])
 
     def _contexts(self, text: Text, expansions: int) -> Contexts:
-        """Of the nodes of the current expansion step, which are no deeper than there were expansion steps."""
+        """For the nodes of the current expansion step; their depth is at most `expansions`."""
         frontier = self._frontier
         tree = slice(0, frontier.end)
         return text.at(frontier.ancestors[frontier.begin : frontier.end, tree], frontier.tokens[tree], expansions)

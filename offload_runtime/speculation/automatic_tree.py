@@ -1,4 +1,4 @@
-"""The tree of fewest seconds per token: chosen by what passes and drafts take here and what this pair accepts."""
+"""Chooses the tree with the fewest seconds per token, by measured pass and draft times and the pair's acceptance."""
 
 import time
 from collections.abc import Callable
@@ -23,35 +23,35 @@ from sequoia_tree.choice.contest import Contest, Pace
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.verification.verify import AcceptedPath
 
-MAX_DEPTH = 64  # where the user names no depth: paths that long are accepted from drafts that are all but the target
-# Positions that must be known before trees are grown by them; until then the static tree is the better one.
+MAX_DEPTH = 64  # if the user gives none; drafts that are almost the target have paths this long accepted
+# Positions that must be known before adaptive trees are used; until then the static tree is better.
 LEAST_POSITIONS = 300.0
-# What an adaptive tree is thought to accept beyond the static one of its size, until its own passes tell. On the
-# bundled pair and on rounded copies of its target it was 1.13 and more at temperature 0, and 0.86 to 1.17 above it
+# Assumed gain in accepted tokens of an adaptive tree over the static tree of the same size, until it is measured. With
+# the bundled pair and with rounded copies of its target, it was at least 1.13 at temperature 0, and 0.86 to 1.17 above
 # (docs/comparison).
 _GREEDY_GAIN, _SAMPLING_GAIN = 1.15, 1.03
-_CALIBRATION_SECONDS = 0.25  # after which no further size is timed
+_CALIBRATION_SECONDS = 0.25  # once this is spent, no further size is timed
 
 
 @dataclass
 class _Setting:
-    """What is kept for one sampling."""
+    """The state of one sampling."""
 
     chooser: Chooser
     corrections: dict[str, Correction] = field(
         default_factory=lambda: {"static": Correction(), "adaptive": Correction()}
     )
     contest: Contest = field(default_factory=Contest)
-    positions: float = -1.0  # known when `yields` were made
+    positions: float = -1.0  # known when `vector` was computed
     vector: tuple[float, ...] = ()
     choice: Choice | None = None
-    tree: Method = PLAIN  # what was chosen
+    tree: Method = PLAIN  # the chosen tree
     plain: Method = PLAIN
-    drafted: bool = True  # whether the last pass was, so that the draft has read the text
+    drafted: bool = True  # whether the last step drafted, so that the draft has read the text
 
 
 class AutomaticTree:
-    """Chooses among plain decoding, the static tree and adaptive ones, with their nodes and levels.
+    """Chooses among plain decoding, static trees and adaptive trees, and their numbers of nodes and levels.
 
     max_depth: most levels. rule: for trees above temperature 0.
     """
@@ -102,9 +102,9 @@ class AutomaticTree:
                 correction.idle()
 
     def _as_planned(self, sampling: Sampling) -> Method:
-        """By what was known at the start, of the planned size: the same whatever else was generated, however fast.
+        """A tree of the planned size from what was known at the start; independent of timings and of earlier replies.
 
-        Plain decoding where a processor streams nothing: trees seldom pay there, and no timing may say that one does.
+        Plain decoding on a CPU that streams nothing: trees seldom pay off there, and timings must not decide.
         """
         if self._plan.device == "cpu" and not self._streams:
             return PLAIN
@@ -144,7 +144,7 @@ class AutomaticTree:
         setting.plain = self._predicted(PLAIN, 1, 1.0, setting.contest.plain)
 
     def _predicted(self, method: Method, nodes: int, tokens: float, pace: Pace) -> Method:
-        """The method with what its next step is expected to yield and to take, by what is known now."""
+        """The method with the expected tokens and seconds of its next step."""
         levels = len(method.draft_rows)
         drafting = levels * self._level_times.seconds(round(sum(method.draft_rows) / levels)) if levels else 0.0
         seconds = self._pass_times.seconds(nodes) + drafting
@@ -155,7 +155,7 @@ class AutomaticTree:
         return automatic_method(kind, self._draft, known, sampling, size, depth, self._rule)
 
     def _calibrate(self) -> None:
-        """Time the draft, and a target that needs no link, over a few sizes."""
+        """Time the draft, and a target that does not stream, at a few sizes."""
         largest = max(1, self._plan.tree_size - 1)
         _time_passes(self._draft.model, largest, self._level_times.add)
         if not self._plan.slots:
@@ -165,7 +165,7 @@ class AutomaticTree:
 def automatic_method(
     kind: str, draft: Draft, known: Acceptance, sampling: Sampling, size: int, depth: int, rule: str
 ) -> Method:
-    """The tree of a kind, "static" or "adaptive", that is made where trees are chosen; else plain decoding."""
+    """The method for a chosen kind: "static", "adaptive", or else plain decoding."""
     if kind == "adaptive":
         return adaptive_method(draft, known, sampling, size, depth, rule)
     if kind == "static":
@@ -180,7 +180,7 @@ def _gain(kind: str, sampling: Sampling) -> float:
 
 
 def _vector(known: Acceptance, sampling: Sampling) -> np.ndarray:
-    """Acceptance by child number, as good as the rule makes it: see `damped`."""
+    """Acceptance by child number, corrected for the verification rule: see `damped`."""
     return damped(known.falling()) if sampling.temperature else known.falling()
 
 
@@ -189,15 +189,15 @@ def _tree(choice: Choice) -> tuple[str, int, int]:
 
 
 def _time_passes(model: Model, largest: int, add: Callable[[int, float], None]) -> None:
-    """Passes over 1, 4, 16, … and `largest` made-up rows behind what the cache holds, which stays as it is."""
+    """Time passes over 1, 4, 16, … and `largest` dummy tokens after the cached rows, which stay unchanged."""
     cache, spent = model.cache, 0.0
     for rows in (*(4**k for k in range(8) if 4**k < largest), largest):
         if spent > _CALIBRATION_SECONDS or cache.length + rows > cache.scratch:
             return
         if model.replays:
-            _pass_seconds(model, rows)  # captures a graph, once and for all
+            _pass_seconds(model, rows)  # captures the graph, outside of what is timed
         times = []
-        for _ in range(2):  # the first of a size also pays for memory and for choosing kernels
+        for _ in range(2):  # the first of a size also allocates memory and chooses kernels
             times.append(_pass_seconds(model, rows))
             if times[-1] > _CALIBRATION_SECONDS:
                 break

@@ -1,4 +1,4 @@
-"""The draft: a resident model that continues every node of a growing tree."""
+"""The draft: a resident model that extends the nodes of a tree while it is built."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,9 @@ from sequoia_tree.verification.sampling import (
 
 
 class Draft:
-    """Reads the text, then nodes of a tree behind it; gives the distribution of the token after each.
+    """Reads the text, then nodes of a tree after it, and gives the logits of the token after each.
 
-    vocab_size: of the target; distributions have this size, whatever padding the draft's own vocabulary has.
+    vocab_size: of the target; logits have this size, whatever the padding of the draft's own vocabulary.
     most_rows: most rows of one pass while it reads text.
     """
 
@@ -41,17 +41,17 @@ class Draft:
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
-        """Logits ``[r, vocab]`` after the r nodes that hold `tokens`, behind the tree's nodes in the cache so far.
+        """Logits ``[r, vocab]`` after r new nodes with these `tokens`; the cache holds the tree's earlier nodes.
 
-        depths: int64 [columns], of those nodes and of the new ones, which come last. visible: bool [r, columns], which
-        of them are each new node's ancestors or itself.
+        depths: int64 [columns], of the earlier nodes and then the new ones. visible: bool [r, columns], whether a
+        column is the new node itself or one of its ancestors.
         """
         past = self.model.cache.length
         inputs = tokens.clamp(0, self.model.vocab_size - 1)
         return self._fit(self.model.forward(inputs, PassRows(past, past - 1 + depths, visible), len(inputs)))
 
     def commit(self, columns: Sequence[int]) -> None:
-        """Keep the given rows of the tree behind the text."""
+        """Append the given rows of the tree to the text and drop the others."""
         self.model.cache.commit(columns)
 
     def _fit(self, logits: Tensor) -> Tensor:
@@ -61,26 +61,21 @@ class Draft:
 
 
 def draft_distribution(logits: Tensor, sampling: Sampling, contexts: Contexts | None) -> Tensor:
-    """Log-probabilities ``[n, vocab]`` to draw from; at temperature 0, where nothing is drawn, of no temperature.
+    """Log-probabilities ``[n, vocab]`` to draw from; at temperature 0, where nothing is drawn, without temperature.
 
-    contexts: the tokens before each, where rules of the sampling have to know them. A draft may have any distribution,
-    as long as children are drawn from it and tested with it: where top-p keeps more tokens than are looked at on a GPU,
-    the less likely of them are left out.
+    contexts: the tokens before each, if the sampling has rules that need them. A draft may use any distribution, as
+    long as children are drawn from it and tested against it. So on a GPU, where top-p would keep more tokens than are
+    examined, the least likely of them are left out.
     """
     if sampling.temperature:
-        width = first_width(logits, sampling)
-        return (
-            bounded_log_distribution(logits, sampling, width, contexts)[0]
-            if width
-            else log_probs(logits, sampling, contexts)
-        )
+        if width := first_width(logits, sampling):
+            return bounded_log_distribution(logits, sampling, width, contexts)[0]
+        return log_probs(logits, sampling, contexts)
     scores = processed(logits, sampling, contexts)
     return (drawable(scores, logits) if sampling.rules else scores).log_softmax(-1)
 
 
 def joined(distributions: Sequence[Tensor], sampling: Sampling) -> Tensor:
-    """Rows of log-probabilities that children were drawn from, as `DraftTree.distributions`, ``[rows, vocab]``, holds
-    them.
-    """
+    """The log-probabilities that children were drawn from, in the form of `DraftTree.distributions [rows, vocab]`."""
     table = torch.cat(list(distributions))
     return into_probabilities(table) if sampling.temperature else table

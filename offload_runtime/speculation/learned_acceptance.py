@@ -1,4 +1,4 @@
-"""What is known of a pair's acceptance: measured before, and refined by every pass that the runtime makes."""
+"""The known acceptance of a pair: measured before, and refined by every pass."""
 
 from pathlib import Path
 
@@ -15,15 +15,15 @@ from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.uploads import upload
 from sequoia_tree.verification.verify import AcceptedPath
 
-# Positions that another setting's table counts as at most, so that a hundred passes at this one soon outweigh it.
+# Most positions that the table of another setting counts for, so that a hundred passes at this one outweigh it.
 _BORROWED = 300.0
-# Positions after which only every eighth pass is looked at: what is left to learn is not worth the time.
+# Positions after which only every eighth pass is evaluated: the rest is not worth the time.
 _ENOUGH = 2000.0
 _SPARSELY = 8
 
 
 class LearnedAcceptance:
-    """Tables by sampling. What is learnt from a pass serves later passes only, so exactness is never at stake."""
+    """Acceptance tables by sampling. A pass only influences later passes, so outputs stay exact."""
 
     def __init__(self, target: Path, draft: Path):
         """Raises ModelFilesError where the file beside the draft's weights is damaged."""
@@ -32,7 +32,7 @@ class LearnedAcceptance:
         self._passes = 0
 
     def measured(self, sampling: Sampling) -> Acceptance:
-        """What was known before the first pass: of this setting, or a little from the nearest one."""
+        """What was known before the first pass: for this setting, or the nearest one with less weight."""
         nearest = self._measured and self._measured.nearest(Setting.of(sampling))
         if not nearest:
             return Acceptance.empty()
@@ -40,13 +40,13 @@ class LearnedAcceptance:
         return table if exact else table.at_most(_BORROWED)
 
     def now(self, sampling: Sampling) -> Acceptance:
-        """What is known by now: the same object until something is learnt."""
+        """What is known now; the same object until something is learnt."""
         if sampling not in self._now:
             self._now[sampling] = self.measured(sampling)
         return self._now[sampling]
 
     def learn(self, scored: Scored, accepted_path: AcceptedPath) -> None:
-        """Take note of the positions on the accepted path whose children were drawn without replacement."""
+        """Record the positions on the accepted path whose children were drawn without replacement."""
         self._passes += 1
         sampling = scored.sampling
         if self._passes % _SPARSELY and self.now(sampling).positions > _ENOUGH:

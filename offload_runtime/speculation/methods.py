@@ -1,4 +1,4 @@
-"""The ways to draft a tree, by name: its shape, how its tokens are drawn, the rule that verifies it."""
+"""The methods of drafting a tree, by name: its shape, how its tokens are drawn, and the rule that verifies it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ DRAWINGS: dict[str, Drawing] = {"topk": likeliest, "specinfer": draw_with_replac
 
 @dataclass(frozen=True)
 class Method:
-    """What one step does: `grow` drafts a tree under a text, `rule` (`sequoia_tree.verification`) verifies it.
+    """What one step does: `grow` drafts a tree after a text, `rule` (`sequoia_tree.verification`) verifies it.
 
-    draft_rows: rows of each of its draft passes. predicted_tokens, predicted_seconds: what a step is expected to yield
-    and to take, drafting included.
+    draft_rows: rows of each draft pass. predicted_tokens, predicted_seconds: expected tokens and seconds of a step,
+    drafting included.
     """
 
     name: str
@@ -55,7 +55,7 @@ PLAIN = Method("none", _root_only, "match")
 
 
 def static_method(name: str, draft: Draft, acceptance: ArrayLike, size: int, depth: int, rule: str) -> Method:
-    """The best tree of the shape called `name` for acceptances by child number, which never rise."""
+    """The best tree of the shape `name` for descending acceptances by child number."""
     tree = SHAPES[name](acceptance, size, depth)
     if tree.size == 1:
         return PLAIN
@@ -66,7 +66,7 @@ def static_method(name: str, draft: Draft, acceptance: ArrayLike, size: int, dep
 def adaptive_method(
     draft: Draft, acceptance: Acceptance, sampling: Sampling, size: int, depth: int, rule: str
 ) -> Method:
-    """Trees grown per context, by what is known of the pair under `sampling`."""
+    """Trees drafted per context, by the known acceptance of the pair under `sampling`."""
     if size < 2 or depth < 1:
         return PLAIN
     costs: DrawnCosts | LikeliestCosts

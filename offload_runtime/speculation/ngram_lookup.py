@@ -1,9 +1,8 @@
-"""Trees without a draft: where the text repeats itself, one pass of the target checks what followed before.
+"""N-gram lookup, trees without a draft: where the text repeats itself, one target pass checks the earlier continuation.
 
-Nothing runs on the device to make one: the end of the text is looked up in the text, in about 0.1 ms. The tokens are
-chosen by looking at the text alone, so matching keeps the target's distribution (see `verify_match`). A tree is
-proposed only where it is thought to bring more tokens per second than plain decoding, by what repetitions were worth so
-far.
+Drafting needs no device work: the end of the text is looked up in the text, in about 0.1 ms. The tokens depend on the
+text alone, so matching keeps the target's distribution (see `verify_match`). A tree is proposed only if it is expected
+to give more tokens per second than plain decoding, judged by the acceptance of earlier matches.
 """
 
 from __future__ import annotations
@@ -27,45 +26,45 @@ from sequoia_tree.tree import Tree
 from sequoia_tree.verification.verify import AcceptedPath
 
 NAME = "ngram"
-LEAST_MATCH = 2  # tokens that must have occurred before in the same order
-_PLACES = 4  # earlier occurrences that are followed
-_LEAST_GAIN = 1.03  # tokens per second against plain decoding, or none is proposed: what times are wrong by
-_LEAST_PASSES = 2  # to be timed before nodes are thought to be worth their time, where nothing streams
-_LEAST_SECONDS = 1e-9  # of a pass, where nothing is known of it
-# With a seed, trees must not depend on what was timed or learnt: nodes at least so likely, where they cost time and
-# where they hide behind the link.
+LEAST_MATCH = 2  # tokens in a row that must have occurred before
+_OCCURRENCES = 4  # most earlier occurrences whose continuations are used
+_LEAST_GAIN = 1.03  # least gain in tokens per second over plain decoding: the error of measured times
+_LEAST_PASSES = 2  # passes to be timed before a tree is proposed, where nothing streams
+_LEAST_SECONDS = 1e-9  # of a pass whose time is not known
+# With a seed, trees must not depend on timings or on what was learnt, so nodes need at least this probability: where
+# computing them takes time, and where it is hidden behind the link.
 _LIKELY, _LIKELY_STREAMED = 0.3, 0.02
 
 
 class Chances:
-    """How likely the token after an earlier occurrence is right, by how many tokens agreed before it."""
+    """The probability that the continuation of an earlier occurrence is right, by the length of the match."""
 
     _PRIOR_TRIALS = 4.0
     _LARGEST = 0.98
 
     def __init__(self) -> None:
         lengths = np.arange(LONGEST_MATCH + 1)
-        self._right = self._PRIOR_TRIALS * lengths / (lengths + 3)  # a half of those that agree in three tokens
+        self._right = self._PRIOR_TRIALS * lengths / (lengths + 3)  # 0.5 for a match of three tokens
         self._trials = np.full(LONGEST_MATCH + 1, self._PRIOR_TRIALS)
 
     def of(self, length: int) -> float:
         """For a match of `length` tokens."""
-        place = min(length, LONGEST_MATCH)
-        return min(self._LARGEST, float(self._right[place] / self._trials[place]))
+        length = min(length, LONGEST_MATCH)
+        return min(self._LARGEST, float(self._right[length] / self._trials[length]))
 
     def add(self, length: int, right: bool) -> None:
-        """Take note of one."""
-        place = min(length, LONGEST_MATCH)
-        self._trials[place] += 1
-        self._right[place] += right
+        """Record the outcome of a match of `length` tokens."""
+        length = min(length, LONGEST_MATCH)
+        self._trials[length] += 1
+        self._right[length] += right
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """Nodes that may follow the text, the likeliest first, below a root that is node 0.
+    """Candidate nodes, likeliest first, below a root that is node 0.
 
-    parents, tokens: of node i + 1. reach: the chance that node i + 1 is accepted; never rises. lengths: of every node,
-    the root's first, how many tokens agree when its first child is tried.
+    parents, tokens: of node i + 1. reach: the probability that node i + 1 is accepted, descending. lengths: of every
+    node including the root, the length of the match when its first child is tried.
     """
 
     parents: list[int]
@@ -75,26 +74,26 @@ class Repetition:
 
 
 def repetition(found: Sequence[tuple[int, Sequence[int]]], chances: Chances, most: int) -> Repetition:
-    """What followed earlier, of [(tokens that agree, what followed)], joined where it begins alike; `most` nodes."""
+    """A prefix tree of at most `most` nodes over the continuations `found`: [(length of the match, continuation)]."""
     parents, tokens, reach, lengths = [-1], [-1], [1.0], [found[0][0] if found else 0]
-    left = [1.0]  # of each node's reach, after the children it has got
+    left = [1.0]  # of each node's reach, minus its children's
     children: dict[tuple[int, int], int] = {}
     for length, followed in found:
         node = 0
-        for place, token in enumerate(followed):
+        for offset, token in enumerate(followed):
             child = children.get((node, token))
             if child is None:
                 child = children[node, token] = len(parents)
-                share = left[node] * chances.of(length + place)
+                share = left[node] * chances.of(length + offset)
                 left[node] -= share
                 parents.append(node)
                 tokens.append(token)
                 reach.append(share)
                 left.append(share)
-                lengths.append(length + place + 1)
+                lengths.append(length + offset + 1)
             node = child
     order = sorted(range(1, len(parents)), key=lambda node: -reach[node])[:most]  # stable: parents stay before children
-    number = {0: 0, **{node: place for place, node in enumerate(order, start=1)}}
+    number = {0: 0, **{node: index for index, node in enumerate(order, start=1)}}
     return Repetition(
         [number[parents[node]] for node in order],
         [tokens[node] for node in order],
@@ -104,7 +103,7 @@ def repetition(found: Sequence[tuple[int, Sequence[int]]], chances: Chances, mos
 
 
 class NgramTrees:
-    """The policy of decoding without a draft: see the module."""
+    """The policy for decoding without a draft; see the module's docstring."""
 
     def __init__(self, plan: Plan):
         self._plan = plan
@@ -137,7 +136,7 @@ class NgramTrees:
 
     def _grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator, fixed: bool) -> DraftTree:
         self._latest = None
-        most = min(self._plan.tree_size - 1, self._plan.tree_depth * _PLACES)
+        most = min(self._plan.tree_size - 1, self._plan.tree_depth * _OCCURRENCES)
         found = self._find(text)
         if not found:
             return DraftTree.root_only(text[-1])
@@ -153,14 +152,14 @@ class NgramTrees:
 
     def _find(self, text: Sequence[int]) -> list[tuple[int, list[int]]]:
         self._matcher.follow(text)
-        return self._matcher.continuations(_PLACES, self._plan.tree_depth, LEAST_MATCH)
+        return self._matcher.continuations(_OCCURRENCES, self._plan.tree_depth, LEAST_MATCH)
 
     def _likely(self, reach: Sequence[float]) -> int:
         least = _LIKELY_STREAMED if self._plan.slots else _LIKELY
         return sum(value >= least for value in reach)
 
     def _worthwhile(self, reach: Sequence[float]) -> int:
-        """How many of the nodes bring most tokens per second; sizes go by powers of two, so that few occur."""
+        """The number of nodes with the most tokens per second; only powers of two and the whole tree are tried."""
         if not self._plan.seconds_per_pass and self._timed < _LEAST_PASSES:
             return 0
         plain = max(self._times.seconds(1), _LEAST_SECONDS)

@@ -1,4 +1,4 @@
-"""Fills a tree of fixed shape, level by level."""
+"""Drafts the tokens of a tree of fixed shape, level by level."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from sequoia_tree.uploads import upload
 from sequoia_tree.verification.sampling import highest_tokens
 
 Drawing = Callable[[Tensor, int, torch.Generator], Tensor]
-"""Children for each row of log-laws [m, V]: int64 [m, count] in drawing order, -1 where there is none."""
+"""Children for each row of log-probs [m, V]: int64 [m, count] in the order drawn, -1 where there is none."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """The nodes of one depth that have children, and where the drawn tokens go. All tensors int64 but the masks.
+    """The nodes of one depth that have children, and where the drawn tokens go. Tensors are int64 except the masks.
 
-    parents [p]: those nodes. visible: bool [p, columns], which of the tree's rows in the cache each parent sees; those
-    of its own level come last. depths [columns]: of those rows. ancestors: bool [p, n], the nodes on each path.
+    parents [p]: those nodes. visible: bool [p, columns], which of the tree's cached rows each parent sees; rows of its
+    own level come last. depths [columns]: of those rows. ancestors: bool [p, n], each parent and its ancestors.
     children, child_rows, child_numbers [c]: child node, its parent's index in `parents`, its rank among its siblings
     (from 0). width: most children of a parent.
     """
@@ -41,7 +41,7 @@ class Level:
 
 
 class StaticDrafting:
-    """Draws a token for every node of one tree, under any text; `drawing` chooses the children above temperature 0."""
+    """Drafts a token for every node of one tree, after any text. drawing: draws children above temperature 0."""
 
     def __init__(self, draft: Draft, tree: Tree, drawing: Drawing):
         self.tree = tree
@@ -60,9 +60,9 @@ class StaticDrafting:
 
     @torch.inference_mode()
     def grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator) -> DraftTree:
-        """The tree with its tokens, the root being the last of `text`; without nodes for which none was left.
+        """The tree with its tokens; the root is the last of `text`. Nodes for which no token was left are removed.
 
-        The device is waited for once, for the tokens.
+        The host waits for the device once, for the tokens.
         """
         draft = self._draft
         known = Text.of(text, draft.model.device) if sampling.rules else None
@@ -72,9 +72,8 @@ class StaticDrafting:
         for depth, level in enumerate(self._levels):
             if depth > 0:
                 logits = draft.forward(tokens[level.parents], level.depths, level.visible)
-            distributions.append(
-                draft_distribution(logits, sampling, known.at(level.ancestors, tokens, depth) if known else None)
-            )
+            contexts = known.at(level.ancestors, tokens, depth) if known else None
+            distributions.append(draft_distribution(logits, sampling, contexts))
             children = self._children(distributions[-1], level.width, sampling, generator)
             children = children.masked_fill(tokens[level.parents, None] < 0, -1)  # no parent, no children
             tokens[level.children] = children[level.child_rows, level.child_numbers]
@@ -99,12 +98,12 @@ class StaticDrafting:
 
 
 def likeliest(distribution: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """The `count` likeliest tokens of each row of log-laws ``[m, V]``, likeliest first; -1 where fewer are possible."""
+    """The `count` likeliest tokens per row of log-probs ``[m, V]``, likeliest first; -1 where fewer are possible."""
     return highest_tokens(distribution, count)
 
 
 def _inner_nodes(tree: Tree) -> NDArray[np.int64]:
-    """The nodes that have children, by depth: the order in which they run through the draft."""
+    """The nodes that have children, by depth: the order in which the draft runs over them."""
     inner = np.flatnonzero(tree.child_count_array)
     return inner[np.argsort(tree.depth_array[inner], kind="stable")]
 

@@ -1,4 +1,4 @@
-"""The target: one pass over the text it has not read yet and a whole tree behind it."""
+"""The target: one pass over the text that it has not read yet, followed by a whole tree."""
 
 import time
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ class _TreeShape:
 
 @dataclass(frozen=True)
 class PassProgress:
-    """How far the target is with a step, to be shown meanwhile.
+    """Progress of the target within one step, for display.
 
-    tokens: of text to read, the tree's root among them. passes: that this takes. layers: of all these passes, and
-    layers_begun of them. seconds: since the first began.
+    tokens: tokens of text to read, including the tree's root. passes: passes that this takes. layers: layers of all
+    these passes together; layers_begun: how many of them have begun. seconds: since the first began.
     """
 
     tokens: int
@@ -43,12 +43,12 @@ class PassProgress:
 
     @property
     def share(self) -> float:
-        """Of all layers, those that are done: from 0 to below 1."""
+        """Share of the layers that are done, from 0 to below 1."""
         return max(0, self.layers_begun - 1) / self.layers
 
     @property
     def seconds_left(self) -> float | None:
-        """By the pace so far; None until that says something."""
+        """Estimated from the pace so far; None until there is enough of it."""
         if self.seconds < 1 or self.share < 0.05:
             return None
         return self.seconds * (1 / self.share - 1)
@@ -56,7 +56,7 @@ class PassProgress:
 
 @dataclass(frozen=True)
 class _Step:
-    """What `score` set out to do, and when."""
+    """The work of one `score` call, and when it began."""
 
     tokens: int
     passes: int
@@ -65,10 +65,10 @@ class _Step:
 
 
 class Target:
-    """Scores trees; its cache holds a beginning of the text and is brought up to date with the tree's own pass.
+    """Scores trees. Its cache holds a prefix of the text; the pass over the tree also reads the rest.
 
-    most_rows: most rows of one pass; a longer text is read in several. text_rows: of the text in the latest pass, the
-    root among them.
+    most_rows: most rows of one pass; a longer text is read in several. text_rows: rows of text in the latest pass,
+    including the root.
     """
 
     def __init__(self, model: Model, most_rows: int):
@@ -80,7 +80,7 @@ class Target:
 
     @property
     def progress(self) -> PassProgress | None:
-        """Of the step under way, None between two; for other threads."""
+        """Progress of the current step, None between steps; for other threads."""
         step, model = self._step, self.model
         if step is None:
             return None
@@ -101,19 +101,19 @@ class Target:
             self._step = None
 
     def _score(self, text: Sequence[int], drawn: DraftTree, surplus: int) -> Tensor:
-        """surplus: tokens of the text that are read in passes of their own."""
+        """surplus: tokens of the text that are read in earlier passes; none if it is not positive."""
         cache, nodes = self.model.cache, drawn.tree.size
         if surplus > 0:
             self.model.read(text[cache.length : cache.length + surplus], self._most_rows)
         unread = text[cache.length :]
         self.text_rows = len(unread)
-        if self._shape is None or self._shape.tree is not drawn.tree:  # of static trees it stays for many passes
+        if self._shape is None or self._shape.tree is not drawn.tree:  # a static tree stays for many passes
             self._shape = _TreeShape.of(drawn.tree, self.model.device)
         tokens = upload([*unread, *drawn.tokens[1:]], self.model.device)
         rows = text_and_tree_rows(cache.length, len(unread), self._shape.ancestors, self._shape.depths)
         return self.model.forward(tokens, rows, logits_to_keep=nodes)
 
     def commit(self, path: Sequence[int]) -> None:
-        """Keep the text's rows and those of the accepted nodes."""
+        """Keep the rows of the text and of the accepted nodes."""
         before_root = self.text_rows - 1
         self.model.cache.commit([*range(self.text_rows), *(before_root + node for node in path)])

@@ -1,4 +1,4 @@
-"""Candidates from the text itself: where it repeats what it said before, the tree gets the continuation of then."""
+"""Candidates by n-gram lookup: where the text repeats itself, the earlier continuation is added to the tree."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,26 +9,26 @@ from offload_runtime.speculation.draft_tree import DraftTree
 from sequoia_tree.drafting.suffix import SuffixMatcher
 from sequoia_tree.tree import Tree
 
-LEAST_MATCH = 4  # tokens that must have occurred before in the same order; fewer repeat by chance
-_SHARE = 8  # of a tree's nodes at most one in so many is a candidate: what chance matches may cost
+LEAST_MATCH = 4  # tokens in a row that must have occurred before; shorter matches happen by chance
+_SHARE = 8  # at most one node in so many is a candidate, which bounds what chance matches cost
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What may follow the text: `tokens`, of which at most `most` become nodes of their own."""
+    """`tokens` that may follow the text; at most `most` of them become new nodes."""
 
     tokens: list[int]
     most: int
 
 
 class RepeatedText:
-    """Finds the end of a growing text in what came before it."""
+    """Looks up the end of a growing text in the text before it."""
 
     def __init__(self) -> None:
         self._matcher = SuffixMatcher()
 
     def candidates(self, text: Sequence[int], tree_size: int, tree_depth: int) -> Candidates:
-        """For a tree of so many nodes: the longer the match, the further it is trusted."""
+        """Candidates for a tree of `tree_size` nodes: the longer the match, the more of them."""
         self._matcher.follow(text)
         length, _ = self._matcher.match()
         most = min(2 * length, tree_size // _SHARE) if length >= LEAST_MATCH else 0
@@ -36,19 +36,19 @@ class RepeatedText:
 
 
 def with_candidates(drawn: DraftTree, candidates: Candidates) -> DraftTree:
-    """The tree with the candidates below it: from where no drawn node holds the next of them, as a chain.
+    """The tree with the candidates added as a chain, below the longest path of drawn nodes that matches them.
 
-    They are chosen by looking at the text and at drawn tokens, never at the target's: matched once the drawn nodes
-    have been tested, they keep the distribution exact.
+    The choice depends on the text and the drawn tokens, never on the target's distribution. So matching them after the
+    drawn nodes have been tested keeps the output distribution exact.
     """
-    tree, node, place = drawn.tree, 0, 0
+    tree, node, matched = drawn.tree, 0, 0
     children: dict[tuple[int, int], int] = {}
     for child in range(tree.size - 1, 0, -1):
         children[tree.parents[child], drawn.tokens[child]] = child
-    while place < len(candidates.tokens) and (node, candidates.tokens[place]) in children:
-        node = children[node, candidates.tokens[place]]
-        place += 1
-    chain = candidates.tokens[place : place + candidates.most]
+    while matched < len(candidates.tokens) and (node, candidates.tokens[matched]) in children:
+        node = children[node, candidates.tokens[matched]]
+        matched += 1
+    chain = candidates.tokens[matched : matched + candidates.most]
     if not chain:
         return drawn
     parents = [node, *range(tree.size, tree.size + len(chain) - 1)]

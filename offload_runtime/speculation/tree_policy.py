@@ -1,4 +1,4 @@
-"""Which tree each step drafts."""
+"""Chooses the tree that each step drafts."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,14 +12,14 @@ from sequoia_tree.acceptance.acceptance import Acceptance
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.verification.verify import AcceptedPath
 
-NEWS = 1.25  # times as many positions known as when the method was made: time to make it anew
+NEWS = 1.25  # a method is rebuilt once this many times as many positions are known
 
 
 @dataclass(frozen=True)
 class PassFacts:
-    """A step that was made: tokens yielded before any were cut off, nodes of the tree, and seconds.
+    """A finished step: its tokens before the reply is cut off, the nodes of its tree, and its seconds.
 
-    fresh_text: tokens of the text that the pass had to read before the root.
+    fresh_text: tokens of the text that the pass read before the root.
     """
 
     tokens: int
@@ -32,7 +32,7 @@ class PassFacts:
 class TreePolicy(Protocol):
     """Chooses the method of every step, and learns from it.
 
-    repeatable: choose by what was known when the models were loaded, so that a seed brings the same text again.
+    repeatable: use only what was known when the models were loaded, so that a seed gives the same text again.
     """
 
     def method(self, sampling: Sampling, text_length: int, repeatable: bool) -> Method:
@@ -40,16 +40,16 @@ class TreePolicy(Protocol):
         ...
 
     def learn(self, method: Method, scored: Scored, accepted_path: AcceptedPath) -> None:
-        """Take note of what a step accepted."""
+        """Record what a step accepted."""
         ...
 
     def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
-        """Take note of what a step cost."""
+        """Record what a step cost."""
         ...
 
 
 class PlainDecoding:
-    """No tree, ever."""
+    """Never drafts a tree."""
 
     def method(self, sampling: Sampling, text_length: int, repeatable: bool) -> Method:
         return PLAIN
@@ -62,7 +62,7 @@ class PlainDecoding:
 
 
 class FixedTree:
-    """One kind of tree, as large as planned; adaptive ones change their priorities as the pair becomes better known."""
+    """One kind of tree of the planned size; adaptive trees update their priorities as more acceptance is measured."""
 
     def __init__(self, draft: Draft, plan: Plan, tree: str, rule: str, known: LearnedAcceptance):
         self._draft, self._plan, self._tree, self._rule, self._known = draft, plan, tree, rule, known

@@ -1,4 +1,4 @@
-"""From the target's logits to the accepted path, under the request's sampling."""
+"""From the target's logits to the accepted path, under the request's sampling settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,9 +25,9 @@ from sequoia_tree.verification.verify import RULES, AcceptedPath, follow, verify
 
 @dataclass(frozen=True)
 class Scored:
-    """A draft tree with the target's ``logits [n, vocab]`` at its nodes, under a text and a sampling.
+    """A draft tree with the target's ``logits [n, vocab]`` at its nodes, after one text and under one sampling.
 
-    tokens: those of the nodes, int64 [n].
+    tokens: of the nodes, int64 [n].
     """
 
     drawn: DraftTree
@@ -48,7 +48,7 @@ class Scored:
         return Distributions(self._target_distribution, self.draft_distribution, self.logits.shape[-1])
 
     def distributions_of_likeliest(self, width: int, enough: list[Tensor]) -> Distributions:
-        """The same with top-k and top-p looking at `width` tokens alone; `enough` gets whether these were enough."""
+        """The same, but top-k and top-p see `width` tokens only; appends to `enough` whether these suffice."""
 
         def target(nodes: Tensor) -> Tensor:
             distribution, is_enough = bounded_log_distribution(
@@ -60,12 +60,12 @@ class Scored:
         return replace(self.distributions, target=target)
 
     def draft_distribution(self, nodes: Tensor) -> Tensor:
-        """What the children of nodes, int64 [m], were drawn from, as in `DraftTree.distributions`: ``[m, vocab]``."""
+        """``[m, vocab]``, the rows of `DraftTree.distributions` for nodes, int64 [m]."""
         assert self.drawn.distributions is not None
         return self.drawn.distributions[self._distribution_rows[nodes]]
 
     def processed(self, nodes: Tensor) -> Tensor:
-        """The target's logits ``[m, vocab]`` after the given nodes, int64 [m], before any temperature."""
+        """The target's processed logits ``[m, vocab]`` after the given nodes, int64 [m], before temperature."""
         return processed(self.logits[nodes], self.sampling, self._contexts(nodes))
 
     def _target_distribution(self, nodes: Tensor) -> Tensor:
@@ -77,9 +77,9 @@ class Scored:
 
 @torch.inference_mode()
 def verify(scored: Scored, rule: str, generator: torch.Generator) -> AcceptedPath:
-    """The path and the bonus token. `rule`, a key of `RULES`, is for nodes that were drawn; others are matched.
+    """The accepted path and the bonus token. `rule`, a key of `RULES`, tests drawn nodes; other nodes are matched.
 
-    The bonus token is -1 where the target's logits are NaN or infinite: no token can be told.
+    The bonus token is -1 if the target's logits are NaN or infinite.
     """
     if scored.sampling.temperature == 0:
         nodes = torch.arange(scored.drawn.tree.size, device=scored.logits.device)
@@ -92,7 +92,7 @@ def verify(scored: Scored, rule: str, generator: torch.Generator) -> AcceptedPat
         accepted_path = _sampled(scored, scored.distributions_of_likeliest(width, enough), rule, generator)
         if torch.stack(enough).all():
             return accepted_path
-        generator.set_state(state)  # the result depends on the distributions alone, not on what was found before
+        generator.set_state(state)  # the result must depend on the distributions alone, not on the attempt
         width = wider(width, scored.logits)
     return _sampled(scored, scored.distributions, rule, generator)
 
@@ -109,6 +109,6 @@ def _sampled(scored: Scored, distributions: Distributions, rule: str, generator:
 
 
 def _likeliest(scores: Tensor) -> Tensor:
-    """The argmax of each row, int64 [m]; -1 where the largest score is no finite number."""
+    """The argmax of each row, int64 [m]; -1 where the largest score is not finite."""
     largest, tokens = scores.max(dim=-1)
     return tokens.masked_fill(~largest.isfinite(), -1)
