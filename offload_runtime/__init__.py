@@ -1,6 +1,6 @@
 """Run language models far larger than the device: stream the layers, draft a tree, verify it in one pass.
 
-Importing this package does not import torch: `--help` and `--plan` stay quick.
+Importing this package does not import torch, so `--help` and `--plan` stay fast.
 """
 
 from typing import TYPE_CHECKING

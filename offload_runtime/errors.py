@@ -1,4 +1,4 @@
-"""All errors a user can meet, under one roof, and the exit code of each."""
+"""All errors that a user can meet, and their exit codes."""
 
 from loaders.errors import DraftMismatchError, ModelFilesError, OffloadError, UnsupportedModelError
 from scheduler.errors import DoesNotFitError, MachineError
@@ -21,7 +21,7 @@ _EXIT_CODES = {ModelFilesError: 3, UnsupportedModelError: 3, DoesNotFitError: 4,
 
 
 class UsageError(OffloadError):
-    """An option or argument has a value that cannot work."""
+    """An option or argument has an invalid value."""
 
 
 class PromptError(UsageError):
@@ -29,7 +29,7 @@ class PromptError(UsageError):
 
 
 class Interrupted(Exception):
-    """A pass was abandoned because the caller asked to stop; nothing it did was kept."""
+    """A pass was abandoned because the caller asked to stop; its results are dropped."""
 
 
 def exit_code(error: OffloadError) -> int:

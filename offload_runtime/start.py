@@ -1,6 +1,6 @@
-"""How a command starts: Ctrl-C ends it quietly from the first import on, and only this project's own packages run.
+"""Starts a command: Ctrl-C ends it quietly from the first import on, and only this project's packages are imported.
 
-Imports the standard library alone. `loaders` and `scheduler` are the names of other packages on the index, too.
+Imports only the standard library. `loaders` and `scheduler` are also the names of other published packages.
 """
 
 import signal
@@ -14,17 +14,17 @@ from pathlib import Path
 
 PROJECT = "sequoia-offload"
 PACKAGES = ("loaders", "scheduler", "sequoia_tree")
-MARK = f'__project__ = "{PROJECT}"'  # stands in the `__init__.py` of each
+MARK = f'__project__ = "{PROJECT}"'  # in the `__init__.py` of each
 
 
 class ForeignPackageError(ImportError):
-    """A package of this project's name is not this project's."""
+    """A package has the name of one of this project's, but is another."""
 
 
 def start(module: str, arguments: Sequence[str] | None = None) -> int:
     """Import a command's module and call its `run`; return the exit code. arguments: None for those of the process.
 
-    What is missing of the installation, or lies over it, is told in one line.
+    Missing or foreign packages are reported in one line.
     """
     try:
         with _ended_by_interrupts():
@@ -36,18 +36,18 @@ def start(module: str, arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         if arguments is None and _interrupts_raise():
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own end takes a while, too
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's exit takes a while, too
 
 
 def command_name(command: str, module: str) -> str:
-    """How to call a command, in the way in which the running one was called: as installed, or by `python -m`."""
+    """How to call a command, in the same way as the running one: as installed, or by `python -m`."""
     return command if Path(sys.argv[0]).stem.startswith("sequoia-") else f"python -m {module}"
 
 
 def check_packages() -> None:
-    """ForeignPackageError where a package of this project's name is not this project's.
+    """Raise ForeignPackageError if another package has the name of one of this project's.
 
-    None of them is imported: another's could do anything.
+    None of them is imported: foreign code could do anything.
     """
     for name in PACKAGES:
         spec = find_spec(name)
@@ -77,7 +77,7 @@ def _import_problem(error: ImportError) -> str:
 
 @contextmanager
 def _ended_by_interrupts() -> Iterator[None]:
-    """For the block Ctrl-C ends the process at once, and without a traceback."""
+    """Within the block, Ctrl-C ends the process at once and without a traceback."""
     raising = _interrupts_raise()
     if raising:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -89,6 +89,6 @@ def _ended_by_interrupts() -> Iterator[None]:
 
 
 def _interrupts_raise() -> bool:
-    """Whether Ctrl-C raises KeyboardInterrupt: neither is it ignored, as under nohup, nor handled by a caller."""
+    """Whether Ctrl-C raises KeyboardInterrupt, that is, it is not ignored (nohup) nor handled by the caller."""
     in_charge = threading.current_thread() is threading.main_thread()
     return in_charge and signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,4 +1,4 @@
-"""What a call may ask of a loaded model: a prompt that fits, so many new tokens, stop strings, a seed."""
+"""Checks the arguments of a call: prompt length, new tokens, stop strings, seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from offload_runtime.text.detokenize import StopStrings
 
 @dataclass(frozen=True)
 class CallLimits:
-    """Of one target. context_length: most tokens of prompt and reply; has_text: there is a tokenizer."""
+    """Limits of one target. context_length: most tokens in prompt and reply. has_text: there is a tokenizer."""
 
     spec: ModelSpec
     defaults: GenerationDefaults
@@ -22,7 +22,7 @@ class CallLimits:
     has_text: bool
 
     def check_prompt(self, ids: list[int]) -> None:
-        """Raises PromptError for one that is empty, too long, or holds other ids than tokens."""
+        """Raises PromptError for a prompt that is empty, too long, or holds ids outside the vocabulary."""
         if not ids:
             raise PromptError("the prompt is empty: there is nothing to continue")
         if len(ids) >= self.context_length:
@@ -34,14 +34,14 @@ class CallLimits:
             raise PromptError(f"the prompt has token ids outside the vocabulary (0 to {self.vocab_size - 1})")
 
     def _longer_context(self, tokens: int) -> str:
-        """What to do about a prompt of so many tokens."""
+        """Advice for a prompt of `tokens` tokens."""
         most = self.spec.max_positions
         if tokens >= most:
             return f"shorten the prompt: the model was made for {self.spec.positions_for_people} tokens"
         return f"shorten the prompt, or start with --context-length {min(2 * tokens, most)} if memory allows"
 
     def stop_strings(self, stop: str | Sequence[str] | None) -> StopStrings:
-        """Those of the call, else of the model. Raises UsageError where they cannot be found."""
+        """Those of the call, else of the model. Raises UsageError for invalid ones, or without a tokenizer."""
         if stop is None:
             stop = self.defaults.stop_strings
         if stop and not self.has_text:
@@ -52,7 +52,7 @@ class CallLimits:
             raise UsageError(str(error)) from error
 
     def room(self, ids: list[int], max_new_tokens: int | None) -> int:
-        """How many tokens may follow a prompt, by the call, else the model, and by the context."""
+        """How many tokens may follow a prompt: limited by the context and by the call, or else by the model."""
         if max_new_tokens is not None and not (isinstance(max_new_tokens, int) and max_new_tokens >= 1):
             raise UsageError(f"max_new_tokens must be a whole number from 1 up, not {max_new_tokens!r}")
         defaults, room = self.defaults, self.context_length - len(ids)
@@ -70,7 +70,7 @@ class CallLimits:
 
 
 def seeded(generator: torch.Generator, seed: int | None) -> torch.Generator:
-    """The generator, begun with `seed`, or afresh where that is None. Raises UsageError for what is no seed."""
+    """The generator, seeded with `seed`, or randomly if it is None. Raises UsageError for an invalid seed."""
     try:
         if seed is None:
             generator.seed()

@@ -1,6 +1,6 @@
-"""The fields of a generation config, each read with distrust: what it must be, and what transformers takes for off.
+"""Readers for the fields of a generation config: each checks its value and knows what transformers treats as off.
 
-Every reader raises ValueError that says what its field must be. Imports no torch.
+Every reader raises a ValueError that says what its field must be. Imports no torch.
 """
 
 import math
@@ -15,21 +15,21 @@ _LARGEST_BIAS = 1e30  # so that sums of them stay float32
 
 
 def number(value: Any) -> float:
-    """Any number; true and false are none."""
+    """Any number, but not true or false."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("a number")
     return value
 
 
 def whole_number(value: Any) -> int:
-    """A whole number, also where it is written as 50.0."""
+    """A whole number; 50.0 counts as one."""
     if not math.isfinite(number(value)) or value != int(value):
         raise ValueError("a whole number")
     return int(value)
 
 
 def count(value: Any) -> int:
-    """A whole number, of which 0 and less are off."""
+    """A whole number; 0 and less mean off."""
     return max(whole_number(value), 0)
 
 
@@ -41,12 +41,12 @@ def at_least_1(value: Any) -> int:
 
 
 def at_most_1(value: Any) -> float:
-    """A number, of which 1 and more are off."""
+    """A number; 1 and more mean off."""
     return min(number(value), 1.0)
 
 
 def between_0_and_1(value: Any) -> float:
-    """A number that is off where it does not lie strictly between 0 and 1."""
+    """A number strictly between 0 and 1; others mean off."""
     return value if 0 < number(value) < 1 else 0.0
 
 
@@ -82,7 +82,7 @@ def token(value: Any) -> int:
 
 
 def sequences(value: Any) -> tuple[tuple[int, ...], ...]:
-    """A list of lists of token ids; empty ones do nothing."""
+    """A list of lists of token ids; empty ones are ignored."""
     try:
         return tuple(filter(None, map(tokens, value)))
     except (TypeError, ValueError):
@@ -90,7 +90,7 @@ def sequences(value: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def sequence_bias(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
-    """A list of [token ids, bias]; the last one of a sequence counts. A bias of -Infinity forbids."""
+    """A list of [token ids, bias]; of equal sequences the last counts. A bias of -Infinity forbids a sequence."""
     try:
         biases = {tokens(sequence): bias(amount) for sequence, amount in value}
     except (TypeError, ValueError):
@@ -99,7 +99,7 @@ def sequence_bias(value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
 
 
 def bias(value: Any) -> float:
-    """What is added to a score: -inf, or what float32 holds."""
+    """A value to add to a score: -inf, or a number within float32's range."""
     if not abs(number(value)) <= _LARGEST_BIAS and value != -math.inf:
         raise ValueError("a number from -1e30 to 1e30, or -inf")
     return float(value)
@@ -144,7 +144,7 @@ TOKEN_RULES: dict[str, Reader] = {
 }
 LIMITS: dict[str, Reader] = {"max_new_tokens": at_least_1, "max_length": at_least_1, "stop_strings": texts}
 
-# Fields that make transformers write another text than this runtime does, by the values that leave it as it is.
+# Fields with which transformers writes another text than this runtime, and the values that have no effect.
 _UNAPPLIED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "guidance_scale"), (1, 1.0)),
     **dict.fromkeys(("penalty_alpha", "diversity_penalty", "max_time"), (0, 0.0)),
@@ -157,10 +157,10 @@ _OF_CONFIG = SAMPLING.keys() - {"min_length", "min_new_tokens"} | TOKEN_RULES.ke
 
 
 def stated_fields(model: Path) -> tuple[Path, dict[str, Any]]:
-    """What the model's generation config states, and the file it stands in. Raises ModelFilesError.
+    """The file of the model's generation config, and its fields. Raises ModelFilesError.
 
-    Older models have it in config.json: it holds where no generation_config.json is there, in transformers as well.
-    Lengths do not: 20, which was written into many, is what transformers takes for unset.
+    Older models have these fields in config.json, which applies without a generation_config.json, as in transformers.
+    Lengths are left out: many files say 20, which transformers treats as unset.
     """
     path, *older = model_source(model).generation_config_files
     if path.exists():
@@ -168,16 +168,14 @@ def stated_fields(model: Path) -> tuple[Path, dict[str, Any]]:
     config = next(filter(Path.is_file, older), None)
     if config is None:
         return path, {}
-    embeddings_and_head = read_json(config)
-    inner = embeddings_and_head.get("text_config")
-    values = (inner if isinstance(inner, dict) else {}) | {
-        name: value for name, value in embeddings_and_head.items() if value
-    }
+    outer = read_json(config)
+    inner = outer.get("text_config")
+    values = (inner if isinstance(inner, dict) else {}) | {name: value for name, value in outer.items() if value}
     return config, {name: values[name] for name in values.keys() & _OF_CONFIG}
 
 
 def unapplied_note(model: Path) -> str | None:
-    """Which fields of the model's generation config say something and are not applied; None where there are none.
+    """A note on fields of the model's generation config that are set but not applied; None if there are none.
 
     Raises ModelFilesError for a file that cannot be read.
     """

@@ -1,4 +1,4 @@
-"""The decode loop: grow a tree, score it in one pass of the target, keep what verification accepts."""
+"""The decode loop: draft a tree, score it in one pass of the target, keep what verification accepts."""
 
 import time
 import warnings
@@ -25,12 +25,12 @@ class Step:
     """What one step of the loop produced, and what it cost.
 
     token_ids: the new tokens, at least one unless the step was interrupted.
-    method: how it drafted, "none" where nothing was. drafted, accepted: draft tokens in the tree, and how many of them
+    method: how it drafted; "none" without a tree. drafted, accepted: draft tokens in the tree, and how many of them
     verification accepted.
-    predicted_tokens, predicted_seconds: what the choice of the tree expected of the step; None where nothing was known.
-    draft_seconds, target_seconds: wall time. streamed_bytes: what crossed the link, reading the prompt included.
+    predicted_tokens, predicted_seconds: expected when the tree was chosen; None if there was no prediction.
+    draft_seconds, target_seconds: wall time. streamed_bytes: bytes over the link, including those to read the prompt.
     finish_reason: None until the last step, then "stop" (an end token or stop string), "length" or "interrupted".
-    read_tokens: of the text, that the target had not read before.
+    read_tokens: tokens of the text that the target read for the first time.
     """
 
     token_ids: list[int]
@@ -52,8 +52,8 @@ class Step:
 class Request:
     """One generation: the prompt's token ids and how to continue them.
 
-    repeatable: the same random numbers are to bring the same text again, so trees must not depend on what was learnt.
-    first_prompt: tokens of the prompt as it was given, where `prompt` has tokens of the reply behind them.
+    repeatable: the same seed must give the same text again, so trees must not depend on what was learnt.
+    first_prompt: length of the original prompt, if `prompt` also holds tokens of the reply.
     """
 
     prompt: Sequence[int]
@@ -67,21 +67,21 @@ class Request:
 
     @property
     def prompt_length(self) -> int:
-        """Tokens of the prompt as it was given."""
+        """Tokens in the original prompt."""
         return len(self.prompt) if self.first_prompt is None else self.first_prompt
 
     def after(self, tokens: Sequence[int]) -> "Request":
-        """What is left to generate when `tokens` were."""
+        """The rest of the request after `tokens` were generated."""
         left = self.max_new_tokens - len(tokens)
         prompt = [*self.prompt, *tokens]
         return replace(self, prompt=prompt, max_new_tokens=left, first_prompt=self.prompt_length)
 
 
 class Decoder:
-    """Runs requests one after the other over the caches of one target and, unless it decodes plainly, one draft.
+    """Runs requests one after the other over the caches of one target and an optional draft.
 
-    policy: chooses what the draft does. `text` is what the caches hold a beginning of: a new prompt that begins like it
-    is not read again.
+    policy: chooses how each step drafts. text: the caches hold a prefix of it; a new prompt is not read again as far
+    as it begins with the same tokens.
     """
 
     def __init__(self, target: Target, draft: Draft | None = None, policy: TreePolicy | None = None):
@@ -89,9 +89,9 @@ class Decoder:
         self.text: list[int] = []
 
     def steps(self, request: Request) -> Iterator[Step]:
-        """Yield steps until an end token, `max_new_tokens`, or a stop.
+        """Yield steps until an end token, `max_new_tokens`, or an interruption.
 
-        Closing the iterator early is safe, and several may take turns: each then reads its own text again.
+        Closing the iterator early is safe. Several iterators may take turns: each then reads its own text again.
         """
         text = list(request.prompt)
         most_tokens = len(text) + request.max_new_tokens
@@ -103,11 +103,11 @@ class Decoder:
                 finish_reason = step.finish_reason
                 yield step
         finally:
-            if self.text is text:  # another iterator that took over has rolled back, and may be in the middle of a pass
+            if self.text is text:  # otherwise another iterator has taken over and rolled back; it may be in a pass
                 self._rollback()
 
     def _take_up(self, text: list[int], request: Request) -> None:
-        """Turn to `text`, which grows from here on. Of another text, the caches keep what both begin with."""
+        """Switch to `text`, which grows from here on. The caches keep the prefix shared with the previous text."""
         common = common_prefix(self.text, text) if self.text is not text else None
         self.text = text
         for model in self._models():
@@ -124,7 +124,7 @@ class Decoder:
             model.cache.rollback()
 
     def _step(self, request: Request, most_tokens: int) -> Step:
-        """One tree, one pass, one accepted path. An interrupted step leaves text and caches as they were."""
+        """One tree, one pass, one accepted path. An interrupted step leaves text and caches unchanged."""
         streamed = self._target.model.streamed_total
         started = chosen_at = drafted_at = time.perf_counter()
         tokens: list[int] = []
@@ -152,9 +152,8 @@ class Decoder:
             drafted, accepted = drawn.tree.size - 1, len(accepted_path.path)
             accepted_tokens = [drawn.tokens[node] for node in accepted_path.path]
             room = self._target.model.room(len(self.text))
-            tokens, finish_reason = cut(
-                [*accepted_tokens, accepted_path.bonus][:room], request.end_token_ids, most_tokens
-            )
+            tokens = [*accepted_tokens, accepted_path.bonus][:room]
+            tokens, finish_reason = cut(tokens, request.end_token_ids, most_tokens)
             self.text += tokens
         step = Step(
             token_ids=tokens,
@@ -176,7 +175,7 @@ class Decoder:
         return step
 
     def _drop_draft(self) -> None:
-        """Go on without a draft that had nothing to draw from at the root; the reply stays exact."""
+        """Continue without a draft that gives NaN at the root; the reply stays exact."""
         assert self._draft is not None
         fault = describe_fault(self._draft.model, self.text)
         self._draft, self._policy = None, PlainDecoding()
@@ -203,7 +202,7 @@ class Decoder:
 
 
 def cut(tokens: list[int], end_token_ids: frozenset[int], most_tokens: int) -> tuple[list[int], str | None]:
-    """The tokens up to and with the first end token, at most `most_tokens`; and the reason to finish, if any."""
+    """The tokens up to and including the first end token, at most `most_tokens`; and the finish reason, if any."""
     kept = tokens[:most_tokens]
     end = next((i for i, token in enumerate(kept) if token in end_token_ids), None)
     if end is not None:

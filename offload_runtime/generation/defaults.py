@@ -1,4 +1,4 @@
-"""How a model's own generation config wants it sampled, and which tokens end its text."""
+"""The sampling defaults and end tokens in a model's generation config."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -15,10 +15,10 @@ from sequoia_tree.shaping.settings import Sampling
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What applies where a caller says nothing.
+    """The values for arguments that a caller leaves out.
 
-    end_token_ids: None where the file does not state them, and the config's hold. max_length: of prompt and reply;
-    max_new_tokens goes before it.
+    end_token_ids: None if the file has none; those of config.json apply then. max_length: tokens in prompt and reply;
+    max_new_tokens takes precedence.
     """
 
     sampling: Sampling
@@ -35,7 +35,7 @@ SAMPLING_NAMES = tuple(field.name for field in fields(Sampling) if field.compare
 def read_generation_defaults(model: Path) -> GenerationDefaults:
     """Read generation_config.json, or else config.json. Without `do_sample` the model decodes greedily.
 
-    Raises ModelFilesError where the file holds values that cannot be.
+    Raises ModelFilesError if the file holds invalid values.
     """
     path, stated = generation_fields.stated_fields(model)
     values = _read(path, stated, generation_fields.SAMPLING)
@@ -80,7 +80,7 @@ def _read(path: Path, stated: Mapping[str, Any], readers: Mapping[str, generatio
 
 
 def override(sampling: Sampling, **values: float | int | None) -> Sampling:
-    """`sampling` with the values that are not None. Raises UsageError for a value that cannot be, or an unknown one."""
+    """`sampling` with the values that are not None. Raises UsageError for an invalid value or an unknown name."""
     unknown = sorted(set(values) - set(SAMPLING_NAMES))
     if unknown:
         raise UsageError(f"there is no sampling value {unknown[0]!r}; {nearest(unknown[0], SAMPLING_NAMES)}")

@@ -1,4 +1,4 @@
-"""Downloads what a run lacks: the plan first, then a question where it is much, then the files with their progress."""
+"""Downloads missing models: shows the plan, asks before a large download, and shows progress."""
 
 import shutil
 import sys
@@ -16,35 +16,35 @@ from scheduler.plan.table import format_plan
 ASK_ABOVE = 5_000_000_000  # bytes
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is downloaded, the bytes that are there, and the bytes in all."""
+"""Called with what is downloaded, the bytes done, and the bytes in all."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """What is missing of one or two models; there is nothing to do where `models` is empty."""
+    """The missing files of one or two models; `models` is empty if there is nothing to download."""
 
     models: tuple[HubModel, ...]
 
     @classmethod
     def of(cls, options: Options) -> "Download":
-        """What the models of `located` options lack."""
+        """The missing files for `located` options."""
         return cls(tuple(source for source in options.sources if source.missing))
 
     @property
     def nbytes(self) -> int:
-        """All that is to come, files that were begun counted whole."""
+        """Bytes of all missing files; files that were begun count in full."""
         return sum(model.missing_bytes for model in self.models)
 
     @property
     def begun_bytes(self) -> int:
-        """What of that an earlier start has left."""
+        """Bytes of these files that an earlier start has downloaded."""
         from loaders.hub.download import begun_bytes
 
         return sum(map(begun_bytes, self.models))
 
     @property
     def place(self) -> Path:
-        """The cache of huggingface_hub."""
+        """The cache directory of huggingface_hub."""
         return self.models[0].directory.parents[2]
 
     @property
@@ -73,7 +73,7 @@ class Download:
         )
 
     def run(self, progress: Progress | None = None) -> None:
-        """Download everything. Raises ModelFilesError; what is there then stays, and the next start goes on from it."""
+        """Download everything. If it raises ModelFilesError, the next start continues from what is there."""
         from loaders.hub.download import download
 
         self.check_disk()
@@ -104,15 +104,15 @@ def fetched(
 ) -> Options:
     """The options of a command, with all files of their models on disk.
 
-    What is to be downloaded is planned by its headers, and the plan shown unless `quiet`, as `describe` puts it or else
-    as a table; more than ASK_ABOVE is asked for on a terminal, unless `yes`. Raises UsageError where nobody can be
-    asked or the answer is no, and what `prepare` and `Download.run` raise.
+    Before a download, the plan is made from the models' headers and shown unless `quiet`, formatted by `describe` or as
+    a table. For more than ASK_ABOVE bytes, the user is asked on the terminal, unless `yes`. Raises UsageError if nobody
+    can be asked or the answer is no, and what `prepare` and `Download.run` raise.
     """
     options = located(options)
     download = Download.of(options)
     if not download.models:
         return options
-    preparation = prepare(options)  # refuses what cannot run before it is downloaded
+    preparation = prepare(options)  # rejects models that cannot run before they are downloaded
     if not quiet:
         text = describe(preparation) if describe else format_plan(preparation.plan)
         print(text, file=sys.stderr, flush=True)

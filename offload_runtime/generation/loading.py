@@ -36,12 +36,12 @@ from sequoia_tree.uploads import reserve_uploads
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is loading, the bytes read so far, and the bytes in all."""
+"""Called with the stage of loading, the bytes done, and the bytes in all."""
 
 
 @dataclass(frozen=True)
 class LoadedModels:
-    """Target, draft if there is one, and the memory they share. `close` stops their threads and frees it."""
+    """Target, optional draft, and the device memory they share. `close` stops their threads and frees the memory."""
 
     plan: Plan
     target: Target
@@ -55,9 +55,9 @@ class LoadedModels:
 
 
 def load_models(preparation: Preparation, progress: Progress | None) -> LoadedModels:
-    """Build both skeletons, plan anew with their exact sizes, and load every layer into its tier.
+    """Build both skeletons, plan again with their exact sizes, and load every layer into its tier.
 
-    Raises DoesNotFitError where the host has less memory by now than the plan takes, ModelFilesError for damaged files.
+    Raises DoesNotFitError if the host now has less memory than the plan takes, ModelFilesError for damaged files.
     """
     device = torch.device(preparation.machine.torch_device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -72,7 +72,7 @@ def load_models(preparation: Preparation, progress: Progress | None) -> LoadedMo
 
 
 def _as_cuda_numbers(preparation: Preparation) -> Preparation:
-    """The same, planned anew where CUDA's device is another GPU than the one that was planned for."""
+    """The same, planned again if CUDA's device is another GPU than the one that was planned for."""
     if preparation.machine.device == "cpu":
         return preparation
     planned = preparation.machine
@@ -95,9 +95,9 @@ def _load_on(device: torch.device, preparation: Preparation, progress: Progress 
     )
     plan, memory = preparation.plan, DeviceMemory(device)
     reserve_uploads(device)
-    memory.add(plan.workspace_bytes)  # activations come and go; the largest pass counts throughout
+    memory.add(plan.workspace_bytes)  # reserved for the activations of the largest pass
     with (
-        interrupts_deferred() as heed_interrupts,  # layers heed it while they load; what is open is closed whole
+        interrupts_deferred() as check_interrupts,  # also checked while layers load; everything opened is closed
         host_shortage_explained(preparation),
         ExitStack() as resources,
     ):
@@ -113,12 +113,12 @@ def _load_on(device: torch.device, preparation: Preparation, progress: Progress 
         for role, model in (("target", target.model), ("draft", draft.model if draft else None)):
             if model and role in plan.graphs and not model.cache.is_recurrent:
                 model.pad_passes(Padding.of(plan.tree_size, plan.cache_rows), CudaGraphs(device))
-        heed_interrupts()
+        check_interrupts()
         return LoadedModels(plan, target, draft, memory, resources.pop_all())
 
 
 def _refuse_states(*models: Model) -> None:
-    """The plan refuses the recurrent models it knows; this is for those that only their cache tells."""
+    """Reject recurrent models that only their cache reveals; the plan rejects the known ones."""
     for model in models:
         if model.cache.is_recurrent:
             raise UnsupportedModelError(
@@ -133,7 +133,7 @@ def _skeleton(files: ModelFiles, device: torch.device) -> Skeleton:
 
 
 def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:
-    """`spec` with the sizes of the real layouts: some tensors stay in float32, fused ones are padded differently."""
+    """`spec` with the exact sizes: some tensors stay in float32, fused ones are padded differently."""
     layers = tuple(_exact_layer(layer, real) for layer, real in zip(spec.layers, skeleton.layers))
     return replace(
         spec,
@@ -146,7 +146,7 @@ def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:
 
 def _exact_layer(spec: LayerSpec, layer: UnitLayout) -> LayerSpec:
     spec = replace(spec, nbytes=layer.layout.nbytes)
-    if layer.decoded:  # so that `weight_bytes` are those of the decoded layout
+    if layer.decoded:  # so that `weight_bytes` are those of the dequantized layout
         spec = replace(spec, decoded_bytes=layer.decoded.layout.nbytes - layer.layout.nbytes + spec.packed_bytes)
     if not spec.experts or layer.experts is None:
         return replace(spec, experts=0, expert_bytes=0, expert_disk_bytes=0)

@@ -15,7 +15,7 @@ from scheduler.plan.plan import Plan
 from scheduler.streaming.device_memory import release_cached
 
 SMALLER_SHARE = 0.9
-# PyTorch's allocator has an exception of its own. Whatever asks the driver past it says the same in text: starting CUDA
+# PyTorch's allocator has its own exception. All other calls to the driver report it in the message alone: starting CUDA
 # and loading kernels (AcceleratorError, "CUDA driver error"), a library's workspace or handle, a Triton launch.
 _IN_TEXT = re.compile(
     r"CUDA (driver )?error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation"
@@ -24,14 +24,14 @@ _IN_TEXT = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the GPU's memory is full, in whichever of CUDA's ways."""
-    told = isinstance(error, RuntimeError) and _IN_TEXT.search(str(error)) is not None
-    return told or isinstance(error, torch.OutOfMemoryError)
+    """Whether an exception means that the GPU is out of memory, in any of CUDA's forms."""
+    in_text = isinstance(error, RuntimeError) and _IN_TEXT.search(str(error)) is not None
+    return in_text or isinstance(error, torch.OutOfMemoryError)
 
 
 @contextmanager
 def out_of_memory_recognised() -> Iterator[None]:
-    """Raise PyTorch's own exception for every way in which CUDA says that the GPU's memory is full."""
+    """Turn every exception that means "out of memory" into torch.OutOfMemoryError."""
     try:
         yield
     except RuntimeError as error:
@@ -46,19 +46,19 @@ def smaller_cap(plan: Plan) -> int:
 
 
 def tightened(preparation: Preparation, plan: Plan) -> Preparation:
-    """The same with a tenth less device memory than `plan` takes. Raises DoesNotFitError where that is too little."""
+    """The same with a tenth less device memory than `plan` takes. Raises DoesNotFitError if that is too little."""
     return preparation.replanned(limits=replace(preparation.limits, device_memory=smaller_cap(plan)))
 
 
 def free_unused_memory() -> None:
-    """Give the device back what nothing refers to any more: PyTorch keeps freed blocks for itself."""
+    """Return unreferenced memory to the device; PyTorch would keep freed blocks."""
     gc.collect()
     release_cached()
 
 
 @contextmanager
 def out_of_memory_explained(plan: Plan) -> Iterator[None]:
-    """Turn CUDA's own error into DoesNotFitError with a cap to try. What was generated so far is kept."""
+    """Turn an out-of-memory error into DoesNotFitError with a cap to try."""
     try:
         with out_of_memory_recognised():
             yield

@@ -1,4 +1,4 @@
-"""Which policy drafts for a loaded pair."""
+"""Chooses the tree policy for the loaded models."""
 
 from offload_runtime.generation.loading import LoadedModels
 from offload_runtime.options.run_options import Options
@@ -9,7 +9,7 @@ from offload_runtime.speculation.tree_policy import FixedTree, PlainDecoding, Tr
 
 
 def tree_policy(models: LoadedModels, options: Options, known: LearnedAcceptance | None) -> TreePolicy:
-    """What the options ask for; without a draft n-gram lookup in the text, where the target can branch."""
+    """The requested policy. Without a draft: n-gram lookup, if the target can hold a tree."""
     target, draft, plan = models.target, models.draft, models.plan
     if draft is None or known is None:
         can_branch = plan.tree_size > 1 and not target.model.cache.is_recurrent

@@ -1,4 +1,4 @@
-"""Packs the target's weights before they are loaded, where that is asked for and has not been done."""
+"""Quantizes the target's weights before they are loaded, if requested and not done before."""
 
 import torch
 from torch import nn
@@ -13,9 +13,9 @@ from offload_runtime.planning.quantized_directory import Packing
 
 
 def with_packed_files(preparation: Preparation, progress: Progress | None = None) -> Preparation:
-    """The same prepared with the packed files, which are written if they are not there. progress: called meanwhile.
+    """The same, prepared with the quantized files, which are written if they do not exist. progress: called meanwhile.
 
-    Raises what `prepare` raises, and ModelFilesError where packing fails: nothing is left behind then.
+    Raises what `prepare` raises, and ModelFilesError if writing fails; nothing is left behind then.
     """
     packing = preparation.packing
     if packing is None or packing.report:
@@ -28,14 +28,14 @@ def with_packed_files(preparation: Preparation, progress: Progress | None = None
 
 
 def _check_model(packing: Packing) -> None:
-    """Refuse at once, rather than after minutes of packing, a model that cannot be built or is made of other modules.
+    """Reject at once, not after minutes of quantizing, a model that cannot be built or has weights in other modules.
 
-    Decoding here would not mind those, but whatever else reads the result looks for packed weights in linear ones only.
+    This runtime could dequantize those, but other programs expect quantized weights in linear modules only.
     """
     directory = packing.quantization.source.directory
     modules = dict(build_skeleton(directory, torch.bfloat16, "cpu", ATTENTION_NAME).model.named_modules())
     for matrix in packing.quantization.matrices:
-        module = modules.get(matrix.module)  # None: fused experts, or a name that only the files have
+        module = modules.get(matrix.module)  # None: fused experts, or a name that only occurs in the files
         if module is not None and not isinstance(module, nn.Linear):
             raise UnsupportedModelError(
                 f"{directory}: {matrix.module} is a {type(module).__name__}, not a linear layer, so its weight cannot "

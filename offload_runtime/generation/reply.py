@@ -11,13 +11,13 @@ from offload_runtime.text.reply_text import ReplyText
 class ReplyStats:
     """Sums over the steps of one reply. Seconds are wall time inside the runtime, not in its consumer.
 
-    passes: steps that produced tokens, each one pass of the target over a tree (the first may take several over a long
-    prompt). link_bytes_per_second: streamed bytes over all seconds, so a link that idles shows. methods: passes by the
-    kind of tree. predicted_passes: those for which the choice of the tree made a prediction; predicted_tokens and
-    predicted_seconds are its sums over them, measured_tokens and measured_seconds what came of them.
-    prompt_tokens: of the prompt; prompt_tokens_read: those that the cache did not hold from the text before, which the
-    first step reads: in prompt_seconds, the target's time for it, with the first tree that it checks along with them.
-    first_tokens: of the reply, that the first step brought.
+    passes: steps that produced tokens, each one pass of the target over a tree (the first may take several passes over
+    a long prompt). link_bytes_per_second: streamed bytes over all seconds, so it shows when the link idles. methods:
+    passes by kind of tree. predicted_passes: passes with a prediction; predicted_tokens and predicted_seconds are the
+    sums of these predictions, measured_tokens and measured_seconds those of the results.
+    prompt_tokens: tokens in the prompt. prompt_tokens_read: those not in the cache yet, which the first step reads in
+    prompt_seconds, the target's time for it; this includes the first tree.
+    first_tokens: tokens of the reply from the first step.
     """
 
     prompt_tokens: int = 0
@@ -77,12 +77,12 @@ class ReplyStats:
 
     @property
     def prompt_tokens_per_second(self) -> float | None:
-        """Tokens of the prompt read in a second; None before they are."""
+        """Tokens of the prompt read per second; None before it is read."""
         return self.prompt_tokens_read / self.prompt_seconds if self.prompt_seconds else None
 
     @property
     def reply_tokens_per_second(self) -> float | None:
-        """Tokens written in a second after those of the first step; None where there are none."""
+        """Tokens per second after the first step; None if there are none."""
         if self.seconds_to_first_token is None or self.tokens == self.first_tokens:
             return None
         return (self.tokens - self.first_tokens) / max(self.seconds - self.seconds_to_first_token, 1e-9)
@@ -96,7 +96,7 @@ class ReplyStats:
         return self.streamed_bytes / self.seconds if self.seconds else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Sums and derived figures, as JSON can hold them."""
+        """Sums and derived figures, as JSON values."""
         derived = (
             *("seconds", "tokens_per_pass", "tokens_per_second", "seconds_per_token", "link_bytes_per_second"),
             *("prompt_tokens_per_second", "reply_tokens_per_second"),
@@ -106,9 +106,9 @@ class ReplyStats:
 
 @dataclass
 class Reply:
-    """What a generation produced so far. finish_reason: "stop", "length" or "interrupted"; None while it runs.
+    """The result of a generation so far. finish_reason: "stop", "length" or "interrupted"; None while it runs.
 
-    text: the answer. reasoning: what was thought before it, by models that mark it.
+    text: the answer. reasoning: the thinking before it, for models that mark it.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -127,9 +127,9 @@ class Reply:
 
 
 def with_text(step: Step, text: ReplyText) -> Step:
-    """The step with the text it completes; cut behind the token that completes a stop string.
+    """The step with its text, cut after the token that completes a stop string.
 
-    A token that ends the reply is none of its text, special or not.
+    An end token is not part of the text, whether it is a special token or not.
     """
     thoughts, answers = [], []
     for count, token in enumerate(step.token_ids, start=1):

@@ -1,4 +1,4 @@
-"""From what a call and the model's generation config say to the rules of one request."""
+"""Combines the model's generation config and the arguments of a call into the rules of one request."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ DRY_BREAKERS = ("\n", ":", '"', "*")  # as in text-generation-webui and llama.cp
 
 
 class RequestRules:
-    """Binds what a model's generation config wants, and what a call adds, to one request after the other."""
+    """Makes the rules of each request from those of the generation config and those of the call."""
 
     def __init__(self, wanted: TokenRules):
         self._wanted = wanted
@@ -30,9 +30,9 @@ class RequestRules:
         dry_breakers: str | Sequence[str] | None,
         tokenizer: "Callable[[], PreTrainedTokenizerBase] | None",
     ) -> Sampling:
-        """`sampling` with its rules. tokenizer: what DRY's breakers are found with; None where a model has none.
+        """`sampling` with its rules. tokenizer: finds DRY's sequence breakers; None if the model has none.
 
-        Raises UsageError for what the call says, ModelFilesError for tokens of the file outside the vocabulary.
+        Raises UsageError for invalid arguments, ModelFilesError if the file names tokens outside the vocabulary.
         """
         texts = _breaker_texts(dry_breakers)
         wanted = replace(
@@ -48,7 +48,7 @@ class RequestRules:
     def _tokens_with(
         self, texts: tuple[str, ...], tokenizer: "Callable[[], PreTrainedTokenizerBase]"
     ) -> tuple[int, ...]:
-        """The tokens whose text holds one of `texts`. Kept: decoding every token takes a second."""
+        """The tokens whose text contains one of `texts`. Cached, since decoding every token takes a second."""
         if texts not in self._breakers:
             known = tokenizer()
             decoded = known.batch_decode([[token] for token in range(len(known))])

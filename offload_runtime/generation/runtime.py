@@ -1,4 +1,4 @@
-"""The facade: load a target and perhaps a draft, then generate."""
+"""The facade: load a target and an optional draft, then generate."""
 
 import os
 import warnings
@@ -46,10 +46,10 @@ from sequoia_tree.shaping.settings import Sampling
 
 
 class OffloadRuntime:
-    """A target, perhaps with a draft, ready to generate. A context manager. Threads that share it take turns.
+    """A target, with an optional draft, ready to generate. A context manager. Threads that share it take turns.
 
-    `plan` says what lives where; `packing` which weights were packed for this, None if none were; `last_reply` is the
-    newest reply, also while it grows and after it was interrupted.
+    plan: what is stored where. packing: the quantization made for this run, None without one. last_reply: the newest
+    reply, also while it is generated and after an interruption.
     """
 
     @classmethod
@@ -58,8 +58,8 @@ class OffloadRuntime:
         """Plan, download what is missing and load.
 
         Models are directories, GGUF files, or names on the hub; a Path is never a name. Memory is in bytes, or text
-        like "20GiB". Raises an OffloadError that says what is wrong and what would work, and TypeError for a name that
-        is no option.
+        like "20GiB". Raises an OffloadError that says what is wrong and what would work, and TypeError for an unknown
+        option.
         """
         options = resolved(given)
         preparation = prepare(options)
@@ -82,7 +82,7 @@ class OffloadRuntime:
         draft = preparation.draft_directory
         self._known = LearnedAcceptance(options.model, draft) if draft else None
         self._resources = ExitStack()
-        # also where this is dropped, or the program ends
+        # also when this object is collected, or the program ends
         self._close = weakref.finalize(self, _close_in, os.getpid(), self._resources)
         self._has_text = model_source(self._directory).has_tokenizer()
         self._defaults = read_generation_defaults(self._directory)
@@ -94,7 +94,7 @@ class OffloadRuntime:
                 self._load(preparation)
             return
         except torch.OutOfMemoryError:
-            pass  # its traceback holds on to what was loaded until this block is left
+            pass  # its traceback keeps what was loaded alive until this block is left
         self._load_tightened(preparation.plan)
 
     def _load(self, preparation: Preparation) -> None:
@@ -105,9 +105,9 @@ class OffloadRuntime:
         self._decoder = Decoder(self._models.target, self._models.draft, policy)
 
     def _load_tightened(self, plan: Plan) -> None:
-        """Load anew, with less of the device's memory than `plan`. Once: where that is not enough, an error.
+        """Load again with less device memory than `plan`. Done once: if that is not enough, an error is raised.
 
-        Where no plan with less fits, what is loaded stays; where loading fails, this runtime is closed.
+        If no smaller plan fits, the loaded models stay; if loading fails, this runtime is closed.
         """
         preparation = tightened(self._preparation, plan)
         self._tightened = True
@@ -122,11 +122,11 @@ class OffloadRuntime:
 
     @property
     def generation_defaults(self) -> Sampling:
-        """Sampling where a call says nothing."""
+        """The sampling used for values that a call leaves out."""
         return self._defaults.sampling
 
     def default_of(self, name: str) -> object:
-        """What holds for an argument of `stream` that a call leaves out, as it may be shown."""
+        """The default of an argument of `stream`, for display."""
         if name in SAMPLING_NAMES:
             return getattr(self._defaults.sampling, name)
         others = {"max_new_tokens": self._defaults.max_new_tokens, "stop": self._defaults.stop_strings, "seed": "fresh"}
@@ -134,12 +134,12 @@ class OffloadRuntime:
 
     @property
     def context_length(self) -> int:
-        """Most tokens of prompt and reply together."""
+        """Most tokens in prompt and reply together."""
         return self.plan.context_length
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The target's. Raises ModelFilesError where the checkpoint has none."""
+        """The target's tokenizer. Raises ModelFilesError if the checkpoint has none."""
         return chat_tokenizer(self._directory, self._preparation.options.chat_template)
 
     @cached_property
@@ -160,18 +160,17 @@ class OffloadRuntime:
         split_reasoning: bool = True,
         **sampling: float | int | None,
     ) -> Iterator[Step]:
-        """Generate step by step; each step carries the tokens and the text of one pass.
+        """Generate step by step; each step has the tokens and the text of one pass.
 
-        sampling: values of `sequoia_tree.verification.sampling.Sampling` by name: temperature, top_p, top_k, min_p, …
-        What is None comes from the model's generation config;
-        max_new_tokens that is nowhere generates until an end token or a full
-        context. seed: makes the call repeatable; None draws a fresh one. stop: the answer ends before the first of
-        these strings. logit_bias: added to the logits of tokens. dry_sequence_breakers: texts over which no sequence of
-        a DRY penalty reaches. end_token_ids: tokens that end the text beside the model's own. should_stop: asked
-        between two layers; the reply then ends "interrupted" and keeps what it has. split_reasoning: what a model
-        thinks before it answers is in `reasoning`, not in `text`; a text prompt is continued as it is. Raises
-        UsageError or PromptError before anything runs. Several streams may be open, of one thread or of several: each
-        pass is one stream's, and a stream that finds another's text in the caches reads its own again.
+        sampling: fields of `sequoia_tree.verification.sampling.Sampling`: temperature, top_p, top_k, min_p, …; those
+        left out or None come from the model's generation config. max_new_tokens: if neither the call nor the config
+        limits it, generation ends at an end token or a full context. seed: makes the call repeatable; None draws a
+        fresh one. stop: the answer ends before the first of these strings. logit_bias: added to the logits of tokens.
+        dry_sequence_breakers: texts that end a repeated sequence of the DRY penalty. end_token_ids: end tokens in
+        addition to the model's. should_stop: checked between two layers; the reply then ends "interrupted" and keeps
+        its tokens. split_reasoning: the model's thinking goes to `reasoning` instead of `text`, unless the prompt is
+        plain text. Raises UsageError or PromptError before anything runs. Several streams may be open, in one or
+        several threads: passes alternate, and a stream that finds another text in the caches reads its own again.
         """
         self._check_open()
         values = override(self._defaults.sampling, **sampling)
@@ -191,7 +190,7 @@ class OffloadRuntime:
         return self._stream(request, text, reply)
 
     def _encoded(self, prompt: Prompt) -> tuple[list[int], frozenset[int]]:
-        """The tokens of a prompt that fits, and those that end a turn of its conversation."""
+        """The tokens of a prompt, checked against the limits, and the tokens that end a turn of its conversation."""
         arguments = self._preparation.options.template_arguments
         ids = encode_prompt(prompt, lambda: self.tokenizer, arguments)
         turn_ends = turn_end_tokens(self.tokenizer, arguments, prompt) if is_chat(prompt) else frozenset()  # type: ignore[arg-type]
@@ -200,7 +199,7 @@ class OffloadRuntime:
 
     @takes_arguments_of(stream)
     def generate(self, *arguments: Any, **named: Any) -> Reply:
-        """The whole reply at once; arguments as for `stream`. Other threads' passes wait until it is written."""
+        """The whole reply at once; arguments as for `stream`. Other threads wait until it is complete."""
         with self._turns.hold():
             for _ in self.stream(*arguments, **named):
                 pass
@@ -208,17 +207,17 @@ class OffloadRuntime:
 
     @property
     def progress(self) -> PassProgress | None:
-        """How far the target's pass is, None where there is none under way: for a thread that shows it meanwhile."""
+        """Progress of the target's current pass, None between passes; for display by another thread."""
         return self._models.target.progress
 
     def forget(self) -> None:
-        """Drop the text in the KV caches: the next prompt is read whole, also where it begins like the last one."""
+        """Drop the text in the KV caches: the next prompt is read in full, even if it begins like the last one."""
         with self._turns.take():
             self._decoder.text = []
 
     @contextmanager
     def without_streaming(self) -> Iterator[None]:
-        """For the block, no weights move and replies are meaningless: their passes take the computing time alone."""
+        """Within the block, no weights stream: replies are meaningless, and passes take the computing time alone."""
         with self._turns.hold():
             self.forget()
             try:
@@ -228,9 +227,9 @@ class OffloadRuntime:
                 self.forget()
 
     def close(self) -> None:
-        """Stop the streaming threads and free the models' memory; waits for a pass of another thread.
+        """Stop the streaming threads and free the models' memory, after the current pass of another thread.
 
-        In a fork of the process that loaded them there is nothing to stop.
+        Does nothing in a fork of the process that loaded the models.
         """
         if self._turns.in_fork:
             return
@@ -261,14 +260,14 @@ class OffloadRuntime:
             reply.finish_reason = reply.finish_reason or "interrupted"
 
     def _steps(self, request: Request, reply: Reply) -> Generator[Step, None, None]:
-        """The decoder's steps; where the device runs out of memory, the rest of them after loading with less of it."""
+        """The decoder's steps. If the device runs out of memory, loads again with less of it and continues."""
         if not self._tightened:
             try:
                 with out_of_memory_recognised():
                     yield from self._decoder.steps(request)
                 return
             except torch.OutOfMemoryError:
-                pass  # its traceback holds on to the pass until this block is left
+                pass  # its traceback keeps the pass alive until this block is left
             self._load_tightened(self.plan)
             request = request.after(reply.token_ids)
         with out_of_memory_explained(self.plan):
@@ -286,13 +285,13 @@ class OffloadRuntime:
 
 
 def _close_in(process: int, resources: ExitStack) -> None:
-    """Threads, and what they hold, are those of the process that started them: a fork of it has nothing to stop."""
+    """Threads belong to the process that started them, so a fork has nothing to close."""
     if os.getpid() == process:
         resources.close()
 
 
 def _check_draft(preparation: Preparation) -> None:
-    """Refuse a draft whose tokens are not the target's; `prepare` has done so where both could be read."""
+    """Reject a draft with other tokens than the target; needed where `prepare` could not read both vocabularies."""
     assert preparation.draft is not None
     target, draft = preparation.target.spec, preparation.draft.spec
     sources = [model_source(spec.directory) for spec in (target, draft)]

@@ -9,7 +9,7 @@ from offload_runtime.errors import UsageError
 
 
 class Turns:
-    """Whoever comes while another thread has its turn waits. A thread that has it may hold on over several passes."""
+    """A lock for passes: a thread waits while another has its turn, and may keep its own for several passes."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -22,7 +22,7 @@ class Turns:
         return os.getpid() != self._process
 
     def check_process(self) -> None:
-        """Raise UsageError in a fork, which has the memory and none of the threads: a pass would wait for ever."""
+        """Raise UsageError in a fork: it has the memory but not the threads, so a pass would wait for ever."""
         if self.in_fork:
             raise UsageError(
                 f"this runtime belongs to process {self._process}, of which this one, {os.getpid()}, is a fork without "
@@ -39,7 +39,7 @@ class Turns:
 
     @contextmanager
     def take(self) -> Iterator[None]:
-        """One pass. Raises UsageError where this thread is in the middle of one: a callback has called back."""
+        """Keep the turn for one pass. Raises UsageError if this thread is in a pass already, called from a callback."""
         self.check_process()
         with self._lock:
             if self._in_pass:

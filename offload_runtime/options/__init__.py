@@ -1,1 +1,1 @@
-"""What a user may ask for, and how a command reads it. Imports no torch."""
+"""The user's options, and how a command reads them. Imports no torch."""

@@ -17,7 +17,7 @@ THINKING = ("show", "hide", "off")
 
 
 def model_parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    """A parser of a command that runs a model: with the model options, and with its texts shown as they stand."""
+    """A parser for a command that runs a model, with the model options; keeps the lines of its texts."""
     parser = argparse.ArgumentParser(
         prog=prog,
         usage="%(prog)s [OPTIONS]",
@@ -32,7 +32,7 @@ def model_parser(prog: str, description: str, epilog: str | None = None) -> argp
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say what to load and where it may lie; `model_options` reads them back."""
+    """Add the options on what to load and where; `model_options` reads them back."""
     add_options(parser.add_argument_group("model"), RunOptions, "model")
     group = parser.add_argument_group("downloads", "Models by name go to the Hugging Face cache; HF_HOME moves it.")
     add_options(group, RunOptions, "downloads")
@@ -109,7 +109,7 @@ def chat_parser() -> argparse.ArgumentParser:
 
 
 def parse_chat_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a chat's command line; exits with code 2 and a message where it is wrong."""
+    """Parse a chat's command line; exits with code 2 and a message if it is wrong."""
     parser = chat_parser()
     parsed = parser.parse_args(arguments)
     if parsed.gpu is not None and not parsed.plan:

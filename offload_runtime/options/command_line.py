@@ -1,4 +1,4 @@
-"""What every command of the project does around its work: streams for any text, errors as messages and exit codes."""
+"""Common frame of all commands: output streams that take any text, errors as messages and exit codes."""
 
 import errno
 import io
@@ -11,14 +11,14 @@ from pathlib import Path
 from loaders.message_text import message_text
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, exit_code
 
-# HF_HUB_VERBOSITY: its warnings are for those who program with it. OMP_WAIT_POLICY is read once, when torch loads its
-# threads: those that spin while they wait take the cores that read and that compute; on two busy cores replies of the
-# demonstration pair came 4 times slower with OpenMP's default.
+# HF_HUB_VERBOSITY: the hub's warnings are for programmers. OMP_WAIT_POLICY is read once, when torch starts its threads:
+# threads that spin while they wait take cores from reading and computing. On two busy cores, replies of the
+# demonstration pair were 4 times slower with OpenMP's default.
 ENVIRONMENT = {"HF_HUB_VERBOSITY": "error", "OMP_WAIT_POLICY": "passive"}
 
 
 def run_command(run: Callable[[], int]) -> int:
-    """Run a command and return its exit code. Every error of the user's ends here, as a message on stderr."""
+    """Run a command and return its exit code. Every error that a user can meet becomes a message on stderr."""
     _prepare_streams()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -33,7 +33,7 @@ def run_command(run: Callable[[], int]) -> int:
         print(file=sys.stderr)
         return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
-        _drop_output()  # whoever read stdout has enough, as `head` has
+        _drop_output()  # the reader of stdout has closed it, like `head`
         return 0
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -47,20 +47,20 @@ def run_command(run: Callable[[], int]) -> int:
 
 
 def _prepare_streams() -> None:
-    """Let any text be written, and nothing be read or written where the caller closed a stream."""
+    """Make the streams accept any text, and replace streams that the caller closed by os.devnull."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # it stays open
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a reply may hold characters that the terminal's encoding has not
+            stream.reconfigure(errors="replace")  # a reply may hold characters that the terminal cannot encode
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """Without the place in the code, which helps no user."""
+    """Print without the code location, which does not help users."""
     print(message_text(f"warning: {message}"), file=sys.stderr)
 
 
 def _drop_output() -> None:
-    """Send what stdout still buffers nowhere: it must not fail again when Python exits."""
+    """Discard what stdout still buffers, so that it does not fail again when Python exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

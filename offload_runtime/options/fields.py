@@ -1,4 +1,4 @@
-"""Options are fields of a dataclass: flags of a command line and arguments of a function follow from them. No torch."""
+"""Options as dataclass fields, from which flags and function arguments are derived. Imports no torch."""
 
 import argparse
 import difflib
@@ -19,9 +19,9 @@ Result = TypeVar("Result")
 class Option:
     """How a field of a dataclass is given as text, and what it means.
 
-    parse: argparse's `type`. group: of the command line; None for an argument of functions alone. flags: in place of
-    the field's name. unsaid: what holds where the option is not given, in words. repeats: the flag may be given several
-    times, and the sequences that `parse` returns are joined.
+    parse: argparse's `type`. group: of the command line; None for an argument of functions only. flags: instead of the
+    field's name. unsaid: the default, in words. repeats: the flag may be given several times, and the sequences that
+    `parse` returns are joined.
     """
 
     help: str
@@ -50,7 +50,7 @@ def options_of(record: Any) -> dict[str, Option]:
 
 
 def add_options(parser: argparse._ActionsContainer, record: Any, group: str) -> None:
-    """A flag for every option of the dataclass `record` that is in this group; the field's default is the flag's."""
+    """Add a flag, with the field's default, for every option of the dataclass `record` in this group."""
     defaults = {one.name: None if one.default is MISSING else one.default for one in fields(record)}
     for name, one in options_of(record).items():
         if one.group != group:
@@ -66,12 +66,12 @@ def add_options(parser: argparse._ActionsContainer, record: Any, group: str) -> 
 
 
 def values_of(record: Any, given: object) -> dict[str, Any]:
-    """The attributes of `given` that are fields of the dataclass `record`: of parsed arguments, or of an instance."""
+    """The attributes of `given`, parsed arguments or an instance, that are fields of the dataclass `record`."""
     return {one.name: getattr(given, one.name) for one in fields(record) if hasattr(given, one.name)}
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """What was meant by an unknown name, or else which names there are."""
+    """A hint for an unknown name: the closest name, or else all names."""
     names = list(names)
     close = difflib.get_close_matches(name, names, 1)
     return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
@@ -80,9 +80,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def takes_fields_of(
     record: Callable[Arguments, Record],
 ) -> Callable[[Callable[[Owner, Record], Result]], Callable[Concatenate[Owner, Arguments], Result]]:
-    """Let a method that takes a dataclass be called with its fields instead: they are its signature and its help.
+    """Let a method that takes a dataclass be called with its fields, which become its signature and its help.
 
-    A call with another name raises TypeError with the nearest one.
+    A call with an unknown name raises TypeError with the closest name.
     """
     taken = inspect.signature(record)
 
@@ -92,7 +92,7 @@ def takes_fields_of(
             for name in kwargs:
                 if name not in taken.parameters:
                     raise TypeError(f"{method.__name__}() has no argument {name!r}; {nearest(name, taken.parameters)}")
-            taken.bind(*args, **kwargs)  # or else the error would be one of a call that nobody wrote
+            taken.bind(*args, **kwargs)  # so that the error is about the user's call
             return method(owner, record(*args, **kwargs))
 
         own = inspect.signature(method)
@@ -108,7 +108,7 @@ def takes_fields_of(
 def takes_arguments_of(
     other: Callable[Arguments, object],
 ) -> Callable[[Callable[..., Result]], Callable[Arguments, Result]]:
-    """Show a function that passes all its arguments on to `other` with that one's signature."""
+    """Give a function that passes all its arguments to `other` the signature of `other`."""
 
     def decorate(function: Callable[..., Result]) -> Callable[Arguments, Result]:
         shown = inspect.signature(other).replace(return_annotation=inspect.signature(function).return_annotation)

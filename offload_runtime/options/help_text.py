@@ -1,11 +1,11 @@
-"""How `--help` looks: as wide as the terminal, with descriptions and examples in the lines they were written in."""
+"""The layout of `--help`: as wide as the terminal; descriptions and examples keep their lines."""
 
 import argparse
 import textwrap
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """argparse's own, but that lines too long for the terminal go on below, indented by four more."""
+    """Like its base class, but wraps lines that are too long for the terminal, indented by four more."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines = []

@@ -1,4 +1,4 @@
-"""What loading shows: one line per stage with bytes, rate and time left."""
+"""Progress bars for loading: one line per stage with bytes, rate and time left."""
 
 from rich.console import Console
 from rich.progress import (
@@ -15,14 +15,14 @@ from rich.text import Text
 
 
 class _Rate(TransferSpeedColumn):
-    """Nothing, instead of a question mark, where all bytes were there at once."""
+    """The rate; empty, not a question mark, if it is not known."""
 
     def render(self, task: Task) -> Text:
         return super().render(task) if task.finished_speed or task.speed else Text()
 
 
 class LoadingBar:
-    """A context manager to call with (stage, bytes done, bytes in all); silent where there is no terminal."""
+    """A context manager to call with (stage, bytes done, bytes in all); silent without a terminal."""
 
     def __init__(self, console: Console, quiet: bool = False):
         self._bars = Progress(

@@ -52,12 +52,12 @@ def _range(low: float, high: float | None, above: bool = False) -> str:
 
 
 def count_or_auto(text: str) -> int | None:
-    """A reader of an integer of at least 1, or of "auto", which gives None."""
+    """Reads an integer of at least 1, or "auto", which gives None."""
     return None if text == "auto" else whole_number(1)(text)
 
 
 def checked(read: Callable[[str], Value]) -> Callable[[str], Value]:
-    """A reader of what `read` takes, with the reason of its ValueError."""
+    """A reader that calls `read` and reports the message of its ValueError."""
 
     def parse(text: str) -> Value:
         try:
@@ -73,13 +73,13 @@ scaled_rotation = checked(RopeScaling.parse)  # such as yarn:4
 
 
 def device(text: str) -> str:
-    """A reader of what `read_machine` takes."""
+    """Reads a device that `read_machine` accepts."""
     checked(device_index)(text)
     return text
 
 
 def utf8_text(text: str) -> str:
-    """A reader of text; bytes that are no UTF-8 reach a program as lone surrogates, which no tokenizer takes."""
+    """Reads text; invalid UTF-8 arrives as lone surrogates, which tokenizers do not accept."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -88,7 +88,7 @@ def utf8_text(text: str) -> str:
 
 
 def texts(text: str) -> tuple[str, ...]:
-    r"""A reader of a text, in which \n, \t, \r and \\ are what they stand for, or of JSON: a text or a list."""
+    r"""Reads a text, in which \n, \t, \r and \\ are escapes, or JSON: a text or a list of texts."""
     found = _json(text) if text[:1] in ("[", '"') else None
     if isinstance(found, str):
         found = [found]
@@ -100,7 +100,7 @@ def texts(text: str) -> tuple[str, ...]:
 
 
 def token_biases(text: str) -> tuple[tuple[int, float], ...]:
-    """A reader of ID=BIAS,ID=BIAS, or of JSON: {"ID": BIAS}."""
+    """Reads ID=BIAS,ID=BIAS, or JSON: {"ID": BIAS}."""
     try:
         pairs = _json(text).items() if text[:1] == "{" else [item.split("=") for item in text.split(",")]
         found = tuple((int(token), float(bias)) for token, bias in pairs)
@@ -112,7 +112,7 @@ def token_biases(text: str) -> tuple[tuple[int, float], ...]:
 
 
 def _json(text: str) -> Any:
-    """What the text spells in JSON; None where it is none."""
+    """The value of JSON text; None for invalid JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -120,7 +120,7 @@ def _json(text: str) -> Any:
 
 
 def template_argument(text: str) -> tuple[tuple[str, Any]]:
-    """A reader of KEY=JSON. A bare word is text, but for those that look like another language's true and false."""
+    """Reads KEY=JSON. A bare word is text, unless it looks like another language's true, false or null."""
     name, _, value = text.partition("=")
     if not name.isidentifier() or not value:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=JSON, such as enable_thinking=false")

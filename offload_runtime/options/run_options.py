@@ -1,4 +1,4 @@
-"""What a user may fix about a run. Imports no torch."""
+"""The options of a run. Imports no torch."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ from offload_runtime.options.readers import (
 DEMO_PAIR = Path(__file__).resolve().parents[1] / "demo_pair"
 DEMO_TARGET, DEMO_DRAFT = DEMO_PAIR / "target", DEMO_PAIR / "draft"
 
-# The rules that may verify each kind of tree, its own first: what was drawn in one way needs the test made for it.
+# The rules that may verify each kind of tree, the default first: a rule must match how the tokens were drawn.
 _DRAWN = ("top-down", "traversal", "match")
 TREE_RULES = {
     "auto": ("traversal", "top-down", "match"),
@@ -49,7 +49,7 @@ AUTO: Literal["auto"] = "auto"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a user may fix about a run, as it is said. None and "auto" leave a value to the planner.
+    """The options of a run, as the user gives them. None and "auto" leave a value to the planner.
 
     The flags of the command line and the arguments of `OffloadRuntime.from_pretrained` follow from these fields.
     """
@@ -124,13 +124,12 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Options(RunOptions):
-    """What was said, as paths and values that are checked (`resolved`).
+    """The user's options as checked paths and values (see `resolved`).
 
-    model, draft: directories, GGUF files, or names on the hub until `located` has put the paths in its cache there;
-    sources says then what these lack. draft: None for none; "auto" for a known one that is on this machine, or else
-    n-gram lookup in the text. adapter: a directory. share_layers: the files hold the target's first few layers only,
-    and the others repeat them in turn. rope_scaling: the draft gets it too where it was made for fewer positions than
-    the target then has.
+    model, draft: directories, GGUF files, or hub names, which `located` replaces by paths in the hub's cache; sources
+    then says which files are missing. draft: None for none; "auto" for a known one on this machine, or else n-gram
+    lookup in the text. adapter: a directory. share_layers: the files hold only the target's first few layers, and the
+    others repeat them in turn. rope_scaling: applies to the draft, too, if it has fewer positions than the target.
     """
 
     model: Path
@@ -172,7 +171,7 @@ class Options(RunOptions):
 
     @property
     def rule(self) -> str:
-        """The rule that trees are verified by above temperature 0."""
+        """The rule that verifies trees above temperature 0."""
         return TREE_RULES[self.tree][0] if self.verification == "auto" else self.verification
 
 
@@ -186,7 +185,7 @@ def _check_template_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def resolve_model(model: str | Path) -> Path:
-    """A directory, a hub's name as it is, or a GGUF file; ModelFilesError for a path that means none of these."""
+    """A directory, a GGUF file, or a hub name, unchanged. Raises ModelFilesError for other paths."""
     path = model_path(model)
     return path if hub_name(path) else local_model(path)
 
@@ -199,7 +198,7 @@ def resolve_draft(model: Path, draft: str | Path | None) -> Path | Literal["auto
 
 
 def resolved(given: RunOptions) -> Options:
-    """The options with what was said read and looked up. Raises UsageError and ModelFilesError."""
+    """Check the user's options and look up models on disk. Raises UsageError and ModelFilesError."""
     model, adapter = with_adapter(resolve_model(given.model), given.adapter)
     values = {
         **values_of(RunOptions, given),
@@ -220,7 +219,7 @@ def _rope_scaling(value: RopeScaling | str | Mapping[str, Any] | None) -> RopeSc
 
 
 def located(options: Options) -> Options:
-    """The options with paths in place of hub names, and what the hub says of these. Raises ModelFilesError."""
+    """The options with paths instead of hub names, and the hub's data on these. Raises ModelFilesError."""
     draft = options.draft if isinstance(options.draft, Path) and options.tree != "none" else None
     names = {path: name for path in (options.model, draft) if path is not None and (name := hub_name(path))}
     asked_by = {path: "--model" if path == options.model else "--draft" for path in names}

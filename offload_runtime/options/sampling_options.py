@@ -1,4 +1,4 @@
-"""How a reply is sampled, as a user says it on the command line or in the chat. Imports no torch."""
+"""Sampling options for the command line and the chat. Imports no torch."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ def _value(help: str, parse: Callable[[str], Any], metavar: str = "X", repeats: 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a reply is sampled; None leaves a value to the model's generation config, and makes a fresh seed.
+    """How a reply is sampled. None takes the value of the model's generation config; for the seed, a fresh one.
 
     The field names are those of `OffloadRuntime.stream`; the flags and /set follow from the fields.
     """

@@ -1,1 +1,1 @@
-"""From what the user asks for to a plan and a prediction. Imports no torch."""
+"""From the user's options to a plan and a prediction. Imports no torch."""

@@ -1,4 +1,4 @@
-"""The plan with room for the tree that is predicted to be fastest. Imports no torch."""
+"""Finds the plan whose tree is predicted to be fastest. Imports no torch."""
 
 from dataclasses import replace
 
@@ -8,18 +8,18 @@ from scheduler.errors import DoesNotFitError
 from scheduler.machine.machine import Machine
 from scheduler.plan.plan import Limits, Plan, make_plan
 
-# Nodes of the trees that are weighed. More of them need more workspace, and so stream more.
+# Nodes of the trees that are compared. Larger trees need more workspace, so more layers stream.
 SIZES = (64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
-NEAR = 1.01  # times as slow as the fastest: then the smaller tree is the better choice
+NEAR = 1.01  # the smallest tree within this factor of the fastest is chosen
 
 
 def best_plan(
     target: ModelSpec, draft: ModelSpec | None, machine: Machine, limits: Limits, acceptance: tuple[float, ...]
 ) -> Plan:
-    """As `make_plan`, which it tries for trees of several sizes where the choice is free and can be predicted.
+    """Like `make_plan`, but compares several tree sizes if the size is free and its speed can be predicted.
 
-    That is: layers stream to a GPU whose speed is known, with a draft, and the user names no size. `acceptance` is by
-    child number. Raises what `make_plan` raises.
+    That is the case if layers stream to a GPU of known speed, there is a draft, and the user gives no size.
+    acceptance: by child number. Raises what `make_plan` raises.
     """
     plan = make_plan(target, draft, machine, limits)
     free = draft is not None and limits.tree_size is None and machine.device == "cuda" and plan.slots > 0
@@ -35,7 +35,7 @@ def best_plan(
 def _weighed(
     first: Plan, target: ModelSpec, draft: ModelSpec | None, limits: Limits, acceptance: tuple[float, ...]
 ) -> list[tuple[Plan, Prediction]]:
-    """Plans for trees of rising size as far as they fit, with the context that `first` has room for."""
+    """Plans for trees of increasing size, as far as they fit, with the context length of `first`."""
     weighed = []
     for size in SIZES:
         sized = replace(limits, tree_size=size, context_length=first.context_length)

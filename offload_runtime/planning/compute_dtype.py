@@ -1,4 +1,4 @@
-"""What a model is computed in where the device lacks bfloat16. Imports no torch."""
+"""The dtype to compute in if the device lacks bfloat16. Imports no torch."""
 
 from pathlib import Path
 
@@ -6,15 +6,15 @@ from loaders.checkpoint.spec import ModelSpec
 from offload_runtime.errors import MachineError, UnsupportedModelError
 from scheduler.machine.machine import Machine
 
-# Their hidden states leave float16's range (65504) in ordinary text; vLLM refuses most of them in float16, too.
+# Their hidden states exceed float16's range (65504) on ordinary text; vLLM rejects most of them in float16, too.
 OVERFLOWS_IN_FLOAT16 = {"gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "glm4", "plamo2"}
 
 
 def compute_dtype(spec: ModelSpec, asked: str, machine: Machine) -> str:
-    """That of `spec`, or what takes the place of bfloat16: float32 on a CPU, float16 on a GPU.
+    """The dtype of `spec`, or a replacement for bfloat16: float32 on a CPU, float16 on a GPU.
 
-    asked: by the user, or "auto". Raises MachineError where bfloat16 was asked for, UnsupportedModelError for a model
-    that is known to overflow in float16.
+    asked: the user's choice, or "auto". Raises MachineError if the user chose bfloat16, UnsupportedModelError for a
+    model that is known to overflow in float16.
     """
     if asked == "auto" and machine.device == "cpu" and spec.dtype != "float32" and not _cpu_has_bfloat16():
         return "float32"
@@ -32,7 +32,7 @@ def compute_dtype(spec: ModelSpec, asked: str, machine: Machine) -> str:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether matrix products in bfloat16 have their own instructions; without, they run about 50 times slower."""
+    """Whether the CPU has bfloat16 matrix instructions; without them, products are about 50 times slower."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

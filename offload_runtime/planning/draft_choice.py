@@ -1,7 +1,7 @@
-"""`--draft auto`: of the known drafts with the target's tokens, the one predicted fastest here. Imports no torch.
+"""`--draft auto`: the known draft with the target's tokens that is predicted fastest. Imports no torch.
 
-Only a draft that is already in the hub's cache is used. Where there is none, the best of the others is proposed and
-nothing is downloaded; the target then drafts from its own text (see `repeated_text_trees`).
+Only a draft that is already in the hub's cache is used. If there is none, the best of the others is proposed, nothing
+is downloaded, and n-gram lookup in the text drafts instead (see `ngram_lookup`).
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from scheduler.plan.plan import Limits, make_plan
 
 RECURRENT_NOTE = "The model keeps a recurrent state, which cannot branch over a tree of drafts: plain decoding."
 UNKNOWN_NOTE = "No draft is known that would help here; --draft MODEL names one."
-_LARGEST_SHARE = 0.5  # of the target's bytes: a larger draft never pays
+_LARGEST_SHARE = 0.5  # of the target's bytes; a larger draft never pays off
 
 Locate = Callable[[str], Path | None]
-"""Where a model of the hub lies on this machine; None where it is not."""
+"""The path of a hub model on this machine; None if it is not here."""
 Read = Callable[[Path], ModelSpec]
 """The specification of the model in a directory."""
 
 
 @dataclass(frozen=True)
 class DraftChoice:
-    """directory: of the draft to use; None for none. note: one line for the user on why, and what would be faster."""
+    """directory: of the chosen draft, or None. note: one line for the user: the reason, and what would be faster."""
 
     directory: Path | None = None
     note: str | None = None
@@ -42,7 +42,7 @@ class DraftChoice:
 
 @dataclass(frozen=True)
 class _Rated:
-    """A candidate, how long a token takes with it where that is known, and how much faster than without."""
+    """A candidate with its seconds per token and its gain over plain decoding; None if not known."""
 
     candidate: Candidate
     directory: Path | None
@@ -51,7 +51,7 @@ class _Rated:
 
     @property
     def rank(self) -> tuple[float, int]:
-        """The fastest first; where the machine's speed is not known, the smallest."""
+        """Fastest first; smallest first if the machine's speed is not known."""
         return self.seconds_per_token or 0.0, self.candidate.millions
 
     @property
@@ -67,9 +67,9 @@ def choose_draft(
     read: Read,
     locate: Locate = cached_model,
 ) -> DraftChoice:
-    """The draft to use with `target`, as long as one of its family is there; otherwise at most a proposal.
+    """The draft to use with `target`, if one of its family is on this machine; otherwise at most a proposal.
 
-    vocabulary: of the target, as far as it is known.
+    vocabulary: of the target, if it is known.
     """
     if target.recurrent:
         return DraftChoice(note=RECURRENT_NOTE)
@@ -93,7 +93,7 @@ def _rated(
     read: Read,
     locate: Locate,
 ) -> Iterator[_Rated]:
-    """Those that are small enough, that fit beside the target, and whose tokens are the target's."""
+    """The candidates that are small enough, fit beside the target, and have its tokens."""
     for candidate in candidates:
         directory = locate(candidate.name)
         spec, acceptance = candidate.spec(target.dtype), assumed_acceptance(candidate.millions)
@@ -104,7 +104,7 @@ def _rated(
                 known = expected_acceptance(target.directory, spec)
                 acceptance = known.by_child if known.measured else acceptance
             except OffloadError:
-                continue  # damaged, or other tokens after all: as if it were not there
+                continue  # damaged, or other tokens after all: ignored
             if tokens is None:
                 continue
         if weight_bytes(spec) > _LARGEST_SHARE * weight_bytes(target):

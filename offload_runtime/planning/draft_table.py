@@ -1,7 +1,7 @@
-"""The drafts that people run, by family of tokens: the data of `--draft auto`. Imports no torch.
+"""Known drafts by family of models with the same tokens: the data of `--draft auto`. Imports no torch.
 
-A family is recognised by a few tokens of its own at their ids. Which draft is taken is decided by `draft_choice`, and
-whatever this table says, all tokens are compared before a draft is used.
+A family is recognised by a few characteristic tokens and their ids. `draft_choice` decides which draft is used, after
+comparing all tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from loaders.checkpoint.spec import ITEMSIZE, LayerSpec, ModelSpec
 
 @dataclass(frozen=True)
 class Candidate:
-    """A draft on the hub, and what a plan has to know of it before it is there.
+    """A draft on the hub, with the sizes that a plan needs before it is downloaded.
 
     millions: of parameters. cached: numbers in the KV cache per token and layer (2 x KV heads x head size).
     """
@@ -31,7 +31,7 @@ class Candidate:
     tied: bool = False
 
     def spec(self, dtype: str) -> ModelSpec:
-        """As `read_spec` would describe it in `dtype`, but for a few norms' bytes."""
+        """The spec that `read_spec` would give in `dtype`, except for the bytes of a few norms."""
         itemsize = ITEMSIZE[dtype]
         nbytes = self.millions * 1_000_000 * itemsize
         embeddings_and_head = self.rows * self.hidden * itemsize * (1 if self.tied else 2)
@@ -58,9 +58,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Family:
-    """Models with the same tokens. landmarks: some of those, with their ids; all of them must be there.
+    """Models with the same tokens. landmarks: some of these tokens, with their ids; a member has all of them.
 
-    word: what the target's path or name must hold too, where tokens alone do not tell.
+    word: must occur in the target's path or name, too, if tokens alone do not distinguish the family.
     """
 
     landmarks: Mapping[str, int]
@@ -154,7 +154,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(vocabulary: Mapping[str, int], name: str) -> str | None:
-    """The key in `FAMILIES` of a model with these tokens, whose path or name is `name`; None for others."""
+    """The key in `FAMILIES` of a model with these tokens and this path or name; None if there is none."""
     for key, family in FAMILIES.items():
         if family.word in name.lower() and all(vocabulary.get(t) == i for t, i in family.landmarks.items()):
             return key

@@ -1,4 +1,4 @@
-"""What a pair is expected to accept, before anything is loaded. Imports no torch."""
+"""The expected acceptance of a pair, before anything is loaded. Imports no torch."""
 
 from dataclasses import dataclass
 from math import log10
@@ -12,8 +12,8 @@ from sequoia_tree.choice.choose import damped
 
 TYPICAL = Setting(temperature=0.6)
 
-# What is assumed of pairs that were never measured: the published first acceptance belongs to a draft of 8 billion
-# parameters, and a draft with a tenth of them is refused 1.45 times as often. That makes it a half for 68 million.
+# Assumed for pairs that were never measured: the published first acceptance is for a draft of 8 billion parameters, and
+# a draft with a tenth of them is rejected 1.45 times as often. That gives an acceptance of 0.5 for 68 million.
 _PUBLISHED_MILLIONS = 8030
 _REFUSED_PER_TENTH = 1.45
 _LARGEST_REFUSED = 0.95
@@ -21,18 +21,18 @@ _LARGEST_REFUSED = 0.95
 
 @dataclass(frozen=True)
 class ExpectedAcceptance:
-    """`by_child`: the chance that the k-th child is the accepted one, never rising; `measured` of this very pair."""
+    """by_child: probability that the k-th child is the accepted one, descending. measured: for exactly this pair."""
 
     by_child: tuple[float, ...]
     measured: bool
 
     def verified_by(self, rule: str) -> tuple[float, ...]:
-        """As good as the rule makes it: traversal gets further along paths (see `damped`)."""
+        """Corrected for the verification rule: traversal accepts longer paths (see `damped`)."""
         return tuple(damped(self.by_child).tolist()) if rule == "traversal" else self.by_child
 
 
 def expected_acceptance(model: Path, draft: ModelSpec) -> ExpectedAcceptance:
-    """As measured near temperature 0.6, else as assumed of a draft of this size."""
+    """Measured near temperature 0.6, else assumed for a draft of this size."""
     pair = acceptance_store.load(model, draft.directory)
     known = pair.nearest(TYPICAL) if pair else None
     if known:
@@ -42,9 +42,9 @@ def expected_acceptance(model: Path, draft: ModelSpec) -> ExpectedAcceptance:
 
 
 def assumed_acceptance(millions: float) -> tuple[float, ...]:
-    """Of a pair that was never measured, by the draft's parameters: the published vector, refused more or less often.
+    """For a pair that was never measured: the published vector, scaled by the draft's number of parameters.
 
-    A rule of thumb that only ranks drafts; what a pair really accepts is measured while it runs.
+    A rule of thumb that only ranks drafts; the real acceptance is measured while the pair runs.
     """
     published = Acceptance.prior().falling()
     tenths = log10(_PUBLISHED_MILLIONS / millions)

@@ -1,4 +1,4 @@
-"""What the draft is expected to bring, part by part, and what smaller weights would, before anything is loaded.
+"""The predicted gain from the draft, part by part, and from quantized weights, before anything is loaded.
 
 Imports no torch.
 """
@@ -51,7 +51,7 @@ def _with_draft(preparation: Preparation, acceptance: ExpectedAcceptance) -> Ite
 
 
 def _parts(prediction: Prediction, link: str, rule: str) -> Iterator[str]:
-    """The seconds per token and what they are made of. link: what streamed layers come over. rule: of verification."""
+    """The seconds per token and their parts. link: the name of what streams the layers. rule: of verification."""
     tree, one_pass = prediction.tree, prediction.tree_pass
     if not tree.depth:
         yield "With the draft: no faster here, since a tree costs more time than it saves; plain decoding it is."
@@ -83,7 +83,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _smaller_weights(preparation: Preparation) -> Iterator[str]:
-    """What packed weights of the same model would come to, where they spare a tier."""
+    """Lines on quantized weights of the same model, if these make a slower tier unnecessary."""
     plan, draft = preparation.plan, preparation.draft
     if not plan.slots or preparation.target.spec.is_packed:
         return
@@ -97,7 +97,7 @@ def _smaller_weights(preparation: Preparation) -> Iterator[str]:
         step = _gain(plan, smaller)
         return step and f"({format_size(smaller.weight_bytes)} of weights) would {step}."
 
-    # What packing would leave as it is takes as long to find out as the plan itself: only where it can matter.
+    # Finding out what would not be quantized takes as long as the plan itself, so it is done only if it can matter.
     worth_it = [name for name, bits in BITS.items() if gain(_at_least(preparation.target.spec, bits))]
     for flags, packed in smaller_targets(preparation.options, preparation.machine, worth_it):
         if line := gain(packed):
@@ -105,7 +105,7 @@ def _smaller_weights(preparation: Preparation) -> Iterator[str]:
 
 
 def _at_least(spec: ModelSpec, bits: int) -> ModelSpec:
-    """No larger than `spec` with its layers packed to so many bits a weight: without scales, and nothing left out."""
+    """A lower bound of `spec` quantized to `bits` per weight: all weights, without scales."""
     shrink = bits / (8 * ITEMSIZE[spec.dtype])
     layers = (
         replace(
@@ -121,7 +121,7 @@ def _at_least(spec: ModelSpec, bits: int) -> ModelSpec:
 
 
 def _gain(plan: Plan, smaller: Plan) -> str | None:
-    """The step that smaller weights take; None where they only stream less."""
+    """The tier that smaller weights avoid, in words; None if they only stream less."""
     if not smaller.slots:
         return f"fit {'the GPU' if plan.device == 'cuda' else 'into memory'} whole"
     if Tier.DISK in plan.tiers and Tier.DISK not in smaller.tiers:

@@ -1,4 +1,4 @@
-"""What to say when the host, by the time weights are loaded, has less memory than the plan counted on."""
+"""Explains the error when, at load, the host has less memory than the plan assumed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ from scheduler.plan.plan import make_plan
 
 @contextmanager
 def host_shortage_explained(preparation: Preparation) -> Iterator[None]:
-    """For the block, in which weights are loaded: DoesNotFitError where memory is short, before it or in the middle.
+    """Around loading: raises DoesNotFitError if host memory is too small, before the block or within it.
 
-    Before it, since a system that has promised more than it has ends programs rather than refusing them memory.
+    The check comes first because a system that overcommits memory kills programs instead of refusing an allocation.
     """
     if _needed(preparation) > read_machine("cpu").host_available:
         raise _shortage(preparation)
@@ -33,7 +33,7 @@ def _needed(preparation: Preparation) -> int:
 
 
 def _shortage(preparation: Preparation) -> DoesNotFitError:
-    """The error, with a cap that works now. Raises the planner's own where no cap does."""
+    """The error, with a cap that works now. Raises the planner's own error if no cap does."""
     now = read_machine("cpu")
     available, total = now.host_available, now.host_total
     machine = replace(preparation.machine, host_total=total, host_available=available)

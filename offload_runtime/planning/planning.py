@@ -1,4 +1,4 @@
-"""From what the user asks for to a plan, without reading a weight and without importing torch."""
+"""From the user's options to a plan, without reading weights and without importing torch."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,10 +27,10 @@ CUDA_BUILD = "pip install --force-reinstall torch"
 
 @dataclass(frozen=True)
 class Preparation:
-    """Everything that is decided before a weight is read. acceptance: None without a draft.
+    """Everything that is decided before weights are read. acceptance: None without a draft.
 
-    draft_note: one line for the user on what was found where the choice of a draft was left open. packing: of the
-    target, where that is asked for.
+    draft_note: one line for the user on the automatic choice of a draft. packing: the target's quantization, if
+    requested.
     """
 
     options: Options
@@ -45,7 +45,7 @@ class Preparation:
 
     @property
     def draft_directory(self) -> Path | None:
-        """Where the draft that is used lies."""
+        """The directory of the draft in use."""
         return self.draft.spec.directory if self.draft else None
 
     def replanned(
@@ -55,7 +55,7 @@ class Preparation:
         machine: Machine | None = None,
         limits: Limits | None = None,
     ) -> "Preparation":
-        """The same with exact specs in place of those read off the headers, a machine better known, or other limits."""
+        """The same, planned again with exact specs, measured speeds of the machine, or other limits."""
         new_target = replace(self.target, spec=target or self.target.spec)
         new_draft = replace(self.draft, spec=draft or self.draft.spec) if self.draft else None
         machine, limits = machine or self.machine, limits or self.limits
@@ -64,9 +64,7 @@ class Preparation:
 
 
 def prepare(options: Options) -> Preparation:
-    """Read configs and headers, from the hub where they are not on disk, look at the machine, and make the plan.
-
-    Where the choice of a draft was left open, it is made.
+    """Read configs and headers, from disk or the hub, read the machine, choose a draft if asked to, and make the plan.
 
     Raises ModelFilesError, UnsupportedModelError, MachineError, DoesNotFitError, DraftMismatchError or UsageError.
     """
@@ -95,7 +93,7 @@ def prepare(options: Options) -> Preparation:
 
 
 def _choose(options: Options, target: ModelSpec, machine: Machine, limits: Limits) -> DraftChoice:
-    """The draft that was named, none where none can be used, or the one to be found."""
+    """The draft that the user named, the automatic choice, or none."""
     if options.draft is None or options.tree == "none":
         return DraftChoice()
     if options.draft != AUTO:
@@ -107,7 +105,7 @@ def _choose(options: Options, target: ModelSpec, machine: Machine, limits: Limit
 
 
 def _check_tokens(options: Options, target: ModelSpec, draft: ModelSpec) -> None:
-    """Refuse a draft whose tokens are not the target's, where both can be told without torch."""
+    """Reject a draft with other tokens than the target, if both can be read without torch."""
     ours, theirs = vocabulary_of(options, options.model), vocabulary_of(options, draft.directory)
     if ours and theirs:
         check_same_vocabulary(ours, theirs, target.vocab_size, draft.vocab_size)
@@ -126,12 +124,12 @@ def _plan(
         return best_plan(target.spec, draft_spec, machine, limits, by_child)
     except DoesNotFitError:
         smaller = tuple(smaller_targets(options, machine))
-        make_plan(target.spec, draft_spec, machine, limits, smaller)  # refuses again, with more to advise
+        make_plan(target.spec, draft_spec, machine, limits, smaller)  # raises again, with better advice
         raise
 
 
 def _machine(options: Options) -> Machine:
-    """The machine to plan for: this one, or one with the GPU that is asked for by name."""
+    """The machine to plan for: this one, or one with the GPU that the user named."""
     if options.gpu is None:
         machine = machine_for(options.device)
         check_build(machine, torch_build())
@@ -143,7 +141,7 @@ def _machine(options: Options) -> Machine:
 
 
 def machine_for(asked: str) -> Machine:
-    """This machine with the device that is asked for, as far as PyTorch is built for it. Raises MachineError."""
+    """This machine with the requested device, if PyTorch is built for it. Raises MachineError."""
     device = _usable_device(asked)
     try:
         machine = read_machine(device)
@@ -153,14 +151,14 @@ def machine_for(asked: str) -> Machine:
 
 
 def with_known_figures(machine: Machine, dtype: str) -> Machine:
-    """What was measured at earlier starts, or else what a data sheet says of the GPU."""
+    """The machine with speeds measured at earlier starts, or else from the GPU's data sheet."""
     machine = with_known_speed(machine, dtype)
     gpu = recognised(machine.device_name) if machine.device == "cuda" else None
     return with_data_sheet(machine, gpu) if gpu else machine
 
 
 def _note(device: str) -> str | None:
-    """Why a card that is here does not compute, where PyTorch is the reason."""
+    """A note if an NVIDIA card is not used because of the PyTorch build."""
     if device != "cpu" or not has_nvidia_card():
         return None
     return (
@@ -170,9 +168,9 @@ def _note(device: str) -> str | None:
 
 
 def _usable_device(device: str) -> str:
-    """Take the GPU out of the question where the installed PyTorch has no CUDA; asked without importing it.
+    """Choose the CPU if the installed PyTorch has no CUDA, which is found out without importing it.
 
-    Raises MachineError where a GPU was asked for.
+    Raises MachineError if the user chose a GPU.
     """
     build = torch_build()
     if build.cuda or device == "cpu":

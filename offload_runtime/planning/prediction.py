@@ -10,16 +10,16 @@ from scheduler.plan.tree_cost import growth_seconds, verification_seconds
 from sequoia_tree.choice.choose import Choice, Yield, choose
 
 STATIC = "static"
-_LEAST_SECONDS = 1e-9  # of a pass on a machine of which nothing is known
+_LEAST_SECONDS = 1e-9  # of a pass on a machine of unknown speed
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of passes in the middle of the context. Seconds.
+    """Predicted seconds of passes in the middle of the context.
 
-    plain: a pass over one token. tree: the static tree of fewest seconds per token within the plan's limits, or plain
-    decoding where no tree is worth its time. tree_pass: a pass over it, which the ring has filled its slots for while
-    the draft worked. draft_seconds: all its levels. verification_seconds: between the pass and the next of them.
+    plain: a pass over one token. tree: the static tree with the fewest seconds per token within the plan's limits, or
+    plain decoding if no tree pays off. tree_pass: a pass over it, with the ring filled while the draft ran.
+    draft_seconds: all levels of the draft. verification_seconds: between the pass and the next draft.
     """
 
     plain: PassSeconds
@@ -35,7 +35,7 @@ class Prediction:
 
 
 def predict(plan: Plan, target: ModelSpec, draft: ModelSpec | None, acceptance: Sequence[float]) -> Prediction:
-    """What passes under `plan` cost and yield; `acceptance` by child number."""
+    """Predict the times and tokens of passes under `plan`. acceptance: by child number."""
     cost, context = plan.target_cost(target), plan.context_length // 2
 
     def pass_seconds(nodes: int) -> float:

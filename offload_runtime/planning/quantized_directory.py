@@ -1,4 +1,4 @@
-"""Where the packed weights of a model are, or will be. Imports no torch."""
+"""The directory of a model's quantized weights. Imports no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from offload_runtime.errors import UsageError
 
 @dataclass(frozen=True)
 class Packing:
-    """What is packed, and to where. report: of what lies there; None where it has not been packed yet."""
+    """The quantization of a model and its directory. report: on the existing files; None if there are none yet."""
 
     quantization: Quantization
     fingerprint: str
@@ -24,9 +24,9 @@ class Packing:
 
     @classmethod
     def of(cls, model: Path, name: str, directory: Path | None) -> "Packing":
-        """Of the model in a directory, as "int8" or "int4", to `directory` or to the user's cache.
+        """For the model in `model`, as "int8" or "int4", in `directory` or the user's cache.
 
-        Raises UnsupportedModelError for what cannot be packed, UsageError where `directory` holds something else.
+        Raises UnsupportedModelError if it cannot be quantized, UsageError if `directory` holds other files.
         """
         quantization = Quantization.of(read_checkpoint(model), read_config(model), BITS[name])
         mark = quantization_fingerprint(quantization)
@@ -44,7 +44,7 @@ class Packing:
 
     @property
     def files_at_hand(self) -> tuple[Path, ...]:
-        """Files that streaming from this disk can be timed with."""
+        """Existing files, for timing reads from this disk."""
         return read_checkpoint(self.directory).files if self.report else self.quantization.source.files
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The models of a run as they lie on disk, on the hub, or will lie there once they are packed. Imports no torch."""
+"""The models of a run: on disk, on the hub, or still to be quantized. Imports no torch."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,9 +30,9 @@ from scheduler.machine.machine import Machine
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """One model and what its headers say.
+    """One model and its headers.
 
-    source: what it is on the hub, where it came by its name. rope_scaling: what takes the place of its config's.
+    source: the model on the hub, if it was given by name. rope_scaling: replaces that of its config.
     """
 
     spec: ModelSpec
@@ -42,27 +42,27 @@ class ModelFiles:
 
     @property
     def missing_bytes(self) -> int:
-        """What is to be downloaded before it can be loaded."""
+        """Bytes to download before it can be loaded."""
         return self.source.missing_bytes if self.source else 0
 
 
 def read_model(
     options: Options, directory: Path, machine: Machine, rope_scaling: RopeScaling | None = None
 ) -> ModelFiles:
-    """What config and headers in `directory` say, or those on the hub where the files are not here yet."""
+    """Read config and headers in `directory`, or on the hub if the files are not downloaded yet."""
     source = _source(options, directory)
     if source and source.gguf and source.missing:
         gguf = _hub_gguf(source)
         with on_the_hub(source):
             config, checkpoint = gguf_config(gguf), Checkpoint(source.path, model_tensors(gguf))
     else:
-        config = read_config(directory)  # refuses models before their headers are asked for
+        config = read_config(directory)  # rejects models before their headers are requested
         checkpoint = _checkpoint(options, directory)
     return _files(options, directory, checkpoint, config, machine, rope_scaling)
 
 
 def read_draft(options: Options, directory: Path, machine: Machine, target: ModelSpec) -> ModelFiles:
-    """A draft's files. Its context is extended as the target's is, where it would be shorter."""
+    """A draft's files. Its context is extended like the target's if it would be shorter."""
     draft = read_model(options, directory, machine)
     if options.rope_scaling and draft.spec.max_positions < target.max_positions and is_rotary(draft.spec.model_type):
         return read_model(options, directory, machine, options.rope_scaling)
@@ -70,13 +70,13 @@ def read_draft(options: Options, directory: Path, machine: Machine, target: Mode
 
 
 def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing | None]:
-    """The target's files, or the packed ones: those that are there, else those that will be, known by their sizes."""
+    """The target's files, or the quantized ones: existing files, or those to be written, with their sizes."""
     if options.quantize is None:
         return read_model(options, options.model, machine, options.rope_scaling), None
     _refuse_gguf(options.model)
     source = _source(options, options.model)
     name = source.label if source else directory_name(options.model)
-    if source and source.missing_bytes:  # what is packed, and whether it is there, is seen when the files are
+    if source and source.missing_bytes:  # quantized files are looked for after the download
         files, packing = _described(options, _quantization(options, options.quantize), options.model, machine), None
     else:
         packing = Packing.of(options.model, options.quantize, options.quantized_directory)
@@ -88,9 +88,9 @@ def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing
 
 
 def vocabulary_of(options: Options, directory: Path) -> dict[str, int] | None:
-    """Token to id of a model, as far as its files tell without torch; None where they do not.
+    """Maps tokens to ids, if the model's files give it without torch; else None.
 
-    What the hub has of it, and the cache lacks, is asked for.
+    Requests from the hub what the cache lacks.
     """
     source = _source(options, directory)
     if source and source.missing:
@@ -104,7 +104,7 @@ def vocabulary_of(options: Options, directory: Path) -> dict[str, int] | None:
 def smaller_targets(
     options: Options, machine: Machine, names: Iterable[str] = tuple(BITS)
 ) -> Iterator[tuple[str, ModelSpec]]:
-    """The options that would pack the target's weights, by names of `BITS`, where they can be, and its spec then."""
+    """For each of `names` in `BITS`: the option that quantizes the target and the resulting spec, if possible."""
     if options.quantize is not None or options.adapter is not None:
         return
     for name in names:
@@ -126,14 +126,14 @@ def _quantization(options: Options, name: str) -> Quantization:
 
 
 def _described(options: Options, quantization: Quantization, directory: Path, machine: Machine) -> ModelFiles:
-    """The files that packing will write to `directory`."""
+    """The files that quantizing will write to `directory`."""
     config = quantization.config(read_config(options.model))
     checkpoint = quantization.checkpoint(directory)
     return _files(options, options.model, checkpoint, config, machine, options.rope_scaling)
 
 
 def _source(options: Options, directory: Path) -> HubModel | None:
-    """What is known of a directory or file on the hub, if it came by its name."""
+    """The hub model of a directory or file, if it was given by name."""
     return next((one for one in options.sources if one.path == directory), None)
 
 
@@ -144,13 +144,13 @@ def _checkpoint(options: Options, directory: Path) -> Checkpoint:
 
 @lru_cache(maxsize=4)
 def _hub_checkpoint(source: HubModel) -> Checkpoint:
-    """Asked for once: a plan looks at the same headers as they are and as they would be packed."""
+    """Cached, because a plan reads the same headers as they are and as they would be quantized."""
     return read_hub_checkpoint(source)
 
 
 @lru_cache(maxsize=4)
 def _hub_gguf(source: HubModel) -> GgufFile:
-    """A GGUF model that is not here yet, whole or in part."""
+    """The header of a GGUF model that is not fully downloaded yet."""
     return read_hub_gguf(source)
 
 
