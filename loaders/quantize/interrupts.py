@@ -1,4 +1,4 @@
-"""Ctrl-C that waits until something that must not be left half done is done."""
+"""Defers Ctrl-C until work that must not be interrupted is done."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Deferred:
-    """A handler of Ctrl-C that notes it for the one before."""
+    """A Ctrl-C handler that records the signal for the previous handler."""
 
     def __init__(self, previous: Any):
         self._previous = previous
@@ -19,7 +19,7 @@ class _Deferred:
         self._noted.append((number, frame))
 
     def heed(self) -> None:
-        """Handle what was noted as it would have been, once: this may raise KeyboardInterrupt."""
+        """Pass a recorded Ctrl-C to the previous handler, once. May raise KeyboardInterrupt."""
         if self._noted and callable(self._previous):
             first = self._noted[0]
             self._noted.clear()
@@ -28,10 +28,10 @@ class _Deferred:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[Callable[[], None]]:
-    """For the block, Ctrl-C is noted; it is handled where the block calls what it is given, and at the end.
+    """Defer Ctrl-C within the block; it is handled when the block calls the yielded function, and at the end.
 
-    For blocks that end soon or call that often. Inside another such block this is part of it, and in threads other
-    than the main one, which no Ctrl-C reaches, without effect.
+    For blocks that end soon or call that function often. A nested block is part of the outer one. Outside the main
+    thread, which alone receives Ctrl-C, this has no effect.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None

@@ -1,7 +1,7 @@
-"""Which blocks of a checkpoint are packed, on disk beside them: what was interrupted goes on from there.
+"""Records on disk which blocks of a checkpoint are quantized, so that an interrupted run can resume.
 
-A line of JSON says what is packed and how; then come records of 24 bytes, each a block's number and its errors. A block
-is recorded when what was written of it has reached the disk, so a record is true also after a power cut.
+A line of JSON says what is quantized and how; then come records of 24 bytes, each a block's number and its errors. A
+block is recorded once its data has reached the disk, so records hold after a power cut too.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 from loaders.quantize.rounding import Errors
 
 JOURNAL_FILE = "packed_pieces"
-SYNC_SECONDS = 5.0  # as much work a power cut costs
+SYNC_SECONDS = 5.0  # the most work a power cut can cost
 
 _RECORD = struct.Struct("<Qdd")
 _NO_ERRORS = Errors(-1.0, -1.0)  # of a block that is only copied
 
 
 class PackingJournal:
-    """`done` are the blocks that an earlier start has recorded, with their errors; None for what is copied.
+    """`done` maps the blocks that an earlier run recorded to their errors; None for copied blocks.
 
-    what: the content and its layout; records of anything else are worth nothing. sync: called before blocks are
-    recorded, to bring what was written of them to the disk.
+    what: the content and its layout; records of anything else are ignored. sync: called before blocks are recorded,
+    to flush their data to the disk.
     """
 
     def __init__(self, directory: Path, what: Mapping[str, object]):
@@ -51,13 +51,13 @@ class PackingJournal:
         return {block: None if norm < 0 else Errors(error, norm) for block, error, norm in records}
 
     def begin(self, keep: bool) -> None:
-        """Write the journal's head, and where `keep` is said the records that were read."""
+        """Write the journal's head and, with `keep`, the records that were read."""
         self.done = self.done if keep else {}
         records = b"".join(_record(block, errors) for block, errors in self.done.items())
         self._path.write_bytes(self._head + records)
 
     def add(self, block: int, errors: Errors | None, sync: Callable[[], None]) -> None:
-        """Record a block that was written, at the latest by the next call of `flush`."""
+        """Record a written block, at the latest at the next call of `flush`."""
         with self._lock:
             self._pending.append(_record(block, errors))
             if time.monotonic() - self._synced_at < SYNC_SECONDS:
@@ -71,7 +71,7 @@ class PackingJournal:
             pending, self._pending = self._pending, []
         if not pending:
             return
-        with suppress(OSError):  # a disk that is full or gone: without a record, the work is done again
+        with suppress(OSError):  # the disk is full or gone: without a record, the work is repeated
             sync()
             with self._path.open("ab") as file:
                 file.write(b"".join(pending))
@@ -79,7 +79,7 @@ class PackingJournal:
                 os.fsync(file.fileno())
 
     def remove(self) -> None:
-        """The work is done."""
+        """Delete the journal: the work is done."""
         self._path.unlink(missing_ok=True)
 
 

@@ -1,8 +1,8 @@
-"""What a checkpoint becomes when its matrices are packed: which, how, and to what size. Headers alone, no torch.
+"""Decides which matrices of a checkpoint are quantized, how, and to what size. Reads headers only, no torch.
 
 The result is what `compressed-tensors` calls "pack-quantized": symmetric integers of 4 or 8 bits, plus 2^(bits-1), in
-int32 words, and one scale for a group of inputs. Packed are the matrices of decoder layers, each under its own name:
-what is small and matters much, embeddings, head, norms, biases and the routers of experts, stays as it is.
+int32 words, and one scale per group of inputs. The matrices of decoder layers are quantized. Embeddings, head, norms,
+biases and the routers of experts are small and sensitive, and stay as they are.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 from loaders.safetensors_files.shards import SHARD_BYTES, described, lay_out
 
 BITS = {"int8": 8, "int4": 4}
-# Inputs that share a scale, by bits: the first number that divides all inputs; a whole row where none does. With 4 bits
-# 32 take 9 % more bytes than 128; of a model of 135M parameters (SmolLM2) 128 and 64 made the perplexity 1.58 times as
-# large, 32 make it 1.38 times.
+# Group sizes by bits: the first that divides the inputs is used; a whole row if none does. With 4 bits, groups of 32
+# take 9 % more bytes than 128. For SmolLM2 135M, groups of 128 and 64 raised the perplexity 1.58 times, 32 raises it
+# 1.38 times.
 GROUP_SIZES = {4: (32,), 8: (128, 64, 32)}
 PACKABLE = ("BF16", "F16", "F32")
-# Routers, and a projection that state-space models read past its module.
+# Routers, and a projection whose weight state-space models read directly, without calling its module.
 KEPT = re.compile(r"\.(gate|router|shared_expert_gate|dt_proj)\.(.*\.)?weight$|embed")
 EXPERT = re.compile(r"\.experts\.\d+\.")
 TRANSPOSED_MODELS = {"gpt2", "openai-gpt"}  # their matrices are stored [inputs, outputs]
 NUMERAL = re.compile(r"[0-9]{1,9}")
-# What of a group's range is kept, as parts of it: the values beyond are rounded to its ends, and the others get finer
-# steps. The one with the least squared error is taken; of 8 bits the whole range nearly always is.
+# Clipping ratios of a group's range: values beyond are rounded to its ends, and the others get finer steps. The ratio
+# with the least squared error is taken; with 8 bits that is nearly always the whole range.
 CLIPPINGS = {4: (1.0, 0.91, 0.83, 0.75), 8: (1.0,)}
-LEAST_SHARE = 0.5  # of the layers' bytes that must be matrices to pack
+LEAST_SHARE = 0.5  # the least share of the layers' bytes that must be quantizable matrices
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight [outputs, inputs] that is packed, `group_size` inputs to a scale."""
+    """A weight [outputs, inputs] to quantize, with one scale per `group_size` inputs."""
 
     stored: StoredTensor
     bits: int
@@ -50,7 +50,7 @@ class Matrix:
 
     @property
     def has_groups(self) -> bool:
-        """Whether there are several scales for a row."""
+        """Whether a row has several scales."""
         return self.group_size in GROUP_SIZES[self.bits]
 
     @property
@@ -65,7 +65,7 @@ class Matrix:
 
     @property
     def results(self) -> tuple[StoredTensor, StoredTensor, StoredTensor]:
-        """The tensors that take its place: words, scales, and the shape."""
+        """The tensors that replace it: words, scales, and the shape."""
         outputs, inputs = self.stored.shape
         return (
             described(f"{self.module}.weight_packed", "I32", (outputs, inputs * self.bits // WORD_BITS)),
@@ -76,7 +76,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Quantization:
-    """A checkpoint with some of its tensors packed; everything else is copied."""
+    """A checkpoint of which some tensors are quantized; everything else is copied."""
 
     source: Checkpoint
     bits: int
@@ -85,7 +85,7 @@ class Quantization:
 
     @classmethod
     def of(cls, source: Checkpoint, config: Mapping[str, Any], bits: int) -> Quantization:
-        """Choose what to pack. Raises UnsupportedModelError where that is packed already, or too little."""
+        """Choose the matrices. Raises UnsupportedModelError if they are quantized already, or too few."""
         if config.get("quantization_config") or config.get("compression_config"):
             raise UnsupportedModelError(
                 f"{source.directory}: its weights are packed already; to pack them again would only lose precision. "
@@ -113,7 +113,7 @@ class Quantization:
         return f"int{self.bits}, {' and '.join(groups + rows)}"
 
     def shards(self, directory: Path, shard_bytes: int = SHARD_BYTES) -> dict[Path, list[StoredTensor]]:
-        """The files that hold the result, each tensor with its place; one layer after the other."""
+        """The files of the result with each tensor's offset; one layer after the other."""
         tensors = [*self.kept, *(tensor for matrix in self.matrices for tensor in matrix.results)]
         return lay_out(sorted(tensors, key=_order), directory, shard_bytes)
 
@@ -124,7 +124,7 @@ class Quantization:
 
     @cached_property
     def nbytes(self) -> int:
-        """Of all tensors of the result."""
+        """Bytes of all tensors of the result."""
         packed = sum(tensor.nbytes for matrix in self.matrices for tensor in matrix.results)
         return packed + sum(tensor.nbytes for tensor in self.kept)
 
@@ -143,7 +143,7 @@ class Quantization:
         for matrix in self.matrices:
             by_size[matrix.group_size if matrix.has_groups else None].append(matrix.module)
         names = [name for names in by_size.values() for name in names]
-        # the most common size is that of all modules the others do not name: names go before kinds of modules
+        # the most common size holds for all modules that no other group names: names win over module types
         common = max(by_size, key=lambda size: len(by_size[size]))
         groups = [
             {
@@ -168,14 +168,14 @@ class Quantization:
 
 
 def _is_packable(tensor: StoredTensor) -> bool:
-    """Whether a tensor is a matrix of a decoder layer, in whole words and with rows of 8 inputs, as readers want it."""
+    """Whether a tensor is a matrix of a decoder layer that fills whole words, with a multiple of 8 inputs."""
     is_weight = len(tensor.shape) == 2 and tensor.name.endswith(".weight") and tensor.dtype in PACKABLE
     is_inside = LAYER_NUMBER.match(tensor.name) and not KEPT.search(tensor.name)
     return bool(is_weight and is_inside and tensor.nbytes and tensor.shape[1] % 8 == 0)
 
 
 def _with_group_sizes(tensors: Iterable[StoredTensor], bits: int) -> list[tuple[StoredTensor, int]]:
-    """How many inputs share a scale. Experts have one size in common: other software runs them with one kernel."""
+    """How many inputs share a scale. All experts use one size: other software runs them with one kernel."""
     tensors = list(tensors)
     common = math.gcd(*(tensor.shape[1] for tensor in tensors if EXPERT.search(tensor.name)))
     sizes = []
@@ -209,8 +209,10 @@ def _weight_arguments(bits: int, group_size: int | None) -> dict[str, Any]:
 
 
 def _patterns(modules: Iterable[str], others: Iterable[str]) -> list[str]:
-    """Targets that match all of `modules` and none of `others`: by the last part of the name where that tells them
-    apart, which holds also where other software calls the parts before it differently."""
+    """Targets that match all of `modules` and none of `others`.
+
+    They match the last part of a name where it is unique: other software may name the parts before it differently.
+    """
     elsewhere = {name.rpartition(".")[2] for name in others}
     patterns: dict[str, None] = {}
     for module in modules:
@@ -220,5 +222,5 @@ def _patterns(modules: Iterable[str], others: Iterable[str]) -> list[str]:
 
 
 def _order(tensor: StoredTensor) -> list[tuple[int, int, str]]:
-    """Numbers in a name count as numbers: layer 10 comes after layer 9."""
+    """Sort numbers in a name by value: layer 10 comes after layer 9."""
     return [(0, int(part), "") if NUMERAL.fullmatch(part) else (1, 0, part) for part in tensor.name.split(".")]

@@ -1,4 +1,4 @@
-"""What packing came to, kept as JSON beside the packed files: from which files, with which errors. No torch."""
+"""The report of a quantization, JSON beside the quantized files: the source files and the errors. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPORT_FILE = "quantization_report.json"
 
 @dataclass(frozen=True)
 class KindErrors:
-    """Errors of the matrices of one kind, as parts of their norms: ‖decoded - stored‖ / ‖stored‖."""
+    """Relative errors of the matrices of one kind: ‖dequantized - original‖ / ‖original‖."""
 
     matrices: int
     mean: float
@@ -27,7 +27,7 @@ class KindErrors:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """`kinds` is by what a matrix is in its layer, "mlp.down_proj"; `worst_in` names one: "model.layers.3.…"."""
+    """`kinds` is keyed by a matrix's name in its layer, "mlp.down_proj"; `worst_in` names one: "model.layers.3.…"."""
 
     source: str
     fingerprint: str
@@ -65,7 +65,7 @@ class QuantizationReport:
 
 
 def read_report(directory: Path) -> QuantizationReport | None:
-    """The report beside packed files; None where there is none. Raises ModelFilesError where it is damaged."""
+    """The report beside quantized files; None if there is none. Raises ModelFilesError if it is damaged."""
     file = directory / REPORT_FILE
     if not file.is_file():
         return None
@@ -87,7 +87,7 @@ def _kind_errors(value: Mapping[str, Any]) -> KindErrors:
 
 
 def quantization_fingerprint(quantization: Quantization) -> str:
-    """Stands for the source files and for how they are packed: other files, or the same written anew, have another."""
+    """A hash of the source files and of how they are quantized; it changes when a file is rewritten."""
     source = quantization.source
     files = [*source.files, source.directory / "config.json"]
     described = [

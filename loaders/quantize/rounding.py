@@ -1,9 +1,9 @@
-"""Rounds the rows of a matrix to integers of 4 or 8 bits: pure arithmetic, in blocks that stay in a core's cache.
+"""Rounds matrix rows to 4-bit or 8-bit integers: pure arithmetic, in blocks that stay in a core's cache.
 
-A group's scale has the sign that makes its largest value the most negative integer, of which there is one more than of
-positive ones: with 4 bits that is a step smaller by 1/8. Of a few clippings the one with least squared error is taken.
-Both together bring the error of normally distributed weights in groups of 128 from 11.7 % of their norm to 9.8 %; zero
-points, which not every kernel for experts takes, would bring it to 9.5 %. Groups of 32 bring it to 8.4 %.
+A group's scale has the sign that maps its largest value to the most negative integer, since there is one more negative
+integer than positive ones: with 4 bits this makes the step 1/8 smaller. Of a few clipping ratios the one with the least
+squared error is taken. Together they reduce the relative error of normal weights in groups of 128 from 11.7 % to 9.8 %.
+Zero points, which not every kernel for experts takes, would give 9.5 %; groups of 32 give 8.4 %.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from torch import Tensor
 from loaders.formats.weights import WORD_BITS
 from loaders.quantize.recipe import CLIPPINGS
 
-# Values of a part: fewer cost calls, of which Python runs one at a time however many threads there are (int4: 55 MB/s
-# a core with parts of 2^15, 167 with 2^18), more leave the core's cache (97 with 2^20). `torch.round` is not called: it
-# starts a team of threads for 2048 values.
+# Values per part. Smaller parts need more calls, and Python runs one call at a time for all threads (int4: 55 MB/s per
+# core with 2^15, 167 with 2^18); larger ones leave the core's cache (97 with 2^20). `torch.round` is avoided: it starts
+# a team of threads for 2048 values.
 SERIAL_VALUES = 1 << 18
-ROUNDING = 1.5 * 2**23  # added to a float32 and taken away again, it leaves the nearest integer, ties to even
-# Scales below are inexact or none in their dtype: groups of such small values are rounded as if the largest were this.
+ROUNDING = 1.5 * 2**23  # adding it to a float32 and subtracting it again leaves the nearest integer, ties to even
+# Smaller scales are inexact or zero in their dtype: such groups are rounded as if this were their largest value.
 LEAST_VALUE = {torch.float16: 2.0**-17, torch.bfloat16: 2.0**-110, torch.float32: 2.0**-110}
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Sums over weights: of squared differences to what they decode to, and of their own squares."""
+    """Sums over weights: squared quantization errors, and squared weights."""
 
     error: float
     norm: float
 
     @property
     def is_finite(self) -> bool:
-        return self.norm < float("inf")  # False for a number that is none, too
+        return self.norm < float("inf")  # False for NaN too
 
 
 @torch.inference_mode()
 def pack_rows(rows: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor, Errors]:
-    """Pack some rows of a matrix: [n, K] of a float dtype, K a multiple of `group_size` and of 8.
+    """Quantize some rows of a matrix: [n, K] of a float dtype, K a multiple of `group_size` and of 8.
 
     Returns int32 words [n, K*bits/32], the first value in the lowest bits, each plus 2^(bits-1); scales [n, K/group] in
     the dtype of the rows; and the errors, which are not finite where the rows are not.
@@ -58,19 +58,19 @@ def _low(bits: int) -> int:
 
 
 def _parts(groups: Tensor) -> Iterator[slice]:
-    """Some groups at once, so that what is made of them stays in the cache."""
+    """Process some groups at once, so that the temporaries stay in the cache."""
     count, size = groups.shape
     step = max(1, SERIAL_VALUES // size)
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def _scratch(groups: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Memory for the values of one part: allocated anew for each, it would cost more than the arithmetic."""
+    """Reusable memory for one part: allocating it per part would cost more than the arithmetic."""
     return torch.empty(min(len(groups), max(1, SERIAL_VALUES // groups.shape[1])), groups.shape[1], dtype=dtype)
 
 
 def _extremes(groups: Tensor) -> Tensor:
-    """The value of largest magnitude of each group [G, size], no smaller than what has an exact scale: float32 [G]."""
+    """The value of largest magnitude of each group [G, size], large enough for an exact scale: float32 [G]."""
     largest, smallest = torch.empty(2, len(groups))
     in_float = _scratch(groups)
     for part in _parts(groups):
@@ -82,7 +82,7 @@ def _extremes(groups: Tensor) -> Tensor:
 
 
 def _best_clippings(groups: Tensor, extremes: Tensor, bits: int) -> Tensor:
-    """Which part of its range each group [G, size] keeps: float32 [G]."""
+    """The clipping ratio of each group [G, size]: float32 [G]."""
     clippings, low = CLIPPINGS[bits], _low(bits)
     if len(clippings) == 1:
         return torch.full_like(extremes, clippings[0])
@@ -119,15 +119,15 @@ def _round(groups: Tensor, scales: Tensor, words: Tensor, bits: int) -> Errors:
         place.copy_(_words(codes[:count].copy_(integers).view(-1), shifted[:count].view(-1), bits))
         decoded = integers.mul_(steps[part])
         if groups.dtype != torch.float32:
-            decoded = decoded.to(groups.dtype)  # as whoever decodes them will
+            decoded = decoded.to(groups.dtype)  # as they will be dequantized
         torch.linalg.vector_norm(values.sub_(decoded), dim=-1, out=error[part])
     return Errors(*(float(norms.double().square().sum()) for norms in (error, norm)))
 
 
 def _words(codes: Tensor, scratch: Tensor, bits: int) -> Tensor:
-    """int8 [n] as int32 words [n*bits/32], or as int64 that hold them. `scratch` is like `codes`; both are written."""
+    """Pack int8 [n] into int32 words [n*bits/32], or int64 of two. `scratch` is like `codes`; both are overwritten."""
     if bits == 8:
-        return codes.bitwise_xor_(-128).view(torch.int32)  # the top bit flipped is 128 added
+        return codes.bitwise_xor_(-128).view(torch.int32)  # flipping the top bit adds 128
     wide, shifted = codes.add_(8).view(torch.int64), scratch.view(torch.int64)
     for shift, kept in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0x00000000FFFFFFFF)):
         wide |= torch.bitwise_right_shift(wide, shift, out=shifted)

@@ -1,7 +1,7 @@
-"""Packs a checkpoint into a new directory: read in blocks of rows, rounded, and written where the result has them.
+"""Quantizes a checkpoint into a new directory: reads blocks of rows, rounds them, writes them to their offsets.
 
-Every block is independent, so threads take them one by one: while some wait for the disk, others compute. What is in
-memory is one block for each thread, however large the model.
+Blocks are independent, so threads take them one by one: while some wait for the disk, others compute. Memory holds one
+block per thread, however large the model is.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from loaders.safetensors_files.shards import SHARD_BYTES, check_space, header, w
 
 BLOCK_BYTES = 1 << 20
 SMALL_FILE_BYTES = 100_000_000
-# What is copied beside the weights: tokenizer, generation config and chat template, by their kinds. Never code.
+# Files copied beside the weights, by suffix: tokenizer, generation config and chat template. Never code.
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*/*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*")
 NOT_COPIED = {"config.json", "acceptance.json"}
 
 Progress = Callable[[int, int], None]
-"""Called with bytes done and bytes in all, of the source."""
+"""Called with the bytes of the source that are done, and all of its bytes."""
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Elements [start, stop) of a stored tensor, whole rows of a matrix, and where what becomes of them goes."""
+    """Elements [start, stop) of a stored tensor (whole rows of a matrix), and the tensors they are written to."""
 
     number: int  # in the order of the source's files
     stored: StoredTensor
     start: int
     stop: int
     matrix: Matrix | None
-    places: tuple[StoredTensor, ...]  # words and scales; or the copy
+    places: tuple[StoredTensor, ...]  # words and scales, or the copy
 
     @property
     def file_range(self) -> tuple[int, int]:
@@ -76,11 +76,11 @@ def write_quantized(
     progress: Progress | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> QuantizationReport:
-    """Pack the checkpoint into `directory`, which appears when all of it is there, and report the errors.
+    """Quantize the checkpoint into `directory`, which appears once it is complete, and report the errors.
 
-    What an interruption or a crash leaves is kept beside it, and the next call goes on from there.
-    Raises ModelFilesError for a disk that is too full, for weights that are no finite numbers, where something else is
-    in `directory`, and where another process is writing there.
+    After an interruption or a crash the partial result is kept beside it, and the next call resumes from there.
+    Raises ModelFilesError if the disk is too full, a weight is not finite, `directory` holds something else, or another
+    process is writing there.
     """
     with _work_directory(directory) as work:
         check_space(
@@ -118,7 +118,7 @@ def _put_in_place(work: Path, directory: Path) -> None:
 
 
 def begun_bytes(directory: Path) -> int:
-    """What of the files for `directory` an interrupted call has left on disk."""
+    """Bytes that an interrupted call for `directory` has left on disk."""
     return _allocated(_partial(directory))
 
 
@@ -131,7 +131,7 @@ def _allocated(work: Path) -> int:
 
 
 def _are_whole(shards: Mapping[Path, list[StoredTensor]]) -> bool:
-    """Whether all files are there at their full length, as they are from the start."""
+    """Whether all files exist at their full length, which they have from the start."""
     return all(path.is_file() and path.stat().st_size == _shard_bytes(shard) for path, shard in shards.items())
 
 
@@ -151,9 +151,9 @@ def _clear(work: Path, keep: Collection[Path]) -> None:
 
 @contextmanager
 def _work_directory(directory: Path) -> Iterator[Path]:
-    """A directory beside `directory` that is gone at the end, unless renamed or interrupted.
+    """A temporary directory beside `directory`, removed at the end unless renamed or interrupted.
 
-    It is locked as long as its process lives. Raises ModelFilesError where another's is, or the disk refuses.
+    It is locked while the process lives. Raises ModelFilesError if another process holds it, or on disk errors.
     """
     work = _partial(directory)
     try:
@@ -192,7 +192,7 @@ def _write_shards(
     journal: PackingJournal,
     progress: Progress | None,
 ) -> dict[str, float]:
-    """Write all files; returns the error of each matrix, as a part of its norm, by the name of its module."""
+    """Write all files; returns the relative error of each matrix by the name of its module."""
     places = {tensor.name: tensor for shard in shards.values() for tensor in shard}
     blocks = list(_blocks(quantization, places))
     longest = max(block.nbytes for block in blocks)
@@ -220,7 +220,7 @@ def _write_shards(
     with (
         closing(FileTable(quantization.source.files, direct)) as sources,
         closing(_Outputs(shards)) as outputs,
-        closing(Workers(1 + cores(), longest)) as workers,  # one more than compute: some wait for the disk
+        closing(Workers(1 + cores(), longest)) as workers,  # more than the cores, since some wait for the disk
         _one_thread_an_operation(),
     ):
         for matrix in quantization.matrices:
@@ -236,14 +236,14 @@ def _write_shards(
 
 
 def cores() -> int:
-    """How many this process may compute on."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def packing_seconds(quantization: Quantization, begun: int = 0) -> float:
-    """About how long packing takes on these cores where the disk keeps up; begun: bytes of the result that are there.
+    """Estimated seconds to quantize on these cores if the disk keeps up; begun: bytes already written.
 
-    Packs some made-up weights for that, about a tenth of a second.
+    Measured by quantizing random weights, which takes about 0.1 s.
     """
     rows = torch.randn(256, 1024, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     best = float("inf")
@@ -258,7 +258,7 @@ def packing_seconds(quantization: Quantization, begun: int = 0) -> float:
 
 @contextmanager
 def _one_thread_an_operation() -> Iterator[None]:
-    """For the block, new threads compute alone: there are as many as cores, and a team for each would be too many."""
+    """Within the block, new threads compute without OpenMP teams: there is one thread per core already."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -273,7 +273,7 @@ def _relative(errors: list[Errors]) -> float:
 
 
 def _blocks(quantization: Quantization, places: Mapping[str, StoredTensor]) -> Iterator[_Block]:
-    """In the order in which the source's files have them."""
+    """The blocks in the order of the source's files."""
     numbers = itertools.count()
     matrices = {matrix.stored.name: matrix for matrix in quantization.matrices}
     for stored in sorted(quantization.source.tensors.values(), key=lambda tensor: (tensor.file, tensor.offset)):
@@ -304,7 +304,7 @@ def _write_block(block: _Block, stored: memoryview, outputs: _Outputs) -> Errors
 
 
 def _tensor(stored: memoryview, dtype: torch.dtype) -> Tensor:
-    """`stored` as a tensor of one dimension; torch wants aligned elements, which files need not have."""
+    """`stored` as a 1-D tensor, copied if unaligned: torch requires aligned elements, files do not."""
     values = torch.frombuffer(stored, dtype=torch.uint8)
     return (values if values.data_ptr() % dtype.itemsize == 0 else values.clone()).view(dtype)
 
@@ -314,7 +314,7 @@ def _bytes_of(values: Tensor) -> memoryview:
 
 
 class _Outputs:
-    """The files of the result, each with its header and at its full length from the start."""
+    """The files of the result, each created with its header and at its full length."""
 
     def __init__(self, shards: Mapping[Path, list[StoredTensor]]) -> None:
         self._descriptors: dict[Path, int] = {}
@@ -325,7 +325,7 @@ class _Outputs:
             os.ftruncate(self._descriptors[path], _shard_bytes(shard))
 
     def write(self, place: StoredTensor, offset: int, content: memoryview) -> None:
-        """Write bytes of a tensor, from its byte `offset` on. Raises ModelFilesError where the disk refuses."""
+        """Write bytes of a tensor, from its byte `offset` on. Raises ModelFilesError on disk errors."""
         assert offset + len(content) <= place.nbytes, (place, offset, len(content))
         _write_at(place.file, self._descriptors[place.file], place.offset + offset, content)
 

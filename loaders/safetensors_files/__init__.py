@@ -1,1 +1,1 @@
-"""Safetensors: headers, where tensors lie in shards, and writing them. No weights are read here, no torch."""
+"""Safetensors files: reading headers, laying tensors out in shards, writing. Reads no weights."""

@@ -26,8 +26,8 @@ STORED_ITEMSIZE = {
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_FILE_NAME = 255  # bytes, on all systems
-MAX_NAME, MAX_DIMENSIONS = 512, 16  # the longest names there are have 100 characters; torch has at most 64 dimensions
-FIRST_BYTES = 64  # they tell what a file is
+MAX_NAME, MAX_DIMENSIONS = 512, 16  # the longest published names have 100 characters; torch has at most 64 dimensions
+FIRST_BYTES = 64  # enough to recognize a foreign file
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class StoredTensor:
 class Checkpoint:
     """All tensors of a model directory by name.
 
-    absent: the files that lack a tensor which the index places there, by its name. That matters where it is wanted.
+    absent: tensors that the index places in a file which lacks them, by name. An error only if one is needed.
     adapter: what is merged into the tensors while they are read.
     """
 
@@ -68,8 +68,8 @@ class Checkpoint:
 def read_checkpoint(directory: Path | str) -> Checkpoint:
     """Read the headers of `model.safetensors`, or of every shard that `model.safetensors.index.json` names.
 
-    Every offset, size, shape and dtype a file states is checked against the file's size, so whoever reads by these
-    numbers stays inside the file. Raises ModelFilesError naming the file and the tensor.
+    Every offset, size, shape and dtype a file states is checked against the file's size, so reads by these numbers
+    stay inside the file. Raises ModelFilesError naming the file and the tensor.
     """
     directory = Path(directory)
     weight_map = _weight_map(directory)
@@ -85,7 +85,7 @@ def read_checkpoint(directory: Path | str) -> Checkpoint:
 
 
 def has_all_weights(directory: Path) -> bool:
-    """Whether every weight file is there; the index alone may be where a model is not downloaded yet."""
+    """Whether every weight file is there; of a model that is not downloaded yet only the index may be."""
     try:
         return all((directory / shard).is_file() for shard in _shards(_weight_map(directory)))
     except ModelFilesError:
@@ -95,9 +95,9 @@ def has_all_weights(directory: Path) -> bool:
 def assemble(
     directory: Path, weight_map: Mapping[str, str], headers: Mapping[str, Mapping[str, StoredTensor]]
 ) -> Checkpoint:
-    """The tensors of all files, given by the files' names, each from where `weight_map` places it.
+    """All tensors, each from the file where `weight_map` places it; `headers` is keyed by file name.
 
-    One that is not there comes from the only file that holds it, as in transformers; ModelFilesError where several do.
+    A misplaced tensor comes from the only file that holds it, as in transformers; ModelFilesError if several do.
     """
     tensors: dict[str, StoredTensor] = {}
     for shard, header in headers.items():
@@ -126,7 +126,7 @@ def read_header(file: Path) -> Mapping[str, StoredTensor]:
 
 
 def header_bytes(file: Path, start: bytes, size: int) -> int:
-    """Bytes of the header behind the first 8 of a file of `size` bytes that begins with `start`.
+    """The length of the header after the first 8 bytes, for a file of `size` bytes that begins with `start`.
 
     Raises ModelFilesError.
     """
@@ -168,7 +168,7 @@ def read_bytes(tensor: StoredTensor, start: int, nbytes: int) -> bytes:
 
 
 def _weight_map(directory: Path) -> dict[str, str]:
-    """Tensor name to shard name as the index says; empty for a model in one file, which wins over an index."""
+    """Tensor name to shard name, from the index; empty for a model in one file, which wins over an index."""
     if (directory / SINGLE_FILE).is_file():
         return {}
     if not (directory / INDEX).is_file():
@@ -181,7 +181,7 @@ def _shards(weight_map: Mapping[str, str]) -> list[str]:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor name to shard name, each the path of a file below the index's directory; raises ModelFilesError."""
+    """Tensor name to shard name, a path below the index's directory. Raises ModelFilesError."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _damaged(index, "it has no `weight_map`")
@@ -193,7 +193,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 def is_plain_path(name: str) -> bool:
-    """Whether this names a file here or some directories below, with no way out and nothing that needs escaping."""
+    """Whether this is a relative path that stays below the directory and has no characters that need escaping."""
     parts = name.split("/")
     if "\\" in name or not name.isprintable() or len(name) > MAX_NAME:
         return False
@@ -201,7 +201,7 @@ def is_plain_path(name: str) -> bool:
 
 
 def no_such_directory(directory: Path) -> str:
-    """What to say where a model was to be."""
+    """The message where a directory holds no model."""
     return (
         f"{directory}: no such file or directory, nor a name to look for on the hub. Give the directory of a model "
         "(config.json and *.safetensors files), a .gguf file, or a name as org/name, org/name@revision or "
@@ -221,7 +221,7 @@ def _no_weights(directory: Path) -> str:
 
 
 def _check_name(file: Path, name: str) -> None:
-    """Names are part of messages and of paths to modules: what cannot be one is refused where it is read."""
+    """Check a tensor name, which becomes part of messages and module paths."""
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise _damaged(file, f"it names a tensor {quoted(name)!r}, with {len(name):,} characters")
 
@@ -245,7 +245,7 @@ def _stored_tensor(file: Path, name: str, entry: Any, data_start: int) -> Stored
 
 
 def _check_extents(file: Path, tensors: Iterable[StoredTensor], data_start: int, size: int) -> None:
-    """The format's own rule: tensors follow each other without gap or overlap, up to the end of the file."""
+    """Check the format's rule: tensors follow each other without gaps or overlaps up to the end of the file."""
     end, before = data_start, "the header"
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
         if tensor.offset != end:
@@ -270,5 +270,5 @@ def _damaged(file: Path, fault: str) -> ModelFilesError:
 
 
 def _some(names: list[str]) -> str:
-    """The first three names, and how many more there are."""
+    """The first three names, and the number of the others."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

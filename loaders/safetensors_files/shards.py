@@ -1,4 +1,4 @@
-"""Where tensors lie in safetensors files that are about to be written. No torch."""
+"""Lays out safetensors files before they are written. No torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from loaders.safetensors_files.headers import STORED_ITEMSIZE, StoredTensor
 from loaders.sizes import format_size
 
 SHARD_BYTES = 5_000_000_000
-TENSOR_ALIGNMENT = 8  # libraries view tensors in place, so each starts at a multiple of its itemsize
+TENSOR_ALIGNMENT = 8  # libraries view tensors in place, so each should start at a multiple of its itemsize
 
 
 def described(name: str, dtype: str, shape: tuple[int, ...]) -> StoredTensor:
-    """A tensor that has no place yet; dtype by safetensors' name."""
+    """A tensor without an offset yet; dtype is safetensors' name."""
     return StoredTensor(name, Path(), dtype, shape, 0, math.prod(shape) * STORED_ITEMSIZE[dtype])
 
 
@@ -28,7 +28,7 @@ def lay_out(
 ) -> dict[Path, list[StoredTensor]]:
     """Give each tensor its file and offset: one file, or several of about `shard_bytes`, in the order given.
 
-    Within a file, tensors that would leave those behind them at odd offsets come last, the widest items first.
+    Within a file, tensors that would misalign the following ones come last, the widest items first.
     """
     shards = _shards(tensors, shard_bytes)
     return {directory / name: _placed(shard, directory / name) for name, shard in zip(_names(len(shards)), shards)}
@@ -48,7 +48,7 @@ def header(shard: Sequence[StoredTensor]) -> bytes:
 
 
 def write_index(directory: Path, shards: dict[Path, list[StoredTensor]]) -> None:
-    """The index of several files; a single one needs none."""
+    """Write the index of several files; a single file needs none."""
     if len(shards) > 1:
         weight_map = {tensor.name: file.name for file, shard in shards.items() for tensor in shard}
         total = sum(tensor.nbytes for shard in shards.values() for tensor in shard)
@@ -57,7 +57,7 @@ def write_index(directory: Path, shards: dict[Path, list[StoredTensor]]) -> None
 
 
 def check_space(directory: Path, needed: int, advice: str) -> None:
-    """Raise ModelFilesError, ending in `advice`, unless so many bytes are free on the disk of `directory`."""
+    """Raise ModelFilesError, which ends in `advice`, unless the disk of `directory` has `needed` bytes free."""
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise ModelFilesError(
@@ -66,7 +66,7 @@ def check_space(directory: Path, needed: int, advice: str) -> None:
 
 
 def _shards(tensors: Iterable[StoredTensor], shard_bytes: int) -> list[list[StoredTensor]]:
-    """The tensors in order, a new file begun where the last one would grow beyond `shard_bytes`."""
+    """Split the tensors, in order, into files of at most about `shard_bytes`."""
     shards: list[list[StoredTensor]] = [[]]
     filled = 0
     for tensor in tensors:

@@ -1,4 +1,4 @@
-"""Writes safetensors checkpoints tensor by tensor: never more than a piece of one tensor is in memory."""
+"""Writes safetensors checkpoints piece by piece: memory never holds more than a piece of one tensor."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tokenizers from a model's files, and what they call their tokens."""
+"""Tokenizers from a model's files, and their vocabularies."""

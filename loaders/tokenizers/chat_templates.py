@@ -1,4 +1,4 @@
-"""Which chat template a model comes with: in a file of its own, in its tokenizer's, or known by the model's name."""
+"""Finds a model's chat template: in its own file, in the tokenizer's files, or by the model's name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from loaders.errors import ModelFilesError
 from loaders.json_files import read_json, read_regular
 
 ADDITIONAL = "additional_chat_templates"
-_FOR_OTHER_USES = ("tool_use", "rag")  # names that repositories give to templates for tools and for documents
-_LARGEST = 4 << 20  # bytes of a file; those of published models have at most 100 KB
+_FOR_OTHER_USES = ("tool_use", "rag")  # repositories' names of templates for tools and for documents
+_LARGEST = 4 << 20  # bytes; published templates have at most 100 KB
 
-# Of version 1.1 and later, as FastChat, which they were trained with, writes it.
+# Vicuna 1.1 and later, as FastChat, which they were trained with, writes prompts.
 _VICUNA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% set turns = messages[1:] %}"
     "{% else %}A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
@@ -27,23 +27,23 @@ _BY_WORD = {"vicuna": _VICUNA}
 
 
 def chat_template_of(directory: Path) -> str | None:
-    """The template of the model in a directory, None where it has none. Raises ModelFilesError for what is damaged.
+    """The template of the model in a directory; None if it has none. Raises ModelFilesError for damaged files.
 
-    Files win over tokenizer_config.json, as in transformers; chat_template.json is what processors used to write.
+    Template files win over tokenizer_config.json, as in transformers; older processors wrote chat_template.json.
     """
     templates = _in_config(directory / "tokenizer_config.json") | _in_files(directory)
     return chosen(templates or _in_config(directory / "chat_template.json")) or known_template(directory)
 
 
 def gguf_chat_template(metadata: Mapping[str, object]) -> str | None:
-    """The template among a GGUF file's metadata: tokenizer.chat_template, and others by names of their own."""
+    """The template in a GGUF file's metadata: tokenizer.chat_template, or one of the named templates."""
     key = "tokenizer.chat_template"
     texts = {name: text for name, text in metadata.items() if name.startswith(key) and isinstance(text, str)}
     return chosen({name.removeprefix(key).removeprefix(".") or "default": text for name, text in texts.items()})
 
 
 def chosen(templates: Mapping[str, str]) -> str | None:
-    """The one among named templates that is for conversations."""
+    """The conversation template among named ones."""
     if "default" in templates:
         return templates["default"]
     plain = [text for name, text in templates.items() if name not in _FOR_OTHER_USES]
@@ -51,7 +51,7 @@ def chosen(templates: Mapping[str, str]) -> str | None:
 
 
 def read_template(file: Path) -> str:
-    """The template in a file; raises ModelFilesError."""
+    """The template in a file. Raises ModelFilesError."""
     try:
         return read_regular(file, _LARGEST).decode("utf-8-sig")
     except OSError as error:
@@ -82,7 +82,7 @@ def _in_config(file: Path) -> dict[str, str]:
 
 
 def known_template(directory: Path) -> str | None:
-    """The template of a model that is known by its directory's name, or the hub's; nothing in its files tells it."""
+    """The template of a model recognized by its directory's or hub name, since its files hold none."""
     parts = directory.absolute().parts
     names = [parts[-1], *(part for part in parts if part.startswith("models--"))]
     return next((text for word, text in _BY_WORD.items() if any(word in name.lower() for name in names)), None)

@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file's metadata describe."""
+"""Builds the tokenizer that a GGUF file's metadata describe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from loaders.tokenizers.gguf_splitting_rules import BEGUN
 from loaders.tokenizers.gguf_token_kinds import found_first, warn_of_split_marks
 
 PREFIX = "tokenizer.ggml."
-# What transformers calls the values that it builds a tokenizer from.
+# transformers' names of the values that it builds a tokenizer from.
 VALUES = {
     "model": "tokenizer_type",
     "pre": "pre_tokenizer_type",
@@ -41,16 +41,16 @@ SPECIAL = {
 }
 
 
-# Where a file of this kind does not say which they are.
+# Defaults where a file of this kind does not name them.
 SENTENCEPIECE_IDS = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
-# Phi-3's other tokens swallow the spaces behind them, and the line breaks of its chat template with them.
+# Phi-3's other tokens swallow the whitespace after them, including its chat template's line breaks.
 PHI3_KEEPS_SPACES = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 
 
 def gguf_tokenizer(gguf: GgufFile) -> PreTrainedTokenizerBase:
-    """Raises ModelFilesError for special tokens that the vocabulary does not hold, and what transformers raises.
+    """Raises ModelFilesError for special tokens missing from the vocabulary, and what transformers raises.
 
-    Warns of what the file leaves unsaid, where text may become other tokens than the model learned.
+    Warns where the file leaves something open, so that tokens may differ from those the model was trained on.
     """
     values = {ours: _value(gguf, key) for key, ours in VALUES.items() if f"{PREFIX}{key}" in gguf.metadata}
     tokens, kinds, kind = values["tokens"], values.get("token_type", ()), values.get("tokenizer_type")
@@ -84,7 +84,7 @@ def _backend(gguf: GgufFile, values: dict[str, Any]) -> Tokenizer:
 
 
 def _by_transformers(gguf: GgufFile, values: dict[str, Any]) -> Tokenizer:
-    """As transformers makes it; before 5.20 other code does this, which names families as transformers does."""
+    """Built by transformers; before 5.20 by its older code, which uses transformers' names of families."""
     convert = getattr(import_module("transformers.integrations.gguf"), "convert_gguf_tokenizer", None)
     if convert:
         backend, _ = convert(gguf.get("general.architecture", str), values)
@@ -95,7 +95,7 @@ def _by_transformers(gguf: GgufFile, values: dict[str, Any]) -> Tokenizer:
 
 
 def _without_more(backend: Tokenizer, count: int) -> Tokenizer:
-    """Without added tokens that the model has no ids for: before 5.20 those of the published models are added."""
+    """Remove added tokens that the model has no ids for; before 5.20 transformers adds those of published models."""
     if backend.get_vocab_size() <= count:
         return backend
     state = json.loads(backend.to_str())

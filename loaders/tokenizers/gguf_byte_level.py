@@ -1,7 +1,7 @@
-"""Tokenizers of GPT-2's kind from GGUF metadata: merges over bytes, within the pieces that text is split into first.
+"""Byte-level BPE tokenizers (GPT-2) from GGUF metadata: text is split into pieces, then bytes are merged.
 
-transformers builds such tokenizers too, but splits by GPT-2's rule for names that it does not know, which gives other
-tokens without a word, and takes special tokens apart that are not spelled in bytes, as all of DeepSeek's.
+transformers builds such tokenizers too, but silently uses GPT-2's splitting rule for unknown names, which gives other
+tokens, and splits special tokens that are not spelled in bytes, such as DeepSeek's.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from loaders.tokenizers.gguf_splitting_rules import COMPOSED, RULES, WHOLE_PIECE
 
 
 def byte_level_tokenizer(file: Path, values: Mapping[str, Any]) -> Tokenizer:
-    """From what the metadata hold under "tokens", "merges" and "pre_tokenizer_type".
+    """Build it from the metadata "tokens", "merges" and "pre_tokenizer_type".
 
-    Warns where no rule of splitting is named. Raises UnsupportedModelError for a name that is not known, and what
+    Warns if no splitting rule is named. Raises UnsupportedModelError for an unknown name, and what
     `tokenizers` raises.
     """
     name, tokens = values.get("pre_tokenizer_type") or "default", values["tokens"]

@@ -1,8 +1,8 @@
-"""Tokenizers of SentencePiece's kind from GGUF metadata: pieces with scores, spaces written as a mark.
+"""SentencePiece tokenizers from GGUF metadata: pieces with scores, with a mark for the space.
 
-The file lists no merges: any two pieces that make up a third are merged, that of the highest score first, as in
-llama.cpp (src/llama-vocab.cpp). A space is put before every stretch of text that begins the text or follows a special
-token, also before one that begins with a space, unless `tokenizer.ggml.add_space_prefix` says otherwise.
+The file lists no merges: any two pieces that form a third are merged, highest score first, as in llama.cpp
+(src/llama-vocab.cpp). A space is added at the start of the text and after each special token, even before another
+space, unless `tokenizer.ggml.add_space_prefix` says otherwise.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ SPACE = "▁"
 
 
 def sentencepiece_tokenizer(file: Path, values: Mapping[str, Any], is_gemma: bool) -> Tokenizer:
-    """From what the metadata hold under "tokens", "scores", "unk_token_id" and "add_prefix_space".
+    """Build it from the metadata "tokens", "scores", "unk_token_id" and "add_prefix_space".
 
-    Gemma's have no space before a text, store runs of spaces as such, and their ids are in the order of merging, where
-    their scores are not. Raises ModelFilesError where scores are missing, and what `tokenizers` raises.
+    Gemma's add no space before a text, store runs of spaces unmarked, and merge in the order of ids instead of
+    scores. Raises ModelFilesError if scores are missing, and what `tokenizers` raises.
     """
     tokens: list[str] = values["tokens"]
     scores: Sequence[float] = values.get("scores") or ()
@@ -45,7 +45,7 @@ def sentencepiece_tokenizer(file: Path, values: Mapping[str, Any], is_gemma: boo
 
 
 def _merges(vocabulary: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """All pairs of tokens that make up a third; of equal scores, as transformers orders them."""
+    """All pairs of tokens that form a third; equal scores are ordered as in transformers."""
     pairs = [
         (-scores[index], -cut, cut - len(token), token[:cut], token[cut:])
         for token, index in vocabulary.items()

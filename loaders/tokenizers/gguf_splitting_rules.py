@@ -1,7 +1,7 @@
-"""How text is split before merging, by the name that a GGUF file gives: `tokenizer.ggml.pre`.
+"""How text is split before merging, by the GGUF key `tokenizer.ggml.pre`.
 
-The names are those of llama.cpp's table (src/llama-vocab.cpp), the expressions those of the published tokenizers. Each
-expression splits what the ones before it left.
+The names are those of llama.cpp's table (src/llama-vocab.cpp); the regular expressions are those of the published
+tokenizers. Each expression splits the pieces that the previous ones left.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ BLOOM = (r" ?[^(\s|.,!?…。，、।۔،)]+",)
 GPT2 = (_GPT2,)
 DIGITS = (r"\p{N}", _GPT2)
 FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")
-# llama.cpp's own, which no model has learned: what it takes where a file names none.
+# llama.cpp's fallback where a file names none; no model was trained with it.
 DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")
 
 _BEGUN = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2")
@@ -84,9 +84,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "falcon": FALCON,
     "default": DEFAULT,
 }
-# Models whose tokenizers bring characters into their composed form first. llama.cpp does not.
+# Models whose tokenizers apply NFC first. llama.cpp does not.
 COMPOSED = {name for name, rule in RULES.items() if rule == QWEN2} - {"grok-2", "solar-open"}
-# Files need not say of these that a text begins with a token for that,
+# Defaults for these where files do not say so: a text begins with the BOS token,
 BEGUN = {*_BEGUN, "tekken"}
-# nor that a piece which is a token as it stands is not taken apart.
+# and a piece that is a whole token is not split by merges.
 WHOLE_PIECES = {*BEGUN, "glm4", "glm5", "minicpm5"}

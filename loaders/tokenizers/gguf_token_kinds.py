@@ -1,4 +1,4 @@
-"""Which tokens of a GGUF file are found in text before it is split, and which of them are special."""
+"""Which tokens of a GGUF file are matched in text before it is split, and which of them are special."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loaders.message_text import quoted
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 
-# Ends of a text or a turn, which llama.cpp knows by name (src/llama-vocab.cpp) whatever kind a file says they are.
+# End-of-text and end-of-turn tokens, which llama.cpp knows by name (src/llama-vocab.cpp) whatever their stated type.
 ENDS = frozenset({"</s>", "<eos>", "[EOS]", "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>"})
 ENDS |= {"<|im_end|>", "<|end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<EOT>", "_<EOT>", "[EOT]"}
 ENDS |= {"<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_utterance>"}
@@ -22,7 +22,7 @@ _MARK = re.compile(r"<[^<>\s]{1,64}>|\[/?[A-Z_]{1,64}\]")
 
 
 def found_first(tokens: Sequence[str], kinds: Sequence[int], keep_spaces: frozenset[str] | None) -> list[AddedToken]:
-    """The tokens found in text first. keep_spaces: where given, all others swallow the spaces behind them."""
+    """The tokens matched in text first. keep_spaces: if given, all other tokens swallow the spaces after them."""
     return [
         AddedToken(
             token,
@@ -36,7 +36,7 @@ def found_first(tokens: Sequence[str], kinds: Sequence[int], keep_spaces: frozen
 
 
 def warn_of_split_marks(file: Path, tokens: Mapping[str, int], kinds: Sequence[int], template: str) -> None:
-    """Name the chat template's marks that the file has tokens for, but as parts of text like any other."""
+    """Name the chat template's marks that the file lists as ordinary text tokens."""
     marks = [mark for mark in dict.fromkeys(_MARK.findall(template)) if tokens.get(mark, len(kinds)) < len(kinds)]
     plain = [mark for mark in marks if kinds[tokens[mark]] == NORMAL]
     split = [mark for mark in plain if mark not in ENDS]

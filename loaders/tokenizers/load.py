@@ -1,4 +1,4 @@
-"""Tokenizers from local files, and the check that draft and target mean the same tokens by the same ids."""
+"""Loads tokenizers from local files, and checks that draft and target share their vocabulary."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from loaders.tokenizers.vocabulary import check_same_vocabulary
 
 
 def usable(path: Path, load: Callable[[], PreTrainedTokenizerBase]) -> PreTrainedTokenizerBase:
-    """The tokenizer that `load` makes of a model's files, after a first use; ModelFilesError where either fails."""
+    """The tokenizer that `load` builds from a model's files, used once; ModelFilesError if either fails."""
     with _explained(path, "loaded"):
         tokenizer = load()
-    with _explained(path, "used"):  # most values of tokenizer_config.json fail where they are first used
+    with _explained(path, "used"):  # most bad values in tokenizer_config.json fail on first use
         tokenizer.decode(tokenizer("Hello").input_ids)
         tokenizer.get_added_vocab(), tokenizer.all_special_ids, len(tokenizer)
     return tokenizer
 
 
 def tokenizer_in(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the files in a directory, which are tried in a process of their own before they are trusted."""
+    """The tokenizer of a directory, whose files are first tried in a separate process."""
     for name in VOCABULARY_FILES:
         check_content(directory / name)
     if not any((directory / name).is_file() for name in VOCABULARY_FILES):
@@ -51,7 +51,7 @@ def tokenizer_in(directory: Path) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def _explained(directory: Path, done: str) -> Iterator[None]:
-    """Damaged files raise whatever the parsers meet: KeyError, JSON errors, bare Exception, a panic."""
+    """Explain parser errors: damaged files raise KeyError, JSON errors, bare Exception, a panic."""
     try:
         with panics_explained(directory):
             yield
@@ -79,7 +79,7 @@ def _from_directory(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def _of_mistral(directory: Path) -> dict[str, Any]:
-    """What a tekken.json alone leaves unsaid: mistral-common, for which it is made, knows it."""
+    """Settings that a tekken.json omits: mistral-common, for which it is made, has them built in."""
     if not (directory / "tekken.json").is_file():
         return {}
     file = directory / "tokenizer_config.json"
@@ -94,5 +94,5 @@ def check_same_tokens(
     target_vocab_size: int,
     draft_vocab_size: int,
 ) -> None:
-    """`check_same_vocabulary` for loaded tokenizers and the rows of their models' embeddings."""
+    """`check_same_vocabulary` for loaded tokenizers and the embedding rows of their models."""
     check_same_vocabulary(target.get_vocab(), draft.get_vocab(), target_vocab_size, draft_vocab_size)

@@ -1,6 +1,6 @@
-"""The vocabulary file that SentencePiece writes, `tokenizer.model`: read as data, before anything is built from it.
+"""Reads SentencePiece's vocabulary file, `tokenizer.model`, as data, before a tokenizer is built from it.
 
-Imports no torch. The file is a protocol buffer; sentencepiece brings its description, protobuf the reader.
+Imports no torch. The file is a protocol buffer; sentencepiece provides its schema, protobuf the parser.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MOST_BYTES = 256 << 20  # the largest published ones have 5 MB
 
 
 def is_sentencepiece_alone(directory: Path | str) -> bool:
-    """Whether the vocabulary can only be had from SentencePiece's own file, as with Llama 2's and Vicuna's."""
+    """Whether SentencePiece's own file is the only source of the vocabulary, as with Llama 2 and Vicuna."""
     directory = Path(directory)
     return (directory / FILE).is_file() and not (directory / "tokenizer.json").is_file()
 
@@ -28,12 +28,12 @@ def is_sentencepiece_alone(directory: Path | str) -> bool:
 def read_sentencepiece(file: Path) -> Any:
     """The ModelProto in `file`: `pieces` by id, `trainer_spec`, `normalizer_spec`.
 
-    Raises ModelFilesError for what is no such file, and where the packages that read it are missing.
+    Raises ModelFilesError for any other file, and if the packages that read it are missing.
     """
     try:
         from google.protobuf.message import DecodeError
 
-        description: Any = import_module("sentencepiece.sentencepiece_model_pb2")  # made at run time
+        description: Any = import_module("sentencepiece.sentencepiece_model_pb2")  # the class is created at run time
     except ImportError as error:
         raise ModelFilesError(
             f"{file.parent}: it has a {FILE} and no tokenizer.json, and to read that takes sentencepiece and protobuf "
@@ -63,24 +63,24 @@ def read_sentencepiece(file: Path) -> Any:
 
 
 def can_be_looked_up(table: bytes) -> bool:
-    """Whether no text leads whoever looks it up in this table of replacements out of it: tokenizers crashes then.
+    """Whether every lookup in this replacement table stays inside it; otherwise `tokenizers` would crash.
 
-    The bytes of a trie, the trie, and the replacements, each with a zero behind it. A node of the trie is 4 bytes: the
-    byte that leads to it, whether a replacement ends there, and what its own number is to be xored with to get to its
-    leaf, and from there by a byte to the next node. The highest bit marks leaves, which say where a replacement begins.
+    Layout: the trie's length in bytes, the trie, and the zero-terminated replacements. A trie node is 4 bytes: the byte
+    that leads to it, whether a replacement ends there, and the number to xor with its index to reach its leaf; xor with
+    the next byte then gives the next node. The highest bit marks leaves, which hold a replacement's offset.
     """
     if not table:
         return True
     nbytes = int.from_bytes(table[:4], "little")
     if not nbytes or nbytes % 4 or nbytes > len(table) - 4:
         return False
-    layers = np.frombuffer(table, "<u4", nbytes // 4, 4).astype(np.int64)
+    units = np.frombuffer(table, "<u4", nbytes // 4, 4).astype(np.int64)
     replacements = np.frombuffer(table, np.uint8, offset=4 + nbytes)
-    nodes = np.flatnonzero(layers < _LEAF)
-    leaves = nodes ^ (layers[nodes] >> 10 << ((layers[nodes] & 1 << 9) >> 6))
-    if layers[0] >= _LEAF or (leaves | 0xFF).max() >= len(layers):
+    nodes = np.flatnonzero(units < _LEAF)
+    leaves = nodes ^ (units[nodes] >> 10 << ((units[nodes] & 1 << 9) >> 6))
+    if units[0] >= _LEAF or (leaves | 0xFF).max() >= len(units):
         return False
-    begins = layers[leaves[layers[nodes] & 1 << 8 > 0]] % _LEAF
+    begins = units[leaves[units[nodes] & 1 << 8 > 0]] % _LEAF
     if np.any(begins >= len(replacements)):
         return False
     return not np.any(replacements[begins] & 0xC0 == 0x80)  # within a character

@@ -1,8 +1,8 @@
-"""A tokenizer from SentencePiece's own file, split as that file says.
+"""Builds a tokenizer from SentencePiece's own file, by that file's settings.
 
-transformers builds one as well, but of many repositories it takes the wrong kind: without a tokenizer.json, those of
-Mistral, Mixtral and Phi, those without a tokenizer_config.json and those that name an old class (LLaMATokenizer) lose
-the space before a text, and unigram models come out as BPE without merges. All of it silently.
+transformers builds one as well, but silently picks the wrong kind for many repositories without a tokenizer.json.
+Those of Mistral, Mixtral and Phi, those without a tokenizer_config.json and those that name an old class
+(LLaMATokenizer) lose the space before a text, and unigram models become BPE without merges.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from loaders.json_files import read_json
 from loaders.tokenizers.sentencepiece_file import FILE, UNIGRAM, read_sentencepiece
 from loaders.tokenizers.tokenizer_json import check_is_no_code
 
-# What says no more than that there is a tokenizer, and all names that Llama's has had.
+# Generic class names, and all names that Llama's tokenizer has had.
 _PLAIN = {"LlamaTokenizer", "LLaMATokenizer", "PreTrainedTokenizer", "TokenizersBackend"}
 _SPECIAL = ("bos", "eos", "unk", "pad")
 
 
 def sentencepiece_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a directory with `tokenizer.model`; None where a class of transformers' own is to read it.
+    """The tokenizer of a directory with `tokenizer.model`; None if one of transformers' classes is to read it.
 
-    Raises ModelFilesError for a damaged file, and where the class is code in the repository.
+    Raises ModelFilesError for a damaged file, and if the class is code in the repository.
     """
     model = read_sentencepiece(directory / FILE)
     file = directory / "tokenizer_config.json"
@@ -71,8 +71,8 @@ def _tokenizer(directory: Path, model: Any, config: dict[str, Any]) -> PreTraine
 def _space_before(which: str) -> pre_tokenizers.PreTokenizer:
     """A space before the first stretch of text, or before each.
 
-    Metaspace has one before whatever does not begin with its mark, so with a mark of its own before all, also before
-    what begins with a space: such are marked already, unless there is to be no second one.
+    Metaspace adds a space unless the text begins with its mark, here " ". The normalizer has turned leading spaces
+    into "▁", so they get a second one, except where extra spaces are removed.
     """
     begin = pre_tokenizers.Metaspace(" ", prepend_scheme=which, split=False)
     return pre_tokenizers.Sequence([begin, pre_tokenizers.Metaspace(prepend_scheme="never", split=False)])
@@ -83,7 +83,7 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        # a space that the text begins with stays, and is the one before it
+        # a leading space in the text serves as the prefix
         steps += [normalizers.Replace(Regex(" +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     else:
         steps.append(normalizers.Replace(" ", "▁"))

@@ -1,7 +1,7 @@
-"""A tokenizer from tokenizer.json, which says all of how text becomes tokens: it is followed to the letter.
+"""Builds a tokenizer from tokenizer.json, exactly as that file defines it.
 
 transformers builds the classes that tokenizer_config.json names (LlamaTokenizer, Qwen2Tokenizer, ...) from the file's
-vocabulary alone, with a normalizer, a splitting rule and flags of added tokens of their own in place of the file's.
+vocabulary alone, and replaces its normalizer, splitting rule and flags of added tokens by those of the class.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from loaders.errors import ModelFilesError
 from loaders.json_files import read_json
 
 FILE = "tokenizer.json"
-_NAMED_BY_ID = ("bos", "eos", "pad")  # what config.json has ids of
+_NAMED_BY_ID = ("bos", "eos", "pad")  # special tokens whose ids config.json states
 
 
 def tokenizer_from_json(directory: Path) -> PreTrainedTokenizerBase:
-    """Encodes as `tokenizers.Tokenizer.from_file` does; what tokenizer_config.json adds to that is added.
+    """Encodes as `tokenizers.Tokenizer.from_file` does, plus what tokenizer_config.json adds.
 
-    Raises ModelFilesError where the tokenizer is code in the repository, and what transformers raises.
+    Raises ModelFilesError if the tokenizer is code in the repository, and what transformers raises.
     """
     config = _config(directory, "tokenizer_config.json")
     check_is_no_code(directory, config)
@@ -38,7 +38,7 @@ def tokenizer_from_json(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def check_is_no_code(directory: Path, config: dict[str, Any]) -> None:
-    """Raise ModelFilesError where tokenizer_config.json names a class that transformers does not have, and its file."""
+    """Raise ModelFilesError if auto_map names code for a tokenizer class that transformers lacks."""
     name = str(config.get("tokenizer_class") or "")
     known = any(getattr(transformers, known, None) for known in (name, name.removesuffix("Fast")) if known)
     if config.get("auto_map") and not known:
@@ -46,7 +46,7 @@ def check_is_no_code(directory: Path, config: dict[str, Any]) -> None:
 
 
 def tokenizer_is_code(directory: Path) -> ModelFilesError:
-    """What to say of a tokenizer_config.json whose auto_map names a class that transformers does not have."""
+    """The message for a tokenizer_config.json whose auto_map names a class that transformers lacks."""
     return ModelFilesError(
         f"{directory}: its tokenizer is a program in the repository, which is never run. If the model has a copy that "
         "works without, use that; if its tokenizer.json is all there is to it, remove auto_map from "
@@ -55,7 +55,7 @@ def tokenizer_is_code(directory: Path) -> ModelFilesError:
 
 
 def _name_special_tokens(tokenizer: PreTrainedTokenizerFast, config: dict[str, Any]) -> None:
-    """Where no file names the special tokens, config.json's ids do: chat templates ask for them."""
+    """Name special tokens by config.json's ids where no file does: chat templates use them."""
     for name in _NAMED_BY_ID:
         index = config.get(f"{name}_token_id")
         if getattr(tokenizer, f"{name}_token") is None and type(index) is int and 0 <= index < len(tokenizer):
@@ -65,7 +65,7 @@ def _name_special_tokens(tokenizer: PreTrainedTokenizerFast, config: dict[str, A
 def _added_tokens(
     configured: Mapping[str, Mapping[str, Any]], stated: Iterable[Mapping[str, Any]]
 ) -> dict[int, AddedToken]:
-    """By id, those of tokenizer.json with its flags, and those that tokenizer_config.json alone has."""
+    """Added tokens by id: those of tokenizer.json with its flags, and those only in tokenizer_config.json."""
     tokens = {token["id"]: _added_token(token) for token in stated}
     contents = {token.content for token in tokens.values()}
     further = {int(index): _added_token(token) for index, token in configured.items()}

@@ -1,7 +1,7 @@
-"""A tokenizer's files are tried before they are first used: in a process of its own, with limits of time and memory.
+"""Tries a tokenizer's files before their first use, in a separate process with limits on time and memory.
 
-Its patterns and replacements are programs of a kind: they can run for ever, fill the memory, or crash the library in
-ways that no `except Exception` meets. What was tried once is remembered in the user's cache by its contents.
+Its patterns and replacements can run forever, fill the memory, or crash the library in ways that `except Exception`
+does not catch. Results are remembered in the user's cache by the files' contents.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from loaders.message_text import quoted
 from loaders.tokenizers.sentencepiece_file import can_be_looked_up
 
 _TRIED = ("tokenizer.json", "tekken.json")
-# What loading a tokenizer may read, by the names' ends.
+# Files that loading a tokenizer may read, by the ends of their names.
 _READ = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")
-_PATIENCE = 300  # seconds, on a machine that is busy; what counts is the limit of computing
+_PATIENCE = 300  # seconds, generous for a busy machine; the CPU time limit usually ends it first
 _known: set[str] = set()
 
 
 def check_tokenizer_files(directory: Path) -> None:
-    """Raise ModelFilesError, naming the file, where one is no regular file, too large, or fails its trial."""
+    """Raise ModelFilesError, naming the file, if one is not a regular file, too large, or fails its trial."""
     for file in sorted(directory.iterdir()):
         if file.name.endswith(_READ) and file.exists() and not file.is_dir():
             _check_small(file)
@@ -44,7 +44,7 @@ def check_tokenizer_files(directory: Path) -> None:
 
 @contextmanager
 def panics_explained(source: Path | str) -> Iterator[None]:
-    """Turn what the library throws past `except Exception` into an error for the user."""
+    """Turn a panic, which `except Exception` does not catch, into an error for the user."""
     try:
         yield
     except BaseException as error:
@@ -88,11 +88,11 @@ def _check_tried(file: Path) -> None:
         if note:
             write_whole(note, "")
     except OSError:
-        pass  # then it is tried again at the next start
+        pass  # then the next start tries it again
 
 
 def _check_tables(normalizer: Any) -> None:
-    """SentencePiece's tables of replacements are looked up without checks. Raises ValueError."""
+    """Check SentencePiece's replacement tables, which lookups do not. Raises ValueError."""
     steps = [normalizer]
     while steps:
         step = steps.pop()
@@ -110,7 +110,7 @@ def _check_tables(normalizer: Any) -> None:
 
 
 def _fault(file: Path) -> str | None:
-    """What the trial says; None where all is well, and where no process can be started for it."""
+    """The problem that the trial found; None if there is none, or if no process could be started."""
     command = [sys.executable, str(Path(__file__).with_name("trial_run.py")), str(file.absolute())]
     environment = {**os.environ, "RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     try:
@@ -122,7 +122,7 @@ def _fault(file: Path) -> str | None:
             timeout=_PATIENCE,
             env=environment,
             check=False,
-            start_new_session=True,  # Ctrl-C at the terminal is the parent's, and no crash of the library
+            start_new_session=True,  # Ctrl-C is for the parent, and must not look like a crash of the library
         )
     except subprocess.TimeoutExpired:
         return _ended("takes too long")

@@ -1,6 +1,6 @@
-"""Run as a program on a tokenizer's file, in a process that may hang or crash: encodes texts that bad rules explode on.
+"""A program that tries a tokenizer's file and may hang or crash: encodes texts on which bad rules explode.
 
-Prints what is wrong in one line and exits with 1; 0 is all right. Imports nothing of the project.
+Exits with 0 if the file is fine, else prints the problem in one line and exits with 1. Imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tokenizers.pre_tokenizers import Split
 
 MOST_TOKENS_PER_BYTE = 64
 MEMORY = 2 << 30, 64  # bytes of address space, and more for each byte of the file
-SECONDS = 5, 1  # of computing, and more for each MB of the file: a slow processor takes a third of that
+SECONDS = 5, 1  # seconds of CPU time, and more for each MB of the file; a slow processor needs a third
 _CHARACTERS = "aA0é中 \t\n\r!-_.'\u00a0\u0301😀"
 _FAILS = "fails on texts of a few thousand characters"
 _TEXTS = ("Hello, world! It's 12:30.\n\n  def f(x):\n\treturn x  # größer\n", "中文 и русский, عربى 日本語 한국어", "")
 
 
 def texts(letters: Iterable[str]) -> Iterator[str]:
-    """Ordinary text, and for each letter a short and a long row of it that ends in something else."""
+    """Ordinary text, and for each letter a short and a long run of it that ends in another character."""
     yield from _TEXTS
     for letter in letters:
         yield letter * 30 + "!"
@@ -33,14 +33,14 @@ def texts(letters: Iterable[str]) -> Iterator[str]:
 
 
 def letters_of(rules: Any) -> str:
-    """The characters above, and those that the rules' patterns and replacements are made of."""
+    """The characters above, and those in the rules' patterns and replacements."""
     stated = set(re.findall(r"\w", json.dumps(rules, ensure_ascii=False)[:20_000]))
     found = [letter for letter in sorted(stated) if letter.isprintable() and letter not in _CHARACTERS]
     return _CHARACTERS + "".join(found[:64])
 
 
 def try_tokenizer(file: Path) -> str | None:
-    """What is wrong with the tokenizer in `file`."""
+    """The problem with the tokenizer in `file`."""
     record = json.loads(file.read_bytes())
     if "config" in record and "model" not in record:  # Mistral's tekken.json, whose pattern transformers uses
         pattern = record["config"].get("pattern", "")
@@ -50,7 +50,7 @@ def try_tokenizer(file: Path) -> str | None:
         return None
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except BaseException as error:  # a panic of the library is no Exception
+    except BaseException as error:  # a panic of the library is not an Exception
         return f"cannot be loaded: {_first_line(error)}"
     rules = [record.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
     for text in texts(letters_of(rules)):

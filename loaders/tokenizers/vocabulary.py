@@ -1,4 +1,4 @@
-"""Which token an id means, read from a tokenizer's files, and whether two models agree about it. Imports no torch."""
+"""Reads a tokenizer's vocabulary from its files, and compares those of two models. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from loaders.errors import DraftMismatchError, ModelFilesError
 from loaders.json_files import read_json
 from loaders.tokenizers.sentencepiece_file import FILE, is_sentencepiece_alone, read_sentencepiece
 
-# Names of ids that a family keeps free, and gives a meaning in some of its models: Llama 3's 128004 became
-# <|finetune_right_pad_id|> in 3.1. No text holds them, so like padding they agree with anything.
+# Names of reserved ids, some of which later models of a family use: Llama 3's 128004 became
+# <|finetune_right_pad_id|> in 3.1. They never occur in text, so like padding they match anything.
 PLACEHOLDER = re.compile(
     r"[<\[].*(reserved|unused|control|place.?holder|dummy|extra|special|pad).*\d+\W*[>\]]", re.IGNORECASE
 )
 
 
 def has_vocabulary_files(directory: Path) -> bool:
-    """Whether `read_vocabulary_files` finds what it reads."""
+    """Whether the files for `read_vocabulary_files` exist."""
     return (directory / "tokenizer.json").is_file() or is_sentencepiece_alone(directory)
 
 
@@ -53,18 +53,18 @@ def _from_sentencepiece(file: Path) -> dict[str, int]:
 
 
 def _ids_of(vocab: Any) -> dict[str, int]:
-    """A map as most kinds of tokenizers have it, or Unigram's list of [token, score]."""
+    """The vocabulary of most tokenizers is a map, that of Unigram a list of [token, score]."""
     return {entry[0]: index for index, entry in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
 
 
 def check_same_vocabulary(
     target: Mapping[str, int], draft: Mapping[str, int], target_rows: int, draft_rows: int
 ) -> None:
-    """Raise DraftMismatchError, naming the difference of lowest id, unless both mean the same token by every id.
+    """Raise DraftMismatchError, naming the lowest id that differs, unless every id means the same token in both.
 
-    Special and added tokens count like all others, but for placeholders. The rows are those of the models' embeddings,
-    which are often padded: a token that only one of the two knows is fine where the other has an unused row for its id.
-    A token beyond its own model's rows is never written, so it does not count.
+    Special and added tokens count, placeholders do not. The rows are those of the models' embeddings, which are often
+    padded: a token that only one model knows is fine if the other has an unused row for its id. A token beyond its own
+    model's rows is never generated, so it does not count.
     """
     if difference := _first_difference(target, draft, target_rows, draft_rows):
         raise DraftMismatchError(
@@ -75,7 +75,7 @@ def check_same_vocabulary(
 def _first_difference(
     target: Mapping[str, int], draft: Mapping[str, int], target_rows: int, draft_rows: int
 ) -> str | None:
-    """What is wrong at the lowest id at which something is."""
+    """Describe the mismatch at the lowest id that has one."""
     if target == draft:
         return None
     target_tokens = {index: token for token, index in target.items()}
