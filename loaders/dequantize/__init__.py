@@ -1,1 +1,1 @@
-"""Packed weights decoded just before use."""
+"""Dequantizes weights just before use."""

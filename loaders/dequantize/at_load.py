@@ -1,8 +1,8 @@
-"""Decodes packed weights once, while they are loaded.
+"""Dequantizes weights once, while they are loaded.
 
-Embeddings and heads always: they are resident, and memory to decode them before every use would be as large as they are
-decoded. Layers where the plan has memory for them: passes over 135M parameters in Q4_1 then took a quarter of the time
-on a CPU.
+Embeddings and heads always: they are resident, and scratch memory for dequantizing them at every use would be as large
+as the result. Layers if the plan has memory for them: on a CPU, passes over 135M parameters in Q4_1 then took a quarter
+of the time.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ CHUNK_BYTES = 4 << 20  # read at a time
 
 
 def fill_decoded(skeleton: Skeleton, buffer: Tensor) -> None:
-    """Fill the places of `skeleton.decoded_at_load` in `buffer` (uint8, of `skeleton.embeddings_and_head`, on any
-    device).
+    """Fill the slots of `skeleton.decoded_at_load` in `buffer`.
 
-    Raises ModelFilesError where a file ends early or cannot be read.
+    buffer: uint8, of `skeleton.embeddings_and_head`, on any device. Raises ModelFilesError if a file is too short or
+    cannot be read.
     """
     places = {place.name: place for place in skeleton.embeddings_and_head.layout.places}
     for parameter in skeleton.decoded_at_load:
@@ -46,7 +46,7 @@ def _fill(packed: Packed, out: Tensor) -> None:
 
 
 def _read_rows(stored: StoredTensor, begin: int, count: int, rows: int) -> Tensor:
-    """`count` of all `rows` from `begin` on, in the stored dtype."""
+    """`count` of the `rows`, from `begin` on, in the stored dtype."""
     row_bytes = stored.nbytes // rows
     content = bytearray(count * row_bytes)
     try:
@@ -61,9 +61,9 @@ def _read_rows(stored: StoredTensor, begin: int, count: int, rows: int) -> Tenso
 
 
 def decode_layer(layer: UnitLayout, stored: Tensor, out: Tensor) -> None:
-    """Decode a layer with packed tensors for good, and bind it; `stored` is not needed any more then.
+    """Dequantize a whole layer once, and bind it; `stored` is not needed any more then.
 
-    stored (uint8, of `layer.layout`), out (uint8, of `layer.decoded`'s): on one device.
+    stored: uint8, of `layer.layout`. out: uint8, of `layer.decoded.layout`, on the same device.
     """
     assert layer.decoded is not None
     layer.bind(make_parameters(layer.layout, stored))

@@ -1,4 +1,4 @@
-"""ggml's blocks in plain torch: bytes of whole blocks to float32, bit for bit what `gguf.quants.dequantize` gives.
+"""Dequantizes ggml's blocks in plain torch: whole blocks to float32, bit for bit as `gguf.quants.dequantize`.
 
 Products of a scale and a small integer are exact in float32, so the order of operations only matters where a minimum is
 added. The layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
@@ -16,11 +16,11 @@ from loaders.formats.schemes import Ggml
 from loaders.gguf.types import BLOCKS
 
 LOW_NIBBLES, FIFTH_BITS, SIXTH_BITS = 0x0F0F0F0F0F0F0F0F, 0x1010101010101010, 0x3030303030303030  # of 8 bytes
-SUB = 32  # values of a simple block, and of a part of a large one that has a scale of its own
+SUB = 32  # values of a simple block, and of a large block's part, which has its own scale
 
 
 def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: Tensor) -> None:
-    """out of any shape; its last dimension is a row, of a vector it is all there is."""
+    """`out` has any shape; its last dimension is a row, and a vector is one row."""
 
     def decode_part(part: tuple[Tensor, Tensor]) -> None:
         source, target = part
@@ -36,9 +36,9 @@ def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: Tensor) -> None:
 
 
 def _parts(stored: Tensor, out: Tensor, paired_heads: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of `stored` that are worked on at once, and where their values go, in the same order.
+    """Rows of `stored` that are dequantized at once, and the views their values go to, in the same order.
 
-    The rows of a head in pairs: [pairs, 2, row] on disk, [2, pairs, row] in the model.
+    Paired rows of a head are [pairs, 2, row] on disk, [2, pairs, row] in the model.
     """
     most = block_values(out)
     if not paired_heads:
@@ -55,12 +55,12 @@ def _parts(stored: Tensor, out: Tensor, paired_heads: int) -> Iterator[tuple[Ten
 
 
 def _floats(stored: Tensor) -> Tensor:
-    """float16 numbers in bytes [n, 2 k] as float32 [n, k]."""
+    """Bytes [n, 2 k] of float16 numbers as float32 [n, k]."""
     return _copied(stored).view(torch.float16).to(torch.float32)
 
 
 def _copied(stored: Tensor) -> Tensor:
-    """Behind each other, and aligned so that they can be viewed as wider integers: 8 bytes take the time of one."""
+    """Contiguous and aligned, so viewable as wider integers: 8 bytes then take the time of one."""
     return stored.clone(memory_format=torch.contiguous_format)
 
 
@@ -74,7 +74,7 @@ def _nibbles(stored: Tensor, size: int = SUB) -> Tensor:
 
 
 def _add_bits(codes: Tensor, stored: Tensor, shifts: Iterable[int], mask: int) -> None:
-    """Or into uint8 codes [n, k × parts × 32] the bits in `mask` of bytes [n, k × 32], shifted left for each part."""
+    """OR the bits in `mask` of bytes [n, k × 32], shifted left per part, into uint8 codes [n, k × parts × 32]."""
     words = _copied(stored).view(torch.int64).view(-1, SUB // 8)
     bits = torch.stack([words << shift if shift > 0 else words >> -shift for shift in shifts], dim=1)
     bits &= mask
@@ -82,9 +82,9 @@ def _add_bits(codes: Tensor, stored: Tensor, shifts: Iterable[int], mask: int) -
 
 
 def _fifth_bits_of_bytes(device: torch.device) -> Tensor:
-    """The 8 bits of every byte, each at the place of a fifth bit in a byte of its own: int64 [256].
+    """For every byte value its 8 bits, each as the fifth bit of a byte: int64 [256].
 
-    Made on the device: to send it there would wait, and could not be captured in a graph.
+    Made on the device: a copy to it would wait, and could not be captured in a graph.
     """
     bits = torch.arange(256, device=device)[:, None] >> torch.arange(8, device=device)
     return ((bits & 1) << 4).to(torch.uint8).view(torch.int64).flatten()
@@ -94,7 +94,7 @@ FIFTH_BITS_OF_BYTES = _fifth_bits_of_bytes(torch.device("cpu"))
 
 
 def _add_fifth_bits(codes: Tensor, stored: Tensor) -> None:
-    """Or bit i of the 32 in bytes [n, 4] into code i of uint8 [n, 32]."""
+    """OR bit i of the 32 in bytes [n, 4] into code i of uint8 [n, 32]."""
     table = FIFTH_BITS_OF_BYTES if stored.device.type == "cpu" else _fifth_bits_of_bytes(stored.device)
     spread = table.index_select(0, stored.reshape(-1).to(torch.int32))
     codes.view(torch.int64).view(-1).bitwise_or_(spread)
@@ -135,7 +135,7 @@ def q4_k(stored: Tensor) -> Tensor:
 
 
 def q5_k(stored: Tensor) -> Tensor:
-    """Bit i of byte k of the fifth bits belongs to value k of part i."""
+    """Dequantize Q5_K: bit i of byte k of the fifth bits belongs to value k of part i."""
     scale, minimum = _scales_and_minima(stored)
     codes = _nibbles(stored[:, 48:])
     _add_bits(codes, stored[:, 16:48], range(4, -4, -1), FIFTH_BITS)
@@ -143,7 +143,7 @@ def q5_k(stored: Tensor) -> Tensor:
 
 
 def q6_k(stored: Tensor) -> Tensor:
-    """Two halves of 128 values, of 4 parts of 32 each: 64 bytes hold their low 4 bits, 32 bytes the 2 high ones."""
+    """Dequantize Q6_K. A half is 4 parts of 32 values: 64 bytes of their low 4 bits, 32 bytes of the 2 high ones."""
     scale = stored[:, 192:208].view(torch.int8).to(torch.float32).mul_(_floats(stored[:, 208:]))
     codes = _nibbles(stored[:, :128], 64)
     _add_bits(codes, stored[:, 128:192], (4, 2, 0, -2), SIXTH_BITS)
@@ -153,7 +153,7 @@ def q6_k(stored: Tensor) -> Tensor:
 
 
 def _scales_and_minima(stored: Tensor) -> tuple[Tensor, Tensor]:
-    """Of Q4_K and Q5_K, for each of 8 parts: float32 [n, 8, 1] both. 12 bytes hold 8 scales and 8 minima of 6 bits."""
+    """Scales and minima of the 8 parts in Q4_K and Q5_K, float32 [n, 8, 1] each: 6-bit numbers in 12 bytes."""
     factor = _floats(stored[:, :4])
     low, middle, high = _copied(_copied(stored[:, 4:16]).view(torch.int32).T)
     late_scales = (high & 0x0F0F0F0F) | ((low >> 2) & 0x30303030)

@@ -1,7 +1,7 @@
-"""Decodes packed parameters just before their module runs, into scratch memory that all modules take turns in.
+"""Dequantizes parameters just before their module runs, into scratch memory that all modules share in turn.
 
-One read of the packed bytes and one write of the decoded ones, on the stream that computes, so behind everything that
-used the scratch memory before. Nothing waits for a GPU, so passes can be captured in a graph.
+It reads the quantized bytes once and writes the result once, on the compute stream, hence after earlier uses of the
+scratch memory. The host never waits for the GPU, so passes can be captured in a graph.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from loaders.modules.skeleton import DecodedParameter
 
 @dataclass(frozen=True, eq=False)
 class _Target:
-    """A parameter of a module: its packed form, where it is decoded to, and what the module then finds."""
+    """A parameter of a module: its quantized form, its view of the scratch memory, and the tensor the module uses."""
 
     leaf: str
     packed: Packed
@@ -32,13 +32,13 @@ class _Target:
 
 
 def scratch_bytes(parameters: Iterable[DecodedParameter]) -> int:
-    """What `decode_before_use` needs: the decoded parameters of the module that has most."""
+    """Bytes that `decode_before_use` needs: the dequantized parameters of the largest module."""
     owners = _by_module(parameters).values()
     return max((sum(aligned(parameter.nbytes) for _, parameter in owned) for owned in owners), default=0)
 
 
 def decode_before_use(parameters: Iterable[DecodedParameter], scratch: Tensor) -> list[RemovableHandle]:
-    """Have every module with such parameters find them decoded, in `scratch` (uint8, on the device)."""
+    """Register hooks that dequantize every module's parameters into `scratch` (uint8, on the device)."""
     handles: list[RemovableHandle] = []
     for module, owned in _by_module(parameters).items():
         targets, begin = [], 0
@@ -73,7 +73,7 @@ def _decode(targets: list[_Target], module: nn.Module) -> Callable[[nn.Module, A
 
 
 def _forget(targets: list[_Target], module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
-    """Afterwards the scratch memory is others': whoever reads the parameter then must fail rather than err."""
+    """Unbind the parameters: the scratch memory is reused, so a later read must fail rather than be wrong."""
     absent = [(target.leaf, module._parameters[target.leaf]) for target in targets]
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:

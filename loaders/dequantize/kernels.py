@@ -1,4 +1,4 @@
-"""The fused kernels by scheme. Importing this takes triton, which PyTorch for CUDA comes with on Linux."""
+"""The fused kernels by scheme. Importing this requires Triton, which PyTorch for CUDA includes on Linux."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], MatrixStack], None]]
 
 
 def decode_fused(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor, routed: Tensor | None = None) -> None:
-    """Decode one weight, or several of one shape stacked [members, …], into `out`, in one launch.
+    """Dequantize one weight, or several of one shape stacked [members, …], into `out`, in one launch.
 
-    hits: uint8 [experts], each of as many members: those of experts where it is 0 are left out.
+    hits: uint8 [experts], which have equally many members each; members of experts with 0 are skipped.
     """
-    with torch.cuda.device_of(out):  # triton launches on the current GPU, wherever the tensors are
+    with torch.cuda.device_of(out):  # Triton launches on the current GPU, wherever the tensors are
         KERNELS[type(scheme)](scheme, operands, MatrixStack.of(out if out.dim() > 1 else out[:, None], routed))

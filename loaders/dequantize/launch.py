@@ -1,4 +1,4 @@
-"""What the kernels' launches have in common."""
+"""Shared parts of the kernels and their launches."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: 
 
 @triton.jit
 def rounded(value, DTYPE: tl.constexpr):
-    """float32 rounded to what DTYPE can hold, still in float32.
+    """Round float32 to the precision of DTYPE, still in float32.
 
-    By its bits for bfloat16: triton's interpreter would cut them off.
+    bfloat16 is rounded on the bits: Triton's interpreter would truncate.
     """
     if DTYPE == tl.bfloat16:  # noqa: SIM300
         bits = value.to(tl.int32, bitcast=True)
@@ -30,7 +30,7 @@ def rounded(value, DTYPE: tl.constexpr):
 
 @triton.jit
 def block_of(BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, rows, columns):
-    """Rows and columns of a matrix that this program decodes, and which of them lie inside."""
+    """Rows and columns of the matrix that this program dequantizes, and a mask of those inside it."""
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None]
     column = (tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
     return row, column, (row < rows) & (column < columns)
@@ -38,21 +38,21 @@ def block_of(BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, rows, column
 
 @triton.jit
 def at(out_at, matrix, row, column, together, out_expert, out_matrix, out_row, out_column):
-    """Where values of a matrix are stored."""
+    """Pointers to the values of a matrix."""
     begin = matrix // together * out_expert + matrix % together * out_matrix
     return out_at + begin + row * out_row + column * out_column
 
 
 @triton.jit
 def store(place, value, inside, KEPT: tl.constexpr):
-    """Round to the dtype that the format decodes to, and store in that of the output."""
+    """Round to the format's dtype, and store in the output's."""
     value = rounded(rounded(value, KEPT), place.dtype.element_ty)
     tl.store(place, value.to(place.dtype.element_ty), inside)
 
 
 @dataclass(frozen=True)
 class MatrixStack:
-    """Matrices [rows, columns] of one tensor: `count` in all, of which each so many, `together`, are one expert's."""
+    """Matrices [rows, columns] of one tensor: `count` in all; each expert has `together` of them."""
 
     tensor: Tensor
     count: int
@@ -60,7 +60,7 @@ class MatrixStack:
     rows: int
     columns: int
     strides: tuple[int, int, int, int]  # between experts, matrices of one, rows and columns, in values
-    routed: Tensor | None = None  # uint8, one for each so many matrices: those where it is 0 are left out
+    routed: Tensor | None = None  # uint8, one for each expert; matrices of experts with 0 are skipped
 
     @classmethod
     def of(cls, out: Tensor, routed: Tensor | None) -> MatrixStack:
@@ -72,7 +72,7 @@ class MatrixStack:
 
     @property
     def per_hit(self) -> int:
-        """Matrices for each of `routed`; 0 where all are wanted."""
+        """Matrices for each element of `routed`; 0 to dequantize all."""
         return 0 if self.routed is None else self.count // len(self.routed)
 
     @property
@@ -83,21 +83,21 @@ class MatrixStack:
 
     @property
     def place(self) -> tuple[int, int, int, int, int]:
-        """What `at` takes, in the kernels."""
+        """The arguments of `at` in the kernels."""
         return (self.together, *self.strides)
 
 
 def grid(matrix: MatrixStack) -> tuple[int, int, int]:
-    """Programs for blocks of rows, blocks of columns, and matrices."""
+    """The launch grid: blocks of rows, blocks of columns, matrices."""
     rows, columns = BLOCK["BLOCK_ROWS"], BLOCK["BLOCK_COLUMNS"]
     return triton.cdiv(matrix.rows, rows), triton.cdiv(matrix.columns, columns), matrix.count
 
 
 def member_size(tensor: Tensor | None, count: int) -> int:
-    """Values of an operand that belong to one matrix of `count`."""
+    """Values of an operand per matrix, of which there are `count`."""
     return 0 if tensor is None else tensor.numel() // count
 
 
 def no_tensor(tensor: Tensor | None, stand_in: Tensor) -> Tensor:
-    """A pointer that the kernel does not follow where there is no tensor."""
+    """The tensor, or instead of None a dummy whose pointer the kernel does not follow."""
     return stand_in if tensor is None else tensor

@@ -1,9 +1,9 @@
-"""Decoding in plain torch, on any device: the reference that kernels are held to, and the way it is done on a CPU.
+"""Dequantizes in plain torch, on any device: the reference for the kernels, and the CPU implementation.
 
-Works through a matrix in blocks of rows: on a CPU they stay in a core's cache, and besides the output each core needs a
-few MB; on a GPU they are as large as most matrices, so that launching operations takes little time.
+A matrix is processed in blocks of rows. On a CPU they stay in a core's cache, and each core needs a few MB besides the
+output; on a GPU they are as large as most matrices, which keeps the number of launches low.
 Values are computed in float32, where products of a small integer and a 16-bit scale are exact, and rounded once to the
-dtype of the scale: bit for bit what the formats' own libraries give.
+scale's dtype: bit for bit as in the formats' own libraries.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Operands = Mapping[str, Tensor]
 
 
 def decode(scheme: Scheme, operands: Operands, out: Tensor) -> None:
-    """Decode one weight into `out`, in the shape that the scheme describes, any float dtype, any strides."""
+    """Dequantize one weight into `out`, in the shape that the scheme describes, any float dtype, any strides."""
     DECODERS[type(scheme)](scheme, operands, out)
 
 
 def blocks(out: Tensor, group: int = 1) -> Iterator[slice]:
-    """The rows of a matrix in blocks, each of whole groups of rows or within one; such a part is a multiple of 8."""
+    """Blocks of a matrix's rows: whole groups of rows, or parts of one group in multiples of 8."""
     rows, columns = out.shape
     most = max(block_values(out) // columns, 8)
     step = most // group * group or next(part for part in range(most // 8 * 8, 0, -8) if group % part == 0)
@@ -46,7 +46,7 @@ def blocks(out: Tensor, group: int = 1) -> Iterator[slice]:
 
 
 def _by_group(values: Tensor, rows: slice, size: int) -> tuple[Tensor, slice]:
-    """Rows of a block apart by their groups, [groups, rows, columns], and which groups those are."""
+    """A block split by groups of rows, [groups, rows, columns], and the groups' indices."""
     return values.unflatten(0, (-1, min(size, len(values)))), slice(rows.start // size, -(-rows.stop // size))
 
 
@@ -71,7 +71,7 @@ def gptq(scheme: Gptq, operands: Operands, out: Tensor) -> None:
     words, scales, per_word = operands["qweight"], operands["scales"], 32 // bits
     zeros = operands["qzeros"]
     if scheme.zeros_less_one:
-        zeros = zeros + ONES[bits]  # over whole words: a zero point of 0 has borrowed from its neighbour
+        zeros = zeros + ONES[bits]  # over whole words, since a zero point of 0 has borrowed from its neighbour
     zeros = _fields(zeros, bits).float()
 
     def decode_rows(rows: slice) -> None:
@@ -176,7 +176,7 @@ def codebook(scheme: Codebook, operands: Operands, out: Tensor) -> None:
 
 
 def codebook_scales(scheme: Codebook, operands: Operands) -> Tensor:
-    """One for each block, float32 [..., blocks]."""
+    """The scale of each block, float32 [..., blocks]."""
     absmax = operands["weight.absmax"]
     if not scheme.nested_block:
         return absmax
@@ -197,14 +197,14 @@ DECODERS: Mapping[type, Callable[[Any, Operands, Tensor], None]] = {
 
 
 def store(values: Tensor, kept: torch.dtype, out: Tensor) -> None:
-    """Round float32 values to the dtype that the format decodes to, and cast them into `out`."""
+    """Round float32 values to the format's dtype, and cast them into `out`."""
     if kept not in (torch.float32, out.dtype):
         values = values.to(kept)
     out.copy_(values)
 
 
 def _by_column(values: Tensor, width: int) -> Iterator[tuple[Tensor, slice]]:
-    """Columns apart by who shares a scale, [rows, groups, width], and which groups: whole ones, then a rest."""
+    """Columns split by shared scales, [rows, groups, width], and the groups' indices: whole groups, then the rest."""
     whole = values.shape[1] // width
     yield values[:, : whole * width].unflatten(1, (whole, width)), slice(whole)
     if values.shape[1] % width:
@@ -217,6 +217,6 @@ def _fields(packed: Tensor, bits: int) -> Tensor:
 
 
 def _floats(stored: Tensor) -> tuple[Tensor, float]:
-    """float32, and the factor that is missing."""
+    """Stored values as float32, and the factor to multiply them by."""
     values, factor = fp8_values(stored) if stored.dtype == torch.float8_e4m3fn else (stored, 1.0)
     return values.to(torch.float32), factor

@@ -1,4 +1,4 @@
-"""Decodes a parameter, which one weight makes up, or several on top of each other, for the experts of a layer."""
+"""Dequantizes a parameter of one weight, or of several stacked ones for the experts of a layer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Fused = Callable[..., None]
 
 
 def decode_stack(packed: Packed, out: Tensor, chosen: Tensor | None = None) -> None:
-    """Decode `packed.operands`, which must be bound, into `out` [packed.shape], on their device.
+    """Dequantize `packed.operands`, which must be bound, into `out` [packed.shape], on their device.
 
-    chosen: numbers of experts, any integer tensor, where `out` is [experts, …]: others may be left as they are.
+    chosen: expert indices, any integer tensor, if `out` is [experts, …]; other experts may be left unwritten.
     """
     fused = fused_kernels() if out.is_cuda else None
     if fused and packed.uniform:
@@ -52,24 +52,24 @@ def _numbers(chosen: Tensor, experts: int) -> list[int]:
 
 
 def decode_rows(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor) -> None:
-    """Decode some rows of one weight, on the device of `out`."""
+    """Dequantize some rows of one weight, on the device of `out`."""
     fused = fused_kernels() if out.is_cuda else None
     (fused or decode)(scheme, {role: tensor.to(out.device) for role, tensor in operands.items()}, out)
 
 
 @cache
 def fused_kernels() -> Fused | None:
-    """Decoding by fused kernels where those work. Where `why_no_kernels` tells that they do not, it is known before."""
+    """Uses the fused kernels where they work. `why_no_kernels` tells beforehand where they cannot."""
     if why_no_kernels():
         return None
-    # Triton 3.9 warns whoever leaves its default open: fused or not, the products that are added to are exact here.
+    # Triton 3.9 warns unless this is set. Products are exact here, so fused multiply-adds give the same result.
     warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
     try:
         from loaders.dequantize.kernels import decode_fused
 
         ones, scale = (torch.ones(1, 1, dtype=dtype, device="cuda") for dtype in (torch.int8, torch.float32))
         decode_fused(Scaled(1, 1), {"weight": ones, "weight_scale": scale}, torch.empty_like(scale))
-    except Exception as error:  # no libcuda.so, a GPU that triton does not know, a broken compiler: each has its own
+    except Exception as error:  # no libcuda.so, a GPU unknown to Triton, a broken compiler: each raises its own
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(f"quantized weights are dequantized by plain torch, which is slower: {reason}", stacklevel=2)
         return None

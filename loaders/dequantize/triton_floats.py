@@ -1,4 +1,4 @@
-"""Fused decoding on a GPU of int8 and float8 with scales, of 4-bit floats with powers of two, and of codebooks."""
+"""Fused GPU kernels for scaled int8 and float8, MXFP4, and 4-bit codebooks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from loaders.formats.schemes import Codebook, Mxfp4, Scaled
 
 @triton.jit
 def _from_fp8(codes):
-    """e4m3 as float32 by its bits, since GPUs before Ada cannot cast it."""
+    """e4m3 as float32, built from its bits, since GPUs before Ada cannot cast it."""
     bits = codes.to(tl.int16)
     half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
     return tl.where((bits & 0x7F) == 0x7F, float("nan"), half.to(tl.float32) * 256.0)
@@ -93,8 +93,8 @@ def scaled(scheme: Scaled, operands: Mapping[str, Tensor], out: MatrixStack) -> 
     weight, scales, zeros = operands["weight"], operands["weight_scale"], operands.get("weight_zero_point")
     is_fp8 = weight.dtype == torch.float8_e4m3fn
     if is_fp8:
-        weight = weight.view(torch.uint8)  # GPUs before Ada refuse a kernel that is handed float8 for anything
-    if scales.dtype not in DTYPES:  # powers of two in a byte each
+        weight = weight.view(torch.uint8)  # GPUs before Ada reject any kernel with float8 arguments
+    if scales.dtype not in DTYPES:  # exponents of powers of two, a byte each
         scales = scales.to(torch.float32)
     _scaled[grid(out)](
         weight,

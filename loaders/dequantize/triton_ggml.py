@@ -1,7 +1,7 @@
-"""Fused decoding of ggml's blocks on a GPU, one kernel for all kinds.
+"""Fused GPU dequantization of ggml's blocks, one kernel for all types.
 
-Each value finds its bytes for itself; see `ggml` for the layouts. Products of scales and numbers are exact in float32,
-so multiply-adds round as plain torch does.
+Each value computes where its bytes are; see `ggml` for the layouts. Products of scales and integers are exact in
+float32, so fused multiply-adds round as plain torch does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loaders.gguf.types import BLOCKS
 
 @triton.jit
 def _small_block(bytes_at, halves_at, block, i, inside, KIND: tl.constexpr):
-    """Value i of a block of 32, which begins at byte `block`."""
+    """Value i of a block of 32 that begins at byte `block`."""
     HAS_MINIMUM: tl.constexpr = KIND == "Q4_1" or KIND == "Q5_1"
     HAS_FIFTH: tl.constexpr = KIND == "Q5_0" or KIND == "Q5_1"
     BITS_AT: tl.constexpr = 4 if HAS_MINIMUM else 2
@@ -43,7 +43,7 @@ def _small_block(bytes_at, halves_at, block, i, inside, KIND: tl.constexpr):
 
 @triton.jit
 def _large_block(bytes_at, halves_at, block, i, inside, KIND: tl.constexpr):
-    """Value i of a block of 256 with minima, which begins at byte `block`."""
+    """Value i of a block of 256 with minima that begins at byte `block`."""
     NIBBLES_AT: tl.constexpr = 48 if KIND == "Q5_K" else 16
     part, k = i // 32, i % 32
     number = (
@@ -64,7 +64,7 @@ def _large_block(bytes_at, halves_at, block, i, inside, KIND: tl.constexpr):
 
 @triton.jit
 def _six_bits(bytes_at, halves_at, block, i, inside):
-    """Value i of a block of 256 of Q6_K, which begins at byte `block`."""
+    """Value i of a Q6_K block of 256 that begins at byte `block`."""
     half, part, k = i // 128, i % 128 // 32, i % 32
     low = tl.load(bytes_at + block + half * 64 + part % 2 * 32 + k, inside, 0).to(tl.int32) >> (part // 2 * 4)
     high = tl.load(bytes_at + block + 128 + half * 32 + k, inside, 0).to(tl.int32) >> (part * 2)
@@ -107,7 +107,7 @@ def _decode(
 
 
 def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
-    """out: a vector is a matrix of one column."""
+    """`out`: a vector is a matrix with one column."""
     stored = operands["blocks"]
     per_block, block_bytes = BLOCKS.get(scheme.kind, (1, 0))
     _decode[grid(out)](

@@ -1,7 +1,7 @@
-"""Fused decoding of packed integers on a GPU: AWQ, GPTQ and the words of compressed-tensors, one kernel.
+"""Fused GPU dequantization of packed integers: AWQ, GPTQ and compressed-tensors, in one kernel.
 
-Each value finds its word, zero point and scale for itself. Neighbours share them, so they come from the first-level
-cache, and memory moves the packed bytes once in and the decoded ones once out.
+Each value loads its word, zero point and scale. Neighbours share them, so they come from the L1 cache, and memory reads
+the packed bytes once and writes the result once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _decode(
     LAYOUT: tl.constexpr, BITS: tl.constexpr, HAS_ZEROS: tl.constexpr, LESS_ONE: tl.constexpr, ORDERED: tl.constexpr,
     KEPT: tl.constexpr, PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A block of one matrix: rows are inputs and columns outputs, but for WORDS, where it is the other way round."""
+    """A block of one matrix: rows are inputs and columns outputs; with WORDS it is the other way round."""
     PER_WORD: tl.constexpr = 32 // BITS
     MASK: tl.constexpr = (1 << BITS) - 1
     ONES: tl.constexpr = 0x11111111 if BITS == 4 else 0x01010101
@@ -74,7 +74,7 @@ def _decode(
 
 
 def awq(scheme: Awq, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
-    """out: of K rows."""
+    """`out` has K rows."""
     _launch(AWQ, 4, scheme.group_size, operands["qweight"], operands["qzeros"], operands["scales"], None, out.turned)
 
 

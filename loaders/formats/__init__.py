@@ -1,4 +1,4 @@
-"""Packed formats: what a model's `quantization_config` says, and which stored tensors make up each weight."""
+"""Quantization formats: reads `quantization_config`, and finds the stored tensors of each weight."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ METHODS: dict[str, Callable[[Settings], Format]] = {
 
 
 def read_format(config: Mapping[str, Any], file: Path) -> Format | None:
-    """The format of the model with this config.json; None where weights are stored as they are.
+    """The format of the model with this config.json; None if its weights are not quantized.
 
-    Raises UnsupportedModelError, naming the value, for whatever cannot be decoded.
+    Raises UnsupportedModelError, naming the value, for what cannot be dequantized.
     """
     values = config.get("quantization_config") or config.get("compression_config") or config.get("quantization")
     if not values:
@@ -49,7 +49,7 @@ def read_format(config: Mapping[str, Any], file: Path) -> Format | None:
             "model they were made from, or a GGUF, AWQ or GPTQ version of it."
         )
     if method is None and (settings.values.get("load_in_4bit") or settings.values.get("load_in_8bit")):
-        method = "bitsandbytes"  # older files name no method
+        method = "bitsandbytes"  # older files have no quant_method
     read = METHODS.get(method) if isinstance(method, str) else None
     if read is None:
         raise UnsupportedModelError(
@@ -60,5 +60,5 @@ def read_format(config: Mapping[str, Any], file: Path) -> Format | None:
 
 
 def _is_mlx(config: Mapping[str, Any], settings: Settings) -> bool:
-    """MLX states "quantization", and in newer files the same again where transformers has its own; no method."""
+    """MLX writes "quantization", in newer files also "quantization_config", without a quant_method."""
     return isinstance(config.get("quantization"), dict) and {"bits", "group_size"} <= settings.values.keys()

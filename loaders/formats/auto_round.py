@@ -1,4 +1,4 @@
-"""AutoRound: packed as GPTQ or AWQ pack, which `packing_format` says, or `backend` in older files."""
+"""AutoRound: packed like GPTQ or AWQ, according to `packing_format`, or `backend` in older files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from loaders.formats.awq import AwqFormat
 from loaders.formats.gptq import GptqFormat
 from loaders.formats.weights import Settings
 
-WHOLE_BITS = 16  # what modules are said to have that stay as they are
+WHOLE_BITS = 16  # settings of modules that are not quantized
 
 
 def read(settings: Settings) -> AwqFormat | GptqFormat:
-    """The format of the weights. Raises UnsupportedModelError for others, and for modules packed otherwise."""
+    """The format of the weights. Raises UnsupportedModelError for others, and for modules with other settings."""
     settings.choice("data_type", ("int",), "int")
     packing = str(settings.values.get("packing_format") or settings.values.get("backend") or "")
-    # its own settings are for tuning: only those that GPTQ and AWQ share say how weights are stored
+    # its other settings are for tuning: only those shared with GPTQ and AWQ say how weights are stored
     shared = {name: settings.values.get(name) for name in ("bits", "group_size")}
     _check_modules(settings, shared)
     if "awq" in packing:

@@ -1,6 +1,6 @@
 """AWQ (gemm): 4-bit groups with zero points, outputs interleaved within a word.
 
-AutoAWQ says "bits" and "group_size", llm-awq and AutoAWQ's own quant_config.json "w_bit" and "q_group_size".
+AutoAWQ writes "bits" and "group_size"; llm-awq and AutoAWQ's quant_config.json "w_bit" and "q_group_size".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class AwqFormat:
         settings.choice("bits" if "bits" in settings.values else "w_bit", (4,), 4)
         settings.choice("version", ("gemm", "GEMM"), "gemm")
         settings.choice("checkpoint_format", ("gemm",), settings.choice("format", ("gemm",), "gemm"))
-        settings.choice("zero_point", (True, False), True)  # without, they are all 8, but stored all the same
+        settings.choice("zero_point", (True, False), True)  # if False, all are 8, but stored all the same
         return cls(settings.group_size(128, "group_size" if "group_size" in settings.values else "q_group_size"))
 
     def weights(self, tensors: Tensors) -> Iterator[PackedWeight]:

@@ -1,4 +1,4 @@
-"""bitsandbytes: 4 bits by a table of 16 values (nf4, fp4), and int8 with a scale for each row."""
+"""bitsandbytes: 4-bit codes into a table of 16 values (nf4, fp4), and int8 with a scale per row."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class EightBitFormat:
             scale = take(tensors, f"{base}.SCB", ["F32"], (outputs,), (outputs, 1), because=f" for {base}.weight")
             if f"{base}.weight_format" in tensors and any(read_tensor_bytes(tensors[f"{base}.weight_format"])[:1]):
                 raise UnsupportedModelError(f"{weight.file}: {base}.weight is not stored row by row; save it again.")
-            # the library multiplies by this very number, 1/127 in float32
+            # the library multiplies by exactly this number, 1/127 in float32
             scheme = Scaled(1, inputs, in_float32=True, factor=7.874015718698502e-3)
             yield PackedWeight(f"{base}.weight", (outputs, inputs), scheme, {"weight": weight, "weight_scale": scale})
 

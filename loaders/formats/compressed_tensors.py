@@ -1,7 +1,7 @@
 """compressed-tensors: integers packed into words, plain int8, and FP8, with scales per group, row, tensor or block.
 
-The config describes groups of modules; which group a weight belongs to follows from how it is stored, and whatever the
-stored tensors say must be what one of the groups says.
+The config describes groups of modules. A weight's group follows from how it is stored, and its stored tensors must
+agree with one of the groups.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KINDS = {"F8_E4M3": "float", "I8": "int"}
 
 @dataclass(frozen=True)
 class WeightArguments:
-    """What one group of the config says about weights."""
+    """One config group's settings for weights."""
 
     kind: str  # "int" or "float"
     bits: int
@@ -100,7 +100,7 @@ class CompressedFormat:
             take(tensors, f"{base}.weight_scale", SCALE_DTYPES, because=f" for {base}.weight_packed")
 
     def _words(self, tensors: Tensors, base: str) -> PackedWeight:
-        """A weight of packed integers. Its bits are those with which a config group fits the shape of its scale."""
+        """A weight of packed integers. Its bits are those of the config group that fits the shape of its scale."""
         packed = take(tensors, f"{base}.weight_packed", ["I32"])
         scale = take(tensors, f"{base}.weight_scale", SCALE_DTYPES)
         outputs, words = matrix(packed)
@@ -128,7 +128,7 @@ class CompressedFormat:
         raise self._contradicted(packed, scale)
 
     def _stated_inputs(self, tensors: Tensors, base: str) -> int | None:
-        """The inputs that `weight_shape` states, read only where the config leaves open with how many bits."""
+        """The number of inputs in `weight_shape`, read only if the config leaves the bits open."""
         if len({arguments.bits for arguments in self.arguments}) == 1 or f"{base}.weight_shape" not in tensors:
             return None
         shape = take(tensors, f"{base}.weight_shape", ["I64", "I32"], (2,))
@@ -152,7 +152,7 @@ class CompressedFormat:
         raise self._contradicted(weight, scale)
 
     def _candidates(self, kind: str, weight: StoredTensor, asymmetric: bool) -> list[WeightArguments]:
-        """The config groups that may describe a weight. Libraries store zero points that are all zero, too, or none."""
+        """The config groups that may describe a weight. Zero points that are all zero may be stored or left out."""
         bits = (8,) if weight.dtype in KINDS else (4, 8)
         return [
             arguments
@@ -169,7 +169,7 @@ class CompressedFormat:
 
 
 def _grid(arguments: WeightArguments, outputs: int, inputs: int) -> tuple[int, int]:
-    """Rows and columns that share a scale."""
+    """The rows and columns that share a scale."""
     return {
         "tensor": (outputs, inputs),
         "channel": (1, inputs),
@@ -179,7 +179,7 @@ def _grid(arguments: WeightArguments, outputs: int, inputs: int) -> tuple[int, i
 
 
 def _strategy(settings: Settings) -> str:
-    """As the library does it: a group size implies groups, none a whole tensor."""
+    """The library's default: "group" if there is a group size, else "tensor"."""
     grouped = settings.group_size() is not None
     stated = settings.values.get("group_size") is not None
     default = "group" if grouped else "channel" if stated else "tensor"

@@ -1,4 +1,4 @@
-"""FP8 (e4m3) with a scale for each block, as DeepSeek and Qwen store it, for each row (fbgemm), or for each tensor."""
+"""FP8 (e4m3) with a scale per block (DeepSeek, Qwen), per row (fbgemm), or per tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEAVES = (".weight_scale_inv", ".weight_scale")  # both are multiplied by
 
 @dataclass(frozen=True)
 class Fp8Format:
-    """`block` is None where a weight has one scale, or one for each of its rows."""
+    """`block` is None if a weight has one scale, or one per row."""
 
     block: tuple[int, int] | None
     by_row: bool = False

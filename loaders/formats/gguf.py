@@ -1,5 +1,4 @@
-"""GGUF: ggml's blocks, whose kind each tensor says for itself, and values that are stored in another order or with an
-addition."""
+"""GGUF: each tensor states its own ggml type; values may be stored in another row order or with an offset."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ class GgufFormat:
 
     @classmethod
     def read(cls, settings: Settings) -> GgufFormat:
-        """Settings that `gguf_config` made: no config.json has such."""
+        """Settings that `gguf_config` made; no config.json has them."""
         return cls(settings.choice("kind", READABLE))
 
     def weights(self, tensors: Tensors) -> Iterator[PackedWeight]:

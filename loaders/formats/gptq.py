@@ -1,4 +1,4 @@
-"""GPTQ: 4 or 8 bits, packed along the inputs, whose order may be that of their activations (g_idx)."""
+"""GPTQ: 4 or 8 bits, packed along the inputs, which may be grouped in activation order (g_idx)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class GptqFormat:
 
 
 def _check_dynamic(settings: Settings) -> None:
-    """Patterns with "-:" leave modules as they are, which the files show; others may store them in another way."""
+    """Patterns with "-:" exclude modules, which the files show too; others may change how modules are stored."""
     dynamic = settings.part("dynamic")
     for pattern in dynamic.values:
         if pattern.startswith("-:"):

@@ -1,4 +1,4 @@
-"""MXFP4 (gpt-oss): fused experts of 4-bit floats, a power of two for each 32 of them."""
+"""MXFP4 (gpt-oss): fused experts of 4-bit floats, with a power-of-two scale per 32 values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Mxfp4Format:
 
     @classmethod
     def read(cls, settings: Settings) -> Mxfp4Format:
-        if settings.model_type != "gpt_oss":  # other models may keep their experts the other way round
+        if settings.model_type != "gpt_oss":  # other models may store their experts untransposed
             raise settings.unsupported(
                 f"quant_method is mxfp4 and model_type is {settings.model_type!r:.80}; gpt_oss can be run"
             )

@@ -1,10 +1,10 @@
-"""How weights are packed: one small record for each way, which says all that decoding needs besides the tensors.
+"""Quantization schemes: a small record each, with all that dequantizing needs besides the tensors.
 
-N outputs, K inputs; a decoded weight is [N, K] unless said otherwise. Words are int32 and hold their first value in the
-lowest bits. A value is decoded in the dtype of its scale, as the formats' own libraries do, and then cast.
+N outputs, K inputs; a dequantized weight is [N, K] unless said otherwise. Words are int32, with the first value in the
+lowest bits. A value is dequantized in the dtype of its scale, as in the formats' own libraries, and then cast.
 
-`input_major`: decoded transposed. `by_rows`: a weight has one stored tensor, each row of which is a row of the weight,
-so that a part can be read and decoded by itself: embeddings and heads are, once, when they are loaded.
+`input_major`: dequantized transposed. `by_rows`: a weight has one stored tensor, each row of which is a row of the
+weight, so some rows can be read and dequantized alone: embeddings and heads are, once, when they are loaded.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Awq:
 class Gptq:
     """qweight [K*bits/32, N] words, qzeros [K/group, N*bits/32] words, scales [K/group, N]; W = (q - z) * scale.
 
-    `zeros_less_one`: zero points are stored less one, in the first version of the format. `ordered`: input k belongs to
-    group k / group_size; else to group g_idx[k].
+    `zeros_less_one`: zero points are stored minus one (the format's first version). `ordered`: input k belongs to group
+    k / group_size; else to group g_idx[k].
     """
 
     input_major: ClassVar[bool] = True
@@ -72,9 +72,9 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Mxfp4:
-    """blocks uint8 [E, N, K/32, 16], the low nibble first, scales uint8 [E, N, K/32], powers of two less 127.
+    """blocks uint8 [E, N, K/32, 16], low nibble first; scales uint8 [E, N, K/32], exponents of two plus 127.
 
-    Decoded it is [E, K, N]: gpt-oss keeps its experts transposed.
+    Dequantized it is [E, K, N]: gpt-oss keeps its experts transposed.
     """
 
     input_major: ClassVar[bool] = True
@@ -83,10 +83,10 @@ class Mxfp4:
 
 @dataclass(frozen=True)
 class Codebook:
-    """weight uint8, two codes a byte, the high one first; quant_map [16]; absmax, one for each `block` values.
+    """weight uint8, two codes a byte, high one first; quant_map [16]; absmax, one per `block` values.
 
-    `nested_block`: absmax is uint8 itself, indices into nested_quant_map [256], times nested_absmax for each block of
-    those, plus `nested_offset`. Values are rounded to `dtype` ("float16", ...).
+    `nested_block`: absmax is quantized itself: uint8 indices into nested_quant_map [256], times nested_absmax per block
+    of those, plus `nested_offset`. Values are rounded to `dtype` ("float16", ...).
     """
 
     input_major: ClassVar[bool] = False
@@ -99,9 +99,9 @@ class Codebook:
 
 @dataclass(frozen=True)
 class Ggml:
-    """blocks uint8 [..., N, bytes of a row] of ggml's `kind` ("Q4_K"), or values in a float dtype of any shape.
+    """blocks uint8 [..., N, bytes of a row] of ggml's type `kind` ("Q4_K"), or float values of any shape.
 
-    `paired_heads`: the rows of each of so many heads are stored in the order 0, n, 1, n + 1, … where n is half of them.
+    `paired_heads`: the number of heads whose rows are stored in the order 0, n, 1, n + 1, … where n is half of them.
     `less` is subtracted from every value.
     """
 

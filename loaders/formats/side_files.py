@@ -1,4 +1,4 @@
-"""Files beside config.json that say how weights are packed, where config.json itself does not."""
+"""Files beside config.json that say how weights are quantized if config.json does not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from loaders.json_files import read_json
 
-# By name: the format that is meant where the file names none. AutoGPTQ, AutoAWQ and llm-awq, AutoRound, ModelOpt.
+# File name to the default format. Written by AutoGPTQ, AutoAWQ and llm-awq, AutoRound, ModelOpt.
 SIDE_FILES = {
     "quantize_config.json": "gptq",
     "quant_config.json": "awq",
@@ -18,9 +18,9 @@ SIDE_FILES = {
 
 
 def with_side_file(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """The config with what a file beside it says about its weights, unless it says that itself.
+    """The config, completed from a side file unless it describes its weights itself.
 
-    Raises ModelFilesError for such a file that cannot be read.
+    Raises ModelFilesError if the side file cannot be read.
     """
     if config.get("quantization_config") or config.get("compression_config"):
         return {**config}

@@ -1,6 +1,6 @@
-"""What all packed formats share: a weight as the files hold it, and the checks on config values and tensors.
+"""Shared by all quantization formats: a weight as stored, and the checks on config values and tensors.
 
-No torch here or in any other module of this package: plans and `--help` read it.
+No module of this package imports torch, since plans and `--help` use them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 Tensors = Mapping[str, StoredTensor]
 WORD_BITS = 32
 
-# What the formats' libraries store beside the weights for themselves, and scales for rounding activations and caches,
-# which are kept as they are computed here.
+# Tensors that the formats' libraries store for themselves, and scales for quantizing activations and caches, which are
+# not quantized here.
 BESIDE = re.compile(
     r"\.(weight_shape|weight_format|quant_state\.bitsandbytes__\w+|(input|output|k|v|q)_(scale|zero_point)|activation_scale)$"
 )
@@ -28,7 +28,7 @@ SCALE_DTYPES = ("F16", "BF16", "F32")
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """One weight: the shape it has once decoded, and the stored tensors it is decoded from, by their role."""
+    """One weight: its dequantized shape, and the stored tensors it is dequantized from, by role."""
 
     name: str  # "model.layers.0.self_attn.q_proj.weight"
     shape: tuple[int, ...]
@@ -37,38 +37,38 @@ class PackedWeight:
 
     @property
     def stand_in(self) -> StoredTensor:
-        """What stands for the weight where names and shapes are matched; nobody reads it."""
+        """A stand-in for the weight where names and shapes are matched; its data is never read."""
         first = next(iter(self.operands.values()))
         return StoredTensor(self.name, first.file, "F32", self.shape, first.offset, 0)
 
 
 class Format(Protocol):
-    """What the `quantization_config` of one model says about its weights."""
+    """How a model's weights are stored, by its `quantization_config`."""
 
     @property
     def label(self) -> str:
-        """For people: "AWQ 4-bit"."""
+        """The display name: "AWQ 4-bit"."""
 
     def weights(self, tensors: Tensors) -> Iterator[PackedWeight]:
-        """Every packed weight among `tensors`.
+        """Every quantized weight among `tensors`.
 
-        Raises ModelFilesError for absent tensors and wrong shapes, UnsupportedModelError for what cannot be decoded,
-        both naming the tensor.
+        Raises ModelFilesError for absent tensors and wrong shapes, UnsupportedModelError for what cannot be
+        dequantized; both name the tensor.
         """
 
 
 @dataclass(frozen=True)
 class Contents:
-    """The tensors of a checkpoint, told apart: weights that are packed, and tensors that are stored as they are."""
+    """The tensors of a checkpoint, divided into quantized weights and tensors that are stored as they are."""
 
     packed: Mapping[str, PackedWeight]
     plain: Mapping[str, StoredTensor]
 
 
 def told_apart(packing: Format | None, checkpoint: Checkpoint) -> Contents:
-    """Find the packed weights of a checkpoint.
+    """Find the quantized weights of a checkpoint.
 
-    Raises what `Format.weights` raises, and ModelFilesError where a weight is stored twice.
+    Raises what `Format.weights` raises, and ModelFilesError if a weight is stored twice.
     """
     if packing is None:
         return Contents({}, checkpoint.tensors)
@@ -94,7 +94,7 @@ class Settings:
     model_type: str = ""
 
     def choice(self, name: str, choices: Iterable[Any], default: Any = None) -> Any:
-        """The value, which must be one of `choices`; `default` stands for one that is absent."""
+        """The value, which must be one of `choices`; `default` if it is absent."""
         value = self.values.get(name)
         value = default if value is None else value
         if not any(type(value) is type(known) and value == known for known in choices):
@@ -102,7 +102,7 @@ class Settings:
         return value
 
     def group_size(self, default: int | None = None, name: str = "group_size") -> int | None:
-        """Inputs that share a scale; None where a whole row does, which configs write as -1."""
+        """The number of inputs per scale; None for a whole row, which configs write as -1."""
         value = self.values.get(name, default)
         if value is None or (type(value) is int and value == -1):
             return None
@@ -111,7 +111,7 @@ class Settings:
         return value
 
     def part(self, name: str) -> Settings:
-        """The object under `name`, empty if there is none."""
+        """The object under `name`; empty if absent."""
         value = self.values.get(name)
         if value is not None and not isinstance(value, dict):
             raise ModelFilesError(f"{self.file}: quantization_config.{name} must be an object, not {value!r:.80}.")
@@ -126,16 +126,16 @@ def _listed(choices: Iterable[Any]) -> str:
 
 
 def base_names(tensors: Tensors, leaf: str) -> Iterator[str]:
-    """What stands before `leaf` in the names that end in it, sorted: "….q_proj." for ".qweight"."""
+    """The prefixes of the names that end in `leaf`, sorted: "….q_proj." for ".qweight"."""
     return iter(sorted(name[: -len(leaf)] for name in tensors if name.endswith(leaf)))
 
 
 def take(
     tensors: Tensors, name: str, dtypes: Iterable[str], *shapes: tuple[int, ...], because: str = ""
 ) -> StoredTensor:
-    """The tensor of this name, which must be of one of the dtypes and, where shapes are given, of one of those.
+    """The tensor of this name, which must have one of the dtypes and, if given, one of the shapes.
 
-    `because` says what it belongs to, for the errors: ModelFilesError.
+    Raises ModelFilesError; `because` says there what the tensor belongs to.
     """
     tensor = tensors.get(name)
     if tensor is None:
@@ -155,14 +155,14 @@ def take(
 
 
 def matrix(tensor: StoredTensor) -> tuple[int, int]:
-    """The shape of a tensor that must have two dimensions, neither empty; raises ModelFilesError."""
+    """The shape of a tensor that must have two non-empty dimensions. Raises ModelFilesError."""
     if len(tensor.shape) != 2 or 0 in tensor.shape:
         raise ModelFilesError(f"{tensor.file}: {tensor.name} must be a matrix, but has shape {list(tensor.shape)}.")
     return tensor.shape[0], tensor.shape[1]
 
 
 def groups(inputs: int, group_size: int | None, tensor: StoredTensor) -> int:
-    """How many scales a row of `inputs` values has; raises UnsupportedModelError unless they divide it evenly."""
+    """The number of scales in a row of `inputs` values. Raises UnsupportedModelError unless groups divide it evenly."""
     size = group_size or inputs
     if inputs % size:
         raise UnsupportedModelError(

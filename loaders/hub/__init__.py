@@ -1,1 +1,1 @@
-"""The Hugging Face hub: names, its local cache, what a run needs of a repository, downloads. Imports no torch."""
+"""The Hugging Face hub: names, its local cache, the files a run needs, downloads. Imports no torch."""

@@ -1,8 +1,8 @@
-"""Downloads the files of a model into the cache of huggingface_hub, and goes on where an earlier start broke off.
+"""Downloads a model's files into the cache of huggingface_hub, and resumes interrupted downloads.
 
-That library drops what it has of a file when a download is interrupted, which for a shard of 5 GB is minutes of work.
-So files of the large-file storage are fetched here: into blobs/SHA256.incomplete, appended to until it is whole, then
-renamed once its hash is right; the library then links it into the snapshot.
+That library discards a partial file when a download is interrupted, which for a shard of 5 GB is minutes of work. So
+files of the large-file storage are fetched here: appended to blobs/SHA256.incomplete until complete, and renamed if the
+hash is right; the library then links them into the snapshot.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from loaders.hub.model import HubFile, HubModel
 from loaders.hub.ranges import open_range
 
 CONNECTIONS = 8
-WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before another try, as long as the last one brought nothing
+WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each retry; starts over once bytes have arrived
 RETRIED = (408, 429, 500, 502, 503, 504)
 _CHUNK_BYTES = 1 << 18
 
 OnBytes = Callable[[int], None]
-"""Called, by one thread at a time, with how many bytes there are more; fewer where a start begins anew."""
+"""Called, by one thread at a time, with the number of new bytes; negative if a file starts over."""
 
 
 def download(model: HubModel, on_bytes: OnBytes) -> None:
-    """Download what the cache lacks of `model`; returns when all of it is there.
+    """Download the files of `model` that the cache lacks; returns when they are complete.
 
-    What is there of a file that is begun counts at once. Raises ModelFilesError; then, and where it is interrupted, the
-    parts stay for the next start.
+    Bytes of partial files are reported at once. Raises ModelFilesError; then, and after an interruption, partial files
+    stay for the next run.
     """
     with explained(model.name):
         _Download(model, on_bytes).run(model.missing)
@@ -42,16 +42,16 @@ def download(model: HubModel, on_bytes: OnBytes) -> None:
 
 
 def begun_bytes(model: HubModel) -> int:
-    """Bytes of missing files that an earlier start has left."""
+    """Bytes of missing files that an earlier run has downloaded."""
     return sum(_size(_partial(model, file)) for file in model.missing if file.sha256)
 
 
 class _Stopped(Exception):
-    """Another thread has failed, or the user has had enough."""
+    """Another thread has failed, or the user has interrupted."""
 
 
 class _Download:
-    """Threads that work through the files of one model."""
+    """Threads that download the files of one model."""
 
     def __init__(self, model: HubModel, on_bytes: OnBytes):
         self._model, self._on_bytes = model, on_bytes
@@ -62,7 +62,7 @@ class _Download:
     def run(self, files: Sequence[HubFile]) -> None:
         for file in files:
             self._files.put(file)
-        # Daemons: one that waits for the network must not hold up a program that was told to end.
+        # Daemons: a thread that waits for the network must not keep the program from ending.
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(CONNECTIONS, len(files)))]
         for thread in threads:
             thread.start()
@@ -80,7 +80,7 @@ class _Download:
                 self._fetch(self._files.get_nowait())
             except (queue.Empty, _Stopped):
                 return
-            except Exception as error:  # whatever it is, it surfaces in the thread that waits
+            except Exception as error:  # re-raised in the waiting thread
                 self._error = self._error or error
                 self._stop.set()
 
@@ -94,7 +94,7 @@ class _Download:
         blob = _blob(self._model, file)
         blob.parent.mkdir(parents=True, exist_ok=True)
         storage = blob.parent.parent
-        lock = storage.parent / ".locks" / storage.name / f"{blob.name}.lock"  # the one that huggingface_hub takes too
+        lock = storage.parent / ".locks" / storage.name / f"{blob.name}.lock"  # huggingface_hub takes the same lock
         lock.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
             if blob.exists():
@@ -107,7 +107,7 @@ class _Download:
         fetch_file(self._model.name.repo, file.name, self._model.commit)
 
     def _complete(self, file: HubFile, part: _PartialFile) -> None:
-        """Ask for the rest of a file until it is whole; ModelFilesError if it then is not what the hub lists."""
+        """Request the rest of a file until it is complete; ModelFilesError if its hash is not the one the hub lists."""
         tries, most = 0, part.have
         while part.have < file.nbytes:
             failure = self._ask_for_rest(file, part)
@@ -124,14 +124,14 @@ class _Download:
             )
 
     def _ask_for_rest(self, file: HubFile, part: _PartialFile) -> Exception | None:
-        """One request; returns what cut it short if another one may go better."""
+        """Make one request; returns the error that cut it short if a retry may help."""
         from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
         try:
             with open_range(self._model, file, part.have, file.nbytes) as response:
                 if response.status_code == 200:
-                    part.restart()  # whoever answers knows no ranges
-                for chunk in response.iter_bytes():  # as they come: nothing waits in memory when it breaks
+                    part.restart()  # the server ignores ranges
+                for chunk in response.iter_bytes():  # unbuffered: a broken connection loses nothing
                     if part.have + len(chunk) > file.nbytes:
                         raise ModelFilesError(f"{self._model.name}: the hub sends more of {file.name} than it lists.")
                     part.append(chunk)
@@ -149,10 +149,10 @@ class _Download:
 
 
 class _PartialFile:
-    """A begun file, open at its end, with the hash of what is there."""
+    """A partial file, open at its end, with the hash of its bytes."""
 
     def __init__(self, output: io.FileIO, most: int, on_bytes: OnBytes):
-        """Take in what an earlier start has left, unless it is more than the `most` bytes of the whole."""
+        """Hash what an earlier run has left, unless that is more than the `most` bytes of the whole file."""
         self._output, self._on_bytes = output, on_bytes
         self._hash, self.have = hashlib.sha256(), 0
         if output.seek(0, os.SEEK_END) > most:
@@ -167,7 +167,7 @@ class _PartialFile:
 
     def append(self, chunk: bytes) -> None:
         view = memoryview(chunk)
-        while view:  # an unbuffered file may take less than it is given
+        while view:  # an unbuffered file may write fewer bytes than given
             view = view[self._output.write(view) :]
         self._take(chunk)
 

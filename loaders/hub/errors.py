@@ -1,4 +1,4 @@
-"""What can go wrong between a name and its files, in words: what, why, and what to run instead."""
+"""Error messages between a name and its files: what went wrong, why, and what to run instead."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 def explained(name: HubName, is_cached: Callable[[], bool] | None = None) -> Iterator[None]:
     """Turns what huggingface_hub raises in the block into a ModelFilesError.
 
-    is_cached: whether --offline would work, which is asked where the hub cannot be reached; None where part of the
-    model came from the hub already.
+    is_cached: tells whether --offline would work, called if the hub cannot be reached; None if part of the model
+    already came from the hub.
     """
     from huggingface_hub.errors import HTTPError
 
     try:
         yield
-    except (HTTPError, OSError, ValueError) as error:  # ValueError: JSON that is none, from a proxy's page
+    except (HTTPError, OSError, ValueError) as error:  # ValueError: invalid JSON, such as a proxy's page
         raise ModelFilesError(_explanation(name, error, is_cached)) from error
 
 
 def not_in_cache(name: HubName, snapshot: Path | None, by_option: bool) -> NoReturn:
-    """Say what the cache lacks where the network may not be used. Raises ModelFilesError."""
+    """Raise ModelFilesError for what the cache lacks while the network may not be used."""
     from huggingface_hub import constants
 
     lacks = "has only a part of it: some of the weights are missing" if snapshot else "does not hold it"
@@ -43,7 +43,7 @@ def not_in_cache(name: HubName, snapshot: Path | None, by_option: bool) -> NoRet
 
 
 def network_forbidden(by_option: bool) -> str:
-    """The line that says why nothing can be downloaded, and what would change that."""
+    """The line that says why nothing can be downloaded, and how to change that."""
     why = "--offline" if by_option else "HF_HUB_OFFLINE"
     remedy = "without --offline" if by_option else "after `unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE`"
     return f"  {why} forbids the network: run the same command once {remedy}"
@@ -63,7 +63,7 @@ def _explanation(name: HubName, error: Exception, is_cached: Callable[[], bool] 
     )
 
     while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # it only says that what failed has no copy in the cache
+        error = error.__cause__  # it only says that the cache has no copy; its cause says why the download failed
     hub, page = constants.ENDPOINT, f"{constants.ENDPOINT}/{name.repo}"
     if isinstance(error, GatedRepoError):
         return (

@@ -1,7 +1,7 @@
-"""Models by their name on the Hugging Face hub: what a name stands for, and what of it the cache lacks.
+"""Resolves a model's name on the Hugging Face hub, and finds the files that the cache lacks.
 
-Files go to the cache of huggingface_hub, where other programs find them. That library takes a quarter of a second to
-import, so it is imported where a name is met. No torch; nothing that a repository brings is run or unpickled.
+Files go to the cache of huggingface_hub, where other programs find them. Importing that library takes 0.25 s, so it is
+imported only for names. No torch; nothing from a repository is run or unpickled.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _NEWEST = "main"
 
 
 def find_model(name: HubName, offline: bool = False, option: str = "--model") -> HubModel:
-    """Ask the hub what `name` stands for: two to five requests, of which config.json and the index go into the cache.
+    """Resolve `name` on the hub in two to five requests, which put config.json and the index into the cache.
 
-    Offline nothing is asked. option: what such a name is given by, for the choices in errors. Raises ModelFilesError
-    or UnsupportedModelError that says what is wrong with the name, the repository or the connection.
+    Offline it makes no request. option: the command-line option for such a name, quoted in errors. Raises
+    ModelFilesError or UnsupportedModelError for problems with the name, the repository or the connection.
     """
     from huggingface_hub import constants
 
@@ -72,7 +72,7 @@ def find_model(name: HubName, offline: bool = False, option: str = "--model") ->
 
 
 def fetch_file(repo: str, file: str, revision: str) -> Path:
-    """Let huggingface_hub put one file into its cache, or link what is there already; the path in the snapshot."""
+    """Let huggingface_hub fetch or link one file into its cache; returns the path in the snapshot."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import silent_tqdm
 
@@ -80,7 +80,7 @@ def fetch_file(repo: str, file: str, revision: str) -> Path:
 
 
 def fetch_vocabulary(model: HubModel) -> None:
-    """Put the files that say what the tokens are into the cache: a plan for a draft looks at those of both models."""
+    """Fetch the vocabulary files into the cache: a plan with a draft compares those of both models."""
     with explained(model.name):
         for file in model.missing:
             if file.name in TOKEN_FILES and file.nbytes <= MAX_HEADER_BYTES:
@@ -88,7 +88,7 @@ def fetch_vocabulary(model: HubModel) -> None:
 
 
 def note_downloaded(model: HubModel) -> None:
-    """Have the cache find the model by its name where the hub is not asked; all its files are there. Raises OSError."""
+    """Let the cache find the complete model by its name without asking the hub. Raises OSError."""
     note_commit(model.directory, model.name.revision or _NEWEST)
 
 
@@ -115,7 +115,7 @@ def _safetensors_model(name: HubName, commit: str, listed: Mapping[str, HubFile]
 
 
 def _gguf_model(name: HubName, commit: str, files: tuple[HubFile, ...], first: str) -> HubModel:
-    """Nothing is fetched for it: what a plan needs is in the headers of the files."""
+    """Resolve a GGUF name without fetching: what a plan needs is in the files' headers."""
     model = HubModel(name, commit, _repository(name) / "snapshots" / commit, files, first)
     if not model.missing:
         note_downloaded(model)
@@ -123,20 +123,20 @@ def _gguf_model(name: HubName, commit: str, files: tuple[HubFile, ...], first: s
 
 
 def _ask(name: HubName) -> ModelInfo:
-    """The hub's description of a model with its files; ValueError where the answer is none."""
+    """The hub's description of a model with its files; ValueError for an invalid answer."""
     from huggingface_hub import HfApi, constants
 
     timeout = constants.HF_HUB_ETAG_TIMEOUT  # seconds
     try:
         return HfApi().model_info(name.repo, revision=name.revision, files_metadata=True, timeout=timeout)
-    except (KeyError, TypeError, AttributeError) as error:  # how the library meets JSON of another shape
+    except (KeyError, TypeError, AttributeError) as error:  # what the library raises for JSON of another shape
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _fetch_small(name: HubName, file: HubFile, commit: str) -> Path:
     """The directory of the snapshot, with a small file in it that the plan needs.
 
-    By the branch's own name, so that the cache notes which commit it stands for.
+    Requested by the branch's name, so that the cache records its commit.
     """
     if file.nbytes > MAX_HEADER_BYTES:
         raise ModelFilesError(f"{name}: its {file.name} has {file.nbytes:,} bytes, which no such file needs.")
@@ -147,7 +147,7 @@ def _fetch_small(name: HubName, file: HubFile, commit: str) -> Path:
 
 
 def _listed(name: HubName, siblings: list[RepoSibling]) -> Iterator[tuple[str, HubFile]]:
-    """The files that may be used, by name; ModelFilesError where the list is none that can be used."""
+    """The usable files by name; ModelFilesError for an invalid list."""
     for sibling in siblings:
         file, nbytes, lfs = sibling.rfilename, sibling.size, sibling.lfs
         if not isinstance(file, str) or not _has_usable_name(file):
@@ -159,9 +159,9 @@ def _listed(name: HubName, siblings: list[RepoSibling]) -> Iterator[tuple[str, H
 
 
 def _has_usable_name(file: str) -> bool:
-    """Whether it is a plain name at the top, or, of weights and chat templates alone, one in directories there.
+    """Whether a file lies at the top, or, for weights and chat templates only, in a directory below.
 
-    GGUF files are looked for one directory below, as in the cache.
+    GGUF files may lie one directory below, as in the cache.
     """
     folders = file.count("/")
     below = file.endswith(".safetensors") or (file.endswith(SUFFIX) and folders == 1) or is_chat_template(file)
@@ -170,7 +170,7 @@ def _has_usable_name(file: str) -> bool:
 
 @contextmanager
 def _refused(name: HubName) -> Iterator[None]:
-    """Puts the name before what is wrong with the files of a repository."""
+    """Prefixes errors about a repository's files with its name."""
     try:
         yield
     except (ModelFilesError, UnsupportedModelError) as error:
@@ -184,14 +184,14 @@ def _repository(name: HubName) -> Path:
 
 
 def _snapshot(name: HubName) -> Path | None:
-    """The directory of the commit that the cache last knew under this name."""
+    """The snapshot of the commit that the cache last recorded for this name."""
     return cached_snapshot(_repository(name), name.revision or _NEWEST)
 
 
 def _cached(name: HubName, typed: str) -> HubModel | None:
-    """The model if the cache has all that a run cannot do without, by the rules that hold for the repository.
+    """The model if the cache has every file that a run requires, by the same rules as for the repository.
 
-    Raises ModelFilesError where it has GGUF models, and not the one that is meant or several.
+    Raises ModelFilesError if it has GGUF models and none or several of them match.
     """
     snapshot = _snapshot(name)
     if snapshot is None:

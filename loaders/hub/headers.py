@@ -1,4 +1,4 @@
-"""Headers of files that are not downloaded yet, read from the Hugging Face hub: what a plan is made from. No torch."""
+"""Reads headers of files that are not downloaded yet from the Hugging Face hub, for planning. No torch."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from loaders.safetensors_files.headers import (
     read_weight_map,
 )
 
-_HEADER_GUESS = 1 << 17  # of a shard of a few GB the header has some 10 kB, of 10,000 experts about 1 MB
-_GGUF_GUESS = 1 << 20  # the first file has the vocabulary: of 32,000 tokens less than this, of 128,000 some 8 MB
+_HEADER_GUESS = 1 << 17  # headers take about 10 kB for a shard of a few GB, 1 MB for 10,000 experts
+_GGUF_GUESS = 1 << 20  # the first file has the vocabulary: 32,000 tokens take less than this, 128,000 about 8 MB
 _MOST_BYTES = MAX_HEADER_BYTES  # of all files of a model together
 _THREADS = 8
 
 
 def read_hub_checkpoint(model: HubModel) -> Checkpoint:
-    """As `read_checkpoint`, with the headers of files that the cache lacks read from the hub: a request or two each.
+    """Like `read_checkpoint`, but reads headers that the cache lacks from the hub: one or two requests each.
 
-    The tensors' files are where these will be once downloaded, and the sizes are checked against the hub's list.
+    Tensors name the paths that the files will have once downloaded; sizes are checked against the hub's list.
     """
     files = {file.name: file for file in model.files if file.name.endswith(".safetensors")}
     if not any(file in files.values() for file in model.missing):
@@ -59,10 +59,10 @@ def _header(model: HubModel, file: HubFile) -> Mapping[str, StoredTensor]:
 
 
 def read_hub_gguf(model: HubModel) -> GgufFile:
-    """As `read_gguf`, of a model of whose files the cache lacks some: what is looked at of those comes from the hub.
+    """Like `read_gguf`, but reads the parts it needs of files that the cache lacks from the hub.
 
-    The tensors' files are where these will be once downloaded, and the sizes checked against are those that the hub
-    lists. Nothing is written to disk, so a header is never taken for the file.
+    Tensors name the paths that the files will have once downloaded; sizes are checked against the hub's list. Nothing
+    is written to disk, so a header is never mistaken for the file.
     """
     content = _HubContent(model)
     content.begin()
@@ -72,7 +72,7 @@ def read_hub_gguf(model: HubModel) -> GgufFile:
 
 @contextmanager
 def on_the_hub(model: HubModel) -> Iterator[None]:
-    """Puts the model's name before what is wrong with a file that is not on disk; not twice before a connection's."""
+    """Prefixes errors about a file that is not on disk with the model's name, unless they have it already."""
     try:
         yield
     except (ModelFilesError, UnsupportedModelError) as error:
@@ -82,7 +82,7 @@ def on_the_hub(model: HubModel) -> Iterator[None]:
 
 
 class _HubContent:
-    """A model's GGUF files; of those that the cache lacks, the beginnings are kept in memory as they are asked for."""
+    """A model's GGUF files; memory keeps the requested beginnings of those that the cache lacks."""
 
     def __init__(self, model: HubModel):
         self._model = model
@@ -94,7 +94,7 @@ class _HubContent:
     is_local = False
 
     def begin(self) -> None:
-        """Ask for the beginnings of all files at once."""
+        """Request the beginnings of all files in parallel."""
         with ThreadPoolExecutor(_THREADS) as pool:
             files = [file for file in self._listed if file.suffix == ".gguf"]
             list(pool.map(lambda file: self.read(file, 0, min(self.first_bytes(file), self.size(file))), files))
@@ -114,8 +114,8 @@ class _HubContent:
         begun = self._begun[file]
         if stop <= len(begun):
             return begun[start:stop]
-        with explained(self._model.name):  # also of what is asked for later on: the config takes some small tensors
-            with self._asking:  # several files are asked for at once
+        with explained(self._model.name):  # later reads count too: the config takes some small tensors
+            with self._asking:  # several files are requested in parallel
                 self._asked += stop - start
                 if self._asked > _MOST_BYTES:
                     raise ModelFilesError(

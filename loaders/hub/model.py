@@ -1,4 +1,4 @@
-"""A model on the Hugging Face hub: one commit, the files of it that a run needs, and where they will lie."""
+"""A model on the Hugging Face hub: one commit, the files that a run needs, and where the cache puts them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from loaders.hub.names import HubName
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository; sha256 of those in its large-file storage, None of small ones."""
+    """A file of a repository; sha256 is None for small files outside its large-file storage."""
 
     name: str
     nbytes: int
@@ -20,10 +20,10 @@ class HubFile:
 
 @dataclass(frozen=True)
 class HubModel:
-    """What a name stands for: one commit, and the files of it that a run needs.
+    """What a name resolves to: one commit, and its files that a run needs.
 
-    directory: where the cache has that commit's files. files: all that are needed; none where the hub was not asked
-    since all are in the cache. gguf: the first of the model's files where it is one of GGUF, as a path in `directory`.
+    directory: the commit's snapshot in the cache. files: all that are needed; empty if the hub was not asked because
+    all are cached. gguf: the first of a GGUF model's files, as a path in `directory`.
     """
 
     name: HubName
@@ -34,12 +34,12 @@ class HubModel:
 
     @property
     def path(self) -> Path:
-        """What is loaded, once nothing is missing: the directory, or the GGUF file in it."""
+        """The path to load once nothing is missing: the directory, or the GGUF file in it."""
         return self.directory / self.gguf if self.gguf else self.directory
 
     @property
     def label(self) -> str:
-        """For people: the model's own name, or where a revision was asked for org/name@commit."""
+        """The display name: the model's name, or org/name@commit if a revision was asked for."""
         if self.gguf:
             revision = f"@{self.commit[:7]}" if self.name.revision else ""
             return f"{model_stem(self.gguf)}{revision}"

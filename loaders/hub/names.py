@@ -20,7 +20,7 @@ _WANTED = r"[^/\\:\x00-\x1f\x7f][^\\:\x00-\x1f\x7f]{0,254}"
 _NAME = re.compile(rf"({_PART}/{_PART})(?:@({_REVISION}))?(?::({_WANTED}))?", re.ASCII)
 _FILE = re.compile(rf"({_PART}/{_PART})/({_WANTED}\.gguf)", re.ASCII)
 _SITE = re.compile(r"(?:(?:https?://)?(?:www\.)?(?:hf\.co|huggingface\.co|hf-mirror\.com)/|hf://(?:models/)?)(?=[^/])")
-# What the hub's addresses have behind org/name: pages about a revision, a file of it, or the whole.
+# Hub URLs after org/name: pages about a revision, one of its files, or the whole repository.
 _PAGE = re.compile(
     rf"({_PART}/{_PART})(?:/(tree|blob|resolve|raw|commit|commits)/([^/]+)(?:/(.+))?|/(?:discussions|settings|blame)(?:/.*)?)",
     re.ASCII,
@@ -36,8 +36,8 @@ _IN_CACHE = re.compile(r"models--[^/]+--([^/]+)/snapshots/[0-9a-f]{40}")
 class HubName:
     """repo: "org/name". revision: a branch, a tag or a commit; None for the newest.
 
-    wanted: which of the repository's GGUF models, by the end of its name ("Q4_K_M") or by a file; None for the
-    repository's own choice.
+    wanted: one of the repository's GGUF models, by the end of its name ("Q4_K_M") or by a file; None for the
+    repository's default.
     """
 
     repo: str
@@ -46,7 +46,7 @@ class HubName:
 
     @property
     def repository(self) -> str:
-        """The name without what is wanted of it."""
+        """The name without `wanted`."""
         return f"{self.repo}@{self.revision}" if self.revision else self.repo
 
     def __str__(self) -> str:
@@ -54,12 +54,11 @@ class HubName:
 
 
 def model_path(model: str | Path) -> Path:
-    """The path of a directory, or a hub's name as it is: what is written as a path never becomes a name.
+    """A path, or a hub name left as it is: what is written as a path never becomes a name.
 
-    "./org/name" and "org/name/" are directories, and so is everything that is a Path already. "hf.co/org/name", as
-    Ollama has it, and addresses of pages and files at huggingface.co are names, and so is "models--org--name", which
-    the cache calls it, where there is no such directory. A "~" that no shell has seen is the home directory.
-    Raises ModelFilesError for what no file is called.
+    "./org/name", "org/name/" and every Path are directories. "hf.co/org/name" (Ollama's form) and URLs at
+    huggingface.co are names, and so is "models--org--name" (the cache's form) unless that directory exists. A leading
+    "~" is expanded to the home directory. Raises ModelFilesError for what cannot be a file name.
     """
     path = model if isinstance(model, Path) else _without_site(model.strip())
     if any(len(os.fsencode(part)) > MAX_FILE_NAME for part in path.parts) or "\0" in str(path):
@@ -89,7 +88,7 @@ def _without_site(model: str) -> Path:
 def _at_home(path: Path) -> Path:
     try:
         return path if _is_there(path) else path.expanduser()
-    except RuntimeError:  # nobody of that name
+    except RuntimeError:  # no such user
         return path
 
 
@@ -101,9 +100,9 @@ def _is_there(path: Path) -> bool:
 
 
 def _name_in_address(whole: str, start: int) -> str:
-    """The name in what an address has behind the site: of a file in GGUF that file, of other pages their model.
+    """The name in the path of a hub URL: a GGUF file names that file, other pages name their model.
 
-    Raises ModelFilesError for pages that are no model's.
+    Raises ModelFilesError for pages that belong to no model.
     """
     address = re.split(r"[?#]", whole[start:])[0].rstrip("/")
     if address.startswith(_NO_MODELS):
@@ -122,7 +121,7 @@ def _name_in_address(whole: str, start: int) -> str:
 
 
 def hub_name(model: Path) -> HubName | None:
-    """The name that `model` stands for; None for what exists here, and for what cannot be a name.
+    """`model` as a hub name; None if it is a path that exists here, or cannot be a name.
 
     "org/name/FILE.gguf" is one too, unless there is a directory org/name here.
     """
@@ -137,9 +136,9 @@ def hub_name(model: Path) -> HubName | None:
 
 
 def directory_name(model: Path) -> str:
-    """What people call the model in a directory or a GGUF file: of a snapshot in the hub's cache its name.
+    """The display name of the model in a directory or GGUF file; for a snapshot in the hub's cache, its hub name.
 
-    It is shown in plans, banners and progress lines, so what would steer a terminal is escaped.
+    Plans, banners and progress lines show it, so terminal-controlling characters are escaped.
     """
     if is_gguf(model):
         return displayable(_OLLAMA.sub(r"\1", model_stem(model.name))).replace("\n", "\\n")
@@ -149,5 +148,5 @@ def directory_name(model: Path) -> str:
 
 
 def snapshot_of(file: Path) -> Path | None:
-    """The snapshot in the hub's cache that a file lies in, at the top or one directory below; None for other files."""
+    """The snapshot in the hub's cache with this file at its top or one directory below; None for other files."""
     return next((one for one in list(file.parents)[:2] if _IN_CACHE.fullmatch("/".join(one.parts[-3:]))), None)

@@ -12,12 +12,12 @@ from loaders.formats.side_files import SIDE_FILES
 
 GENERATION_CONFIG = "generation_config.json"
 
-# One of these holds the vocabulary, whatever the kind of tokenizer.
+# The vocabulary is in one of these, whatever the kind of tokenizer.
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 # What `vocabulary` reads.
 TOKEN_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json")
 
-# Files beside the weights, all small. None of them is code: what a repository would want to run stays there.
+# Small files beside the weights. None of them is code: a repository's code is never downloaded.
 _SMALL_FILES = {
     *("config.json", GENERATION_CONFIG, "acceptance.json"),
     *SIDE_FILES,
@@ -29,10 +29,10 @@ _CHAT_TEMPLATE = re.compile(r"additional_chat_templates/[^/]+\.jinja")
 
 
 def check_small_files(directory: Path) -> None:
-    """Raise ModelFilesError where something else lies in the place of a file that a run reads where it is there.
+    """Raise ModelFilesError if an optional file that a run would read is not a regular file.
 
-    A link that leads nowhere, as an unfinished download leaves it, or a directory would count as no file: the model
-    would run, and sample or spell its prompts by other rules than its own.
+    A broken link, as an unfinished download leaves it, or a directory would count as absent: the model would run, but
+    with the wrong sampling settings or chat template.
     """
     for name in sorted({*_SMALL_FILES, ADAPTER_CONFIG, INDEX}):
         file = directory / name
@@ -41,26 +41,26 @@ def check_small_files(directory: Path) -> None:
 
 
 def has_safetensors(names: Collection[str]) -> bool:
-    """Whether the weights are there in safetensors, so that the repository's own name means these."""
+    """Whether there are safetensors weights, which the repository's plain name then means."""
     return SINGLE_FILE in names or INDEX in names
 
 
 def needs_index(names: Collection[str]) -> bool:
-    """Whether the weights are in shards, which the index names: one whole file wins over it, as in transformers."""
+    """Whether the weights are shards named by an index: a single file wins over the index, as in transformers."""
     return SINGLE_FILE not in names and INDEX in names
 
 
 def is_chat_template(name: str) -> bool:
-    """Whether a file is one of the templates that repositories keep in a directory of their own."""
+    """Whether a file is a chat template in the repository's directory of templates."""
     return _CHAT_TEMPLATE.fullmatch(name) is not None
 
 
 def needed_files(names: Collection[str], shards: Collection[str] = ()) -> list[str]:
-    """The files that a run needs among all those of a repository, the small ones first.
+    """The files of a repository that a run needs, small ones first.
 
-    shards: the weight files that the index names, where `needs_index`; it never lists others of the same weights, such
-    as consolidated.safetensors. Raises UnsupportedModelError for weights in another format only, and ModelFilesError
-    where there are none, or where files are missing.
+    shards: the weight files that the index names, if `needs_index`; copies of the same weights, such as
+    consolidated.safetensors, are not in the index. Raises UnsupportedModelError if there are only weights in another
+    format, and ModelFilesError if there are none, or if files are missing.
     """
     weights = sorted(shards) if needs_index(names) else [SINGLE_FILE]
     small = sorted(name for name in names if name in _SMALL_FILES or is_chat_template(name))
@@ -79,7 +79,7 @@ def needed_files(names: Collection[str], shards: Collection[str] = ()) -> list[s
 
 
 def needed_for_gguf(names: Collection[str], weights: Sequence[str]) -> list[str]:
-    """The files that a run of one GGUF model needs: its own, which hold the rest, and how it wants to be sampled."""
+    """The files that a GGUF model needs: its own, which hold nearly everything, and its sampling defaults."""
     return [*(name for name in (GENERATION_CONFIG,) if name in names), *weights]
 
 

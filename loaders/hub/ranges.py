@@ -1,4 +1,4 @@
-"""Parts of files on the Hugging Face hub, by requests for ranges of their bytes."""
+"""Reads parts of files on the Hugging Face hub with range requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loaders.hub.model import HubFile, HubModel
 
 
 def read_range(model: HubModel, file: HubFile, start: int, stop: int) -> bytes:
-    """Bytes `start` to `stop` of a file on the hub, and no more of it. Raises what `explained` explains."""
+    """Bytes [start, stop) of a file on the hub. Raises the errors of `explained`."""
     text = bytearray()
     with open_range(model, file, start, stop) as response:
         skipped = start if response.status_code == 200 else 0
@@ -25,16 +25,16 @@ def read_range(model: HubModel, file: HubFile, start: int, stop: int) -> bytes:
 
 @contextmanager
 def open_range(model: HubModel, file: HubFile, start: int, stop: int) -> Iterator[Any]:
-    """The open response to a request for bytes `start` to `stop` of a file: status 206, or 200 for the whole file.
+    """The open response to a request for bytes [start, stop) of a file: status 206, or 200 for the whole file.
 
-    Raises ModelFilesError if the hub sends other bytes, and what `explained` explains.
+    Raises ModelFilesError if the hub sends other bytes, and the errors of `explained`.
     """
     from huggingface_hub import constants, get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
     url = hf_hub_url(model.name.repo, file.name, revision=model.commit)
     headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT  # seconds without a byte
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT  # seconds without receiving a byte
     with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
         hf_raise_for_status(response)
         stated = response.headers.get("Content-Range", "")

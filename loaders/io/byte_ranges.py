@@ -1,4 +1,4 @@
-"""Bytes a..b of a file that go to c..d of a buffer: what a layer's bytes on disk are made of."""
+"""Byte ranges: bytes a..b of a file that go to c..d of a buffer. They make up a layer on disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ByteRange:
     `nbytes` counts bytes on disk, in `stored_dtype` (safetensors' name: "BF16", "F32", ...); the range fills
     nbytes / itemsize(stored) elements of `buffer_dtype` from `buffer_offset` on. Where the two dtypes differ the
     values are cast on the way. Ranges that continue each other on disk and in the buffer are merged, so one may span
-    several tensors. An adapter's `update` is added once the values are there, its elements from `update_start` on.
+    several tensors. An adapter's `update` is added once the values are read, its elements from `update_start` on.
     """
 
     file: Path
@@ -55,7 +55,7 @@ class ByteRange:
         return self.buffer_offset + self.buffer_bytes
 
     def cut(self, length: Callable[[ByteRange], int]) -> Iterator[ByteRange]:
-        """The range in pieces of whole elements; `length` says how many the first piece of a range takes at most."""
+        """The range in pieces of whole elements; `length` gives the maximum for the first piece of a range."""
         rest = self
         while rest.nbytes:
             count = min(length(rest), rest.nbytes // self.itemsize)
@@ -70,19 +70,19 @@ class ByteRange:
             )
 
     def moved(self, distance: int) -> ByteRange:
-        """The same bytes, `distance` further on in a buffer."""
+        """The same range, moved by `distance` in the buffer."""
         return replace(self, buffer_offset=self.buffer_offset + distance)
 
 
 ByteRanges = tuple[ByteRange, ...]
-"""What fills one buffer, sorted by file and offset."""
+"""The ranges that fill one buffer, sorted by file and offset."""
 
 
 def in_file_order(ranges: Iterable[ByteRange]) -> ByteRanges:
-    """Sorted by file and offset, as they are read."""
+    """Sort by file and offset, the order of reading."""
     return tuple(sorted(ranges, key=lambda one: (one.file, one.file_offset)))
 
 
 def bytes_on_disk(ranges: Iterable[ByteRange]) -> int:
-    """How many bytes are read to fill what `ranges` fill."""
+    """The bytes on disk that `ranges` read."""
     return sum(one.nbytes for one in ranges)

@@ -1,7 +1,7 @@
-"""Parallel reads of file ranges into aligned memory, past the page cache where the filesystem allows. Needs no torch.
+"""Parallel reads of file ranges into aligned memory, bypassing the page cache if possible. Needs no torch.
 
-One thread reading with O_DIRECT leaves a disk idle between requests; eight threads with 4 MiB each keep it busy, at a
-third of the CPU time that buffered reads take, and weights that do not fit into the page cache do not churn it.
+One thread reading with O_DIRECT leaves a disk idle between requests; eight threads with 4 MiB each keep it busy, for a
+third of the CPU time of buffered reads, and weights larger than the page cache do not flush it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from loaders.errors import ModelFilesError
 
-DISK_BLOCK = 4096  # O_DIRECT wants offset, length and address at multiples of the disk's block: 512 or 4096
+DISK_BLOCK = 4096  # O_DIRECT requires offset, length and address at multiples of the disk's block: 512 or 4096
 THREADS = 8
 CHUNK_BYTES = 4 << 20
 MAX_VIEWS = 1024  # IOV_MAX: the most views one preadv takes
@@ -33,19 +33,19 @@ Item = TypeVar("Item")
 
 
 def round_up(nbytes: int) -> int:
-    """The smallest multiple of 4096 that is not below `nbytes`."""
+    """`nbytes` rounded up to a multiple of 4096."""
     return -(-nbytes // DISK_BLOCK) * DISK_BLOCK
 
 
 def aligned_memory(nbytes: int) -> memoryview:
     """Zeroed, page-aligned memory of `nbytes` rounded up to whole blocks; freed with its last view.
 
-    In huge pages where the system grants them: a disk request takes a limited number of memory segments, so scattered
-    4 KiB pages make it small (virtio disk, 4 threads with 8 MiB each: 0.65 GB/s from small pages, 1.55 from huge ones).
+    Uses huge pages if the system grants them: a disk request has a limited number of memory segments, so scattered
+    4 KiB pages make them small (virtio disk, 4 threads with 8 MiB each: 0.65 GB/s from small pages, 1.55 from huge).
     """
     memory = mmap.mmap(-1, round_up(nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel built without them
+        with suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(memory)
 
@@ -74,9 +74,9 @@ class OpenFile:
         os.close(self._descriptor)
 
     def read(self, start: int, stop: int, memory: memoryview) -> memoryview:
-        """Bytes [start, stop) of the file as a view into `memory`, which is aligned and two blocks longer than them.
+        """Read bytes [start, stop) into `memory`, which is aligned and two blocks longer; returns a view of them.
 
-        The view begins at start % 4096, so what is aligned in the file is aligned in memory.
+        The view begins at start % 4096, so data aligned in the file is aligned in memory.
         """
         lead = start % DISK_BLOCK
         view = memory[lead : lead + stop - start]
@@ -87,7 +87,7 @@ class OpenFile:
         return view
 
     def read_into(self, views: Sequence[memoryview], start: int) -> None:
-        """Fill `views` one after the other with the bytes from `start` on; direct files need `read`."""
+        """Fill `views` in order with the bytes from `start` on; not for direct files, which need `read`."""
         offset, stop = start, start + sum(map(len, views))
         while offset < stop:
             count = self._preadv(views[:MAX_VIEWS], offset)
@@ -97,12 +97,12 @@ class OpenFile:
             views = _without_first(views, count)
 
     def _read_blocks(self, memory: memoryview, start: int, stop: int) -> None:
-        """Read whole blocks from `start` (aligned) until `stop` is among them."""
+        """Read whole blocks from `start` (aligned) until `stop` is reached."""
         offset, end = start, round_up(stop)
         while offset < stop:
             count = self._preadv([memory[offset - start : end - start]], offset)
             offset += count
-            if offset < stop and (count == 0 or offset % DISK_BLOCK):  # only the end of a file breaks a block
+            if offset < stop and (count == 0 or offset % DISK_BLOCK):  # only the end of a file can end inside a block
                 raise self._ends_early(start, stop)
 
     def _preadv(self, views: Sequence[memoryview], offset: int) -> int:
@@ -118,7 +118,7 @@ class OpenFile:
         )
 
     def drop_cached(self, start: int, stop: int) -> None:
-        """Ask the system to drop clean pages of [start, stop) from the page cache. Direct reads pass it anyway."""
+        """Ask the system to drop clean pages of [start, stop) from the page cache. Direct reads bypass it anyway."""
         if not self.direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
 
@@ -130,7 +130,7 @@ def _open_direct(path: Path) -> int | None:
     descriptor = -1
     try:
         descriptor = os.open(path, os.O_RDONLY | _O_DIRECT)
-        os.preadv(descriptor, [aligned_memory(DISK_BLOCK)], 0)  # some refuse at the first read only
+        os.preadv(descriptor, [aligned_memory(DISK_BLOCK)], 0)  # some refuse only at the first read
         return descriptor
     except OSError as error:
         if descriptor >= 0:
@@ -141,7 +141,7 @@ def _open_direct(path: Path) -> int | None:
 
 
 def _without_first(views: Sequence[memoryview], count: int) -> list[memoryview]:
-    """What is left of `views` after their first `count` bytes."""
+    """The rest of `views` after their first `count` bytes."""
     left = []
     for view in views:
         if count < len(view):
@@ -175,7 +175,7 @@ class FileTable:
 
 
 class Workers:
-    """Threads that work through lists of reads; each has an aligned bounce memory for one chunk of `chunk_bytes`."""
+    """Threads that process lists of reads; each has an aligned bounce buffer for one chunk of `chunk_bytes`."""
 
     def __init__(self, threads: int, chunk_bytes: int) -> None:
         self.threads = threads
@@ -184,21 +184,21 @@ class Workers:
         self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
         self._memories: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        memory = aligned_memory(self.bounce_bytes)  # in one piece, for huge pages to fit
+        memory = aligned_memory(self.bounce_bytes)  # one allocation, so that huge pages fit
         for start in range(0, self.bounce_bytes, memory_bytes):
             self._memories.put(memory[start : start + memory_bytes])
 
     def run(self, items: Sequence[Item], work: Callable[[Item, memoryview], None]) -> None:
-        """Call `work(item, bounce memory)` for every item, in parallel, each thread taking the next one left.
+        """Call `work(item, bounce buffer)` for every item, in parallel; each thread takes the next item.
 
-        The first error stops the rest and is raised here, once no thread works on the items any more. Two callers
-        share the threads: the second's items begin as the first's run out. Raises RuntimeError after `stop`.
+        The first error stops the rest and is raised here, once no thread works on the items any more. Concurrent
+        callers share the threads: the second's items start as the first's run out. Raises RuntimeError after `stop`.
         """
-        left = iter(items)  # a list's iterator hands each item to one thread
+        left = iter(items)  # a list iterator gives each item to one thread only
         stop = threading.Event()
 
         def work_through() -> None:
-            memory = self._memories.get_nowait()  # never empty: there are as many as threads
+            memory = self._memories.get_nowait()  # never empty: there is one per thread
             try:
                 for item in left:
                     if stop.is_set() or self._stopped.is_set():
@@ -212,18 +212,18 @@ class Workers:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             stop.set()
-            wait(futures)  # also when the caller is interrupted: nothing writes to its memory once this returns
+            wait(futures)  # even if the caller is interrupted: no thread may write to its memory after this returns
         for future in futures:
             future.result()
         if self._stopped.is_set():
             raise RuntimeError("reading was stopped")
 
     def stop(self) -> None:
-        """Let callers of `run` end after the items in work, now and later: nobody wants the rest any more."""
+        """End current and later calls of `run` after the items in progress: the rest is not needed any more."""
         self._stopped.set()
 
     def close(self) -> None:
-        """Let running work end, then free the memory."""
+        """Wait for running work, then free the memory."""
         self._pool.shutdown()
         self._memories = queue.SimpleQueue()
 
@@ -233,7 +233,7 @@ Extent = tuple[OpenFile, int, int]  # file, first byte, byte after the last
 
 @dataclass(frozen=True)
 class ReadBandwidth:
-    """What a measurement read: its rate, whether past the page cache, and how many bytes."""
+    """A read measurement: its rate, whether it bypassed the page cache, and its bytes."""
 
     bytes_per_second: float
     direct: bool
@@ -247,11 +247,11 @@ def measure_read_bandwidth(
     chunk_bytes: int = CHUNK_BYTES,
     cached: bool = False,
 ) -> ReadBandwidth:
-    """Read the files for about `seconds` the way weights are streamed, and say how fast that went.
+    """Measure the read rate: read the files for about `seconds`, the way weights are streamed.
 
-    Where a filesystem refuses direct reads, pages are dropped from the page cache and read anew: `direct` is False
-    then, and the rate too high if the pages stayed (a RAM disk, another process that maps them). With `cached` reads go
-    through the page cache, as those of files that fit into it do, and its pages stay.
+    If a filesystem refuses direct reads, pages are dropped from the page cache and read again: `direct` is False then,
+    and the rate too high if the pages stayed (a RAM disk, another process that maps them). With `cached`, reads go
+    through the page cache, as for files that fit into it, and its pages stay.
     Raises ModelFilesError for files that are missing, unreadable or all empty.
     """
     with closing(FileTable(paths, direct=not cached)) as files, closing(Workers(threads, chunk_bytes)) as workers:
@@ -268,7 +268,7 @@ def _extents_of(file: OpenFile, chunk_bytes: int) -> list[Extent]:
 
 
 def _timed_reads(workers: Workers, extents: list[Extent], seconds: float, cached: bool) -> tuple[int, float]:
-    """Bytes read from the front of `extents` in about `seconds`, and the seconds that really took."""
+    """The bytes read from the start of `extents` in about `seconds`, and the seconds it really took."""
     counts: list[int] = []
     begin = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""Takes a layer with experts apart: what every pass needs of it, and what only those passes need that hit an expert."""
+"""Splits a layer with experts: the part that every pass needs, and the part of each expert, for passes routed to it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from loaders.modules.skeleton import UnitLayout
 
 @dataclass(frozen=True)
 class ExpertParts:
-    """`dense` is the first span of the layer's buffer; `by_expert` are those of each expert behind it, one a tensor."""
+    """`dense` is the first span of the layer's buffer; `by_expert` are each expert's spans after it, one per tensor."""
 
     dense: Span
     by_expert: tuple[tuple[Span, ...], ...]
 
     def of(self, experts: Iterable[int]) -> list[Span]:
-        """All spans of some experts."""
+        """All spans of these experts."""
         return [span for expert in experts for span in self.by_expert[expert]]
 
 
 def split_experts(layer: UnitLayout, ranges: ByteRanges) -> ExpertParts | None:
-    """The parts of a layer's bytes, which `ranges` fill; None where it has no experts."""
+    """The parts of a layer that `ranges` fill; None if it has no experts."""
     if layer.experts is None:
         return None
     count, places = layer.experts.count, layer.layout.places[-layer.expert_places :]

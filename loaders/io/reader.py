@@ -20,20 +20,20 @@ from loaders.io.direct import CHUNK_BYTES, THREADS, FileTable, Workers, round_up
 from loaders.io.requests import ReadRequest, read_requests
 from loaders.modules.layout import TORCH_DTYPES
 
-MIN_CHUNK_BYTES = 1 << 20  # small layers are cut finer, to occupy all threads
-SERIAL_ELEMENTS = 32768  # torch casts so many in the calling thread; more would start an OpenMP team per reading thread
+MIN_CHUNK_BYTES = 1 << 20  # small layers are split finer, to occupy all threads
+SERIAL_ELEMENTS = 32768  # torch casts up to this many in the calling thread; more would start an OpenMP team in each
 
 
 def choose_io(file_bytes: int, available_bytes: int) -> Literal["direct", "buffered"]:
-    """Buffered when memory holds the files twice: in the page cache, for the next start, and as the weights read."""
+    """Use buffered reads if memory holds the files twice: in the page cache, for the next run, and as weights."""
     return "buffered" if 2 * file_bytes <= available_bytes else "direct"
 
 
 class WeightReader:
     """Fills the flat buffers of layers from a checkpoint's files, which it keeps open. A context manager.
 
-    Threads may fill different buffers at once; they share the reading threads, and a fill that begins before the last
-    one ends leaves the disk no pause between the two.
+    Threads may fill different buffers at once; they share the reading threads, and overlapping fills keep the disk
+    busy.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class WeightReader:
     ) -> None:
         """Open `files`. Raises ModelFilesError if one cannot be opened.
 
-        "direct" reads past the page cache and insists on it; "auto" does so when the files do not fit comfortably into
+        "direct" requires reads that bypass the page cache; "auto" uses them if the files do not fit comfortably into
         available memory, except for files whose filesystem refuses. `chunk_bytes` is the size of one read.
         """
         paths = list(files)
@@ -56,7 +56,7 @@ class WeightReader:
         self._workers = Workers(threads, self._chunk_bytes)
         self._lock = threading.Lock()
         self.bytes_read = 0  # disk bytes that reached a buffer
-        self.busy_seconds = 0.0  # in which anything was being read
+        self.busy_seconds = 0.0  # during which anything was being read
         self._fills, self._busy_since = 0, 0.0
 
     def __enter__(self) -> WeightReader:
@@ -66,28 +66,28 @@ class WeightReader:
         self.close()
 
     def stop(self) -> None:
-        """Let fills end early, now and later, with RuntimeError: nobody wants what they read. `close` follows."""
+        """End current and later fills early, with RuntimeError: their data is not needed. `close` follows."""
         self._workers.stop()
 
     def close(self) -> None:
-        """Let running fills end, then close all files."""
+        """Wait for running fills, then close all files."""
         self._workers.close()
         self._files.close()
 
     @property
     def direct(self) -> bool:
-        """Whether every file is read past the page cache."""
+        """Whether all reads bypass the page cache."""
         return all(file.direct for file in self._files)
 
     @property
     def bounce_bytes(self) -> int:
-        """Memory the reader holds for itself."""
+        """Memory of the reader's own buffers."""
         return self._workers.bounce_bytes
 
     def fill(self, ranges: ByteRanges, buffer: Tensor) -> None:
-        """Read all `ranges` to their places in `buffer` (uint8 [nbytes], on the CPU); the padding stays as it is.
+        """Read all `ranges` to their offsets in `buffer` (uint8 [nbytes], on the CPU); padding is left as it is.
 
-        What an adapter adds is added here, so what leaves this is merged, in whatever tier it will lie.
+        Adapters are added here, so the weights are already merged, whatever tier they go to.
 
         Raises ModelFilesError, naming file and offset, if a file is shorter than needed or cannot be read; the buffer's
         content is undefined then.
@@ -133,10 +133,10 @@ class WeightReader:
                 _copy(one, content, target[one.buffer_offset : one.buffer_stop])
 
     def _grid_bytes_for(self, nbytes: int) -> int:
-        """So many that every thread reads equally often: a last round for a few of them would leave the disk idle.
+        """The number of chunks that gives all threads equally many: a last round for a few would leave the disk idle.
 
-        58 chunks among 8 threads reached 0.91 to 0.99 of the disk's bandwidth, 63 of them 0.98 to 1.01. One chunk less
-        than threads can take, since where a layer begins in the grid of chunks may add one.
+        58 chunks among 8 threads reached 0.91 to 0.99 of the disk's bandwidth, 63 chunks 0.98 to 1.01. It is one chunk
+        less than a multiple of the threads, since a layer's offset in the grid of chunks may add one.
         """
         threads = self._workers.threads
         rounds = -(-nbytes // (threads * self._chunk_bytes))
@@ -165,11 +165,11 @@ def _bytes_of(buffer: Tensor) -> memoryview:
 
 
 def _copy(one: ByteRange, stored: memoryview, place: memoryview) -> None:
-    """Copy or cast one range; the interpreter lock is released for all but the bookkeeping."""
+    """Copy or cast one range; nearly all of it runs without the GIL."""
     if not one.is_cast:
         np.copyto(np.frombuffer(place, np.uint8), np.frombuffer(stored, np.uint8))
         return
-    if one.file_offset % one.itemsize:  # torch wants aligned elements; rare, so copied once more
+    if one.file_offset % one.itemsize:  # torch requires aligned elements; rare, so copied once more
         stored = memoryview(bytearray(stored))
     source = torch.frombuffer(stored, dtype=TORCH_DTYPES[one.stored_dtype])
     target = torch.frombuffer(place, dtype=one.buffer_dtype)

@@ -1,4 +1,4 @@
-"""Byte ranges as read requests: whole elements, whole cells of a fixed grid, small tensors together."""
+"""Groups byte ranges into read requests: whole elements, cells of a fixed grid, small tensors together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loaders.io.byte_ranges import ByteRange, ByteRanges
 
-MAX_GAP_BYTES = 1 << 16  # reading over bytes that nobody wants (a stored inv_freq) is cheaper than one more request
+MAX_GAP_BYTES = 1 << 16  # reading unneeded bytes (a stored inv_freq) is cheaper than one more request
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def read_requests(ranges: Iterable[ByteRange], grid_bytes: int) -> list[ReadRequ
     """The reads that cover `ranges` (sorted by file and offset).
 
     They end at multiples of `grid_bytes` in the file, so that direct reads overlap by one block at most, or at the end
-    of the element that lies across one: they are up to an element longer than `grid_bytes`.
+    of an element that crosses one: they are up to an element longer than `grid_bytes`.
     """
 
     def up_to_grid(rest: ByteRange) -> int:
@@ -59,6 +59,6 @@ def read_requests(ranges: Iterable[ByteRange], grid_bytes: int) -> list[ReadRequ
 
 
 def _joins(left: ByteRange, right: ByteRange, grid_bytes: int) -> bool:
-    """Whether `right` belongs to the read that `left` is in: same cell of the grid, and not far behind."""
+    """Whether `right` belongs to the read that `left` is in: same cell of the grid, and only a small gap."""
     same_cell = (left.file, left.file_offset // grid_bytes) == (right.file, right.file_offset // grid_bytes)
     return same_cell and 0 <= right.file_offset - left.file_stop <= MAX_GAP_BYTES

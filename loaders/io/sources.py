@@ -1,4 +1,4 @@
-"""Where the bytes of each layer lie on disk: its byte ranges."""
+"""Finds the byte ranges of each layer on disk."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from loaders.modules.skeleton import Skeleton, UnitLayout
 from loaders.safetensors_files.headers import STORED_ITEMSIZE, Checkpoint, StoredTensor, read_tensor_bytes
 
 MAX_BIAS_BYTES = 1 << 24
-WEIGHTS = ("weight", "qweight", "weight_packed", "weight.absmax")  # what the weight beside a bias is called when stored
+WEIGHTS = ("weight", "qweight", "weight_packed", "weight.absmax")  # stored names of the weight beside a bias
 COMPUTE_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[ByteRanges, ...], ByteRanges]:
-    """Where the bytes of each layer lie on disk, in the order of `skeleton.layers`, and those of
-    `skeleton.embeddings_and_head`.
+    """The byte ranges of each of `skeleton.layers`, in order, and those of `skeleton.embeddings_and_head`.
 
     Stored tensors the model does not use are ignored. Raises ModelFilesError for missing tensors and wrong shapes,
-    UnsupportedModelError for tensors that are stored in a form that cannot be read as ranges of bytes.
+    UnsupportedModelError for tensors that cannot be read as byte ranges.
     """
     by_name = _parts_by_name(skeleton, checkpoint)
     layers = (*skeleton.layers, skeleton.embeddings_and_head)
@@ -61,7 +60,7 @@ def _lacking(checkpoint: Checkpoint, missing: list[str]) -> str:
 
 
 def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list[TensorSlice]]:
-    """The parts of each tensor under the name its place carries."""
+    """The parts of each tensor, by the name of its slot."""
     by_name: dict[str, list[TensorSlice]] = {}
     packed = {
         tensor
@@ -78,7 +77,7 @@ def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list
     if checkpoint.adapter:
         by_name = with_replaced(skeleton.model, checkpoint.adapter, by_name)
     for alias, name in skeleton.tied.items():
-        if alias in by_name:  # where both are stored they are equal: what differs is not tied
+        if alias in by_name:  # if both are stored they are equal: tensors that differ are not tied
             parts = by_name.pop(alias)
             by_name.setdefault(name, parts)
         elif checkpoint.adapter and name in checkpoint.adapter.replaced:
@@ -92,7 +91,7 @@ def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list
 def _additions(
     skeleton: Skeleton, checkpoint: Checkpoint, by_name: Mapping[str, list[TensorSlice]]
 ) -> Mapping[str, list[Addition]]:
-    """What an adapter adds to each tensor. Raises UnsupportedModelError where that is packed: it has no such values."""
+    """What an adapter adds to each tensor. Raises UnsupportedModelError for quantized tensors."""
     if checkpoint.adapter is None:
         return {}
     tied = {*skeleton.tied, *skeleton.tied.values()}
@@ -108,9 +107,9 @@ def _additions(
 
 
 def _refuse_biases(stored: Iterable[StoredTensor], used: set[str]) -> None:
-    """Biases that the model has no place for would be left out, and change every text: zeros alone make no difference.
+    """Reject non-zero biases that the model does not have: ignoring them would change every text.
 
-    used: the names of the stored tensors that the model is made of. Raises UnsupportedModelError.
+    used: the names of the stored tensors that the model uses. Raises UnsupportedModelError.
     """
     for tensor in stored:
         module = tensor.name.removesuffix(".bias")
