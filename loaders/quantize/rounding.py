@@ -125,7 +125,7 @@ def _round(groups: Tensor, scales: Tensor, words: Tensor, bits: int) -> Errors:
 
 
 def _words(codes: Tensor, scratch: Tensor, bits: int) -> Tensor:
-    """Pack int8 [n] into int32 words [n*bits/32], or int64 with a word each. `scratch` is like `codes`; both are written."""
+    """Pack int8 [n] into int32 words [n*bits/32], or int64 of a word each. `scratch` is like `codes`; writes both."""
     if bits == 8:
         return codes.bitwise_xor_(-128).view(torch.int32)  # flipping the top bit adds 128
     wide, shifted = codes.add_(8).view(torch.int64), scratch.view(torch.int64)
