@@ -1,1 +1,1 @@
-"""LoRA adapters: what their files say, and how they are merged into the weights while these are read."""
+"""LoRA adapters: reading their files, and merging them into the weights at load."""

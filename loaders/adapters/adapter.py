@@ -1,7 +1,7 @@
 """A LoRA adapter as PEFT saves it: `adapter_config.json` and `adapter_model.safetensors`. Headers alone, no torch.
 
 W becomes W + scaling * B @ A (Hu et al., arXiv 2106.09685); scaling is alpha / rank, or alpha / sqrt(rank) with rsLoRA
-(arXiv 2312.03732). Every setting is applied, is of training alone, or is refused by its name.
+(arXiv 2312.03732). Every setting is applied, concerns training only, or is rejected by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loaders.json_files import read_json
 from loaders.message_text import quoted
 from loaders.safetensors_files.headers import StoredTensor, read_header
 
-# Settings that are of training, or say what the tensors' names say anyway.
+# Settings that concern training only, or repeat what the tensors' names say.
 _OF_TRAINING = {
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform", "layers_pattern"),
@@ -28,7 +28,7 @@ _OF_TRAINING = {
     *("qalora_group_size", "runtime_config", "ensure_weight_tying", "modules_to_save", "bias", "fan_in_fan_out"),
 }
 _APPLIED = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"}
-# Ways to begin that leave the model's own weights as they are; others change them, so the files do not say all.
+# Initializations that do not change the base weights. Others do, and the adapter's files do not contain that change.
 _PLAIN_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.default)?(?:\.weight)?")
@@ -39,7 +39,7 @@ _MOST_MODULE = 200  # characters of a module's name
 
 @dataclass(frozen=True)
 class LoraUpdate:
-    """What is added to one module's weight: scaling * B @ A, transposed for embeddings."""
+    """The update of one module's weight: scaling * B @ A, transposed for embeddings."""
 
     module: str  # "model.layers.0.self_attn.q_proj"
     a: StoredTensor  # [rank, inputs]; of an embedding [rank, tokens]
@@ -49,7 +49,7 @@ class LoraUpdate:
 
     @property
     def stand_in(self) -> StoredTensor:
-        """What stands for the update where names and shapes are matched; nobody reads it."""
+        """A stand-in for the update where names and shapes are matched; its data is never read."""
         outputs, inputs = self.b.shape[0], self.a.shape[1]
         shape = (inputs, outputs) if self.embedding else (outputs, inputs)
         return StoredTensor(f"{self.module}.weight", self.b.file, "F32", shape, self.b.offset, 0)
@@ -57,7 +57,7 @@ class LoraUpdate:
 
 @dataclass(frozen=True)
 class Adapter:
-    """The updates of an adapter, and the tensors that it has in place of the model's own, by their names."""
+    """An adapter's updates, and by name the tensors that replace the model's own."""
 
     directory: Path
     updates: tuple[LoraUpdate, ...]
@@ -69,7 +69,7 @@ class Adapter:
 
 
 def read_adapter(directory: Path) -> Adapter:
-    """The adapter in `directory`, checked. Raises ModelFilesError, and UnsupportedModelError by the setting's name."""
+    """Read and check an adapter. Raises ModelFilesError, and UnsupportedModelError with the setting's name."""
     file = directory / ADAPTER_WEIGHTS
     for needed in (directory / ADAPTER_CONFIG, file):
         if link := broken_link(needed):
@@ -157,7 +157,7 @@ class _Settings:
         return alpha / math.sqrt(rank) if self.values.get("use_rslora") else alpha / rank
 
     def _by_module(self, patterns: str, default: str, module: str) -> Any:
-        """The value of the first pattern that a module's name ends with, as PEFT has it: 8 is its own default."""
+        """The value of the first pattern that matches the end of a module's name, as in PEFT; 8 is PEFT's default."""
         stated = self.values.get(patterns) or {}
         if not isinstance(stated, dict):
             raise self._unsupported(f"{patterns} is {quoted(stated)}; it must be an object")
@@ -167,7 +167,7 @@ class _Settings:
         return self.values.get(default, 8)
 
     def _matches(self, patterns: str, pattern: str, module: str) -> bool:
-        """Expressions that could take for ever are refused: groups that repeat, and more than a few repetitions."""
+        """Rejects expressions that could take forever: repeated groups, and more than a few repetitions."""
         repeated = len(re.findall(r"[*+{]", pattern))
         if len(pattern) > _MOST_PATTERN or repeated > _MOST_REPETITIONS or re.search(r"\)[*+{?]", pattern):
             raise self._unsupported(f"{patterns} has the expression {quoted(pattern)}, which cannot be applied")

@@ -1,4 +1,4 @@
-"""Which adapter a model is run with: one that is named, or one that lies beside the model or in its place. No torch."""
+"""Finds a model's adapter: a named one, one beside the model, or one given instead of a model. No torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NONE = "none"
 
 
 def with_adapter(model: Path, adapter: Path | str | None) -> tuple[Path, Path | None]:
-    """The model and the directory of its adapter. adapter: a directory or a name on the hub, "none", None for unsaid.
+    """The model and the directory of its adapter. adapter: a directory or a hub name, "none", or None for default.
 
-    Unsaid it is what lies beside the model, where it names that very directory as its base, and of a directory that is
-    an adapter alone its base, if that is a directory too. Raises ModelFilesError, with commands, for what is unclear.
+    By default an adapter beside the model is used if it names that directory as its base; for a directory with only an
+    adapter, the model is its base, if that is a directory. Raises ModelFilesError, with commands, if this is unclear.
     """
     if adapter is not None:
         return model, None if adapter == NONE else _directory(adapter)

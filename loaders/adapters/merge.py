@@ -1,8 +1,8 @@
-"""Merges an adapter into weights while these are read, as PEFT's `merge_and_unload` does on a CPU.
+"""Merges an adapter into weights while they are read, as PEFT's `merge_and_unload` does on a CPU.
 
-scaling * (B @ A) is computed in float32, whatever the adapter is stored in, and added to the weight in the dtype that
-is computed in: in bfloat16 the sum is rounded once. It is computed in blocks of whole rows whose borders depend on the
-matrix alone, so the sum is the same to the bit wherever a weight lies and however it is cut on the way there.
+scaling * (B @ A) is computed in float32, whatever the adapter's dtype, and added to the weight in the compute dtype: in
+bfloat16 the sum is rounded once. Blocks are whole rows, and their boundaries depend on the matrix alone, so the sum is
+bitwise the same wherever a weight is placed and however it is split on the way there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLOCK_VALUES = 1 << 19  # 2 MB in float32: larger ones leave the cache
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What is added to a weight [rows, columns]: scaling * B @ A, or that transposed."""
+    """The update of a weight [rows, columns]: scaling * B @ A, or its transpose."""
 
     a: StoredTensor
     b: StoredTensor
@@ -41,11 +41,11 @@ class Update:
         return (inputs, outputs) if self.transposed else (outputs, inputs)
 
     def add_to(self, values: Tensor, start: int) -> None:
-        """Add the elements from `start` on, in rows, to `values` (one dimension, any float dtype), in place."""
+        """Add the row-major elements from `start` on to `values` (1-D, any float dtype), in place."""
         rows, columns = self.shape
         step, stop = self._rows_of_block, start + len(values)
         with torch.inference_mode():
-            scratch = torch.empty(step * columns)  # one for all blocks: fresh memory takes 10 times as long as the sum
+            scratch = torch.empty(step * columns)  # one for all blocks: allocating takes 10 times as long as the sum
             for first in range(start // columns // step * step, -(-stop // columns), step):
                 block = self._block(first, min(first + step, rows), scratch)
                 begin = first * columns
@@ -54,13 +54,13 @@ class Update:
 
     @property
     def _rows_of_block(self) -> int:
-        """Blocks of about one size: products of a few rows take other kernels, which round otherwise."""
+        """Blocks of about equal size: products with few rows use other kernels, which round differently."""
         rows, columns = self.shape
         blocks = -(-rows * columns // BLOCK_VALUES)
         return -(-rows // max(1, min(blocks, rows // 64)))
 
     def _block(self, first: int, stop: int, scratch: Tensor) -> Tensor:
-        """Rows of the update, [rows * columns], in `scratch` or elsewhere."""
+        """Compute rows of the update, [rows * columns], in `scratch` or new memory."""
         a, b = self._factors
         if self.transposed:
             return (b @ a[:, first:stop] * self.scaling).mT.flatten()
@@ -76,7 +76,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Addition:
-    """Elements of an update from `start` on that are added to a parameter from `position` on."""
+    """Elements of an update, from `start` on, that are added to a parameter from `position` on."""
 
     position: int
     count: int
@@ -92,7 +92,7 @@ def _values(stored: StoredTensor) -> Tensor:
 def with_replaced(
     model: PreTrainedModel, adapter: Adapter, by_name: Mapping[str, Sequence[TensorSlice]]
 ) -> dict[str, list[TensorSlice]]:
-    """The parts of each tensor of the model, those of the adapter in place of the model's own."""
+    """The parts of each tensor of the model, with the adapter's replacements."""
     replaced: dict[str, list[TensorSlice]] = defaultdict(list)
     parts = model_slices(model, adapter.replaced)
     _refuse_unknown(adapter, adapter.replaced.keys() - {part.stored.name for part in parts})
@@ -106,9 +106,9 @@ def additions(
 ) -> dict[str, list[Addition]]:
     """What is added to each tensor of the model, in the order of positions.
 
-    by_name: what the tensors are read from. An update belongs to the stored tensor of its module's name, such as a
-    single expert's, or else to where such a tensor would go. Raises UnsupportedModelError for modules that the model
-    has not, and for tied ones, which would change together.
+    by_name: the parts that each tensor is read from. An update belongs to the stored tensor of its module's name, such
+    as a single expert's, or else to where such a tensor would go. Raises UnsupportedModelError for modules that the
+    model lacks, and for tied ones, which would change together.
     """
     updates = {f"{update.module}.weight": update for update in adapter.updates}
     found: dict[str, list[Addition]] = defaultdict(list)
@@ -129,7 +129,7 @@ def additions(
 
 
 def _as_stored(model: PreTrainedModel, stand_ins: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Stand-ins in the shape that files have: GPT-2's matrices are stored [inputs, outputs]."""
+    """Stand-ins in the stored shape: GPT-2's matrices are stored [inputs, outputs]."""
     return {
         name: replace(tensor, shape=tensor.shape[::-1]) if _is_conv(model, name) else tensor
         for name, tensor in stand_ins.items()
@@ -163,7 +163,7 @@ def _refuse_unknown(adapter: Adapter, unknown: Collection[str]) -> None:
 
 
 def cut_at(part: TensorSlice, added: Sequence[Addition]) -> Iterator[tuple[TensorSlice, Addition | None]]:
-    """A part of a tensor in pieces, each with the one update that covers it, or none."""
+    """A part of a tensor in pieces, each with the update that covers it, or None."""
     position, stop = part.position, part.position + part.count
     for addition in added:
         begin, end = max(position, addition.position), min(stop, addition.position + addition.count)

@@ -1,1 +1,1 @@
-"""What a model is and how large, from its config and its files' headers. Imports no torch."""
+"""Reads a model's structure and sizes from its config and its files' headers. Imports no torch."""

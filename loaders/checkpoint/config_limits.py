@@ -1,7 +1,7 @@
-"""The values of a config.json that decide about sizes and numbers, held to what a model can have. Imports no torch.
+"""Checks the values in config.json that determine sizes and results against sane limits. Imports no torch.
 
-transformers takes most values as they are: a count of 2^31 then makes it build for hours, a base of 0 gives NaN, and
-one of another type fails anywhere. What is not named here is left to transformers, whose errors are explained.
+transformers accepts most values unchecked: a count of 2^31 makes it build for hours, a RoPE base of 0 gives NaN, and a
+value of the wrong type fails anywhere. Values not named here are left to transformers, whose errors are explained.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _COUNT = re.compile(
     r"(num|n)_\w+|max_\w*len\w*|\w+_(size|dim|rank|heads|layers|experts|embeddings|positions|window|length)"
 )
 _MOST = (1 << 31) - 1
-_MOST_OF = {"head_dim": 1 << 16, "num_labels": 100_000}  # transformers makes a name of each label
+_MOST_OF = {"head_dim": 1 << 16, "num_labels": 100_000}  # transformers creates a name for each label
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 1 << 16  # many models have a module for each
 _POSITIVE = {
     "head_dim", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads",
@@ -30,7 +30,7 @@ _OBJECTS = ("quantization_config", "compression_config", "rope_scaling", "rope_p
 _DTYPES = {
     "auto", "float32", "float16", "bfloat16", "float64", "float", "half", "double", "float8_e4m3fn", "float8_e5m2",
 }  # fmt: skip
-# Names by their ends, and the bounds of their values: far beyond what published models have.
+# Patterns of names, and the bounds of their values: far wider than published models need.
 _REALS = (
     (re.compile(r"theta|base_freq|rotary_emb_base"), 1.0, 1e13),
     (re.compile(r"eps$|epsilon$"), 0.0, 0.1),
@@ -41,7 +41,7 @@ _REALS = (
 
 
 def check_config(file: Path, config: Mapping[str, Any]) -> None:
-    """Raises ModelFilesError that names the first value no model can have."""
+    """Raises ModelFilesError, which names the first invalid value."""
     text = config.get("text_config")
     if text is not None and not isinstance(text, dict):
         raise _wrong(file, "text_config", text, "an object")
@@ -55,7 +55,7 @@ def check_config(file: Path, config: Mapping[str, Any]) -> None:
 
 
 def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every number and what it is called, those in lists and objects too."""
+    """Every number with its name, including those in lists and objects."""
     stack: list[tuple[str, Any]] = list(values.items())
     while stack:
         name, value = stack.pop()

@@ -1,4 +1,4 @@
-"""Which model a path on this machine means: a directory, a file in one, a folder of the hub's cache, a GGUF file."""
+"""Resolves a local path to a model: a directory, a file in one, a folder of the hub's cache, a GGUF file."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def local_model(path: Path) -> Path:
-    """The directory or GGUF file that a path means. Raises ModelFilesError where that is none, or one of several.
+    """The directory or GGUF file that a path means. Raises ModelFilesError if there is none, or several.
 
-    A file that its directory's model is read from means that model; of a folder that the cache of downloads calls
-    models--org--name it is the commit that was downloaded last.
+    A file of a directory's model means that model; a folder models--org--name of the download cache means its latest
+    downloaded commit.
     """
     if link := broken_link(path):
         raise ModelFilesError(link)
@@ -32,7 +32,7 @@ def local_model(path: Path) -> Path:
     found = gguf_or_directory(path)
     if found.is_dir() and not (found / "config.json").exists():
         for file in sorted(found.glob("*.gguf")):
-            check_content(file)  # what else is wrong with it is told where it is read
+            check_content(file)  # other errors are reported when it is read
     return found
 
 

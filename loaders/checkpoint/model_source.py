@@ -1,4 +1,4 @@
-"""Where all that is known of a model comes from: a directory with config.json and safetensors, or one GGUF file."""
+"""A model's files behind one interface: a directory with config.json and safetensors, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class ModelSource(Protocol):
-    """What a model's files say. All of it raises ModelFilesError where they are damaged; most needs no torch.
+    """What a model's files say. Every method raises ModelFilesError for damaged files; most need no torch.
 
-    path: the directory or the file. config_file: where the config comes from, whether it is there or not.
-    generation_config_files: where it would be said how the model wants to be sampled; the first that is there holds.
+    path: the directory or the file. config_file: where the config comes from; it may be missing.
+    generation_config_files: where sampling defaults may be; the first file that exists is used.
     """
 
     path: Path
@@ -37,41 +37,41 @@ class ModelSource(Protocol):
     def generation_config_files(self) -> tuple[Path, ...]: ...
 
     def config(self) -> dict[str, Any]:
-        """The config, and what a file beside it says of packed weights, unchecked."""
+        """The config, completed by a side file about quantized weights; unchecked."""
 
     def config_content(self) -> bytes:
-        """What tells configs apart; OSError where it cannot be read."""
+        """A value that changes with the config. Raises OSError if it cannot be read."""
 
     def transformers_config(self) -> PretrainedConfig:
-        """The config as transformers has it, without network and without running code of the model."""
+        """transformers' config, read without network and without running the model's code."""
 
     def checkpoint(self) -> Checkpoint:
         """The tensors by transformers' names, checked against the files; also raises UnsupportedModelError."""
 
     def is_downloaded(self) -> bool:
-        """Whether all the weights are there."""
+        """Whether all weights are on disk."""
 
     def awaits_download(self) -> bool:
-        """Whether the model is known by its name, and its weights are still to come."""
+        """Whether the model was resolved by name and its weights are not downloaded yet."""
 
     def has_vocabulary(self) -> bool:
         """Whether `vocabulary` is not None."""
 
     def vocabulary(self) -> dict[str, int] | None:
-        """Token to id, added tokens included; None where the files list none that can be read without transformers."""
+        """Token to id, added tokens included; None if the files have no list that can be read without transformers."""
 
     def has_tokenizer(self) -> bool:
-        """Whether there is something to make a tokenizer from."""
+        """Whether there are files to build a tokenizer from."""
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer with its chat template, without network and without running code of the model."""
+        """The tokenizer with its chat template, loaded without network and without running the model's code."""
 
     def chat_template(self) -> str | None:
-        """The template for conversations, if there is one."""
+        """The chat template, if there is one."""
 
 
 def model_source(model: Path | str) -> ModelSource:
-    """The source that a path names; whether it exists is another question."""
+    """The source that a path names. It need not exist."""
     return _GgufSource(Path(model)) if is_gguf(model) else _DirectorySource(Path(model))
 
 

@@ -1,6 +1,6 @@
-"""Checkpoints with made-up weights in the shapes of real models: for benchmarks and tests without a download.
+"""Checkpoints with random weights in the shapes of real models, for benchmarks and tests without a download.
 
-Time and memory of a pass depend on shapes alone. There is no tokenizer: such a model is run on token ids.
+The time and memory of a pass depend on shapes alone. There is no tokenizer: such models run on token ids.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from loaders.safetensors_files.shards import SHARD_BYTES
 from loaders.safetensors_files.writer import TensorEntry, write_checkpoint
 
 SPREAD = 0.02  # standard deviation of matrix entries
-BLOCK_ELEMENTS = 4_194_319  # prime, so that repeats of the block never line up with the rows of a matrix
+BLOCK_ELEMENTS = 4_194_319  # prime, so that repeats of the block never align with the rows of a matrix
 
 
 def _shape(
@@ -116,7 +116,7 @@ def write_random_checkpoint(
     `config` is any config of a causal language model, or its keyword arguments with `model_type` (see SHAPES).
     Matrices are N(0, 0.02²), norm weights 1. One block of about four million random values is repeated from a random
     offset for each tensor, so writing is as fast as the disk and takes no memory; equal arguments give equal files.
-    `distinct_layers` writes only that many decoder layers; `share_layers` then lends them to the others.
+    `distinct_layers` writes only that many decoder layers; `share_layers` then reuses them for the others.
     Raises ModelFilesError if the disk is too full.
     """
     config = _config_of(config)
@@ -132,7 +132,7 @@ def write_random_checkpoint(
 
 
 def described_checkpoint(config: Mapping[str, Any], directory: Path) -> tuple[Checkpoint, dict[str, Any]]:
-    """Headers and config of what `write_random_checkpoint` would write in bfloat16: nothing is written."""
+    """The headers and config that `write_random_checkpoint` would write in bfloat16; writes nothing."""
     known = _config_of(config)
     tensors, end = {}, 0
     for entry in _entries(known, None):
@@ -143,10 +143,10 @@ def described_checkpoint(config: Mapping[str, Any], directory: Path) -> tuple[Ch
 
 
 def share_layers(checkpoint: Checkpoint, num_layers: int, stored: Sequence[int] | None = None) -> Checkpoint:
-    """A checkpoint of `num_layers` decoder layers in which layer i stands where layer `stored[i]` does on disk.
+    """A checkpoint of `num_layers` decoder layers, in which layer i is read from layer `stored[i]` on disk.
 
-    None lends them in turn, layer i % (layers on disk) to layer i. Nothing is written; the layers on disk are of one
-    shape. Raises ModelFilesError where `stored` names layers that the files do not hold.
+    By default layer i is read from layer i % (layers on disk). Nothing is written; all layers on disk have one shape.
+    Raises ModelFilesError if `stored` names layers that the files do not hold.
     """
     layers: dict[int, list[tuple[str, str]]] = {}
     prefix = _layer_prefix(checkpoint.tensors)
@@ -169,7 +169,7 @@ def share_layers(checkpoint: Checkpoint, num_layers: int, stored: Sequence[int] 
 
 
 def _is_scale(entry: TensorEntry) -> bool:
-    """Norm weights are ones; matrices and biases are drawn."""
+    """Whether it is a norm weight, which is all ones; matrices and biases are random."""
     return len(entry.shape) == 1 and entry.name.endswith(".weight")
 
 
@@ -178,7 +178,7 @@ def _config_of(config: PretrainedConfig | Mapping[str, Any]) -> PretrainedConfig
 
 
 def _entries(config: PretrainedConfig, distinct_layers: int | None) -> list[TensorEntry]:
-    """Names and shapes of the tensors on disk; notes the architecture in `config`."""
+    """Names and shapes of the tensors on disk; sets the architecture in `config`."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     config.architectures = [type(model).__name__]
@@ -193,7 +193,7 @@ def _entries(config: PretrainedConfig, distinct_layers: int | None) -> list[Tens
 
 
 def _layer_prefix(names: Iterable[str]) -> str:
-    """What stands before the layer number: the most common prefix before a name's first number, "model.layers."."""
+    """The prefix of layer numbers ("model.layers."): the most common one before a name's first number."""
     matches = (re.match(r"(.*?\.)\d+\.", name) for name in names)
     return Counter(match[1] for match in matches if match).most_common(1)[0][0]
 

@@ -1,4 +1,4 @@
-"""What a model is and how large, from `config.json` and the safetensors headers alone: no torch, no weights."""
+"""Reads a model's structure and sizes from `config.json` and the headers alone: no torch, no weights."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from loaders.formats.weights import Contents, Format, told_apart
 from loaders.hub.names import directory_name
 from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 
-# Models some of whose layers carry a state from token to token. A state can be streamed past, but it cannot hold
-# the many continuations of a tree. Layer kinds as configs name them; model types where the config names none.
+# Models with recurrent layers. Their state works with streaming, but it cannot hold the many branches of a tree. Layer
+# types as configs name them; model types whose configs name none.
 RECURRENT_LAYERS = {"linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid", "hybrid_sliding", "ssm"}
 RECURRENT_MODELS = {
     "bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "glm5_next", "granitemoehybrid", "jamba", "kimi_linear",
@@ -31,10 +31,10 @@ RECURRENT_MODELS = {
     "qwen3_5_moe_text", "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya",
 }  # fmt: skip
 
-# The projections whose rows are what attention caches per token; the last is that of multi-head latent attention.
+# The projections whose outputs attention caches per token; the last is that of multi-head latent attention.
 CACHED_PROJECTIONS = (".k_proj.weight", ".v_proj.weight", ".kv_a_proj_with_mqa.weight")
 
-# Tensors that files may hold and models do not use: buffers that are computed today, and multi-token prediction.
+# Tensors that files may hold and models do not use: buffers that are now computed, and multi-token prediction.
 UNUSED = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$|^mtp\.")
 
 LAYER_NUMBER = re.compile(r"(.*?\.)?(\d{1,6})\.")  # up to the first part of a name that is a number
@@ -51,10 +51,10 @@ def read_spec(
     checkpoint: Checkpoint | None = None,
     config: dict[str, Any] | None = None,
 ) -> ModelSpec:
-    """Describe the model in `directory`; `dtype` "auto" computes in the dtype most weights are stored in.
+    """Describe the model in `directory`; `dtype` "auto" computes in the dtype that most weights are stored in.
 
-    Packed weights are computed with in the dtype that the config states. `checkpoint` and `config` save reading the
-    headers and config.json again, or stand for those of files that are yet to be written.
+    Quantized models compute in the dtype that the config states. `checkpoint` and `config` save reading the headers and
+    config.json again, or describe files that are not written yet.
     Raises ModelFilesError for missing or damaged files and UnsupportedModelError for models that cannot be run.
     """
     directory = Path(directory)
@@ -92,7 +92,7 @@ def read_spec(
 
 
 def read_config(directory: Path | str) -> dict[str, Any]:
-    """The config as it stands; refuses what can be seen from it alone to be no language model we can run."""
+    """The unchanged config; rejects models that the config alone shows we cannot run."""
     source = model_source(directory)
     file, config = source.config_file, source.config()
     if not isinstance(config.get("model_type"), str):
@@ -104,7 +104,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
 
 
 class _Numbers:
-    """The numbers a config states, under any of the names that architectures give them."""
+    """The numbers in a config, under any of the names that architectures use."""
 
     def __init__(self, directory: Path, config: dict[str, Any]):
         self.file = model_source(directory).config_file
@@ -114,7 +114,7 @@ class _Numbers:
             self.text = {**self.text, "intermediate_size": max(widths)}
 
     def get(self, *names: str, default: int | None = None) -> int:
-        """The first of `names` that is stated; raises ModelFilesError if it is no positive number."""
+        """The first of `names` that is stated. Raises ModelFilesError unless it is a positive number."""
         name = next((name for name in names if self.text.get(name) is not None), names[0])
         value = self.text.get(name, default)
         value = default if value is None else value
@@ -124,7 +124,7 @@ class _Numbers:
 
     @property
     def layers(self) -> int:
-        kinds = self.text.get("layers_block_type")  # of each layer: then their number may go without saying
+        kinds = self.text.get("layers_block_type")  # one per layer: then the number of layers may be left out
         default = len(kinds) if isinstance(kinds, list) and kinds else None
         return self.get("num_hidden_layers", "n_layer", "n_layers", "num_layers", default=default)
 
@@ -136,7 +136,7 @@ class _Numbers:
 
     @property
     def cached_per_layer(self) -> int:
-        """Numbers that attention caches per token and layer, for models that store queries, keys and values fused."""
+        """The values that attention caches per token and layer, for models with fused query, key and value weights."""
         head_dim = self.get("head_dim", default=self.get("hidden_size", "n_embd", "d_model") // self.heads)
         if self.text.get("multi_query") and not self.text.get("new_decoder_architecture"):
             return 2 * head_dim
@@ -144,14 +144,14 @@ class _Numbers:
 
     @property
     def positions(self) -> tuple[int, str | None]:
-        """Up to where the model's text may grow, and which scaling extended it to there."""
+        """The model's maximum number of positions, and the scaling that extended it."""
         return extended_positions(self.text, self.get(*POSITION_LIMITS, default=NO_POSITION_LIMIT))
 
 
 def _sizes(
     numbers: _Numbers, layers: list[list[StoredTensor]], embeddings_and_head: list[StoredTensor], dtype: str
 ) -> dict[str, Any]:
-    """The fields of ModelSpec that the config states; what it leaves to defaults is read off the tensors."""
+    """The fields of ModelSpec from the config; values that it leaves out are derived from the tensors."""
     vocabulary, width = max(
         (t.shape for t in embeddings_and_head if len(t.shape) == 2), key=math.prod, default=(None, None)
     )
@@ -191,7 +191,7 @@ def _is_recurrent(config: dict[str, Any]) -> bool:
 
 
 def _stored_dtype(checkpoint: Checkpoint, contents: Contents, packing: Format | None) -> str:
-    """The dtype most bytes are stored in, or the name of the format."""
+    """The dtype of most stored bytes, or the name of the quantization format."""
     if packing is not None:
         if not contents.packed:
             raise ModelFilesError(
@@ -211,7 +211,7 @@ def _stored_dtype(checkpoint: Checkpoint, contents: Contents, packing: Format | 
 
 
 def _packed_dtype(config: dict[str, Any]) -> str:
-    """What a model with packed weights computes in: what its config says, else bfloat16."""
+    """The compute dtype of a quantized model: the config's, else bfloat16."""
     text = _text_config(config)
     stated = text.get("dtype") or text.get("torch_dtype")
     return stated if isinstance(stated, str) and stated in ITEMSIZE else "bfloat16"
@@ -219,10 +219,10 @@ def _packed_dtype(config: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Packed(StoredTensor):
-    """A packed weight: dtype and shape once decoded, but the bytes that it has on disk, in tensors of these sizes."""
+    """A quantized weight: its dtype and shape once dequantized, but its bytes on disk, in tensors of these sizes."""
 
     parts: tuple[tuple[str, int], ...] = ()
-    by_rows: bool = False  # then it is decoded while it is loaded where it is resident
+    by_rows: bool = False  # then it is dequantized at load if it is resident
 
     @property
     def decoded(self) -> StoredTensor:
@@ -230,7 +230,7 @@ class _Packed(StoredTensor):
 
 
 def _all_tensors(contents: Contents) -> list[StoredTensor]:
-    """Every tensor of a checkpoint, decoded shapes for those that are packed."""
+    """Every tensor of a checkpoint, with dequantized shapes."""
     packed = []
     for weight in contents.packed.values():
         first, parts = weight.stand_in, tuple((role, tensor.nbytes) for role, tensor in weight.operands.items())
@@ -251,7 +251,7 @@ def _compute_dtype(dtype: str, stored_dtype: str) -> str:
 def _divide(
     config: dict[str, Any], directory: Path, tensors: list[StoredTensor]
 ) -> tuple[dict[str, list[StoredTensor]], list[StoredTensor]]:
-    """The tensors of each decoder layer by the layer's name, and those outside; surplus layers are left out."""
+    """The tensors of each decoder layer by the layer's name, and those outside; extra layers are left out."""
     used = [tensor for tensor in tensors if not UNUSED.search(tensor.name)]
     stacks: dict[str, dict[int, list[StoredTensor]]] = defaultdict(lambda: defaultdict(list))
     for tensor in used:
@@ -272,7 +272,7 @@ def _divide(
 
 
 def _without_tied_head(embeddings_and_head: list[StoredTensor]) -> list[StoredTensor]:
-    """Leave out a head that is stored although it is tied to an embedding, which then has the same shape."""
+    """Leave out a stored head that is tied to the embedding, which has the same shape."""
     others = {tensor.shape for tensor in embeddings_and_head if not tensor.name.endswith("lm_head.weight")}
     return [
         tensor
@@ -301,7 +301,7 @@ def _layer_spec(name: str, tensors: list[StoredTensor], dtype: str, experts: int
 
 
 def _buffer_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
-    """Bytes of the flat buffer. The experts of a layer are one tensor in it: names that differ by a number add up."""
+    """Bytes of the flat buffer. A layer's experts are one tensor in it: names that differ only in a number add up."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
         name = NUMBER.sub(".*.", LAYER_NUMBER.sub("", tensor.name, count=1))
@@ -315,9 +315,9 @@ def _buffer_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
 
 
 def _decode_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
-    """Bytes that the packed weights of one module take once decoded, of the module that has most.
+    """Dequantized bytes of the largest module's quantized weights.
 
-    The experts of a layer are one module: names that differ by a number belong together.
+    A layer's experts are one module: names that differ only in a number belong together.
     """
     sizes: Counter[str] = Counter()
     for tensor in tensors:

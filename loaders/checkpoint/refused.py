@@ -1,4 +1,4 @@
-"""Architectures that cannot be run, and why: told by their names, before anything is loaded. Imports no torch."""
+"""Architectures that cannot be run, and why, by name, before anything is loaded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ REFUSED: dict[str, str] = {
 
 
 def why_refused(config: Mapping[str, Any]) -> str | None:
-    """What to tell about a model with this `config.json`; None for one that may run."""
+    """Why a model with this `config.json` cannot run; None if it may."""
     model_type = config["model_type"]
     if config.get("is_encoder_decoder"):
         reason = "it is an encoder-decoder"
@@ -52,7 +52,7 @@ def why_refused(config: Mapping[str, Any]) -> str | None:
 
 
 def _classifier(config: Mapping[str, Any]) -> str | None:
-    """The name of the class that config.json states, where that only classifies."""
+    """The class that config.json names, if it is only a classifier."""
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
     return name if name.endswith(_CLASSIFIERS) and len(name) <= _LONGEST_CLASS else None

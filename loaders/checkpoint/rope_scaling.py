@@ -1,8 +1,8 @@
-"""Scaled rotations of positions: how far they extend a model's context, and how a user sets them. Imports no torch.
+"""RoPE scaling: how far it extends a model's context, and how a user sets it. Imports no torch.
 
-A config states them as `rope_scaling`, or as `rope_parameters` for all layers or for each type of layer:
-https://huggingface.co/docs/transformers/internal/rope_utils. The context that YaRN (arXiv 2309.00071), linear and
-dynamic factors give is vLLM's: times the positions the model was made for.
+A config states it as `rope_scaling`, or as `rope_parameters` for all layers or for each type of layer:
+https://huggingface.co/docs/transformers/internal/rope_utils. As in vLLM, YaRN (arXiv 2309.00071), linear and
+dynamic factors multiply the positions that the model was trained for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Config = dict[str, Any]
 
 FACTORS = ("yarn", "linear", "dynamic")
 KINDS = (*FACTORS, "llama3", "longrope", "default")
-_BASE = {"rope_theta", "partial_rotary_factor", "alpha"}  # of rotations that are scaled or not
+_BASE = {"rope_theta", "partial_rotary_factor", "alpha"}  # apply with and without scaling
 _NUMBERS = {
     *("factor", "rope_theta", "partial_rotary_factor", "attention_factor", "beta_fast", "beta_slow", "alpha"),
     *("mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -30,20 +30,20 @@ _FORMS = "KIND:FACTOR or KIND:FACTOR:ORIGINAL with yarn, linear or dynamic; none
 
 NO_POSITION_LIMIT = 2**31 - 1  # for configs that state none
 
-# Models whose positions are rows of a table, or that take none.
+# Models with position embeddings in a table, or with none.
 NOT_ROTARY = {
     "biogpt", "codegen", "ctrl", "falcon_mamba", "gpt-sw3", "gpt2", "gpt_bigcode", "jamba", "mamba", "mamba2",
     "nemotron_h", "opt", "xglm",
 }  # fmt: skip
 # Their max_position_embeddings already count a linear factor.
 _COUNTED = {"gemma3", "gemma3_text"}
-_ONE_LAYER_TYPE = "full_attention"  # is what scaling goes to where layer types differ
+_ONE_LAYER_TYPE = "full_attention"  # is scaled if layer types differ
 _LOCAL_LAYERS = {"sliding_attention", "chunked_attention"}
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """What takes the place of the scaling a config states; `values` in transformers' words, `text` as it was given."""
+    """Replaces the scaling in a config; `values` in transformers' terms, `text` as the user wrote it."""
 
     values: tuple[tuple[str, Any], ...]
     text: str
@@ -56,10 +56,10 @@ class RopeScaling:
         return cls(tuple(sorted(_checked(values).items())), text)
 
     def applied(self, config: Config) -> Config:
-        """The config with this scaling in place of its own; the base of its rotations stays.
+        """The config with this scaling instead of its own; the RoPE base stays.
 
-        Where layer types have rotations of their own, those of full attention are scaled. Raises UnsupportedModelError
-        for models that rotate nothing.
+        If layer types have their own RoPE, that of full attention is scaled. Raises UnsupportedModelError for models
+        without RoPE.
         """
         if not is_rotary(config["model_type"]):
             raise no_rotations(config["model_type"], self)
@@ -83,19 +83,19 @@ class RopeScaling:
 
 
 def no_rotations(model_type: str, scaling: RopeScaling) -> UnsupportedModelError:
-    """The error for models that take no scaling."""
+    """The error for models that cannot be scaled."""
     return UnsupportedModelError(f"{model_type} has no rotary positions that --rope-scaling {scaling.text} could scale")
 
 
 def is_rotary(model_type: str) -> bool:
-    """Whether positions of such models are rotations, which can be scaled."""
+    """Whether such models use RoPE, which can be scaled."""
     return model_type not in NOT_ROTARY
 
 
 def extended_positions(text: Config, limit: int) -> tuple[int, str | None]:
-    """The positions a text config allows where it states `limit`, and which scaling made them more.
+    """The positions that a text config with this `limit` allows, and the scaling that extended them.
 
-    Where layer types have rotations of their own, the least that layers of full attention allow.
+    If layer types have their own RoPE, the minimum over those with full attention.
     """
     if not is_rotary(text["model_type"]):
         return limit, None
@@ -103,7 +103,7 @@ def extended_positions(text: Config, limit: int) -> tuple[int, str | None]:
 
 
 def _stated(text: Config) -> list[Config]:
-    """What is stated of the rotations that see the whole text."""
+    """The RoPE parameters stated for full attention."""
     scaling, parameters = text.get("rope_scaling"), text.get("rope_parameters")
     if not _by_layer_type(parameters):
         stated = scaling or parameters
@@ -136,7 +136,7 @@ def _extended(stated: Config, text: Config, limit: int) -> tuple[int, str | None
 
 
 def _is_factor(value: Any) -> TypeGuard[float]:
-    """Whether it is a number from 1 up; a whole one may be too large for a float."""
+    """Whether it is a number ≥ 1; an integer may be too large for a float."""
     return type(value) in (int, float) and value >= 1 and (type(value) is int or math.isfinite(value))
 
 

@@ -1,12 +1,12 @@
-"""What a plan has to know about a model: its layers, their sizes, and what the config states. No torch, no files."""
+"""What a plan needs to know about a model: its layers, their sizes, and the config's numbers. No torch, no files."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-# Every tensor of a layer's buffer starts at a multiple of this many bytes: kernels pick other code paths for addresses
-# that are not aligned, and CUDA's own allocator promises as much.
+# Every tensor of a layer's buffer starts at a multiple of this many bytes, as CUDA's allocator guarantees too: kernels
+# use other code paths for unaligned addresses.
 BUFFER_ALIGNMENT = 256
 
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -17,9 +17,9 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 class LayerSpec:
     """One decoder layer: its name, the bytes of its flat buffer in the compute dtype, and its bytes on disk.
 
-    `stored_at` says where those begin; layers of made-up weights that repeat each other have it in common.
-    `packed_bytes` of the buffer are packed, and `decoded_bytes` are those in the compute dtype. `expert_bytes` of the
-    buffer belong to single experts of which a pass need only fetch those it hits; they are of equal size.
+    `stored_at` says where those begin; random layers that repeat each other share it. `packed_bytes` of the buffer are
+    quantized; `decoded_bytes` is their size in the compute dtype. `expert_bytes` of the buffer belong to single experts
+    of equal size; a pass fetches only the routed ones.
     """
 
     name: str
@@ -39,21 +39,21 @@ class LayerSpec:
 
     @property
     def decoded(self) -> LayerSpec:
-        """The same layer after its packed weights have been decoded for good."""
+        """The same layer once its quantized weights are dequantized at load."""
         expert_bytes = self.expert_bytes * self.weight_bytes // self.nbytes
         return replace(self, nbytes=self.weight_bytes, packed_bytes=0, decoded_bytes=0, expert_bytes=expert_bytes)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a plan has to know about a model. Bytes are in the compute dtype unless said otherwise."""
+    """What a plan needs to know about a model. Bytes are in the compute dtype unless said otherwise."""
 
     directory: Path
     name: str  # see `directory_name`
     architecture: str  # "LlamaForCausalLM"
     model_type: str
     dtype: str  # compute dtype: "float32", "bfloat16" or "float16"
-    stored_dtype: str  # of most bytes on disk, or how they are packed: "AWQ 4-bit"
+    stored_dtype: str  # of most bytes on disk, or their quantization: "AWQ 4-bit"
     layers: tuple[LayerSpec, ...]
     embeddings_and_head_bytes: int  # embeddings, final norm and head, which stay on the device; a tied head counts once
     disk_bytes: int  # of all tensors the model uses
@@ -63,14 +63,14 @@ class ModelSpec:
     num_heads: int
     kv_bytes_per_token: int  # of all layers together
     max_positions: int
-    recurrent: bool  # some layers keep a state: the model can be streamed but cannot check a tree
-    decode_bytes: int = 0  # device memory in which packed weights are decoded, those of one module at a time
-    embeddings_and_head_decode_bytes: int = 0  # of these what the weights outside of layers need
-    experts_per_token: int = 0  # in each layer; 0 where no experts are told apart
-    extension: str | None = None  # what made max_positions more than the config says: "64, extended 4 times by yarn..."
+    recurrent: bool  # some layers are recurrent: the model can be streamed but cannot verify a tree
+    decode_bytes: int = 0  # device memory for dequantizing, one module at a time
+    embeddings_and_head_decode_bytes: int = 0  # the part of it for weights outside the layers
+    experts_per_token: int = 0  # in each layer; 0 if experts are not fetched singly
+    extension: str | None = None  # what raised max_positions above the config's: "64, extended 4 times by yarn..."
 
     def with_decoded(self, count: int) -> ModelSpec:
-        """The same model after the first `count` layers have been decoded for good."""
+        """The same model once the first `count` layers are dequantized at load."""
         if not count:
             return self
         layers = (*(layer.decoded for layer in self.layers[:count]), *self.layers[count:])
@@ -81,17 +81,17 @@ class ModelSpec:
 
     @property
     def positions_for_people(self) -> str:
-        """How many, and where that was extended, from what: "256 (64, extended 4 times by yarn scaling)"."""
+        """The positions, and how they were extended: "256 (64, extended 4 times by yarn scaling)"."""
         return f"{self.max_positions} ({self.extension})" if self.extension else f"{self.max_positions}"
 
     @property
     def weight_form(self) -> str:
-        """How the weights are held, for people: "bfloat16", or "AWQ 4-bit, computed in float16"."""
+        """How the weights are stored, for display: "bfloat16", or "AWQ 4-bit, computed in float16"."""
         return f"{self.stored_dtype}, computed in {self.dtype}" if self.is_packed else self.dtype
 
     @property
     def short_form(self) -> str:
-        """The same without what packed weights are computed in."""
+        """The same without the compute dtype of quantized weights."""
         return self.stored_dtype if self.is_packed else self.dtype
 
     @property
