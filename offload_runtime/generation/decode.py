@@ -30,7 +30,7 @@ class Step:
     predicted_tokens, predicted_seconds: expected when the tree was chosen; None if there was no prediction.
     draft_seconds, target_seconds: wall time. streamed_bytes: bytes over the link, including those to read the prompt.
     finish_reason: None until the last step, then "stop" (an end token or stop string), "length" or "interrupted".
-    read_tokens: tokens of the text that the target read for the first time.
+    read_tokens: tokens of the text that were not in the target's cache yet.
     """
 
     token_ids: list[int]
@@ -180,7 +180,7 @@ class Decoder:
         fault = describe_fault(self._draft.model, self.text)
         self._draft, self._policy = None, PlainDecoding()
         warnings.warn(
-            f"the draft computes values that are no numbers ({fault}): the reply goes on without it. Its files may be "
+            f"the draft computes values that are not finite ({fault}): the reply goes on without it. Its files may be "
             "damaged; choose another with --draft",
             stacklevel=2,
         )
@@ -190,7 +190,7 @@ class Decoder:
         fault = describe_fault(self._target.model, self.text)
         self.text = []
         return ModelFilesError(
-            f"the model computes values that are no numbers, so no token can be told ({fault}).\n"
+            f"the model computes values that are not finite, so no token can be chosen ({fault}).\n"
             "  Its files may be damaged: compare them with where they come from, or download them again.\n"
             "  --dtype float32   where float16 may have been too narrow for this model"
         )

@@ -66,7 +66,7 @@ def test_a_draft_without_numbers_is_left_out(tree, temperature, tmp_path):
     draft = damaged(perturbed(model, 0.02), tmp_path / "damaged", DOWN, torch.nan)
     with (
         OffloadRuntime.from_pretrained(model, draft, device="cpu", tree=tree, **OPTIONS) as runtime,
-        pytest.warns(UserWarning, match="draft computes values that are no numbers .layer 1") as caught,
+        pytest.warns(UserWarning, match="draft computes values that are not finite .layer 1") as caught,
     ):
         for _ in range(2):
             reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=temperature)
