@@ -1,4 +1,4 @@
-"""How fast the device is: copies to it, matrix products on it, its own memory. Measured in about a second."""
+"""Measures the device in about a second: copies to it, matrix products on it, its own memory."""
 
 import time
 from collections.abc import Callable
@@ -25,15 +25,15 @@ from scheduler.streaming.streams import streams_of
 
 COPY_BYTES = 128 * MIB
 REPEATS = 3
-LONG_SECONDS = 0.5  # what takes so long is not repeated
-# A GPU at rest takes some time to raise its clocks and those of its link; and so that launching and waiting, some tens
-# of microseconds, do not count, several runs are timed as one.
+LONG_SECONDS = 0.5  # a run that takes longer is not repeated
+# An idle GPU takes some time to raise its clocks and those of its link. Several runs are timed as one, so that the
+# tens of microseconds of launching and waiting do not count.
 WARM_UP_SECONDS = {"cuda": 0.2, "cpu": 0.0}
 RUNS = {"cuda": 8, "cpu": 1}
 PRODUCT_SIZE = 4096  # square matrices of this size reach the peak of a GPU's tensor cores
-# On a processor: of a few rows, where weights cost most, and of as many as a tree has, where multiplying them does.
+# On a CPU: products of a few rows, dominated by the weights, and of a tree's rows, dominated by the arithmetic.
 FEW_ROWS, MANY_ROWS = 2, 64
-# Larger than the caches: weights are read once in a pass.
+# Larger than the caches: a pass reads its weights once.
 SWEEP_BYTES = {"cuda": 512 * MIB, "cpu": 64 * MIB}
 
 
@@ -41,9 +41,9 @@ Measure = Callable[[torch.device, torch.dtype], Figures]
 
 
 def with_speed(machine: Machine, dtype: str, passes: Measure) -> Machine:
-    """`machine` with the speed of its device, as kept from an earlier start or as measured now.
+    """`machine` with the speed of its device, from an earlier run or measured now.
 
-    passes: measures what of a pass does not depend on the model's size, `pass_seconds` and `layer_seconds`.
+    passes: measures the fixed costs of a pass, `pass_seconds` and `layer_seconds`.
     """
     subject, conditions = speed_subject(machine), speed_conditions(machine, dtype)
     figures = recall(subject, conditions)
@@ -52,14 +52,14 @@ def with_speed(machine: Machine, dtype: str, passes: Measure) -> Machine:
         try:
             figures = measure_speed(device, computed_in) | passes(device, computed_in)
         finally:
-            release_cached()  # half a gigabyte that the plan gives to layers
+            release_cached()  # half a gigabyte, which the plan needs for layers
         remember(subject, conditions, figures)
     return with_measured_speed(machine, figures)
 
 
 @torch.inference_mode()
 def measure_speed(device: torch.device, dtype: torch.dtype) -> Figures:
-    """The fields of Machine that say how fast the device computes and, on a GPU, how fast the link to it is."""
+    """The fields of Machine for the speed of the device and, on a GPU, of the link to it."""
     figures = {"memory_bandwidth": _weights_bytes(device) / _product_seconds(device, dtype, rows=1)}
     if device.type == "cpu":
         figures |= _processor_speed(device, dtype)
@@ -70,7 +70,7 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> Figures:
 
 
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:
-    """The shortest of a few runs, after one that pays for memory and for choosing kernels, and more on a GPU."""
+    """The shortest of a few runs, after one (on a GPU several) to warm up memory, kernel choice and clocks."""
 
     def run(times: int) -> float:
         _synchronize(device)
@@ -94,36 +94,36 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _link_figures(device: torch.device) -> Figures:
-    """Of copies out of pinned memory, if so much can be pinned, and of the way that any other memory takes.
+    """Bandwidth of copies from pinned memory, if that much can be pinned, and from pageable memory.
 
-    As layers are copied: in pieces, whose own costs count.
+    Copied in pieces as layers are, so that the overhead of a piece counts.
     """
     with closing(host_memory_for(device, None)) as host, ExitStack() as stack:
         streams = streams_of(device)
-        stack.callback(streams.synchronize)  # also after Ctrl-C: memory that is copied from must stay pinned
+        stack.callback(streams.synchronize)  # also after Ctrl-C: the source of a copy must stay pinned
         link = Link(streams, host)
         pageable, pinned = host.allocate(COPY_BYTES), host.allocate(COPY_BYTES)
         for buffer in (pageable, pinned):
-            buffer.tensor.fill_(1)  # untouched memory is one page of zeros, which copies faster than memory does
+            buffer.tensor.fill_(1)  # untouched memory is one shared page of zeros, which copies faster
         host.pin(pinned)
-        place = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
+        target = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
         with streams.copying():
-            figures = {"pageable_bandwidth": COPY_BYTES / _seconds(device, partial(link.send, place, pageable))}
+            figures = {"pageable_bandwidth": COPY_BYTES / _seconds(device, partial(link.send, target, pageable))}
             if pinned.pinned:
-                figures["link_bandwidth"] = COPY_BYTES / _seconds(device, partial(link.send, place, pinned))
+                figures["link_bandwidth"] = COPY_BYTES / _seconds(device, partial(link.send, target, pinned))
     return figures
 
 
 def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Of matrices as weights are: products of equal numbers need less power, so that clocks stay higher."""
+    """With random matrices, like weights: constant ones need less power, so that clocks would stay higher."""
     left, right = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, dtype=dtype, device=device) for _ in range(2))
     return 2 * PRODUCT_SIZE**3 / _seconds(device, lambda: left @ right)
 
 
 def _processor_speed(device: torch.device, dtype: torch.dtype) -> Figures:
-    """A product takes a time for its weights, whatever the rows, and then one for every row: two sizes tell them apart.
+    """A product takes a fixed time for its weights and a time per row: two sizes tell them apart.
 
-    Small square products, which the caches hold, run up to twice as fast as those of a tree with a layer's weights.
+    Small square products, which fit in the caches, run up to twice as fast as a tree's rows with a layer's weights.
     """
     few, many = (_product_seconds(device, dtype, rows) for rows in (FEW_ROWS, MANY_ROWS))
     nbytes = _weights_bytes(device)
@@ -137,7 +137,7 @@ def _weights_bytes(device: torch.device) -> int:
 
 
 def _product_seconds(device: torch.device, dtype: torch.dtype, rows: int) -> float:
-    """Of a large matrix, read from memory, with `rows` rows."""
+    """The product of `rows` rows with a large matrix that is read from memory."""
     columns = 4096
     matrix = torch.ones(_weights_bytes(device) // columns // dtype.itemsize, columns, dtype=dtype, device=device)
     values = torch.ones(rows, columns, dtype=dtype, device=device)

@@ -1,7 +1,7 @@
-"""The way from host memory to the device: straight out of pinned memory, by a few pinned chunks out of any other.
+"""Copies from host memory to the device: directly from pinned memory, through a few pinned chunks from pageable memory.
 
-CUDA copies from pageable memory by way of a buffer of its own and keeps the calling thread until it is through. Here
-the host copies a part into the next pinned chunk while the one before crosses the link.
+CUDA copies pageable memory through a buffer of its own and blocks the calling thread until it is done. Here the host
+copies one part into the next pinned chunk while the previous chunk crosses the link.
 """
 
 import threading
@@ -15,25 +15,25 @@ from scheduler.streaming.streams import Streams
 
 
 class Bounce:
-    """A ring of pinned chunks. Events keep a chunk from being written to before its last copy has ended."""
+    """A ring of pinned chunks. Events prevent writing to a chunk before its last copy has ended."""
 
     def __init__(self, chunks: list[HostBuffer], window: CopyWindow, streams: Streams):
         self._chunks, self._window = [chunk.tensor for chunk in chunks], window
         self._copied = [streams.event() for _ in chunks]
         self._next = 0
-        self._lock = threading.Lock()  # for a chunk at a time: several threads may send
+        self._lock = threading.Lock()  # held for one chunk at a time: several threads may send
 
     def send(self, target: Tensor, source: Tensor) -> None:
-        """Give the current stream all copies from pageable memory `source` to `target` (both uint8 [n]).
+        """Queue all copies from pageable memory `source` to `target` (both uint8 [n]) on the current stream.
 
         The host waits for chunks to become free, never for the last copies.
         """
-        for part, place in zip(source.split(len(self._chunks[0])), target.split(len(self._chunks[0]))):
+        for part, destination in zip(source.split(len(self._chunks[0])), target.split(len(self._chunks[0]))):
             with self._lock:
                 event, chunk = self._copied[self._next], self._chunks[self._next][: len(part)]
                 event.synchronize()
                 chunk.copy_(part)
-                self._window.copy(place, chunk)
+                self._window.copy(destination, chunk)
                 event.record()
                 self._next = (self._next + 1) % len(self._chunks)
 
@@ -41,7 +41,7 @@ class Bounce:
 class Link:
     """Sends host buffers to the device, in pieces; for threads in which the copying stream is current.
 
-    Its pinned chunks are set aside before anything else is: where little can be pinned, they are worth most.
+    Its chunks are pinned before anything else: if little can be pinned, they are worth most.
     """
 
     def __init__(self, streams: Streams, host: HostMemory):
@@ -53,9 +53,9 @@ class Link:
         self._bounce = Bounce(usable, self._window, streams) if len(usable) > 1 else None
 
     def send(self, target: Tensor, buffer: HostBuffer, start: int = 0) -> None:
-        """Give the current stream the copy of `buffer` from byte `start` on to all of `target` (uint8 [n]).
+        """Queue the copy of `buffer` from byte `start` on to all of `target` (uint8 [n]) on the current stream.
 
-        The host waits until all pieces but the last ones have ended.
+        The host waits until all pieces but the last few have ended.
         """
         source = buffer.tensor[start : start + len(target)]
         if buffer.pinned or self._bounce is None:
@@ -64,7 +64,7 @@ class Link:
             self._bounce.send(target, source)
 
     def drop_bounce(self) -> None:
-        """Free the chunks, where all that will be sent is pinned."""
+        """Free the chunks, once everything that will be sent is pinned."""
         self._bounce = None
         while self._chunks:
             self._host.free(self._chunks.pop())

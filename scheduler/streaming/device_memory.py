@@ -1,4 +1,4 @@
-"""The device's memory: where buffers come from, and how much was held at most."""
+"""Allocates device memory and keeps track of its peak."""
 
 import threading
 
@@ -7,24 +7,24 @@ from torch import Tensor
 
 from scheduler.streaming.host_memory import allocate
 
-# A capture that fails leaves PyTorch's allocator, of which a process has one, believing in it for ever (2.11, 2.12:
-# pytorch#180395): the next `empty_cache` ends in an assertion, and a capture begins with one. Later versions leak the
-# memory pool of the graph, no more.
+# After a failed capture, PyTorch's allocator, one per process, stays in capture mode for good (2.11, 2.12:
+# pytorch#180395): the next `empty_cache` fails an assertion, and every capture begins with one. Later versions leak
+# only the graph's memory pool.
 _capture_failed = threading.Event()
 
 
 def note_failed_capture() -> None:
-    """From now on nothing is captured in this process, and blocks that were freed stay PyTorch's."""
+    """From now on this process captures nothing, and PyTorch keeps the blocks that were freed."""
     _capture_failed.set()
 
 
 def may_capture() -> bool:
-    """Whether CUDA graphs can be captured: until a capture has failed."""
+    """Whether CUDA graphs can be captured: true until a capture fails."""
     return not _capture_failed.is_set()
 
 
 def release_cached() -> None:
-    """Give the driver back the freed blocks that PyTorch keeps; they stay where a failed capture made that unsafe."""
+    """Return PyTorch's freed blocks to the driver, unless a failed capture has made that unsafe."""
     if torch.cuda.is_initialized() and may_capture():
         torch.cuda.empty_cache()
 
@@ -32,8 +32,8 @@ def release_cached() -> None:
 class DeviceMemory:
     """Allocates byte buffers on one device and counts them.
 
-    On CUDA the peak is what PyTorch's allocator saw, activations included. A CPU has no such counter, so there the
-    peak is counted: every buffer handed out here or noted with `add`.
+    On CUDA the peak is that of PyTorch's allocator, activations included. On a CPU, which has no such counter, it is
+    counted here: every buffer handed out or noted with `add`.
     """
 
     def __init__(self, device: torch.device):
@@ -44,9 +44,9 @@ class DeviceMemory:
             torch.cuda.reset_peak_memory_stats(device)
 
     def empty(self, nbytes: int) -> Tensor:
-        """A uint8 buffer ``[nbytes]`` of any content. Raises MemoryError on a CPU, PyTorch's OutOfMemoryError on a GPU.
+        """An uninitialised uint8 buffer [nbytes]. Raises MemoryError on a CPU, PyTorch's OutOfMemoryError on a GPU.
 
-        On a CPU in huge pages: the system clears them several times as fast as the small ones that PyTorch takes.
+        On a CPU it uses huge pages, which the system clears several times as fast as PyTorch's small ones.
         """
         on_cpu = self.device.type == "cpu"
         buffer = allocate(nbytes) if on_cpu else torch.empty(nbytes, dtype=torch.uint8, device=self.device)
@@ -54,26 +54,26 @@ class DeviceMemory:
         return buffer
 
     def add(self, nbytes: int) -> None:
-        """Count a buffer that was allocated elsewhere and stays."""
+        """Count a buffer that was allocated elsewhere and is kept."""
         self._held += nbytes
         self._peak = max(self._peak, self._held)
 
     def remove(self, nbytes: int) -> None:
-        """Count what was noted with `add` as freed."""
+        """Count bytes noted with `add` as freed."""
         self._held -= nbytes
 
     def release_unused(self) -> None:
-        """Give the driver back what was freed: a device may be filled up by it otherwise, whatever the plan says.
+        """Return freed memory to the driver; otherwise it may fill the device, whatever the plan says.
 
-        PyTorch keeps freed blocks, and takes more beside them where what is asked for next is larger. It parts with
-        them where it finds no memory, but kernels that are loaded and other programs ask the driver.
+        PyTorch keeps freed blocks and allocates more if the next request is larger. It releases them when its own
+        allocation fails, but loading kernels and other programs allocate from the driver.
         """
         if self.device.type == "cuda":
             release_cached()
 
     @property
     def peak_bytes(self) -> int:
-        """Most bytes held at once since this object was made."""
+        """Most bytes held at once since this object was created."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return self._peak

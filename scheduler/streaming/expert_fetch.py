@@ -1,4 +1,4 @@
-"""Brings single experts to a slot of the ring, when it is known which ones a pass hits."""
+"""Fetches single experts into a ring slot, once a pass has been routed."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,15 +12,15 @@ from scheduler.streaming.host_memory import HostBuffer
 from scheduler.streaming.streams import Streams
 from scheduler.streaming.tier_buffers import TierBuffers, UnitBytes
 
-# While one is read into, the other is copied from.
+# One is read into while the other is copied from.
 STAGING = 2
 
 
 class ExpertFetch:
-    """For the thread that computes. Copies run on the copying stream, behind the filling of the slot they go to.
+    """For the thread that computes. Copies run on the copying stream, after the copies that filled their slot.
 
-    Beside a GPU, experts of the disk tier pass through two of the staging buffers; `staging_left` are the others. Where
-    these would be too few, `possible` says that no layer of that tier is to lack experts.
+    Beside a GPU, experts of the disk tier pass through two of the staging buffers; `staging_left` are the others. If
+    those would be too few, `possible` is false: layers of that tier must then be streamed with all their experts.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class ExpertFetch:
         self._arrived = streams.event()
 
     def __call__(self, layer: int, slot: Tensor, experts: Sequence[int]) -> int:
-        """Bring some experts of a layer to its slot; the computing stream waits for them. The bytes that crossed.
+        """Bring some experts of a layer to its slot; the computing stream waits for them. Returns the bytes moved.
 
-        Raises what a read raised.
+        Raises the error of a failed read.
         """
         parts = self._layers[layer].experts
         assert parts is not None

@@ -3,8 +3,8 @@
 PyTorch's own pinned allocator rounds up to powers of two: a layer of 1.711 GB takes 2.147. Here memory is mapped and
 then registered with CUDA, whole pages and no more.
 
-Pinned pages are left out of forks of this process: a fork would copy them all at once, since the device goes on reading
-them where they are.
+Pinned pages are left out of forks of this process: a fork would have to copy them all at once, since the device keeps
+reading them at their address.
 """
 
 import ctypes
@@ -25,17 +25,17 @@ _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU
 
 
 class Pinning(Protocol):
-    """Locks pages in memory and tells the device where they are. Addresses and sizes are whole pages."""
+    """Locks pages in memory and registers them with the device. Addresses and sizes are whole pages."""
 
     def register(self, address: int, nbytes: int) -> bool:
-        """Whether that was granted."""
+        """Pin the pages; returns whether that was granted."""
 
     def unregister(self, address: int) -> None:
-        """Give back what was granted. Nothing may be copied from there any more."""
+        """Unpin the pages. Nothing may be copied from there any more."""
 
 
 class CudaPinning:
-    """What the CUDA runtime grants: on WSL2 half a gigabyte to one, elsewhere nearly all memory."""
+    """Pins through the CUDA runtime, which grants 0.5 to 1 GB on WSL2, elsewhere nearly all memory."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -54,7 +54,7 @@ class CudaPinning:
                 self._clear_error()
 
     def _clear_error(self) -> None:
-        """The runtime keeps a refusal as this thread's last error; the next kernel launch would fail with it."""
+        """A refused request stays this thread's last CUDA error; the next kernel launch would fail with it."""
         if hasattr(self._runtime, "cudaGetLastError"):
             self._runtime.cudaGetLastError()
             return
@@ -66,9 +66,9 @@ class CudaPinning:
 
 @dataclass(eq=False)
 class HostBuffer:
-    """tensor: uint8 [nbytes] at the start of a page. pinned: the device copies straight out of it, asynchronously.
+    """tensor: uint8 [nbytes] at the start of a page. pinned: the device copies directly from it, asynchronously.
 
-    pages: what the tensor lies in; None where it is empty.
+    pages: the mapping that holds the tensor; None if it is empty.
     """
 
     tensor: Tensor
@@ -76,7 +76,7 @@ class HostBuffer:
     pinned: bool = field(default=False, init=False)
 
     def leave_out_of_forks(self, leave_out: bool) -> None:
-        """Whether forks of this process are to lack these pages, as far as the system can do that."""
+        """Leave these pages out of forks of this process, or put them back in, if the system supports it."""
         if self.pages is None or not hasattr(mmap, "MADV_DONTFORK"):
             return
         with suppress(OSError):
@@ -88,7 +88,7 @@ _not_in_forks: WeakSet[HostBuffer] = WeakSet()
 
 
 def _keep_in_fork() -> None:
-    """Never unmap, in a fork, what is not there: its own memory may lie at those addresses by then."""
+    """In a fork, never unmap pages that it does not have: other memory may be mapped at those addresses by then."""
     for buffer in _not_in_forks:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(buffer.pages))
 
@@ -98,12 +98,12 @@ if hasattr(os, "register_at_fork"):
 
 
 class HostMemory:
-    """Hands out host buffers, counts what is pinned and lets go of everything at once.
+    """Hands out host buffers, counts pinned bytes and frees everything at once.
 
-    pinning: None where there is no device to pin for. limit: most bytes to pin; None: until it is refused.
-    Buffers are pinned once they are filled: pages that threads have touched in parallel are locked far sooner than
-    pages that the system still has to clear, one after the other. Room under the limit is set aside in the order in
-    which buffers are asked for, so that what is pinned does not depend on which is filled first.
+    pinning: None without a device to pin for. limit: most bytes to pin; None: until pinning is refused.
+    Buffers are pinned after they are filled: locking pages that threads have touched in parallel is much faster than
+    locking pages that the system first has to clear one by one. Room under the limit is reserved in the order of
+    allocation, so that what is pinned does not depend on which buffer is filled first.
     """
 
     def __init__(self, pinning: Pinning | None = None, limit: int | None = None):
@@ -115,12 +115,12 @@ class HostMemory:
 
     @property
     def pinned_bytes(self) -> int:
-        """Bytes registered at the moment, in whole pages."""
+        """Bytes pinned at the moment, in whole pages."""
         with self._lock:
             return sum(map(_mapped_bytes, self._pinned))
 
     def allocate(self, nbytes: int) -> HostBuffer:
-        """A zeroed buffer; no page of it is taken before it is written to. Raises MemoryError."""
+        """A zeroed buffer, whose pages are committed when first written to. Raises MemoryError."""
         buffer = HostBuffer(*_map(nbytes))
         with self._lock:
             if self._pinning is not None and nbytes and (self._room is None or _mapped_bytes(buffer) <= self._room):
@@ -129,7 +129,7 @@ class HostMemory:
         return buffer
 
     def pin(self, buffer: HostBuffer) -> None:
-        """Pin the buffer, if room was set aside for it. After one refusal nothing more is asked for."""
+        """Pin the buffer, if room was reserved for it. After one refused request nothing more is pinned."""
         with self._lock:
             if buffer not in self._set_aside or self._refused:
                 return
@@ -146,7 +146,7 @@ class HostMemory:
             buffer.pinned = granted
 
     def free(self, buffer: HostBuffer) -> None:
-        """Unpin the buffer and let go of it: its memory goes with its last reference. No copy may be under way."""
+        """Unpin the buffer; its memory is freed with its last reference. No copy may be in progress."""
         with self._lock:
             granted, mapped = buffer in self._pinned, _mapped_bytes(buffer)
             if self._room is not None and (granted or buffer in self._set_aside):
@@ -160,14 +160,14 @@ class HostMemory:
             buffer.leave_out_of_forks(False)
 
     def close(self) -> None:
-        """Free all buffers that are pinned; the others go with their last references."""
+        """Free all pinned buffers; the others are freed with their last references."""
         while self._pinned:
             self.free(next(iter(self._pinned)))
         self._set_aside.clear()
 
 
 def allocate(nbytes: int) -> Tensor:
-    """Zeroed host memory, uint8 [nbytes], at the start of a page; huge pages where they are granted.
+    """Zeroed host memory, uint8 [nbytes], page-aligned, in huge pages if they are granted.
 
     Raises MemoryError if the system refuses.
     """
@@ -175,18 +175,18 @@ def allocate(nbytes: int) -> Tensor:
 
 
 def _map(nbytes: int) -> tuple[Tensor, mmap.mmap | None]:
-    """The memory, and what it is mapped by."""
+    """(the memory, its mapping)."""
     if nbytes == 0:
         return torch.empty(0, dtype=torch.uint8), None
     try:
         memory = aligned_memory(nbytes)
-    except OSError as error:  # what mmap says where malloc returns nothing
+    except OSError as error:  # mmap raises this where malloc would return NULL
         raise MemoryError(f"{nbytes:,} bytes of host memory were refused: {error.strerror}") from error
     return torch.frombuffer(memory, dtype=torch.uint8)[:nbytes], cast(mmap.mmap, memory.obj)
 
 
 def host_memory_for(device: torch.device, limit: int | None) -> HostMemory:
-    """Pinned for `device` if it is a GPU, up to `limit` bytes."""
+    """Host memory, pinned for `device` if it is a GPU, up to `limit` bytes."""
     return HostMemory(CudaPinning(device) if device.type == "cuda" else None, limit)
 
 

@@ -1,4 +1,4 @@
-"""Every layer's bytes in the tier that the plan gives it, and the ring that brings the streamed ones to the device."""
+"""Holds every layer's bytes in its planned tier, and the ring that streams layers to the device."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -28,7 +28,7 @@ __all__ = ["LayerMemory", "Progress", "UnitBytes"]
 
 @dataclass(frozen=True)
 class _Filled:
-    """What a slot was filled with: bytes that crossed the link, and whether nothing of the layer is lacking."""
+    """What a slot was filled with: the bytes moved, and whether the layer is complete."""
 
     nbytes: int
     whole: bool
@@ -37,17 +37,17 @@ class _Filled:
 class LayerMemory:
     """Loads layers on construction; afterwards `resident[layer]` is a device buffer, or `ring` streams the layer.
 
-    After `stream_experts(only_routed=True)` the ring is filled without the experts of layers. Who uses a layer then
-    finds out which it hits and has these fetched, if `lacks_experts`; the places of the others hold bytes of other
-    layers. Slots that were filled before a change stay right, so it may come at any time.
+    After `stream_experts(only_routed=True)` the ring is filled without experts. If `lacks_experts`, the user of a layer
+    then fetches the routed ones; the memory of the others holds bytes of other layers. Slots that were filled before
+    such a change stay valid, so it may come at any time.
 
     layers: in the order in which every pass uses them.
-    tiers: one per layer. Units of the host tier with the same byte ranges share one host buffer.
+    tiers: one per layer. Layers of the host tier with the same byte ranges share one host buffer.
     slots: number of ring slots, used when any layer is not resident.
-    reader: reads the layers; closed here as soon as nothing more is to be read.
+    reader: reads the layers; closed here as soon as nothing more will be read.
     pinned_limit: most bytes of host memory to pin for a GPU; None: as many as the system grants.
-    streams, host: what the device's streams and the host's memory are; tests put theirs here.
-    Raises MemoryError where the host has less memory than the layers need.
+    streams, host: the device's streams and the host's memory; tests pass their own.
+    Raises MemoryError if the host has less memory than the layers need.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class LayerMemory:
         self._expert_fetch: ExpertFetch | None = None
         self._lacking: tuple[int, Tensor] | None = None  # the layer acquired last and its slot
         self._only_routed = False
-        self.crossed_bytes = 0  # of all layers that were acquired so far
+        self.crossed_bytes = 0  # of all layers acquired so far
         self.run_ahead = RunAhead(self._streams.event)
         self.resident: dict[int, Tensor] = {}
         self.ring: Ring[_Filled] | None = None
-        # Where the reader writes to the device's memory itself, what it reads through lies there too.
+        # If the reader writes to the device's memory itself (a CPU), its read buffers are there as well.
         self._read_buffer_bytes = 0 if self._streams.is_async else reader.bounce_bytes
         memory.add(self._read_buffer_bytes)
-        with interrupts_deferred() as heed_interrupts:
+        with interrupts_deferred() as check_interrupts:
             try:
                 self._link = Link(self._streams, self._host)
                 buffers = allocate_tiers(layers, tiers, slots, memory, self._host, self._streams.is_async)
@@ -86,11 +86,11 @@ class LayerMemory:
                 Loader(reader, self._link, self._streams, self._host, buffers).load(layers, on_progress)
                 self._drop_what_only_loading_needed(buffers)
                 self._begin_streaming(buffers)
-                heed_interrupts()
+                check_interrupts()
             except BaseException:
                 self.close()
                 raise
-        # of a pass that hits all experts
+        # of a pass that is routed to all experts
         self.streamed_bytes = sum(self._link_bytes(index) for index in self._streamed)
 
     @property
@@ -100,16 +100,16 @@ class LayerMemory:
         return sum(len(buffer.tensor) for _, buffer in host if not buffer.pinned)
 
     def replace(self, layer: int, buffer: Tensor) -> None:
-        """Let `buffer`, of the device's memory, be what is resident of a layer; what was before is freed.
+        """Make `buffer`, in device memory, the layer's resident bytes; the previous buffer is freed.
 
-        Nobody else may hold on to that, nor to views of it.
+        Nobody else may hold the previous buffer or views of it.
         """
         self._memory.remove(len(self.resident[layer]))
         self.resident[layer] = buffer
         self._memory.release_unused()
 
     def acquire(self, layer: int) -> int:
-        """Of a layer that streams, and is next in order: the index of its slot. See `Ring.acquire`."""
+        """The slot index of a streamed layer, which must be next in order. See `Ring.acquire`."""
         assert self.ring is not None
         self._lacking = None
         slot = self.ring.acquire(layer)
@@ -121,37 +121,37 @@ class LayerMemory:
 
     @property
     def reading(self) -> tuple[int, float]:
-        """(bytes, seconds) of reading from disk so far, loading included."""
+        """(bytes, seconds) read from disk so far, loading included."""
         return self._reader.bytes_read, self._reader.busy_seconds
 
     @property
     def streams_experts(self) -> bool:
-        """Whether there are experts to stream, and they can be fetched one by one."""
+        """Whether streamed layers have experts that can be fetched one by one."""
         has_experts = any(self._layers[index].experts for index in self._streamed)
         return has_experts and self._expert_fetch is not None and self._expert_fetch.possible
 
     def stream_experts(self, only_routed: bool) -> None:
-        """Whether the ring, from now on, leaves experts out."""
+        """Set whether the ring leaves experts out from now on."""
         self._only_routed = only_routed and self.streams_experts
 
     @property
     def lacks_experts(self) -> bool:
-        """Whether the layer acquired last must have the experts fetched that it hits."""
+        """Whether the routed experts of the layer acquired last must still be fetched."""
         return self._lacking is not None
 
     def fetch_experts(self, experts: Sequence[int]) -> None:
-        """Bring these to the slot of the layer acquired last: what is computed from now on finds them there.
+        """Bring these experts to the slot of the layer acquired last; computation queued from now on finds them there.
 
-        Raises what a read raised; then, and after Ctrl-C, the layer must be acquired anew, in another pass.
+        Raises the error of a failed read. Then, and after Ctrl-C, the layer must be acquired again, in another pass.
         """
         assert self._lacking is not None and self._expert_fetch is not None
         with interrupts_deferred():
             self.crossed_bytes += self._expert_fetch(*self._lacking, experts)
 
     def close(self) -> None:
-        """Stop streaming, close the files and let go of all buffers. Ctrl-C meanwhile is heeded when that is done."""
-        with interrupts_deferred(), ExitStack() as steps:  # the last one first, each whatever becomes of the others
-            steps.callback(self._let_go)
+        """Stop streaming, close the files and free all buffers. Ctrl-C meanwhile takes effect afterwards."""
+        with interrupts_deferred(), ExitStack() as steps:  # run last to first, each even if others fail
+            steps.callback(self._drop_buffers)
             steps.callback(self._host.close)
             steps.callback(self._streams.synchronize)
             steps.callback(self._stop_reading)
@@ -165,7 +165,7 @@ class LayerMemory:
     def _streamed(self) -> list[int]:
         return [index for index, tier in enumerate(self._tiers) if tier is not Tier.DEVICE]
 
-    def _let_go(self) -> None:
+    def _drop_buffers(self) -> None:
         self.ring = self._read_ahead = self._expert_fetch = self._buffers = self._lacking = None
         self.resident = {}
 
@@ -201,7 +201,7 @@ class LayerMemory:
         return spans(layer.ranges, layer.nbytes, span_bytes, layer.experts.dense.stop if layer.experts else 0)
 
     def _is_wanted(self, index: int, span: Span) -> bool:
-        """Whether a span is to be read ahead."""
+        """Whether a span should be read ahead."""
         experts = self._layers[index].experts
         return experts is None or not self._only_routed or span.start < experts.dense.stop
 

@@ -1,4 +1,4 @@
-"""Loading: every layer is read from disk into its tier, and the disk never pauses between two of them."""
+"""Loads every layer from disk into its tier, keeping the disk busy throughout."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -20,16 +20,16 @@ Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes to read in all."""
 
 Job = Callable[[int], None]
-"""One read and what belongs to it; called with the number of the thread it runs in."""
+"""One read with its copies; called with the number of the thread it runs in."""
 
 TICK_SECONDS = 0.1
 
 
 class Loader:
-    """Reads layers into buffers that wait for them.
+    """Reads layers into their allocated buffers.
 
-    What goes to a device that the host cannot write to is read in spans, each thread into a staging buffer of its own:
-    while it is sent, another's is read.
+    For a device that the host cannot write to, layers are read in spans, each thread into a staging buffer of its own:
+    one is read while another is sent.
     """
 
     def __init__(self, reader: WeightReader, link: Link, streams: Streams, host: HostMemory, buffers: TierBuffers):
@@ -39,11 +39,11 @@ class Loader:
         self._sent = [streams.event() for _ in range(LOADING_THREADS)]
 
     def load(self, layers: Sequence[UnitBytes], on_progress: Progress | None) -> None:
-        """Fill all buffers of the device and the host tier. Raises what a read raised; nothing is read then any more.
+        """Fill all buffers of the device and the host tier. Raises the error of a failed read; reading then stops.
 
         Pins the buffers of the host tier. If this is interrupted or fails, the reader is stopped for good.
         """
-        self._allocated.record()  # what was queued before may still compute on memory that now belongs to layers
+        self._allocated.record()  # work queued earlier may still use memory that now belongs to layers
         loaded = [(layers[index], buffer) for index, buffer in self._buffers.resident.items()]
         kept = [(layers[index], buffer) for index, buffer in self._buffers.distinct_host]
         total = sum(bytes_on_disk(layer.ranges) for layer, _ in (*loaded, *kept))
@@ -85,13 +85,13 @@ class Loader:
 
 
 def _work_through(jobs: Sequence[Job], threads: int, tick: Callable[[], None], stop: Callable[[], None]) -> None:
-    """Run all jobs, begun in order, each as soon as one of `threads` is free.
+    """Run all jobs, started in order, each as soon as one of `threads` is free.
 
-    `tick` is called now and then in the calling thread, and at the end. If a job or `tick` raises, or Ctrl-C is
-    pressed, `stop` is called, which lets running jobs end early; nothing runs any more when this raises, however often
-    Ctrl-C was pressed.
+    `tick` is called regularly in the calling thread, and at the end. If a job or `tick` raises, or on Ctrl-C, `stop` is
+    called, which lets running jobs end early. When this raises, nothing runs any more, however often Ctrl-C was
+    pressed.
     """
-    left = iter(jobs)  # a list's iterator hands each job to one thread
+    left = iter(jobs)  # a list iterator gives each job to exactly one thread
     halted: list[bool] = []
 
     def work(thread: int) -> None:
@@ -100,7 +100,7 @@ def _work_through(jobs: Sequence[Job], threads: int, tick: Callable[[], None], s
                 return
             job(thread)
 
-    with interrupts_deferred() as heed_interrupts:
+    with interrupts_deferred() as check_interrupts:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="load")
         try:
             futures = [pool.submit(work, thread) for thread in range(threads)]
@@ -111,7 +111,7 @@ def _work_through(jobs: Sequence[Job], threads: int, tick: Callable[[], None], s
                     future.result()
                 running = bool(pending)
                 tick()
-                heed_interrupts()
+                check_interrupts()
         except BaseException:
             halted.append(True)
             stop()

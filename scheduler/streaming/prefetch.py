@@ -1,4 +1,4 @@
-"""Threads that fetch items in a fixed cyclic order into a few places, as far ahead of their use as there are places."""
+"""Threads that fetch items in a fixed cyclic order into a few slots, as far ahead of their use as slots allow."""
 
 import sys
 import threading
@@ -8,9 +8,9 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
 
-# Python lets a thread go on for 5 ms while others wait, in which PCIe 4.0 x16 moves 125 MB and two pieces in flight are
-# 32. Beside a thread busy with Python alone, one that sleeps 0.7 ms at a time woke 7 ms late at 5 ms and 0.4 ms late at
-# 0.2 ms (medians; two loaded x86-64 cores). Beside calls of torch, which let go of the interpreter, both woke in time.
+# Python lets a thread run for 5 ms while others wait. PCIe 4.0 x16 moves 125 MB in that time; two pieces in flight are
+# 32 MB. Beside a thread of pure Python, a thread that sleeps 0.7 ms at a time woke 7 ms late with 5 ms and 0.4 ms late
+# with 0.2 ms (medians; two loaded x86-64 cores). Beside torch calls, which release the GIL, both were on time.
 SWITCH_SECONDS = 0.2e-3
 
 _lock = threading.Lock()
@@ -19,30 +19,30 @@ _usual = 0.0
 
 
 def nothing() -> None:
-    """The default for what is to be done besides."""
+    """Does nothing: the default callback."""
 
 
 class Prefetcher(Generic[Item]):
-    """Items come as they are acquired: `order[0], order[1], …, order[0], …`, the n-th in place n % places.
+    """Items are fetched in the order of their use, `order[0], order[1], …, order[0], …`, the n-th into
+    slot n % slots.
 
-    fetch: `fetch(item, place)` brings one; called in a thread, by several at once if there are several `threads`: the
-    next is begun before the last one has ended. It never waits for the end of a round: only where every place is full.
-    One thread acquires and releases.
+    fetch: `fetch(item, slot)` brings one item; called in a thread, concurrently if there are several `threads`. It
+    does not stop at the end of a round, only when every slot is full. One thread acquires and releases.
     """
 
     def __init__(
         self,
         order: Sequence[Item],
-        places: int,
+        slots: int,
         fetch: Callable[[Item, int], None],
         threads: int = 1,
         name: str = "prefetch",
     ):
-        assert order and places >= 1 and threads >= 1
-        self._order, self._places, self._fetch = tuple(order), places, fetch
-        self._lock = threading.Lock()  # entered as it is: Ctrl-C cannot come between taking it and being in its block
+        assert order and slots >= 1 and threads >= 1
+        self._order, self._slots, self._fetch = tuple(order), slots, fetch
+        self._lock = threading.Lock()  # used directly: Ctrl-C cannot come between acquiring it and entering its block
         self._changed = threading.Condition(self._lock)
-        self._begun = self._acquired = self._released = 0  # items so far
+        self._begun = self._acquired = self._released = 0  # numbers of items so far
         self._fetching: set[int] = set()
         self._ready: set[int] = set()
         self._closed = self._restarting = False
@@ -52,9 +52,9 @@ class Prefetcher(Generic[Item]):
             thread.start()
 
     def acquire(self, item: Item) -> int:
-        """Wait until `item`, which must be next in order, is there; its place.
+        """Wait until `item`, which must be next in order, is there; return its slot.
 
-        Raises what `fetch` raised, if it failed, and RuntimeError when this is closed.
+        Raises the error of a failed `fetch`, and RuntimeError when this is closed.
         """
         with self._lock:
             number = self._acquired
@@ -64,28 +64,28 @@ class Prefetcher(Generic[Item]):
                 raise self._error or RuntimeError("closed: nothing more comes")
             self._ready.remove(number)
             self._acquired += 1
-        return number % self._places
+        return number % self._slots
 
     @property
     def oldest(self) -> int:
-        """The place of the item that is released next."""
-        return self._released % self._places
+        """The slot of the item that is released next."""
+        return self._released % self._slots
 
     def release(self) -> None:
-        """The item acquired first of those not yet released is used up: its place may be taken."""
+        """Release the oldest acquired item: its slot may be refilled."""
         with self._lock:
             self._released += 1
             self._changed.notify_all()
 
     @property
     def has_failed(self) -> bool:
-        """Whether a fetch has, and what it raised is still to be raised."""
+        """Whether a fetch has failed and its error was not raised to the caller yet."""
         return self._error is not None
 
     def restart(self, meanwhile: Callable[[], None] = nothing, anyway: bool = False) -> None:
-        """Start over at the first item, if a round was abandoned in the middle or a fetch failed, or `anyway`.
+        """Start over at the first item if a round was abandoned in the middle or a fetch failed, or `anyway`.
 
-        `meanwhile` is called while nothing is being fetched, if so.
+        In that case `meanwhile` is called while nothing is being fetched.
         """
         with self._lock:
             if (
@@ -107,14 +107,14 @@ class Prefetcher(Generic[Item]):
                 self._changed.notify_all()
 
     def wait_until_full(self) -> None:
-        """Wait until every place holds an item that was not acquired; raises what a fetch raised."""
+        """Wait until every slot holds an item that was not acquired yet. Raises the error of a failed fetch."""
         with self._lock:
-            self._changed.wait_for(lambda: len(self._ready) == self._places or self._error is not None)
+            self._changed.wait_for(lambda: len(self._ready) == self._slots or self._error is not None)
             if self._error is not None:
                 raise self._error
 
     def close(self) -> None:
-        """End the threads, after the fetches under way."""
+        """End the threads, after the fetches in progress."""
         with self._lock:
             self._closed = True
             self._changed.notify_all()
@@ -122,7 +122,7 @@ class Prefetcher(Generic[Item]):
             thread.join()
 
     def _is_lost(self, number: int) -> bool:
-        """Whether the item will not come."""
+        """Whether the item will never arrive."""
         return self._closed or (self._error is not None and number not in self._fetching)
 
     def _work(self) -> None:
@@ -136,7 +136,7 @@ class Prefetcher(Generic[Item]):
                 self._changed.notify_all()
 
     def _next_number(self) -> int | None:
-        """Wait until a place is free; None when this is closed."""
+        """Wait until a slot is free; None when this is closed."""
         with self._lock:
             self._changed.wait_for(lambda: self._closed or self._may_begin())
             if self._closed:
@@ -148,19 +148,19 @@ class Prefetcher(Generic[Item]):
 
     def _may_begin(self) -> bool:
         blocked = self._error is not None or self._restarting
-        return not blocked and self._begun - self._released < self._places
+        return not blocked and self._begun - self._released < self._slots
 
     def _fetch_number(self, number: int) -> BaseException | None:
         try:
-            self._fetch(self._order[number % len(self._order)], number % self._places)
-        except BaseException as error:  # handed to the caller of acquire, whatever it is
+            self._fetch(self._order[number % len(self._order)], number % self._slots)
+        except BaseException as error:  # of any kind: raised to the caller of acquire
             return error
         return None
 
 
 @contextmanager
 def quick_thread_switching() -> Iterator[None]:
-    """For the block, which others may overlap, no thread keeps the interpreter for long while another wants it."""
+    """For the block, no thread holds the GIL for long while another waits for it; blocks may overlap."""
     global _blocks, _usual
     with _lock:
         if not _blocks:

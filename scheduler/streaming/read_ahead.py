@@ -1,8 +1,8 @@
 """The disk tier beside a GPU: its layers are read ahead of need into pinned staging buffers, in spans.
 
-The partition is static, and so is the order: spans of all layers of the tier, pass after pass, past the end of each. A
-span is a fraction of a layer, so that its first part crosses the link while the next is read, and little staging will
-do where little memory can be pinned.
+The spans and their order are fixed: all layers of the tier, pass after pass, without a stop at the end of a pass. A
+span is a fraction of a layer, so one part of a layer crosses the link while the next is read, and little staging memory
+is enough if little can be pinned.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,17 +16,16 @@ from scheduler.streaming.host_memory import HostBuffer
 from scheduler.streaming.prefetch import Prefetcher
 from scheduler.streaming.streams import Streams
 
-# With two reads at a time the disk goes on while the last bytes of a span arrive.
+# With two concurrent reads the disk stays busy while the last bytes of a span arrive.
 THREADS = 2
 
 
 class ReadAhead:
     """Spans of layers, read into `buffers` in the order in which they are needed.
 
-    order: (layer, its spans), as every pass needs them. read: `read(ranges, tensor)` fills a host tensor from disk.
-    wanted: `wanted(layer, span)` is asked, in a thread, just before a span is read; others are left out.
-    A buffer is read into again when the copy out of it has ended: for that the reading thread waits on the host, as
-    nobody else does.
+    order: (layer, its spans), in the order of every pass. read: `read(ranges, tensor)` fills a host tensor from disk.
+    wanted: `wanted(layer, span)` is called in a thread just before a span is read; unwanted spans are skipped.
+    A buffer is reused once the copy out of it has ended: only the reading thread waits for that on the host.
     """
 
     def __init__(
@@ -44,42 +43,42 @@ class ReadAhead:
         self._prefetcher = Prefetcher(items, len(buffers), self._read_span, min(THREADS, len(buffers)), "read-ahead")
 
     def spans(self, layer: int) -> Iterator[tuple[Span, HostBuffer]]:
-        """The spans read of `layer`, which must be next in order; each is free for others once the next is asked for.
+        """The spans read of `layer`, which must be next in order; asking for the next one frees the previous buffer.
 
-        For the thread that queues the copies, with the copying stream current. Raises what a read raised.
+        For the thread that queues the copies, with the copying stream current. Raises the error of a failed read.
         """
         for index, span in enumerate(self._spans[layer]):
-            with self._staged(layer, index) as place:
-                if self._was_read[place]:
-                    yield span, self._buffers[place]
+            with self._staged(layer, index) as slot:
+                if self._was_read[slot]:
+                    yield span, self._buffers[slot]
 
     def has_failed(self) -> bool:
-        """Whether a read has, and nobody was told yet."""
+        """Whether a read has failed and its error was not raised yet."""
         return self._prefetcher.has_failed
 
     def restart(self) -> None:
-        """Start over at the first layer, unless it is the next anyway."""
+        """Start over at the first layer, unless it is next anyway."""
         self._prefetcher.restart()
 
     def close(self) -> None:
-        """End the threads, after the reads under way."""
+        """End the threads, after the reads in progress."""
         self._prefetcher.close()
 
     @contextmanager
     def _staged(self, layer: int, index: int) -> Iterator[int]:
-        place = self._prefetcher.acquire((layer, index))
+        slot = self._prefetcher.acquire((layer, index))
         try:
-            yield place
+            yield slot
         finally:
-            self._copied[place].record()
+            self._copied[slot].record()
         self._prefetcher.release()
 
-    def _read_span(self, item: tuple[int, int], place: int) -> None:
+    def _read_span(self, item: tuple[int, int], slot: int) -> None:
         layer, index = item
         span = self._spans[layer][index]
-        self._was_read[place] = self._wanted(layer, span)
-        if not self._was_read[place]:
+        self._was_read[slot] = self._wanted(layer, span)
+        if not self._was_read[slot]:
             return
-        self._copied[place].synchronize()
+        self._copied[slot].synchronize()
         with torch.inference_mode():
-            self._read(span.ranges, self._buffers[place].tensor[: span.nbytes])
+            self._read(span.ranges, self._buffers[slot].tensor[: span.nbytes])

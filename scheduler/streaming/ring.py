@@ -1,10 +1,10 @@
 """The ring: layers flow through a few device slots in a fixed cyclic order, ahead of their use.
 
-A thread fills slot after slot and never waits for the end of a pass: while the last layers compute, while the draft
-works and while the next pass is prepared, it already fetches the first layers of the next pass. It stops only where
-every slot is full. On CUDA the copies run on their own stream and events order both ways: a slot is computed on after
-its copy (read after write), and overwritten after the computation that used it (write after read). The thread waits for
-copies to end, piece by piece, so that few are in flight; who computes waits for the thread, and never for the device.
+A thread fills slot after slot and does not wait for the end of a pass: while the last layers compute, while the draft
+runs and while the next pass is prepared, it already fetches the first layers of the next pass. It stops only when every
+slot is full. On CUDA the copies run on their own stream, and events order both directions: a slot is used after its
+copy (read after write) and overwritten after the computation that used it (write after read). The thread waits for
+copies, piece by piece, so that few are in flight; the computing thread waits for this thread, never for the device.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +26,9 @@ class Ring(Generic[Filled]):
     order: the layers in the order in which every pass uses them.
     slots: device buffers, each large enough for any layer.
     fill: `fill(layer, slot)` writes a layer's bytes into a slot; called in a thread with the copying stream active.
-    What
-        it returns says what it wrote: `filled[slot]`, from acquiring the slot's layer to releasing it.
-    restart: called when the next layer filled is the first again, out of turn; nothing is being filled then.
-    will_fail: whether what is filled from has failed already, ahead of the fills.
+        Its result describes what it wrote; it is `filled[slot]` from acquiring the slot's layer to releasing it.
+    restart: called when filling starts over at the first layer, out of turn, while nothing is being filled.
+    will_fail: whether the source of the fills has already failed, ahead of them.
     """
 
     def __init__(
@@ -41,13 +40,13 @@ class Ring(Generic[Filled]):
         restart: Callable[[], None] = nothing,
         will_fail: Callable[[], bool] = bool,
     ):
-        assert len(slots) >= 2, "one slot computes while another fills"
+        assert len(slots) >= 2, "one slot is used while another fills"
         self._streams = streams or streams_of(slots[0].device)
         self.slots, self._fill, self._restart, self._will_fail = tuple(slots), fill, restart, will_fail
         self.filled: dict[int, Filled] = {}
         self._filled_events = [self._streams.event() for _ in slots]
         self._used_events = [self._streams.event() for _ in slots]
-        self._record_all_used()  # what was queued before may still compute on memory that the slots were given
+        self._record_all_used()  # work queued earlier may still use the slots' memory
         self.is_paused = False
         self._while_open = ExitStack()
         if self._streams.is_async:
@@ -57,7 +56,7 @@ class Ring(Generic[Filled]):
     def acquire(self, layer: int) -> int:
         """Wait until `layer`, which must be next in order, is in its slot; return the slot's index.
 
-        Raises what `fill` raised, if it failed, and RuntimeError when the ring is closed.
+        Raises the error of a failed `fill`, and RuntimeError when the ring is closed.
         """
         if self.is_paused:
             return layer % len(self.slots)
@@ -66,19 +65,19 @@ class Ring(Generic[Filled]):
         return slot
 
     def release(self) -> None:
-        """The computation that uses the layer acquired last has been queued: its slot may be refilled behind it."""
+        """Call once the computation that uses the layer is queued: its slot may be refilled after that."""
         if self.is_paused:
             return
         self._used_events[self._prefetcher.oldest].record()
         self._prefetcher.release()
 
     def rewind(self) -> None:
-        """Start over at the first layer, if a pass was abandoned in the middle or a fill failed, or is going to."""
+        """Start over at the first layer if a pass was abandoned in the middle, or a fill failed or will fail."""
         self._prefetcher.restart(self._start_over, anyway=self._will_fail())
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """For the block, layers find whatever the slots hold and nothing is read: computation alone can be timed."""
+        """For the block, nothing is filled and layers use whatever the slots hold: to time computation alone."""
         self.rewind()
         self._prefetcher.wait_until_full()
         self.is_paused = True
@@ -88,7 +87,7 @@ class Ring(Generic[Filled]):
             self.is_paused = False
 
     def close(self) -> None:
-        """Stop the thread; waits for fills and copies under way, so that the slots' memory may go to others."""
+        """Stop the thread; waits for fills and copies in progress, so that the slots' memory can be reused."""
         self._prefetcher.close()
         self._while_open.close()
         self._streams.synchronize()
@@ -102,7 +101,7 @@ class Ring(Generic[Filled]):
             event.record()
 
     def _fill_slot(self, layer: int, slot: int) -> None:
-        # slots that were made in inference mode can be written in it alone
+        # slots that were created in inference mode can only be written in it
         with torch.inference_mode(), self._streams.copying():
             self._used_events[slot].wait()
             self.filled[slot] = self._fill(layer, self.slots[slot])

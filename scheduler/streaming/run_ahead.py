@@ -1,18 +1,18 @@
-"""How far the host runs ahead of the device."""
+"""Limits how far the host runs ahead of the device."""
 
 from collections.abc import Callable
 
 from scheduler.streaming.streams import Event
 
-# While the device computes one layer, the host queues the next but one: the device never runs out of work, and the host
-# is never further from what it answers, such as Ctrl-C, than the time of one layer.
+# While the device computes one layer, the host queues the one after the next: the device never runs out of work, and
+# the host reacts to events such as Ctrl-C within the time of one layer.
 LAYERS_AHEAD = 2
 
 
 class RunAhead:
     """Keeps the host from queueing a layer before the device has begun the layer `LAYERS_AHEAD` earlier.
 
-    Launching kernels returns at once: unbounded, the host would queue the layers of seconds before it looks up again.
+    Kernel launches return at once: without a limit, the host would queue layers for seconds before it reacts again.
     """
 
     def __init__(self, event: Callable[[], Event]):
@@ -20,7 +20,7 @@ class RunAhead:
         self._next = 0
 
     def begin_layer(self) -> None:
-        """Called before a layer is queued. The host sleeps if it is too far ahead. Not for work being captured."""
+        """Call before a layer is queued: the host sleeps if it is too far ahead. Not during graph capture."""
         begun = self._begun[self._next]
         begun.synchronize()
         begun.record()

@@ -1,7 +1,7 @@
-"""CUDA streams and events behind one face, so that what streams is one code path with and without an accelerator.
+"""One interface to CUDA streams and events, so that streaming is one code path with and without a GPU.
 
-On a CPU every copy is finished when its call returns, so there is nothing to order and nothing to record. Tests put a
-device of threads here, whose copies come late.
+On a CPU every copy is finished when its call returns, so there is nothing to order or record. Tests use a fake device
+with threads, whose copies finish late.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -12,22 +12,22 @@ from torch import Tensor
 
 
 class Event(Protocol):
-    """A point in a stream's work. Before it is first recorded, nothing waits for it."""
+    """A point in a stream's work. Before it is first recorded, waiting for it returns at once."""
 
     def record(self) -> None:
-        """Mark what the current stream has been given so far."""
+        """Mark the work queued on the current stream so far."""
 
     def wait(self) -> None:
-        """Let the current stream start nothing further before the marked work is done; the host goes on."""
+        """Make the current stream wait for the marked work; the host does not wait."""
 
     def synchronize(self) -> None:
-        """Let the host wait, this thread alone, until the marked work is done."""
+        """Make this host thread wait until the marked work is done."""
 
 
 class Streams(Protocol):
-    """A device's computing stream, which is current unless said otherwise, and one beside it for copies.
+    """A device's computing stream, which is current by default, and a second one for copies.
 
-    is_async: whether copies go on after their call. Where they do not, the host writes to the device's memory itself.
+    is_async: whether copies continue after their call returns. If not, the host writes to device memory itself.
     """
 
     is_async: bool
@@ -36,13 +36,13 @@ class Streams(Protocol):
         """While open, the copying stream is this thread's current one."""
 
     def copy(self, target: Tensor, source: Tensor) -> None:
-        """Give the current stream a copy from host memory (uint8 [n]) to the device (uint8 [n])."""
+        """Queue a copy from host memory (uint8 [n]) to the device (uint8 [n]) on the current stream."""
 
     def event(self) -> Event:
         """A new event."""
 
     def synchronize(self) -> None:
-        """Let the host wait until every copy given to the copying stream has ended. Not for where weights stream."""
+        """Make the host wait until all copies on the copying stream have ended. Not for the hot path."""
 
 
 class _Finished:
@@ -56,7 +56,7 @@ class _Finished:
 
 
 class HostStreams:
-    """Of a CPU: the calling thread computes and copies."""
+    """For a CPU: the calling thread computes and copies."""
 
     is_async = False
 
@@ -73,7 +73,7 @@ class HostStreams:
 
 
 class CudaStreams:
-    """Of a GPU."""
+    """For a GPU."""
 
     is_async = True
 
@@ -87,12 +87,12 @@ class CudaStreams:
         target.copy_(source, non_blocking=True)
 
     def event(self) -> Event:
-        return torch.cuda.Event(blocking=True)  # who waits on the host sleeps meanwhile
+        return torch.cuda.Event(blocking=True)  # a waiting host thread sleeps
 
     def synchronize(self) -> None:
         self._copying.synchronize()
 
 
 def streams_of(device: torch.device) -> Streams:
-    """The streams of a device of this machine."""
+    """The streams of `device`."""
     return CudaStreams(device) if device.type == "cuda" else HostStreams()

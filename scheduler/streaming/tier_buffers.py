@@ -1,4 +1,4 @@
-"""All memory that layers take, on the device and in the host, before anything is read: a lack of it shows at once."""
+"""Allocates all memory for layers, on device and host, before anything is read: a shortage shows at once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from scheduler.streaming.host_memory import HostBuffer, HostMemory
 
 @dataclass(frozen=True)
 class UnitBytes:
-    """What one layer needs: its size in the device's layout, where it lies on disk, and its parts if it has experts."""
+    """One layer: its size in the device's layout, its byte ranges on disk, and its expert parts if it has experts."""
 
     nbytes: int
     ranges: ByteRanges
@@ -24,7 +24,7 @@ class UnitBytes:
 
 @dataclass(frozen=True)
 class TierBuffers:
-    """resident, host: by layer. slots: of the ring. staging: host buffers of `span_bytes`, for what comes from disk."""
+    """resident, host: by layer. slots: of the ring. staging: host buffers of `span_bytes`, for reads from disk."""
 
     resident: dict[int, Tensor]
     slots: list[Tensor]
@@ -52,9 +52,8 @@ def allocate_tiers(
 ) -> TierBuffers:
     """Buffers for layers in the given tiers; raises MemoryError, or PyTorch's OutOfMemoryError on a GPU.
 
-    staged: whether the device's memory is out of the reader's reach. The staging buffers come pinned, as far as that is
-    granted, and the buffers of the host tier are to be pinned when they are filled. Units of the same byte ranges
-    share theirs.
+    staged: whether the reader cannot write to the device's memory. Staging buffers are returned pinned if that is
+    granted; buffers of the host tier are to be pinned once they are filled. Layers of the same byte ranges share one.
     """
     resident = {index: memory.empty(layers[index].nbytes) for index in _of(tiers, Tier.DEVICE)}
     streamed = [layers[index].nbytes for index, tier in enumerate(tiers) if tier is not Tier.DEVICE]
@@ -69,7 +68,7 @@ def allocate_tiers(
 
 
 def _staging(layers: Sequence[UnitBytes], tiers: Sequence[Tier], host: HostMemory) -> tuple[int, list[HostBuffer]]:
-    """(size, buffers)."""
+    """(bytes per buffer, buffers)."""
     loaded, from_disk = ([layers[index].nbytes for index in _of(tiers, tier)] for tier in (Tier.DEVICE, Tier.DISK))
     span_bytes, count = staging_buffers(loaded, from_disk)
     buffers = [host.allocate(span_bytes) for _ in range(count)]
