@@ -1,6 +1,6 @@
-"""Loading behind the prompt: a thread makes ready what replies need, while the user types already.
+"""Background loading: a thread loads what replies need while the user already types.
 
-While it runs, the main thread imports none of what it imports: two threads in one circle of imports see halves of it.
+Meanwhile the main thread imports none of the same modules: two threads in one import cycle see half-loaded modules.
 """
 
 import os
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from scheduler.plan.plan import Plan
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is loading, the bytes that are there, and the bytes in all."""
+"""Called with the stage, the bytes loaded and the bytes in total."""
 
 THREAD = "loading"
-TICK = 0.1  # seconds between two looks at whether waiting is given up
+TICK = 0.1  # seconds between two checks whether to stop waiting
 FIRST_STAGE = "starting PyTorch"
 
 
@@ -40,14 +40,14 @@ class Loaded:
 
 
 class WaitStopped(Exception):
-    """Waiting was given up; loading goes on."""
+    """The wait was stopped; loading goes on."""
 
 
 class Loading:
-    """What replies need, made by `load` in a thread; `load` is given what to call with (stage, bytes done, in all).
+    """Runs `load` in a thread; `load` gets a callback to call with (stage, bytes done, bytes in total).
 
-    error: what `load` raised. plan: what is known of it before it is loaded. notes: warnings of meanwhile, which would
-    have been written into a line that is being typed. A context manager that closes what is loaded.
+    error: what `load` raised. plan: the plan known before loading. notes: warnings raised while loading; printed at
+    once, they would land in the line being typed. A context manager that closes what was loaded.
     """
 
     def __init__(self, load: Callable[[Progress], Loaded], plan: "Plan"):
@@ -63,7 +63,7 @@ class Loading:
 
     @classmethod
     def done(cls, loaded: Loaded) -> "Loading":
-        """Of what is loaded already."""
+        """A finished instance, for what is already loaded."""
         loading = cls(lambda progress: loaded, loaded.runtime.plan)
         loading._begun = True
         loading._run()
@@ -71,29 +71,29 @@ class Loading:
 
     @property
     def plan(self) -> "Plan":
-        """What lives where: of what is loaded, or is to be."""
+        """The plan of what is loaded or, before that, of what will be."""
         return self._loaded.runtime.plan if self._loaded else self._plan
 
     @property
     def finished(self) -> bool:
-        """Whether all is loaded, or loading has failed."""
+        """Whether everything is loaded or loading has failed."""
         return self._finished.is_set()
 
     def texts(self) -> list[str]:
-        """How far it is, at length and in fewer words; nothing once it is finished."""
+        """Progress, long form first, then shorter ones; empty once finished."""
         stage, done_bytes, total_bytes, since = self._progress
         seconds = time.monotonic() - since
         return [] if self.finished else loading_texts(displayable(stage), done_bytes, total_bytes, seconds)
 
     def begin(self, changed: Callable[[], None] = lambda: None) -> None:
-        """Start the thread, unless that is done. It calls `changed` when there is other progress to show."""
+        """Start the thread if it is not running yet. It calls `changed` whenever the progress changes."""
         if not self._begun:
             self._begun, self._changed = True, changed
             self._thread = threading.Thread(target=self._run_quietly, name=THREAD, daemon=True)
             self._thread.start()
 
     def wait(self, should_stop: Callable[[], bool] = lambda: False) -> Loaded:
-        """What is loaded, as soon as it is. Raises what loading raised, and WaitStopped if asked to stop."""
+        """Wait for what is loaded and return it. Raises what loading raised, and WaitStopped when asked to stop."""
         self.begin()
         while not self._finished.wait(TICK):
             if should_stop():
@@ -138,9 +138,9 @@ class Loading:
 
 
 def without_waiting(run: Callable[[], int]) -> int:
-    """Run and return the exit code; where loading still goes on behind, end the process with it at once.
+    """Run and return the exit code; if the background thread still loads, end the process with that code at once.
 
-    Python's own end would wait for the pools that read, and take libraries away while they are imported.
+    Python's own shutdown would wait for the reading thread pools and tear down libraries that are being imported.
     """
     try:
         code = run()

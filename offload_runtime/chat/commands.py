@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """One command: how it is written, what it does, and whether its argument may have several lines."""
+    """One command: its arguments, its help, what runs, and whether the argument may have several lines."""
 
     arguments: str
     help: str
@@ -31,9 +31,9 @@ class Command:
 
 
 def is_command(text: str) -> bool:
-    """Whether a text is meant as a command: a slash and one word of letters, or /?. Paths are not.
+    """Whether a text is a command: a slash and one word of letters, or /?. A path is not.
 
-    Nor are several lines, unless the first begins with a command that takes them.
+    Several lines are a command only if the first begins with one that takes several lines.
     """
     first, _, rest = text.rstrip().partition("\n")
     return re.fullmatch(r"/([a-zA-Z]+|\?)( .*)?", first) is not None and (not rest or takes_lines(first))
@@ -85,7 +85,7 @@ def _help(chat: "Chat", argument: str) -> None:
 
 
 def _rows(chat: "Chat", rows: Mapping[str, object]) -> str:
-    """Names and what they stand for, side by side where the terminal is wide enough."""
+    """Names and their texts, side by side if the terminal is wide enough."""
     width = chat.screen.console.width if chat.screen.console.is_terminal else 1000
     indent = 23 if width > 60 else 4
     lines = []
@@ -121,7 +121,7 @@ def _set(chat: "Chat", argument: str) -> None:
     if not argument:
         chat.screen.say(_sampling_lines(chat))
         return
-    name, *rest = re.split(r"\s*=\s*|\s+", argument, maxsplit=1)  # a value may hold a sign of its own: logit_bias 5=-2
+    name, *rest = re.split(r"\s*=\s*|\s+", argument, maxsplit=1)  # the value may contain "=" too: logit_bias 5=-2
     text = "".join(rest).strip()
     if not text:
         raise UsageError(f"/set {name} needs a value, or default")
@@ -131,7 +131,7 @@ def _set(chat: "Chat", argument: str) -> None:
 
 
 def _sampling_lines(chat: "Chat", only: str | None = None) -> str:
-    """Every sampling value in force or `only` one, and where it comes from."""
+    """Every current sampling value, or `only` one, and whether it is the default."""
     rows = {}
     for name, value in chat.sampling.as_arguments().items():
         if only not in (None, name):
@@ -229,7 +229,7 @@ COMMANDS = {
     "/think": Command("[show|hide|off]", "show, hide or turn off what the model thinks before it answers", _think),
     "/set": Command("[NAME VALUE]", "show or change how replies are sampled; the value default resets", _set),
     "/stats": Command("", "show what the last reply cost, its seed, and the sampling values", _stats),
-    "/plan": Command("", "show what lies where", _plan),
+    "/plan": Command("", "show the plan: what is in which memory", _plan),
     "/save": Command("FILE", "write the conversation to a file", _save),
     "/load": Command("FILE|last", "go on with a conversation from a file, or the last one", _load),
     "/read": Command("FILE", "send what a text file says; lines below the name go before it", _read, lines=True),

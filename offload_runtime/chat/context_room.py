@@ -1,4 +1,4 @@
-"""Room in the context: said before it runs out, and made by dropping the oldest turns."""
+"""Room in the context: warns before it runs out, and makes room by dropping the oldest turns."""
 
 from typing import TYPE_CHECKING
 
@@ -11,14 +11,14 @@ MAKE_ROOM = (
     "/undo takes back the last message and its reply, /compact drops the oldest turns, /clear begins a new conversation"
 )
 NEARLY_FULL = 0.75  # of the context: said once, until there is room again
-LEFT_FOR_REPLY = 4  # a reply gets a quarter of the context at least, where that can be had by dropping turns
-LITTLE_ROOM = 20  # and where it gets less than a twentieth, that is said before it begins
-COMPACT = 2  # dropping by hand goes on until half of the context is free
-EXCERPT = 40  # characters of a dropped message that are shown
+LEFT_FOR_REPLY = 4  # turns are dropped until a reply has at least a quarter of the context
+LITTLE_ROOM = 20  # warn before a reply that has less than a twentieth of the context
+COMPACT = 2  # /compact drops turns until half of the context is free
+EXCERPT = 40  # characters shown of a dropped message
 
 
 class ContextRoom:
-    """Watches how full a conversation's context of so many tokens is. overflow: "stop" or "drop"."""
+    """Tracks how full the context of `context_length` tokens is. overflow: "stop" or "drop"."""
 
     def __init__(self, conversation: "Conversation", context_length: int, overflow: str, screen: Screen):
         self._conversation, self._length, self._drops = conversation, context_length, overflow == "drop"
@@ -26,7 +26,7 @@ class ContextRoom:
         self._warned = False
 
     def before_reply(self, ids: list[int], max_new_tokens: int | None) -> list[int]:
-        """The prompt for a reply: `ids`, or fewer where the oldest turns had to go."""
+        """The prompt for a reply: `ids`, or fewer if the oldest turns had to be dropped."""
         room = self._length // LEFT_FOR_REPLY
         needed = min(room, max_new_tokens or room)
         if self._drops and self._length - len(ids) < needed:
@@ -43,7 +43,7 @@ class ContextRoom:
         return ids
 
     def after_reply(self, tokens: int) -> bool:
-        """Warn where `tokens` in the context leave little room; True where they leave none."""
+        """Warn if `tokens` in the context leave little room; True if they leave none."""
         if tokens >= self._length:
             next_time = "the next message drops the oldest turns" if self._drops else MAKE_ROOM
             self._screen.say(f"The context is full ({self._length} tokens): {next_time}")
@@ -57,7 +57,7 @@ class ContextRoom:
         return False
 
     def compact(self) -> None:
-        """Drop the oldest turn, and more until half of the context is free; the system message and the newest stay."""
+        """Drop turns, oldest first, until half of the context is free; keeps the system message and the newest turn."""
         dropped: list[Message] = []
         before = self._conversation.token_count
         while turn := self._conversation.drop_oldest():

@@ -16,9 +16,9 @@ PATIENCE = 3.0  # seconds for a pipe beside --prompt to bring its first byte
 
 
 def given_prompt(prompt: str | None, file: Path | None, note: Callable[[str], None]) -> str | None:
-    """--prompt with what --file or a pipe adds below it, or one of them alone; None where nothing is given: a chat.
+    """--prompt followed by the text of --file or a pipe, or one of them alone; None if nothing is given: a chat.
 
-    Raises UsageError for a prompt with nothing in it and for what cannot be read.
+    Raises UsageError for an empty prompt and for input that cannot be read.
     """
     if file is not None:
         added = _piped() if file == STDIN else read_text(file)
@@ -36,7 +36,7 @@ def given_prompt(prompt: str | None, file: Path | None, note: Callable[[str], No
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a last line break. Raises UsageError."""
+    """The text of a UTF-8 file, without a final line break. Raises UsageError."""
     path = path.expanduser()
     try:
         with path.open("rb") as file:
@@ -61,9 +61,9 @@ def _text(file: BinaryIO, source: str) -> str:
 
 
 def _is_piped(note: Callable[[str], None]) -> bool:
-    """Whether standard input has anything beside --prompt.
+    """Whether standard input holds text that goes with --prompt.
 
-    A pipe that nobody writes to, as that of a program that starts this one, must not be waited for without end.
+    A pipe that nobody writes to, such as one inherited from a parent program, must not block for ever.
     """
     try:
         descriptor = sys.stdin.fileno()

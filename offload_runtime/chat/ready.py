@@ -1,4 +1,4 @@
-"""Whether a model's files have what a conversation needs, told without transformers."""
+"""Whether a model's files have what a conversation needs, found out without transformers."""
 
 from loaders.checkpoint.model_source import model_source
 from loaders.errors import OffloadError
@@ -7,7 +7,7 @@ from offload_runtime.options.run_options import Options
 
 
 def can_converse(options: Options, raw: bool) -> bool:
-    """Whether there are a tokenizer and, unless raw, a chat template. Where not, loading them says what is missing."""
+    """Whether there is a tokenizer and, unless raw, a chat template. If not, loading reports what is missing."""
     source = model_source(options.model)
     try:
         if not source.has_tokenizer():

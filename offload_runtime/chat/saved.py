@@ -1,4 +1,4 @@
-"""Chats as JSON files: messages, the token ids they were, and the sampling values. Read with distrust."""
+"""Chats as JSON files: messages, their token ids and the sampling values. Every value is checked when read."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ KEPT = ("role", "content", "reasoning_content")
 
 @dataclass(frozen=True)
 class SavedChat:
-    """What a file holds. `tokens` tells vocabularies apart: ids mean nothing under another one."""
+    """The content of a file. `tokens` identifies the vocabulary: ids mean nothing under another one."""
 
     raw: bool
     tokens: str
@@ -33,13 +33,13 @@ class SavedChat:
 
 
 def save_chat(path: Path, conversation: "Conversation", sampling: SamplingOptions) -> None:
-    """Write a chat, all or nothing. Raises UsageError where it cannot, or where another kind of file would be lost."""
+    """Write a chat, all or nothing. Raises UsageError if it cannot, or if `path` is a file other than a saved chat."""
     _refuse_to_overwrite(path)
     keep_chat(path, conversation, sampling)
 
 
 def keep_chat(path: Path, conversation: "Conversation", sampling: SamplingOptions) -> None:
-    """Write a chat over whatever is there, up to its last reply. Raises UsageError where it cannot."""
+    """Write a chat up to its last reply, over any existing file. Raises UsageError if it cannot."""
     messages = conversation.messages
     content = {
         "format": FORMAT,
@@ -56,7 +56,7 @@ def keep_chat(path: Path, conversation: "Conversation", sampling: SamplingOption
 
 
 def _refuse_to_overwrite(path: Path) -> None:
-    """Raise UsageError where `path` is something else than a saved chat."""
+    """Raise UsageError if `path` exists and is not a saved chat."""
     if not path.exists():
         return
     try:
@@ -68,8 +68,8 @@ def _refuse_to_overwrite(path: Path) -> None:
 def load_chat(path: Path, conversation: "Conversation") -> SamplingOptions:
     """Make `conversation` the one in the file; return its sampling values.
 
-    Under another vocabulary only the text is taken over. Raises UsageError, with `conversation` as it was, for a file
-    that is missing, damaged, or of the other kind (with and without the chat template).
+    With another vocabulary only the text is used. Raises UsageError, and leaves `conversation` unchanged, for a file
+    that is missing, damaged, or of the other kind (with or without the chat template).
     """
     saved = _parse(path, _read_json(path))
     if saved.raw != conversation.raw:
@@ -85,7 +85,7 @@ def _same_tokens(saved: SavedChat, tokenizer: "PreTrainedTokenizerBase") -> bool
 
 
 def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A digest of which token has which id."""
+    """A digest of the vocabulary: tokens and their ids."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 

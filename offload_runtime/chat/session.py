@@ -35,10 +35,9 @@ INTERRUPT_HINT = "Ctrl-C again within 2 s, Ctrl-D or /bye leaves; while a reply 
 class Chat:
     """A conversation at a terminal, with the settings that commands change.
 
-    `runtime` and `conversation` wait until they are loaded. system, thinking: of the conversation that is loaded; what
-    commands change of them before that, is done then. last: the file that keeps the conversation when the chat is left;
-    None keeps nothing. overflow: "drop" takes the oldest turns away where a reply would have no room, "stop" leaves
-    that to the user.
+    `runtime` and `conversation` wait until they are loaded. system, thinking: settings of the conversation; changes
+    made before it is loaded are applied then. last: the file that keeps the conversation when the chat ends; None keeps
+    nothing. overflow: "drop" drops the oldest turns when a reply would have no room, "stop" leaves that to the user.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Chat:
 
     @property
     def loaded(self) -> bool:
-        """Whether what replies need was there when it was last looked for."""
+        """Whether everything replies need was loaded when last checked."""
         return self._loaded is not None
 
     @property
@@ -98,7 +97,7 @@ class Chat:
 
     @property
     def thinking(self) -> str:
-        """What is done about thoughts: one of `options.THINKING`."""
+        """How thoughts are shown: one of `arguments.THINKING`."""
         return self._loaded.thinking.mode if self._loaded else self._thinking
 
     @thinking.setter
@@ -110,18 +109,18 @@ class Chat:
 
     @property
     def thinking_note(self) -> str | None:
-        """What a user should know about what is done about thoughts."""
+        """A note for the user on how thoughts are handled, if there is one."""
         return self._loaded.thinking.note if self._loaded else None
 
     def _ready(self) -> Loaded:
-        """What replies need; waits for it. Ctrl-C then raises WaitStopped."""
+        """Wait for everything replies need and return it. Ctrl-C raises WaitStopped."""
         if self._loaded is None:
             self._loaded = self._stream.wait(self.loading)
             self._take_up(self._loaded)
         return self._loaded
 
     def _take_up(self, loaded: Loaded) -> None:
-        """Tell what loading had to say, and do what commands wanted meanwhile."""
+        """Show the warnings of loading and apply what commands changed meanwhile."""
         for note in self.loading.notes:
             self.screen.say(note)
         loaded.thinking.set(self._thinking)
@@ -132,7 +131,7 @@ class Chat:
         self._before = loaded.conversation.snapshot()
 
     def run(self) -> int:
-        """Answer until the user leaves; return the exit code. A second Ctrl-C raises KeyboardInterrupt."""
+        """Answer until the user leaves; return the exit code. A second Ctrl-C raises Leave."""
         with ended_in_order():
             try:
                 if self.loading.finished:
@@ -178,7 +177,7 @@ class Chat:
         run_command(self, line)
 
     def _do(self, act: Callable[[str], None], text: str) -> None:
-        """Act; a mistake of the user's ends in a message and leaves the conversation as it was."""
+        """Call `act`; a user's mistake becomes a message and leaves the conversation as it was."""
         self._before = self._loaded.conversation.snapshot() if self._loaded else None
         try:
             if self.loading.finished:
@@ -217,7 +216,7 @@ class Chat:
         self._report(reply, len(ids) + len(reply.token_ids))
 
     def _take_up_reply(self) -> bool:
-        """Make what was written so far part of the conversation, once; False if that is nothing."""
+        """Add what was generated so far to the conversation, once; False if that is nothing."""
         if self._loaded is None:
             return False
         reply = self.runtime.last_reply
@@ -236,9 +235,9 @@ class Chat:
             self.screen.note(f"stopped at max_new_tokens = {len(reply.token_ids)}")
 
     def _whole_message(self, line: str) -> str:
-        """What was typed, read on where it begins with triple quotes; empty if Ctrl-C gives that up.
+        """The typed text, with further lines read if it begins with triple quotes; empty if Ctrl-C ends that.
 
-        Several lines at once were pasted or ended by Alt-Enter: they stay as they are.
+        A text that already has several lines was pasted or typed with Alt-Enter and stays as it is.
         """
         before, quotes, text = line.partition(QUOTES)
         if not quotes or "\n" in line or not (not before.strip() or takes_lines(before)):
@@ -251,7 +250,7 @@ class Chat:
         return before.lstrip() + text.rstrip().removesuffix(QUOTES).strip("\n")
 
     def _hint_or_leave(self) -> None:
-        """At an empty prompt: the first Ctrl-C explains. A second within two seconds leaves, also of a reply's."""
+        """At the prompt: the first Ctrl-C explains; one within two seconds of another, also in a reply, leaves."""
         now = time.monotonic()
         if now - max(self._hinted_at, self._stream.interrupt.pressed_at) <= LEAVE_WITHIN:
             raise Leave
@@ -259,7 +258,7 @@ class Chat:
         self.screen.say(INTERRUPT_HINT)
 
     def _keep(self) -> None:
-        """Keep the conversation for `/load last`, where there is one."""
+        """Keep the conversation for `/load last`, unless it is empty."""
         if self.last is None or self._loaded is None:
             return
         if all(message["role"] == "system" for message in self.conversation.messages):
@@ -272,7 +271,7 @@ class Chat:
                 self.screen.note(f"the conversation could not be kept: {error}")
 
     def _abandon(self) -> None:
-        """End the process from another thread than the main one, which is inside a call that nothing can interrupt."""
+        """End the process from another thread while the main thread is inside a call that cannot be interrupted."""
         try:
             self._take_up_reply()
             self._keep()

@@ -1,4 +1,4 @@
-"""One-line summaries: of a plan before it is carried out, of a reply while it is written and after it."""
+"""One-line summaries: of a plan before it runs, of a reply while it is generated and afterwards."""
 
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from offload_runtime.speculation.target import PassProgress
 
 
-READ_WITHOUT_SAYING = 8  # tokens: a step of the reply itself reads the few that the last one brought
-LEFT_AFTER = 2.0  # seconds: before them the time left is a guess
+READ_WITHOUT_SAYING = 8  # tokens: a decoding step reads the few that the last one accepted
+LEFT_AFTER = 2.0  # seconds: any earlier the time left is a guess
 
 
 def plan_line(plan: Plan) -> str:
@@ -33,7 +33,7 @@ def _streaming(plan: Plan) -> str:
 
 
 def activity_texts(progress: "PassProgress | None", stopping: bool = False) -> list[str]:
-    """What the machine is doing, at length and in ever fewer words."""
+    """What the machine is doing, long form first, then shorter ones."""
     if progress is None:
         return ["drafting"] if not stopping else ["stopping"]
     layer = f"layer {max(1, progress.layers_begun)}/{progress.layers}"
@@ -48,7 +48,7 @@ def activity_texts(progress: "PassProgress | None", stopping: bool = False) -> l
 
 
 def loading_texts(stage: str, done_bytes: int, total_bytes: int, seconds: float) -> list[str]:
-    """How far a stage is after so many seconds, at length and in fewer words."""
+    """Progress of a stage after so many seconds, long form first, then shorter ones."""
     if not total_bytes:
         return [stage]
     share = f"{done_bytes / total_bytes:.0%}"
@@ -84,7 +84,7 @@ def reply_line(stats: "ReplyStats", plan: Plan, tokens_in_context: int) -> str:
 
 
 def _predicted(stats: "ReplyStats") -> str:
-    """What the choice of the tree expected, where it chose all but a few."""
+    """What was predicted when the trees were chosen, if that covers at least half of the passes."""
     if not stats.predicted_passes or 2 * stats.predicted_passes < stats.passes:
         return ""
     tokens, seconds = stats.predicted_tokens, stats.predicted_seconds
@@ -92,5 +92,5 @@ def _predicted(stats: "ReplyStats") -> str:
 
 
 def _short(value: float) -> str:
-    """Two digits where the number is small, whole where it is not: 0.053, 1.3, 27, 142."""
+    """Two digits for small numbers, whole ones for others: 0.053, 1.3, 27, 142."""
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 0.95 else f"{value:.2g}"

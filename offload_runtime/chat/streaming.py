@@ -1,4 +1,4 @@
-"""A reply on its way: its text as it comes, signs of life between, and Ctrl-C."""
+"""A reply while it is generated: its text as it comes, activity in between, and Ctrl-C."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from offload_runtime.generation.runtime import OffloadRuntime
     from offload_runtime.text.conversation import Conversation
 
-SILENCE = 0.5  # seconds without text before a sign of life is shown
+SILENCE = 0.5  # seconds without text before activity is shown
 STOPPING = "stopping; Ctrl-C within 2 s leaves"  # fits 40 columns
 
 
 class ReplyStream:
     """Streams replies to a screen. `interrupt` is the block in which Ctrl-C stops them.
 
-    abandon: called by another thread to end the process where a second Ctrl-C cannot be obeyed in time.
+    abandon: called by another thread to end the process if the main thread cannot react to a second Ctrl-C in time.
     """
 
     def __init__(self, screen: Screen, abandon: Callable[[], None] = lambda: None):
@@ -33,7 +33,7 @@ class ReplyStream:
         self.interrupt = StopOnInterrupt(lambda: screen.answer_interrupt(STOPPING), self._show_activity, abandon)
 
     def wait(self, loading: Loading) -> Loaded:
-        """What `loading` loads; until then it is shown how far that is. Ctrl-C ends it with WaitStopped."""
+        """Wait for `loading`, showing its progress, and return what it loaded. Ctrl-C raises WaitStopped."""
         with self._activity(loading.texts):
             return loading.wait(self.interrupt.requested)
 
@@ -67,7 +67,7 @@ class ReplyStream:
 
     @contextmanager
     def _activity(self, texts: Callable[[], list[str]]) -> Iterator[None]:
-        """For the block, what the machine does is shown where nothing else was for a while."""
+        """In the block, show what the machine is doing after a while without other output."""
         self._texts, self._silent_since = texts, time.monotonic()
         try:
             yield

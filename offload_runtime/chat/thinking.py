@@ -1,4 +1,4 @@
-"""Whether thoughts are shown, hidden, or not wanted at all."""
+"""Whether thoughts are shown, hidden or turned off."""
 
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,13 @@ NO_SWITCH = "the model's chat template has no switch for thinking: what the mode
 
 
 def check_mode(mode: str) -> None:
-    """Raise UsageError for what is no mode's name."""
+    """Raise UsageError for an unknown mode."""
     if mode not in THINKING:
         raise UsageError(f"thinking {mode!r} is none of {', '.join(THINKING)}")
 
 
 class Thinking:
-    """What is done about the thoughts of a conversation's model. Arguments of the template that a user gave stay."""
+    """How a conversation treats its model's thoughts. Template arguments given by the user take precedence."""
 
     def __init__(self, conversation: "Conversation", mode: str = "show"):
         self.mode = mode
@@ -33,7 +33,7 @@ class Thinking:
 
     @property
     def note(self) -> str | None:
-        """What a user should know about the mode."""
+        """A note for the user, if the model cannot do what the mode asks for."""
         return NO_SWITCH if self.mode == "off" and not self._off and not self._conversation.raw else None
 
     @property
@@ -41,7 +41,7 @@ class Thinking:
         return without_thinking(str(self._conversation.tokenizer.chat_template or ""))
 
     def set(self, mode: str) -> None:
-        """Change the mode, by its name. Raises UsageError for another one."""
+        """Change the mode. Raises UsageError for an unknown one."""
         check_mode(mode)
         self.mode = mode
         self._conversation.template_arguments = {**(self._off if mode == "off" else {}), **self._given}

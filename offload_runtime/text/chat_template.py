@@ -1,4 +1,4 @@
-"""A model's chat template, applied to messages: what it is given, and in which form."""
+"""Applies a model's chat template to messages, in the form that the template expects."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -12,11 +12,11 @@ from offload_runtime.text.template_process import REMEDY, TemplateFailedError, t
 
 Message = Mapping[str, Any]
 Form = Mapping[str, str]
-"""Of each role, how its content is given: as one text, as parts, or as parts among which are what it thought."""
+"""How each role's content is given: as one text, as parts, or as parts that include its thoughts."""
 
 TEXT, PARTS, THOUGHTS = "text", "parts", "parts with thoughts"
 _MARK = "sequoiamark{}x"  # a text that templates neither know nor change: letters and digits
-_WRITTEN_OUT = ("'type':", '"type":')  # of a template that writes a list of parts as it stands
+_WRITTEN_OUT = ("'type':", '"type":')  # written by a template that prints the list of parts itself
 
 
 def render_chat(
@@ -25,11 +25,11 @@ def render_chat(
     add_generation_prompt: bool,
     arguments: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text the model's chat template makes of the messages; `arguments` are variables of the template.
+    """Render messages with the model's chat template; `arguments` are variables of the template.
 
-    "content" is text, or a list of {"type": "text", "text": ...}. What an assistant thought is in "reasoning_content".
-    Raises UsageError for a model without a template and for messages that it refuses, PromptError for what are no
-    messages, and ModelFilesError for a template that is damaged, fails, runs on, or leaves out what the user says.
+    "content" is text, or a list of {"type": "text", "text": ...}; "reasoning_content" holds an assistant's thoughts.
+    Raises UsageError for a model without a template and for messages that the template refuses, PromptError for invalid
+    messages, and ModelFilesError for a template that is damaged, fails, does not end, or omits what the user says.
     """
     if not tokenizer.chat_template:
         raise UsageError(
@@ -59,9 +59,9 @@ class _Renderer:
         return template_process().render(self._template, {**self._variables, "messages": given})
 
     def _form(self, messages: list[dict[str, Any]]) -> Form:
-        """The form in which most of what is said comes out: texts, as nearly all templates want them, if they do.
+        """The form in which the template writes most of the content; plain text, as most templates want it, on a tie.
 
-        Tried with marks in place of the messages' texts: a template that walks through parts writes nothing of a text.
+        Tried with marks in place of the messages' texts: a template that loops over parts writes nothing of a text.
         """
         roles = list(dict.fromkeys(message["role"] for message in messages))
         marks = {role: _MARK.format(number) for number, role in enumerate(roles)}
@@ -87,7 +87,7 @@ class _Renderer:
         return self._with_thoughts(marked, best)
 
     def _with_thoughts(self, marked: list[dict[str, Any]], form: Form) -> Form:
-        """Mistral's and Cohere's templates read thoughts as parts of a reply; others as a value of its message."""
+        """Mistral's and Cohere's templates read thoughts as parts of a reply, others as a key of its message."""
         thought = _MARK.format("thought")
         marked = [{**one, **_thoughts(thought)} if one.get("reasoning_content") else one for one in marked]
         if (
@@ -116,12 +116,12 @@ def _in_form(message: dict[str, Any], form: str) -> dict[str, Any]:
 
 
 def _thoughts(text: str) -> dict[str, str]:
-    """What was thought, by the names that templates know it by."""
+    """The thoughts, under every name that templates use for them."""
     return {"reasoning_content": text, "thinking": text}
 
 
 def _checked(message: Message) -> dict[str, Any]:
-    """The message with its content as one text, and what was thought by all the names templates have for it."""
+    """The message with its content as one text, and its thoughts under every name that templates use."""
     role, content = message.get("role"), message.get("content")
     if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
         content = "\n".join(str(part.get("text", "")) for part in content)

@@ -1,7 +1,7 @@
-"""A conversation as messages, and as the token ids the model has seen of them: ids of past turns are never remade.
+"""A conversation as messages and as the token ids that the model has seen: past turns are never encoded again.
 
-The KV cache holds what was computed for exact token ids. Encoding a reply's text anew may give other ids for the same
-text, so ids are kept, each stretch with the text it stands for, and only text that no kept stretch covers is encoded.
+The KV cache belongs to exact token ids, and encoding a reply's text again may give other ids for the same text. So ids
+are kept in stretches, each with its text, and only text that no kept stretch covers is encoded.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,8 +18,8 @@ from offload_runtime.text.reply_text import split_reply
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]  # "role": "system" | "user" | "assistant"; "content"; of some replies "reasoning_content"
-QUESTION: Message = {"role": "user", "content": "?"}  # of a conversation that templates are tried with
+Message = dict[str, str]  # "role": "system" | "user" | "assistant"; "content"; in some replies "reasoning_content"
+QUESTION: Message = {"role": "user", "content": "?"}  # for trying out templates
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ Snapshot = tuple[list[Message], list[Stretch]]
 class Conversation:
     """Messages, turned into prompts by the tokenizer's chat template; `raw` joins them as plain text instead.
 
-    Raises UsageError where there is no chat template, and from every method that renders where the template refuses
-    the messages; the conversation is then as it was before the call.
+    Raises UsageError if there is no chat template. Every method that renders raises it if the template refuses the
+    messages, and then leaves the conversation as it was.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Conversation:
 
     @cached_property
     def end_token_ids(self) -> frozenset[int]:
-        """Tokens that end a reply beside the model's own: what the chat template puts behind one."""
+        """Tokens that end a reply besides the model's own: what the chat template puts after one."""
         return frozenset() if self.raw else turn_end_tokens(self.tokenizer, self.template_arguments, self.messages)
 
     @property
@@ -71,15 +71,15 @@ class Conversation:
         return sum(len(stretch.ids) for stretch in self.stretches)
 
     def snapshot(self) -> Snapshot:
-        """What `restore` brings back."""
+        """The state, for `restore`."""
         return list(self.messages), list(self.stretches)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Make this the conversation it was when the snapshot was taken."""
+        """Return to the state of the snapshot."""
         self.messages, self.stretches = list(snapshot[0]), list(snapshot[1])
 
     def add_user(self, text: str) -> list[int]:
-        """Add a message of the user; return the ids of the whole prompt for the reply to it."""
+        """Add a user message; return the ids of the whole prompt for the reply to it."""
         self.messages.append({"role": "user", "content": text})
         try:
             return self.prompt_ids()
@@ -98,17 +98,17 @@ class Conversation:
         return [token for stretch in kept for token in stretch.ids]
 
     def add_reply(self, ids: Sequence[int], text: str, end_ids: Collection[int]) -> None:
-        """Add what the model wrote, cut short or not: all its ids, the answer shown for them, what ends a reply.
+        """Add what the model wrote, complete or not: all its ids, the answer shown for them, the ids that end a reply.
 
-        The message holds the answer, which a stop string may have cut, and apart from it the thoughts before it: the
-        template writes of them what its model is to see again.
+        The message holds the answer, which a stop string may have cut, and separately the thoughts before it; the
+        template decides how much of them the model sees again.
         """
         body = list(ids)
         end = [body.pop()] if body and body[-1] in end_ids else []
         written = self._text_of(body)
         self.messages.append(self._reply_message(written, text, body))
         self._append(written, body)
-        if not self.raw:  # plain text goes on after a reply: what ended it is no part of it
+        if not self.raw:  # plain text goes on after a reply, without what ended it
             self._append(self._text_of(end), end)
 
     def _reply_message(self, written: str, shown: str, ids: list[int]) -> Message:
@@ -119,14 +119,14 @@ class Conversation:
         return {**message, "reasoning_content": thoughts} if thoughts else message
 
     def drop_reply(self) -> bool:
-        """Take back the model's last message, to have it written again; False if there is none."""
+        """Remove the model's last message, so that it can be written again; False if there is none."""
         if not self.messages or self.messages[-1]["role"] != "assistant":
             return False
         self.messages.pop()
         return True
 
     def undo(self) -> bool:
-        """Take back the user's last message and the reply to it; False if there is none."""
+        """Remove the user's last message and the reply to it; False if there is none."""
         users = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
         if not users:
             return False
@@ -134,9 +134,9 @@ class Conversation:
         return True
 
     def drop_oldest(self) -> list[Message]:
-        """Take away the oldest message of the user with the reply to it, and return them; the newest always stays.
+        """Remove and return the user's oldest message and the reply to it; the newest message always stays.
 
-        Ids of what stays are kept, but for those that stood at the border.
+        Ids of what stays are kept, except at the boundary.
         """
         first = 0 if self.system is None else 1
         users = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
@@ -149,11 +149,11 @@ class Conversation:
         return dropped
 
     def clear(self) -> None:
-        """Take back everything but the system message."""
+        """Remove everything but the system message."""
         self._forget_from(1 if self.system is not None else 0)
 
     def set_system(self, text: str | None) -> None:
-        """Set the system message, or with None remove it; the other messages stay."""
+        """Set the system message, or remove it with None; the other messages stay."""
         if self.raw and text is not None:
             raise UsageError("without the chat template (--raw) there is no place for a system message")
         others = self.messages[0 if self.system is None else 1 :]
@@ -171,7 +171,7 @@ class Conversation:
         self.messages, self.stretches = rest, self._matching_stretches(rendering)
 
     def _render(self, messages: list[Message]) -> str:
-        """The text of messages, the last of them the user's, up to where the reply begins."""
+        """Render messages, the last of which is the user's, up to where the reply begins."""
         if self.raw:
             text = "".join(message["content"] for message in messages)
             check_whole_characters(text)
@@ -190,13 +190,13 @@ class Conversation:
         return kept
 
     def _matching_end(self, before: str, after: str) -> list[Stretch]:
-        """Stretches for the rendering `after`, the known ones of `before` kept where both end alike."""
+        """Stretches of the rendering `after`; those of `before` are kept where both renderings end alike."""
         known = "".join(stretch.text for stretch in self.stretches)
         unknown = before[len(known) :] if before.startswith(known) else ""
         text = after.removesuffix(unknown)
         kept: list[Stretch] = []
         for stretch in reversed(self.stretches):
-            if not text.endswith(stretch.text) or text == stretch.text:  # at the start belongs what begins a text
+            if not text.endswith(stretch.text) or text == stretch.text:  # the start needs the tokens that begin a text
                 break
             kept.insert(0, stretch)
             text = text[: len(text) - len(stretch.text)]
@@ -205,8 +205,8 @@ class Conversation:
     def _encode(self, text: str, before: list[Stretch]) -> list[int]:
         """The ids of `text` where it follows `before`.
 
-        Sentencepiece tokenizers put a space before a text of its own, so the last stretch goes along where its ids
-        come out unchanged.
+        SentencePiece tokenizers put a space before a text, so the last stretch is encoded along with it if its ids come
+        out unchanged.
         """
         if not before:
             return self.tokenizer.encode(text, add_special_tokens=self.raw)
@@ -217,13 +217,13 @@ class Conversation:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _text_of(self, ids: Sequence[int]) -> str:
-        """The text of ids that follow the last stretch, special tokens included, as a template would write them."""
+        """The text of ids that follow the last stretch, with special tokens, as a template would write it."""
         context = self.stretches[-1].ids if self.stretches else ()
         text = IncrementalText(self.tokenizer, context, skip_special_tokens=False)
         return text.push(ids) + text.finish()
 
 
 def _awaiting_reply(messages: list[Message]) -> list[Message]:
-    """The messages, with one of the user behind where there is none: some templates refuse a reply at the end."""
+    """The messages, ending with one of the user's: some templates refuse a reply at the end."""
     asked = messages and messages[-1]["role"] == "user"
     return messages if asked else [*messages, QUESTION]

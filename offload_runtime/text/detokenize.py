@@ -1,4 +1,4 @@
-"""From token ids to text, piece by piece: characters made of several tokens, and stop strings, are never cut."""
+"""From token ids to text, piece by piece; never cuts a character made of several tokens, or a stop string."""
 
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
@@ -9,11 +9,11 @@ from offload_runtime.errors import PromptError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what a decoder writes for bytes that are no character, or not yet one
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # a decoder writes it for bytes that are not, or not yet, a character
 
 
 def check_whole_characters(text: str) -> None:
-    """Raise PromptError for a text that holds half a character, as JSON and system calls may bring: no tokens can."""
+    """Raise PromptError for a lone surrogate, which JSON or system calls may bring and no tokens can encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -24,14 +24,14 @@ def check_whole_characters(text: str) -> None:
 
 
 class IncrementalText:
-    """Text of a growing list of token ids: all that `push` returns, with `finish`, is the tokenizer's decoding of it.
+    """Text of a growing list of token ids: what `push` and `finish` return, joined, is the tokenizer's decoding.
 
-    Works for every tokenizer of transformers, since it only calls `decode`: on a window of the last tokens, of which
-    the text already handed out is cut off. A decoder that drops the first space (sentencepiece) so drops it once.
-    Bytes that are no character come out as replacement characters once a character or the end follows them; nothing
-    handed out is taken back. Byte tokens (<0x0A>) are decoded together with all those beside them, and one that is no
-    part of a character makes replacement characters of them all: they wait until another token follows.
-    With `context`, the ids that went before, the text is what follows them: a first space stays.
+    Works for every tokenizer of transformers, since it only calls `decode`, on a window of the last tokens, and cuts
+    off the text returned before. A decoder that drops the first space (SentencePiece) thus drops it once. Invalid bytes
+    become replacement characters once a character or the end follows them; returned text is never taken back. Byte
+    tokens (<0x0A>) are decoded together with their neighbours, and one that is not part of a character turns them all
+    into replacement characters, so they wait until another token follows. With `context`, the ids before the list, the
+    text is what follows them: a first space stays.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class IncrementalText:
 
     @property
     def held_bytes(self) -> str:
-        """The text that byte tokens stand for if no more of them follow."""
+        """The text of the byte tokens held back, if no more of them follow."""
         return _added(self._shown, self._decode(self._window)) if self._ends_in_bytes() else ""
 
     def push(self, ids: Iterable[int]) -> str:
-        """Add tokens; return the text they complete, which may be empty."""
+        """Add tokens; return the text they complete, possibly empty."""
         block = list(ids)
         self._window += block
         self._since_whole += block
@@ -68,7 +68,7 @@ class IncrementalText:
         return new
 
     def finish(self) -> str:
-        """The text still held back: bytes that may be no whole character, with replacement characters if so."""
+        """The text still held back; incomplete characters become replacement characters."""
         text = self._decode(self._window)
         rest, self._shown = _added(self._shown, text), text
         return rest
@@ -80,7 +80,7 @@ class IncrementalText:
         return last in self._byte_tokens
 
     def _shorten_window(self) -> None:
-        """Keep the tokens of the last whole characters, so that a push costs the same however long the text is."""
+        """Keep only the tokens of the last whole characters, so that the cost of a push does not grow with the text."""
         shown = self._decode(self._since_whole)
         if shown:  # special tokens alone would not tell the decoder that the next token is not the first
             self._window, self._shown, self._since_whole = self._since_whole, shown, []
@@ -94,7 +94,7 @@ class IncrementalText:
 
 
 def _byte_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """The tokens that stand for a byte each; a vocabulary spelled in bytes has none."""
+    """The tokens that stand for one byte each; a byte-level vocabulary has none."""
     names = {f"<0x{byte:02X}>" for byte in range(256)}
     ids = (tokenizer.convert_tokens_to_ids(name) for name in names)
     return frozenset(token for token in ids if type(token) is int and tokenizer.convert_ids_to_tokens(token) in names)
@@ -106,13 +106,13 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
 
 
 def _added(before: str, text: str) -> str:
-    """What `text` has beyond `before`, the end of which it may complete: half a character of a prompt."""
+    """What `text` adds to `before`, whose end may be an incomplete character that `text` completes."""
     same = takewhile(lambda pair: pair[0] == pair[1], zip(before, text))
     return text[len(before) if text.startswith(before) else sum(1 for _ in same) :]
 
 
 class StopStrings:
-    """Cuts a text, given in pieces, before the first stop string that completes in it, and withholds what may be one.
+    """Cuts a text, given in pieces, before the first stop string completed in it; holds back what may become one.
 
     Where pieces begin and end makes no difference. Raises ValueError for an empty stop string.
     """
@@ -128,7 +128,7 @@ class StopStrings:
         return bool(self._stops)
 
     def push(self, text: str) -> str:
-        """Add text; return what certainly comes before any stop string. After `found` is set, nothing more comes."""
+        """Add text; return what is certainly before any stop string; nothing once `found` is set."""
         if self.found is not None:
             return ""
         held = self._held + text
@@ -142,11 +142,11 @@ class StopStrings:
         return held[: len(held) - keep]
 
     def finish(self) -> str:
-        """The withheld text, when no more comes: it was the beginning of a stop string and not one."""
+        """The text held back at the end: the beginning of a stop string that was never completed."""
         held, self._held = self._held, ""
         return held
 
 
 def overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that a stop string may begin with."""
+    """Length of the longest end of `text` that `stop` begins with."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -1,4 +1,4 @@
-"""From what a caller hands in to token ids."""
+"""Turns a caller's prompt into token ids."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
@@ -27,7 +27,7 @@ def is_chat(prompt: Prompt) -> bool:
 
 
 def chat_tokenizer(directory: Path, chat_template: Path | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, with the chat template in a file in place of its own if one is given."""
+    """A model's tokenizer; a given file's chat template replaces its own."""
     tokenizer = load_tokenizer(directory)
     if chat_template is not None:
         tokenizer.chat_template = read_template(chat_template)
@@ -57,10 +57,10 @@ def turn_end_tokens(
     template_arguments: Mapping[str, Any] | None = None,
     messages: Sequence[Mapping[str, Any]] = (),
 ) -> frozenset[int]:
-    """The special token that the chat template puts behind a reply, if it puts one.
+    """The special token that the chat template puts after a reply, if any.
 
-    messages: a conversation of which those before the first of the user are taken along: some templates want a system
-    message. Some refuse a conversation that ends with a reply: they are asked with one that goes on.
+    messages: a conversation; its messages before the user's first are used, since some templates need a system message.
+    Some templates refuse a conversation that ends with a reply: they are tried with a longer one.
     """
     question = {"role": "user", "content": "?"}
     asked = [*takewhile(lambda message: message.get("role") not in ("user", "assistant"), messages), question]

@@ -1,4 +1,4 @@
-"""The marks that families of models put around their thoughts: text, or tokens that are left out of a text."""
+"""The marks that model families put around thoughts: text, or special tokens that decoding omits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from enum import Enum, auto
 
 
 class State(Enum):
-    """What the text behind a mark is. NAMED: an answer or a thought, as the header before the mark says."""
+    """What the text after a mark is. NAMED: an answer or a thought, as the header before the mark says."""
 
     ANSWER = auto()
     THOUGHT = auto()
@@ -18,8 +18,8 @@ class State(Enum):
 class Family:
     """The marks of one family, and what follows each.
 
-    label: a word that may stand behind the mark of a thought. anywhere: every mark counts wherever it comes. Else a
-    thought stands at the start of a reply, one of `ends` ends it, and later marks are what the answer is about.
+    label: a word that may follow the mark of a thought. anywhere: every mark counts wherever it occurs. Otherwise only
+    the start of a reply can be a thought, one of `ends` ends it, and later marks are part of the answer.
     """
 
     marks: Mapping[str, State]
@@ -29,17 +29,17 @@ class Family:
 
     @property
     def opener(self) -> str:
-        """The mark without which a vocabulary is not of this family."""
+        """The mark that every vocabulary of this family has."""
         return next(iter(self.marks))
 
     @property
     def openers(self) -> tuple[str, ...]:
-        """The marks that thoughts begin with; the first one alone where headers say what follows."""
+        """The marks that thoughts begin with; only the first where headers say what follows."""
         return tuple(mark for mark, follows in self.marks.items() if follows is State.THOUGHT) or (self.opener,)
 
     @property
     def begins(self) -> tuple[str, ...]:
-        """The marks that a reply can begin with, as text."""
+        """The marks, as text, that a reply can begin with."""
         return self.openers + (self._around_answer if self.anywhere else ())
 
     @property
@@ -48,7 +48,7 @@ class Family:
         return tuple(mark for mark in answers if mark not in self.ends)
 
     def awaited(self, state: State) -> tuple[str, ...]:
-        """The marks that count behind text of a kind."""
+        """The marks that count after text of this kind."""
         if self.anywhere:
             return tuple(self.marks)
         return self.ends if state is State.THOUGHT else self._around_answer
@@ -71,7 +71,7 @@ HARMONY = Family(
     | {"<|message|>": State.NAMED},
     anywhere=True,
 )
-# Messages with headers too, but what a message is stands in a mark of its own.
+# Messages with headers too, but a mark of its own says what a message is.
 SOLAR = Family(
     {"<|think|>": State.THOUGHT, "<|content|>": State.ANSWER, "<|begin|>": State.HEADER, "<|end|>": State.HEADER},
     anywhere=True,
@@ -103,33 +103,33 @@ FAMILIES = (
     _pair("<thinking>", "</thinking>"),  # Reflection
     _pair("<Thought>", "</Thought>"),  # Marco-o1
 )
-# They begin and end a message, of which a reply has several.
+# They begin and end a message; a reply has several.
 WITHIN_REPLY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|begin|>", "<|think|>", "<|content|>")
-# What the answers of some stand between: Granite 3.3, ERNIE 4.5; Hunyuan, GLM 4.1V; Reflection; Marco-o1.
+# Tags around answers: Granite 3.3, ERNIE 4.5; Hunyuan, GLM 4.1V; Reflection; Marco-o1.
 _ANSWER_TAGS = ("<response>", "<answer>", "<output>", "<Output>")
 
 
 def named_state(header: str) -> State:
-    """What a message of harmony is by its header: calls of tools in the commentary are not for the reader.
+    """What a harmony message is by its header; tool calls in the commentary channel are not for the reader.
 
-    The channel is the first word behind its mark; whom a call is for may stand before or behind it.
+    The channel is the first word after its mark; a call's recipient may come before or after it.
     """
     channel = header.rpartition("<|channel|>")[2].split()[:1]
     return State.THOUGHT if channel == ["analysis"] or " to=" in header else State.ANSWER
 
 
 def closing(tag: str) -> str:
-    """What ends that which a tag begins."""
+    """The closing tag."""
     return f"</{tag[1:]}"
 
 
 def answer_tags(template: str) -> tuple[str, ...]:
-    """The tags that answers begin with by a chat template. Others write them too, but only where a user asks for it."""
+    """The answer tags that a chat template mentions. Other models write them only when a user asks for it."""
     return tuple(tag for tag in _ANSWER_TAGS if tag in template and closing(tag) in template)
 
 
 def begun_by(prompt: str) -> tuple[Family | None, State]:
-    """The family that a prompt ends in a mark of, where a template writes it, and what the reply begins as."""
+    """The family whose mark the prompt ends with, if the template writes one, and what the reply begins as."""
     end = prompt.rstrip()
     for family in FAMILIES:
         for mark, state in family.marks.items():

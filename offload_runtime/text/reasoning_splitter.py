@@ -6,17 +6,17 @@ from offload_runtime.text.detokenize import overlap
 from offload_runtime.text.reasoning_marks import FAMILIES, State, begun_by, closing, named_state
 
 Piece = tuple[str, str]
-"""What was thought, and what was answered."""
+"""(thoughts, answer)"""
 
 
 class Splitter:
-    """Tells thoughts from the answer in a text that comes in pieces; where these begin and end makes no difference.
+    """Separates thoughts from the answer in a text given in pieces; where pieces begin and end makes no difference.
 
-    Marks are dropped, and with them the space around thoughts. A text without any is the answer as it stands.
+    Marks and the space around thoughts are dropped. A text without marks is the answer, unchanged.
 
-    prompt: the end of the text before, special tokens included. tokens: marks that are special tokens of the model;
-    they are given by `push_mark`, and the same characters in the text are not them. tags: what an answer behind
-    thoughts may stand between; they are dropped too.
+    prompt: the end of the text before, with special tokens. tokens: marks that are special tokens of the model; they
+    come through `push_mark`, and the same characters as text are not marks. tags: tags that may enclose an answer after
+    thoughts; they are dropped too.
     """
 
     def __init__(self, prompt: str = "", tokens: Collection[str] = (), tags: Collection[str] = ()):
@@ -25,11 +25,11 @@ class Splitter:
         self._tags = frozenset(tags)
         self._tag_end = ""  # what ends an answer that began with a tag
         self._at_start = self._family is None
-        self._held = ""  # what may be the beginning of a mark
+        self._held = ""  # possibly the beginning of a mark
         self._header = ""
-        self._opening = ""  # of a section behind a mark, while there is only space and perhaps a label in it
+        self._opening = ""  # start of the section after a mark: so far only space and perhaps a label
         self._opens = self._state is State.THOUGHT
-        self._space = ""  # at the end of a thought: no part of it if no more follows
+        self._space = ""  # at the end of a thought: dropped if nothing follows
         self._written: set[State] = set()
 
     def push(self, text: str) -> Piece:
@@ -47,7 +47,7 @@ class Splitter:
         return _joined([*pieces, self._section(ready)])
 
     def push_mark(self, mark: str) -> Piece:
-        """Add a mark that came as a token; return the text it completes."""
+        """Add a mark that is a token; return the text it completes."""
         owners = [family for family in (self._family, *FAMILIES) if family and mark in family.marks]
         owner = owners[0]
         begins = owner.anywhere or (self._at_start and mark in owner.openers)
@@ -59,7 +59,7 @@ class Splitter:
         return _joined([before, self._follow(mark)])
 
     def finish(self) -> Piece:
-        """What is still held back, when no more comes."""
+        """What is still held back at the end."""
         held, self._held, self._at_start = self._held, "", False
         return _joined([self._section(held), self._close()])
 
@@ -73,7 +73,7 @@ class Splitter:
         return [mark for mark in (*marks, *ends, *self._first()) if mark not in self._tokens]
 
     def _first(self) -> Collection[str]:
-        """What is dropped where a section begins with it: a mark that the prompt holds already, a tag of answers."""
+        """What is dropped at the start of a section: a mark that the prompt already ends with, or an answer tag."""
         if not self._family or not self._opens or self._family.anywhere or self._opening.strip():
             return ()
         if self._state is State.THOUGHT:
@@ -81,7 +81,7 @@ class Splitter:
         return self._tags if not self._tag_end else ()
 
     def _has_started(self) -> bool:
-        """Whether what is held tells if the reply begins with a mark; one that it begins with is followed."""
+        """Whether the held text decides if the reply begins with a mark; such a mark is followed."""
         text = self._held.lstrip()
         begins = [(mark, family) for family in FAMILIES for mark in family.begins if mark not in self._tokens]
         for mark, family in begins:
@@ -93,7 +93,7 @@ class Splitter:
         return not self._at_start
 
     def _follow(self, mark: str) -> Piece:
-        """End the section before a mark, and begin the one behind it."""
+        """End the section before a mark and begin the one after it."""
         assert self._family is not None
         if mark in (self._tag_end, *self._first()):
             self._tag_end = closing(mark) if mark in self._tags else ""
@@ -111,7 +111,7 @@ class Splitter:
         return rest
 
     def _section(self, text: str) -> Piece:
-        """What of text between marks is shown by now."""
+        """The part of a text between marks that can be shown now."""
         if self._state is State.HEADER:
             self._header += text
             return "", ""
@@ -131,7 +131,7 @@ class Splitter:
         return ("", shown) if self._state is State.ANSWER else (shown, "")
 
     def _behind_opening(self, text: str) -> str:
-        """What comes behind the space and the label that a section opens with; nothing while that is not known."""
+        """The text after a section's opening space and label; nothing until these are complete."""
         self._opening += text
         label = self._family.label if self._family and self._state is State.THOUGHT else ""
         opening = self._opening.lstrip()
@@ -140,7 +140,7 @@ class Splitter:
         return opening.removeprefix(label).lstrip()
 
     def _close(self) -> Piece:
-        """End a section: an opening that became no label is text."""
+        """End a section: an opening that is not a label is text."""
         opening, self._opening, self._space = self._opening.strip(), "", ""
         label = self._family.label.strip() if self._family else ""
         is_text = self._opens and self._state is State.THOUGHT and opening != label

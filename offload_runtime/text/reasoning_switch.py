@@ -1,4 +1,4 @@
-"""How a model is asked, by variables of its chat template, to answer at once."""
+"""Template variables that ask a model to answer without thinking."""
 
 import re
 from collections.abc import Mapping
@@ -14,6 +14,6 @@ _LITERAL = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
 def without_thinking(template: str) -> dict[str, object]:
-    """The variables of a chat template that turn thinking off; none where it has no such switch."""
+    """The variables of a chat template that turn thinking off; empty if it has no such switch."""
     code = " ".join(_LITERAL.sub("", block) for block in _CODE.findall(template))
     return {name: value for name, value in _OFF.items() if re.search(rf"(?<![\w.]){name}(?!\w)", code)}

@@ -1,4 +1,4 @@
-"""The text of a reply as its tokens come: thoughts apart from the answer, which ends before a stop string."""
+"""The text of a reply as its tokens come, thoughts and answer separate; the answer ends before a stop string."""
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
@@ -17,7 +17,7 @@ _PROMPT_END = 64  # tokens that hold what a template writes of the reply, letter
 class ReplyText:
     """Thoughts and answer of a growing list of token ids that follow `prompt`.
 
-    split: tell thoughts from the answer; else all is answer. Stop strings are looked for in the answer alone.
+    split: separate thoughts from the answer; otherwise everything is answer. Stop strings count in the answer only.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class ReplyText:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether a stop string has come: nothing more will."""
+        """Whether a stop string was found; no more text follows then."""
         return self._stops.found is not None
 
     def push(self, token: int, ends: bool = False) -> Piece:
-        """Add a token; return the thoughts and the answer that it completes. One that ends the reply adds no text."""
+        """Add a token; return the thoughts and answer it completes. A token that ends the reply adds no text."""
         text = "" if ends else self._text.push([token])
         thought, answer = self._splitter.push(text) if self._splitter else ("", text)
         if self._splitter and token in self._marks:
@@ -51,7 +51,7 @@ class ReplyText:
         return thought + more[0], answer + more[1]
 
     def _up_to_stop_in_bytes(self) -> Piece:
-        """A stop string that the byte tokens held back complete, as line breaks may be, ends the answer at once."""
+        """End the answer at once if the byte tokens held back, such as line breaks, complete a stop string."""
         held = self._text.held_bytes if self._stops and not self.is_stopped else ""
         if not held:
             return "", ""
@@ -64,7 +64,7 @@ class ReplyText:
         return thought, answer
 
     def finish(self) -> Piece:
-        """What is still held back, when no more comes."""
+        """What is still held back at the end."""
         text = self._text.finish()
         if not self._splitter:
             return "", self._stops.push(text) + self._stops.finish()
@@ -74,14 +74,14 @@ class ReplyText:
 
 
 def special_marks(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
-    """The special tokens, left out of texts, that are marks of thoughts, by their ids."""
+    """The marks of thoughts that are special tokens, which decoding omits, by id."""
     special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     marks = (mark for family in FAMILIES if family.opener in special for mark in family.marks)
     return {special[mark]: mark for mark in marks if mark in special}
 
 
 def inner_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """The marks that no reply ends with, although a template may put one behind a reply that has no thoughts."""
+    """The marks that do not end a reply, although a template may put one after a reply without thoughts."""
     added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
     families = (family for family in FAMILIES if all(mark in added for mark in family.marks))
     return frozenset(added[mark] for family in families for mark in family.marks if mark in WITHIN_REPLY)

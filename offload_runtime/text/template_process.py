@@ -1,4 +1,4 @@
-"""The parent's side of `worker`: one child process for all templates, started when it is needed."""
+"""The parent's side of `template_worker`: one child process for all templates, started when first needed."""
 
 import atexit
 import json
@@ -13,9 +13,9 @@ from typing import Any
 
 from offload_runtime.errors import ModelFilesError, OffloadError, UsageError
 
-PROCESSOR_SECONDS = 3.0  # a rendering takes about 1 ms, of a conversation of a million tokens 0.1 s
-WALL_SECONDS = 60.0  # for a child that does not even compute
-SPARE_LENGTH = 1 << 20  # characters that a template may write beside what it is given
+PROCESSOR_SECONDS = 3.0  # a rendering takes about 1 ms, or 0.1 s for a conversation of a million tokens
+WALL_SECONDS = 60.0  # for a child that hangs without computing
+SPARE_LENGTH = 1 << 20  # characters that a template may write in addition to its input
 # The child finds its modules where the parent found them, whatever the parent did to its path.
 _CHILD = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
@@ -25,11 +25,11 @@ REMEDY = "--chat-template FILE renders with another template, --raw with none"
 
 
 class TemplateFailedError(ModelFilesError):
-    """The template meets an error of its own: on other messages, or given in another form, it may not."""
+    """The template raised an error of its own; with other messages, or another form of them, it may work."""
 
 
 class TemplateProcess:
-    """Renders templates in a child process. For any number of threads: they take turns."""
+    """Renders templates in a child process. Any number of threads may use it; they take turns."""
 
     def __init__(self, processor_seconds: float = PROCESSOR_SECONDS):
         self._seconds = processor_seconds
@@ -69,9 +69,9 @@ class TemplateProcess:
                 answer: dict[str, str] = json.loads(incoming.recv_bytes())
                 return answer
         except (EOFError, OSError):
-            pass  # the child is gone: its limit of time ended it, or what it met did
+            pass  # the child is gone: its time limit or a crash ended it
         except BaseException:
-            self.close()  # an answer that nobody waits for must not become the next one's
+            self.close()  # an unread answer must not be taken for the next one's
             raise
         self.close()
         return {"error": "time", "message": ""}
@@ -95,7 +95,7 @@ class TemplateProcess:
 
 @cache
 def template_process() -> TemplateProcess:
-    """The one that all conversations share."""
+    """The process that all conversations share."""
     return TemplateProcess()
 
 

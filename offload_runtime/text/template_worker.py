@@ -1,8 +1,8 @@
-"""The child process that renders chat templates: a template is a program of whoever published the model.
+"""The child process that renders chat templates: a template is a program written by whoever published the model.
 
-Jinja's sandbox keeps it from the system, but not from counting for ever or filling the memory inside one call of C
-(`9**9**9`, `"x" * 10**10`, `|center(10**9)`), so the limits are the operating system's and hold for whatever it does.
-What templates may use is what transformers gives them: https://huggingface.co/docs/transformers/chat_templating_writing
+Jinja's sandbox keeps it from the system, but not from computing for ever or filling memory inside one C call
+(`9**9**9`, `"x" * 10**10`, `|center(10**9)`), so the operating system enforces limits on the process.
+Templates may use what transformers gives them: https://huggingface.co/docs/transformers/chat_templating_writing
 """
 
 import json
@@ -20,7 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MEMORY_BYTES = 512 << 20  # of address space, of which Python itself takes some 40 MB
+MEMORY_BYTES = 512 << 20  # of address space; Python itself takes some 40 MB
 LONGEST_MESSAGE = 300  # characters of an error message
 
 
@@ -29,7 +29,7 @@ class RefusedError(TemplateError):
 
 
 class _Generation(Extension):
-    """{% generation %} marks what training counts as the model's own: here it changes nothing."""
+    """{% generation %} marks, for training, what the model wrote; here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
 
@@ -39,7 +39,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """Jinja's, but for names of Python's own attributes: they are a way out of the sandbox."""
+    """Jinja's namespace without names of Python's own attributes, which are a way out of the sandbox."""
 
     def __init__(*args: Any, **values: Any) -> None:
         self, *given = args
@@ -54,7 +54,7 @@ class _Namespace(Namespace):
 
 
 def serve(requests: int, answers: int) -> None:
-    """Answer what comes from one file descriptor on another until the parent closes its end.
+    """Read requests from one file descriptor and answer on another until the parent closes its end.
 
     A rendering that takes more processor time than its request allows ends the process.
     """
@@ -120,7 +120,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own escapes what HTML would misread."""
+    """JSON without HTML escapes, which Jinja's own filter adds."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

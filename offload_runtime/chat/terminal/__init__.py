@@ -1,1 +1,1 @@
-"""What a terminal needs: the screen, the keyboard, Ctrl-C, what was typed before."""
+"""The chat's terminal: screen, keyboard, Ctrl-C, history."""

@@ -1,4 +1,4 @@
-"""A dim line behind what is on screen that says what the machine is doing, gone before anything else is written."""
+"""A dim line after the text on screen that says what the machine is doing; erased before anything else is written."""
 
 import os
 import time
@@ -17,7 +17,7 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 class ActivityLine:
-    """Drawn anew ten times a second by a thread, so straight to the terminal: past every buffer and its lock."""
+    """Redrawn ten times a second by a thread, so written straight to the terminal: past every buffer and its lock."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -27,7 +27,7 @@ class ActivityLine:
         self._spinner = Spinner("line" if simple else "dots")
 
     def draw(self, column: int, texts: Sequence[str]) -> None:
-        """Show the first of `texts` that fits behind the cursor, which stands in `column`; else the spinner alone."""
+        """Show the first of `texts` that fits after the cursor, which is in `column`; else the spinner alone."""
         room = self._console.width - column - 1  # a full line would leave the cursor nowhere to come back to
         if not self.possible or room < LEAST_ROOM:
             return
@@ -39,13 +39,13 @@ class ActivityLine:
         self._drawn = True
 
     def erase(self) -> None:
-        """Leave the line as it was before it was drawn."""
+        """Erase what was drawn."""
         if self._drawn:
             self._put(_ERASE)
             self._drawn = False
 
     def interject(self, column: int, text: str) -> None:
-        """Show `text` for good, on a line of its own."""
+        """Show `text` permanently, on a line of its own."""
         self.erase()
         begin = "\n" if column else ""
         self._put(f"{begin}{_DIM}{text}{_PLAIN}\n")
@@ -58,7 +58,7 @@ class ActivityLine:
 
 
 def column_after(text: str, column: int, width: int) -> int:
-    """Where the cursor of a terminal `width` cells wide stands behind `text` that began in `column`."""
+    """The cursor's column after `text` that began in `column`, on a terminal `width` cells wide."""
     _, new_line, last = text.rpartition("\n")
     if new_line:
         column = 0

@@ -1,4 +1,4 @@
-"""Tab: the chat's commands, and what they take."""
+"""Tab completion: the chat's commands and their arguments."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,7 +7,7 @@ from prompt_toolkit.document import Document
 
 
 class CommandCompleter(Completer):
-    """Completes a command's name, then its argument: one of some words, or a path. Nothing in messages.
+    """Completes a command's name, then its argument: one of several words, or a path. Messages are not completed.
 
     arguments: for each command the words it takes; None for a path.
     """
@@ -17,7 +17,7 @@ class CommandCompleter(Completer):
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """What may follow what is before the cursor."""
+        """The completions of the text before the cursor."""
         before = document.text_before_cursor
         name, space, argument = before.partition(" ")
         if not before.startswith("/") or "\n" in before:

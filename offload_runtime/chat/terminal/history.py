@@ -1,4 +1,4 @@
-"""What a chat keeps between sessions, for its user's eyes only: what was typed, and the last conversation."""
+"""What a chat keeps between sessions, readable by its user only: the input history and the last conversation."""
 
 import os
 from collections.abc import Iterable
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from prompt_toolkit.history import FileHistory
 
-MOST_BYTES = 1_000_000  # of history; longer ones are cut to the newest half when a chat begins
+MOST_BYTES = 1_000_000  # of history; a longer one is cut to its newest half when a chat begins
 OFF = "off"
 
 
 def state_directory() -> Path | None:
     """$SEQUOIA_OFFLOAD_STATE, else $XDG_STATE_HOME/sequoia-offload, else ~/.local/state/sequoia-offload.
 
-    Made where it is missing. None where that is "off", or cannot be had for this user alone.
+    Created if missing. None if it is "off", or cannot be made private to this user.
     """
     own, shared = os.environ.get("SEQUOIA_OFFLOAD_STATE"), os.environ.get("XDG_STATE_HOME", "")
     if own == OFF:
@@ -32,7 +32,7 @@ def state_directory() -> Path | None:
 
 
 class PrivateHistory(FileHistory):
-    """Lines of all sessions, in a file that only its user can read. What cannot be kept is done without."""
+    """Lines of all sessions, in a file that only its user can read. Lines that cannot be written are dropped."""
 
     def __init__(self, path: Path):
         super().__init__(path)

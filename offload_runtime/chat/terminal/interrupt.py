@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish to stop the reply rather than the program."""
+"""Ctrl-C as a request to stop the reply instead of the program."""
 
 import _thread
 import os
@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-LEAVE_WITHIN = 2.0  # seconds between two Ctrl-C that mean: leave
-REACT_WITHIN = 1.0  # seconds in which the main thread must have begun to leave
+LEAVE_WITHIN = 2.0  # seconds: two Ctrl-C this close together mean leaving
+REACT_WITHIN = 1.0  # seconds within which the main thread must begin to leave
 TICK = 0.1
 
 
@@ -22,17 +22,17 @@ class Leave(KeyboardInterrupt):
 
 
 def _nothing() -> None:
-    """What is called where nothing is to be done."""
+    """The default callback: does nothing."""
 
 
 class StopOnInterrupt:
-    """For the block: a first Ctrl-C sets `requested`, which is polled between layers; a second raises Leave there.
+    """In the block, a first Ctrl-C sets `requested`, which is polled between layers; a second raises Leave there.
 
-    The second one counts only within two seconds of the first, and only where `answer` has shown that on screen; else
-    it is a first one again. A thread sees to both, so that an answer comes also while the main thread is inside a call
-    that takes seconds. Where that cannot be left within a second, the thread calls `abandon`. tick: called by the
-    thread every tenth of a second. Only for the main thread. `pressed_at` is when Ctrl-C was last pressed, in seconds
-    of `time.monotonic`.
+    The second one counts only within two seconds of the first, and only after `answer` has shown the first on screen;
+    otherwise it counts as a first. A thread handles both, so the answer appears even while the main thread is inside a
+    call that takes seconds. If that call does not end within a second, the thread calls `abandon`. tick: called by the
+    thread every tenth of a second. Only for the main thread. `pressed_at`: when Ctrl-C was last pressed, in seconds of
+    `time.monotonic`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class StopOnInterrupt:
     def __exit__(self, *exception: object) -> None:
         signal.set_wakeup_fd(self._previous_fd)
         signal.signal(signal.SIGINT, self._previous)
-        os.close(self._wake)  # the thread reads the end of it and goes
+        os.close(self._wake)  # the thread reads the end of file and returns
         self._thread.join()
         os.close(self._done)
 
@@ -93,7 +93,7 @@ class StopOnInterrupt:
         self.pressed_at = now
         if again:
             self._leaving = True
-            _thread.interrupt_main()  # its handler may have run already, before it knew
+            _thread.interrupt_main()  # the main thread's handler may have run before this one knew
         else:
             self._requested = True
             self._answer()
@@ -103,7 +103,7 @@ class StopOnInterrupt:
 
 @contextmanager
 def ended_in_order() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise SystemExit in the block, so that it can save and tidy up; nohup stays in force."""
+    """Let SIGTERM and SIGHUP raise SystemExit in the block, so that it can save and clean up; nohup still works."""
     ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
     for one in ends:
         signal.signal(one, lambda number, frame: sys.exit(128 + number))

@@ -1,4 +1,4 @@
-"""The chat's keyboard: line editing at the prompt, and silence while a reply is written."""
+"""The chat's keyboard: line editing at the prompt, and no echo while a reply is generated."""
 
 import signal
 import sys
@@ -22,15 +22,15 @@ ReadLine = Callable[[str], str]
 
 
 def edits_lines() -> bool:
-    """Whether lines are edited here, with room to show what goes on behind; else the system's readline reads them."""
+    """Whether prompt_toolkit edits lines and can show progress beside them; else the system's readline reads them."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def line_reader(history: Path | None, completer: "Completer", loading: Loading) -> ReadLine:
-    """Line editing with history, completion and bracketed paste on a terminal, the system's own readline elsewhere.
+    """Line editing with history, completion and bracketed paste on a terminal, the system's readline elsewhere.
 
-    history: the file that keeps what was typed; None keeps it until the end. loading: is begun as soon as the prompt
-    stands, shown at its right, and ends it with an error of its own; what was typed is then in the history.
+    history: the file that keeps what was typed; None keeps it for this session only. loading: begins as soon as the
+    prompt is shown, with its progress at the right; its error ends the prompt, and what was typed goes to the history.
     """
     if not edits_lines():
         return _read_plainly
@@ -41,7 +41,7 @@ def line_reader(history: Path | None, completer: "Completer", loading: Loading) 
 
 
 def _progress(app: "Application[str]", loading: Loading) -> "StyleAndTextTuples":
-    """Gives way to a line that is typed as far as there."""
+    """The progress at the right; hidden once the typed line reaches it."""
     room = app.output.get_size().columns // 2
     texts = [] if app.is_done else [text for text in loading.texts() if len(text) < room]
     return [("fg:ansibrightblack", f"{text} ") for text in texts[:1]]
@@ -78,7 +78,7 @@ def _session(history: Path | None, completer: "Completer") -> "PromptSession[str
 
     output = create_output(stdout=sys.stderr)
     if isinstance(output, Vt100_Output):
-        output.enable_cpr = False  # nothing here needs to know where the cursor is, and not every terminal answers
+        output.enable_cpr = False  # nothing here needs the cursor's position, and not every terminal reports it
     return PromptSession(
         multiline=True,  # a paste of several lines stays one message
         prompt_continuation=lambda width, line, wrapped: "... "[:width],
@@ -117,17 +117,17 @@ def _keys() -> "KeyBindings":
 
     @keys.add(Keys.Vt100MouseEvent)
     def ignore(event: "KeyPressEvent") -> None:
-        """No mouse is used; colours in pasted text look like its movements, and the library's reader fails on them."""
+        """Ignore mouse events: colours in pasted text look like them, and the library's reader fails on those."""
 
     return keys
 
 
 @contextmanager
 def without_echo() -> Iterator[Callable[[], None]]:
-    """For the block, what is typed waits for the next prompt unseen; Ctrl-C and Ctrl-Z still are signals.
+    """In the block, typed text waits, unseen, for the next prompt; Ctrl-C and Ctrl-Z are still signals.
 
-    Bytes wait as they are: a Ctrl-D among them must not be taken for the end of input now. Yields what brings the
-    terminal back at once, for a thread that ends the process.
+    Bytes are kept raw: a Ctrl-D among them must not count as the end of input now. Yields a function that restores the
+    terminal at once, for a thread that ends the process.
     """
     descriptor, before = _terminal_settings()
     if before is None:
@@ -139,7 +139,7 @@ def without_echo() -> Iterator[Callable[[], None]]:
         with suppress(termios.error):  # the terminal is gone
             termios.tcsetattr(descriptor, termios.TCSANOW, settings)
 
-    # A shell has settings of its own, and lets go on with them after Ctrl-Z.
+    # A shell sets the terminal its own way, and continues a program with those settings after Ctrl-Z.
     previous: Any = signal.signal(signal.SIGCONT, lambda number, frame: apply(quiet))
     try:
         apply(quiet)
@@ -150,7 +150,7 @@ def without_echo() -> Iterator[Callable[[], None]]:
 
 
 def _terminal_settings() -> tuple[int, list[Any] | None]:
-    """Of standard input; None where it is no terminal."""
+    """Descriptor and settings of standard input; None for the settings if it is not a terminal."""
     try:
         descriptor = sys.stdin.fileno()
         return descriptor, termios.tcgetattr(descriptor)

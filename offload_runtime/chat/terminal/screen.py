@@ -10,18 +10,18 @@ from rich.console import Console
 from loaders.message_text import displayable, message_text
 from offload_runtime.chat.terminal.activity import ActivityLine, column_after
 
-# A model can write any character: those that steer a terminal are not sent to one.
+# A model can write any character: control characters are not sent to a terminal.
 CONTROLS = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t")
 
 
 class Screen:
-    """Where a chat writes. `quiet` leaves out the notes; answers to commands and errors always come.
+    """Where a chat writes. `quiet` drops the notes; answers to commands and errors are always shown.
 
     `show_activity` and `answer_interrupt` may be called by another thread.
     """
 
     def __init__(self, quiet: bool = False):
-        # Lines are broken between words for people only: what a program reads keeps its lines.
+        # Lines are wrapped for people only; a program that reads stderr gets them whole.
         keep_lines = not sys.stderr.isatty()
         self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=keep_lines)
         self.quiet = quiet
@@ -32,7 +32,7 @@ class Screen:
         self._lock = threading.RLock()
 
     def write(self, text: str) -> None:
-        """Write a piece of a reply, at once."""
+        """Write a piece of a reply at once."""
         if text:
             with self._lock:
                 self._activity.erase()
@@ -45,7 +45,7 @@ class Screen:
                     self._column = column_after(shown, self._column, self.console.width)
 
     def think(self, text: str) -> None:
-        """Write a piece of what a model thinks, at once and dimmed; it is no part of the reply."""
+        """Write a piece of the model's thoughts at once, dimmed; it is not part of the reply."""
         if text and not self.quiet:
             with self._lock:
                 self._activity.erase()
@@ -62,22 +62,22 @@ class Screen:
         self._column = column_after(text, self._column, self.console.width)
 
     def end_reply(self) -> None:
-        """End the reply's last line, if it is not ended."""
+        """End the reply's last line if it has not ended."""
         self._end_thought("\n")
         if self._open_line:
             self.write("\n")
 
     def note(self, text: str) -> None:
-        """Write what is good to know, dimmed."""
+        """Write a dimmed note."""
         if not self.quiet:
             self._print(displayable(text), "dim")
 
     def say(self, text: str) -> None:
-        """Write what was asked for, or must be known."""
+        """Write an answer to a command, or something the user must know."""
         self._print(displayable(text))
 
     def error(self, text: object) -> None:
-        """Write what went wrong."""
+        """Write an error."""
         self.end_reply()
         self._print(message_text(f"error: {text}"))
 
@@ -87,22 +87,22 @@ class Screen:
             self.console.print(text, style=style)
 
     def busy(self, what: str) -> AbstractContextManager[object]:
-        """A sign of life for the block, on a terminal."""
+        """Show activity during the block, on a terminal."""
         return nullcontext() if self.quiet or not self.console.is_terminal else self.console.status(what)
 
     def show_activity(self, texts: Sequence[str]) -> None:
-        """Draw the first of `texts` that fits behind what is on screen."""
+        """Draw the first of `texts` that fits after the text on screen."""
         with self._lock:
             if not self.quiet:
                 self._activity.draw(self._column, texts)
 
     def hide_activity(self) -> None:
-        """Take away what `show_activity` drew."""
+        """Erase what `show_activity` drew."""
         with self._lock:
             self._activity.erase()
 
     def answer_interrupt(self, text: str) -> None:
-        """Show on a terminal that Ctrl-C was noticed, wherever the main thread is."""
+        """Show on a terminal that Ctrl-C was noticed, whatever the main thread is doing."""
         with self._lock:
             if self._activity.possible:
                 self._activity.interject(self._column, text)
