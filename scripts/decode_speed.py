@@ -1,10 +1,10 @@
-"""How quickly packed weights are decoded, beside other ways to do the same in the same run.
+"""How fast quantized weights are dequantized, compared with other ways in the same run.
 
     python scripts/decode_speed.py [--rows 4096] [--columns 4096] [--threads 1] [--device cuda]
 
-Every way decodes the same bytes and must give the same bits. "plain torch" is the arithmetic written down directly, a
-tensor at a time; "library" is the format's own code, where it is installed (compressed-tensors, bitsandbytes, gguf) or
-comes with transformers. Times are the best of several, since whatever else runs on the machine only adds to them.
+Every way dequantizes the same bytes and must give the same bits. "plain torch" is the arithmetic written directly, one
+tensor at a time; "library" is the format's own code, if installed (compressed-tensors, bitsandbytes, gguf) or part of
+transformers. Times are the best of several runs, since other load on the machine only adds to them.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def describe(name: str, seconds: float, out: Tensor) -> str:
 
 
 def output(scheme: Scheme, rows: int, columns: int, dtype: torch.dtype, device: str) -> Tensor:
-    """Memory for one weight, in the order in which the runtime has it."""
+    """Memory for one weight, in the runtime's layout."""
     if isinstance(scheme, Mxfp4):
         return torch.empty(1, rows, columns, dtype=dtype, device=device).mT
     if scheme.input_major:
@@ -112,7 +112,7 @@ def best_seconds(compute: Callable[[], object], device: str) -> float:
 
 
 def cases(rows: int, columns: int, device: str) -> Iterator[tuple[str, Scheme, Operands, list[Rival]]]:
-    """Each format with random bytes, and the other ways to decode them."""
+    """Each format with random bytes, and the other ways to dequantize them."""
     words = torch.randint(-(2**31), 2**31 - 1, (rows, columns // 8), dtype=torch.int32, device=device)
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=device)
     scale = torch.rand(rows, columns // GROUP, device=device).to(torch.bfloat16)
@@ -188,7 +188,7 @@ def cases(rows: int, columns: int, device: str) -> Iterator[tuple[str, Scheme, O
 
 
 def ggml_blocks(rows: int, columns: int, device: str) -> Iterator[tuple[str, Scheme, Operands, list[Rival]]]:
-    """Every kind of GGUF's blocks; transformers decodes most of them in plain torch, the gguf package in numpy."""
+    """Every GGUF block type; transformers dequantizes most of them in plain torch, the gguf package in numpy."""
     for kind, (values, nbytes) in BLOCKS.items():
         stored = torch.randint(0, 256, (rows, columns // values, nbytes), dtype=torch.uint8, device=device)
         begin, count = (208, 1) if kind == "Q6_K" else (0, 1 + kind.endswith(("_1", "4_K", "5_K")))

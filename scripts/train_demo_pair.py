@@ -194,9 +194,7 @@ def build_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, seed: int) -> 
 
 
 def distillation_loss(teacher: LlamaForCausalLM) -> Loss:
-    """KL divergence from the teacher's distribution to the student's in nats a token, mixed with a little
-    cross-entropy.
-    """
+    """KL divergence from the teacher to the student, in nats a token, mixed with a little cross-entropy."""
 
     def loss(model: LlamaForCausalLM, batch: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

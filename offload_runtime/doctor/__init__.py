@@ -1,7 +1,6 @@
 """What this machine is, how fast it is, and what models it is predicted to run: `python -m offload_runtime.doctor`.
 
-For people who report a fault, and for the first hour with a GPU. Needs no model and no GPU; names no person and no
-place.
+For bug reports, and for the first hour with a GPU. Needs no model and no GPU; the output names no user, host or path.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The doctor's command line: runs the probes one after the other and prints what each found."""
+"""The doctor's command line: runs the probes one after another and prints what each found."""
 
 import argparse
 import json
@@ -46,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _found(probe: Callable[[], Any]) -> Any:
-    """What a probe finds, or what it failed of: the others are worth having, and the report says so."""
+    """A probe's result, or its error: one failing probe does not stop the others."""
     try:
         return probe()
     except Exception as error:
@@ -55,7 +55,7 @@ def _found(probe: Callable[[], Any]) -> Any:
 
 
 def _lines(found: Any) -> Iterator[str]:
-    """Two columns; of a list of records a line for each."""
+    """Two columns; a list of records gives one line each."""
     if isinstance(found, list):
         for record in found:
             yield "  " + ", ".join(_shown(key, value) for key, value in record.items() if value not in ([], None))
@@ -66,7 +66,7 @@ def _lines(found: Any) -> Iterator[str]:
 
 
 def _shown(key: str, value: Any) -> str:
-    """A value that says itself what it is, or with the words for it."""
+    """A value, with its key in words unless it is a text."""
     if key.endswith("_tokens_per_second"):
         return f"{_words(key).removesuffix(' tokens')} {value:.3g} tokens/s"
     return value if isinstance(value, str) else f"{_quantity(key, value)} {_words(key)}"
@@ -76,13 +76,13 @@ _UNITS = ("_bytes_per_second", "_per_second", "_bytes", "_seconds")
 
 
 def _words(key: str) -> str:
-    """`link_bandwidth_bytes_per_second` as people write it."""
+    """A key such as `link_bandwidth_bytes_per_second` in words."""
     unit = next((unit for unit in _UNITS if key.endswith(unit)), "")
     return key.removesuffix(unit).replace("_", " ")
 
 
 def _quantity(key: str, value: Any) -> str:
-    """With its unit, to three digits."""
+    """A value with its unit, to three digits."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):

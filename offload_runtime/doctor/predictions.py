@@ -1,4 +1,4 @@
-"""What usual models are predicted to do on a machine: shapes alone, by the planner's own words."""
+"""Predictions for usual models on a machine, made by the planner from their shapes alone."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +24,7 @@ CONTEXT = Limits(context_length=4096)
 
 
 def predictions(machine: Machine, dtype: str) -> Iterator[dict[str, Any]]:
-    """Of every usual model, as published and packed, with its draft: where it lives and how fast it decodes."""
+    """For every usual model, as published and quantized, with its draft: where it lies and how fast it decodes."""
     for name, draft_name in USUAL.items():
         draft = spec_of(draft_name, None, dtype)
         for form in FORMS:
@@ -36,9 +36,9 @@ def predictions(machine: Machine, dtype: str) -> Iterator[dict[str, Any]]:
 
 
 def spec_of(shape: str, form: str | None, dtype: str) -> ModelSpec:
-    """A known shape as published in bfloat16, or packed ("int4"), computed in `dtype`. Nothing is written or read.
+    """A known shape in bfloat16, or quantized ("int4"), computed in `dtype`. Nothing is written or read.
 
-    One layer is looked at, which all the others are like.
+    Only one layer is examined; the others are like it.
     """
     count = SHAPES[shape]["num_hidden_layers"]
     checkpoint, config = described_checkpoint({**SHAPES[shape], "num_hidden_layers": 1}, Path(shape))
@@ -47,7 +47,7 @@ def spec_of(shape: str, form: str | None, dtype: str) -> ModelSpec:
         checkpoint, config = packed.checkpoint(Path(shape)), packed.config(config)
     spec = read_spec(Path(shape), dtype, checkpoint, config)
     (layer,) = spec.layers
-    at = [(Path(shape), index) for index in range(count)]  # each is a place of its own, in host memory as on disk
+    at = [(Path(shape), index) for index in range(count)]  # distinct locations: no two layers share bytes
     return replace(
         spec,
         name=shape,

@@ -1,6 +1,6 @@
-"""What the doctor looks at, one thing each: records of JSON's types. Sizes in bytes, speeds in bytes per second.
+"""The doctor's probes, each returning one record of JSON types. Sizes in bytes, speeds in bytes per second.
 
-Each raises what it fails of. Nothing here needs a model; what a GPU is asked for is skipped without one.
+A probe that fails raises its error. None needs a model; what needs a GPU is skipped without one.
 """
 
 import platform
@@ -23,7 +23,7 @@ from scheduler.machine.machine import Machine, has_nvidia_card, read_machine
 from scheduler.machine.torch_build import torch_build
 
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "nvidia-ml-py", "numpy")
-# What is pinned for a look, in steps: it takes a third of a second for each GiB, and most systems grant all memory.
+# How much is pinned as a test, in steps: pinning takes a third of a second per GiB, and most systems grant all memory.
 PINNED_STEP, MOST_PINNED = 256 * MIB, 4 * GIB
 DISK_SECONDS = 1.0
 
@@ -31,7 +31,7 @@ Probe = Callable[[], Any]
 
 
 def probes(device: str) -> Iterator[tuple[str, Probe]]:
-    """Names and probes, in an order in which later ones know what earlier ones measured."""
+    """Names and probes, ordered so that later ones can use what earlier ones measured."""
     looked = _Look(device)
     yield "machine", looked.machine
     yield "versions", versions
@@ -44,7 +44,7 @@ def probes(device: str) -> Iterator[tuple[str, Probe]]:
 
 
 def versions() -> dict[str, Any]:
-    """Of Python, PyTorch and what it is built for, and the packages that count."""
+    """Versions of Python, PyTorch with its build, and the packages that matter."""
     found: dict[str, Any] = {"Python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -55,7 +55,7 @@ def versions() -> dict[str, Any]:
 
 
 class _Look:
-    """At one machine and the device that is asked for."""
+    """Probes of one machine and the requested device."""
 
     def __init__(self, device: str):
         self._device = device
@@ -73,7 +73,7 @@ class _Look:
         }
 
     def gpu(self) -> dict[str, Any]:
-        """As CUDA has it, where it can be started."""
+        """The GPU as CUDA reports it, if CUDA can be started."""
         machine = self._machine
         if machine.device == "cpu":
             return {"found": "none" if not has_nvidia_card() else "a card that PyTorch cannot use", "device": "cpu"}
@@ -96,7 +96,7 @@ class _Look:
         }
 
     def kernels(self) -> dict[str, Any]:
-        """What dequantizes, and what computes with experts."""
+        """The kernels for dequantization and for experts."""
         if self._machine.device == "cpu":
             return {"dequantization": "plain torch, on the processor"}
         from loaders.dequantize.stacks import fused_kernels
@@ -114,7 +114,7 @@ class _Look:
         }
 
     def pinning(self) -> dict[str, Any]:
-        """How much host memory a GPU may copy from at full speed: what was granted in steps, to a few GiB."""
+        """How much host memory can be pinned for full copy speed, tried in steps up to a few GiB."""
         machine = self._machine
         limit = "none" if sys.platform == "win32" else _locked_limit()
         if machine.device == "cpu":
@@ -133,7 +133,7 @@ class _Look:
         return {"granted_bytes": granted, "refused": granted + PINNED_STEP <= most, "limit of ulimit -l": limit}
 
     def disk(self) -> dict[str, Any]:
-        """Of the largest file that PyTorch is installed with: it lies on a disk, and is there."""
+        """Read speed of the largest file of the PyTorch installation, which every machine has."""
         spec = find_spec("torch")
         assert spec is not None and spec.origin is not None
         files = [path for path in (Path(spec.origin).parent / "lib").iterdir() if path.is_file()]
@@ -146,7 +146,7 @@ class _Look:
         }
 
     def speed(self) -> dict[str, Any]:
-        """What plans are made with: kept from an earlier start, or measured now."""
+        """The speeds that plans use: kept from an earlier start, or measured now."""
         machine = self._measured
         names = ("link_bandwidth", "pageable_bandwidth", "memory_bandwidth", "product_bandwidth")
         speeds = {f"{name}_bytes_per_second": getattr(machine, name) for name in names}

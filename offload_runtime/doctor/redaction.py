@@ -1,4 +1,4 @@
-"""Takes out of a report what tells who and where somebody is."""
+"""Removes private details from a report."""
 
 import getpass
 import platform
@@ -13,7 +13,7 @@ _NOBODYS = {"root", "user", "localhost"}
 
 
 def redacted(found: Any) -> Any:
-    """The same, of JSON's types, with texts that name no path, user, host or serial number of a GPU."""
+    """The same value of JSON types, without paths, user and host names and GPU serial numbers in its texts."""
     if isinstance(found, dict):
         return {key: redacted(value) for key, value in found.items()}
     if isinstance(found, list):
@@ -31,7 +31,7 @@ def _text(text: str) -> str:
 
 
 def _own_places() -> list[str]:
-    """Directories whose names may have spaces in them."""
+    """The user's directories; their names may contain spaces."""
     places: list[str] = []
     with suppress(OSError, RuntimeError):
         places = [str(Path.cwd()), str(Path.home())]
@@ -39,7 +39,7 @@ def _own_places() -> list[str]:
 
 
 def _own_names() -> list[str]:
-    """Of the user and of the host; names so short would hit words that tell nothing."""
+    """Names of the user and of the host, except names so short that they would match ordinary words."""
     names = {platform.node(), platform.node().partition(".")[0]}
     with suppress(KeyError, OSError):  # a user without a name, as in containers
         names.add(getpass.getuser())

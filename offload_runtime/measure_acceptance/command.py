@@ -1,4 +1,4 @@
-"""The command of the measurement: what it measures, shows and keeps."""
+"""The command: measures, prints and keeps acceptance."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from offload_runtime.options.run_options import DEMO_TARGET
 from offload_runtime.planning.planning import Preparation, prepare
 from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, PairAcceptance, cache_file, save, write
 
-# Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
+# Whatever needs torch is imported where it is used, so that `--help` and usage errors answer at once.
 if TYPE_CHECKING:
     from offload_runtime.measure_acceptance.measure import Measured
 
@@ -44,7 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
         draft=directory_name(options.draft),
         measurements={one.setting: one.measurement for one in measured},
     )
-    # Printed first: what took long must not be lost where it cannot be kept.
+    # Printed first: a long measurement must not be lost if it cannot be written.
     _print(measured, pair, arguments.json)
     kept_in = _keep(pair, file, options.model, options.draft)
     replies.remove()
@@ -54,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _file(output: str, draft: Path) -> Path | None:
-    """Which file to write; None for the cache. Raises UsageError where it cannot be."""
+    """The file to write; None for the cache. Raises UsageError if it cannot be written."""
     if output == "cache":
         return None
     file = draft / ACCEPTANCE_FILE if output == "beside" else Path(output)
@@ -96,7 +96,7 @@ def _print(measured: "Sequence[Measured]", pair: PairAcceptance, as_json: bool) 
 
 
 def _keep(pair: PairAcceptance, file: Path | None, target: Path, draft: Path) -> Path:
-    """Write the tables; return where they are. Raises UsageError where that cannot be."""
+    """Write the tables and return their path. Raises UsageError if that fails."""
     if file is not None:
         try:
             write(file, pair, target)

@@ -1,4 +1,4 @@
-"""Writing replies with the target, and what both models' distributions say at every token of them."""
+"""Generates replies with the target and compares both models' distributions at every token of them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -31,9 +31,9 @@ PROBE_TOKENS = 16  # of the reply that the speed is measured with before anythin
 
 @dataclass(frozen=True)
 class Workload:
-    """What the target writes: at least `positions` tokens per setting, replies of at most `max_new_tokens`.
+    """What the target writes: at least `positions` tokens per setting, in replies of at most `max_new_tokens`.
 
-    minutes: fewer positions where they would take longer than this; None sets no limit.
+    minutes: use fewer positions if they would take longer than this; None sets no limit.
     """
 
     prompts: Sequence[Prompt]
@@ -43,7 +43,7 @@ class Workload:
     minutes: int | None = None
 
     def tokens(self, settings: Sequence[Setting]) -> int:
-        """What is written in all; greedy replies are written once."""
+        """Tokens written in total; greedy replies are written once."""
         greedy = min(self.positions, len(self.prompts) * self.max_new_tokens)
         return sum(self.positions if setting.temperature else greedy for setting in settings)
 
@@ -59,7 +59,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was seen at one setting. prompts: one table per prompt, whose replies may hang together."""
+    """The observations at one setting. prompts: one table per prompt, since replies to one prompt are correlated."""
 
     setting: Setting
     prompts: tuple[Acceptance, ...]
@@ -71,7 +71,7 @@ class Measured:
 
     @property
     def measurement(self) -> Measurement:
-        """As the store keeps it: child 1 gets the whole overlap of the distributions, which is 1 - total variation."""
+        """The stored form: child 1 gets the whole overlap of the distributions, which is 1 - total variation."""
         overlap = float(self.total.positional()[0]) if self.setting.temperature else None
         return Measurement(self.total, self.agreement, overlap)
 
@@ -84,9 +84,9 @@ def measure(
     note: Note,
     written: WrittenReplies | None = None,
 ) -> list[Measured]:
-    """Let the target write at every setting, then load both models anew and go through what was written.
+    """Let the target write at every setting, then load both models and observe the texts.
 
-    written: replies that need not be written again, and where new ones are kept.
+    written: replies of an interrupted run, and where new ones are kept.
     """
     replies = WrittenReplies(None) if written is None else written
     with OffloadRuntime(preparation, loading) as runtime:
@@ -108,7 +108,7 @@ def _speed(runtime: OffloadRuntime, workload: Workload, setting: Setting) -> flo
 
 
 def within_minutes(workload: Workload, settings: Sequence[Setting], speed: float, note: Note) -> Workload:
-    """The workload, with fewer positions where its minutes allow no more; says what it costs. speed: in tokens/s."""
+    """The workload, cut to what its minutes allow; notes how long it takes. speed: in tokens/s."""
     if workload.minutes is not None:
         most = int(workload.minutes * 60 * speed / len(settings))
         workload = replace(workload, positions=max(1, min(workload.positions, most)))
@@ -124,7 +124,7 @@ def within_minutes(workload: Workload, settings: Sequence[Setting], speed: float
 def write_texts(
     runtime: OffloadRuntime, workload: Workload, setting: Setting, note: Note, replies: WrittenReplies
 ) -> Iterator[Text]:
-    """Replies to the prompts in turn, until there are enough tokens; greedy ones would only repeat themselves."""
+    """Replies to the prompts in turn until there are enough tokens; one greedy reply per prompt."""
     written = 0
     for number in count() if setting.temperature else range(len(workload.prompts)):
         prompt = workload.prompts[number % len(workload.prompts)]
@@ -146,11 +146,11 @@ def write_texts(
 def observe_text(
     models: LoadedModels, text: Text, setting: Setting, generator: torch.Generator
 ) -> tuple[Acceptance, int]:
-    """What the contexts of a reply show, and at how many of them both models have the same argmax."""
+    """Acceptance over the contexts of a reply, and at how many of them both models have the same argmax."""
     assert models.draft is not None
     target, draft, plan = models.target.model, models.draft.model, models.plan
     sampling, table, agreements = Sampling(**asdict(setting)), Acceptance.empty(), 0
-    rows = min(plan.tree_size, plan.rows)  # for so many the plan has room for logits
+    rows = min(plan.tree_size, plan.rows)  # the plan has room for this many logits
     for p, q in zip(_reply_logits(target, text, plan.rows, rows), _reply_logits(draft, text, plan.rows, rows)):
         q = _fit(q, p.shape[1])
         agreements += int((p.argmax(-1) == q.argmax(-1)).sum())
@@ -187,7 +187,7 @@ def _reply_logits(model: Model, text: Text, most_rows: int, most_logits: int) ->
 
 
 def _fit(logits: Tensor, vocab_size: int) -> Tensor:
-    """Cut or pad the draft's logits [n, draft vocab] to the target's vocabulary; a padded token is never drawn."""
+    """Cut or pad the draft's logits [n, draft vocab] to the target's vocabulary; a padded token is never sampled."""
     surplus = vocab_size - logits.shape[1]
     return F.pad(logits, (0, surplus), value=-torch.inf) if surplus > 0 else logits[:, :vocab_size]
 

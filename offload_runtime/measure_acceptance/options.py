@@ -11,10 +11,9 @@ from offload_runtime.speculation.acceptance_store import Setting
 from offload_runtime.start import command_name
 
 DESCRIPTION = """\
-How often a draft's proposals are accepted by its target, by sampling setting, child number and the draft's own
-confidence. The target writes replies; then both models give their distributions at every token of these. What comes out
-is
-kept where the runtime finds it, to shape its trees by. Without --model the bundled demonstration pair is measured."""
+How often a target accepts its draft's proposals, by sampling setting, child number and the draft's own confidence.
+The target writes replies; then both models give their distributions at every token of these. The result is kept where
+the runtime finds it to shape its trees. Without --model the bundled demonstration pair is measured."""
 
 EPILOG = """examples:
   %(prog)s -m DIR -d DRAFT_DIR --quick
@@ -42,7 +41,7 @@ QUICK_MINUTES = 5
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; exits with code 2 and a message where it is wrong."""
+    """Parse the command line; exits with code 2 and a message if it is wrong."""
     parser = _parser()
     parsed = parser.parse_args(arguments)
     if parsed.output not in ("cache", "beside") and not parsed.output.endswith(".json"):
@@ -53,7 +52,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def settings(arguments: argparse.Namespace) -> list[Setting]:
-    """What to measure: every given temperature with every given top-p; the usual settings where neither is given."""
+    """What to measure: every given temperature with every given top-p; the usual settings if neither is given."""
     if arguments.temperature is None and arguments.top_p is None:
         return list(SETTINGS)
     temperatures = arguments.temperature or [0.0, 0.6, 1.0]

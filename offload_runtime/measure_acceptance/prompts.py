@@ -1,4 +1,4 @@
-"""What the target is asked: given prompts, its own, or made-up token ids for a model without a tokenizer."""
+"""Prompts for the target: given ones, built-in ones, or random token ids for a model without a tokenizer."""
 
 import random
 from pathlib import Path
@@ -72,10 +72,10 @@ STANDARD_LIBRARY = (
 
 
 def prompts_for(model: Path, vocab_size: int, file: Path | None, demonstration: bool, seed: int) -> list[Prompt]:
-    """Texts of a file, or the measurement's own, as chat messages where the model has a chat template.
+    """Texts of a file, or the built-in ones, as chat messages if the model has a chat template.
 
-    A model without a tokenizer gets random token ids. Raises UsageError for a file that such a model cannot read, and
-    for one that holds no prompts.
+    A model without a tokenizer gets random token ids. Raises UsageError for a file with such a model, and for a file
+    without prompts.
     """
     if not model_source(model).has_tokenizer():
         if file is not None:

@@ -1,4 +1,4 @@
-"""What the measurement writes: a table of acceptances, one of calibration, or both as JSON."""
+"""The measurement's output: a table of acceptance and one of calibration, or both as JSON."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -31,7 +31,7 @@ def lines(measured: Sequence[Measured]) -> Iterator[str]:
 
 
 def figures(measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """The same numbers, one object per setting, as JSON can hold them."""
+    """The same numbers as JSON types, one object per setting."""
     return [
         {
             **asdict(one.setting),

@@ -1,4 +1,4 @@
-"""Replies that were written for a measurement, kept until it is done: one that was interrupted goes on from there."""
+"""Replies written for a measurement, kept until it is done, so that an interrupted one can resume."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from loaders.json_files import parse_object
 
 
 class WrittenReplies:
-    """Token ids of replies by what they answer, a line of JSON each. What cannot be kept is done without.
+    """Token ids of replies by their question, one line of JSON each. Replies that cannot be kept are dropped.
 
     path: None keeps nothing.
     """
@@ -26,7 +26,7 @@ class WrittenReplies:
         return len(self._replies)
 
     def get(self, question: Sequence[object]) -> list[int] | None:
-        """The reply to a question, which is all that it depends on; None where it has not been written."""
+        """The reply to a question, which names everything it depends on; None if not written yet."""
         return self._replies.get(_key(question))
 
     def add(self, question: Sequence[object], reply: list[int]) -> None:

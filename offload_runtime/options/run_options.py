@@ -191,7 +191,7 @@ def resolve_model(model: str | Path) -> Path:
 
 
 def resolve_draft(model: Path, draft: str | Path | None) -> Path | Literal["auto"] | None:
-    """The draft's directory or name; "auto" is that of the bundled pair, and left to `prepare` for other models."""
+    """The draft's directory or name; "auto" gives the bundled pair's, and is left to `prepare` for other models."""
     if draft == AUTO:
         return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else AUTO
     return None if draft in (None, "none") else resolve_model(draft)

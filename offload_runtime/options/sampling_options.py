@@ -52,7 +52,7 @@ class SamplingOptions:
     )
 
     def with_value(self, name: str, text: str) -> "SamplingOptions":
-        """A copy with one value read from text, "default" standing for None. Raises UsageError with the reason."""
+        """A copy with one value read from text; "default" means None. Raises UsageError with the reason."""
         if name not in SAMPLING:
             raise UsageError(f"there is no value {name!r}; {nearest(name, SAMPLING)}")
         try:
@@ -82,7 +82,7 @@ SAMPLING = options_of(SamplingOptions)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Options that say how to sample; `sampling_options` reads them back."""
+    """Add the sampling options; `sampling_options` reads them back."""
     group = parser.add_argument_group("sampling", "What is not given comes from the model's generation config.")
     add_options(group, SamplingOptions, "sampling")
 

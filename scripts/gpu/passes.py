@@ -1,5 +1,7 @@
-"""(b) The first token after a prompt, and passes of the streamed target over trees of many sizes, beside the plan's
-prediction, under caps of the device's memory."""
+"""(b) The first token after a prompt, and passes of the streamed target over trees of many sizes, against predictions.
+
+Both under several caps of the device's memory.
+"""
 
 import time
 from collections.abc import Iterator

@@ -32,7 +32,7 @@ class Link:
     def pass_seconds(self, plan: Plan, streamed_bytes: int) -> float | None:
         """The least time in which a pass could stream its bytes; None if a bandwidth that counts is unknown.
 
-        Units from disk and from host memory share the slots, so their times add up.
+        Layers from disk and from host memory share the slots, so their times add up.
         """
         from_disk = streamed_bytes if plan.device == "cpu" else min(plan.disk_bytes, streamed_bytes)
         host = self.pinned or self.pageable
@@ -42,7 +42,7 @@ class Link:
 
 
 def measure_link(plan: Plan, files: Sequence[Path], direct: bool) -> Link:
-    """Measure the paths that the plan's units stream over. `direct`: the run reads past the page cache."""
+    """Measure the paths that the plan's layers stream over. `direct`: the run reads past the page cache."""
     disk = _disk_bandwidth(files, direct) if Tier.DISK in plan.tiers else None
     if Tier.HOST not in plan.tiers:
         return Link(disk)

@@ -1,7 +1,7 @@
 """The tensors of the wide model, one at a time.
 
-What produces a number that the small model does not have is random, what would consume it is zero; columns that only
-ever meet zeros are random too. So nothing in the wide model is empty, and nothing but the small model reaches the text.
+Weights that produce a number the small model lacks are random, and those that would consume it are zero; columns that
+only ever meet zeros are random too. So no tensor is empty, and nothing but the small model reaches the text.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class WideWeights:
     random: RandomValues
 
     def values(self, entry: TensorEntry) -> Iterable[Tensor]:
-        """What `loaders.safetensors_files.writer` writes."""
+        """The tensor's parts, as the checkpoint writer takes them."""
         if not entry.name.startswith(LAYERS):
             return [self._embeddings_and_head(entry)]
         number, _, name = entry.name.removeprefix(LAYERS).partition(".")
