@@ -10,4 +10,4 @@ from sequoia_tree.tree import Tree
 
 __all__ = ["DEFAULT_ACCEPTANCE", "Tree", "best_chains", "chain", "chains", "expected_tokens", "k_ary", "optimal_tree"]
 
-__project__ = "sequoia-offload"  # by this `offload_runtime.start` knows it from others of its name
+__project__ = "sequoia-offload"  # tells `offload_runtime.start` that this is not another package of that name

@@ -16,17 +16,16 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 _MOST_NODES = 1_000_000  # in a file; a pass over a thousandth of that is already long
-_MOST_BYTES = 64 * _MOST_NODES  # so that a checkpoint named by mistake is not read
+_MOST_BYTES = 64 * _MOST_NODES  # so that a checkpoint given by mistake is not read
 
 
 @dataclass(frozen=True)
 class Tree:
     """A rooted tree over nodes 0 … size − 1, every parent before its children.
 
-    Node 0 is the root: the last accepted token, whose parent is -1. The children of a node are ordered, as they are
-    drawn one after another. The lists and arrays handed out are shared; do not write to them. The arrays are made
-    without a loop over nodes or levels, as a tree that adapts to its text is a new one in every pass. ValueError for
-    parents that form no such tree.
+    Node 0 is the root: the last accepted token, whose parent is -1. The children of a node are in drawing order. The
+    lists and arrays returned are shared; do not write to them. The arrays are built without a loop over nodes or
+    levels, since an adaptive tree is a new one in every pass. ValueError for parents that form no such tree.
     """
 
     parents: list[int]
@@ -38,14 +37,14 @@ class Tree:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Tree:
-        """The tree that `save` wrote to `path`. ValueError, naming the file, for anything else; OSError as open's."""
+        """The tree that `save` wrote to `path`. ValueError, naming the file, for other content; OSError as from open."""
         try:
             return cls(_parents_in(read_json(Path(path))))
         except ValueError as error:
             raise ValueError(f"{path} holds no tree: {error}") from error
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the tree to `path` as JSON: {"parents": [-1, 0, …]}. OSError as open's."""
+        """Write the tree to `path` as JSON: {"parents": [-1, 0, …]}. OSError as from open."""
         Path(path).write_text(json.dumps({"parents": self.parents}) + "\n", encoding="utf-8")
 
     def __hash__(self) -> int:
@@ -119,7 +118,7 @@ class Tree:
         return levels
 
     def path(self, node: int) -> list[int]:
-        """The nodes on the way from the root, which is left out, to `node`."""
+        """The nodes on the path from the root (excluded) to `node`."""
         path: list[int] = []
         while node > 0:
             path.append(node)
@@ -127,12 +126,12 @@ class Tree:
         return path[::-1]
 
     def ancestor_mask(self) -> NDArray[np.bool_]:
-        """bool [size, size]: entry (i, j) tells whether j is i or an ancestor of i, so whether i attends to j."""
+        """bool [size, size]: entry (i, j) is true if j is i or an ancestor of i, that is, if i attends to j."""
         return self._ancestors
 
     @cached_property
     def _ancestors(self) -> NDArray[np.bool_]:
-        """Made once: a static tree is scored in every pass. Bits, not bytes, are gathered, as that is the slow part."""
+        """Cached: a static tree is scored in every pass. Gathers bits, not bytes, since gathering is the slow part."""
         bits = np.packbits(np.eye(self.size, dtype=np.bool_), axis=1)
         further = self.parent_array.clip(min=0)
         while further.any():  # each round doubles the number of generations that are covered
@@ -148,12 +147,12 @@ class Tree:
 
     @cached_property
     def first_places(self) -> Ints:
-        """Where in `by_parent` each node's children begin, int64 [size]."""
+        """The index in `by_parent` at which each node's children begin, int64 [size]."""
         return np.cumsum(self.child_count_array) - self.child_count_array
 
     @cached_property
     def _first_leaves(self) -> Ints:
-        """The leaf below each node that first children alone lead to, int64 [size]; a leaf's own is itself."""
+        """The leaf reached from each node through first children only, int64 [size]; for a leaf, itself."""
         leaves = np.arange(self.size)
         inner = self.child_count_array > 0
         leaves[inner] = self.by_parent[self.first_places[inner]]
@@ -163,20 +162,20 @@ class Tree:
 
     @cached_property
     def _post_places(self) -> Ints:
-        """Place of each node in the post-order, int64 [size]."""
+        """Position of each node in the post-order, int64 [size]."""
         following = self.parent_array.clip(min=0)
         siblings = self.by_parent
-        younger = siblings[1:]
-        have_younger = self.parent_array[siblings[:-1]] == self.parent_array[younger]
-        following[siblings[:-1][have_younger]] = self._first_leaves[younger[have_younger]]
+        later = siblings[1:]
+        have_later = self.parent_array[siblings[:-1]] == self.parent_array[later]
+        following[siblings[:-1][have_later]] = self._first_leaves[later[have_later]]
         return self.size - 1 - _steps_to_root(following)
 
     def prune(self, alive: Sequence[bool]) -> tuple[Tree, list[int]]:
-        """The tree of the nodes that are alive together with all their ancestors, and those nodes' present ids.
+        """(the tree of the nodes that are alive with all their ancestors, `kept`: their ids in this tree).
 
-        `alive` holds one truth value per node; the root's must be true. The ids are increasing: place i of the new
-        tree is place kept[i] of this one. Pruning by the *value* of a drawn token biases every ratio test; prune only
-        slots for which nothing could be drawn.
+        `alive` holds one truth value per node; the root's must be true. Node i of the new tree is node kept[i] of this
+        one; ids are increasing. Pruning by the *value* of a drawn token biases every ratio test; prune only slots for
+        which no token could be drawn.
         """
         if len(alive) != self.size or not alive[0]:
             raise ValueError(f"alive needs one value for each of {self.size} nodes, true for the root; got {alive!r}")
@@ -189,7 +188,7 @@ class Tree:
 
 
 def _checked(parents: list[int]) -> Ints:
-    """`parents` as an array. ValueError where they form no tree."""
+    """`parents` as an array. ValueError if they form no tree."""
     if not parents:
         raise ValueError("a tree has at least a root; got no parents")
     if parents[0] != -1:
@@ -207,9 +206,9 @@ def _checked(parents: list[int]) -> Ints:
 
 
 def _steps_to_root(following: Ints) -> Ints:
-    """How often each node goes on to following[node] until it is at node 0, which follows itself.
+    """How many steps node -> following[node] lead from each node to node 0, which follows itself.
 
-    Each round doubles the steps that are looked ahead, so a chain takes no more than log2(size) rounds.
+    Each round doubles the steps looked ahead, so a chain takes at most log2(size) rounds.
     """
     steps = np.ones_like(following)
     steps[0] = 0
@@ -220,8 +219,8 @@ def _steps_to_root(following: Ints) -> Ints:
 
 
 def read_json(path: Path) -> object:
-    """What the JSON file `path` holds. ValueError where it is not JSON or larger than any tree; OSError as open's."""
-    if path.is_fifo() or path.is_char_device():  # opening or reading these may wait for ever
+    """The content of a JSON file. ValueError if it is not JSON or larger than any tree; OSError as from open."""
+    if path.is_fifo() or path.is_char_device():  # opening or reading these may block forever
         raise ValueError("it is not a regular file")
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"it has {path.stat().st_size:,} bytes, more than any tree of {_MOST_NODES:,} nodes")
@@ -234,7 +233,7 @@ def read_json(path: Path) -> object:
 
 
 def _parents_in(content: object) -> list[int]:
-    """The value of "parents" in `content`. ValueError unless it is a list of integers of bearable length."""
+    """The value of "parents" in `content`. ValueError unless it is a list of at most `_MOST_NODES` integers."""
     if not isinstance(content, dict) or "parents" not in content:
         raise ValueError('it must be an object with the key "parents", such as {"parents": [-1, 0, 0]}')
     parents = content["parents"]

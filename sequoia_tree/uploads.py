@@ -1,4 +1,4 @@
-"""From the host to a device that is at work."""
+"""Uploads from the host to a busy device, without waiting for it."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# What is uploaded in a step: from a few token ids up to the mask of a tree of 1,024 nodes. PyTorch hands out pinned
+# Sizes of a step's uploads: from a few token ids up to the mask of a tree of 1,024 nodes. PyTorch allocates pinned
 # memory in powers of two.
 RESERVED_BYTES = [1 << power for power in range(21)]
 RESERVED_OF_EACH = 4
 
 
 def upload(values: NDArray[np.generic] | Sequence[int], device: torch.device) -> Tensor:
-    """`values` on `device`, int64 if they are a list. The host does not wait for what the device has been given to do.
+    """`values` on `device`, int64 if they are a list. The host does not wait for work queued on the device.
 
-    A copy out of pageable memory would wait, so it goes through pinned memory, which PyTorch keeps and reuses. Where no
-    more can be pinned, it waits.
+    A copy from pageable memory would wait, so it goes through pinned memory, which PyTorch caches. If no more can be
+    pinned, it waits.
     """
     tensor = torch.from_numpy(np.asarray(values, dtype=None if isinstance(values, np.ndarray) else np.int64))
     return _pinned(tensor).to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def upload_together(arrays: Sequence[NDArray[np.int64]], device: torch.device) -> list[Tensor]:
-    """Arrays on `device` in one copy, each in its shape: every copy may have to wait for its turn on the link."""
+    """Arrays on `device`, in their shapes, by one copy: every copy may have to wait for its turn on the link."""
     packed = upload(np.concatenate([array.ravel() for array in arrays]), device)
     parts = packed.split([array.size for array in arrays])
     return [part.view(array.shape) for part, array in zip(parts, arrays)]
 
 
 def reserve_uploads(device: torch.device) -> None:
-    """Have PyTorch pin what a step's uploads take, 8 MiB, before layers take all that the system lets us pin (WSL2)."""
+    """Have PyTorch pin 8 MiB for a step's uploads before layers use up what the system can pin (WSL2)."""
     if device.type == "cuda":
         blocks = [torch.empty(nbytes, dtype=torch.uint8) for nbytes in RESERVED_BYTES for _ in range(RESERVED_OF_EACH)]
-        pinned = [_pinned(block) for block in blocks]  # all at once, or PyTorch would hand out one block again
+        pinned = [_pinned(block) for block in blocks]  # all at once, or PyTorch would reuse one block
         del pinned
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    """A pinned copy; the tensor itself where that is refused."""
+    """A pinned copy; the tensor itself if pinning is refused."""
     try:
         return tensor.pin_memory()
     except RuntimeError:

@@ -1,8 +1,8 @@
 """How often a draft's proposals are accepted: sums over contexts, and the estimates that follow from them.
 
-A context is a place in a text where target and draft each have a distribution of the next token. Children are numbered
-1, 2, … in drawing order; child k's credit at a context is the chance, in [0, 1], that it is the accepted one. Contexts
-fall in bins by the draft's own confidence, its largest probability m, which tells much about what will be accepted.
+A context is a position in a text, where target and draft each have a distribution of the next token. Children are
+numbered 1, 2, … in drawing order; child k's credit at a context is the chance, in [0, 1], that it is accepted. Contexts
+are binned by the draft's confidence, its largest probability m, which predicts acceptance well.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ DAMPING = 0.6
 
 _TABLE, _SCALED = (BINS, MAX_CHILDREN), (len(SCALES),)
 _MIDDLES = (np.array((0.0, *BIN_EDGES)) + np.array((*BIN_EDGES, 1.0))) / 2
-_GROUPS = np.array((0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3))  # of bins whose later children are estimated together
+_GROUPS = np.array((0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3))  # bins whose later children are estimated together
 _UNMEASURED_SCALE = 0.5
 _NORMAL_QUANTILE = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
-_BIN_WEIGHT = 20.0  # contexts that the line through all bins counts in each
-_LEAST_CHANCE, _LEAST_SHARE = 0.002, 1e-4  # keep costs below 16, where float32 still tells 1e-6 apart
+_BIN_WEIGHT = 20.0  # the weight, in contexts, of the line through all bins in each bin
+_LEAST_CHANCE, _LEAST_SHARE = 0.002, 1e-4  # keep costs below 16, where float32 still resolves 1e-6
 _ROUNDING = 1e-5  # of sums kept with 6 digits
 _STEP = 1e-6
 
-# Of a pair that was never measured: how its contexts spread over the bins, and how fast acceptance rises with m.
-# Later children go on from the 20 published values at the pace of the last of them.
+# The prior for unmeasured pairs: how contexts spread over the bins, and how fast acceptance rises with m. Children
+# beyond the 20 published values decay geometrically from the last of them.
 _PRIOR_CONTEXTS = 100.0
 _PRIOR_SPREAD = np.array((4, 7, 8, 8, 8, 8, 8, 8, 9, 11, 21)) / 100
 _PRIOR_SLOPE = 0.5
@@ -48,12 +48,12 @@ class Acceptance:
     """Sums over observed contexts; tables add up with `+`.
 
     counts, credits, squares: float64 [BINS, MAX_CHILDREN], by bin of m and child number. counts[b, k - 1]: contexts
-    where child k was observed, as it is wherever the tokens of its earlier siblings are known, also when the draft
-    distribution has no token left for it, which is a credit of 0. credits: sum of the credits; squares: of their
-    squares. scale_losses: float64 [len(SCALES)], nats: over the contexts at temperature 0, the sum of -log
-    softmax(draft logits / t)[the target's argmax] for each t of SCALES. scale_positions: the number of those contexts.
+    where child k was observed, which needs only the tokens of its earlier siblings; if the draft's distribution has no
+    token left for it, its credit is 0. credits: sum of the credits; squares: sum of their squares. scale_losses:
+    float64 [len(SCALES)], nats: for each t of SCALES, the sum over the contexts at temperature 0 of
+    -log softmax(draft logits / t)[the target's argmax]. scale_positions: the number of those contexts.
 
-    ValueError for other shapes, what is not finite or negative, and sums larger than counts.
+    ValueError for other shapes, values that are negative or not finite, and sums larger than counts.
     """
 
     counts: Floats
@@ -79,11 +79,11 @@ class Acceptance:
 
     @classmethod
     def from_positional(cls, positional: ArrayLike, contexts: float) -> Acceptance:
-        """What `contexts` made-up contexts with these mean credits by child number could have looked like.
+        """A plausible table of `contexts` contexts with these mean credits by child number.
 
-        positional: [n], as for `optimal_tree`, which says what ValueErrors there are; children beyond MAX_CHILDREN are
-        left out. How contexts spread over the bins and how fast acceptance rises with m are the prior's; the rise is
-        flattened where it would leave [0, 1].
+        positional: [n], ValueError as for `optimal_tree`; children beyond MAX_CHILDREN are dropped. The spread of
+        contexts over the bins and the rise of acceptance with m are the prior's; the rise is flattened to stay in
+        [0, 1].
         """
         vector = np.zeros(MAX_CHILDREN)
         given = checked_acceptance(positional)[:MAX_CHILDREN]
@@ -100,10 +100,10 @@ class Acceptance:
 
     @classmethod
     def prior(cls) -> Acceptance:
-        """For pairs never measured: DEFAULT_ACCEPTANCE as if seen in 100 contexts, rising with m.
+        """For unmeasured pairs: DEFAULT_ACCEPTANCE as if observed in 100 contexts, rising with m.
 
-        The rise is a plausible guess, not a measurement. `first_child`, `shares` and `costs` add this to what they
-        estimate from; `falling` does so where little was observed.
+        The rise is a guess, not a measurement. `first_child`, `shares` and `costs` add this to the observed table;
+        `falling` does so if little was observed.
         """
         published = np.array(DEFAULT_ACCEPTANCE)
         later = published[-1] * _PRIOR_TAIL ** np.arange(1, MAX_CHILDREN - len(published) + 1)
@@ -111,7 +111,7 @@ class Acceptance:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Acceptance:
-        """The inverse of `as_dict`, for values from a file. ValueError for whatever no table can be."""
+        """The inverse of `as_dict`, for values from a file. ValueError for values that are no table."""
         names = list(cls.__dataclass_fields__)
         if not isinstance(values, Mapping) or set(values) != set(names):
             found = sorted(map(str, values)) if isinstance(values, Mapping) else type(values).__name__
@@ -126,7 +126,7 @@ class Acceptance:
         return Acceptance(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
 
     def at_most(self, positions: float) -> Acceptance:
-        """The same means with no more contexts than that."""
+        """The same means with at most `positions` contexts."""
         if self.positions <= positions:
             return self
         share = positions / self.positions
@@ -140,18 +140,17 @@ class Acceptance:
     def positional(self) -> Floats:
         """Acceptance by child number, [MAX_CHILDREN]: the mean credit over the contexts where a child was observed.
 
-        Children that were observed in fewer contexts than the first (their earlier siblings were never drawn in the
-        others) get the mean over those contexts, which is right where drawing them had nothing to do with the text;
-        a child never observed gets 0. Scaled down where the means add up to more than 1.
+        A child that was observed in fewer contexts than the first (its earlier siblings were not drawn in the others)
+        gets the mean over those contexts, which is unbiased if drawing them did not depend on the text. A child that
+        was never observed gets 0. Scaled down if the means add up to more than 1.
         """
         means = _ratio(self.credits.sum(0), self.counts.sum(0))
         return means / max(1.0, means.sum())
 
     def falling(self) -> Floats:
-        """`positional` for building static trees: never rising, as the true acceptances are but for noise.
+        """`positional` for building static trees: never increasing, like the true acceptances without noise.
 
-        `optimal_tree` is quick for that. Works with nothing observed: to fewer than 100 contexts come as many of the
-        prior as are missing.
+        `optimal_tree` is fast for such vectors. Works with nothing observed: contexts of the prior fill up to 100.
         """
         known = self + Acceptance.prior().at_most(max(0.0, _PRIOR_CONTEXTS - self.positions))
         weights = known.counts.sum(0) + _STEP  # a child never observed must weigh something
@@ -160,7 +159,7 @@ class Acceptance:
     def intervals(self) -> Floats:
         """Half widths of 95 % intervals around `positional`, [MAX_CHILDREN], for contexts that are independent.
 
-        1 where fewer than two contexts were observed. Contexts of one text hang together: see `clustered_intervals`.
+        1 if fewer than two contexts were observed. Contexts of one text are correlated: see `clustered_intervals`.
         """
         counts = self.counts.sum(0)
         means = _ratio(self.credits.sum(0), counts)
@@ -169,9 +168,9 @@ class Acceptance:
         return np.where(counts < 2, 1.0, widths.clip(max=1.0))
 
     def first_child(self) -> Floats:
-        """Chance that child 1 is accepted, by bin of m: float64 [BINS], in (0, 1), never falling.
+        """Chance that child 1 is accepted, by bin of m: float64 [BINS], in (0, 1), never decreasing.
 
-        Bins with few contexts are drawn towards a line through all of them, and that towards the prior's.
+        Bins with few contexts are shrunk towards a line through all bins, and that line towards the prior's.
         """
         known = self + Acceptance.prior()
         counts, credits = known.counts[:, 0], known.credits[:, 0]
@@ -184,10 +183,10 @@ class Acceptance:
         )
 
     def shares(self) -> Floats:
-        """The part of what the first child leaves, 1 - a1, that child k takes: float64 [BINS, MAX_CHILDREN].
+        """Child k's share of 1 - a1, the probability that the first child leaves: float64 [BINS, MAX_CHILDREN].
 
-        Column k - 1; the first is 0. Positive and never rising from child 2 on, with a sum of at most 1. Estimated for
-        four groups of neighbouring bins, the later children together with their neighbours in number.
+        Child k is column k - 1; the first column is 0. Positive and never increasing from child 2 on, with a sum of at
+        most 1. Estimated for four groups of neighbouring bins and smoothed over child numbers.
         """
         known = self + Acceptance.prior()
         chances = _ratio(known.credits[:, 0], known.counts[:, 0])
@@ -199,11 +198,11 @@ class Acceptance:
         return shares
 
     def costs(self, damping: float = DAMPING) -> NDArray[np.float32]:
-        """What taking child k under a node of bin b costs a path, in nats: float32 [BINS, MAX_CHILDREN].
+        """The cost of child k under a node of bin b, in nats: float32 [BINS, MAX_CHILDREN].
 
-        The priority of a node is exp(-(sum of the costs along its path)): -log of the chance of acceptance, damped for
-        first children, as acceptances along a path hang together. Finite, and strictly rising from child to child.
-        Works with nothing observed.
+        A node's priority is exp(-(sum of the costs along its path)). A cost is -log of the chance of acceptance, times
+        `damping` for first children, because acceptances along a path are positively correlated. Finite, and strictly
+        increasing from child to child. Works with nothing observed.
         """
         chances = self.first_child()[:, None]
         costs = -np.log((1 - chances) * self.shares().clip(_LEAST_SHARE))
@@ -218,8 +217,8 @@ class Acceptance:
 def clustered_intervals(texts: Sequence[Acceptance]) -> Floats:
     """Half widths of 95 % intervals around `sum(texts).positional()`, [MAX_CHILDREN], one table per independent text.
 
-    From the spread between texts, whatever the correlations inside them (the linearised ratio estimator of cluster
-    samples), with Student's quantile. 1 for fewer than three texts, which say too little about their spread.
+    From the spread between texts, so correlations within a text do not matter (the linearised ratio estimator for
+    cluster samples), with Student's quantile. 1 for fewer than three texts, too few to estimate their spread.
     """
     if len(texts) < 3:
         return np.ones(MAX_CHILDREN)
@@ -233,7 +232,7 @@ def clustered_intervals(texts: Sequence[Acceptance]) -> Floats:
 
 
 def never_falling(values: Floats, weights: Floats) -> Floats:
-    """The closest sequence to `values` [n], in weighted squares, that never falls: pool adjacent violators."""
+    """The closest non-decreasing sequence to `values` [n] in weighted squares: pool adjacent violators."""
     pools: list[tuple[float, float, int]] = []  # mean, weight, length
     for value, weight in zip(values.tolist(), weights.tolist()):
         pool = (value, weight, 1)
@@ -246,7 +245,7 @@ def never_falling(values: Floats, weights: Floats) -> Floats:
 
 
 def _tail(credits: Floats, left: Floats) -> Floats:
-    """Shares of children 2, 3, … [MAX_CHILDREN - 1]: smoothed over a quarter of their number, never rising."""
+    """Shares of children 2, 3, … [MAX_CHILDREN - 1]: smoothed over a quarter of the child number, never increasing."""
     places = np.arange(len(credits))
     reach = places // 4
     sums = np.cumsum([np.append(0, credits), np.append(0, left)], axis=1)
@@ -273,7 +272,7 @@ def student_quantile(freedom: int) -> float:
 
 
 def _ratio(sums: Floats, counts: Floats) -> Floats:
-    """sums / counts, 0 where nothing was counted."""
+    """sums / counts, 0 where counts are 0."""
     return np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
 
 

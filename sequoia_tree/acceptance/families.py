@@ -1,4 +1,4 @@
-"""Parents with their children as index tensors, so that rules work on many nodes at once."""
+"""Parents with their children as index tensors, so that rules can process many nodes at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Family:
     """m parents, those with the most children first, and their children.
 
     parents: int64 [m]. children: int64 [m, most children], in drawing order, 0 beyond a parent's last child.
-    having: for each child number from 1 up, how many of the parents have that many children.
+    having: for each child number from 1 on, how many parents have at least that many children.
     """
 
     parents: Tensor
@@ -31,7 +31,7 @@ class Family:
         return of_nodes[torch.where(self.present, self.children, self.children[:, :1])]
 
     def children_or(self, other: int) -> Tensor:
-        """`children`, and `other` beyond a parent's last child."""
+        """`children`, with `other` beyond a parent's last child."""
         return self.children.masked_fill(~self.present, other)
 
     @property

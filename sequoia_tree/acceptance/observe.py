@@ -11,27 +11,27 @@ from sequoia_tree.acceptance.acceptance import BIN_EDGES, BINS, MAX_CHILDREN, SC
 from sequoia_tree.uploads import upload
 from sequoia_tree.verification.sampling import draw_without_replacement, probabilities
 
-_MOST_LOSS = 100.0  # nats; that of a token which the draft excludes is infinite
+_MOST_LOSS = 100.0  # nats; the loss of a token that the draft excludes would be infinite
 _TINY = torch.finfo(torch.float32).tiny
 
 
 def observe(p: Tensor, q: Tensor, children: Tensor) -> Acceptance:
-    """What n contexts with given children show; arguments as for `credits`. The device is waited for once."""
+    """The table of n contexts with given children; arguments as for `credits`. Waits for the device once."""
     credit, known = credits(p, q, children[:, : MAX_CHILDREN - 1])
     return _table(credit, known, q.amax(-1), q.new_zeros(len(SCALES)), 0)
 
 
 def observe_distributions(log_p: Tensor, log_q: Tensor, generator: torch.Generator) -> Acceptance:
-    """What n contexts show when children are drawn for it: log-probabilities, float32 [n, V], as from `log_probs`."""
+    """The table of n contexts, with children drawn here: log-probabilities, float32 [n, V], as from `log_probs`."""
     children = draw_without_replacement(log_q, MAX_CHILDREN - 1, generator)
     return observe(probabilities(log_p), probabilities(log_q), children)
 
 
 def observe_greedy(target_logits: Tensor, draft_logits: Tensor) -> Acceptance:
-    """What n contexts show at temperature 0, from logits [n, V]: child k is the draft's k-th likeliest token.
+    """The table of n contexts at temperature 0, from logits [n, V]: child k is the draft's k-th likeliest token.
 
-    Its credit is 1 where it is the target's argmax. m is the largest of softmax(draft logits). Of equal logits the
-    lower token id comes first. The device is waited for once.
+    Its credit is 1 where it is the target's argmax. m is the maximum of softmax(draft logits). Of equal logits the
+    lower token id comes first. Waits for the device once.
     """
     draft = draft_logits.float()
     best = target_logits.argmax(-1, keepdim=True)
@@ -48,15 +48,15 @@ def credits(p: Tensor, q: Tensor, children: Tensor) -> tuple[Tensor, Tensor]:
     """The chance that child 1, 2, … K + 1 is the accepted one under Sequoia's rule (arXiv 2402.12374, algorithm 2).
 
     p, q: float32 [n, V], the target's and the draft's distribution. children: int64 [n, K], tokens drawn without
-    replacement from q, in drawing order, -1 where none was drawn. Child k gets the chance that children 1 to k - 1,
-    whose tokens are given, are all refused, times the whole overlap, sum of min(p_k, q_k), of the distributions then
-    left: the tokens drawn matter only for the children after them.
+    replacement from q, in drawing order, -1 where none was drawn. Child k's credit is the chance that children 1 to
+    k - 1, whose tokens are given, are all rejected, times the overlap, sum of min(p_k, q_k), of the distributions then
+    left. A drawn token affects only the children after it.
 
-    Returns the credit, float32 [n, K + 1], and where it is known, bool [n, K + 1]: up to the child whose token is the
-    first -1, and to the end where q has no token left, whose credit is 0. Unknown credits are 0.
+    Returns the credit, float32 [n, K + 1], and whether it is known, bool [n, K + 1]: up to the child whose token is the
+    first -1; if q has no token left, up to the end, with credit 0. Unknown credits are 0.
     """
     rows = torch.arange(len(p), device=p.device)
-    reach = torch.ones(len(p), device=p.device)  # the chance that all children so far were refused
+    reach = torch.ones(len(p), device=p.device)  # the chance that all children so far were rejected
     known = torch.ones(len(p), dtype=torch.bool, device=p.device)
     credit, observed = [], []
     for tokens in (*children.clamp(min=0).unbind(1), None):
@@ -76,7 +76,7 @@ def credits(p: Tensor, q: Tensor, children: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _normalised(weights: Tensor) -> Tensor:
-    """Rows divided by their sums; rows of zeros stay."""
+    """Rows divided by their sums; rows of zeros are kept."""
     return weights / weights.sum(-1, keepdim=True).clamp(min=_TINY)
 
 

@@ -1,1 +1,1 @@
-"""Which tree pays: its method, size and depth, or none."""
+"""Chooses the fastest tree: its method, size and depth, or none."""

@@ -1,4 +1,4 @@
-"""Which method, how many nodes, how deep: the tree of most tokens per second on this machine (Sequoia, section 3.3).
+"""Chooses method, size and depth of the tree with the most tokens per second on this machine (Sequoia, section 3.3).
 
 seconds per token = (pass_seconds(n) + draft_seconds(method, n, d)) / tokens(n, d)
 """
@@ -20,16 +20,16 @@ Floats = NDArray[np.float64]
 Seconds = Callable[[int], float]  # rows -> seconds
 
 PLAIN = "none"  # the method of plain decoding
-_NEAR = 1.01  # times as slow as the fastest: then fewer nodes are the better choice
-_KEPT = 1.03  # times as slow as the fastest: then changing is not worth it
+_NEAR = 1.01  # within this factor of the fastest, fewer nodes are preferred
+_KEPT = 1.03  # within this factor of the fastest, the current choice is kept
 
 
 def damped(acceptance: ArrayLike, power: float = 0.7) -> Floats:
-    """The vector with its first entry raised to `power`; the others share what that leaves as they did before.
+    """The vector with its first entry raised to `power` and the others rescaled to share the rest as before.
 
-    Acceptances along a path hang together: some contexts accept nearly everything. So paths reach deeper than
-    independent acceptances say, most under traversal verification, and the best tree is deeper. ValueError as for
-    `optimal_tree`, and for a power that is not above 0 and at most 1.
+    This corrects for correlated acceptances along a path: some contexts accept nearly everything. Paths therefore reach
+    deeper than independent acceptances predict, most of all under traversal verification, and the best tree is deeper.
+    ValueError as for `optimal_tree`, and for a power that is not in (0, 1].
     """
     vector = checked_acceptance(acceptance).copy()
     if not 0 < power <= 1:
@@ -43,8 +43,8 @@ def damped(acceptance: ArrayLike, power: float = 0.7) -> Floats:
 def reach_by_size(acceptance: ArrayLike, size: int, max_depth: int) -> Floats:
     """Expected tokens, float64 [size], of the best tree of at most 1, 2, … `size` nodes, none deeper than `max_depth`.
 
-    Exact for a vector that never increases. In any other the entries that rise above an earlier one are lowered to it:
-    a bound from below, much quicker than `optimal_tree`. ValueError as for `optimal_tree`.
+    Exact for a vector that never increases. In others, entries above an earlier one are lowered to it: a lower bound,
+    much faster than `optimal_tree`. ValueError as for `optimal_tree`.
     """
     check_limits(size, max_depth=max_depth)
     products = np.ones(1)
@@ -55,7 +55,7 @@ def reach_by_size(acceptance: ArrayLike, size: int, max_depth: int) -> Floats:
 
 @dataclass(frozen=True)
 class Yield:
-    """What a method brings: 1 + factor · (F - 1) tokens per pass, F being the expected tokens for `acceptance`.
+    """A method's tokens per pass, 1 + factor · (F - 1), where F is the expected tokens for `acceptance`.
 
     factor: the measured correction, see `Correction`. ValueError as for `optimal_tree`, or for a negative factor.
     """
@@ -71,10 +71,10 @@ class Yield:
 
 @dataclass(frozen=True)
 class Choice:
-    """A method with the limits of its tree, and what is predicted of it.
+    """A method with the limits of its tree, and its predicted speed.
 
     depth: the depth limit; 0 for plain decoding, whose method is "none" and whose size is 1. tokens_per_pass: with the
-    measured correction; uncorrected_tokens: without, as `Correction.add` wants it. seconds_per_pass: drafting included.
+    measured correction; uncorrected_tokens: without it, for `Correction.add`. seconds_per_pass: drafting included.
     """
 
     method: str
@@ -101,12 +101,12 @@ def choose(
 ) -> Choice:
     """The fastest of plain decoding and every method of `yields` at every size and depth; the smaller on near ties.
 
-    pass_seconds: of a target pass over so many nodes. level_seconds: of a draft pass over so many. "adaptive" drafts
-    the root and then d - 1 expansion steps of (n - 1) // (d - 1) rows; any other method goes level by level, with a row
-    for every node that has children. sizes: those to consider beside 1; by default powers of two, those times 1.5, and
-    max_size. current: kept where it is nearly as good. plain: False leaves plain decoding out where there is any tree.
-    ValueError for limits below 1 node or 0 levels, for a method named "none", and for times that are negative or not
-    finite, or a pass that takes none.
+    pass_seconds: of a target pass over n nodes. level_seconds: of a draft pass over n nodes. "adaptive" drafts the root
+    and then d - 1 expansion steps of (n - 1) // (d - 1) rows; every other method drafts level by level, with one row
+    per node that has children. sizes: sizes to consider besides 1; by default powers of two, those times 1.5, and
+    max_size. current: kept if it is nearly as fast. plain: False leaves out plain decoding if there is any tree.
+    ValueError for limits below 1 node or 0 levels, for a method named "none", for times that are negative or not
+    finite, and for a pass that takes 0 s.
     """
     check_limits(max_size, max_depth=max_depth)
     if PLAIN in yields:
@@ -140,7 +140,7 @@ def _times(seconds: Seconds, sizes: Sequence[int]) -> Floats:
 def _best_of_each_size(
     method: str, yielded: Yield, drafting: _Drafting, seconds: Floats, current: Choice | None
 ) -> Iterator[Choice]:
-    """The best depth of each size, and the depth of `current` beside it; seconds [depths, sizes]."""
+    """The best depth of each size, and also the depth of `current`; seconds [depths, sizes]."""
     tokens = 1 + yielded.factor * (drafting.tokens - 1)
     best = (seconds / tokens).argmin(axis=0)
     for column, size in enumerate(drafting.sizes):
@@ -165,10 +165,10 @@ def _preferred(choices: list[Choice], current: Choice | None) -> Choice:
 
 @dataclass(frozen=True)
 class _Drafting:
-    """What follows from an acceptance vector, for depth limits 1 … `depths` (more change nothing) and each size.
+    """Results for one acceptance vector, for depth limits 1 … `depths` (larger limits change nothing) and each size.
 
-    tokens: float64 [depths, sizes], expected. parents: int64 [depths, sizes, depths], how many nodes of each level, the
-    root's first, have children.
+    tokens: float64 [depths, sizes], expected tokens. parents: int64 [depths, sizes, depths], the number of nodes with
+    children on each level, the root's first.
     """
 
     sizes: tuple[int, ...]
@@ -187,7 +187,7 @@ def _drafting(acceptance: tuple[float, ...], sizes: tuple[int, ...], max_depth: 
     parents = np.zeros((depths, len(sizes), depths), dtype=np.int64)
     for row, nodes in enumerate(limits):
         tokens[row] = np.cumsum(nodes.products)[np.minimum(sizes, len(nodes.products)) - 1]
-        # a node has children where its first child is among the nodes taken; each stands for its parent, a level up
+        # a node has children if its first child is taken: count first children, one level up
         firsts = np.flatnonzero(nodes.firsts)
         cells = np.searchsorted(sizes, firsts, side="right") * depths + nodes.depths[firsts] - 1
         counts = np.bincount(cells, minlength=widths * depths).reshape(widths, depths)
@@ -196,7 +196,7 @@ def _drafting(acceptance: tuple[float, ...], sizes: tuple[int, ...], max_depth: 
 
 
 def _level_seconds(drafting: _Drafting, level_seconds: Seconds) -> Floats:
-    """Drafting times [depths, sizes] of static trees: one draft pass for every level that has children."""
+    """Drafting times [depths, sizes] of static trees: one draft pass per level that has children."""
     return _draft_times(drafting.parents, level_seconds).sum(axis=2)
 
 
@@ -208,7 +208,7 @@ def _expansion_seconds(drafting: _Drafting, level_seconds: Seconds) -> Floats:
 
 
 def _draft_times(rows: NDArray[np.int64], level_seconds: Seconds) -> Floats:
-    """Seconds of draft passes over `rows`, of any shape; none for no row."""
+    """Seconds of draft passes over `rows`, an array of any shape; 0 for 0 rows."""
     table = np.zeros(int(rows.max()) + 1)
     for count in np.unique(rows[rows > 0]):
         table[count] = level_seconds(int(count))
@@ -219,7 +219,7 @@ def _draft_times(rows: NDArray[np.int64], level_seconds: Seconds) -> Floats:
 
 @dataclass(frozen=True)
 class _Nodes:
-    """The likeliest nodes in the order a best tree takes them: path products, depths, whether a first child; [n]."""
+    """The likeliest nodes in the order of the best trees: path products, depths, whether a first child; each [n]."""
 
     products: Floats
     depths: NDArray[np.int64]
@@ -227,10 +227,10 @@ class _Nodes:
 
 
 def _best_by_depth(acceptance: Floats, size: int, max_depth: int) -> Iterator[_Nodes]:
-    """The `size` likeliest nodes for depth limits 1, 2, …, up to the limit where nothing changes; ties as `best_first`.
+    """The `size` likeliest nodes for depth limits 1, 2, … until nothing changes; ties as in `best_first`.
 
-    Level by level: the best nodes of a level are children of the best of the level above, and a node that is not
-    among the best at one limit is not at a deeper one, nor is anything below it.
+    Level by level: the best nodes of a level are children of the best of the level above. A node that is not among the
+    best at one limit is not among them at a deeper one, and neither are its descendants.
     """
     best = _Nodes(np.ones(1), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.bool_))
     level = np.ones(1)
@@ -255,28 +255,28 @@ def _never_rising(acceptance: ArrayLike) -> Floats:
 
 
 class Correction:
-    """Running ratio of measured to predicted tokens per pass, the one that every pass yields left out.
+    """Running ratio of measured to predicted tokens per pass, not counting the one that every pass yields.
 
-    A pass counts half after 69 more. The ratio starts at 1 and drifts back there while the method is not used, so that
-    one that did badly is tried again after some hundred passes.
+    A pass counts half after 69 more. The ratio starts at 1 and returns to it while the method is not used, so that a
+    method that did badly is tried again after some hundred passes.
     """
 
     _DECAY = 0.99
-    _PRIOR_PASSES = 2  # as many passes, as predicted, stand for not knowing
+    _PRIOR_PASSES = 2  # passes with exactly the predicted tokens, as a prior
 
     def __init__(self) -> None:
         self._measured = self._predicted = self._prior = 0.0
 
     @property
     def factor(self) -> float:
-        """For `Yield`."""
+        """The ratio, for `Yield`."""
         total = self._predicted + self._prior
         return (self._measured + self._prior) / total if total else 1.0
 
     def add(self, tokens: float, uncorrected_tokens: float) -> None:
-        """A pass of this method yielded `tokens`, where acceptances alone predicted `uncorrected_tokens`.
+        """Record a pass that yielded `tokens` where acceptances alone predicted `uncorrected_tokens`.
 
-        Count what verification accepted, before an end token or a limit cuts it. ValueError for less than 1 token.
+        Count the tokens that verification accepted, before an end token or a limit. ValueError for less than 1.
         """
         if not (1 <= tokens < math.inf and 1 <= uncorrected_tokens < math.inf):
             raise ValueError(f"a pass yields at least 1 token, got {tokens} where {uncorrected_tokens} were predicted")
@@ -286,17 +286,17 @@ class Correction:
         self._prior = self._prior or self._PRIOR_PASSES * (uncorrected_tokens - 1)
 
     def idle(self) -> None:
-        """A pass went by that tells nothing about this method."""
+        """Record a pass that did not use this method."""
         self._measured *= self._DECAY
         self._predicted *= self._DECAY
 
 
 class Chooser:
-    """Keeps the choice up to date at little cost: after the first one, choosing takes under 1 % of the passes' time.
+    """Keeps the choice up to date: after the first choice, choosing takes under 1 % of the passes' time.
 
-    It chooses again when something has moved by more than 10 % since the last time: a yield, a time, the context. It
-    reads no clock; tell it by `passed` and `took` what things took. plain: False chooses the best tree where there is
-    any, for a `Contest` against plain decoding.
+    It chooses again once a yield, a time or the context has changed by more than 10 % since the last choice. It reads
+    no clock: the caller reports times through `passed` and `took`. plain: False chooses the best tree if there is any,
+    for a `Contest` against plain decoding.
     """
 
     _MOVED = 0.1
@@ -305,15 +305,15 @@ class Chooser:
     def __init__(self, max_size: int, max_depth: int, sizes: Sequence[int] | None = None, plain: bool = True) -> None:
         self._limits, self._plain = (max_size, max_depth, sizes), plain
         self._choice: Choice | None = None
-        self._seen: _Inputs | None = None  # what the choice was made from
+        self._seen: _Inputs | None = None  # the inputs of the choice
         self._chose = False  # whether the last call of `current` did
-        self._cost: float | None = None  # seconds of the last choice; None until the first one is told
+        self._cost: float | None = None  # seconds of the last choice; None until the first is reported
         self._choosing = self._in_passes = 0.0
 
     def current(
         self, yields: Mapping[str, Yield], pass_seconds: Seconds, level_seconds: Seconds, context_length: int
     ) -> Choice:
-        """The choice to use now, as `choose` makes it; the same object while it stands."""
+        """The choice to use now, as from `choose`; the same object until it changes."""
 
         def inputs(size: int) -> _Inputs:
             times = [seconds(rows) for seconds in (pass_seconds, level_seconds) for rows in (1, size, self._limits[0])]
@@ -329,11 +329,11 @@ class Chooser:
         return choice
 
     def passed(self, seconds: float) -> None:
-        """A pass went by, which took so long with its drafting."""
+        """Record the seconds of a pass, drafting included."""
         self._in_passes += seconds
 
     def took(self, seconds: float) -> None:
-        """The last call of `current` took so long, together with building the tree it chose."""
+        """Record the seconds of the last call of `current`, together with building the tree it chose."""
         if self._cost is not None:
             self._choosing += seconds
         if self._chose:
@@ -341,19 +341,19 @@ class Chooser:
 
     @property
     def due(self) -> bool:
-        """Whether a choice is affordable; else the last one stands, and `current` need not be asked."""
+        """Whether a new choice is affordable; if not, the last one stands and `current` need not be called."""
         return self._choice is None or self._choosing + (self._cost or 0.0) <= self._SHARE * self._in_passes
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a choice depends on. numbers: seconds of some passes and levels, and the length of the context."""
+    """The inputs of a choice. numbers: seconds of some passes and levels, and the context length."""
 
     yields: dict[str, Yield]
     numbers: tuple[float, ...]
 
     def moved_from(self, old: _Inputs, share: float) -> bool:
-        """Whether anything differs by more than that share of what it was."""
+        """Whether any input differs from `old` by more than `share` of its old value."""
         if self.yields.keys() != old.yields.keys():
             return True
         factors = [(new.factor, old.yields[method].factor) for method, new in self.yields.items()]
@@ -365,7 +365,7 @@ class _Inputs:
 
 
 def _distance(new: tuple[float, ...], old: tuple[float, ...]) -> float:
-    """Sum of the differences as a share of the first acceptance or of its rest, whichever is less: 0.98 is no 0.96."""
+    """Sum of differences relative to min(a1, 1 - a1) of `old`: 0.98 and 0.96 count as far apart."""
     if new == old:
         return 0.0
     difference = sum(abs(a - b) for a, b in zip_longest(new, old, fillvalue=0.0))

@@ -1,7 +1,7 @@
-"""Plain decoding or the tree: whichever was seen to take fewer seconds per token.
+"""Plain decoding or the tree: whichever was measured to take fewer seconds per token.
 
-Predictions add up parts: passes, levels of a draft, acceptances. Where a pass takes milliseconds, what they leave out
-decides. So whole steps of both are compared. Timing the one thought slower costs little, since it yields tokens too.
+A prediction adds up parts: passes, draft levels, acceptances. If a pass takes milliseconds, what it leaves out
+decides, so whole steps of both are compared. Timing the slower one costs little, since it yields tokens too.
 """
 
 from collections import deque
@@ -9,9 +9,9 @@ from statistics import fmean, median_low
 
 
 class Pace:
-    """Seconds per token of the latest steps; before there are a few of them, as predicted."""
+    """Seconds per token of the latest steps; the prediction until there are a few steps."""
 
-    _WINDOW = 64  # tokens of a step scatter by more than half: their mean, by 8 %
+    _WINDOW = 64  # tokens per step vary by more than half; their mean over 64 steps by 8 %
     _LEAST = 4
 
     def __init__(self) -> None:
@@ -19,24 +19,24 @@ class Pace:
         self.predict(1.0, 1.0)
 
     def predict(self, seconds: float, tokens: float) -> None:
-        """What a step is expected to take and to yield."""
+        """Set the predicted seconds and tokens of a step."""
         if not self.observed:
             self._set(seconds, tokens)
 
     def add(self, seconds: float, tokens: float) -> None:
-        """Take note of a step. Of their seconds the median counts: what disturbs a few steps says nothing."""
+        """Record a step. The median of the seconds counts, so that a few disturbed steps do not matter."""
         self._steps.append((seconds, tokens))
         if self.observed:
             self._set(median_low(seconds for seconds, _ in self._steps), fmean(tokens for _, tokens in self._steps))
 
     def renew(self) -> None:
-        """Forget all but the last few steps: new ones are to come."""
+        """Forget all but the last few steps, before new ones are measured."""
         while len(self._steps) > self._LEAST:
             self._steps.popleft()
 
     @property
     def observed(self) -> bool:
-        """Whether there were steps enough."""
+        """Whether there were enough steps."""
         return len(self._steps) >= self._LEAST
 
     def _set(self, seconds: float, tokens: float) -> None:
@@ -44,28 +44,28 @@ class Pace:
 
 
 class Contest:
-    """Says for each step whether it drafts a tree.
+    """Decides for each step whether it drafts a tree.
 
-    The slower one is tried a few steps at a time, first where that loses no time worth mentioning, then within 2 % of
-    all time: by what those steps lost against the faster one, so the closer the two are, the more often. Plain decoding
-    is tried only where it might win: its time depends on no text, and no prediction of it is wrong by a factor of two.
-    It reads no clock; tell it by `passed` what steps took.
+    The slower one is tried a few steps at a time: the first time if little time is lost, later as long as trials lose
+    at most 2 % of all time against the faster one. The closer the two are, the more often it is tried. Plain decoding
+    is tried only if it might win: its time does not depend on the text, and its prediction is never off by a factor of
+    two. It reads no clock: the caller reports steps through `passed`.
     """
 
-    _SHARE = 0.02  # of all seconds: what trials may lose
-    _FIRST_TRIAL = 0.1  # seconds that the first one may lose
+    _SHARE = 0.02  # of all seconds: the most that trials may lose
+    _FIRST_TRIAL = 0.1  # seconds that the first trial may lose
     _TRIAL, _BETWEEN = 4, 16  # steps of one trial, and least steps between two
-    _KEPT = 1.03  # times as slow as the other: then changing is not worth it
-    _DOUBT = 2.0  # times as slow as the tree: then plain decoding needs no trial
+    _KEPT = 1.03  # within this factor of the other, the leader is kept
+    _DOUBT = 2.0  # beyond this factor of the tree, plain decoding is not tried
 
     def __init__(self) -> None:
         self.plain, self.tree = Pace(), Pace()
-        self.tree_leads: bool | None = None  # as of the last `drafts`, trials aside
+        self.tree_leads: bool | None = None  # at the last call of `drafts`, trials aside
         self._trial = self._since = 0  # steps left of a trial; steps since the last one
         self._lost = self._seconds = 0.0
 
     def drafts(self) -> bool:
-        """Whether the next step is to have a tree. Before the first, predict both paces."""
+        """Whether the next step drafts a tree. Predict both paces before the first call."""
         before = self.tree_leads
         kept = 1 if before is None else self._KEPT if before else 1 / self._KEPT
         self.tree_leads = self.tree.seconds_per_token <= kept * self.plain.seconds_per_token
@@ -77,7 +77,7 @@ class Contest:
         return self.tree_leads is not (self._trial > 0)
 
     def passed(self, drafted: bool, seconds: float, tokens: float, usual: bool = True) -> None:
-        """A step took so long and yielded so much. usual: whether later ones will take as long, as far as is known."""
+        """Record a step. usual: whether later steps are expected to take as long."""
         self._seconds += seconds
         if usual:
             (self.tree if drafted else self.plain).add(seconds, tokens)
@@ -91,7 +91,7 @@ class Contest:
 
     @property
     def _paces(self) -> tuple[Pace, Pace]:
-        """Of the leader and of the other."""
+        """(the leader's pace, the other's)."""
         return (self.tree, self.plain) if self.tree_leads else (self.plain, self.tree)
 
     def _affordable(self) -> bool:

@@ -1,1 +1,1 @@
-"""Which nodes a tree gets that fits the text: by priorities, or by what the text said before."""
+"""Trees that adapt to the text: by priorities, or by n-gram lookup in the text."""

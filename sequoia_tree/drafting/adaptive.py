@@ -1,10 +1,9 @@
 """Trees that are grown per context: the nodes of highest priority, found in expansion steps of one shape.
 
-A node's priority is the product, along its path, of how likely each step was thought to be before its token was drawn.
-The tree of the n nodes of highest priority is what a heap would take one by one. As priorities only fall along paths
-and from sibling to sibling, that tree does not depend on the order of growing: an expansion step expands many nodes at
-once, the draft runs over all of them together, nothing is decided on the host, and every expansion step has the same
-shape.
+A node's priority is the product, along its path, of the estimated chance of each step before its token was drawn. The
+tree is the n nodes of highest priority, which a heap would take one by one. Priorities only fall along paths and from
+sibling to sibling, so that tree does not depend on the order of expansion. Each expansion step therefore expands many
+nodes at once: the draft runs over all of them together, the host decides nothing, and all steps have the same shape.
 
 Exact under ratio tests: a priority depends on tokens already drawn and on the distributions there, never on its own
 token; and whether a node is kept depends on higher priorities only, of which none belongs to a node below it.
@@ -35,12 +34,12 @@ class Grown:
 
 
 class Frontier:
-    """The slots of a growing tree: places for a further child under the nodes that were expanded.
+    """The open slots of a tree being drafted: one for each possible child of an expanded node.
 
-    expansion steps, width: how many expansion steps there will be and how many nodes each expands. children: most
-    children of a node. All state is on `device` and reused from tree to tree. Expanded nodes are numbered in order, the
-    root is 0; those of the current expansion step are `begin` to `end`. Where too few slots are open, an expansion step
-    is filled up with nodes that have no token (-1), no priority, and never a child.
+    expansions, width: the number of expansion steps, and of nodes that each expands. children: most children of a node.
+    All state is on `device` and reused from tree to tree. Expanded nodes are numbered in order, the root is 0; those of
+    the current expansion step are `begin` to `end`. If too few slots are open, a step is filled up with nodes that have
+    no token (-1), no priority, and no children.
 
     depths, tokens: int64 [expanded]. ancestors: bool [expanded, expanded], a node being its own.
     """
@@ -68,19 +67,18 @@ class Frontier:
         self._slots.fill_(_NONE)
 
     def open(self, tokens: Tensor, costs: Tensor) -> None:
-        """Offer children under the nodes of the current expansion step: tokens int64 [r, children] in drawing order, -1
-        for none.
+        """Offer children of the current step's nodes: tokens int64 [r, children] in drawing order, -1 for none.
 
-        costs [r, children]: what each child's log-priority loses against its parent's, from 0 up, rising along a row.
+        costs [r, children]: how much lower each child's log-priority is than its parent's, at least 0, rising in a row.
         """
         expansion = slice(self.begin, self.end)
         self._offers[expansion] = tokens
         slots = torch.sub(self._priorities[expansion, None], costs, out=self._slots[expansion])
-        # Where tokens end is known before any is drawn: when the distribution has no further token.
+        # Where tokens end does not depend on their values: the distribution has no further token.
         slots.sub_(self._ties).masked_fill_(tokens < 0, _NONE)
 
     def expand(self) -> None:
-        """Turn the best slots that are open into the nodes of the next expansion step."""
+        """Turn the best open slots into the nodes of the next expansion step."""
         expansion, slots = slice(self.end, self.end + self.width), self._slots.view(-1)
         priorities, chosen = self._priorities[expansion], self._slot_of[expansion]
         torch.topk(slots, self.width, sorted=False, out=(priorities, chosen))
@@ -94,7 +92,7 @@ class Frontier:
     def best(self, count: int) -> Grown:
         """The root and the `count` nodes of highest priority below it, expanded or not; fewer where there are no more.
 
-        Siblings come in drawing order. The device is waited for, once.
+        Siblings are in drawing order. Waits for the device once.
         """
         slots, taken = self._with_taken()
         none = len(slots)
@@ -111,7 +109,7 @@ class Frontier:
         return Grown(parents_, tokens_, expanded_)
 
     def _with_taken(self) -> tuple[Tensor, Tensor]:
-        """Of every slot: its priority, those of expanded nodes with the rest, and the number it was expanded under."""
+        """Per slot: its priority, including slots already expanded, and the number of its expanded node (-1: none)."""
         nodes = slice(1, self.end)
         slot_of, priorities = self._slot_of[nodes], self._priorities[nodes]
         # Nodes without a token may share a slot with one that has one: the larger value is its.

@@ -1,4 +1,4 @@
-"""What a child loses of its parent's log-priority in an adaptive tree, from the draft's distribution at the parent."""
+"""How much lower a child's log-priority is than its parent's, from the draft's distribution at the parent."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from sequoia_tree.acceptance.acceptance import BIN_EDGES, MAX_CHILDREN, Acceptan
 
 @dataclass(frozen=True)
 class DrawnCosts:
-    """For children drawn from the distribution: by child number and the distribution's largest probability, never by
-    the token drawn.
+    """For sampled children: by child number and the distribution's largest probability, never by the drawn token.
 
     table: float32 [bins, most children], `Acceptance.costs`. edges: float32 [bins - 1].
     """
@@ -28,7 +27,7 @@ class DrawnCosts:
         return cls(table, torch.tensor(BIN_EDGES, dtype=torch.float32, device=device))
 
     def __call__(self, distribution: Tensor, tokens: Tensor) -> Tensor:
-        """Costs [m, K] under log-laws [m, V], for at most MAX_CHILDREN children."""
+        """Costs [m, K] under log-probabilities [m, V], for at most MAX_CHILDREN children."""
         assert tokens.shape[1] <= MAX_CHILDREN
         bins = torch.bucketize(distribution.amax(-1).exp(), self.edges, right=True)
         return self.table[bins, : tokens.shape[1]]
@@ -36,11 +35,11 @@ class DrawnCosts:
 
 @dataclass(frozen=True)
 class LikeliestCosts:
-    """For the likeliest tokens of the distribution, in order: -log softmax(log-law / scale) of each token itself."""
+    """For the likeliest tokens of the distribution, in order: -log softmax(log-probabilities / scale) of each token."""
 
     scale: float
 
     def __call__(self, distribution: Tensor, tokens: Tensor) -> Tensor:
-        """Costs [m, K] under log-laws [m, V]."""
+        """Costs [m, K] under log-probabilities [m, V]."""
         scaled = distribution / self.scale
         return scaled.logsumexp(-1, keepdim=True) - scaled.gather(-1, tokens.clamp(min=0))

@@ -1,4 +1,4 @@
-"""Continuing a text by its own repetition: what followed the last time the text ended like this."""
+"""N-gram lookup: continues a text with what followed the last time it ended in the same tokens."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-LONGEST_MATCH = 32  # longer matches count as equal: they predict hardly better
+LONGEST_MATCH = 32  # longer matches count as equal: they hardly predict better
 
 
 class SuffixMatcher:
     """A growing list of token ids that finds its own end elsewhere in itself.
 
-    No index: 8 to 16 bytes and constant time per token appended. A match compares every token with the last one and
-    goes on with those that agree: about 0.02 ms in 4,000 tokens and 0.1 ms in 100,000. That is less than the draft
-    spends on one row, and the text can be cut back for nothing.
+    No index: 8 to 16 bytes and constant time per appended token. A match compares every token with the last one and
+    continues with those that agree: about 0.02 ms in 4,000 tokens and 0.1 ms in 100,000. That is less than the draft
+    spends on one row, and truncating the text costs nothing.
     """
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
@@ -49,7 +49,7 @@ class SuffixMatcher:
         self.extend(tokens)
 
     def follow(self, text: Sequence[int]) -> None:
-        """Hold all of `text`: of the object followed last, only what has been appended since is read."""
+        """Hold all of `text`; if it is the same object as last time, only appended tokens are read."""
         if text is self._source and self._length <= len(text):
             self.extend(text[self._length :])
         else:
@@ -59,8 +59,8 @@ class SuffixMatcher:
     def match(self, tail: Sequence[int] = ()) -> tuple[int, int]:
         """(length, start): the longest end of text + tail that occurs earlier in text + tail, and what follows it.
 
-        `start` is the place after that earlier occurrence, the latest one if several are as long. Lengths end at
-        `LONGEST_MATCH`. Without a match: (0, length of text + tail).
+        `start` is the position after that earlier occurrence, the latest if several are equally long. Lengths are at
+        most `LONGEST_MATCH`. Without a match: (0, length of text + tail).
         """
         kept = self._length
         self.extend(tail)
@@ -71,8 +71,7 @@ class SuffixMatcher:
     def continuation(self, max_tokens: int, min_match: int = 1, tail: Sequence[int] = ()) -> list[int]:
         """`max_tokens` tokens: those that followed the match of text + tail; none if it is shorter than `min_match`.
 
-        Where they reach the end of text + tail they begin again, so a text that repeats itself goes on doing so.
-        ValueError for a number below 1.
+        At the end of text + tail they start over, so a repetition continues. ValueError for numbers below 1.
         """
         if max_tokens < 1 or min_match < 1:
             raise ValueError(f"max_tokens and min_match must be at least 1, got {max_tokens} and {min_match}")
@@ -84,10 +83,10 @@ class SuffixMatcher:
         return followed
 
     def continuations(self, count: int, max_tokens: int, min_match: int = 1) -> list[tuple[int, list[int]]]:
-        """(length, tokens) of at most `count` earlier places that agree with the end of the text, the longest first.
+        """(length, tokens) for at most `count` earlier matches of the end of the text, the longest first.
 
-        Of places that agree equally far the latest come first. `tokens`, at most `max_tokens`, are those that followed;
-        where they reach the end of the text they begin again. ValueError for a number below 1.
+        Of equally long matches the latest comes first. `tokens`, `max_tokens` of them, are those that followed; if they
+        reach the end of the text, they start over. ValueError for numbers below 1.
         """
         if count < 1 or max_tokens < 1 or min_match < 1:
             raise ValueError(f"numbers must be at least 1, got {count}, {max_tokens} and {min_match}")
@@ -95,9 +94,8 @@ class SuffixMatcher:
         for length, places in reversed(list(enumerate(self._places(), start=1))):
             if length < min_match or len(found) == count:
                 break
-            for place in places[
-                : -1 - count : -1
-            ].tolist():  # those found before are among the places, so count is enough
+            # places found earlier are among these, so `count` of them are enough
+            for place in places[: -1 - count : -1].tolist():
                 if len(found) < count:
                     found.setdefault(place, length)
         return [(length, self._followed(place + 1, max_tokens)) for place, length in found.items()]

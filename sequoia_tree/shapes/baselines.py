@@ -1,4 +1,4 @@
-"""Shapes that the best tree is compared with: independent chains (SpecInfer, arXiv 2305.09781) and complete trees."""
+"""Baselines to compare the best tree with: independent chains (SpecInfer, arXiv 2305.09781) and complete trees."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def k_ary(children: int, size: int, max_depth: int | None = None) -> Tree:
 def best_chains(acceptance: ArrayLike, size: int, max_depth: int | None = None) -> Tree:
     """The `chains` of equal length with the most `expected_tokens` among those of at most `size` nodes.
 
-    Of equally good ones the fewest, longest chains. The root alone where neither size nor depth allows more.
+    Of equally good ones, the fewest and longest chains. The root alone if size or depth allows no more.
     ValueError as for `optimal_tree`.
     """
     check_limits(size, max_depth=max_depth)

@@ -18,7 +18,7 @@ DEFAULT_ACCEPTANCE = (
     0.0025, 0.0021, 0.0016, 0.0014, 0.0010, 0.0010, 0.0010, 0.0007, 0.0007, 0.0006,
 )  # fmt: skip
 
-_SUM_SLACK = 1e-6  # for vectors that were kept in float32
+_SUM_SLACK = 1e-6  # for vectors stored in float32
 
 
 def optimal_tree(
@@ -78,7 +78,7 @@ def best_first(acceptance: NDArray[np.float64], size: int, max_depth: int) -> Tr
     """
     chances = acceptance.tolist()
     parents, reach = [-1], [1.0]
-    # (-path product, depth, parent, place among the siblings): equal products go to the shallower, then older slot.
+    # (-path product, depth, parent, place among the siblings): of equal products the shallower, then earlier slot.
     slots = [(-chances[0], 1, 0, 0)] if chances and max_depth > 0 else []
     while slots and slots[0][0] < 0 and len(parents) < size:
         product, depth, parent, place = heapq.heappop(slots)
@@ -93,7 +93,7 @@ def best_first(acceptance: NDArray[np.float64], size: int, max_depth: int) -> Tr
 
 
 def checked_acceptance(acceptance: ArrayLike) -> NDArray[np.float64]:
-    """`acceptance` as float64 [children]. ValueError where it is not what `optimal_tree` asks for."""
+    """`acceptance` as float64 [children]. ValueError if it is not valid for `optimal_tree`."""
     try:
         vector = np.asarray(acceptance, dtype=np.float64)
     except (OverflowError, TypeError, ValueError) as error:
@@ -108,7 +108,7 @@ def checked_acceptance(acceptance: ArrayLike) -> NDArray[np.float64]:
 
 
 def check_limits(size: int, **limits: int | None) -> None:
-    """ValueError for a `size` below 1 and for negative limits, which are called by their names."""
+    """ValueError for a `size` below 1 and for negative limits; the message names the limit."""
     if size < 1:
         raise ValueError(f"size counts the root and must be at least 1, got {size}")
     for name, limit in limits.items():

@@ -1,6 +1,6 @@
 """The best tree for any acceptance vector: a tree knapsack over a core of slots that is proven to be enough.
 
-A slot is a place for a node: the k-th child of one node. It can be filled only after the slot of child k - 1 and that
+A slot can hold a node: the k-th child of one node. It can be filled only after the slot of child k - 1 and that
 of the parent. So slots form a binary tree (a slot leads to its next sibling and to its first child), and the best tree
 of n nodes is the best connected part of n slots. Over a given set of slots a knapsack finds it exactly, for all n:
 
@@ -36,7 +36,7 @@ _ROUNDING = 1e-13  # of the optimum: what a proof may miss by
 class Core:
     """Slots in the order they were taken, from the root's first child on; -1 where a neighbour is outside.
 
-    `outside` lists those neighbours, as the row of `_gains`, the child's place and the reach of its parent.
+    `outside` lists those neighbours, as the row of `_gains`, the child's index and the reach of its parent.
     """
 
     reach: list[float] = field(default_factory=list)  # chance that the node there is accepted

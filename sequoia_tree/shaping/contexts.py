@@ -1,4 +1,4 @@
-"""The tokens before each node of a tree, as tensors: one text for all of them, and the node's own path behind it."""
+"""The tokens before each node of a tree, as tensors: the text, shared by all nodes, then the node's own path."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Contexts:
-    """n contexts: `text`, and behind it the first depths[i] tokens of paths[i].
+    """n contexts: `text` followed by the first depths[i] tokens of paths[i].
 
-    paths: int64 [n, D], -1 behind the end of each. depths: int64 [n].
+    paths: int64 [n, D], -1 after the end of each. depths: int64 [n].
     """
 
     text: Text
@@ -66,13 +66,13 @@ class Contexts:
 
     @property
     def range(self) -> tuple[int, int]:
-        """No context has fewer or more tokens than these; known without waiting for the device."""
+        """(least, most) tokens of a context, known without waiting for the device."""
         length = len(self.text.tokens)
         return length, length + self.paths.shape[1]
 
     @property
     def seen(self) -> Tensor:
-        """Every token that occurs in a context, int64 [n, U + D], some of them twice; -1 for none."""
+        """Every token that occurs in a context, int64 [n, U + D], possibly repeated; -1 for none."""
         return torch.cat((self.text.distinct.expand(len(self.paths), -1), self.paths), dim=1)
 
     def since(self, begin: int) -> Tensor:

@@ -19,9 +19,9 @@ _LARGEST = 1e30
 
 @dataclass(frozen=True, eq=False)
 class DryPenalty:
-    """breakers: bool [V + 1], tokens over which no sequence reaches; the last place stands for no token.
+    """breakers: bool [V + 1], tokens at which repeated sequences end; the last entry stands for no token.
 
-    last_n: only so many last tokens of the context are looked at; 0: all of them.
+    last_n: only the last `last_n` tokens of the context count; 0: all of them.
     """
 
     multiplier: float
@@ -38,11 +38,11 @@ class DryPenalty:
         longest = tokens.new_zeros(len(scores), vocab_size + 1)
         longest.scatter_reduce_(1, tokens[:, 1:], repeated, "amax")
         longest = longest[:, :vocab_size]
-        drafting = torch.pow(self.base, (longest - self.allowed_length).double()) * self.multiplier
-        return scores - drafting.clamp(max=_LARGEST).float().masked_fill(longest < max(self.allowed_length, 1), 0)
+        penalty = torch.pow(self.base, (longest - self.allowed_length).double()) * self.multiplier
+        return scores - penalty.clamp(max=_LARGEST).float().masked_fill(longest < max(self.allowed_length, 1), 0)
 
     def _repeated(self, tokens: Tensor, ends: Tensor) -> Tensor:
-        """How many tokens up to each but the last, int64 [n, T - 1], are those the context ends with."""
+        """For each token but the last, how many tokens up to it match the end of the context: int64 [n, T - 1]."""
         length = tokens.shape[1]
         places = torch.arange(length - 1, device=tokens.device)
         window_begin = (ends - self.last_n).clamp(min=0) if self.last_n else torch.zeros_like(ends)

@@ -1,4 +1,4 @@
-"""`remove_invalid_values`: scores that are no finite numbers are replaced."""
+"""`remove_invalid_values`: replaces scores that are not finite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sequoia_tree.shaping.contexts import Contexts
 
 @dataclass(frozen=True)
 class FiniteScores:
-    """What is no number becomes 0, what is infinite the largest or smallest number there is."""
+    """NaN becomes 0; infinities become the largest or smallest finite number."""
 
     def __call__(self, scores: Tensor, contexts: Contexts) -> Tensor:
         return scores.nan_to_num(nan=0.0)

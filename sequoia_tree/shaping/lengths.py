@@ -16,7 +16,7 @@ _LARGEST = 1e30  # so that a growing factor times a score stays a float32
 class Excluded:
     """Excludes `tokens`, bool [V], after texts of `first` to `last` tokens; last None: of any length.
 
-    It makes suppress_tokens, begin_suppress_tokens, min_length and min_new_tokens.
+    Implements suppress_tokens, begin_suppress_tokens, min_length and min_new_tokens.
     """
 
     tokens: Tensor
@@ -37,7 +37,7 @@ class Excluded:
 class Forced:
     """After texts of exactly `length` tokens only `tokens`, bool [V], are left, all equally likely.
 
-    It makes forced_bos_token_id and forced_eos_token_id.
+    Implements forced_bos_token_id and forced_eos_token_id.
     """
 
     tokens: Tensor
@@ -53,8 +53,8 @@ class Forced:
 
 @dataclass(frozen=True, eq=False)
 class EndGrowsLikelier:
-    """`exponential_decay_length_penalty`: behind `start` tokens the scores of the end `tokens`, bool [V], rise by
-    their size times factor^k - 1 after k further tokens.
+    """`exponential_decay_length_penalty`: k tokens after the first `start`, the scores of the end `tokens`, bool [V],
+    rise by their absolute value times factor^k - 1.
     """
 
     tokens: Tensor
@@ -65,6 +65,6 @@ class EndGrowsLikelier:
         if contexts.range[1] <= self.start:
             return scores
         further = (contexts.lengths - self.start).clamp(min=0)
-        drafting = (torch.pow(self.factor, further.double()) - 1).clamp(max=_LARGEST).float()
-        rise = (scores.abs() * drafting[:, None]).masked_fill(~(self.tokens & scores.isfinite()), 0)
+        growth = (torch.pow(self.factor, further.double()) - 1).clamp(max=_LARGEST).float()
+        rise = (scores.abs() * growth[:, None]).masked_fill(~(self.tokens & scores.isfinite()), 0)
         return (scores + rise).clamp(max=torch.finfo(scores.dtype).max)

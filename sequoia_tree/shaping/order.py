@@ -21,7 +21,7 @@ from sequoia_tree.shaping.settings import Sampling
 
 @dataclass(frozen=True)
 class TokenRules:
-    """Rules about single tokens, named as in a generation config; what `Sampling` says in numbers is not repeated.
+    """Rules with token ids, named as in a generation config; the numbers in `Sampling` are not repeated.
 
     sequence_bias: (sequence, bias) pairs. logit_bias: (token, bias) pairs, added to it. dry_sequence_breakers: tokens.
     """
@@ -40,7 +40,7 @@ class TokenRules:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What rules have to know of a request: its prompt, the tokens that end it, and the most tokens with the prompt."""
+    """What rules need to know of a request: its prompt, its end tokens, and the most tokens with the prompt."""
 
     prompt: Sequence[int]
     end_tokens: Set[int]
@@ -50,9 +50,9 @@ class Bounds:
 
 
 def bound_rules(sampling: Sampling, wanted: TokenRules, bounds: Bounds) -> tuple[Rule, ...]:
-    """What is wanted and not off. Raises ValueError for biases and forced tokens outside the vocabulary.
+    """The rules that are not off. Raises ValueError for biases and forced tokens outside the vocabulary.
 
-    transformers knows no presence, frequency or DRY penalty: they come behind the repetition penalty, as in vLLM.
+    transformers knows no presence, frequency or DRY penalty: they come after the repetition penalty, as in vLLM.
     """
     return (
         *_biases(wanted, bounds),

@@ -1,4 +1,4 @@
-"""Rules of sampling that leave out tokens by what the whole distribution looks like: scores [n, w] in and out."""
+"""Sampling rules that exclude tokens by the shape of the whole distribution: scores [n, w] in and out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def top_h(scores: Tensor, share: float) -> Tensor:
     """Keep the likeliest tokens whose entropy terms add up to `share` of the entropy of the 100 likeliest."""
     values, tokens = scores.topk(min(_TOP_H_WIDTH, scores.shape[-1]))
     probs = values.softmax(-1)
-    terms = -probs * probs.log()  # not a number where float32 ends, and then not kept
+    terms = -probs * probs.log()  # NaN where float32 underflows, and then not kept
     kept = terms.cumsum(-1) <= share * _entropy(values.log_softmax(-1))
     kept[:, 0] = True
     return torch.full_like(scores, -torch.inf).scatter_(-1, tokens, values.masked_fill(~kept, -torch.inf))

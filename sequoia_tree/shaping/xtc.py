@@ -1,7 +1,7 @@
 """XTC ("exclude top choices", by p-e-w): with some probability, all but the least of the likely tokens are left out.
 
-Whether they are is drawn for every token on its own and never looked at again. So the token follows a mixture of the
-two distributions, and sampling from the mixture is the same thing: a distribution as any other, on trees as well.
+That choice is sampled for every token independently and used nowhere else. So the token follows a mixture of the two
+distributions, and the mixture can be sampled directly: a distribution like any other, on trees as well.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from sequoia_tree.uploads import upload_together
 
 @dataclass(frozen=True)
 class Indices:
-    """Where things lie for `Expansions`: int64 tensors, for n nodes, of which R are parents, and J children.
+    """Index tensors of `Expansions`: int64, for n nodes, of which R are parents, and J children.
 
     parents [R]: nodes with children, rising. children [R, most children]: in drawing order, 0 beyond the last.
     Of each child, [J], in the order of the tests: child and parent, the nodes; row, the parent's index in `parents`;
@@ -45,9 +45,8 @@ class Indices:
 class Expansions:
     """The children of a tree in the order of their tests: expansion step t is `tests[t]` to `tests[t + 1]`.
 
-    A test needs what the earlier siblings leave and, where weights are handed on, how the parent's own test went. So
-    there are as many expansion steps as there are nodes and earlier siblings of them on the longest path, however many
-    nodes.
+    A test needs what the earlier siblings leave and, if weights are handed on, the result of the parent's own test. So
+    the number of expansion steps is that of the nodes and their earlier siblings on the longest path, not of all nodes.
 
     Each test leaves a state; where weights are handed on it also opens one, in which the child's own children begin.
     The states of expansion step t are `states[t]` to `states[t + 1]`, those it leaves first. Before them all lies one

@@ -1,4 +1,4 @@
-"""How many tokens a rule yields from a filled tree, on average over its own random numbers."""
+"""Expected tokens that a rule accepts from a drafted tree, averaged over the rule's random numbers."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def expected_yield(rule: str, tree: Tree, tokens: Tensor, distributions: Distrib
 
 def _traversal_depth(tree: Tree, leaving: Floats) -> float:
     """Mean depth of the node at which the walk in post-order ends."""
-    refused = 1 - leaving[tree.post_order]
-    ends_here = leaving[tree.post_order] * np.concatenate(([1.0], np.cumprod(refused)[:-1]))
+    rejected = 1 - leaving[tree.post_order]
+    ends_here = leaving[tree.post_order] * np.concatenate(([1.0], np.cumprod(rejected)[:-1]))
     return float(ends_here @ tree.depth_array[tree.post_order])
 
 
 def _reach(tree: Tree, chances: Floats) -> Floats:
     """Chance that the path from the root leads through each node; 1 for the root."""
-    reach, refused = np.ones(tree.size), np.ones(tree.size)  # refused: all children so far, of each node
+    reach, rejected = np.ones(tree.size), np.ones(tree.size)  # rejected: all children so far, of each node
     for node in range(1, tree.size):
         parent = tree.parents[node]
-        reach[node] = reach[parent] * refused[parent] * chances[node]
-        refused[parent] *= 1 - chances[node]
+        reach[node] = reach[parent] * rejected[parent] * chances[node]
+        rejected[parent] *= 1 - chances[node]
     return reach

@@ -15,12 +15,12 @@ from sequoia_tree.shaping.truncation import epsilon_cutoff, eta_cutoff, top_h, t
 from sequoia_tree.shaping.xtc import exclude_top_choices
 
 _INF = math.inf
-# Natural logarithm. Float32 ends at e^-103 and is inexact from e^-87 on; what is less likely is never drawn at all.
+# Natural logarithm. Float32 underflows at e^-103 and is inexact below e^-87; less likely tokens are never drawn.
 _LEAST_LOG_PROBABILITY = -80.0
 # Tokens sorted at first for top-k and top-p, and 8 times more as long as they turn out not to be enough. More on a GPU,
-# where that is found out late.
+# where that is known late.
 _FIRST_WIDTH, _FIRST_GPU_WIDTH, _WIDER = 256, 1024, 8
-# Logits over less than this may overflow float32; less than the least is no float32 that all devices know.
+# Logits over a smaller temperature may overflow float32; below the least, not every device has the float32 value.
 _SMALL_TEMPERATURE, _LEAST_TEMPERATURE = 1e-3, 1e-30
 
 
@@ -43,10 +43,9 @@ def log_probs(logits: Tensor, sampling: Sampling, contexts: Contexts | None = No
 
 
 def first_width(logits: Tensor, sampling: Sampling) -> int | None:
-    """A width for `bounded_log_distribution` of `logits` [n, V]; None where `log_probs` does as well without waiting
-    for a device.
+    """A width for `bounded_log_distribution` of `logits` [n, V]; None if `log_probs` needs no sort and no wait.
 
-    It sorts whole rows on a GPU, of 1,000 rows of 128,256 tokens a gigabyte of ids.
+    `log_probs` sorts whole rows on a GPU: for 1,000 rows of 128,256 tokens, a gigabyte of ids.
     """
     if not (logits.is_cuda and sampling.temperature and _cuts(sampling)):
         return None
@@ -62,11 +61,10 @@ def wider(width: int, logits: Tensor) -> int | None:
 def bounded_log_distribution(
     logits: Tensor, sampling: Sampling, width: int, contexts: Contexts | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`log_probs` at a temperature above 0, with top-k and top-p looking at the `width` likeliest tokens of a row
-    alone.
+    """`log_probs` at a temperature above 0, with top-k and top-p applied to the `width` likeliest tokens only.
 
-    Also whether they are enough in all rows, so that it is the same: a bool without dimensions. Rows where they are not
-    have all of them. The device is not waited for.
+    Also a bool [] on the device: whether they are enough in all rows, so that the result is the same. Rows where they
+    are not keep all of them. Does not wait for the device.
     """
     return _among_highest(_scores(logits, sampling, contexts), sampling, width)
 
@@ -98,7 +96,7 @@ def processed(logits: Tensor, sampling: Sampling, contexts: Contexts | None = No
 
 
 def _tempered(scores: Tensor, temperature: float) -> Tensor:
-    """`scores` over the temperature; of a small one such that nothing overflows: the likeliest are left."""
+    """`scores` over the temperature; for small temperatures shifted first, so that nothing overflows."""
     if temperature >= _SMALL_TEMPERATURE:
         return scores / temperature
     return (scores - scores.amax(-1, keepdim=True)) / max(temperature, _LEAST_TEMPERATURE)
@@ -120,10 +118,10 @@ def _finished(scores: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _nucleus(scores: Tensor, sampling: Sampling) -> Tensor:
-    """The log-law [n, V] of what top-k and top-p leave of `scores` [n, V].
+    """Log-probabilities [n, V] after top-k and top-p of `scores` [n, V].
 
-    Sorting 128,256 scores takes 30 times as long as finding the 256 highest, which nearly always suffice. A GPU sorts
-    them all: whether fewer suffice is a question it would have to be waited for.
+    Sorting 128,256 scores takes 30 times as long as finding the 256 highest, which nearly always suffice. On a GPU
+    all are sorted: checking whether fewer suffice would wait for it.
     """
     vocabulary = scores.shape[-1]
     width = vocabulary if scores.is_cuda else max(_FIRST_WIDTH, 2 * sampling.top_k)
@@ -179,7 +177,7 @@ def _min_p(scores: Tensor, sampling: Sampling) -> Tensor:
 
 
 def probabilities(log_probs: Tensor) -> Tensor:
-    """exp(log_probs) as a new tensor, 0 where float32 ends: the distribution that tokens are really drawn from."""
+    """exp(log_probs) as a new tensor, 0 where float32 underflows: the distribution that tokens are drawn from."""
     return F.threshold(log_probs, _LEAST_LOG_PROBABILITY, -_INF).exp_()
 
 
@@ -197,7 +195,7 @@ def draw_without_replacement(log_probs: Tensor, count: int, generator: torch.Gen
     where a token of probability 1e-9 would never come first.
     """
     uniform = torch.rand(log_probs.shape, dtype=torch.float64, device=log_probs.device, generator=generator)
-    noise = uniform.log_()  # less than 0, so that tokens left out are at 0, and the first to come at the least
+    noise = uniform.log_()  # below 0: excluded tokens get key 0, the first drawn the lowest key
     keys = torch.div(probabilities(log_probs), noise, out=noise)
     values, tokens = keys.topk(min(count, keys.shape[-1]), largest=False)
     return _filled_up(torch.where(values < 0, tokens, -1), count)
@@ -206,19 +204,19 @@ def draw_without_replacement(log_probs: Tensor, count: int, generator: torch.Gen
 def highest_tokens(keys: Tensor, count: int) -> Tensor:
     """The tokens of the `count` highest keys in each row [m, V], highest first: int64 [m, count].
 
-    -1 where there are fewer: -inf is no key, and neither is NaN.
+    -1 where there are fewer: -inf and NaN are not keys.
     """
     values, tokens = keys.topk(min(count, keys.shape[-1]))
     return _filled_up(torch.where(values > -_INF, tokens, -1), count)
 
 
 def _filled_up(tokens: Tensor, count: int) -> Tensor:
-    """`tokens` [m, at most count] as [m, count], -1 behind the last."""
+    """`tokens` [m, at most count] as [m, count], -1 after the last."""
     return tokens if tokens.shape[-1] == count else F.pad(tokens, (0, count - tokens.shape[-1]), value=-1)
 
 
 def draw_with_replacement(log_probs: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` tokens for each row of `log_probs` [m, V], each drawn from the whole distribution: int64 [m, count]."""
+    """`count` tokens for each row of `log_probs` [m, V], each drawn from the full distribution: int64 [m, count]."""
     distribution = probabilities(log_probs)
     return torch.stack([draw_rows(distribution, generator) for _ in range(count)], dim=1)
 
@@ -226,7 +224,7 @@ def draw_with_replacement(log_probs: Tensor, count: int, generator: torch.Genera
 def draw(weights: Tensor, generator: torch.Generator) -> int:
     """One token with probability proportional to `weights` [V], which are not negative and need not sum to 1.
 
-    -1 where they are no distribution: NaN, infinite, or all 0.
+    -1 if they are not a distribution: NaN, infinite, or all 0.
     """
     return int(draw_rows(weights[None], generator))
 

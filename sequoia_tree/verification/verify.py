@@ -1,7 +1,7 @@
-"""Which path of a tree is accepted: rules whose text is exactly the target's.
+"""Verification: which path of a tree is accepted. The text follows exactly the target's distribution.
 
-The rules are worked out for all nodes at once and read by the host at the end: a device is waited for once or twice in
-a pass, however many nodes there are.
+Tests run for all nodes at once, and the host reads only the result: it waits for the device once or twice in a pass,
+whatever the number of nodes.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def verify_traversal(
 ) -> AcceptedPath:
     """Bottom-up traversal (arXiv 2505.12398), for trees as `verify_top_down` takes them; accepts more.
 
-    A node's weight is what the ratios along its path leave of its chance; it is accepted with what its children leave
-    of that, once they and all before it are rejected. Weights do not depend on what is accepted, so they are found
-    level by level; the first node in post-order that passes its test is the answer.
+    A node arrives with a weight from the ratios along its path. Once its children and all nodes before it are rejected,
+    it is accepted with the weight that its children leave. Weights do not depend on what is accepted, so they are
+    computed level by level; the path ends at the first node in post-order that passes its test.
     """
     if tree.size == 1:
         return _root_alone(tokens, distributions, generator)
@@ -75,7 +75,7 @@ def verify_traversal(
 
 
 def verify_match(tree: Tree, tokens: Tensor, distributions: Distributions, generator: torch.Generator) -> AcceptedPath:
-    """Sample the target's token after each node and go on to the child that has it, if there is one.
+    """Sample the target's token after each node and continue with the child that holds it, if there is one.
 
     Exact for any tree whose tokens do not depend on these samples, however they were chosen.
     """
@@ -100,7 +100,7 @@ def follow(
     distributions: Distributions,
     generator: torch.Generator,
 ) -> AcceptedPath:
-    """Go on from `accepted_path` by matching: as long as the bonus token is that of a child among `nodes`.
+    """Extend `accepted_path` by matching, as long as a child among `nodes` holds the bonus token.
 
     `nodes` hold tokens that may be chosen in any way, but not by looking at the samples drawn here or at the bonus.
     """
@@ -128,8 +128,8 @@ def _descend(
     tree: Tree, tokens: Tensor, chosen: NDArray[np.int64], path: list[int], among: frozenset[int] | None
 ) -> AcceptedPath:
     """From the end of `path` down through children (those in `among`) that hold the token chosen at their parent."""
-    hits = np.flatnonzero(tokens.cpu().numpy()[1:] == chosen[tree.parent_array[1:]]) + 1
-    matching = {tree.parents[node]: int(node) for node in hits[::-1] if among is None or int(node) in among}
+    matches = np.flatnonzero(tokens.cpu().numpy()[1:] == chosen[tree.parent_array[1:]]) + 1
+    matching = {tree.parents[node]: int(node) for node in matches[::-1] if among is None or int(node) in among}
     path = list(path)
     node = path[-1] if path else 0
     while node in matching:
@@ -141,7 +141,7 @@ def _descend(
 def _ratio_tests(
     tree: Tree, tokens: Tensor, distributions: Distributions, generator: torch.Generator, replacement: bool
 ) -> AcceptedPath:
-    """Down from the root to the first child that passes its test, and on from there."""
+    """From the root, repeatedly down to the first child that passes its test."""
     if tree.size == 1:
         return _root_alone(tokens, distributions, generator)
     tests = RatioTests(tree, tokens, distributions, hand_on=False, replacement=replacement)
@@ -150,7 +150,7 @@ def _ratio_tests(
 
 
 def _accepted_path(tree: Tree, last: Tensor, tests: RatioTests, generator: torch.Generator) -> AcceptedPath:
-    """The path down to the node `last`, int64 [1], and a token of what is left there. The device is waited for once."""
+    """The path to the node `last`, int64 [1], and a token drawn from what is left there. Waits for the device once."""
     bonus = draw_rows(tests.left(last)[None], generator)
     node, token = torch.cat((last, bonus)).tolist()
     return AcceptedPath(tree.path(node), token)
