@@ -37,7 +37,7 @@ class Tree:
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Tree:
-        """The tree that `save` wrote to `path`. ValueError, naming the file, for other content; OSError as from open."""
+        """The tree that `save` wrote to `path`. ValueError, naming the file, for others; OSError as by open."""
         try:
             return cls(_parents_in(read_json(Path(path))))
         except ValueError as error:
