@@ -10,6 +10,7 @@ import torch
 
 from loaders.checkpoint.random_weights import SHAPES
 from loaders.errors import UnsupportedModelError
+from loaders.io.byte_ranges import ByteRange
 from loaders.io.reader import _copy
 from loaders.sizes import GIB
 from offload_runtime.chat import main
@@ -148,8 +149,8 @@ def test_the_plan_for_a_card_computes_in_what_it_has(name: str, dtype: str, tmp_
 def cast(values: list[float], stored: torch.dtype, computed: torch.dtype) -> torch.Tensor:
     source = torch.tensor(values, dtype=stored)
     target = torch.empty(len(values), dtype=computed)
-    piece = SimpleNamespace(is_cast=True, start=0, stored_dtype=stored, buffer_dtype=computed)
-    _copy(piece, memoryview(source.view(torch.uint8).numpy()), memoryview(target.view(torch.uint8).numpy()))
+    name = {torch.bfloat16: "BF16", torch.float32: "F32"}[stored]
+    _copy(ByteRange(Path(), 0, source.nbytes, name, 0, computed), memoryview(source.view(torch.uint8).numpy()), memoryview(target.view(torch.uint8).numpy()))
     return target
 
 
