@@ -150,7 +150,11 @@ def cast(values: list[float], stored: torch.dtype, computed: torch.dtype) -> tor
     source = torch.tensor(values, dtype=stored)
     target = torch.empty(len(values), dtype=computed)
     name = {torch.bfloat16: "BF16", torch.float32: "F32"}[stored]
-    _copy(ByteRange(Path(), 0, source.nbytes, name, 0, computed), memoryview(source.view(torch.uint8).numpy()), memoryview(target.view(torch.uint8).numpy()))
+    _copy(
+        ByteRange(Path(), 0, source.nbytes, name, 0, computed),
+        memoryview(source.view(torch.uint8).numpy()),
+        memoryview(target.view(torch.uint8).numpy()),
+    )
     return target
 
 
