@@ -157,7 +157,7 @@ def test_a_measurement_leaves_the_devices_memory_as_it_was(fails, monkeypatch):
 @pytest.mark.parametrize("pinned", [True, False])
 @pytest.mark.parametrize("granted", [None, 0])
 def test_a_benchmark_gives_back_what_it_pins(pinned, granted, monkeypatch):
-    from latency import link
+    from toolkit import link
 
     host, pinning = fake_host(granted)
     monkeypatch.setattr(link, "host_memory_for", lambda device, limit: host)
