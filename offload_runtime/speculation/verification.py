@@ -45,7 +45,8 @@ class Scored:
 
     @property
     def distributions(self) -> Distributions:
-        return Distributions(self._target_distribution, self.draft_distribution, self.logits.shape[-1])
+        vocabulary = self.logits.shape[-1]
+        return Distributions(self._target_distribution, self.draft_distribution, vocabulary, self._draft_row)
 
     def distributions_of_likeliest(self, width: int, enough: list[Tensor]) -> Distributions:
         """The same, but top-k and top-p see `width` tokens only; appends to `enough` whether these suffice."""
@@ -63,6 +64,10 @@ class Scored:
         """``[m, vocab]``, the rows of `DraftTree.distributions` for nodes, int64 [m]."""
         assert self.drawn.distributions is not None
         return self.drawn.distributions[self._distribution_rows[nodes]]
+
+    def _draft_row(self, node: int) -> Tensor:
+        assert self.drawn.distributions is not None
+        return self.drawn.distributions[self.drawn.distribution_rows[node]]
 
     def processed(self, nodes: Tensor) -> Tensor:
         """The target's processed logits ``[m, vocab]`` after the given nodes, int64 [m], before temperature."""

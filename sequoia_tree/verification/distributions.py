@@ -18,12 +18,14 @@ class Distributions:
     """The distributions that a tree is verified against, each a function of node ids, int64 [m].
 
     They return new float32 tensors [m, V] on the generator's device, whose rows sum to 1: `target` the distribution of
-    the token after each node, `draft` the distribution from which the children of each node were drawn.
+    the token after each node, `draft` the distribution from which the children of each node were drawn. draft_row: the
+    latter for one node, [V], which may be a view and is not written to.
     """
 
     target: Callable[[Tensor], Tensor]
     draft: Callable[[Tensor], Tensor]
     vocab_size: int
+    draft_row: Callable[[int], Tensor] | None = None
 
     def most_rows(self, device: torch.device) -> int:
         """Rows to ask for at once."""

@@ -23,6 +23,7 @@ from sequoia_tree.verification.distributions import Distributions
 from sequoia_tree.verification.expansions import Expansions
 
 _SUMMED = 1 << 17  # probabilities that a processor sums up at once: half a megabyte, near its second cache
+_WIDE = 1 << 13  # a vocabulary whose rows a processor takes one by one, where they are: copies would cost more
 _LARGEST = 1e37  # a factor that a float32 probability can be multiplied with
 
 
@@ -39,12 +40,15 @@ class RatioTests:
         self._expansions = Expansions.of(tree, hand_on, tokens.device)
         self._distributions, self._hand_on = distributions, hand_on
         self._most_rows = distributions.most_rows(tokens.device)
+        self._row_by_row = not tokens.is_cuda and distributions.vocab_size >= _WIDE
         self._most_summed = self._most_rows if tokens.is_cuda else max(1, _SUMMED // distributions.vocab_size)
         at = self._expansions.at
         drawn = tokens[torch.where(at.children > 0, at.children, at.children[:, :1])]
-        self._distribution, of_children = self._look_at(drawn, at.children > 0, replacement)
+        self._pieces, sums, of_children = self._look_at(drawn, at.children > 0, replacement)
         self._scaled_ratios, self._draft_left = of_children.flatten(1).index_select(1, at.cell)
-        sums = self._distribution.sum(-1, dtype=torch.float64)
+        if self._row_by_row:
+            self._scratch = sums.new_empty(distributions.vocab_size, dtype=torch.float32)
+            self._double = sums.new_empty(distributions.vocab_size)
         parents_and_none = F.pad(sums, (0, 1))
         own_sums = parents_and_none[at.own_row]
         self._own_sums = torch.stack((-own_sums, own_sums))
@@ -97,20 +101,23 @@ class RatioTests:
         left = distribution.addcmul(drafted, factor, value=-1).clamp_(min=0)
         return torch.where(left.sum() > 0, left, distribution)  # p equals q up to rounding: go on with p itself
 
-    def _look_at(self, drawn: Tensor, present: Tensor, replacement: bool) -> tuple[Tensor, Tensor]:
-        """Of parents the target's distributions, float32 [R, V]; of their children p Q / q and Q, float64 [2, R, K]."""
+    def _look_at(self, drawn: Tensor, present: Tensor, replacement: bool) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Of parents the target's distributions, float32 [R, V] in pieces of `_most_rows`, and their sums, float64 [R];
+        of their children p Q / q and Q, float64 [2, R, K].
+        """
         parents = self._expansions.at.parents
-        pieces = range(0, len(parents), self._most_rows)
-        target, of_children = [], []
-        for begin in pieces:
+        target, sums, of_children = [], [], []
+        for begin in range(0, len(parents), self._most_rows):
             piece = slice(begin, begin + self._most_rows)
             p, q = self._distributions.target(parents[piece]), self._distributions.draft(parents[piece])
             weights, left = _draft_left(q, drawn[piece], present[piece], replacement)
             target.append(p)
+            sums.append(p.sum(-1, dtype=torch.float64))
             of_children.append(torch.stack((p.gather(1, drawn[piece]) * left / weights, left)))
-        if len(pieces) == 1:
-            return target[0], of_children[0]
-        return torch.cat(target), torch.cat(of_children, dim=1)
+        if len(target) == 1:
+            return target, sums[0], of_children[0]
+        pieces = target if self._row_by_row else [torch.cat(target)]
+        return pieces, torch.cat(sums), torch.cat(of_children, dim=1)
 
     def _run(self, expansion: int) -> None:
         """Test the children of an expansion step."""
@@ -135,15 +142,23 @@ class RatioTests:
     def _sum_up(self, tests: slice, factor: Tensor, out: Tensor) -> None:
         """The sums of what the target has left once `factor` [tests] times the draft's distribution is taken off."""
         at, most = self._expansions.at, self._most_summed
+        if self._row_by_row:
+            self._sum_up_row_by_row(tests, factor, out)
+            return
         for begin in range(0, len(factor), most):
             piece = slice(begin, begin + most)
             q, factors = self._distributions.draft(at.parent[tests][piece]), factor[piece, None]
-            if most == 1:
-                row = self._expansions.rows[tests.start + begin]
-                left = torch.addcmul(self._distribution[row : row + 1], q, factors, value=-1)
-            else:
-                left = self._distribution.index_select(0, at.row[tests][piece]).addcmul_(q, factors, value=-1)
+            left = self._pieces[0].index_select(0, at.row[tests][piece]).addcmul_(q, factors, value=-1)
             torch.sum(left.clamp_(min=0), -1, dtype=torch.float64, out=out[piece])
+
+    def _sum_up_row_by_row(self, tests: slice, factor: Tensor, out: Tensor) -> None:
+        """The same on a processor, in memory that all rows take turns in."""
+        parents, draft_row = self._expansions.at.parent[tests], self._distributions.draft_row
+        for index, (row, parent) in enumerate(zip(self._expansions.rows[tests], parents.tolist())):
+            piece, at = divmod(row, self._most_rows)
+            q = draft_row(parent) if draft_row else self._distributions.draft(parents[index : index + 1])[0]
+            left = torch.addcmul(self._pieces[piece][at], q, factor[index], value=-1, out=self._scratch)
+            torch.sum(self._double.copy_(left.clamp_(min=0)), -1, out=out[index])
 
 
 def _draft_left(q: Tensor, drawn: Tensor, present: Tensor, replacement: bool) -> tuple[Tensor, Tensor]:
