@@ -11,7 +11,7 @@ from loaders.checkpoint.spec import ModelSpec
 from loaders.quantize.recipe import BITS, Quantization
 from loaders.sizes import format_size
 from offload_runtime.planning.best_plan import best_plan
-from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, assumed_acceptance
+from offload_runtime.planning.expected_acceptance import assumed_for
 from offload_runtime.planning.prediction import predict
 from scheduler.errors import DoesNotFitError
 from scheduler.machine.machine import Machine
@@ -58,8 +58,7 @@ def spec_of(shape: str, form: str | None, dtype: str) -> ModelSpec:
 
 
 def _prediction(target: ModelSpec, draft: ModelSpec, machine: Machine) -> dict[str, Any]:
-    values = draft.embeddings_and_head_bytes + sum(layer.weight_bytes for layer in draft.layers)
-    acceptance = ExpectedAcceptance(assumed_acceptance(values / 2 / 1e6), False).verified_by("traversal")
+    acceptance = assumed_for(draft).verified_by("traversal")
     try:
         plan = best_plan(target, draft, machine, CONTEXT, acceptance)
     except DoesNotFitError:

@@ -100,7 +100,7 @@ class _Look:
         if self._machine.device == "cpu":
             return {"dequantization": "plain torch, on the processor"}
         from loaders.dequantize.stacks import fused_kernels
-        from loaders.modules.dense_experts import grouped_products_wait
+        from loaders.modules.dense_experts import MOST_DENSE_ROWS, grouped_products_wait
 
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -109,7 +109,7 @@ class _Look:
         experts = "every expert" if grouped_products_wait(self._torch_device, self._dtype) else "grouped products"
         return {
             "dequantization": "fused Triton kernels" if fused else f"plain torch: {lacking}",
-            "experts of up to 800 rows": experts,
+            f"experts of up to {MOST_DENSE_ROWS} rows": experts,
             "passes on the GPU whole": "replayed as CUDA graphs",
         }
 

@@ -37,6 +37,11 @@ def expected_acceptance(model: Path, draft: ModelSpec) -> ExpectedAcceptance:
     known = pair.nearest(TYPICAL) if pair else None
     if known:
         return ExpectedAcceptance(tuple(known[0].falling().tolist()), True)
+    return assumed_for(draft)
+
+
+def assumed_for(draft: ModelSpec) -> ExpectedAcceptance:
+    """By the number of the draft's parameters alone."""
     values = draft.embeddings_and_head_bytes + sum(layer.weight_bytes for layer in draft.layers)
     return ExpectedAcceptance(assumed_acceptance(values / ITEMSIZE[draft.dtype] / 1e6), False)
 

@@ -15,11 +15,11 @@ from offload_runtime.speculation.methods import PLAIN, Method, adaptive_method, 
 from offload_runtime.speculation.target import Target
 from offload_runtime.speculation.tree_policy import NEWS, PassFacts
 from offload_runtime.speculation.verification import Scored
-from scheduler.plan.cost import PassTimes
 from scheduler.plan.plan import Plan
 from sequoia_tree.acceptance.acceptance import Acceptance
 from sequoia_tree.choice.choose import Choice, Chooser, Correction, Yield, damped
 from sequoia_tree.choice.contest import Contest, Pace
+from sequoia_tree.choice.pass_times import PassTimes
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.verification.verify import AcceptedPath
 

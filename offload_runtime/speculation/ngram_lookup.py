@@ -18,8 +18,8 @@ from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.methods import Method
 from offload_runtime.speculation.tree_policy import PassFacts
 from offload_runtime.speculation.verification import Scored
-from scheduler.plan.cost import PassTimes
 from scheduler.plan.plan import Plan
+from sequoia_tree.choice.pass_times import PassTimes
 from sequoia_tree.drafting.suffix import LONGEST_MATCH, SuffixMatcher
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.tree import Tree

@@ -9,7 +9,7 @@ from scheduler.machine.machine import Machine
 from scheduler.plan.pass_cost import LAUNCH_SECONDS
 
 GROWTH_LAUNCHES = 31  # per level: distribution, noise, highest keys, frontier
-VERIFICATION_LAUNCHES, WAVE_LAUNCHES = 90, 14
+VERIFICATION_LAUNCHES, EXPANSION_LAUNCHES = 90, 14
 # Per token of the vocabulary. Of a drafted row: log-softmax (12 bytes), probabilities (16), float64 noise (24), keys
 # (20), their top-k in about three reads (24). Of a verified node: the target's distribution (40), then its
 # test: both distributions gathered (16), subtracted (12), cut at 0 (8), summed (4).
@@ -27,7 +27,7 @@ def verification_seconds(nodes: int, vocab_size: int, machine: Machine) -> float
     """
     if nodes < 2:
         return 0.0
-    launches = VERIFICATION_LAUNCHES + WAVE_LAUNCHES * 2 * nodes.bit_length()
+    launches = VERIFICATION_LAUNCHES + EXPANSION_LAUNCHES * 2 * nodes.bit_length()
     return _seconds(launches, nodes * vocab_size * VERIFIED_BYTES, machine)
 
 

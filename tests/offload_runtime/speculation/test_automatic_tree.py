@@ -13,8 +13,8 @@ from offload_runtime.model.model import Model
 from offload_runtime.speculation import automatic_tree
 from offload_runtime.speculation.automatic_tree import AutomaticTree
 from offload_runtime.speculation.tree_policy import PassFacts
-from scheduler.plan.cost import PassTimes
 from sequoia_tree.choice.choose import Chooser
+from sequoia_tree.choice.pass_times import PassTimes
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 SIZE = 24

@@ -11,7 +11,7 @@ from offload_runtime.speculation.adaptive_drafting import AdaptiveDrafting
 from offload_runtime.speculation.draft import joined
 from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.verification import Scored, verify
-from scheduler.plan.tree_cost import GROWTH_LAUNCHES, VERIFICATION_LAUNCHES, WAVE_LAUNCHES
+from scheduler.plan.tree_cost import EXPANSION_LAUNCHES, GROWTH_LAUNCHES, VERIFICATION_LAUNCHES
 from sequoia_tree import Tree, chain, optimal_tree
 from sequoia_tree.acceptance.acceptance import Acceptance
 from sequoia_tree.drafting.priorities import DrawnCosts, LikeliestCosts
@@ -74,8 +74,8 @@ def test_launches_of_verification_grow_with_the_longest_path_alone(cuda):
     few, many = (verification(cuda, tree, "traversal").launches.total() for tree in (chain(9), binomial(8)))
     longer = verification(cuda, chain(10), "traversal").launches.total()
     assert few == many
-    assert longer - few == WAVE_LAUNCHES
-    assert few <= VERIFICATION_LAUNCHES + 8 * WAVE_LAUNCHES
+    assert longer - few == EXPANSION_LAUNCHES
+    assert few <= VERIFICATION_LAUNCHES + 8 * EXPANSION_LAUNCHES
 
 
 class RandomDraft:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scheduler.plan.cost import PassTimes
 from sequoia_tree import DEFAULT_ACCEPTANCE, expected_tokens, optimal_tree
 from sequoia_tree.choice.choose import Choice, Chooser, Correction, Yield, choose, damped, reach_by_size
+from sequoia_tree.choice.pass_times import PassTimes
 
 STATIC = {"static": Yield(DEFAULT_ACCEPTANCE)}
 BOTH = {"static": Yield(DEFAULT_ACCEPTANCE), "adaptive": Yield(tuple(damped(DEFAULT_ACCEPTANCE)))}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.plan.cost import PassTimes
+from sequoia_tree.choice.pass_times import PassTimes
 
 
 def measured(points, repeats=5, **arguments):

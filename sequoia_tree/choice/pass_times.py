@@ -5,6 +5,10 @@ from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from sequoia_tree.acceptance.acceptance import never_falling
+
 _WINDOW = 9  # measurements kept per size: four slow ones in a row do not move their median
 _HALF_LIFE = 32  # passes after which a size that is not measured again counts half
 _LEAST_WEIGHT = 0.05  # of the oldest sizes: often nothing else tells the cost per row
@@ -87,7 +91,11 @@ class _Curve:
         """From (rows, seconds, weight), sorted by rows."""
         fixed, slope = _line(points, prior)
         shrunk = [(1 - weight) * (fixed + slope * x) + weight * y if len(points) > 1 else y for x, y, weight in points]
-        return cls([x for x, _, _ in points], _rising(shrunk, [weight for _, _, weight in points]), slope)
+        return cls(
+            [x for x, _, _ in points],
+            never_falling(np.array(shrunk), np.array([weight for _, _, weight in points])).tolist(),
+            slope,
+        )
 
     def at(self, rows: float) -> float:
         index = bisect_left(self.rows, rows)
@@ -114,16 +122,3 @@ def _line(points: list[tuple[float, float, float]], prior: float) -> tuple[float
         slope = common / spread
     slope = min(max(slope, 0.0), mean_seconds / mean_rows)
     return mean_seconds - slope * mean_rows, slope
-
-
-def _rising(values: list[float], weights: list[float]) -> list[float]:
-    """The closest non-decreasing values in weighted squares (pool adjacent violators)."""
-    blocks: list[tuple[float, float, int]] = []  # mean, weight, number of values
-    for value, weight in zip(values, weights):
-        count = 1
-        while blocks and blocks[-1][0] > value:
-            mean, other, members = blocks.pop()
-            value = (value * weight + mean * other) / (weight + other)
-            weight, count = weight + other, count + members
-        blocks.append((value, weight, count))
-    return [value for value, _, count in blocks for _ in range(count)]
