@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from loaders.message_text import first_line
 from offload_runtime.model.host_reads import HostRead, no_host_reads
 from offload_runtime.model.padded_passes import NotReplayable, Shape
 from scheduler.streaming.device_memory import may_capture, note_failed_capture
@@ -49,7 +50,7 @@ class CudaGraphs:
             return self._captured(work)
         except RuntimeError as error:  # also out of memory: the warm-up has just run, so the work itself fits
             note_failed_capture()
-            _log.warning("CUDA graphs are given up, passes go on without: a capture failed (%s)", _first_line(error))
+            _log.warning("CUDA graphs are given up, passes go on without: a capture failed (%s)", first_line(error))
             raise NotReplayable("capturing failed") from error
 
     def _warm_up(self, work: Callable[[], None]) -> None:
@@ -71,7 +72,3 @@ class CudaGraphs:
         finally:
             torch.cuda.set_stream(current)  # a failed capture leaves its own stream current
         return graph
-
-
-def _first_line(error: RuntimeError) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

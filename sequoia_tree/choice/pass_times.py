@@ -91,11 +91,8 @@ class _Curve:
         """From (rows, seconds, weight), sorted by rows."""
         fixed, slope = _line(points, prior)
         shrunk = [(1 - weight) * (fixed + slope * x) + weight * y if len(points) > 1 else y for x, y, weight in points]
-        return cls(
-            [x for x, _, _ in points],
-            never_falling(np.array(shrunk), np.array([weight for _, _, weight in points])).tolist(),
-            slope,
-        )
+        rows, _, weights = zip(*points)
+        return cls(list(rows), never_falling(np.array(shrunk), np.array(weights)).tolist(), slope)
 
     def at(self, rows: float) -> float:
         index = bisect_left(self.rows, rows)
