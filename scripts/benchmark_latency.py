@@ -22,7 +22,7 @@ from toolkit.output import JsonLines, Note, progress
 
 from loaders.io.direct import measure_read_bandwidth
 from offload_runtime.errors import UsageError
-from offload_runtime.generation.fetching import fetched
+from offload_runtime.loading.fetching import fetched
 from offload_runtime.options.arguments import model_options
 from offload_runtime.options.command_line import run_command
 from offload_runtime.options.run_options import IOMode, Options

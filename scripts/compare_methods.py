@@ -59,7 +59,7 @@ def _pair(arguments: argparse.Namespace) -> "Pair":
     from toolkit.prompts import HELD_OUT, encoded, prompts_for
 
     from loaders.checkpoint.read_spec import read_spec
-    from offload_runtime.generation.fetching import fetched
+    from offload_runtime.loading.fetching import fetched
     from offload_runtime.options.arguments import model_options
 
     options = model_options(arguments)

@@ -17,7 +17,7 @@ from offload_runtime.chat.terminal.keyboard import edits_lines, line_reader, wit
 from offload_runtime.chat.thinking import Thinking
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, UsageError
 from offload_runtime.generation.config_fields import unapplied_note
-from offload_runtime.generation.fetching import Download, fetched
+from offload_runtime.loading.fetching import Download, fetched
 from offload_runtime.options.arguments import model_options, parse_chat_arguments
 from offload_runtime.options.command_line import run_command
 from offload_runtime.options.run_options import Options

@@ -18,19 +18,19 @@ from offload_runtime.generation.call_limits import CallLimits, seeded
 from offload_runtime.generation.config_fields import unapplied_note
 from offload_runtime.generation.decode import Decoder, Request, Step
 from offload_runtime.generation.defaults import SAMPLING_NAMES, model_end_tokens, override, read_generation_defaults
-from offload_runtime.generation.fetching import Download
-from offload_runtime.generation.loading import Progress, load_models
 from offload_runtime.generation.out_of_memory import (
     free_unused_memory,
     out_of_memory_explained,
     out_of_memory_recognised,
     tightened,
 )
-from offload_runtime.generation.policy_choice import tree_policy
-from offload_runtime.generation.quantize_weights import with_packed_files
 from offload_runtime.generation.reply import Reply, ReplyStats, with_text
 from offload_runtime.generation.request_rules import RequestRules
 from offload_runtime.generation.turns import Turns
+from offload_runtime.loading.fetching import Download
+from offload_runtime.loading.models import Progress, load_models
+from offload_runtime.loading.policy_choice import tree_policy
+from offload_runtime.loading.quantize_weights import with_packed_files
 from offload_runtime.model.model import never
 from offload_runtime.options.fields import takes_arguments_of, takes_fields_of
 from offload_runtime.options.run_options import RunOptions, resolved

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from loaders.hub.names import directory_name
 from offload_runtime.errors import UsageError
-from offload_runtime.generation.fetching import fetched
+from offload_runtime.loading.fetching import fetched
 from offload_runtime.measure_acceptance.options import parse_arguments, settings
 from offload_runtime.measure_acceptance.written import WrittenReplies
 from offload_runtime.options.arguments import model_options

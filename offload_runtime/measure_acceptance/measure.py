@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offload_runtime.chat.status import duration
-from offload_runtime.generation.loading import LoadedModels, Progress, load_models
 from offload_runtime.generation.out_of_memory import out_of_memory_explained
 from offload_runtime.generation.runtime import OffloadRuntime
+from offload_runtime.loading.models import LoadedModels, Progress, load_models
 from offload_runtime.measure_acceptance.written import WrittenReplies
 from offload_runtime.model.model import Model
 from offload_runtime.model.rows import text_rows

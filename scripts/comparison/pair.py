@@ -10,8 +10,8 @@ from comparison.cells import METHODS, MOST_DEPTH, Cell, named
 from comparison.measure import Steps
 from loaders.hub.names import directory_name
 from offload_runtime.generation.decode import Step
-from offload_runtime.generation.loading import LoadedModels, load_models
 from offload_runtime.generation.runtime import OffloadRuntime
+from offload_runtime.loading.models import LoadedModels, load_models
 from offload_runtime.measure_acceptance.measure import Workload, measure
 from offload_runtime.options.run_options import Options
 from offload_runtime.planning.planning import Preparation, prepare

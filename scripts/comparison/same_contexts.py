@@ -19,7 +19,7 @@ from comparison.pair import Pair
 from offload_runtime.errors import UsageError
 from offload_runtime.generation.decode import cut
 from offload_runtime.generation.defaults import model_end_tokens
-from offload_runtime.generation.loading import LoadedModels
+from offload_runtime.loading.models import LoadedModels
 from offload_runtime.model.model import Model
 from offload_runtime.speculation.acceptance_store import Setting
 from offload_runtime.speculation.automatic_tree import automatic_method

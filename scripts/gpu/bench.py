@@ -11,8 +11,8 @@ from widen_model import wide_shape, widen
 
 from gpu.scale import Scale, Wide
 from loaders.checkpoint.random_weights import write_random_checkpoint
-from offload_runtime.generation.loading import LoadedModels, load_models
 from offload_runtime.generation.out_of_memory import free_unused_memory
+from offload_runtime.loading.models import LoadedModels, load_models
 from offload_runtime.options.run_options import Options
 from offload_runtime.planning.planning import Preparation, prepare
 

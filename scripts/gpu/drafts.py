@@ -10,7 +10,7 @@ import torch
 from gpu.bench import Bench, Budget
 from gpu.report import Record
 from loaders.checkpoint.spec import ModelSpec
-from offload_runtime.generation.loading import LoadedModels
+from offload_runtime.loading.models import LoadedModels
 from offload_runtime.model.cuda_graphs import CudaGraphs
 from offload_runtime.speculation.draft import Draft
 from scheduler.plan.padding import Padding

@@ -16,7 +16,7 @@ from gpu.trees import made_up_tree
 from loaders.checkpoint.spec import ModelSpec
 from loaders.sizes import format_size
 from offload_runtime.errors import DoesNotFitError
-from offload_runtime.generation.loading import LoadedModels
+from offload_runtime.loading.models import LoadedModels
 from offload_runtime.planning.planning import Preparation
 from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.target import Target

@@ -11,8 +11,8 @@ from toolkit.memory import host_bytes, peak_host_bytes, reset_peak_host_bytes
 from toolkit.replies import TimedReply, percentile
 
 from latency.measurement import Measurement, predict_passes
-from offload_runtime.generation.loading import Progress
 from offload_runtime.generation.runtime import OffloadRuntime
+from offload_runtime.loading.models import Progress
 from offload_runtime.planning.planning import Preparation
 from offload_runtime.text.prompt import Prompt, encode_prompt
 

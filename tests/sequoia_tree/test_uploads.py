@@ -99,7 +99,7 @@ def test_nothing_is_pinned_for_a_processor(monkeypatch):
 
 def test_the_runtime_reserves_before_it_loads(monkeypatch):
     from offload_runtime import OffloadRuntime
-    from offload_runtime.generation import loading
+    from offload_runtime.loading import models as loading
     from tests.samples.tiny_models import checkpoint
 
     calls = []

@@ -18,8 +18,8 @@ from loaders.sizes import GIB, format_size
 from offload_runtime import OffloadRuntime
 from offload_runtime.chat import main
 from offload_runtime.errors import DoesNotFitError, UsageError
-from offload_runtime.generation import fetching
-from offload_runtime.generation.fetching import Download
+from offload_runtime.loading import fetching
+from offload_runtime.loading.fetching import Download
 from offload_runtime.options.run_options import Options, located
 from offload_runtime.planning import planning
 from offload_runtime.planning.draft_table import FAMILIES

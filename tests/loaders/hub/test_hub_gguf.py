@@ -28,8 +28,8 @@ from loaders.hub.names import HubName
 from offload_runtime import OffloadRuntime
 from offload_runtime.chat import main
 from offload_runtime.errors import UsageError
-from offload_runtime.generation import fetching
-from offload_runtime.generation.fetching import Download
+from offload_runtime.loading import fetching
+from offload_runtime.loading.fetching import Download
 from offload_runtime.options.run_options import DEMO_DRAFT, DEMO_TARGET, Options, located
 from offload_runtime.planning.planning import prepare
 from offload_runtime.speculation import acceptance_store

@@ -18,7 +18,7 @@ from offload_runtime.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from offload_runtime.generation import quantize_weights as pack_weights
+from offload_runtime.loading import quantize_weights as pack_weights
 from offload_runtime.options.run_options import Options
 from offload_runtime.planning.planning import prepare
 from tests.samples.quantized_models import decoded_copy, model, packed_model

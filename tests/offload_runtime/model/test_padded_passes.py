@@ -123,7 +123,7 @@ def test_text_is_that_of_generate(architecture, tree):
 def test_what_the_plan_says_is_replayed(monkeypatch):
     """As where the device is a GPU; the tree's last levels and the prompt's first piece are of other shapes."""
     target = checkpoint("llama")
-    monkeypatch.setattr("offload_runtime.generation.loading.CudaGraphs", lambda device: RecordedWork())
+    monkeypatch.setattr("offload_runtime.loading.models.CudaGraphs", lambda device: RecordedWork())
     monkeypatch.setattr("scheduler.plan.plan.replayed", lambda models, device, shape: ("draft",))
     options = {**OPTIONS, "tree": "auto", "tree_size": 40}
     with OffloadRuntime.from_pretrained(target, perturbed(target, 0.02), device="cpu", **options) as runtime:

@@ -15,7 +15,7 @@ from loaders.io.reader import _copy
 from loaders.sizes import GIB
 from offload_runtime.chat import main
 from offload_runtime.errors import MachineError
-from offload_runtime.generation import loading
+from offload_runtime.loading import models as loading
 from offload_runtime.planning import planning
 from offload_runtime.planning.compute_dtype import OVERFLOWS_IN_FLOAT16, compute_dtype
 from scheduler.machine.capability import check_build, check_kernels

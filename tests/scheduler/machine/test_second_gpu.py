@@ -10,7 +10,8 @@ import torch
 
 from loaders.sizes import GIB
 from offload_runtime import OffloadRuntime
-from offload_runtime.generation import loading, runtime
+from offload_runtime.generation import runtime
+from offload_runtime.loading import models as loading
 from offload_runtime.model.model import Model
 from offload_runtime.options.arguments import parse_chat_arguments
 from offload_runtime.options.run_options import Options

@@ -6,7 +6,7 @@ from torch import nn
 from loaders.modules.skeleton import build_skeleton
 from loaders.quantize.write import write_quantized
 from offload_runtime.errors import UnsupportedModelError
-from offload_runtime.generation.loading import Progress
+from offload_runtime.loading.models import Progress
 from offload_runtime.model.attention import ATTENTION_NAME
 from offload_runtime.planning.planning import Preparation, prepare
 from offload_runtime.planning.quantized_directory import Packing

@@ -1,6 +1,6 @@
 """Chooses the tree policy for the loaded models."""
 
-from offload_runtime.generation.loading import LoadedModels
+from offload_runtime.loading.models import LoadedModels
 from offload_runtime.options.run_options import Options
 from offload_runtime.speculation.automatic_tree import MAX_DEPTH, AutomaticTree
 from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
