@@ -9,6 +9,7 @@ from loaders.checkpoint.spec import ModelSpec
 from offload_runtime.errors import PromptError, UsageError
 from offload_runtime.generation.defaults import GenerationDefaults
 from offload_runtime.text.detokenize import StopStrings
+from sequoia_tree.verification.logprobs import MOST_TOP
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,13 @@ class CallLimits:
                     "before it (in the chat: --max-new-tokens N or /set max_new_tokens N)"
                 )
         return room if max_new_tokens is None else min(room, max_new_tokens)
+
+
+def checked_top_logprobs(given: int | None) -> int | None:
+    """`given`, the likeliest tokens to name with each token. Raises UsageError for an invalid number."""
+    if given is not None and not (type(given) is int and 0 <= given <= MOST_TOP):
+        raise UsageError(f"top_logprobs must be a whole number from 0 to {MOST_TOP}, or None, not {given!r:.80}")
+    return given
 
 
 def seeded(generator: torch.Generator, seed: int | None) -> torch.Generator:

@@ -17,6 +17,7 @@ from offload_runtime.speculation.target import Target
 from offload_runtime.speculation.tree_policy import PassFacts, PlainDecoding, TreePolicy
 from offload_runtime.speculation.verification import Scored, verify
 from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.verification.logprobs import TokenLogprobs, token_logprobs
 from sequoia_tree.verification.verify import AcceptedPath
 
 
@@ -31,6 +32,7 @@ class Step:
     draft_seconds, target_seconds: wall time. streamed_bytes: bytes over the link, including those to read the prompt.
     finish_reason: None until the last step, then "stop" (an end token or stop string), "length" or "interrupted".
     read_tokens: tokens of the text that were not in the target's cache yet.
+    logprobs: one entry per token, if the request asks for them.
     """
 
     token_ids: list[int]
@@ -46,6 +48,7 @@ class Step:
     predicted_tokens: float | None = None
     predicted_seconds: float | None = None
     read_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Request:
 
     repeatable: the same seed must give the same text again, so trees must not depend on what was learnt.
     first_prompt: length of the original prompt, if `prompt` also holds tokens of the reply.
+    top_logprobs: how many of the likeliest tokens to name with each token's log-probability; None for neither.
     """
 
     prompt: Sequence[int]
@@ -64,6 +68,7 @@ class Request:
     should_stop: Callable[[], bool] = never
     repeatable: bool = False
     first_prompt: int | None = None
+    top_logprobs: int | None = None
 
     @property
     def prompt_length(self) -> int:
@@ -129,6 +134,7 @@ class Decoder:
         started = chosen_at = drafted_at = time.perf_counter()
         tokens: list[int] = []
         drafted, accepted, finish_reason = 0, 0, None
+        logprobs: tuple[TokenLogprobs, ...] = ()
         unread = len(self.text) - min(self._target.model.cache.length, len(self.text) - 1)
         method = PLAIN
         try:
@@ -155,6 +161,8 @@ class Decoder:
             tokens = [*accepted_tokens, accepted_path.bonus][:room]
             tokens, finish_reason = cut(tokens, request.end_token_ids, most_tokens)
             self.text += tokens
+            if request.top_logprobs is not None:
+                logprobs = token_logprobs(logits, accepted_path, tokens, request.top_logprobs)
         step = Step(
             token_ids=tokens,
             drafted=drafted,
@@ -167,6 +175,7 @@ class Decoder:
             predicted_tokens=method.predicted_tokens,
             predicted_seconds=method.predicted_seconds,
             read_tokens=unread if tokens else 0,
+            logprobs=logprobs,
         )
         if tokens:
             fresh_text = self._target.text_rows - 1

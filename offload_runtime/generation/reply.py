@@ -5,6 +5,7 @@ from typing import Any
 
 from offload_runtime.generation.decode import Step
 from offload_runtime.text.reply_text import ReplyText
+from sequoia_tree.verification.logprobs import TokenLogprobs
 
 
 @dataclass
@@ -108,7 +109,8 @@ class ReplyStats:
 class Reply:
     """The result of a generation so far. finish_reason: "stop", "length" or "interrupted"; None while it runs.
 
-    text: the answer. reasoning: the thinking before it, for models that mark it.
+    text: the answer. reasoning: the thinking before it, for models that mark it. logprobs: one entry per token, if they
+    were asked for.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -117,9 +119,11 @@ class Reply:
     finish_reason: str | None = None
     seed: int = 0
     stats: ReplyStats = field(default_factory=ReplyStats)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     def add(self, step: Step) -> None:
         self.token_ids += step.token_ids
+        self.logprobs += step.logprobs
         self.text += step.text
         self.reasoning += step.reasoning
         self.finish_reason = step.finish_reason
@@ -137,7 +141,7 @@ def with_text(step: Step, text: ReplyText) -> Step:
         thoughts.append(thought)
         answers.append(answer)
         if text.is_stopped:
-            step = replace(step, token_ids=step.token_ids[:count], finish_reason="stop")
+            step = replace(step, token_ids=step.token_ids[:count], logprobs=step.logprobs[:count], finish_reason="stop")
             break
     if step.finish_reason and not text.is_stopped:
         thought, answer = text.finish()

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from loaders.checkpoint.model_source import model_source
 from loaders.tokenizers.load import check_same_tokens
 from offload_runtime.errors import UsageError
-from offload_runtime.generation.call_limits import CallLimits, seeded
+from offload_runtime.generation.call_limits import CallLimits, checked_top_logprobs, seeded
 from offload_runtime.generation.config_fields import unapplied_note
 from offload_runtime.generation.decode import Decoder, Request, Step
 from offload_runtime.generation.defaults import SAMPLING_NAMES, model_end_tokens, override, read_generation_defaults
@@ -158,6 +158,7 @@ class OffloadRuntime:
         end_token_ids: Collection[int] = (),
         should_stop: Callable[[], bool] = never,
         split_reasoning: bool = True,
+        top_logprobs: int | None = None,
         **sampling: float | int | None,
     ) -> Iterator[Step]:
         """Generate step by step; each step has the tokens and the text of one pass.
@@ -169,19 +170,22 @@ class OffloadRuntime:
         dry_sequence_breakers: texts that end a repeated sequence of the DRY penalty. end_token_ids: end tokens in
         addition to the model's. should_stop: checked between two layers; the reply then ends "interrupted" and keeps
         its tokens. split_reasoning: the model's thinking goes to `reasoning` instead of `text`, unless the prompt is
-        plain text. Raises UsageError or PromptError before anything runs. Several streams may be open, in one or
-        several threads: passes alternate, and a stream that finds another text in the caches reads its own again.
+        plain text. top_logprobs: from 0 to 20; steps and the reply then hold the log-probability of every token, and of
+        so many likeliest tokens at its place, by the model's own distribution. Raises UsageError or PromptError before
+        anything runs. Several streams may be open, in one or several threads: passes alternate, and a stream that finds
+        another text in the caches reads its own again.
         """
         self._check_open()
         values = override(self._defaults.sampling, **sampling)
         ids, turn_ends = self._encoded(prompt)
         stops, room = self._limits.stop_strings(stop), self._limits.room(ids, max_new_tokens)
+        logprobs = checked_top_logprobs(top_logprobs)
         model, ends = self._models.target.model, self.end_token_ids.union(end_token_ids, turn_ends)
         bounds = Bounds(ids, ends, len(ids) + room, model.vocab_size, model.device)
         tokenizer = (lambda: self.tokenizer) if self._has_text else None
         values = self._rules.bind(values, bounds, logit_bias, dry_sequence_breakers, tokenizer)
         generator = seeded(torch.Generator(model.device), seed)
-        request = Request(ids, values, room, ends, generator, should_stop, seed is not None)
+        request = Request(ids, values, room, ends, generator, should_stop, seed is not None, top_logprobs=logprobs)
         split = split_reasoning and not isinstance(prompt, str)
         text = ReplyText(self.tokenizer, ids, stops, split) if self._has_text else None
         reply = Reply(seed=generator.initial_seed(), stats=ReplyStats(prompt_tokens=len(ids)))
