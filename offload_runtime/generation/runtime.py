@@ -3,7 +3,7 @@
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
@@ -18,14 +18,17 @@ from offload_runtime.generation.call_limits import CallLimits, checked_top_logpr
 from offload_runtime.generation.config_fields import unapplied_note
 from offload_runtime.generation.decode import Decoder, Request, Step
 from offload_runtime.generation.defaults import SAMPLING_NAMES, model_end_tokens, override, read_generation_defaults
+from offload_runtime.generation.generation_request import GenerationRequest
 from offload_runtime.generation.out_of_memory import (
     free_unused_memory,
     out_of_memory_explained,
     out_of_memory_recognised,
     tightened,
 )
-from offload_runtime.generation.reply import Reply, ReplyStats, with_text
+from offload_runtime.generation.reply import Reply, ReplyStats
 from offload_runtime.generation.request_rules import RequestRules
+from offload_runtime.generation.running_text import RunningText
+from offload_runtime.generation.shared_passes import SharedPasses
 from offload_runtime.generation.turns import Turns
 from offload_runtime.loading.fetching import Download
 from offload_runtime.loading.models import Progress, load_models
@@ -137,6 +140,11 @@ class OffloadRuntime:
         """Most tokens in prompt and reply together."""
         return self.plan.context_length
 
+    @property
+    def parallel(self) -> int:
+        """Most texts that are written side by side."""
+        return getattr(self._preparation.options, "parallel", 1)
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The target's tokenizer. Raises ModelFilesError if the checkpoint has none."""
@@ -147,7 +155,7 @@ class OffloadRuntime:
         """Tokens that end a text."""
         return model_end_tokens(self._directory, self._models.target.model.config.eos_token_id)
 
-    def stream(
+    def _begin(
         self,
         prompt: Prompt,
         max_new_tokens: int | None = None,
@@ -160,21 +168,8 @@ class OffloadRuntime:
         split_reasoning: bool = True,
         top_logprobs: int | None = None,
         **sampling: float | int | None,
-    ) -> Iterator[Step]:
-        """Generate step by step; each step has the tokens and the text of one pass.
-
-        sampling: fields of `sequoia_tree.verification.sampling.Sampling`: temperature, top_p, top_k, min_p, …; those
-        left out or None come from the model's generation config. max_new_tokens: if neither the call nor the config
-        limits it, generation ends at an end token or a full context. seed: makes the call repeatable; None draws a
-        fresh one. stop: the answer ends before the first of these strings. logit_bias: added to the logits of tokens.
-        dry_sequence_breakers: texts that end a repeated sequence of the DRY penalty. end_token_ids: end tokens in
-        addition to the model's. should_stop: checked between two layers; the reply then ends "interrupted" and keeps
-        its tokens. split_reasoning: the model's thinking goes to `reasoning` instead of `text`, unless the prompt is
-        plain text. top_logprobs: from 0 to 20; steps and the reply then hold the log-probability of every token, and of
-        so many likeliest tokens at its place, by the model's own distribution. Raises UsageError or PromptError before
-        anything runs. Several streams may be open, in one or several threads: passes alternate, and a stream that finds
-        another text in the caches reads its own again.
-        """
+    ) -> RunningText:
+        """The text of a call, checked and encoded; the arguments are those of `stream`."""
         self._check_open()
         values = override(self._defaults.sampling, **sampling)
         ids, turn_ends = self._encoded(prompt)
@@ -189,9 +184,28 @@ class OffloadRuntime:
         split = split_reasoning and not isinstance(prompt, str)
         text = ReplyText(self.tokenizer, ids, stops, split) if self._has_text else None
         reply = Reply(seed=generator.initial_seed(), stats=ReplyStats(prompt_tokens=len(ids)))
+        return RunningText(GenerationRequest(prompt), request, text, reply)
+
+    @takes_arguments_of(_begin)
+    def stream(self, *arguments: Any, **named: Any) -> Iterator[Step]:
+        """Generate step by step; each step has the tokens and the text of one pass.
+
+        sampling: fields of `sequoia_tree.verification.sampling.Sampling`: temperature, top_p, top_k, min_p, …; those
+        left out or None come from the model's generation config. max_new_tokens: if neither the call nor the config
+        limits it, generation ends at an end token or a full context. seed: makes the call repeatable; None draws a
+        fresh one. stop: the answer ends before the first of these strings. logit_bias: added to the logits of tokens.
+        dry_sequence_breakers: texts that end a repeated sequence of the DRY penalty. end_token_ids: end tokens in
+        addition to the model's. should_stop: checked between two layers; the reply then ends "interrupted" and keeps
+        its tokens. split_reasoning: the model's thinking goes to `reasoning` instead of `text`, unless the prompt is
+        plain text. top_logprobs: from 0 to 20; steps and the reply then hold the log-probability of every token, and of
+        so many likeliest tokens at its place, by the model's own distribution. Raises UsageError or PromptError before
+        anything runs. Several streams may be open, in one or several threads: passes alternate, and a stream that finds
+        another text in the caches reads its own again.
+        """
+        text = self._begin(*arguments, **named)
         with self._turns.hold():
-            self.last_reply = reply
-        return self._stream(request, text, reply)
+            self.last_reply = text.reply
+        return self._stream(text)
 
     def _encoded(self, prompt: Prompt) -> tuple[list[int], frozenset[int]]:
         """The tokens of a prompt, checked against the limits, and the tokens that end a turn of its conversation."""
@@ -208,6 +222,28 @@ class OffloadRuntime:
             for _ in self.stream(*arguments, **named):
                 pass
             return self.last_reply
+
+    def generate_many(self, prompts: Iterable[Prompt], **named: Any) -> list[Reply]:
+        """The whole replies to several prompts, in order, written side by side; arguments as for `stream`."""
+        requests = [GenerationRequest(prompt, named) for prompt in prompts]
+        replies: dict[GenerationRequest, Reply] = {}
+        with self.shared_passes() as passes:
+            for text, _ in passes.run(requests):
+                replies[text.request] = text.reply
+        return [replies[request] for request in requests]
+
+    def stream_many(self, requests: Iterable[GenerationRequest]) -> Iterator[tuple[GenerationRequest, Step]]:
+        """The steps of several requests as their passes end; a request is taken once there is a place for it.
+
+        Raises the error of the first text that fails, as `stream` would.
+        """
+        with self.shared_passes() as passes:
+            for text, step in passes.run(requests):
+                yield text.request, step
+
+    def shared_passes(self) -> SharedPasses:
+        """For texts that join and leave between passes, such as those of a server."""
+        return SharedPasses(self)
 
     @property
     def progress(self) -> PassProgress | None:
@@ -246,22 +282,36 @@ class OffloadRuntime:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _stream(self, request: Request, text: ReplyText | None, reply: Reply) -> Iterator[Step]:
-        steps = self._steps(request, reply)
+    def begin(self, request: GenerationRequest) -> RunningText:
+        """A text to hand to `advance` until it is done. Raises UsageError or PromptError if it cannot run."""
+        text = self._begin(request.prompt, **request.arguments)
+        text.request = request
+        return text
+
+    def advance(self, texts: Sequence[RunningText]) -> list[tuple[RunningText, Step]]:
+        """A step of each text."""
+        return [(text, self._advance(text)) for text in texts if not text.done]
+
+    def leave(self, text: RunningText) -> None:
+        """End a text that is not advanced any more."""
+        if not self._turns.in_fork and text.steps is not None:
+            with self._turns.hold():
+                text.steps.close()
+        text.end()
+
+    def _stream(self, text: RunningText) -> Iterator[Step]:
         try:
-            while reply.finish_reason is None:
-                with self._turns.take(), current_device(self._models.target.model.device):
-                    self._check_open()
-                    step = next(steps)
-                step = with_text(step, text) if text else step
-                reply.add(step)
-                reply.stats.peak_device_bytes = self._models.memory.peak_bytes
-                yield step
+            while not text.done:
+                yield self._advance(text)
         finally:
-            if not self._turns.in_fork:
-                with self._turns.hold():
-                    steps.close()
-            reply.finish_reason = reply.finish_reason or "interrupted"
+            self.leave(text)
+
+    def _advance(self, text: RunningText) -> Step:
+        with self._turns.take(), current_device(self._models.target.model.device):
+            self._check_open()
+            text.steps = text.steps or self._steps(text.decoding, text.reply)
+            step = next(text.steps)
+        return text.take(step, self._models.memory.peak_bytes)
 
     def _steps(self, request: Request, reply: Reply) -> Generator[Step, None, None]:
         """The decoder's steps. If the device runs out of memory, loads again with less of it and continues."""
