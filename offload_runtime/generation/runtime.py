@@ -36,7 +36,7 @@ from offload_runtime.loading.policy_choice import tree_policy
 from offload_runtime.loading.quantize_weights import with_packed_files
 from offload_runtime.model.model import never
 from offload_runtime.options.fields import takes_arguments_of, takes_fields_of
-from offload_runtime.options.run_options import RunOptions, resolved
+from offload_runtime.options.run_options import RunOptions, check_template_arguments, resolved
 from offload_runtime.planning.planning import Preparation, prepare
 from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
 from offload_runtime.speculation.target import PassProgress
@@ -167,12 +167,13 @@ class OffloadRuntime:
         should_stop: Callable[[], bool] = never,
         split_reasoning: bool = True,
         top_logprobs: int | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
         **sampling: float | int | None,
     ) -> RunningText:
         """The text of a call, checked and encoded; the arguments are those of `stream`."""
         self._check_open()
         values = override(self._defaults.sampling, **sampling)
-        ids, turn_ends = self._encoded(prompt)
+        ids, turn_ends = self._encoded(prompt, template_arguments or {})
         stops, room = self._limits.stop_strings(stop), self._limits.room(ids, max_new_tokens)
         logprobs = checked_top_logprobs(top_logprobs)
         model, ends = self._models.target.model, self.end_token_ids.union(end_token_ids, turn_ends)
@@ -198,18 +199,23 @@ class OffloadRuntime:
         addition to the model's. should_stop: checked between two layers; the reply then ends "interrupted" and keeps
         its tokens. split_reasoning: the model's thinking goes to `reasoning` instead of `text`, unless the prompt is
         plain text. top_logprobs: from 0 to 20; steps and the reply then hold the log-probability of every token, and of
-        so many likeliest tokens at its place, by the model's own distribution. Raises UsageError or PromptError before
-        anything runs. Several streams may be open, in one or several threads: passes alternate, and a stream that finds
-        another text in the caches reads its own again.
+        so many likeliest tokens at its place, by the model's own distribution. template_arguments: variables of the
+        chat template, which go before those of `from_pretrained`. Raises UsageError or PromptError before anything
+        runs. Several streams may be open, in one or several threads: passes alternate, and a stream that finds another
+        text in the caches reads its own again.
         """
         text = self._begin(*arguments, **named)
         with self._turns.hold():
             self.last_reply = text.reply
         return self._stream(text)
 
-    def _encoded(self, prompt: Prompt) -> tuple[list[int], frozenset[int]]:
-        """The tokens of a prompt, checked against the limits, and the tokens that end a turn of its conversation."""
-        arguments = self._preparation.options.template_arguments
+    def _encoded(self, prompt: Prompt, more: Mapping[str, Any]) -> tuple[list[int], frozenset[int]]:
+        """The tokens of a prompt, checked against the limits, and the tokens that end a turn of its conversation.
+
+        more: variables of the chat template.
+        """
+        check_template_arguments(more)
+        arguments = {**self._preparation.options.template_arguments, **more}
         ids = encode_prompt(prompt, lambda: self.tokenizer, arguments)
         turn_ends = turn_end_tokens(self.tokenizer, arguments, prompt) if is_chat(prompt) else frozenset()  # type: ignore[arg-type]
         self._limits.check_prompt(ids)
@@ -283,7 +289,10 @@ class OffloadRuntime:
         self.close()
 
     def begin(self, request: GenerationRequest) -> RunningText:
-        """A text to hand to `advance` until it is done. Raises UsageError or PromptError if it cannot run."""
+        """A text to hand to `advance` until it is done. Any thread may make it, also during a pass.
+
+        Raises UsageError or PromptError if it cannot run.
+        """
         text = self._begin(request.prompt, **request.arguments)
         text.request = request
         return text

@@ -31,9 +31,12 @@ class SharedPasses:
 
     def add(self, request: GenerationRequest) -> RunningText:
         """Let a text join from the next pass on. Raises UsageError or PromptError for a request that cannot run."""
+        return self.join(self._runtime.begin(request))
+
+    def join(self, text: RunningText) -> RunningText:
+        """`add` for a text that `OffloadRuntime.begin` has checked and encoded already, in whichever thread."""
         if self.free <= 0:
             raise UsageError(f"all {self._runtime.parallel} places are taken: wait until a text is done")
-        text = self._runtime.begin(request)
         self._texts.append(text)
         return text
 

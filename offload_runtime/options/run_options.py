@@ -159,7 +159,7 @@ class Options(RunOptions):
             raise UsageError(
                 f"{self.quantized_directory} is for packed weights: say which with --quantize int4 or int8"
             )
-        _check_template_arguments(self.template_arguments)
+        check_template_arguments(self.template_arguments)
         for known in fields(RunOptions):
             value, choices = getattr(self, known.name), known.metadata["option"].choices
             if choices and value not in (known.default, *choices):
@@ -175,7 +175,8 @@ class Options(RunOptions):
         return TREE_RULES[self.tree][0] if self.verification == "auto" else self.verification
 
 
-def _check_template_arguments(arguments: Mapping[str, Any]) -> None:
+def check_template_arguments(arguments: Mapping[str, Any]) -> None:
+    """Raise UsageError for variables that a conversation itself gives, or that JSON cannot hold."""
     if taken := {"messages", "add_generation_prompt"} & set(arguments):
         raise UsageError(f"the template argument {min(taken)!r} is given by the conversation")
     try:

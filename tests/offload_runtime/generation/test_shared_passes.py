@@ -1,5 +1,7 @@
 """Texts that are written side by side: each is the text that `generate` writes alone."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from offload_runtime import GenerationRequest, OffloadRuntime
@@ -55,6 +57,16 @@ def test_a_bad_request_is_refused_and_the_others_go_on(runtime: OffloadRuntime, 
         while not text.done:
             assert passes.step()
         assert text.reply.token_ids == expected[0] and text.error is None
+
+
+def test_a_text_begun_in_another_thread_joins(runtime: OffloadRuntime, expected) -> None:
+    request = GenerationRequest.of(PROMPTS[2], max_new_tokens=NEW_TOKENS, temperature=0)
+    with ThreadPoolExecutor(1) as pool, runtime.shared_passes() as passes:
+        text = passes.join(pool.submit(runtime.begin, request).result())
+        assert text.request is request and passes.texts == [text]
+        while not text.done:
+            passes.step()
+        assert text.reply.token_ids == expected[2]
 
 
 def test_a_text_that_is_removed_ends_and_frees_its_place(runtime: OffloadRuntime) -> None:

@@ -305,6 +305,16 @@ def test_a_runtime_tells_thoughts_from_the_answer(thinker: OffloadRuntime, as_id
     assert "".join(step.reasoning for step in steps) == "qx" and "".join(step.text for step in steps) == "yz"
 
 
+def test_template_arguments_of_a_call_go_before_the_others(thinker: OffloadRuntime) -> None:
+    lengths = [
+        thinker.generate(QUESTION, max_new_tokens=1, template_arguments=more).stats.prompt_tokens
+        for more in ({"more": ""}, None, {"more": "\nhello"})
+    ]
+    assert lengths[0] < lengths[1] < lengths[2]
+    with pytest.raises(UsageError, match="'messages' is given by the conversation"):
+        thinker.generate(QUESTION, template_arguments={"messages": []})
+
+
 def test_text_is_continued_as_it_is(thinker: OffloadRuntime) -> None:
     prompt = Conversation(thinker.tokenizer).add_user("hello")
     for reply in (
