@@ -142,8 +142,8 @@ class OffloadRuntime:
 
     @property
     def parallel(self) -> int:
-        """Most texts that are written side by side."""
-        return getattr(self._preparation.options, "parallel", 1)
+        """Most texts that are written side by side; 1 for a recurrent model, whatever was asked for."""
+        return self.plan.texts
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from loaders.checkpoint.rope_scaling import RopeScaling
 from loaders.sizes import parse_size
 from scheduler.machine.machine import device_index
+from scheduler.plan.request import MOST_TEXTS
 
 Value = TypeVar("Value")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
@@ -54,6 +55,11 @@ def _range(low: float, high: float | None, above: bool = False) -> str:
 def count_or_auto(text: str) -> int | None:
     """Reads an integer of at least 1, or "auto", which gives None."""
     return None if text == "auto" else whole_number(1)(text)
+
+
+def texts_at_once(text: str) -> int | str:
+    """Reads how many texts share a pass, or "auto"."""
+    return text if text == "auto" else whole_number(1, MOST_TEXTS)(text)
 
 
 def checked(read: Callable[[str], Value]) -> Callable[[str], Value]:

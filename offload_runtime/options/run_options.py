@@ -21,6 +21,7 @@ from offload_runtime.options.readers import (
     scaled_rotation,
     size,
     template_argument,
+    texts_at_once,
     whole_number,
 )
 
@@ -104,6 +105,13 @@ class RunOptions:
     )
     tree_size: int | str | None = option("most tokens in a tree", "N", count_or_auto, default="auto")
     tree_depth: int | str | None = option("most levels of a tree", "N", count_or_auto, default="auto")
+    parallel: int | str | None = option(
+        "texts that are written at once: they share each pass over the weights, and each takes memory for its context; "
+        "auto: as many as pay",
+        *("N", texts_at_once),
+        default=1,
+        unsaid="1",
+    )
     io: IOMode = option("read weights past the page cache, or through it", choices=IO_MODES, group=None, default="auto")
     offline: bool = option("never use the network: what the cache has is used", group="downloads", default=False)
     chat_template: str | Path | None = option("a Jinja template in place of the model's", "FILE", Path, group="prompt")

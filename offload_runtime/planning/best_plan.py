@@ -18,14 +18,18 @@ def best_plan(
 ) -> Plan:
     """Like `make_plan`, but compares several tree sizes if the size is free and its speed can be predicted.
 
-    That is the case if layers stream to a GPU of known speed, there is a draft, and the user gives no size.
+    That is the case if layers stream to a GPU of known speed, there is a draft, and the user gives no size. With
+    several texts, sizes of all trees together are compared; one tree is then no larger than the best for one text.
     acceptance: by child number. Raises what `make_plan` raises.
     """
     plan = make_plan(target, draft, machine, limits)
     free = draft is not None and limits.tree_size is None and machine.device == "cuda" and plan.slots > 0
     if not free or machine.flops is None or machine.link_bandwidth is None:
         return plan
-    predictions = _weighed(plan, target, draft, limits, acceptance)
+    most = None
+    if plan.texts > 1:
+        most = best_plan(target, draft, machine, replace(limits, parallel=1), acceptance).tree_size
+    predictions = _weighed(plan, target, draft, limits, acceptance, most)
     if not predictions:
         return plan
     least = min(prediction.seconds_per_token for _, prediction in predictions)
@@ -33,15 +37,26 @@ def best_plan(
 
 
 def _weighed(
-    first: Plan, target: ModelSpec, draft: ModelSpec | None, limits: Limits, acceptance: tuple[float, ...]
+    first: Plan,
+    target: ModelSpec,
+    draft: ModelSpec | None,
+    limits: Limits,
+    acceptance: tuple[float, ...],
+    most: int | None,
 ) -> list[tuple[Plan, Prediction]]:
-    """Plans for trees of increasing size, as far as they fit, with the context length of `first`."""
+    """Plans for trees of increasing size, as far as they fit, with the context length of `first`.
+
+    most: nodes of one tree, where the sizes are those of all texts' trees together.
+    """
     weighed = []
     for size in SIZES:
         sized = replace(limits, tree_size=size, context_length=first.context_length)
+        if most is not None:
+            sized = replace(sized, tree_size=min(size, most), nodes=size)
         try:
             plan = make_plan(target, draft, first.machine, sized)
         except DoesNotFitError:
             break
-        weighed.append((replace(plan, context_wanted=first.context_wanted), predict(plan, target, draft, acceptance)))
+        prediction = predict(plan, target, draft, acceptance, plan.texts)
+        weighed.append((replace(plan, context_wanted=first.context_wanted), prediction))
     return weighed

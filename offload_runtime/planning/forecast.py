@@ -11,7 +11,7 @@ from loaders.quantize.recipe import BITS
 from loaders.sizes import format_size
 from offload_runtime.planning.expected_acceptance import ExpectedAcceptance
 from offload_runtime.planning.planning import Preparation
-from offload_runtime.planning.prediction import Prediction, predict
+from offload_runtime.planning.prediction import Prediction, is_predictable, predict
 from offload_runtime.planning.read_models import smaller_targets
 from offload_runtime.start import command_name
 from scheduler.errors import DoesNotFitError
@@ -27,6 +27,7 @@ def forecast(preparation: Preparation) -> Iterator[str]:
     yield from filter(None, (preparation.machine.note, preparation.draft_note))
     if preparation.acceptance is not None and preparation.plan.tree_depth:
         yield from _with_draft(preparation, preparation.acceptance)
+    yield from _texts_together(preparation)
     yield from _estimates(preparation.plan)
     yield from _smaller_weights(preparation)
 
@@ -34,9 +35,8 @@ def forecast(preparation: Preparation) -> Iterator[str]:
 def _with_draft(preparation: Preparation, acceptance: ExpectedAcceptance) -> Iterator[str]:
     plan, target, draft = preparation.plan, preparation.target.spec, preparation.draft
     by_child = acceptance.verified_by(preparation.options.rule)
-    cost = plan.target_cost(target)
     source = _MEASURED if acceptance.measured else _PUBLISHED
-    if draft and cost.is_known and cost.knows_computing and (plan.slots or cost.knows_passes):
+    if draft and is_predictable(plan, target):
         link = "link" if plan.device == "cuda" else "disk"
         yield from _parts(predict(plan, target, draft.spec, by_child), link, preparation.options.rule)
         yield f"Acceptance: {source}."
@@ -69,6 +69,22 @@ def _parts(prediction: Prediction, link: str, rule: str) -> Iterator[str]:
         yield f"  {_seconds(prediction.verification_seconds)} s of verifying"
 
 
+def _texts_together(preparation: Preparation) -> Iterator[str]:
+    """A line on the pace of several texts, if the plan has room for them."""
+    plan, target, draft = preparation.plan, preparation.target.spec, preparation.draft
+    if plan.texts == 1 or not is_predictable(plan, target):
+        return
+    acceptance = preparation.acceptance
+    by_child = acceptance.verified_by(preparation.options.rule) if acceptance else ()
+    draft_spec = draft.spec if draft else None
+    alone, together = (predict(plan, target, draft_spec, by_child, texts) for texts in (1, plan.texts))
+    each, total = 1 / together.seconds_per_token, together.tokens_per_second
+    yield (
+        f"{plan.texts} texts at once: {_pace(total)} tokens/s together, {_pace(each)} each; one text alone "
+        f"{_pace(alone.tokens_per_second)}."
+    )
+
+
 _ESTIMATES = {"link_bandwidth": "the link", "flops": "computing", "memory_bandwidth": "the GPU's memory"}
 
 
@@ -87,7 +103,13 @@ def _smaller_weights(preparation: Preparation) -> Iterator[str]:
     plan, draft = preparation.plan, preparation.draft
     if not plan.slots or preparation.target.spec.is_packed:
         return
-    limits = replace(preparation.limits, tree_size=plan.tree_size, context_length=plan.context_length)
+    limits = replace(
+        preparation.limits,
+        tree_size=plan.tree_size,
+        nodes=plan.nodes,
+        context_length=plan.context_length,
+        parallel=plan.texts,
+    )
 
     def gain(packed: ModelSpec) -> str | None:
         try:

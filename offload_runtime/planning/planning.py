@@ -10,9 +10,9 @@ from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
 from offload_runtime.options.fields import values_of
 from offload_runtime.options.run_options import AUTO, Options, located
-from offload_runtime.planning.best_plan import best_plan
 from offload_runtime.planning.draft_choice import DraftChoice, choose_draft
 from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, expected_acceptance
+from offload_runtime.planning.parallel_choice import best_parallel_plan
 from offload_runtime.planning.quantized_directory import Packing
 from offload_runtime.planning.read_models import ModelFiles, read_draft, read_target, smaller_targets, vocabulary_of
 from scheduler.machine.capability import check_build
@@ -121,7 +121,7 @@ def _plan(
 ) -> Plan:
     by_child, draft_spec = acceptance.verified_by(options.rule) if acceptance else (), draft.spec if draft else None
     try:
-        return best_plan(target.spec, draft_spec, machine, limits, by_child)
+        return best_parallel_plan(target.spec, draft_spec, machine, limits, by_child)
     except DoesNotFitError:
         smaller = tuple(smaller_targets(options, machine))
         make_plan(target.spec, draft_spec, machine, limits, smaller)  # raises again, with better advice

@@ -15,11 +15,12 @@ _LEAST_SECONDS = 1e-9  # of a pass on a machine of unknown speed
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted seconds of passes in the middle of the context.
+    """Predicted seconds of passes that `texts` texts share, each in the middle of its context.
 
-    plain: a pass over one token. tree: the static tree with the fewest seconds per token within the plan's limits, or
-    plain decoding if no tree pays off. tree_pass: a pass over it, with the ring filled while the draft ran.
-    draft_seconds: all levels of the draft. verification_seconds: between the pass and the next draft.
+    plain: a pass over one token of one text. tree: of each text, the static tree with the fewest seconds per token
+    within the plan's limits, or plain decoding if no tree pays off. tree_pass: a pass over all trees, with the ring
+    filled while the draft ran. draft_seconds: all levels of the draft. verification_seconds: between the pass and the
+    next draft.
     """
 
     plain: PassSeconds
@@ -27,36 +28,59 @@ class Prediction:
     tree_pass: PassSeconds
     draft_seconds: float
     verification_seconds: float
+    texts: int = 1
 
     @property
     def seconds_per_token(self) -> float:
-        """With the tree."""
+        """Of each text, with the tree."""
         return (self.tree_pass.total + self.draft_seconds + self.verification_seconds) / self.tree.tokens_per_pass
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all texts together."""
+        return self.texts / self.seconds_per_token
 
-def predict(plan: Plan, target: ModelSpec, draft: ModelSpec | None, acceptance: Sequence[float]) -> Prediction:
-    """Predict the times and tokens of passes under `plan`. acceptance: by child number."""
-    cost, context = plan.target_cost(target), plan.context_length // 2
+
+def is_predictable(plan: Plan, target: ModelSpec) -> bool:
+    """Whether all speeds that matter for passes under `plan` are known."""
+    cost = plan.target_cost(target)
+    return cost.is_known and cost.knows_computing and (plan.slots > 0 or cost.knows_passes)
+
+
+def predict(
+    plan: Plan, target: ModelSpec, draft: ModelSpec | None, acceptance: Sequence[float], texts: int = 1
+) -> Prediction:
+    """Predict the times and tokens of passes under `plan`. acceptance: by child number.
+
+    texts: share a pass, at most the plan's own. Each has the same part of its nodes, and is drafted and verified by
+    itself.
+    """
+    cost, context, vocab_size = plan.target_cost(target), plan.context_length // 2, target.vocab_size
+
+    def verifying(nodes: int) -> float:
+        return texts * verification_seconds(nodes, vocab_size, plan.machine)
 
     def pass_seconds(nodes: int) -> float:
-        verifying = verification_seconds(nodes, target.vocab_size, plan.machine)
-        return max(cost.seconds(nodes, nodes, context).total + verifying, _LEAST_SECONDS)
+        together = cost.seconds(texts * nodes, texts * nodes, context, texts=texts).total
+        return max(together + verifying(nodes), _LEAST_SECONDS)
 
     plain = cost.seconds(1, 1, context)
     tree = Choice("none", 1, 0, 1.0, pass_seconds(1), 1.0)
     if draft is not None and plan.tree_depth:
         drafting = plan.draft_cost(draft)
+        most = min(plan.tree_size, plan.nodes // texts)
         tree = choose(
             {STATIC: Yield(tuple(acceptance))},
             pass_seconds,
             lambda rows: (
-                drafting.seconds(rows, rows, context).total + growth_seconds(rows, target.vocab_size, plan.machine)
+                drafting.seconds(texts * rows, texts * rows, context, texts=texts).total
+                + texts * growth_seconds(rows, vocab_size, plan.machine)
             ),
-            plan.tree_size,
+            most,
             plan.tree_depth,
-            sizes=[max(2, plan.tree_size * share // 4) for share in (1, 2, 3, 4)],
+            sizes=[max(2, most * share // 4) for share in (1, 2, 3, 4)],
         )
-    verifying = verification_seconds(tree.size, target.vocab_size, plan.machine)
     draft_seconds = max(0.0, tree.seconds_per_pass - pass_seconds(tree.size)) if tree.depth else 0.0
-    tree_pass = cost.seconds(tree.size, tree.size, context, gap=draft_seconds + verifying)
-    return Prediction(plain, tree, tree_pass, draft_seconds, verifying)
+    together, between = texts * tree.size, draft_seconds + verifying(tree.size)
+    tree_pass = cost.seconds(together, together, context, gap=between, texts=texts)
+    return Prediction(plain, tree, tree_pass, draft_seconds, verifying(tree.size), texts)

@@ -26,8 +26,10 @@ READ_BUFFERS_SHARE = 1 / 2
 HIDDEN_COPIES = 8
 # Rows x intermediate size: gate, up and their product.
 MLP_COPIES = 3
-# Rows x keys: the masks of full and sliding attention, and the tensors they are made from.
+# Rows x keys of one text: the masks of full and sliding attention, and the tensors they are made from.
 MASK_COPIES = 4
+# Rows of a text's part of the KV caches are a multiple of this: fused attention takes masks of aligned views only.
+ALIGNED_ROWS = 8
 # Rows x keys x heads, for models that need eager attention (soft-capped scores, sinks): the scores in compute dtype and
 # in float32, and their softmax. Other models use fused kernels, which hold only tiles.
 WRITTEN_OUT_ATTENTION = {"gemma2", "gpt_oss"}
@@ -62,18 +64,32 @@ class PlanItem:
 class PassShape:
     """The largest pass that a plan has room for: at most `rows` rows, over `context_length` tokens and a tree.
 
-    streams: layers of the target may stream, so that its passes cannot be replayed as CUDA graphs.
+    streams: layers of the target may stream, so that its passes cannot be replayed as CUDA graphs. texts: written at
+    once, each with `context_length` tokens and a tree of its own. nodes: of all trees of a pass together; at least
+    those of one, and a root for each.
     """
 
     context_length: int
     tree_size: int
     rows: int
     streams: bool = True
+    texts: int = 1
+    nodes: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", max(self.nodes, self.tree_size, self.texts))
 
     @property
     def cache_rows(self) -> int:
-        """Positions of a KV cache: the whole context, the nodes of a tree, and one that padding is written to."""
-        return self.context_length + self.tree_size + 1
+        """Positions of one text in a KV cache: the whole context, the nodes of a tree, and one for padding."""
+        rows = self.context_length + self.tree_size + 1
+        return rows if self.texts == 1 else -(-rows // ALIGNED_ROWS) * ALIGNED_ROWS
+
+    @property
+    def cached_tokens(self) -> str:
+        """What the KV caches hold, in words."""
+        each = f"{self.context_length} + {self.tree_size}"
+        return f"{each} tokens" if self.texts == 1 else f"{self.texts} x ({each}) tokens"
 
 
 def device_budget(machine: Machine, cap: int | None) -> int:
@@ -94,17 +110,21 @@ def host_budget(machine: Machine, cap: int | None) -> int:
 def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem, ...]:
     """All but the target's layers: embeddings and head, draft, KV caches, workspace, read buffers."""
     target, *drafts = models
-    kv_bytes = sum(model.kv_bytes_per_token for model in models) * shape.cache_rows
     return (
         PlanItem("embeddings, norm and head", target.embeddings_and_head_bytes),
         *(PlanItem(f"draft {draft.name} ({draft.short_form})", weight_bytes(draft)) for draft in drafts),
-        PlanItem(f"KV cache{'s' * len(drafts)}, {shape.context_length} + {shape.tree_size} tokens", kv_bytes),
+        PlanItem(f"KV cache{'s' * len(drafts)}, {shape.cached_tokens}", shape.texts * kv_bytes(models, shape)),
         PlanItem(f"workspace, {_rows(shape.rows)}", workspace_bytes(models, shape)),
         *_expert_products(models, device),
         *_graphs(models, device, shape),
         *_decoded_weights(models),
         _read_buffers(models, device),
     )
+
+
+def kv_bytes(models: Models, shape: PassShape) -> int:
+    """One text's part of all KV caches."""
+    return sum(model.kv_bytes_per_token for model in models) * shape.cache_rows
 
 
 def _rows(count: int) -> str:
@@ -128,7 +148,7 @@ def _graphs(models: Models, device: str, shape: PassShape) -> Iterator[PlanItem]
 def _graph_bytes(spec: ModelSpec, shape: PassShape, padding: Padding) -> int:
     """The graphs of one key length, their memory pool, and their static inputs and outputs."""
     rows = padding.widths[-1]
-    pool = _activation_bytes(spec, replace(shape, rows=rows)) + _expert_bytes(spec)
+    pool = _activation_bytes(spec, replace(shape, rows=rows, texts=1)) + _expert_bytes(spec)
     logits = 2 * rows * spec.vocab_size * ITEMSIZE[spec.dtype]  # in the pool, and a copy
     masks = rows * (padding.columns + 2 * shape.cache_rows)  # booleans: as given, and expanded over the cache
     return pool + logits + masks + len(padding.widths) * len(spec.layers) * GRAPH_LAYER_BYTES
@@ -188,7 +208,7 @@ def weight_bytes(spec: ModelSpec) -> int:
 
 def workspace_bytes(models: Models, shape: PassShape) -> int:
     """`activation_bytes` and the logits. Target and draft run in turn, so the larger one counts."""
-    logits = shape.tree_size * max(model.vocab_size for model in models) * LOGITS_ITEM_BYTES * LOGITS_COPIES
+    logits = shape.nodes * max(model.vocab_size for model in models) * LOGITS_ITEM_BYTES * LOGITS_COPIES
     return activation_bytes(models, shape) + logits
 
 
@@ -200,5 +220,6 @@ def activation_bytes(models: Models, shape: PassShape) -> int:
 def _activation_bytes(spec: ModelSpec, shape: PassShape) -> int:
     per_row = HIDDEN_COPIES * spec.hidden_size + MLP_COPIES * spec.intermediate_size
     keys = shape.cache_rows
+    masks = MASK_COPIES * keys + (shape.texts * keys if shape.texts > 1 else 0)  # and one over all texts
     scores = spec.num_heads * keys * SCORES_BYTES if spec.model_type in WRITTEN_OUT_ATTENTION else 0
-    return shape.rows * ((per_row + MASK_COPIES * keys) * ITEMSIZE[spec.dtype] + scores)
+    return shape.rows * ((per_row + masks) * ITEMSIZE[spec.dtype] + scores)

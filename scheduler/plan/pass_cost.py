@@ -92,20 +92,25 @@ class PassCost:
                 total += nbytes - left_out * experts
         return round(total)
 
-    def seconds(self, rows: int, nodes: int, context: int, gap: float = 0.0) -> PassSeconds:
+    def seconds(self, rows: int, nodes: int, context: int, gap: float = 0.0, texts: int = 1) -> PassSeconds:
         """A pass over `rows` tokens with logits for `nodes` of them and `context` tokens in the cache.
 
-        gap: seconds between two passes, in which the ring fills up again.
+        gap: seconds between two passes, in which the ring fills up again. texts: share the rows, each with `context`
+        tokens of its own in the cache.
         """
-        whole = self.seconds_with(None, rows, nodes, context, gap)
+        whole = self.seconds_with(None, rows, nodes, context, gap, texts)
         routed = self.routed(rows)
         if routed is None:
             return whole
-        return min(whole, self.seconds_with(routed, rows, nodes, context, gap), key=lambda seconds: seconds.total)
+        fetched = self.seconds_with(routed, rows, nodes, context, gap, texts)
+        return min(whole, fetched, key=lambda seconds: seconds.total)
 
-    def seconds_with(self, routed: float | None, rows: int, nodes: int, context: int, gap: float = 0.0) -> PassSeconds:
+    def seconds_with(
+        self, routed: float | None, rows: int, nodes: int, context: int, gap: float = 0.0, texts: int = 1
+    ) -> PassSeconds:
         """The same if only `routed` experts of each layer are fetched; None: all experts stream ahead."""
-        by_kind = [self._stage(*kind, rows, context, routed) for kind in self._kinds[0]]
+        computing = partial(self._layer_seconds, rows=rows, context=context, texts=texts)
+        by_kind = [self._stage(*kind, computing(kind[0]), routed) for kind in self._kinds[0]]
         stages = [by_kind[kind] for kind in self._kinds[1]]
         head = self._head_seconds(nodes)
         stages.append(Stage(0.0, 0.0, head + (self.machine.pass_seconds or 0.0)))
@@ -121,10 +126,7 @@ class PassCost:
         by_layer = [numbers.setdefault(kind, len(numbers)) for kind in kinds]
         return list(numbers), by_layer
 
-    def _stage(
-        self, layer: LayerSpec, tier: Tier, pageable: bool, rows: int, context: int, routed: float | None
-    ) -> Stage:
-        compute = self._layer_seconds(layer, rows, context)
+    def _stage(self, layer: LayerSpec, tier: Tier, pageable: bool, compute: float, routed: float | None) -> Stage:
         if tier is Tier.DEVICE:
             return Stage(0.0, 0.0, compute)
         moving = partial(self._moving, tier, pageable)
@@ -142,7 +144,7 @@ class PassCost:
         read = self._over(disk_bytes, self.machine.disk_bandwidth)
         return (read, self._over(nbytes, self.machine.link_bandwidth)) if self.machine.device == "cuda" else (0.0, read)
 
-    def _layer_seconds(self, layer: LayerSpec, rows: int, context: int) -> float:
+    def _layer_seconds(self, layer: LayerSpec, rows: int, context: int, texts: int) -> float:
         per_token = self.spec.experts_per_token / layer.experts if layer.experts else 1.0
         routed = expected_routed(layer.experts, self.spec.experts_per_token, rows)
         routed_share = routed / layer.experts if layer.experts else 1.0
@@ -150,8 +152,9 @@ class PassCost:
         multiplied, touched = (dense_share + (1 - dense_share) * share for share in (per_token, routed_share))
         operations = 2 * rows * multiplied * layer.weight_bytes / ITEMSIZE[self.spec.dtype]
         products = self._product_seconds(touched * layer.weight_bytes, rows, operations)
-        computing = self._dequantizing_seconds(layer, touched) + products + self._attention_seconds(rows, context)
-        launching = self._launch_seconds(rows, layer)
+        attending = self._attention_seconds(rows, context, texts)
+        computing = self._dequantizing_seconds(layer, touched) + products + attending
+        launching = self._launch_seconds(rows, layer, texts)
         if self.machine.device == "cuda":  # the host goes ahead
             return max(computing, launching)
         return computing + launching
@@ -166,22 +169,22 @@ class PassCost:
             return moving
         return moving + touched * layer.decoded_bytes / ITEMSIZE[self.spec.dtype] * DECODED_VALUE_SECONDS
 
-    def _attention_seconds(self, rows: int, context: int) -> float:
-        """One layer's attention over the keys and values of the context and of the rows themselves."""
+    def _attention_seconds(self, rows: int, context: int, texts: int) -> float:
+        """One layer's attention: each text's share of the rows over its own context and itself."""
         spec, machine = self.spec, self.machine
-        scores = rows * (context + rows)
+        scores = rows * (context + rows / texts)
         multiplying = self._over(4 * scores * spec.hidden_size, machine.attention_flops or machine.flops)
-        read = (context + rows) * spec.kv_bytes_per_token / len(spec.layers)
+        read = (texts * context + rows) * spec.kv_bytes_per_token / len(spec.layers)
         attending = max(multiplying, self._over(read, machine.memory_bandwidth))
         if spec.model_type not in WRITTEN_OUT_ATTENTION:
             return attending
         return attending + self._over(spec.num_heads * scores * WRITTEN_OUT_SCORE_BYTES, machine.memory_bandwidth)
 
-    def _launch_seconds(self, rows: int, layer: LayerSpec) -> float:
+    def _launch_seconds(self, rows: int, layer: LayerSpec, texts: int) -> float:
         if not self.knows_computing:
             return 0.0
         on_gpu = self.machine.device == "cuda"
-        if on_gpu and not self.slots and rows <= WIDTHS[-1]:
+        if on_gpu and not self.slots and rows <= WIDTHS[-1] and texts == 1:  # passes of several are not replayed
             return REPLAYED_LAYER_SECONDS
         matrices = LAYER_MATRICES + EXPERT_MATRICES * layer.experts if layer.packed_bytes else 0
         operations = matrices * plain_cost.LAUNCHES if on_gpu and self.machine.no_kernels else 0

@@ -12,7 +12,15 @@ from loaders.checkpoint.spec import ModelSpec
 from loaders.sizes import format_size
 from scheduler.machine.machine import Machine
 from scheduler.plan.dequantized_layers import NONE_DECODED, DecodedLayers, decoded_layers, loading_item
-from scheduler.plan.memory import PassShape, PlanItem, read_chunk_bytes, replayed, weight_bytes, workspace_bytes
+from scheduler.plan.memory import (
+    PassShape,
+    PlanItem,
+    kv_bytes,
+    read_chunk_bytes,
+    replayed,
+    weight_bytes,
+    workspace_bytes,
+)
 from scheduler.plan.pass_cost import PassCost, resident_cost
 from scheduler.plan.placement import Placement, Tier, bytes_in, device_bytes, host_bytes, place_on_device, place_on_host
 from scheduler.plan.remedies import Shortage, refusal
@@ -30,8 +38,10 @@ class Plan:
     layers before every use; `dequantized_by`, on a GPU with quantized weights: "fused kernels" or "plain torch".
     `context_wanted` is what `context_length` would be with enough memory. The tree has at most `tree_size` nodes, root
     included, none deeper than `tree_depth`; with nothing to draft it is the root alone. `rows` is the most query tokens
-    of one pass: prompts are read in such chunks. KV caches have `cache_rows` positions. Every reading thread reads
-    `read_chunk_bytes` at once. `graphs`: those of "target" and "draft" whose passes are replayed as CUDA graphs.
+    of one pass: prompts are read in such chunks. `texts` share a pass, whose trees have at most `nodes` nodes together;
+    `texts_wanted` were asked for. In the KV caches each has `cache_rows` positions, which take `kv_bytes`. Every
+    reading thread reads `read_chunk_bytes` at once. `graphs`: those of "target" and "draft" whose passes, of one text,
+    are replayed as CUDA graphs.
     `streamed_bytes` counts, per pass, host layers as they cross the link and disk layers as they are read.
     `token_bytes` is the same for a pass over one token that leaves out experts it is not routed to; `seconds_per_pass`
     is the time of such a pass.
@@ -53,7 +63,11 @@ class Plan:
     tree_size: int
     tree_depth: int
     rows: int
+    texts: int
+    texts_wanted: int
+    nodes: int
     cache_rows: int
+    kv_bytes: int
     read_chunk_bytes: int
     graphs: tuple[str, ...]
     workspace_bytes: int
@@ -225,7 +239,11 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded:
         tree_size=shape.tree_size,
         tree_depth=request.tree_depth(shape.tree_size),
         rows=shape.rows,
+        texts=shape.texts,
+        texts_wanted=request.limits.parallel or 1,
+        nodes=shape.nodes,
         cache_rows=shape.cache_rows,
+        kv_bytes=kv_bytes(request.models, shape),
         read_chunk_bytes=read_chunk_bytes(request.models),
         graphs=replayed(request.models, request.machine.device, shape),
         workspace_bytes=workspace_bytes(request.models, shape),

@@ -71,22 +71,44 @@ def _working_options(request: PlanRequest, shortage: Shortage, attempt: Attempt)
     """(flags, effect) of up to three options that fit, one per kind; combinations only if no single option fits."""
     singles = [
         _raised_caps(request, shortage),
+        _fewer_texts(request),
         _smaller_weights(request),
         _shorter_contexts(request),
         _smaller_trees(request),
         _no_draft(request),
     ]
     for kinds in (singles, [_smallest(request), _without_gpu(request)]):
-        found = [_first_that_fits(kind, attempt) for kind in kinds]
+        found = [_first_that_fits(request, kind, attempt) for kind in kinds]
         options = [option for option in found if option is not None]
         if options:
             return options[:MOST_OPTIONS]
     return []
 
 
-def _first_that_fits(alternatives: Iterator[Option], attempt: Attempt) -> tuple[str, str] | None:
-    effects = ((flags, attempt(changed)) for flags, changed in alternatives)
-    return next(((flags, effect) for flags, effect in effects if effect is not None), None)
+def _first_that_fits(request: PlanRequest, alternatives: Iterator[Option], attempt: Attempt) -> tuple[str, str] | None:
+    for flags, changed in alternatives:
+        if effect := attempt(changed):
+            return flags, effect + _freed(request, changed)
+    return None
+
+
+def _fewer_texts(request: PlanRequest) -> Iterator[Option]:
+    if request.texts > 1:
+        for texts in _powers_below(request.texts, 1):
+            yield f"--parallel {texts}", _limited(request, parallel=texts)
+
+
+def _freed(request: PlanRequest, changed: PlanRequest) -> str:
+    """What fewer texts free in the smallest attempt, in words; nothing where their number is the same."""
+    if request.texts == changed.texts:
+        return ""
+    return f", frees {format_size(_least_beside_layers(request) - _least_beside_layers(changed))}"
+
+
+def _least_beside_layers(request: PlanRequest) -> int:
+    """Device bytes of the smallest attempt, but for the target's layers."""
+    shapes = request.streaming_shapes(request.context_lengths[-1])
+    return min(sum(item.device_bytes for item in request.fixed_items(shape)) for shape in shapes)
 
 
 def _smaller_weights(request: PlanRequest) -> Iterator[Option]:
@@ -110,10 +132,18 @@ def _no_draft(request: PlanRequest) -> Iterator[Option]:
 
 
 def _smallest(request: PlanRequest) -> Iterator[Option]:
-    """No draft and a short context: the smallest request that can run."""
-    for flags, changed in _no_draft(request):
+    """One text, no draft and a short context: the smallest request that can run."""
+    flags: list[str] = []
+    changed = request
+    if request.texts > 1:
+        flags, changed = ["--parallel 1"], _limited(request, parallel=1)
+    for more, smaller in _no_draft(changed):
+        flags, changed = [*flags, more], smaller
+    if len(flags) > 1:
+        yield " ".join(flags), changed
+    if flags:
         for more, smaller in _shorter_contexts(changed):
-            yield f"{flags} {more}", smaller
+            yield " ".join([*flags, more]), smaller
 
 
 def _without_gpu(request: PlanRequest) -> Iterator[Option]:

@@ -1,7 +1,7 @@
 """The request for a plan: models, machine and limits, and the defaults for limits left open."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from loaders.checkpoint.rope_scaling import is_rotary
 from loaders.checkpoint.spec import ModelSpec
@@ -36,6 +36,8 @@ PROMPT_SHARE = 0.5
 STREAMING_TREES = {"cuda": (512, 256, 128, 64), "cpu": (64, 32, 16)}
 # If nothing streams, every node costs computing time.
 RESIDENT_TREE = {"cuda": 64, "cpu": 8}
+# A pass has some hundreds of nodes, so that more texts than this would have no trees.
+MOST_TEXTS = 256
 # Trees from n-gram lookup in the text, without a draft: a long quotation fills them. The root alone if even their
 # workspace is too much.
 REPEATED_TREES = {"cuda": (64, 16, 1), "cpu": (16, 1)}
@@ -43,10 +45,12 @@ REPEATED_TREES = {"cuda": (64, 16, 1), "cpu": (16, 1)}
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user fixed; None leaves the choice to the planner. Bytes, tokens, nodes, levels.
+    """What the user fixed; None leaves the choice to the planner. Bytes, tokens, nodes, levels, texts.
 
     On a CPU the device is host memory, so both memory caps apply. repeat_text: without a draft, make room for trees
-    from n-gram lookup in the text. Raises ValueError for values that can never run.
+    from n-gram lookup in the text. parallel: texts that share passes; None: one for `make_plan`, as many as pay for
+    `best_parallel_plan`. nodes: of all trees of a pass together; None: a tree of `tree_size` for each text, or of the
+    planner's size for all. Raises ValueError for values that can never run.
     """
 
     device_memory: int | None = None
@@ -55,6 +59,8 @@ class Limits:
     tree_size: int | None = None
     tree_depth: int | None = None
     repeat_text: bool = False
+    parallel: int | None = 1
+    nodes: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -63,6 +69,8 @@ class Limits:
             value, least = getattr(self, field.name), 0 if field.name.endswith("memory") else 1
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"{field.name} must be a whole number from {least} up, not {value!r}")
+        if self.parallel is not None and self.parallel > MOST_TEXTS:
+            raise ValueError(f"parallel must be at most {MOST_TEXTS} texts, not {self.parallel}")
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,11 @@ class PlanRequest:
         return (self.spec,) if self.draft is None else (self.spec, self.draft)
 
     @property
+    def texts(self) -> int:
+        """Texts that share passes; a recurrent state holds one, so there they take turns."""
+        return 1 if self.spec.recurrent else self.limits.parallel or 1
+
+    @property
     def context_lengths(self) -> tuple[int, ...]:
         """Tokens that the KV caches must hold beside a tree: the lengths to try in turn, one if the user fixed it."""
         if self.limits.context_length is not None:
@@ -118,15 +131,22 @@ class PlanRequest:
         room = PROMPT_SHARE * max(layer.nbytes for layer in self.spec.layers)
         least = activation_bytes(self.models, next(self._chunked(context_length, tree_size)))
         for tokens in dict.fromkeys(min(tokens, context_length) for tokens in PROMPT_TOKENS):
-            shape = PassShape(context_length, tree_size, tokens + tree_size - 1)
+            shape = self._shape(context_length, tree_size, tokens)
+            shape = replace(shape, rows=tokens + shape.nodes - 1)
             if activation_bytes(self.models, shape) - least <= room:
                 yield shape
 
     def _chunked(self, context_length: int, tree_size: int, streams: bool = True) -> Iterator[PassShape]:
         # a recurrent state can process several tokens at once only from its start, so a prompt is read in one pass
         chunks = (context_length,) if self.spec.recurrent else PREFILL_ROWS
-        for rows in dict.fromkeys(max(tree_size, min(rows, context_length)) for rows in chunks):
-            yield PassShape(context_length, tree_size, rows, streams)
+        shapes = (self._shape(context_length, tree_size, min(rows, context_length), streams) for rows in chunks)
+        yield from dict.fromkeys(replace(shape, rows=max(shape.nodes, shape.rows)) for shape in shapes)
+
+    def _shape(self, context_length: int, tree_size: int, rows: int, streams: bool = True) -> PassShape:
+        """A pass of this request's texts; each has a whole tree if the user fixed its size, else they share one."""
+        each = tree_size == self.limits.tree_size
+        nodes = self.limits.nodes or (tree_size * self.texts if each else tree_size)
+        return PassShape(context_length, tree_size, rows, streams, self.texts, nodes)
 
     @property
     def device_budget(self) -> int:

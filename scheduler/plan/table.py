@@ -111,8 +111,19 @@ def _summary(plan: Plan) -> Iterator[str]:
         tokens = plan.tree_size - 1
         yield f"No draft: where the text repeats itself, a pass checks up to {tokens} tokens of what followed before."
     else:
-        yield f"Tree: up to {plan.tree_size} nodes and {plan.tree_depth} levels, checked in one pass."
+        shared = f"s: up to {plan.nodes} nodes in all; each" if plan.texts > 1 else ""
+        yield f"Tree{shared}: up to {plan.tree_size} nodes and {plan.tree_depth} levels, checked in one pass."
+    yield from _texts(plan)
     yield _margins(plan)
+
+
+def _texts(plan: Plan) -> Iterator[str]:
+    """What several texts in one pass take, and why they are one where more were asked for."""
+    if plan.texts < plan.texts_wanted:
+        yield f"Texts take turns: a recurrent state holds one, so that {plan.texts_wanted} cannot share a pass."
+    if plan.texts > 1:
+        together, one = format_size(plan.texts * plan.kv_bytes), format_size(plan.kv_bytes)
+        yield f"Texts: up to {plan.texts} share a pass; their KV caches take {together}, one text's {one}."
 
 
 def _margins(plan: Plan) -> str:
@@ -142,12 +153,13 @@ def _single_token(plan: Plan) -> str:
 
 
 def _prompts(plan: Plan) -> str:
-    with_tree = plan.rows - plan.tree_size + 1
+    with_tree = plan.rows - plan.nodes + 1
     together = plan.tree_size == 1 or with_tree > 1  # else the tree fills its pass, with the last prompt token as root
     read = f"Prompts: up to {with_tree if together else plan.rows} new tokens are read in one pass"
     if plan.tree_size == 1:
         return f"{read}."
-    return f"{read}, {'together with' if together else 'before'} the first tree."
+    trees = "the first tree" if plan.texts == 1 else "the trees"
+    return f"{read}, {'together with' if together else 'before'} {trees}."
 
 
 def _pageable(plan: Plan) -> str:

@@ -76,7 +76,7 @@ def test_says_when_nothing_is_streamed(machine: Machine, place: str) -> None:
 )
 def test_says_how_prompts_are_read(tree_size: int, rows: int, words: str) -> None:
     plan = make_plan(LLAMA2_70B, None, gpu(24 * GIB))
-    assert f"Prompts: {words}" in format_plan(replace(plan, tree_size=tree_size, rows=rows))
+    assert f"Prompts: {words}" in format_plan(replace(plan, tree_size=tree_size, nodes=tree_size, rows=rows))
 
 
 def test_says_what_decoding_at_loading_takes() -> None:
