@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from offload_runtime.batch.arguments import parse_arguments as parse_batch_arguments
 from offload_runtime.chat import main
 from offload_runtime.measure_acceptance.options import parse_arguments
 from offload_runtime.options.arguments import parse_chat_arguments
@@ -35,6 +36,7 @@ def commands(program: str) -> list[list[str]]:
 
 
 CHATS, MEASUREMENTS = commands("sequoia-chat"), commands("sequoia-measure-acceptance")
+JOBS = commands("sequoia-batch")
 
 
 @pytest.mark.parametrize("arguments", CHATS, ids=" ".join)
@@ -45,6 +47,11 @@ def test_commands_of_the_chat_are_understood(arguments: list[str]) -> None:
 @pytest.mark.parametrize("arguments", MEASUREMENTS, ids=" ".join)
 def test_commands_of_the_measurement_are_understood(arguments: list[str]) -> None:
     assert parse_arguments(arguments)
+
+
+@pytest.mark.parametrize("arguments", JOBS, ids=" ".join)
+def test_commands_of_jobs_are_understood(arguments: list[str]) -> None:
+    assert parse_batch_arguments(arguments)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +69,7 @@ def test_commands_over_a_directory_run(
 
 
 def test_there_are_commands() -> None:
-    assert len(CHATS) > 10 and MEASUREMENTS
+    assert len(CHATS) > 10 and MEASUREMENTS and JOBS
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

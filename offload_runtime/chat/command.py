@@ -12,7 +12,7 @@ from loaders.sizes import format_size
 from offload_runtime.chat.background import FIRST_STAGE, Loaded, Loading, Progress, without_waiting
 from offload_runtime.chat.given import given_prompt
 from offload_runtime.chat.ready import can_converse
-from offload_runtime.chat.status import duration
+from offload_runtime.chat.status import duration, start_notes
 from offload_runtime.chat.terminal.keyboard import edits_lines, line_reader, without_echo
 from offload_runtime.chat.thinking import Thinking
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, UsageError
@@ -87,18 +87,10 @@ def _plan_text(preparation: Preparation) -> str:
 
 
 def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argparse.Namespace) -> None:
-    from offload_runtime.chat.status import plan_line
-
     if arguments.model is None:
         screen.note(DEMO_NOTE)
-    screen.note(plan_line(preparation.plan))
-    if preparation.plan.machine.note:
-        screen.note(preparation.plan.machine.note)
-    if preparation.packing:
-        screen.note(str(preparation.packing))
-    for line in (preparation.draft_note, preparation.plan.slow_dequantizing):
-        if line:
-            screen.note(line)
+    for note in start_notes(preparation):
+        screen.note(note)
 
 
 def _new_conversation(options: Options, arguments: argparse.Namespace) -> "Conversation":

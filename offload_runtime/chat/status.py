@@ -1,5 +1,6 @@
 """One-line summaries: of a plan before it runs, of a reply while it is generated and afterwards."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from loaders.sizes import format_size
@@ -7,11 +8,20 @@ from scheduler.plan.plan import Plan, Tier
 
 if TYPE_CHECKING:
     from offload_runtime.generation.reply import ReplyStats
+    from offload_runtime.planning.planning import Preparation
     from offload_runtime.speculation.target import PassProgress
 
 
 READ_WITHOUT_SAYING = 8  # tokens: a decoding step reads the few that the last one accepted
 LEFT_AFTER = 2.0  # seconds: any earlier the time left is a guess
+
+
+def start_notes(preparation: "Preparation") -> Iterator[str]:
+    """What a command says before it loads."""
+    plan, packing = preparation.plan, preparation.packing
+    packed = str(packing) if packing else None
+    notes = (plan_line(plan), plan.machine.note, packed, preparation.draft_note, plan.slow_dequantizing)
+    yield from (note for note in notes if note)
 
 
 def plan_line(plan: Plan) -> str:

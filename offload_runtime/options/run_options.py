@@ -110,7 +110,7 @@ class RunOptions:
         "auto: as many as pay",
         *("N", texts_at_once),
         default=1,
-        unsaid="1",
+        unsaid="1; auto for jobs and servers",
     )
     io: IOMode = option("read weights past the page cache, or through it", choices=IO_MODES, group=None, default="auto")
     offline: bool = option("never use the network: what the cache has is used", group="downloads", default=False)

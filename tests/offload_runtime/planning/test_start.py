@@ -13,7 +13,7 @@ from offload_runtime import __version__
 from offload_runtime.start import MARK, PACKAGES, ForeignPackageError, check_packages, command_name, start
 
 ROOT = Path(__file__).resolve().parents[3]
-MODULES = ("offload_runtime.chat", "offload_runtime.measure_acceptance")
+MODULES = ("offload_runtime.chat", "offload_runtime.measure_acceptance", "offload_runtime.batch")
 # Put first on the path as sitecustomize.py: does something just before a module is imported.
 HOOK = """
 import os, signal, sys

@@ -1,0 +1,66 @@
+"""What a line of the input asks for, and the line of output that answers it. Imports no torch."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from offload_runtime.errors import OffloadError, UsageError
+from offload_runtime.generation.generation_request import GenerationRequest
+
+if TYPE_CHECKING:
+    from offload_runtime.generation.reply import Reply
+
+# Python's `splitlines` takes them for line ends; JSON escapes all others anyway.
+_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
+
+
+@dataclass(frozen=True)
+class BatchLine(ABC):
+    """One line of the input. key: names this line of this job, and stands first in the line that answers it."""
+
+    key: str
+    index: int
+
+    @abstractmethod
+    def requests(self) -> Sequence[GenerationRequest]:
+        """The texts to write, one or more. Raises UsageError if the line cannot be run."""
+
+    @abstractmethod
+    def reply(self, replies: "Sequence[Reply]") -> dict[str, Any]:
+        """The output for the finished texts, in the order of `requests`."""
+
+    @abstractmethod
+    def failure(self, error: OffloadError) -> dict[str, Any]:
+        """The output for a line that could not be answered."""
+
+
+@dataclass(frozen=True)
+class UnreadableLine(BatchLine):
+    """A line that holds no request. openai: the form of the job's other lines."""
+
+    error: UsageError
+    openai: bool
+
+    def requests(self) -> Sequence[GenerationRequest]:
+        raise self.error
+
+    def reply(self, replies: "Sequence[Reply]") -> dict[str, Any]:
+        raise AssertionError("there are no texts to reply with")
+
+    def failure(self, error: OffloadError) -> dict[str, Any]:
+        if self.openai:
+            said = {**error_object(error), "line": self.index + 1}
+            return {"id": f"batch_req_{self.key}", "custom_id": None, "response": None, "error": said}
+        return {"request_id": self.key, "index": self.index, "error": error_object(error)}
+
+
+def output_line(output: Mapping[str, Any]) -> bytes:
+    """One line of JSON with its line end, UTF-8."""
+    return json.dumps(output, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS).encode() + b"\n"
+
+
+def error_object(error: OffloadError) -> dict[str, str]:
+    """An error as the output has it. code: whether the line is to blame, or the run."""
+    return {"code": "invalid_request" if isinstance(error, UsageError) else "failed", "message": str(error)}
