@@ -15,10 +15,10 @@ LINE_WIDTH = 100
 def format_plan(plan: Plan, width: int = LINE_WIDTH) -> str:
     """The plan as plain text, lines of at most `width` or 100 characters, no line break at the end."""
     if width >= LINE_WIDTH:
-        lines = [*_heading(plan), "", *_table(plan), "", *_summary(plan)]
+        lines = [*_heading(plan), "", *_table(plan), "", *summary(plan)]
         return "\n".join(_clip(line, LINE_WIDTH) for line in lines)
     return "\n".join(
-        [*wrapped(_heading(plan), width), "", *_narrow_table(plan, width), "", *wrapped(_summary(plan), width)]
+        [*wrapped(_heading(plan), width), "", *_narrow_table(plan, width), "", *wrapped(summary(plan), width)]
     )
 
 
@@ -84,7 +84,8 @@ def _short_used(cell: str) -> str:
     return cell.replace(f" {unit} /", " /") if slash and budget.endswith(f" {unit}") else cell
 
 
-def _summary(plan: Plan) -> Iterator[str]:
+def summary(plan: Plan) -> Iterator[str]:
+    """What a plan means, in sentences."""
     place = "on the GPU" if plan.device == "cuda" else "in memory"
     if not plan.slots:
         yield f"The model fits {place} whole: nothing is streamed."

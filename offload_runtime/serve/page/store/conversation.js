@@ -1,0 +1,96 @@
+// A conversation is a tree of messages: editing one, or writing a reply again, adds a sibling. Nothing is ever lost.
+//
+// A message: {id, parent, role: "user" | "assistant", text, at}; of a reply also reasoning, finish ("stop", "length",
+// "stopped", "error"; null while it is written), error, marks (see ../machine/tint.js) and stats (../machine/stats.js).
+
+const TITLE_LETTERS = 60;
+
+export class Conversation {
+  constructor({ id = newId(), messages = {}, leaf = null, at = Date.now() } = {}) {
+    Object.assign(this, { id, messages, leaf, at });
+  }
+
+  /** The conversation that was kept as `value`, without what does not fit together; null if it is none. */
+  static from(value) {
+    if (typeof value?.id !== "string" || typeof value.messages !== "object" || value.messages === null) return null;
+    const messages = Object.fromEntries(Object.entries(value.messages).filter(([id, message]) => fits(id, message)));
+    const { leaf } = value;
+    const conversation = new Conversation({ id: value.id, messages, at: Number(value.at) || 0 });
+    conversation.leaf = leaf in messages ? leaf : (conversation.newestLeaf(null)?.id ?? null);
+    return conversation;
+  }
+
+  /** The messages on the way to the shown leaf. */
+  path() {
+    const path = [];
+    const seen = new Set();
+    for (let at = this.messages[this.leaf]; at && !seen.has(at.id); at = this.messages[at.parent]) {
+      seen.add(at.id);
+      path.push(at);
+    }
+    return path.reverse();
+  }
+
+  /** Append a message after `parent` (an id, or null) and show it. */
+  add(parent, role, text, more = {}) {
+    const message = { id: newId(), parent, role, text, at: Date.now(), ...more };
+    this.messages[message.id] = message;
+    this.leaf = message.id;
+    this.at = message.at;
+    return message;
+  }
+
+  /** All messages in the place of this one, oldest first. */
+  versions({ parent, role }) {
+    return this.children(parent).filter((message) => message.role === role);
+  }
+
+  children(parent) {
+    const found = Object.values(this.messages).filter((message) => message.parent === parent);
+    return found.sort((a, b) => a.at - b.at || (a.id < b.id ? -1 : 1));
+  }
+
+  /** Show a message, with the newest of what follows it. */
+  show(message) {
+    this.leaf = this.newestLeaf(message.id)?.id ?? message.id;
+  }
+
+  newestLeaf(from) {
+    let newest = this.messages[from] ?? null;
+    for (let next = this.children(from).at(-1); next; next = this.children(next.id).at(-1)) newest = next;
+    return newest;
+  }
+
+  /** Take over messages that only `other` has, such as those of another tab. */
+  merge(other) {
+    for (const [id, message] of Object.entries(other.messages)) this.messages[id] ??= message;
+  }
+
+  get title() {
+    const first = this.path().find((message) => message.role === "user");
+    const line = first?.text.trim().split("\n")[0] ?? "";
+    return [...line].length > TITLE_LETTERS ? `${[...line].slice(0, TITLE_LETTERS).join("")}…` : line || "New chat";
+  }
+}
+
+/** What the API is sent: the path up to a reply, without replies that failed before their first word. */
+export function apiMessages(path, system) {
+  const messages = system.trim() ? [{ role: "system", content: system }] : [];
+  for (const { role, text, reasoning } of path) {
+    if (role === "assistant" && !text) continue;
+    const last = messages.at(-1);
+    if (last?.role === role) last.content += `\n\n${text}`; // templates want roles in turn
+    else messages.push({ role, content: text, ...(reasoning && { reasoning_content: reasoning }) });
+  }
+  return messages;
+}
+
+function fits(id, message) {
+  const isMessage = typeof message === "object" && message !== null && message.id === id;
+  return isMessage && typeof message.text === "string" && ["user", "assistant"].includes(message.role);
+}
+
+/** Random; crypto.randomUUID is not there over plain http. */
+function newId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(9)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
