@@ -13,7 +13,8 @@ from loaders.tokenizers.trial import panics_explained
 from offload_runtime.errors import OffloadError, PromptError
 from offload_runtime.text.chat_template import render_chat
 from offload_runtime.text.detokenize import check_whole_characters
-from offload_runtime.text.reply_text import inner_tokens
+from offload_runtime.text.reply_sections import inner_tokens
+from offload_runtime.text.tools.tool_definitions import Tools
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Raw text, token ids, or chat messages with "role" and "content"."""
@@ -39,13 +40,17 @@ def encode_prompt(
     prompt: Prompt,
     tokenizer: Callable[[], PreTrainedTokenizerBase],
     template_arguments: Mapping[str, Any] | None = None,
+    tools: Tools | None = None,
 ) -> list[int]:
-    """Token ids: raw text as the tokenizer encodes it, messages through the chat template, ids as they are."""
+    """Token ids: raw text as the tokenizer encodes it, messages through the chat template, ids as they are.
+
+    tools: what the model is told that it may call; for messages, since ids have that in them already.
+    """
     if isinstance(prompt, str):
         check_whole_characters(prompt)
         return list(tokenizer()(prompt).input_ids)
     if is_chat(prompt):
-        text = render_chat(tokenizer(), prompt, True, template_arguments)  # type: ignore[arg-type]
+        text = render_chat(tokenizer(), prompt, True, template_arguments, tools)  # type: ignore[arg-type]
         return list(tokenizer()(text, add_special_tokens=False).input_ids)
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
         raise PromptError("a prompt is text, a list of token ids, or a list of messages; this list mixes other things")

@@ -6,12 +6,13 @@ from enum import Enum, auto
 
 
 class State(Enum):
-    """What the text after a mark is. NAMED: an answer or a thought, as the header before the mark says."""
+    """What the text after a mark is. NAMED: an answer, a thought or a call, as the header before the mark says."""
 
     ANSWER = auto()
     THOUGHT = auto()
     HEADER = auto()
     NAMED = auto()
+    CALL = auto()
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,12 @@ def _family(
 
 # Channels: https://cookbook.openai.com/articles/openai-harmony
 HARMONY = Family(
-    dict.fromkeys(("<|channel|>", "<|start|>", "<|end|>", "<|return|>", "<|call|>"), State.HEADER)
+    dict.fromkeys(("<|channel|>", "<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>"), State.HEADER)
     | {"<|message|>": State.NAMED},
     anywhere=True,
 )
+# A prompt ends within a header, so that a reply may begin with the recipient of a call.
+HARMONY_BEGINS, RECIPIENT = "<|start|>assistant", "to="
 # Messages with headers too, but a mark of its own says what a message is.
 SOLAR = Family(
     {"<|think|>": State.THOUGHT, "<|content|>": State.ANSWER, "<|begin|>": State.HEADER, "<|end|>": State.HEADER},
@@ -110,12 +113,14 @@ _ANSWER_TAGS = ("<response>", "<answer>", "<output>", "<Output>")
 
 
 def named_state(header: str) -> State:
-    """What a harmony message is by its header; tool calls in the commentary channel are not for the reader.
+    """What a harmony message is by its header; calls of anything but a caller's tools are not for the reader.
 
     The channel is the first word after its mark; a call's recipient may come before or after it.
     """
     channel = header.rpartition("<|channel|>")[2].split()[:1]
-    return State.THOUGHT if channel == ["analysis"] or " to=" in header else State.ANSWER
+    if f" {RECIPIENT}functions." in header:
+        return State.CALL
+    return State.THOUGHT if channel == ["analysis"] or f" {RECIPIENT}" in header else State.ANSWER
 
 
 def closing(tag: str) -> str:

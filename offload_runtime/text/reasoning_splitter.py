@@ -3,7 +3,18 @@
 from collections.abc import Collection
 
 from offload_runtime.text.detokenize import overlap
-from offload_runtime.text.reasoning_marks import FAMILIES, State, begun_by, closing, named_state
+from offload_runtime.text.reasoning_marks import (
+    FAMILIES,
+    HARMONY,
+    HARMONY_BEGINS,
+    RECIPIENT,
+    State,
+    begun_by,
+    closing,
+    named_state,
+)
+from offload_runtime.text.tools.json_bodies import harmony_call
+from offload_runtime.text.tools.tool_call import ToolCall
 
 Piece = tuple[str, str]
 """(thoughts, answer)"""
@@ -16,17 +27,27 @@ class Splitter:
 
     prompt: the end of the text before, with special tokens. tokens: marks that are special tokens of the model; they
     come through `push_mark`, and the same characters as text are not marks. tags: tags that may enclose an answer after
-    thoughts; they are dropped too.
+    thoughts; they are dropped too. calls: where harmony's calls of tools are added; None takes them for thoughts.
     """
 
-    def __init__(self, prompt: str = "", tokens: Collection[str] = (), tags: Collection[str] = ()):
+    def __init__(
+        self,
+        prompt: str = "",
+        tokens: Collection[str] = (),
+        tags: Collection[str] = (),
+        calls: list[ToolCall] | None = None,
+    ):
+        self._calls = calls
         self._family, self._state = begun_by(prompt)
+        self._state = self._known(self._state)
         self._tokens = frozenset(tokens)
         self._tags = frozenset(tags)
         self._tag_end = ""  # what ends an answer that began with a tag
         self._at_start = self._family is None
+        self._in_header = prompt.rstrip().endswith(HARMONY_BEGINS)
         self._held = ""  # possibly the beginning of a mark
-        self._header = ""
+        self._header = prompt if self._state is State.CALL else ""
+        self._call = ""  # the message that is a call, so far
         self._opening = ""  # start of the section after a mark: so far only space and perhaps a label
         self._opens = self._state is State.THOUGHT
         self._space = ""  # at the end of a thought: dropped if nothing follows
@@ -83,13 +104,18 @@ class Splitter:
     def _has_started(self) -> bool:
         """Whether the held text decides if the reply begins with a mark; such a mark is followed."""
         text = self._held.lstrip()
+        if self._in_header and text.startswith(RECIPIENT):
+            self._family, self._state, self._at_start = HARMONY, State.HEADER, False
+            self._held = f" {text}"
+            return True
         begins = [(mark, family) for family in FAMILIES for mark in family.begins if mark not in self._tokens]
         for mark, family in begins:
             if text.startswith(mark):
                 self._held, self._family, self._at_start = text[len(mark) :], family, False
                 self._follow(mark)
                 return True
-        self._at_start = any(mark.startswith(text) for mark, _ in begins)
+        awaited = [*(mark for mark, _ in begins), *([RECIPIENT] if self._in_header else [])]
+        self._at_start = any(mark.startswith(text) for mark in awaited)
         return not self._at_start
 
     def _follow(self, mark: str) -> Piece:
@@ -101,19 +127,25 @@ class Splitter:
             return "", ""
         follows = self._family.marks[mark]
         if follows is State.NAMED:
-            follows = named_state(self._header)
-        if follows is State.HEADER:
-            self._header = self._header + mark if self._state is State.HEADER else mark
+            follows = self._known(named_state(self._header))
         if follows is self._state:
+            self._header += mark if follows is State.HEADER else ""
             return "", ""
         rest = self._close()
+        self._header = mark if follows is State.HEADER else self._header
         self._state, self._opens = follows, True
         return rest
+
+    def _known(self, state: State) -> State:
+        return State.THOUGHT if state is State.CALL and self._calls is None else state
 
     def _section(self, text: str) -> Piece:
         """The part of a text between marks that can be shown now."""
         if self._state is State.HEADER:
             self._header += text
+            return "", ""
+        if self._state is State.CALL:
+            self._call += text
             return "", ""
         if self._opens:
             text = self._behind_opening(text)
@@ -141,11 +173,25 @@ class Splitter:
 
     def _close(self) -> Piece:
         """End a section: an opening that is not a label is text."""
+        if self._state is State.CALL:
+            return "", self._end_call()
         opening, self._opening, self._space = self._opening.strip(), "", ""
         label = self._family.label.strip() if self._family else ""
         is_text = self._opens and self._state is State.THOUGHT and opening != label
         self._opens = False
         return (opening, "") if is_text else ("", "")
+
+    def _end_call(self) -> str:
+        """Add the call that has been written; one that cannot be read is text."""
+        assert self._calls is not None
+        body, self._call = self._call, ""
+        try:
+            self._calls.append(harmony_call(self._header, body))
+            return ""
+        except ValueError:
+            text = "\n\n" * (State.ANSWER in self._written) + body
+            self._written |= {State.ANSWER} if body else set()
+            return text
 
 
 def _joined(pieces: list[Piece]) -> Piece:

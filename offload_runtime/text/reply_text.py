@@ -1,23 +1,27 @@
-"""The text of a reply as its tokens come, thoughts and answer separate; the answer ends before a stop string."""
+"""The text of a reply as its tokens come: thoughts, answer and calls of tools are separate.
+
+The answer ends before a stop string.
+"""
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from offload_runtime.text.detokenize import IncrementalText, StopStrings
-from offload_runtime.text.reasoning_marks import FAMILIES, WITHIN_REPLY, answer_tags
-from offload_runtime.text.reasoning_splitter import Piece, Splitter
+from offload_runtime.text.reasoning_splitter import Piece
+from offload_runtime.text.reply_sections import ReplySections
+from offload_runtime.text.tools.tool_call import ToolCall
+from offload_runtime.text.tools.tool_definitions import Tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_PROMPT_END = 64  # tokens that hold what a template writes of the reply, letter by letter if need be
 
 
 class ReplyText:
     """Thoughts and answer of a growing list of token ids that follow `prompt`.
 
-    split: separate thoughts from the answer; otherwise everything is answer. Stop strings count in the answer only.
+    split: separate thoughts and calls of `tools` from the answer; otherwise everything is answer. Stop strings count in
+    the answer only. Raises UsageError for tools of a model whose calls cannot be read.
     """
 
     def __init__(
@@ -26,25 +30,28 @@ class ReplyText:
         prompt: Sequence[int] = (),
         stops: StopStrings | None = None,
         split: bool = True,
+        tools: Tools | None = None,
     ):
         self._text = IncrementalText(tokenizer, prompt)
         self._stops = StopStrings(()) if stops is None else stops
-        self._marks = special_marks(tokenizer) if split else {}
-        end = tokenizer.decode(list(prompt[-_PROMPT_END:]), skip_special_tokens=False) if split and prompt else ""
-        tags = answer_tags(str(tokenizer.chat_template or ""))
-        self._splitter = Splitter(str(end), self._marks.values(), tags) if split else None
+        self._sections = ReplySections(tokenizer, prompt, tools or Tools()) if split else None
 
     @property
     def is_stopped(self) -> bool:
         """Whether a stop string was found; no more text follows then."""
         return self._stops.found is not None
 
+    @property
+    def calls(self) -> Sequence[ToolCall]:
+        """The calls of tools completed so far. They are not part of the answer."""
+        return self._sections.calls if self._sections else ()
+
     def push(self, token: int, ends: bool = False) -> Piece:
         """Add a token; return the thoughts and answer it completes. A token that ends the reply adds no text."""
         text = "" if ends else self._text.push([token])
-        thought, answer = self._splitter.push(text) if self._splitter else ("", text)
-        if self._splitter and token in self._marks:
-            more = self._splitter.push_mark(self._marks[token])
+        thought, answer = self._sections.push(text) if self._sections else ("", text)
+        if self._sections:
+            more = self._sections.push_token(token)
             thought, answer = thought + more[0], answer + more[1]
         answer = self._stops.push(answer)
         more = self._up_to_stop_in_bytes()
@@ -55,36 +62,22 @@ class ReplyText:
         held = self._text.held_bytes if self._stops and not self.is_stopped else ""
         if not held:
             return "", ""
-        splitter, stops = deepcopy((self._splitter, self._stops))
-        thought, answer = splitter.push(held) if splitter else ("", held)
+        sections, stops = deepcopy((self._sections, self._stops))
+        thought, answer = sections.push(held) if sections else ("", held)
         answer = stops.push(answer)
         if stops.found is None:
             return "", ""
-        self._splitter, self._stops = splitter, stops
+        self._sections, self._stops = sections, stops
         return thought, answer
 
     def finish(self) -> Piece:
         """What is still held back at the end."""
         text = self._text.finish()
-        if not self._splitter:
+        if not self._sections:
             return "", self._stops.push(text) + self._stops.finish()
-        thought, answer = self._splitter.push(text)
-        last = self._splitter.finish()
+        thought, answer = self._sections.push(text)
+        last = self._sections.finish()
         return thought + last[0], self._stops.push(answer + last[1]) + self._stops.finish()
-
-
-def special_marks(tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
-    """The marks of thoughts that are special tokens, which decoding omits, by id."""
-    special = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    marks = (mark for family in FAMILIES if family.opener in special for mark in family.marks)
-    return {special[mark]: mark for mark in marks if mark in special}
-
-
-def inner_tokens(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
-    """The marks that do not end a reply, although a template may put one after a reply without thoughts."""
-    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
-    families = (family for family in FAMILIES if all(mark in added for mark in family.marks))
-    return frozenset(added[mark] for family in families for mark in family.marks if mark in WITHIN_REPLY)
 
 
 def split_reply(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids: Iterable[int]) -> Piece:
