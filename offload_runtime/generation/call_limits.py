@@ -1,7 +1,8 @@
-"""Checks the arguments of a call: prompt length, new tokens, stop strings, seed."""
+"""Checks the arguments of a call: prompt length, new tokens, stop strings, tools, seed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -9,6 +10,7 @@ from loaders.checkpoint.spec import ModelSpec
 from offload_runtime.errors import PromptError, UsageError
 from offload_runtime.generation.defaults import GenerationDefaults
 from offload_runtime.text.detokenize import StopStrings
+from offload_runtime.text.tools.tool_definitions import Tools
 from sequoia_tree.verification.logprobs import MOST_TOP
 
 
@@ -51,6 +53,15 @@ class CallLimits:
             return StopStrings([stop] if isinstance(stop, str) else stop or [])
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+    def tools(self, given: Sequence[Mapping[str, Any]] | None, has_sections: bool) -> Tools:
+        """The tools of a call. has_sections: calls are told from text. Raises UsageError for invalid ones."""
+        tools = Tools.of(given)
+        if tools and not (has_sections and self.has_text):
+            raise UsageError(
+                "tools need a chat: a prompt of messages (or their token ids), split_reasoning, and a tokenizer"
+            )
+        return tools
 
     def room(self, ids: list[int], max_new_tokens: int | None) -> int:
         """How many tokens may follow a prompt: limited by the context and by the call, or else by the model."""

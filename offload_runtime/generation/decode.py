@@ -16,6 +16,7 @@ from offload_runtime.speculation.methods import PLAIN
 from offload_runtime.speculation.target import Target
 from offload_runtime.speculation.tree_policy import PassFacts, PlainDecoding, TreePolicy
 from offload_runtime.speculation.verification import Scored, verify
+from offload_runtime.text.tools.tool_call import ToolCall
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.verification.logprobs import TokenLogprobs, token_logprobs
 from sequoia_tree.verification.verify import AcceptedPath
@@ -32,7 +33,7 @@ class Step:
     draft_seconds, target_seconds: wall time. streamed_bytes: bytes over the link, including those to read the prompt.
     finish_reason: None until the last step, then "stop" (an end token or stop string), "length" or "interrupted".
     read_tokens: tokens of the text that were not in the target's cache yet.
-    logprobs: one entry per token, if the request asks for them.
+    logprobs: one entry per token, if the request asks for them. tool_calls: those that the step completed.
     """
 
     token_ids: list[int]
@@ -49,6 +50,7 @@ class Step:
     predicted_seconds: float | None = None
     read_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 from offload_runtime.generation.decode import Step
 from offload_runtime.text.reply_text import ReplyText
+from offload_runtime.text.tools.tool_call import ToolCall
 from sequoia_tree.verification.logprobs import TokenLogprobs
 
 
@@ -109,8 +110,8 @@ class ReplyStats:
 class Reply:
     """The result of a generation so far. finish_reason: "stop", "length" or "interrupted"; None while it runs.
 
-    text: the answer. reasoning: the thinking before it, for models that mark it. logprobs: one entry per token, if they
-    were asked for.
+    text: the answer. reasoning: the thinking before it, for models that mark it. tool_calls: the model's calls of the
+    tools it was offered. logprobs: one entry per token, if they were asked for.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -120,22 +121,24 @@ class Reply:
     seed: int = 0
     stats: ReplyStats = field(default_factory=ReplyStats)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
     def add(self, step: Step) -> None:
         self.token_ids += step.token_ids
         self.logprobs += step.logprobs
         self.text += step.text
         self.reasoning += step.reasoning
+        self.tool_calls += step.tool_calls
         self.finish_reason = step.finish_reason
         self.stats.add(step)
 
 
 def with_text(step: Step, text: ReplyText) -> Step:
-    """The step with its text, cut after the token that completes a stop string.
+    """The step with its text and calls of tools, cut after the token that completes a stop string.
 
     An end token is not part of the text, whether it is a special token or not.
     """
-    thoughts, answers = [], []
+    thoughts, answers, known = [], [], len(text.calls)
     for count, token in enumerate(step.token_ids, start=1):
         thought, answer = text.push(token, ends=step.finish_reason == "stop" and count == len(step.token_ids))
         thoughts.append(thought)
@@ -147,4 +150,4 @@ def with_text(step: Step, text: ReplyText) -> Step:
         thought, answer = text.finish()
         thoughts.append(thought)
         answers.append(answer)
-    return replace(step, text="".join(answers), reasoning="".join(thoughts))
+    return replace(step, text="".join(answers), reasoning="".join(thoughts), tool_calls=tuple(text.calls[known:]))

@@ -42,6 +42,7 @@ from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
 from offload_runtime.speculation.target import PassProgress
 from offload_runtime.text.prompt import Prompt, chat_tokenizer, encode_prompt, is_chat, turn_end_tokens
 from offload_runtime.text.reply_text import ReplyText
+from offload_runtime.text.tools.tool_definitions import Tools
 from scheduler.machine.cuda import current_device
 from scheduler.plan.plan import Plan
 from sequoia_tree.shaping.order import Bounds
@@ -168,12 +169,15 @@ class OffloadRuntime:
         split_reasoning: bool = True,
         top_logprobs: int | None = None,
         template_arguments: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         **sampling: float | int | None,
     ) -> RunningText:
         """The text of a call, checked and encoded; the arguments are those of `stream`."""
         self._check_open()
         values = override(self._defaults.sampling, **sampling)
-        ids, turn_ends = self._encoded(prompt, template_arguments or {})
+        split = split_reasoning and not isinstance(prompt, str)
+        offered = self._limits.tools(tools, split)
+        ids, turn_ends = self._encoded(prompt, template_arguments or {}, offered)
         stops, room = self._limits.stop_strings(stop), self._limits.room(ids, max_new_tokens)
         logprobs = checked_top_logprobs(top_logprobs)
         model, ends = self._models.target.model, self.end_token_ids.union(end_token_ids, turn_ends)
@@ -182,8 +186,7 @@ class OffloadRuntime:
         values = self._rules.bind(values, bounds, logit_bias, dry_sequence_breakers, tokenizer)
         generator = seeded(torch.Generator(model.device), seed)
         request = Request(ids, values, room, ends, generator, should_stop, seed is not None, top_logprobs=logprobs)
-        split = split_reasoning and not isinstance(prompt, str)
-        text = ReplyText(self.tokenizer, ids, stops, split) if self._has_text else None
+        text = ReplyText(self.tokenizer, ids, stops, split, offered) if self._has_text else None
         reply = Reply(seed=generator.initial_seed(), stats=ReplyStats(prompt_tokens=len(ids)))
         return RunningText(GenerationRequest(prompt), request, text, reply)
 
@@ -200,23 +203,24 @@ class OffloadRuntime:
         its tokens. split_reasoning: the model's thinking goes to `reasoning` instead of `text`, unless the prompt is
         plain text. top_logprobs: from 0 to 20; steps and the reply then hold the log-probability of every token, and of
         so many likeliest tokens at its place, by the model's own distribution. template_arguments: variables of the
-        chat template, which go before those of `from_pretrained`. Raises UsageError or PromptError before anything
-        runs. Several streams may be open, in one or several threads: passes alternate, and a stream that finds another
-        text in the caches reads its own again.
+        chat template, which go before those of `from_pretrained`. tools: those that the model may call, in OpenAI's
+        form; its calls go to `tool_calls` instead of `text`. Raises UsageError or PromptError before anything runs.
+        Several streams may be open, in one or several threads: passes alternate, and a stream that finds another text
+        in the caches reads its own again.
         """
         text = self._begin(*arguments, **named)
         with self._turns.hold():
             self.last_reply = text.reply
         return self._stream(text)
 
-    def _encoded(self, prompt: Prompt, more: Mapping[str, Any]) -> tuple[list[int], frozenset[int]]:
+    def _encoded(self, prompt: Prompt, more: Mapping[str, Any], tools: Tools) -> tuple[list[int], frozenset[int]]:
         """The tokens of a prompt, checked against the limits, and the tokens that end a turn of its conversation.
 
         more: variables of the chat template.
         """
         check_template_arguments(more)
         arguments = {**self._preparation.options.template_arguments, **more}
-        ids = encode_prompt(prompt, lambda: self.tokenizer, arguments)
+        ids = encode_prompt(prompt, lambda: self.tokenizer, arguments, tools)
         turn_ends = turn_end_tokens(self.tokenizer, arguments, prompt) if is_chat(prompt) else frozenset()  # type: ignore[arg-type]
         self._limits.check_prompt(ids)
         return ids, turn_ends

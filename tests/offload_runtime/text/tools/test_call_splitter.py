@@ -168,6 +168,14 @@ def test_a_thought_that_a_call_s_token_ends_is_a_thought() -> None:
     assert [*text.calls] == [ToolCall("add", '{"a": "</think>"}')]
 
 
+def test_what_may_have_become_a_mark_of_thoughts_comes_before_a_call_s_token() -> None:
+    tokenizer = family_tokenizer("cohere")
+    text = ReplyText(tokenizer, tools=TOOLS)
+    ids = tokenizer.encode(f"<|START_RESPONSE|>A <|<|START_ACTION|>[{ADD}]<|END_ACTION|>B")
+    pieces = [*(text.push(token) for token in ids), text.finish()]
+    assert "".join(answer for _, answer in pieces) == "A <|\n\nB" and [*text.calls] == [ONE]
+
+
 def test_stop_strings_count_outside_calls_only() -> None:
     tokenizer = family_tokenizer("hermes")
     text = ReplyText(tokenizer, (), StopStrings(["name", "stop"]), tools=TOOLS)

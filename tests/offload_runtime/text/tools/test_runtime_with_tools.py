@@ -1,0 +1,79 @@
+"""A runtime tells its model of tools and returns the calls that it writes, apart from the text."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from offload_runtime import GenerationRequest, OffloadRuntime
+from offload_runtime.errors import UsageError
+from offload_runtime.text.tools.tool_call import ToolCall
+from tests.samples.chain_model import save_chain
+from tests.samples.tokenizer_samples import byte_level
+from tests.samples.tool_templates import family_tokenizer, tool
+
+QUESTION = [{"role": "user", "content": "hello"}]
+TOOLS = [tool("add", a="integer")]
+PIECES = ["<tool_call>", '{"name": "add", ', '"arguments": {"a": 1}}', "</tool_call>"]
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OffloadRuntime]:
+    """A model that writes "So:" and a call."""
+    tokenizer = deepcopy(family_tokenizer("hermes"))
+    tokenizer.add_tokens(PIECES)
+    directory = tmp_path_factory.mktemp("caller")
+    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
+    chain = [prompt[-1], *tokenizer.encode("So:" + "".join(PIECES) + "</s>", add_special_tokens=False)]
+    assert len(set(chain)) == len(chain)
+    save_chain(directory, chain, len(tokenizer))
+    tokenizer.save_pretrained(directory)
+    with OffloadRuntime.from_pretrained(directory, "none", "cpu", dtype="float32") as runtime:
+        yield runtime
+
+
+def test_calls_come_apart_from_the_text(caller: OffloadRuntime) -> None:
+    steps = [*caller.stream(QUESTION, tools=TOOLS, temperature=0, max_new_tokens=20)]
+    reply = caller.last_reply
+    assert (reply.text, reply.finish_reason) == ("So:", "stop")
+    assert reply.tool_calls == [ToolCall("add", '{"a": 1}')] and reply.tool_calls[0].id
+    assert [call for step in steps for call in step.tool_calls] == reply.tool_calls
+    assert "".join(step.text for step in steps) == reply.text
+    many = caller.generate_many([QUESTION, QUESTION], tools=TOOLS, temperature=0, max_new_tokens=20)
+    assert [one.tool_calls for one in many] == [reply.tool_calls] * 2
+
+
+def test_the_model_is_told_of_tools(caller: OffloadRuntime) -> None:
+    without = caller.generate(QUESTION, temperature=0, max_new_tokens=20)
+    assert without.text == "So:" + "".join(PIECES) and not without.tool_calls
+    told = caller.generate(QUESTION, tools=TOOLS, temperature=0, max_new_tokens=1)
+    assert told.stats.prompt_tokens > without.stats.prompt_tokens + 50
+    ids = caller.tokenizer.apply_chat_template(QUESTION, TOOLS, add_generation_prompt=True, return_dict=False)
+    assert told.stats.prompt_tokens == len(ids)
+    assert caller.generate(ids, tools=TOOLS, temperature=0, max_new_tokens=20).tool_calls
+
+
+@pytest.mark.parametrize(
+    ("prompt", "arguments", "message"),
+    [
+        ("hello", {}, "tools need a chat"),
+        (QUESTION, {"split_reasoning": False}, "tools need a chat"),
+        (QUESTION, {"tools": [{"type": "custom"}]}, "only tools of"),
+    ],
+)
+def test_tools_that_cannot_be_offered(
+    caller: OffloadRuntime, prompt: Any, arguments: dict[str, Any], message: str
+) -> None:
+    for run in (caller.stream, lambda *given, **named: caller.begin(GenerationRequest(given[0], named))):
+        with pytest.raises(UsageError, match=message):
+            run(prompt, **{"tools": TOOLS, **arguments})
+
+
+def test_a_model_whose_template_knows_no_tools(caller: OffloadRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caller.tokenizer, "chat_template", byte_level().chat_template)
+    with pytest.raises(UsageError, match="no place for tools"):
+        caller.stream(QUESTION, tools=TOOLS)
+    monkeypatch.setattr(caller.tokenizer, "chat_template", f"{byte_level().chat_template}{{{{ tools }}}}")
+    with pytest.raises(UsageError, match="no form of tool calls"):
+        caller.stream(QUESTION, tools=TOOLS)
