@@ -66,8 +66,8 @@ class ModelSource(Protocol):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer with its chat template, loaded without network and without running the model's code."""
 
-    def chat_template(self) -> str | None:
-        """The chat template, if there is one."""
+    def chat_template(self, for_tools: bool = False) -> str | None:
+        """The chat template, if there is one. for_tools: the one that is only for prompts with tools."""
 
 
 def model_source(model: Path | str) -> ModelSource:
@@ -141,8 +141,8 @@ class _DirectorySource:
 
         return usable(self.path, lambda: tokenizer_in(self.path))
 
-    def chat_template(self) -> str | None:
-        return chat_template_of(self.path)
+    def chat_template(self, for_tools: bool = False) -> str | None:
+        return chat_template_of(self.path, for_tools)
 
 
 class _GgufSource:
@@ -195,5 +195,5 @@ class _GgufSource:
             raise ModelFilesError(f"{self.path}: it holds no tokenizer. Use token ids instead of text.")
         return usable(self.path, lambda: gguf_tokenizer(read_gguf_cached(self.path)))
 
-    def chat_template(self) -> str | None:
-        return gguf_chat_template(read_gguf_cached(self.path).metadata)
+    def chat_template(self, for_tools: bool = False) -> str | None:
+        return gguf_chat_template(read_gguf_cached(self.path).metadata, for_tools)

@@ -10,7 +10,8 @@ from loaders.errors import ModelFilesError
 from loaders.json_files import read_json, read_regular
 
 ADDITIONAL = "additional_chat_templates"
-_FOR_OTHER_USES = ("tool_use", "rag")  # repositories' names of templates for tools and for documents
+_FOR_TOOLS = "tool_use"
+_FOR_OTHER_USES = (_FOR_TOOLS, "rag")  # repositories' names of templates for tools and for documents
 _LARGEST = 4 << 20  # bytes; published templates have at most 100 KB
 
 # Vicuna 1.1 and later, as FastChat, which they were trained with, writes prompts.
@@ -26,20 +27,28 @@ _VICUNA = (
 _BY_WORD = {"vicuna": _VICUNA}
 
 
-def chat_template_of(directory: Path) -> str | None:
+def chat_template_of(directory: Path, for_tools: bool = False) -> str | None:
     """The template of the model in a directory; None if it has none. Raises ModelFilesError for damaged files.
 
     Template files win over tokenizer_config.json, as in transformers; older processors wrote chat_template.json.
+    for_tools: the one that is only for prompts with tools.
     """
-    templates = _in_config(directory / "tokenizer_config.json") | _in_files(directory)
-    return chosen(templates or _in_config(directory / "chat_template.json")) or known_template(directory)
+    stated, files = _in_config(directory / "tokenizer_config.json"), _in_files(directory)
+    templates = stated | files or _in_config(directory / "chat_template.json")
+    if for_tools:
+        return (files or templates).get(_FOR_TOOLS)
+    return chosen(templates) or known_template(directory)
 
 
-def gguf_chat_template(metadata: Mapping[str, object]) -> str | None:
-    """The template in a GGUF file's metadata: tokenizer.chat_template, or one of the named templates."""
+def gguf_chat_template(metadata: Mapping[str, object], for_tools: bool = False) -> str | None:
+    """The template in a GGUF file's metadata: tokenizer.chat_template, or one of the named templates.
+
+    for_tools: the one that is only for prompts with tools.
+    """
     key = "tokenizer.chat_template"
     texts = {name: text for name, text in metadata.items() if name.startswith(key) and isinstance(text, str)}
-    return chosen({name.removeprefix(key).removeprefix(".") or "default": text for name, text in texts.items()})
+    named = {name.removeprefix(key).removeprefix(".") or "default": text for name, text in texts.items()}
+    return named.get(_FOR_TOOLS) if for_tools else chosen(named)
 
 
 def chosen(templates: Mapping[str, str]) -> str | None:

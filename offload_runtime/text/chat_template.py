@@ -20,7 +20,7 @@ from offload_runtime.text.message_forms import (
     with_thoughts,
 )
 from offload_runtime.text.template_process import REMEDY, TemplateFailedError, template_process
-from offload_runtime.text.tools.tool_definitions import Tools
+from offload_runtime.text.tools.tool_definitions import Tools, template_for
 
 _MARK = "sequoiamark{}x"  # a text that templates neither know nor change: letters and digits
 _KEY = "sequoiakey"
@@ -60,7 +60,7 @@ class _Renderer:
         arguments: Mapping[str, Any],
         tools: Tools,
     ):
-        self._template = str(tokenizer.chat_template)
+        self._template = template_for(tokenizer, tools)
         self._variables = {
             **{name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)},
             **{"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt},

@@ -7,14 +7,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from loaders.checkpoint.model_source import load_tokenizer
+from loaders.checkpoint.model_source import load_tokenizer, model_source
 from loaders.tokenizers.chat_templates import read_template
 from loaders.tokenizers.trial import panics_explained
 from offload_runtime.errors import OffloadError, PromptError
 from offload_runtime.text.chat_template import render_chat
 from offload_runtime.text.detokenize import check_whole_characters
 from offload_runtime.text.reply_sections import inner_tokens
-from offload_runtime.text.tools.tool_definitions import Tools
+from offload_runtime.text.tools.tool_definitions import TOOL_TEMPLATE, Tools
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Raw text, token ids, or chat messages with "role" and "content"."""
@@ -32,6 +32,8 @@ def chat_tokenizer(directory: Path, chat_template: Path | None) -> PreTrainedTok
     tokenizer = load_tokenizer(directory)
     if chat_template is not None:
         tokenizer.chat_template = read_template(chat_template)
+    else:
+        setattr(tokenizer, TOOL_TEMPLATE, model_source(directory).chat_template(for_tools=True))
     return tokenizer
 
 

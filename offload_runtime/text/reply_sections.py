@@ -8,7 +8,7 @@ from offload_runtime.text.reasoning_splitter import Piece, Splitter
 from offload_runtime.text.tools.call_formats import HARMONY_CALLS, call_format
 from offload_runtime.text.tools.call_splitter import CallSplitter
 from offload_runtime.text.tools.tool_call import ToolCall
-from offload_runtime.text.tools.tool_definitions import Tools
+from offload_runtime.text.tools.tool_definitions import Tools, template_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,7 @@ class ReplySections:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], tools: Tools):
         self._marks = special_marks(tokenizer)
         end = tokenizer.decode(list(prompt[-_PROMPT_END:]), skip_special_tokens=False) if prompt else ""
-        template = str(tokenizer.chat_template or "")
+        template = template_for(tokenizer, tools)
         form = call_format(template) if tools else None
         self.calls: list[ToolCall] = []
         self._called, self._call_marks = None, {}

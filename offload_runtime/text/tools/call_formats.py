@@ -76,7 +76,7 @@ _FORMATS = (  # the first whose signs are all there
     CallFormat(("<|START_ACTION|>",), "<|START_ACTION|>", "<|END_ACTION|>", read_json),  # Command R7B, Command A
     CallFormat(("<|tool_call|>", "<|/tool_call|>"), "<|tool_call|>", "<|/tool_call|>", read_json),  # Phi 4 mini
     CallFormat(("<|tool_call|>",), "<|tool_call|>", "", read_json),  # Granite 3
-    CallFormat(("<tool_calls>",), "<tool_calls>", "</tool_calls>", read_json),  # Jamba, Hunyuan
+    CallFormat(("<tool_calls>",), "<tool_calls>", "</tool_calls>", read_json),  # Jamba
     CallFormat(("<TOOLCALL>",), "<TOOLCALL>", "</TOOLCALL>", read_json),  # Nemotron Super, Nano 2
     CallFormat(("<tool_call>",), "<tool_call>", "</tool_call>", read_json),  # Hermes, Qwen 2.5 and 3, Granite 4, …
     CallFormat(('"parameters": ', '"name": "'), "<|python_tag|>", "", read_json, bare=True),  # Llama 3.1 to 3.3

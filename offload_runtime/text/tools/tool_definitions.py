@@ -4,11 +4,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offload_runtime.errors import UsageError
 from offload_runtime.text.tools.tool_call import json_value
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOOL_TEMPLATE = "tool_use_template"  # a tokenizer's attribute
 _NAME = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
 _NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 _KINDS: Mapping[type, tuple[str, ...]] = {
@@ -69,6 +73,12 @@ class Tools:
         if isinstance(value, float) and value.is_integer() and "integer" in kinds:
             value = int(value)
         return value if set(_KINDS.get(type(value), ())) & (kinds or {"object", "array"}) else text
+
+
+def template_for(tokenizer: "PreTrainedTokenizerBase", tools: Tools) -> str:
+    """The chat template for a prompt with these tools: some models have one of their own for that."""
+    own = getattr(tokenizer, TOOL_TEMPLATE, None) if tools else None
+    return str(own or tokenizer.chat_template or "")
 
 
 def _kinds_of(schema: object) -> set[str]:

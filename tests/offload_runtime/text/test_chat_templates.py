@@ -267,6 +267,8 @@ def test_which_template_a_model_has(tmp_path: Path, files: dict[str, Any], expec
             chat_template_of(directory)
     else:
         assert chat_template_of(directory) == expected
+        for_tools = "tools" if "tools" in str(files) and files.get("chat_template.jinja") != "file" else None
+        assert chat_template_of(directory, for_tools=True) == for_tools
 
 
 def test_a_gguf_file_has_templates_by_names_of_their_own() -> None:
@@ -274,6 +276,8 @@ def test_a_gguf_file_has_templates_by_names_of_their_own() -> None:
     assert gguf_chat_template({**named, "tokenizer.chat_template": "usual"}) == "usual"
     assert gguf_chat_template(named) == "other"
     assert gguf_chat_template({"tokenizer.chat_template": 5}) is None
+    assert gguf_chat_template(named, for_tools=True) == "tools"
+    assert gguf_chat_template({"tokenizer.chat_template": "usual"}, for_tools=True) is None
 
 
 @pytest.mark.parametrize("file", ["chat_template.json", "tokenizer_config.json"])

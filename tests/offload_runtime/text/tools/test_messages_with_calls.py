@@ -1,13 +1,15 @@
 """Tools, calls and their results reach the template in the form that it expects, or it is said that it has none."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from offload_runtime.errors import PromptError, UsageError
 from offload_runtime.text.chat_template import render_chat
-from offload_runtime.text.prompt import encode_prompt
+from offload_runtime.text.prompt import chat_tokenizer, encode_prompt
+from offload_runtime.text.reply_text import ReplyText
 from offload_runtime.text.tools.tool_definitions import Tools
 from tests.samples.tokenizer_samples import TEMPLATE, byte_level, with_template
 from tests.samples.tool_templates import FAMILIES, call, family_tokenizer, tool
@@ -110,6 +112,23 @@ def test_a_result_has_the_name_of_its_tool() -> None:
     assert "sevenadd[]" in render_chat(with_template(byte_level(), template), ANSWERED, True)
     named = [*ASKED, {**ANSWERED[-1], "name": "sum"}]
     assert "sevensum[]" in render_chat(with_template(byte_level(), template), named, True)
+
+
+def test_a_template_of_its_own_for_tools(tmp_path: Path) -> None:
+    tokenizer = family_tokenizer("hermes")
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text(str(tokenizer.chat_template))
+    loaded = chat_tokenizer(tmp_path, None)
+    assert render_chat(loaded, [QUESTION], True) == render_chat(byte_level(), [QUESTION], True)
+    assert render_chat(loaded, [QUESTION], True, tools=TOOLS) == render_chat(tokenizer, [QUESTION], True, tools=TOOLS)
+    text = ReplyText(loaded, (), tools=TOOLS)
+    for token in loaded.encode('<tool_call>{"name": "now"}</tool_call>'):
+        text.push(token)
+    assert text.finish() == ("", "") and len(text.calls) == 1
+    with pytest.raises(UsageError, match="no place for tools"):
+        render_chat(chat_tokenizer(tmp_path, tmp_path / "chat_template.jinja"), [QUESTION], True, tools=TOOLS)
 
 
 def test_a_template_without_a_place_for_tools_is_said_to_have_none() -> None:
