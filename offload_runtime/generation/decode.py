@@ -34,6 +34,7 @@ class Step:
     finish_reason: None until the last step, then "stop" (an end token or stop string), "length" or "interrupted".
     read_tokens: tokens of the text that were not in the target's cache yet.
     logprobs: one entry per token, if the request asks for them. tool_calls: those that the step completed.
+    stop_string: the one that has ended the text, if one has.
     """
 
     token_ids: list[int]
@@ -51,6 +52,7 @@ class Step:
     read_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,8 @@ class Reply:
     """The result of a generation so far. finish_reason: "stop", "length" or "interrupted"; None while it runs.
 
     text: the answer. reasoning: the thinking before it, for models that mark it. tool_calls: the model's calls of the
-    tools it was offered. logprobs: one entry per token, if they were asked for.
+    tools it was offered. stop_string: the one that has ended the answer, if one has. logprobs: one entry per token, if
+    they were asked for.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -122,6 +123,7 @@ class Reply:
     stats: ReplyStats = field(default_factory=ReplyStats)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
+    stop_string: str | None = None
 
     def add(self, step: Step) -> None:
         self.token_ids += step.token_ids
@@ -129,6 +131,7 @@ class Reply:
         self.text += step.text
         self.reasoning += step.reasoning
         self.tool_calls += step.tool_calls
+        self.stop_string = step.stop_string
         self.finish_reason = step.finish_reason
         self.stats.add(step)
 
@@ -150,4 +153,5 @@ def with_text(step: Step, text: ReplyText) -> Step:
         thought, answer = text.finish()
         thoughts.append(thought)
         answers.append(answer)
-    return replace(step, text="".join(answers), reasoning="".join(thoughts), tool_calls=tuple(text.calls[known:]))
+    step = replace(step, tool_calls=tuple(text.calls[known:]), stop_string=text.stop_string)
+    return replace(step, text="".join(answers), reasoning="".join(thoughts))

@@ -42,6 +42,11 @@ class ReplyText:
         return self._stops.found is not None
 
     @property
+    def stop_string(self) -> str | None:
+        """The stop string that was found."""
+        return self._stops.found
+
+    @property
     def calls(self) -> Sequence[ToolCall]:
         """The calls of tools completed so far. They are not part of the answer."""
         return self._sections.calls if self._sections else ()

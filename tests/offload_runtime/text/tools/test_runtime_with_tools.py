@@ -44,6 +44,12 @@ def test_calls_come_apart_from_the_text(caller: OffloadRuntime) -> None:
     assert [one.tool_calls for one in many] == [reply.tool_calls] * 2
 
 
+def test_the_stop_string_that_ended_the_answer_is_told(caller: OffloadRuntime) -> None:
+    steps = [*caller.stream(QUESTION, tools=TOOLS, temperature=0, max_new_tokens=20, stop=["x", ":"])]
+    assert (caller.last_reply.text, caller.last_reply.stop_string, steps[-1].stop_string) == ("So", ":", ":")
+    assert caller.generate(QUESTION, temperature=0, max_new_tokens=20).stop_string is None
+
+
 def test_the_model_is_told_of_tools(caller: OffloadRuntime) -> None:
     without = caller.generate(QUESTION, temperature=0, max_new_tokens=20)
     assert without.text == "So:" + "".join(PIECES) and not without.tool_calls
