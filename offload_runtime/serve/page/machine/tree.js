@@ -9,7 +9,7 @@ const WIDTH = 320;
 const HEIGHT = 190;
 const MARGIN = 9;
 const LARGEST = 8; // diameter of a node
-const SMALLEST = 1.6;
+const SMALLEST = 2.2;
 
 /** A drawing of {parents, accepted}; null where there is no tree to draw. */
 export function drawTree(tree) {
@@ -24,9 +24,10 @@ export function drawTree(tree) {
   const room = Math.min((WIDTH - 2 * MARGIN) / layout.leaves, (HEIGHT - 2 * MARGIN) / Math.max(1, layout.levels));
   const size = Math.min(LARGEST, Math.max(SMALLEST, room * 0.6));
   const nodes = parents.map((_, node) => node);
+  const edges = nodes.slice(1).map((node) => edge(point(parents[node]), point(node)));
   const lit = path.map((node, index) => ({ node, from: path[index - 1] ?? 0, name: depthClass(index + 1) }));
   const drawing = [
-    svg("path", { class: "edges", d: nodes.slice(1).map((node) => edge(point(parents[node]), point(node))).join("") }),
+    svg("path", { class: "edges", d: edges.join(""), "stroke-width": Math.min(1, Math.max(0.4, room / 8)) }),
     svg("path", { class: "nodes", d: nodes.map((node) => dot(point(node))).join(""), "stroke-width": size }),
     ...lit.map(({ node, from, name }) => svg("path", { class: `lit ${name}`, d: edge(point(from), point(node)) })),
     dotOf(point(0), "root", size),
