@@ -23,7 +23,7 @@ ROOMS = {
     "sequoia_tree": ("shaping", "shapes", "verification", "acceptance", "drafting", "choice"),
     "scheduler": ("machine", "plan", "streaming"),
     "offload_runtime": (
-        *("options", "text", "model", "speculation", "planning", "loading", "generation"),
+        *("options", "text", "grammar", "model", "speculation", "planning", "loading", "generation"),
         *("chat", "doctor", "measure_acceptance", "batch", "serve"),
     ),
 }

@@ -30,6 +30,7 @@ from offload_runtime.generation.request_rules import RequestRules
 from offload_runtime.generation.running_text import RunningText
 from offload_runtime.generation.shared_passes import SharedPasses
 from offload_runtime.generation.turns import Turns
+from offload_runtime.grammar.grammars import Grammars
 from offload_runtime.loading.fetching import Download
 from offload_runtime.loading.models import Progress, load_models
 from offload_runtime.loading.policy_choice import tree_policy
@@ -156,6 +157,10 @@ class OffloadRuntime:
         """Tokens that end a text."""
         return model_end_tokens(self._directory, self._models.target.model.config.eos_token_id)
 
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars((lambda: self.tokenizer) if self._has_text else None, self._models.target.model.vocab_size)
+
     def _begin(
         self,
         prompt: Prompt,
@@ -168,6 +173,7 @@ class OffloadRuntime:
         should_stop: Callable[[], bool] = never,
         split_reasoning: bool = True,
         top_logprobs: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
         template_arguments: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **sampling: float | int | None,
@@ -184,6 +190,7 @@ class OffloadRuntime:
         bounds = Bounds(ids, ends, len(ids) + room, model.vocab_size, model.device)
         tokenizer = (lambda: self.tokenizer) if self._has_text else None
         values = self._rules.bind(values, bounds, logit_bias, dry_sequence_breakers, tokenizer)
+        values = self._grammars.bind(response_format, values, bounds, split)
         generator = seeded(torch.Generator(model.device), seed)
         request = Request(ids, values, room, ends, generator, should_stop, seed is not None, top_logprobs=logprobs)
         text = ReplyText(self.tokenizer, ids, stops, split, offered) if self._has_text else None
@@ -202,11 +209,12 @@ class OffloadRuntime:
         addition to the model's. should_stop: checked between two layers; the reply then ends "interrupted" and keeps
         its tokens. split_reasoning: the model's thinking goes to `reasoning` instead of `text`, unless the prompt is
         plain text. top_logprobs: from 0 to 20; steps and the reply then hold the log-probability of every token, and of
-        so many likeliest tokens at its place, by the model's own distribution. template_arguments: variables of the
-        chat template, which go before those of `from_pretrained`. tools: those that the model may call, in OpenAI's
-        form; its calls go to `tool_calls` instead of `text`. Raises UsageError or PromptError before anything runs.
-        Several streams may be open, in one or several threads: passes alternate, and a stream that finds another text
-        in the caches reads its own again.
+        so many likeliest tokens at its place, by the model's own distribution. response_format: as in OpenAI's
+        interface, holds the answer to JSON or to a schema. template_arguments: variables of the chat template, which go
+        before those of `from_pretrained`. tools: those that the model may call, in OpenAI's form; its calls go to
+        `tool_calls` instead of `text`. Raises UsageError or PromptError before anything runs. Several streams may be
+        open, in one or several threads: passes alternate, and a stream that finds another text in the caches reads its
+        own again.
         """
         text = self._begin(*arguments, **named)
         with self._turns.hold():

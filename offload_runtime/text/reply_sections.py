@@ -13,7 +13,7 @@ from offload_runtime.text.tools.tool_definitions import Tools, template_for
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PROMPT_END = 64  # tokens that hold what a template writes of the reply, letter by letter if need be
+PROMPT_END = 64  # tokens that hold what a template writes of the reply, letter by letter if need be
 
 
 class ReplySections:
@@ -23,7 +23,7 @@ class ReplySections:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], tools: Tools):
         self._marks = special_marks(tokenizer)
-        end = tokenizer.decode(list(prompt[-_PROMPT_END:]), skip_special_tokens=False) if prompt else ""
+        end = tokenizer.decode(list(prompt[-PROMPT_END:]), skip_special_tokens=False) if prompt else ""
         template = template_for(tokenizer, tools)
         form = call_format(template) if tools else None
         self.calls: list[ToolCall] = []

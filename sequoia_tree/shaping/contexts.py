@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sequoia_tree.tree import Ints
 from sequoia_tree.uploads import upload
 
 _NONE = -1  # in place of a token where there is none
@@ -16,16 +17,20 @@ _NONE = -1  # in place of a token where there is none
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """A text on the device. tokens: int64 [L]; distinct: int64 [U], each of its tokens once."""
+    """A text on the device. tokens: int64 [L]; distinct: int64 [U], each of its tokens once.
+
+    array: `tokens` on the host.
+    """
 
     tokens: Tensor
     distinct: Tensor
+    array: Ints
 
     @classmethod
     def of(cls, tokens: Sequence[int], device: torch.device) -> Text:
         """A text of at least one token, the last of which is the root of trees."""
         array = np.asarray(tokens, dtype=np.int64)
-        return cls(upload(array, device), upload(np.unique(array), device))
+        return cls(upload(array, device), upload(np.unique(array), device), array)
 
     def at(self, ancestors: Tensor, tokens: Tensor, depth: int) -> Contexts:
         """The contexts after n nodes of a tree whose m nodes hold `tokens`, int64 [m].
@@ -74,6 +79,12 @@ class Contexts:
     def seen(self) -> Tensor:
         """Every token that occurs in a context, int64 [n, U + D], possibly repeated; -1 for none."""
         return torch.cat((self.text.distinct.expand(len(self.paths), -1), self.paths), dim=1)
+
+    def paths_on_host(self) -> list[tuple[int, ...]]:
+        """The tokens after the text, of each context; waits for the device. Tokens that are missing are -1."""
+        depths, *columns = torch.cat((self.depths[None], self.paths.T)).tolist()
+        paths = zip(*columns) if columns else ((),) * len(depths)
+        return [tuple(path[:depth]) for path, depth in zip(paths, depths)]
 
     def since(self, begin: int) -> Tensor:
         """All tokens from position `begin` of the text on, int64 [n, L - begin + D]; -1 behind the end of each."""

@@ -2,7 +2,7 @@
 
 import { byId, element, oncePerFrame } from "../dom.js";
 import { drawPasses } from "./passes.js";
-import { isPlan, planNodes } from "./plan.js";
+import { planNodes } from "./plan.js";
 import { formatSize } from "./sizes.js";
 import { linkShare, short, speed, tokensPerPass } from "./stats.js";
 import { drawTree } from "./tree.js";
@@ -23,11 +23,10 @@ export class MachinePanel {
     this.begin(null);
   }
 
-  /** Show the server's plan; one that is none, or null, is said to be missing. */
+  /** Show a plan; null where the server tells none. */
   showPlan(plan) {
-    this.plan = isPlan(plan) ? plan : null;
-    const nodes = this.plan ? planNodes(plan) : [element("p", {}, "The server tells no plan.")];
-    byId("plan").replaceChildren(...nodes);
+    this.plan = plan;
+    byId("plan").replaceChildren(...(plan ? planNodes(plan) : [element("p", {}, "The server tells no plan.")]));
     this.draw();
   }
 
@@ -101,7 +100,7 @@ export class MachinePanel {
     if (expected) bar.value = Math.min(1, elapsed / expected);
     else bar.removeAttribute("value");
     const of = expected ? ` of about ${short(expected)} s` : " s";
-    byId("pass-words").textContent = `This pass has run for ${elapsed.toFixed(1)}${of}`;
+    byId("pass-words").textContent = `This pass has run for ${short(elapsed)}${of}`;
   }
 }
 

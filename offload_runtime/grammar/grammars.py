@@ -1,0 +1,95 @@
+"""Makes the rules of response formats for one model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerFast
+
+from loaders.message_text import first_line, quoted
+from loaders.tokenizers.trial import panics_explained
+from offload_runtime.errors import OffloadError, UsageError
+from offload_runtime.grammar.compiled import compiled
+from offload_runtime.grammar.grammar_rule import GrammarRule
+from offload_runtime.grammar.masks import Masks
+from offload_runtime.grammar.response_format import grammar_of
+from offload_runtime.grammar.thoughts import ANSWER, Thoughts
+from offload_runtime.grammar.trial import check_grammar
+from sequoia_tree.shaping.order import Bounds
+from sequoia_tree.shaping.settings import Sampling
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+    from transformers import PreTrainedTokenizerBase
+
+_SAMPLE = '{"a": [-1.5e3, true, null], "b c": "«\\n»"}'
+
+
+class Grammars:
+    """tokenizer: of the model, None if it has none. vocab_size: of its logits."""
+
+    def __init__(self, tokenizer: "Callable[[], PreTrainedTokenizerBase] | None", vocab_size: int):
+        self._find, self._vocab_size = tokenizer, vocab_size
+
+    def bind(self, response_format: object, sampling: Sampling, bounds: Bounds, thinks: bool) -> Sampling:
+        """`sampling` with the rule of a response format, after its other rules.
+
+        thinks: whether the reply may begin with thoughts that are no part of its answer. Raises UsageError for formats
+        that cannot be followed: no JSON schema, none that llguidance can compile, or not with this tokenizer.
+        """
+        grammar = grammar_of(response_format)
+        if grammar is None:
+            return sampling
+        tokenizer = self._tokenizer  # first: without llguidance no grammar compiles
+        if not any(0 <= token < self._vocab_size for token in bounds.end_tokens):
+            raise UsageError("response_format needs a token that ends a text, and this model has none")
+        check_grammar(grammar)
+        matcher, fault = compiled(tokenizer, grammar)
+        if fault:
+            raise UsageError(f"response_format: the schema cannot be followed: {quoted(fault, 300)}")
+        thoughts = self._thoughts if thinks else None
+        begin = thoughts.begin(bounds.prompt) if thoughts else ANSWER
+        masks = Masks(matcher, bounds.end_tokens, self._vocab_size, (tokenizer.eos_token,), thoughts, begin)
+        return replace(sampling, rules=(*sampling.rules, GrammarRule(masks, len(bounds.prompt))))
+
+    @cached_property
+    def _thoughts(self) -> Thoughts:
+        assert self._find is not None
+        return Thoughts(self._find())
+
+    @cached_property
+    def _tokenizer(self) -> "LLTokenizer":
+        """The tokenizer as llguidance needs it; building it takes a second for 131,072 tokens."""
+        try:
+            from llguidance.hf import from_tokenizer
+        except ImportError as error:
+            raise UsageError(
+                "response_format needs the package llguidance, which is not installed:\n"
+                '  pip install llguidance   or, with all that the server needs, pip install "sequoia-offload[serve]"'
+            ) from error
+        if self._find is None:
+            raise UsageError("response_format needs a tokenizer, and this model comes without one")
+        tokenizer = self._find()
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise _unfit(f"it is a {type(tokenizer).__name__}, not one of the tokenizers library")
+        # llguidance wants one; what ends a text is settled for each request
+        marks = (tokenizer.eos_token_id, *tokenizer.all_special_ids)
+        end = next((token for token in marks if type(token) is int), None)
+        if end is None:
+            raise _unfit("it has no special token")
+        try:
+            with panics_explained("the model"):
+                made = from_tokenizer(tokenizer, max(self._vocab_size, len(tokenizer)), end)
+                sample = tokenizer(_SAMPLE, add_special_tokens=False).input_ids
+                ids = [token for token in sample if token not in tokenizer.all_special_ids]
+                read, meant = made.decode_str(ids).strip(), str(tokenizer.decode(ids)).strip()
+        except (ValueError, OffloadError) as error:
+            raise _unfit(first_line(error)) from error
+        if read != meant:
+            raise _unfit(f"it reads {quoted(meant)} as {quoted(read)}")
+        return made
+
+
+def _unfit(reason: str) -> UsageError:
+    return UsageError(f"response_format: llguidance cannot use this model's tokenizer: {quoted(reason, 200)}")
