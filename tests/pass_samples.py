@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from offload_runtime import OffloadRuntime
-from offload_runtime.model.attention import PassRows
 from offload_runtime.model.model import Model
-from offload_runtime.model.rows import text_and_tree_rows, text_rows
+from offload_runtime.model.rows import PassRows, text_and_tree_rows, text_rows
 from scheduler.plan.padding import Padding
 from sequoia_tree import Tree
 

@@ -1,38 +1,41 @@
-"""The decode loop: draft a tree, score it in one pass of the target, keep what verification accepts."""
+"""The decode loop: draft trees, score them in one pass of the target, keep what verification accepts."""
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-import torch
+from torch import Tensor
 
-from offload_runtime.errors import Interrupted, ModelFilesError
-from offload_runtime.model.model import Model, never
+from offload_runtime.errors import Interrupted, ModelFilesError, OffloadError
+from offload_runtime.generation.sequences import LEAST_COPIED, Sequences, common_prefix
+from offload_runtime.generation.writer import Writer
+from offload_runtime.model.model import Model
 from offload_runtime.model.not_finite import describe_fault
-from offload_runtime.speculation.draft import Draft
+from offload_runtime.speculation.draft import Draft, Growth
 from offload_runtime.speculation.draft_tree import DraftTree
-from offload_runtime.speculation.methods import PLAIN
+from offload_runtime.speculation.growth import run_growths
+from offload_runtime.speculation.methods import PLAIN, Method
 from offload_runtime.speculation.target import Target
-from offload_runtime.speculation.tree_policy import PassFacts, PlainDecoding, TreePolicy
+from offload_runtime.speculation.tree_policy import PassFacts, PlainDecoding, Situation, TextFacts, TreePolicy
 from offload_runtime.speculation.verification import Scored, verify
 from offload_runtime.text.tools.tool_call import ToolCall
-from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.verification.logprobs import TokenLogprobs, token_logprobs
-from sequoia_tree.verification.verify import AcceptedPath
 
 
 @dataclass(frozen=True)
 class Step:
     """What one step of the loop produced, and what it cost.
 
-    token_ids: the new tokens, at least one unless the step was interrupted.
+    token_ids: the new tokens, at least one unless the step was interrupted or, where texts share passes, only read.
     method: how it drafted; "none" without a tree. drafted, accepted: draft tokens in the tree, and how many of them
     verification accepted.
     predicted_tokens, predicted_seconds: expected when the tree was chosen; None if there was no prediction.
-    draft_seconds, target_seconds: wall time. streamed_bytes: bytes over the link, including those to read the prompt.
+    draft_seconds, target_seconds: wall time. streamed_bytes: bytes over the link, including those to read the prompt;
+    of the whole pass, whoever shared it.
     finish_reason: None until the last step, then "stop" (an end token or stop string), "length" or "interrupted".
-    read_tokens: tokens of the text that were not in the target's cache yet.
+    read_tokens: tokens of the text that the step read, since they were not in the target's cache yet.
     logprobs: one entry per token, if the request asks for them. tool_calls: those that the step completed.
     stop_string: the one that has ended the text, if one has.
     """
@@ -55,142 +58,231 @@ class Step:
     stop_string: str | None = None
 
 
-@dataclass(frozen=True)
-class Request:
-    """One generation: the prompt's token ids and how to continue them.
+_STOPPED = Step([], 0, 0, 0.0, 0.0, 0, "interrupted")
+_WAITING = Step([], 0, 0, 0.0, 0.0, 0)  # of a text that had no rows in the pass
 
-    repeatable: the same seed must give the same text again, so trees must not depend on what was learnt.
-    first_prompt: length of the original prompt, if `prompt` also holds tokens of the reply.
-    top_logprobs: how many of the likeliest tokens to name with each token's log-probability; None for neither.
-    """
 
-    prompt: Sequence[int]
-    sampling: Sampling
-    max_new_tokens: int
-    end_token_ids: frozenset[int]
-    generator: torch.Generator
-    should_stop: Callable[[], bool] = never
-    repeatable: bool = False
-    first_prompt: int | None = None
-    top_logprobs: int | None = None
+@dataclass
+class _Turn:
+    """One text's part in a pass. unread: tokens that the target has not cached. reads: of a text that gets no tree,
+    how many of them it reads."""
 
-    @property
-    def prompt_length(self) -> int:
-        """Tokens in the original prompt."""
-        return len(self.prompt) if self.first_prompt is None else self.first_prompt
+    writer: Writer
+    unread: int
+    method: Method
+    reads: int | None = None
+    drawn: DraftTree | None = None
+    logits: Tensor | None = None
 
-    def after(self, tokens: Sequence[int]) -> "Request":
-        """The rest of the request after `tokens` were generated."""
-        left = self.max_new_tokens - len(tokens)
-        prompt = [*self.prompt, *tokens]
-        return replace(self, prompt=prompt, max_new_tokens=left, first_prompt=self.prompt_length)
+
+@dataclass
+class _Clock:
+    """When a pass began, and had chosen and drafted its trees; streamed: bytes that had crossed the link before."""
+
+    streamed: int
+    started: float
+    chosen: float = 0.0
+    drafted: float = 0.0
 
 
 class Decoder:
-    """Runs requests one after the other over the caches of one target and an optional draft.
+    """Writes texts over the caches of one target and an optional draft, with one tree of each text in a pass.
 
-    policy: chooses how each step drafts. text: the caches hold a prefix of it; a new prompt is not read again as far
-    as it begins with the same tokens.
+    policy: chooses how each step drafts. A new text is not read as far as the caches hold one that begins like it.
     """
 
     def __init__(self, target: Target, draft: Draft | None = None, policy: TreePolicy | None = None):
         self._target, self._draft, self._policy = target, draft, policy or PlainDecoding()
-        self.text: list[int] = []
+        self._sequences = Sequences(self._models())
 
-    def steps(self, request: Request) -> Iterator[Step]:
-        """Yield steps until an end token, `max_new_tokens`, or an interruption.
+    @property
+    def places(self) -> int:
+        """Most texts that can share a pass."""
+        return len(self._sequences)
 
-        Closing the iterator early is safe. Several iterators may take turns: each then reads its own text again.
+    def step(self, writers: Sequence[Writer], in_pieces: bool = False) -> list[Step | OffloadError]:
+        """A step of each text, all in one pass, or the error that ends this text and not the others.
+
+        A single text is read to its end in as many passes as that takes, unless `in_pieces`: then, as where texts share
+        a pass, a step only reads what one pass has room for. An interrupted step leaves the text and its rows
+        unchanged. Several callers may take turns: a text whose rows were taken is read again.
         """
-        text = list(request.prompt)
-        most_tokens = len(text) + request.max_new_tokens
-        finish_reason = None
-        try:
-            while finish_reason is None:
-                self._take_up(text, request)
-                step = self._step(request, most_tokens - len(text))
-                finish_reason = step.finish_reason
-                yield step
-        finally:
-            if self.text is text:  # otherwise another iterator has taken over and rolled back; it may be in a pass
-                self._rollback()
+        stopped = [writer for writer in writers if len(writers) > 1 and writer.request.should_stop()]
+        active = self._ready([writer for writer in writers if writer not in stopped])
+        done: dict[Writer, Step | OffloadError] = dict.fromkeys(stopped, _STOPPED)
+        if active:
+            self._sequences.take_up(active)
+            for model in self._models():
+                model.should_stop = partial(_all_stop, active)
+            done |= zip(active, self._pass(active, in_pieces or len(writers) > 1))
+        return [done.get(writer, _WAITING) for writer in writers]
 
-    def _take_up(self, text: list[int], request: Request) -> None:
-        """Switch to `text`, which grows from here on. The caches keep the prefix shared with the previous text."""
-        common = common_prefix(self.text, text) if self.text is not text else None
-        self.text = text
-        for model in self._models():
-            model.should_stop = request.should_stop
-            if common is not None:
-                model.take_up(request.prompt_length, common)
-            model.reaches(len(text))
+    def leave(self, writer: Writer) -> None:
+        """A text takes part in no further step; its rows stay for texts that begin like it."""
+        self._sequences.let_go(writer)
+
+    def forget(self) -> None:
+        """Drop all texts from the caches."""
+        self._sequences.forget()
 
     def _models(self) -> list[Model]:
         return [self._target.model, *([self._draft.model] if self._draft else [])]
 
-    def _rollback(self) -> None:
-        for model in self._models():
-            model.cache.rollback()
+    def _ready(self, writers: Sequence[Writer]) -> list[Writer]:
+        """All but those that had better wait: another text is reading what they begin with, and they can copy it."""
+        cached = {writer: self._sequences.cached(writer) for writer in writers}
+        ready: list[Writer] = []
+        for writer in writers:
+            common = (min(common_prefix(other.text, writer.text), len(other.text) - 1) for other in ready)
+            gains = max((c - cached[o] for c, o in zip(common, ready) if cached[o] < c), default=0)
+            if writer.sequence is not None or gains < LEAST_COPIED:
+                ready.append(writer)
+        return ready
 
-    def _step(self, request: Request, most_tokens: int) -> Step:
-        """One tree, one pass, one accepted path. An interrupted step leaves text and caches unchanged."""
-        streamed = self._target.model.streamed_total
-        started = chosen_at = drafted_at = time.perf_counter()
-        tokens: list[int] = []
-        drafted, accepted, finish_reason = 0, 0, None
-        logprobs: tuple[TokenLogprobs, ...] = ()
-        unread = len(self.text) - min(self._target.model.cache.length, len(self.text) - 1)
-        method = PLAIN
+    def _pass(self, writers: Sequence[Writer], in_pieces: bool) -> list[Step | OffloadError]:
+        """One tree of each text, one pass, one accepted path of each."""
+        clock = _Clock(self._target.model.streamed_total, time.perf_counter())
+        turns: list[_Turn] = []
         try:
-            method = self._policy.method(request.sampling, len(self.text), request.repeatable)
-            chosen_at = time.perf_counter()
-            drawn = method.grow(self.text, request.sampling, request.generator)
-            if method.draft_rows and drawn.drawn == 1 and not drawn.has_distribution:
-                self._drop_draft()
-            drafted_at = time.perf_counter()
-            logits = self._target.score(self.text, drawn)
+            turns = self._turns(writers, in_pieces)
+            clock.chosen = time.perf_counter()
+            self._grow(turns)
+            clock.drafted = time.perf_counter()
+            self._score(turns, in_pieces)
         except Interrupted:
-            self._rollback()
-            finish_reason = "interrupted"
-        else:
-            scored = Scored.of(drawn, logits, self.text, request.sampling)
-            accepted_path = verify(scored, method.rule, request.generator)
-            if accepted_path.bonus < 0:
-                raise self._not_finite()
-            self._policy.learn(method, scored, accepted_path)
-            self._commit(drawn, accepted_path)
-            drafted, accepted = drawn.tree.size - 1, len(accepted_path.path)
-            accepted_tokens = [drawn.tokens[node] for node in accepted_path.path]
-            room = self._target.model.room(len(self.text))
-            tokens = [*accepted_tokens, accepted_path.bonus][:room]
-            tokens, finish_reason = cut(tokens, request.end_token_ids, most_tokens)
-            self.text += tokens
-            if request.top_logprobs is not None:
-                logprobs = token_logprobs(logits, accepted_path, tokens, request.top_logprobs)
+            for writer in writers:
+                self._sequences.rollback(writer)
+            clock.drafted = clock.drafted or time.perf_counter()
+            return [self._timed(clock, _STOPPED) for _ in writers]
+        outcomes = [self._finished(turn, clock) for turn in turns]
+        self._report(turns, outcomes, clock)
+        return outcomes
+
+    def _turns(self, writers: Sequence[Writer], in_pieces: bool) -> list[_Turn]:
+        """What each text does in the pass: those with the least to read get trees first, the rest is for reading."""
+        turns = []
+        for writer in writers:
+            request = writer.request
+            situation = Situation(request.sampling, len(writer.text), request.repeatable, len(writers))
+            unread = len(writer.text) - self._sequences.cached(writer)
+            turns.append(_Turn(writer, unread, self._policy.method(situation)))
+        left = self._target.most_rows
+        for turn in sorted(turns, key=lambda turn: turn.unread) if in_pieces else ():
+            rows = turn.unread - 1 + turn.method.most_nodes
+            if rows > left:
+                rows = turn.reads = min(left, turn.unread - 1)
+            left -= rows
+        return turns
+
+    def _grow(self, turns: Sequence[_Turn]) -> None:
+        """Draft the trees; the draft reads along with texts that are only read."""
+        growths: list[Growth[object]] = []
+        for turn in turns:
+            request, text, place = turn.writer.request, turn.writer.text, turn.writer.place
+            if turn.reads is None:
+                growths.append(turn.method.growing(text, request.sampling, request.generator, place))
+            elif self._draft and turn.reads:
+                growths.append(self._draft.reading(text[: len(text) - turn.unread + turn.reads], place))
+            else:
+                growths.append(_nothing())
+        for turn, result in zip(turns, run_growths(growths, self._draft.run if self._draft else None)):
+            turn.drawn = result if isinstance(result, DraftTree) else None
+        for turn in turns:
+            drawn = turn.drawn
+            if self._draft and drawn and turn.method.draft_rows and drawn.drawn == 1 and not drawn.has_distribution:
+                self._drop_draft(self._draft, turn.writer)
+
+    def _score(self, turns: Sequence[_Turn], in_pieces: bool) -> None:
+        target = self._target
+        if not in_pieces:
+            (turn,) = turns
+            assert turn.drawn is not None
+            turn.logits = target.score(turn.writer.text, turn.drawn, turn.writer.place)
+            return
+        taking_part = [turn for turn in turns if turn.drawn or turn.reads]
+        parts = [
+            target.tree_part(turn.writer.text, turn.drawn, turn.writer.place)
+            if turn.drawn
+            else target.text_part(turn.writer.text, turn.reads or 0, turn.writer.place)
+            for turn in taking_part
+        ]
+        for turn, logits in zip(taking_part, target.run(parts)):
+            turn.logits = logits
+
+    def _finished(self, turn: _Turn, clock: _Clock) -> Step | OffloadError:
+        try:
+            return self._verified(turn, clock) if turn.drawn else self._read(turn, clock)
+        except OffloadError as error:
+            self._sequences.rollback(turn.writer)
+            return error
+
+    def _read(self, turn: _Turn, clock: _Clock) -> Step:
+        if not turn.reads:
+            return _WAITING
+        self._target.model.cache.sequences[turn.writer.place].commit(range(turn.reads))
+        return self._timed(clock, replace(_WAITING, read_tokens=turn.reads))
+
+    def _verified(self, turn: _Turn, clock: _Clock) -> Step:
+        writer, drawn, logits = turn.writer, turn.drawn, turn.logits
+        request = writer.request
+        assert drawn is not None and logits is not None
+        scored = Scored.of(drawn, logits, writer.text, request.sampling)
+        accepted_path = verify(scored, turn.method.rule, request.generator)
+        if accepted_path.bonus < 0:
+            raise self._not_finite(writer)
+        self._policy.learn(turn.method, scored, accepted_path)
+        self._target.commit(accepted_path.path, writer.place)
+        if self._draft is not None:
+            self._draft.commit(drawn.draft_columns(accepted_path.path), writer.place)
+        tokens = [*(drawn.tokens[node] for node in accepted_path.path), accepted_path.bonus]
+        tokens = tokens[: self._target.model.room(len(writer.text))]
+        tokens, finish_reason = cut(tokens, request.end_token_ids, writer.most_tokens - len(writer.text))
+        logprobs: tuple[TokenLogprobs, ...] = ()
+        if request.top_logprobs is not None:
+            logprobs = token_logprobs(logits, accepted_path, tokens, request.top_logprobs)
+        writer.text += tokens
+        method, drafted = turn.method, drawn.tree.size - 1
         step = Step(
             token_ids=tokens,
             drafted=drafted,
-            accepted=accepted,
-            draft_seconds=drafted_at - started,
-            target_seconds=time.perf_counter() - drafted_at,
-            streamed_bytes=self._target.model.streamed_total - streamed,
+            accepted=len(accepted_path.path),
+            draft_seconds=0.0,
+            target_seconds=0.0,
+            streamed_bytes=0,
             finish_reason=finish_reason,
             method=method.name if drafted else PLAIN.name,
             predicted_tokens=method.predicted_tokens,
             predicted_seconds=method.predicted_seconds,
-            read_tokens=unread if tokens else 0,
+            read_tokens=turn.unread,
             logprobs=logprobs,
         )
-        if tokens:
-            fresh_text = self._target.text_rows - 1
-            facts = PassFacts(accepted + 1, drafted + 1, fresh_text, drafted_at - chosen_at, step.target_seconds)
-            self._policy.passed(method, request.sampling, facts)
-        return step
+        return self._timed(clock, step)
 
-    def _drop_draft(self) -> None:
+    def _timed(self, clock: _Clock, step: Step) -> Step:
+        return replace(
+            step,
+            draft_seconds=clock.drafted - clock.started,
+            target_seconds=time.perf_counter() - clock.drafted,
+            streamed_bytes=self._target.model.streamed_total - clock.streamed,
+        )
+
+    def _report(self, turns: Sequence[_Turn], outcomes: Sequence[Step | OffloadError], clock: _Clock) -> None:
+        """Tell the policy what the pass cost."""
+        steps = [(turn, step) for turn, step in zip(turns, outcomes) if isinstance(step, Step)]
+        texts = tuple(
+            TextFacts(turn.method, turn.writer.request.sampling, step.accepted + 1, step.drafted + 1, turn.unread - 1)
+            for turn, step in steps
+            if step.token_ids
+        )
+        read = sum(turn.reads or 0 for turn, _ in steps)
+        if texts or read:
+            seconds = max(step.target_seconds for _, step in steps)
+            self._policy.passed(PassFacts(texts, clock.drafted - clock.chosen, seconds, read, len(turns)))
+
+    def _drop_draft(self, draft: Draft, writer: Writer) -> None:
         """Continue without a draft that gives NaN at the root; the reply stays exact."""
-        assert self._draft is not None
-        fault = describe_fault(self._draft.model, self.text)
+        fault = describe_fault(draft.model, writer.text, writer.place)
+        self._sequences.drop(draft.model)
         self._draft, self._policy = None, PlainDecoding()
         warnings.warn(
             f"the draft computes values that are not finite ({fault}): the reply goes on without it. Its files may be "
@@ -198,20 +290,26 @@ class Decoder:
             stacklevel=2,
         )
 
-    def _not_finite(self) -> ModelFilesError:
-        self._rollback()
-        fault = describe_fault(self._target.model, self.text)
-        self.text = []
+    def _not_finite(self, writer: Writer) -> ModelFilesError:
+        self._sequences.rollback(writer)
+        fault = describe_fault(self._target.model, writer.text, writer.place)
+        self._sequences.forget(writer.place)
         return ModelFilesError(
             f"the model computes values that are not finite, so no token can be chosen ({fault}).\n"
             "  Its files may be damaged: compare them with where they come from, or download them again.\n"
             "  --dtype float32   where float16 may have been too narrow for this model"
         )
 
-    def _commit(self, drawn: DraftTree, accepted_path: AcceptedPath) -> None:
-        self._target.commit(accepted_path.path)
-        if self._draft is not None:
-            self._draft.commit(drawn.draft_columns(accepted_path.path))
+
+def _all_stop(writers: Sequence[Writer]) -> bool:
+    """Whether nobody waits for the pass any more."""
+    return all(writer.request.should_stop() for writer in writers)
+
+
+def _nothing() -> Growth[None]:
+    """Drafts nothing."""
+    return
+    yield
 
 
 def cut(tokens: list[int], end_token_ids: frozenset[int], most_tokens: int) -> tuple[list[int], str | None]:
@@ -221,8 +319,3 @@ def cut(tokens: list[int], end_token_ids: frozenset[int], most_tokens: int) -> t
     if end is not None:
         return kept[: end + 1], "stop"
     return kept, "length" if len(tokens) >= most_tokens else None
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading tokens two texts share."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

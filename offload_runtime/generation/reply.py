@@ -47,11 +47,13 @@ class ReplyStats:
         self.draft_seconds += step.draft_seconds
         self.target_seconds += step.target_seconds
         self.streamed_bytes += step.streamed_bytes
+        if self.seconds_to_first_token is None and step.finish_reason != "interrupted":
+            self.prompt_tokens_read += step.read_tokens
+            self.prompt_seconds += step.target_seconds
         if not step.token_ids:
             return
         if self.seconds_to_first_token is None:
             self.seconds_to_first_token = self.seconds
-            self.prompt_tokens_read, self.prompt_seconds = step.read_tokens, step.target_seconds
             self.first_tokens = len(step.token_ids)
         self.passes += 1
         self.tokens += len(step.token_ids)

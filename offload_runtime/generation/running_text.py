@@ -1,11 +1,10 @@
-"""A text that is being written: the request, the decoder's steps, and the reply so far."""
-
-from collections.abc import Generator
+"""A text that is being written: the request, its state in the decoder, and the reply so far."""
 
 from offload_runtime.errors import OffloadError
-from offload_runtime.generation.decode import Request, Step
+from offload_runtime.generation.decode import Decoder, Step
 from offload_runtime.generation.generation_request import GenerationRequest
 from offload_runtime.generation.reply import Reply, with_text
+from offload_runtime.generation.writer import Request, Writer
 from offload_runtime.text.reply_text import ReplyText
 
 
@@ -16,15 +15,21 @@ class RunningText:
     """
 
     def __init__(self, request: GenerationRequest, decoding: Request, text: ReplyText | None, reply: Reply):
-        self.request, self.decoding, self.reply = request, decoding, reply
+        self.request, self.reply = request, reply
         self.error: OffloadError | None = None
-        self.steps: Generator[Step, None, None] | None = None
-        self._text = text
+        self._decoding, self._text = decoding, text
+        self._state: tuple[Decoder, Writer] | None = None
 
     @property
     def done(self) -> bool:
         """Whether the last step was made, or an error has ended the text."""
         return self.error is not None or self.reply.finish_reason is not None
+
+    def writer(self, decoder: Decoder) -> Writer:
+        """The state of the text in this decoder; after the models were loaded anew, it goes on from its last token."""
+        if self._state is None or self._state[0] is not decoder:
+            self._state = decoder, Writer(self._decoding.after(self.reply.token_ids))
+        return self._state[1]
 
     def take(self, step: Step, peak_device_bytes: int) -> Step:
         """Add a step of the decoder to the reply; return it with its text."""
@@ -34,5 +39,8 @@ class RunningText:
         return step
 
     def end(self) -> None:
-        """End the text where it is, unless it is done."""
+        """End the text where it is, unless it is done, and let others have its rows in the caches."""
+        if self._state is not None:
+            decoder, writer = self._state
+            decoder.leave(writer)
         self.reply.finish_reason = self.reply.finish_reason or "interrupted"

@@ -3,7 +3,7 @@
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from loaders.checkpoint.model_source import model_source
 from loaders.tokenizers.load import check_same_tokens
-from offload_runtime.errors import UsageError
+from offload_runtime.errors import OffloadError, UsageError
 from offload_runtime.generation.call_limits import CallLimits, checked_top_logprobs, seeded
 from offload_runtime.generation.config_fields import unapplied_note
-from offload_runtime.generation.decode import Decoder, Request, Step
+from offload_runtime.generation.decode import Decoder, Step
 from offload_runtime.generation.defaults import SAMPLING_NAMES, model_end_tokens, override, read_generation_defaults
 from offload_runtime.generation.generation_request import GenerationRequest
 from offload_runtime.generation.out_of_memory import (
@@ -30,6 +30,7 @@ from offload_runtime.generation.request_rules import RequestRules
 from offload_runtime.generation.running_text import RunningText
 from offload_runtime.generation.shared_passes import SharedPasses
 from offload_runtime.generation.turns import Turns
+from offload_runtime.generation.writer import Request
 from offload_runtime.grammar.grammars import Grammars
 from offload_runtime.loading.fetching import Download
 from offload_runtime.loading.models import Progress, load_models
@@ -144,8 +145,8 @@ class OffloadRuntime:
 
     @property
     def parallel(self) -> int:
-        """Most texts that are written side by side; 1 for a recurrent model, whatever was asked for."""
-        return self.plan.texts
+        """Most texts that share passes. One for models whose state or rotations belong to one text."""
+        return self._decoder.places
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -271,7 +272,7 @@ class OffloadRuntime:
     def forget(self) -> None:
         """Drop the text in the KV caches: the next prompt is read in full, even if it begins like the last one."""
         with self._turns.take():
-            self._decoder.text = []
+            self._decoder.forget()
 
     @contextmanager
     def without_streaming(self) -> Iterator[None]:
@@ -301,52 +302,58 @@ class OffloadRuntime:
         self.close()
 
     def begin(self, request: GenerationRequest) -> RunningText:
-        """A text to hand to `advance` until it is done. Any thread may make it, also during a pass.
-
-        Raises UsageError or PromptError if it cannot run.
-        """
+        """A text to hand to `advance` until it is done. Raises UsageError or PromptError if it cannot run."""
         text = self._begin(request.prompt, **request.arguments)
         text.request = request
         return text
 
-    def advance(self, texts: Sequence[RunningText]) -> list[tuple[RunningText, Step]]:
-        """A step of each text."""
-        return [(text, self._advance(text)) for text in texts if not text.done]
+    def advance(self, texts: Sequence[RunningText], in_pieces: bool = True) -> list[tuple[RunningText, Step]]:
+        """One pass: a step of each text that is not done, but of those that it ends with an error.
+
+        in_pieces: read at most as much of a long prompt as one pass has room for, even of a single text.
+        """
+        texts = [text for text in texts if not text.done]
+        if not texts:
+            return []
+        with self._turns.take(), current_device(self._models.target.model.device):
+            self._check_open()
+            outcomes = self._pass(texts, in_pieces)
+        steps = []
+        for text, outcome in zip(texts, outcomes):
+            if isinstance(outcome, Step):
+                steps.append((text, text.take(outcome, self._models.memory.peak_bytes)))
+            else:
+                text.error = outcome
+        return steps
 
     def leave(self, text: RunningText) -> None:
         """End a text that is not advanced any more."""
-        if not self._turns.in_fork and text.steps is not None:
-            with self._turns.hold():
-                text.steps.close()
-        text.end()
+        if self._turns.in_fork:
+            return
+        with self._turns.hold():
+            text.end()
 
     def _stream(self, text: RunningText) -> Iterator[Step]:
         try:
             while not text.done:
-                yield self._advance(text)
+                for _, step in self.advance([text], in_pieces=False):
+                    yield step
+            if text.error is not None:
+                raise text.error
         finally:
             self.leave(text)
 
-    def _advance(self, text: RunningText) -> Step:
-        with self._turns.take(), current_device(self._models.target.model.device):
-            self._check_open()
-            text.steps = text.steps or self._steps(text.decoding, text.reply)
-            step = next(text.steps)
-        return text.take(step, self._models.memory.peak_bytes)
-
-    def _steps(self, request: Request, reply: Reply) -> Generator[Step, None, None]:
-        """The decoder's steps. If the device runs out of memory, loads again with less of it and continues."""
+    def _pass(self, texts: Sequence[RunningText], in_pieces: bool) -> list[Step | OffloadError]:
+        """A pass of the decoder. If the device runs out of memory, loads again with less of it and continues."""
         if not self._tightened:
             try:
                 with out_of_memory_recognised():
-                    yield from self._decoder.steps(request)
-                return
+                    return self._decoder.step([text.writer(self._decoder) for text in texts], in_pieces)
             except torch.OutOfMemoryError:
                 pass  # its traceback keeps the pass alive until this block is left
             self._load_tightened(self.plan)
-            request = request.after(reply.token_ids)
         with out_of_memory_explained(self.plan):
-            yield from self._decoder.steps(request)
+            return self._decoder.step([text.writer(self._decoder) for text in texts], in_pieces)
 
     @property
     def _limits(self) -> CallLimits:

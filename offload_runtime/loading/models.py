@@ -174,6 +174,7 @@ class _Loader:
             plan.machine.pinned_limit,
             ExpertChoice(PassCost(files.spec, tiers, plan.slots, plan.machine)),
             dequantized,
+            plan.texts,
         )
         reading, dequantizing = (self._progressing(f"{stage} {files.spec.name}") for stage in ("loading", "decoding"))
         model = Model(skeleton, files.checkpoint, placement, reader, self.memory, reading, dequantizing)

@@ -9,7 +9,7 @@ the same on a branch of a tree as on a plain sequence.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,65 +17,16 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from offload_runtime.model.rows import PaddedRows, PassRows, SharedRows
+
 ATTENTION_NAME = "tree"
 # Elements: the strides of a mask must be multiples of this, or the memory-efficient kernel copies it in each layer.
 MASK_ALIGNMENT = 8
 
 
-@dataclass(frozen=True)
-class PassRows:
-    """The n query tokens ("rows") of a pass, which attend to m uncommitted keys ("columns"); the last n are their own.
+Rows = PassRows | SharedRows | PaddedRows
 
-    past: committed rows of the cache before the columns; every row sees all of them, as far as its window allows.
-    positions: int64 [m], the position of each column in its text.
-    visible: bool [n, m], whether a column is the row itself or one of its ancestors.
-    """
-
-    past: int
-    positions: Tensor
-    visible: Tensor
-
-    def __post_init__(self) -> None:
-        rows, columns = self.visible.shape
-        assert self.positions.shape == (columns,) and rows <= columns
-
-    @property
-    def row_positions(self) -> Tensor:
-        """int64 [n]."""
-        return self.positions[-self.visible.shape[0] :]
-
-    def allowed(self, mask_function: Callable) -> Tensor:
-        """bool [n, past + m]: which keys each row may attend to, given transformers' predicate."""
-        columns = torch.cat((torch.arange(self.past, device=self.positions.device), self.positions))
-        allowed = _permitted(mask_function, self.row_positions, columns).clone()
-        allowed[:, self.past :] &= self.visible
-        return allowed
-
-
-@dataclass(frozen=True)
-class PaddedRows:
-    """The w query tokens of a pass of fixed shape, over the first k rows of the cache, used or not.
-
-    row_positions: int64 [w]. column_positions: int64 [k], arbitrary for keys that no row sees. visible: bool [w, k],
-    at least one key per row: a fully masked row gives NaN.
-    """
-
-    row_positions: Tensor
-    column_positions: Tensor
-    visible: Tensor
-
-    def allowed(self, mask_function: Callable) -> Tensor:
-        """bool [w, k], as for `PassRows`."""
-        return _permitted(mask_function, self.row_positions, self.column_positions) & self.visible
-
-
-def _permitted(mask_function: Callable, rows: Tensor, columns: Tensor) -> Tensor:
-    """The predicate at every pair of positions, int64 [n] and [k]: bool [n, k]."""
-    zero = torch.zeros(1, 1, dtype=torch.int64, device=rows.device)  # a 0-dimensional index makes the host wait
-    return mask_function(zero, zero, rows[:, None], columns[None, :]).expand(len(rows), len(columns))
-
-
-_current_rows: ContextVar[PassRows | PaddedRows] = ContextVar("current_rows")
+_current_rows: ContextVar[Rows] = ContextVar("current_rows")
 
 
 def rows_before() -> Tensor | None:
@@ -90,7 +41,7 @@ def rows_before() -> Tensor | None:
 
 
 @contextmanager
-def attending(rows: PassRows | PaddedRows) -> Iterator[None]:
+def attending(rows: Rows) -> Iterator[None]:
     """Within the block, "tree" attention in this thread masks by `rows`."""
     token = _current_rows.set(rows)
     try:
@@ -123,12 +74,20 @@ def tree_mask(
 ) -> Tensor:
     """Additive mask ``[1, 1, q_length, kv_length]`` in `dtype`: 0 where a row may attend, -inf elsewhere.
 
-    A view of memory whose rows are aligned.
+    A view of memory whose rows are aligned. Where texts share the pass, the columns are the rows of the whole cache,
+    for models whose attention is written out in their own code; a row may attend to those of its own text alone.
     """
-    allowed = _current_rows.get().allowed(mask_function)
-    assert batch_size == 1 and allowed.shape == (q_length, kv_length)
-    row = -(-kv_length // MASK_ALIGNMENT) * MASK_ALIGNMENT
-    mask = torch.zeros(1, 1, q_length, row, dtype=dtype, device=device)[..., :kv_length]
+    rows = _current_rows.get()
+    assert batch_size == 1
+    aligned = -(-kv_length // MASK_ALIGNMENT) * MASK_ALIGNMENT
+    if isinstance(rows, SharedRows):
+        mask = torch.full((1, 1, q_length, aligned), -torch.inf, dtype=dtype, device=device)[..., :kv_length]
+        for text, (own, keys) in zip(rows.texts, rows.spans):
+            mask[0, 0, own, keys].masked_fill_(text.allowed(mask_function), 0.0)
+        return mask
+    mask = torch.zeros(1, 1, q_length, aligned, dtype=dtype, device=device)[..., :kv_length]
+    allowed = rows.allowed(mask_function)
+    assert allowed.shape == (q_length, kv_length)
     return mask.masked_fill_(~allowed, -torch.inf)
 
 
@@ -147,25 +106,48 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """Attention of ``query [1, heads, n, d]`` over ``key, value [1, kv_heads, k, d]``; returns ``[1, n, heads, d]``.
 
-    The query heads that share a key head become the batch dimension, over which keys, values and mask are broadcast
-    without a copy: PyTorch's fused kernels do not support grouped heads together with a mask.
+    Where texts share the pass, the keys are those of the whole cache, and each text attends to its own alone.
     """
     assert dropout == 0.0, "the runtime never trains"
+    attend = partial(
+        _attend, scale=query.shape[-1] ** -0.5 if scaling is None else scaling, softcap=softcap, sinks=s_aux
+    )
+    rows = _current_rows.get(None)
+    if not isinstance(rows, SharedRows):
+        return attend(query, key, value, attention_mask, position_bias), None
+    assert position_bias is None
+    texts = [
+        attend(query[:, :, own], key[:, :, keys], value[:, :, keys], attention_mask[:, :, own, keys], None)
+        for own, keys in rows.spans
+    ]
+    return torch.cat(texts, dim=1), None
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    position_bias: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """The query heads that share a key head become the batch dimension, over which keys, values and mask are broadcast
+    without a copy: PyTorch's fused kernels do not support grouped heads together with a mask."""
     _, heads, n, head_dim = query.shape
     kv_heads = key.shape[1]
     group = heads // kv_heads
     query = query.view(kv_heads, group, n, head_dim).transpose(0, 1)
     key, value = key.expand(group, -1, -1, -1), value.expand(group, -1, -1, -1)
-    mask = attention_mask
     if position_bias is not None:
         mask = mask + position_bias.expand(1, heads, -1, -1).view(kv_heads, group, n, -1).transpose(0, 1)
-    scale = head_dim**-0.5 if scaling is None else scaling
-    if softcap is None and s_aux is None:
+    if softcap is None and sinks is None:
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     else:
-        sinks = None if s_aux is None else s_aux.view(kv_heads, group).T[:, :, None, None]
+        sinks = None if sinks is None else sinks.view(kv_heads, group).T[:, :, None, None]
         out = _plain_attention(query, key, value, mask, scale, softcap, sinks)
-    return out.permute(2, 1, 0, 3).reshape(1, n, heads, value.shape[-1]), None
+    return out.permute(2, 1, 0, 3).reshape(1, n, heads, value.shape[-1])
 
 
 def _plain_attention(

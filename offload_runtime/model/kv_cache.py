@@ -1,4 +1,4 @@
-"""Key/value cache that holds one text, followed by the rows of a tree that is not verified yet.
+"""Key/value cache that holds texts, each followed by the rows of a tree that is not verified yet.
 
 transformers' own caches drop rows in sliding-window layers and cannot be compacted to an accepted path. So every layer
 here is preallocated at full length, and the attention mask alone implements the window.
@@ -7,9 +7,9 @@ here is preallocated at full length, and the attention mask alone implements the
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, cache_utils
@@ -25,6 +25,8 @@ from transformers.cache_utils import (
 from loaders.checkpoint.refused import WHAT_RUNS
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.model.attention import rows_before
+from offload_runtime.model.cached_sequence import CachedSequence
+from offload_runtime.model.rows import PassRows, SharedRows
 from sequoia_tree.uploads import upload
 
 
@@ -41,7 +43,7 @@ _NO_CACHE: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, 
 
 
 class TreeCacheLayer(CacheLayerMixin):
-    """Keys and values of one layer, each ``[1, heads, capacity, head_dim]``, filled up to row `cache.end`.
+    """Keys and values of one layer, each ``[1, heads, rows, head_dim]``, with the texts one after the other.
 
     Initially zero: a pass of fixed shape reads rows that were never written, and 0 × NaN would be NaN.
     """
@@ -58,37 +60,46 @@ class TreeCacheLayer(CacheLayerMixin):
 
     def _allocate(self, like: Tensor) -> Tensor:
         _, heads, _, head_dim = like.shape
-        rows = torch.zeros(1, heads, self._cache.capacity, head_dim, dtype=like.dtype, device=like.device)
+        rows = torch.zeros(1, heads, self._cache.rows, head_dim, dtype=like.dtype, device=like.device)
         self._cache.on_allocate(rows.nbytes)
         return rows
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append ``[1, heads, n, head_dim]`` to the filled rows; return views of all rows up to the new end.
+        """Append ``[1, heads, n, head_dim]`` to the text of the pass; return views of its rows up to the new end.
 
-        In a pass of fixed shape: write to the rows in `places`, return views of the rows that it attends to.
+        Where texts share the pass: append to each, return the whole cache. In a pass of fixed shape: write to the rows
+        in `places`, return views of the rows that it attends to.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        places = self._cache.places
+        places, written = self._cache.places, self._cache.written
         if places is not None:
-            self.keys.index_copy_(2, places.rows, key_states)
-            self.values.index_copy_(2, places.rows, value_states)
+            self._write(places.rows, key_states, value_states)
             return self.keys[:, :, : places.keys], self.values[:, :, : places.keys]
-        begin, end = self._cache.end, self._cache.end + key_states.shape[2]
-        assert end <= self._cache.scratch
+        if written is not None:
+            self._write(written, key_states, value_states)
+            width = self._cache.keys(0)
+            return self.keys[:, :, :width], self.values[:, :, :width]
+        text = self._cache.current
+        begin, end = text.first_row + text.end, text.first_row + text.end + key_states.shape[2]
+        assert end <= text.first_row + text.most_rows
         self.keys[:, :, begin:end] = key_states
         self.values[:, :, begin:end] = value_states
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys[:, :, text.first_row : end], self.values[:, :, text.first_row : end]
+
+    def _write(self, rows: Tensor, key_states: Tensor, value_states: Tensor) -> None:
+        assert self.keys is not None and self.values is not None
+        self.keys.index_copy_(2, rows, key_states)
+        self.values.index_copy_(2, rows, value_states)
 
     def get_seq_length(self) -> int:
-        return self._cache.end
+        return self._cache.current.end
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        places = self._cache.places
-        return (self._cache.end + query_length if places is None else places.keys), 0
+        return self._cache.keys(query_length), 0
 
     def get_max_length(self) -> int:
         return self._cache.scratch
@@ -99,31 +110,40 @@ class TreeCacheLayer(CacheLayerMixin):
         for rows in (self.keys, self.values):
             rows[:, :, begin : begin + len(source)] = rows.index_select(2, source)
 
+    def copy(self, source: int, begin: int, count: int) -> None:
+        """Copy the `count` rows from `source` on to the rows that start at `begin`, which are others."""
+        assert self.keys is not None and self.values is not None
+        for rows in (self.keys, self.values):
+            rows[:, :, begin : begin + count] = rows[:, :, source : source + count]
+
 
 class TreeCache(Cache):
-    """Rows ``[0, length)`` are committed; rows ``[length, end)`` belong to the pass or the tree in progress.
+    """`sequences` texts of at most `capacity` rows each; the last row of each is scratch, for padding only.
 
-    An abandoned pass leaves `length` and the committed rows unchanged; `rollback` drops the rest.
-
-    The last of the `capacity` rows is scratch, for padding only.
-
-    Recurrent layers (state space, linear attention) keep transformers' own cache layer. Their state cannot be rolled
-    back to an earlier token, and it can absorb several tokens at once only from its initial value. So rolling back or
-    truncating a recurrent cache resets it.
+    Recurrent layers (state space, linear attention) keep transformers' own cache layer, so such a cache holds one text,
+    however many are asked for. Callers with one text use the cache as if it were its first sequence.
     """
 
     def __init__(
-        self, config: PretrainedConfig, capacity: int, on_allocate: Callable[[int], None] = lambda nbytes: None
+        self,
+        config: PretrainedConfig,
+        capacity: int,
+        on_allocate: Callable[[int], None] = lambda nbytes: None,
+        sequences: int = 1,
     ):
         self.capacity = capacity
         self.scratch = capacity - 1
         self.places: Places | None = None
         self.on_allocate = on_allocate
-        self.length = 0
-        self.end = 0
         self._model_type = config.model_type
         layers = [self._layer(layer) for layer in DynamicCache(config=config).layers]
         self._states = [layer for layer in layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+        count = 1 if self._states else sequences
+        self.rows = capacity * count
+        self.sequences = tuple(CachedSequence(self, number * capacity, self.scratch) for number in range(count))
+        self.current = self.sequences[0]
+        self.written: Tensor | None = None  # the rows that the current pass writes, where texts share it
+        self._shared: SharedRows | None = None
         super().__init__(layers=layers)
 
     def _layer(self, layer: Any) -> Any:
@@ -149,10 +169,37 @@ class TreeCache(Cache):
         counted = None if layer_idx is None else rows_before()
         return super().get_seq_length(layer_idx or 0) if counted is None else counted
 
+    @property
+    def length(self) -> int:
+        """Committed rows of the first text."""
+        return self.sequences[0].length
+
+    @property
+    def end(self) -> int:
+        """Rows of the first text, uncommitted ones included."""
+        return self.sequences[0].end
+
     def advance(self, rows: int) -> None:
-        """The model has appended `rows` rows in every layer."""
-        self.end += rows
-        assert self.end <= self.scratch
+        """`CachedSequence.advance` of the first text."""
+        self.sequences[0].advance(rows)
+
+    def commit(self, rows: Sequence[int]) -> None:
+        """`CachedSequence.commit` of the first text."""
+        self.sequences[0].commit(rows)
+
+    def rollback(self) -> None:
+        """`CachedSequence.rollback` of the first text."""
+        self.sequences[0].rollback()
+
+    def truncate(self, length: int) -> None:
+        """`CachedSequence.truncate` of the first text."""
+        self.sequences[0].truncate(length)
+
+    def keys(self, query_length: int) -> int:
+        """Keys of the current pass over `query_length` tokens: the width of its mask."""
+        if self._shared is not None:
+            return self._shared.width
+        return self.current.end + query_length if self.places is None else self.places.keys
 
     @contextmanager
     def writing_at(self, places: Places) -> Iterator[None]:
@@ -163,38 +210,35 @@ class TreeCache(Cache):
         finally:
             self.places = None
 
-    @torch.inference_mode()
-    def commit(self, rows: Sequence[int]) -> None:
-        """Keep the given uncommitted rows (ascending, relative to `length`) in that order and drop the others."""
-        assert all(a < b for a, b in pairwise(rows)) and (not rows or self.length + rows[-1] < self.end)
-        assert not self._states or len(rows) == self.end - self.length, "a recurrent state has absorbed every row"
-        in_place = next((i for i, row in enumerate(rows) if row != i), len(rows))
-        if in_place < len(rows):
-            self._move([self.length + row for row in rows[in_place:]], self.length + in_place)
-        self.length += len(rows)
-        self.end = self.length
-
     @contextmanager
-    def one_pass(self) -> Iterator[None]:
-        """Surrounds a pass. If it fails, recurrent states may have absorbed part of it, so the cache is reset."""
+    def one_pass(self, rows: PassRows | SharedRows) -> Iterator[None]:
+        """Surrounds a pass over these rows. Within, layers append to its texts; their ends move once it has succeeded.
+
+        If it fails, recurrent states may have absorbed part of it, so they are reset.
+        """
+        texts = rows.texts if isinstance(rows, SharedRows) else (rows,)
+        sequences = [self.sequences[text.first_row // self.capacity] for text in texts]
+        self.current = sequences[0]
+        if isinstance(rows, SharedRows):
+            self._shared, self.written = rows, self._places_of(rows, sequences)
         try:
             yield
         except BaseException:
             if self._states:
-                self._restart()
+                self.current.restart()
             raise
+        finally:
+            self.current, self._shared, self.written = self.sequences[0], None, None
+        for text, sequence in zip(texts, sequences):
+            sequence.advance(text.count)
 
-    def rollback(self) -> None:
-        """Drop the uncommitted rows."""
-        if self._states and self.end != self.length:
-            self._restart()
-        self.end = self.length
-
-    def truncate(self, length: int) -> None:
-        """Keep at most the first `length` committed rows; the next pass continues from there."""
-        if self._states and length != self.length:
-            self._restart()
-        self.length = self.end = min(length, self.length)
+    def _places_of(self, rows: SharedRows, sequences: Sequence[CachedSequence]) -> Tensor:
+        """int64 [n], the cache row of each query token."""
+        for text, sequence in zip(rows.texts, sequences):
+            assert sequence.end + text.count <= sequence.most_rows
+        begins = [sequence.first_row + sequence.end for sequence in sequences]
+        places = [np.arange(begin, begin + text.count) for begin, text in zip(begins, rows.texts)]
+        return upload(np.concatenate(places), rows.row_positions.device)
 
     def free(self) -> None:
         """Free all rows; the cache cannot be used afterwards."""
@@ -202,14 +246,24 @@ class TreeCache(Cache):
         self._states.clear()
 
     @torch.inference_mode()
-    def _restart(self) -> None:
-        self.length = self.end = 0
+    def restart(self) -> None:
+        """Reset the recurrent states."""
         for layer in self._states:
             layer.reset()
 
-    def _move(self, source: list[int], begin: int) -> None:
+    @torch.inference_mode()
+    def move(self, source: Sequence[int], begin: int) -> None:
         """Copy the rows `source` to the rows that start at `begin`, in every layer."""
-        layers = [layer for layer in self.layers if isinstance(layer, TreeCacheLayer) and layer.is_initialized]
+        layers = self._filled()
         index = upload(source, layers[0].device)
         for layer in layers:
             layer.move(index, begin)
+
+    @torch.inference_mode()
+    def copy(self, source: int, begin: int, count: int) -> None:
+        """Copy the `count` rows from `source` on to the rows that start at `begin`, in every layer."""
+        for layer in self._filled():
+            layer.copy(source, begin, count)
+
+    def _filled(self) -> list[TreeCacheLayer]:
+        return [layer for layer in self.layers if isinstance(layer, TreeCacheLayer) and layer.is_initialized]

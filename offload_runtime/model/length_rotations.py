@@ -40,6 +40,10 @@ class TextLengths:
             model.get_submodule(owner)._modules[leaf] = LengthRotations(module, lengths)
         return lengths
 
+    def are_fixed_to(self, positions: int) -> bool:
+        """Whether the rotations of texts of up to `positions` tokens do not depend on their length."""
+        return positions <= self._border
+
     def begin(self, prompt: int) -> bool:
         """Switch to a text with a prompt of `prompt` tokens; return whether rows cached for the last one stay valid."""
         before, self._prompt = self._prompt, prompt

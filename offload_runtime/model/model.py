@@ -27,11 +27,11 @@ from loaders.modules.skeleton import Skeleton, UnitLayout, make_parameters
 from loaders.quantize.interrupts import interrupts_deferred
 from loaders.safetensors_files.headers import Checkpoint
 from offload_runtime.errors import Interrupted, UnsupportedModelError
-from offload_runtime.model.attention import PassRows, attending
+from offload_runtime.model.attention import attending
 from offload_runtime.model.kv_cache import TreeCache
 from offload_runtime.model.length_rotations import TextLengths
 from offload_runtime.model.padded_passes import NotReplayable, PaddedPasses, Runner
-from offload_runtime.model.rows import text_rows
+from offload_runtime.model.rows import PassRows, SharedRows, text_rows
 from scheduler.plan.expert_choice import ExpertChoice
 from scheduler.plan.padding import Padding
 from scheduler.plan.placement import Tier
@@ -54,7 +54,7 @@ class ModelPlacement:
 
     tiers: of each decoder layer; embeddings, final norm and head are always resident.
     slots: ring slots for the layers that stream. pinned_limit: most bytes of host memory to pin; None: no limit known.
-    capacity: rows of the KV cache, committed and in progress together.
+    capacity: rows of the KV cache for each text, committed and in progress together. sequences: texts it holds.
     positions: how many the model was made for.
     choice: decides for every pass whether layers stream only their routed experts; None: they stream all experts.
     dequantized: number of leading layers, all resident, whose quantized weights are dequantized once, at load.
@@ -67,6 +67,7 @@ class ModelPlacement:
     pinned_limit: int | None = None
     choice: ExpertChoice | None = None
     dequantized: int = 0
+    sequences: int = 1
 
 
 class Model:
@@ -92,7 +93,8 @@ class Model:
         self.vocab_size: int = skeleton.config.vocab_size
         self._last_position = placement.positions - 1
         self._lengths = TextLengths.of(skeleton.model)
-        self.cache = TreeCache(skeleton.config, placement.capacity, memory.add)
+        sequences = placement.sequences if self._lengths.are_fixed_to(placement.capacity) else 1
+        self.cache = TreeCache(skeleton.config, placement.capacity, memory.add, sequences)
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
         layers, placed = _unit_bytes(skeleton, checkpoint), (*placement.tiers, Tier.DEVICE)
         limit = placement.pinned_limit
@@ -136,47 +138,49 @@ class Model:
         """Bytes that crossed the link for the passes so far."""
         return self._weights.crossed_bytes
 
-    def take_up(self, prompt: int, common: int) -> None:
-        """Switch to a text with a prompt of `prompt` tokens; keep the cache rows of its first `common` tokens."""
-        self.cache.truncate(common if self._lengths.begin(prompt) else 0)
+    def take_up(self, prompt: int, common: int, sequence: int = 0) -> None:
+        """Switch a sequence to a text with a prompt of `prompt` tokens; keep the rows of its first `common` tokens."""
+        self.cache.sequences[sequence].truncate(common if self._lengths.begin(prompt) else 0)
 
-    def reaches(self, text: int) -> None:
-        """The text has grown to `text` tokens; some models have to read it again at a certain length."""
+    def reaches(self, text: int, sequence: int = 0) -> None:
+        """A text has grown to `text` tokens; some models have to read it again at a certain length."""
         if self._lengths.must_restart(text):
-            self.cache.truncate(0)
+            self.cache.sequences[sequence].truncate(0)
 
     def room(self, text: int) -> int:
         """How many tokens the next pass may add to a text of `text` tokens."""
         return self._lengths.room(text)
 
     @torch.inference_mode()
-    def forward(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor:
+    def forward(self, tokens: Tensor, rows: PassRows | SharedRows, logits_to_keep: int | Tensor) -> Tensor:
         """Run ``tokens [n]`` as the given rows, after those in the cache.
 
-        Returns logits ``[logits_to_keep, vocab]`` of the last rows. The new cache rows stay uncommitted.
+        logits_to_keep: how many of the last rows, or the numbers of rows, int64 [m], that logits ``[m, vocab]`` are
+        returned for. The new cache rows stay uncommitted.
         Raises Interrupted between two layers if `should_stop` says so; the device is then at most two layers behind.
         """
         if not self._hooks:
             raise RuntimeError("the model is closed")
-        assert tokens.shape == rows.row_positions.shape and 1 <= logits_to_keep <= len(tokens)
-        self._lengths.begin_pass(min(rows.past + len(rows.positions), self._last_position + 1))
+        assert len(tokens) == rows.count
+        self._lengths.begin_pass(min(rows.keys, self._last_position + 1))
         logits = self._padded_logits(tokens, rows, logits_to_keep)
         if logits is None:
             if self._weights.ring:
                 self._weights.ring.rewind()
-            self._choose_experts(len(tokens))
-            with attending(rows), self.cache.one_pass():
+            self._choose_experts(rows)
+            with attending(rows), self.cache.one_pass(rows):
                 logits = self._compute(tokens, rows.row_positions, logits_to_keep)
-        self.cache.advance(len(tokens))
+        else:
+            self.cache.advance(len(tokens))
         self._learn_from_pass(len(tokens))
         return logits
 
-    def _choose_experts(self, rows: int) -> None:
+    def _choose_experts(self, rows: PassRows | SharedRows) -> None:
         """Layers already in the ring were fetched as the previous pass chose; they are valid in both modes."""
         self._routed.clear()
         self._reading = self._weights.reading
         if self._choice:
-            self._weights.stream_experts(only_routed=self._choice.only_routed(rows, self.cache.length))
+            self._weights.stream_experts(only_routed=self._choice.only_routed(rows.count, rows.past))
 
     def _learn_from_pass(self, rows: int) -> None:
         if self._choice:
@@ -184,8 +188,12 @@ class Model:
             read, seconds = (now - before for now, before in zip(self._weights.reading, self._reading))
             self._choice.observe_reading(read, seconds)
 
-    def _padded_logits(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor | None:
-        """The logits of a pass in a fixed shape; None if no shape fits."""
+    def _padded_logits(
+        self, tokens: Tensor, rows: PassRows | SharedRows, logits_to_keep: int | Tensor
+    ) -> Tensor | None:
+        """The logits of a pass in a fixed shape; None if no shape fits, as for passes that texts share."""
+        if isinstance(rows, SharedRows) or isinstance(logits_to_keep, Tensor):
+            return None
         if self._padded is None or self._lengths.vary or not self._padded.takes(rows):
             return None
         self._poll()
@@ -199,8 +207,8 @@ class Model:
         self.padded_total += 1
         return logits
 
-    def _compute(self, tokens: Tensor, positions: Tensor, logits_to_keep: int = 0) -> Tensor:
-        """transformers' own forward; both int64 [n]. Logits ``[logits_to_keep, vocab]``, of all rows if it is 0."""
+    def _compute(self, tokens: Tensor, positions: Tensor, logits_to_keep: int | Tensor = 0) -> Tensor:
+        """transformers' own forward; both int64 [n]. Logits of the last rows, of all if there are 0, or of some."""
         output = self._model(
             input_ids=tokens[None],
             # Rows past the last position never belong to a text, but must stay inside a table of learned positions.
@@ -209,7 +217,7 @@ class Model:
             logits_to_keep=logits_to_keep,
             **{self._cache_argument: self.cache},
         )
-        return output.logits[0, -logits_to_keep:]
+        return output.logits[0] if isinstance(logits_to_keep, Tensor) else output.logits[0, -logits_to_keep:]
 
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:
@@ -220,16 +228,18 @@ class Model:
         finally:
             self._in_one_piece = False
 
-    def read(self, tokens: Sequence[int], most_rows: int) -> Tensor:
-        """Append text to the cache, at most `most_rows` tokens per pass; logits ``[1, vocab]`` after its end.
+    def read(self, tokens: Sequence[int], most_rows: int, sequence: int = 0) -> Tensor:
+        """Append text to a sequence, at most `most_rows` tokens per pass; logits ``[1, vocab]`` after its end.
 
         Every finished pass is committed, so its rows stay valid if a later pass fails.
         """
         assert tokens
+        cached = self.cache.sequences[sequence]
         for begin in range(0, len(tokens), most_rows):
             piece = upload(tokens[begin : begin + most_rows], self.device)
-            logits = self.forward(piece, text_rows(self.cache.length, len(piece), self.device), logits_to_keep=1)
-            self.cache.commit(range(len(piece)))
+            rows = text_rows(cached.length, len(piece), self.device, cached.first_row)
+            logits = self.forward(piece, rows, logits_to_keep=1)
+            cached.commit(range(len(piece)))
         return logits
 
     @contextmanager

@@ -16,20 +16,20 @@ _TOKENS = 16  # at the end of the text, read by the extra pass
 
 
 @torch.inference_mode()
-def describe_fault(model: Model, text: Sequence[int]) -> str:
-    """Describes the first layer that holds or computes NaN or infinity. Empties the model's cache."""
-    cache = model.cache
-    cache.truncate(0)
+def describe_fault(model: Model, text: Sequence[int], sequence: int = 0) -> str:
+    """Describes the first layer that holds or computes NaN or infinity. Empties a sequence of the model's cache."""
+    cached = model.cache.sequences[sequence]
+    cached.truncate(0)
     tokens = upload([min(token, model.vocab_size - 1) for token in text[-_TOKENS:]], model.device)
     try:
         with model.unpadded(), _watched(model) as faults:
-            logits = model.forward(tokens, text_rows(0, len(tokens), model.device), logits_to_keep=1)
+            logits = model.forward(tokens, text_rows(0, len(tokens), model.device, cached.first_row), 1)
             if not _finite(logits):
                 faults.append("the final norm or the head gives NaN or infinity")
     except Interrupted:
         return "looking for the layer was interrupted"
     finally:
-        cache.rollback()
+        cached.rollback()
     return faults[0] if faults else "not in a pass over the end of the text alone"
 
 

@@ -12,8 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from offload_runtime.model.attention import PaddedRows, PassRows, attending
+from offload_runtime.model.attention import attending
 from offload_runtime.model.kv_cache import Places, TreeCache
+from offload_runtime.model.rows import PaddedRows, PassRows
 from scheduler.plan.padding import Padding
 
 Shape = tuple[int, int]
@@ -57,9 +58,9 @@ class PaddedPasses:
         self._logits: Tensor | None = None
 
     def takes(self, rows: PassRows) -> bool:
-        """Whether the pass fits the widest shape."""
+        """Whether the pass is one over the cache's first text, and fits the widest shape."""
         count, columns = rows.visible.shape
-        return count <= self._padding.widths[-1] and columns <= self._padding.columns
+        return not rows.first_row and count <= self._padding.widths[-1] and columns <= self._padding.columns
 
     def forward(self, tokens: Tensor, rows: PassRows, logits_to_keep: int) -> Tensor:
         """Run ``tokens [n]`` after the rows in the cache; logits ``[logits_to_keep, vocab]`` of the last rows."""

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offload_runtime.speculation.draft import Draft, draft_distribution, joined
+from offload_runtime.model.pass_part import PassPart
+from offload_runtime.speculation.draft import Draft, Growth, draft_distribution, joined
 from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.static_drafting import likeliest
 from offload_runtime.speculation.text_candidates import RepeatedText, with_candidates
@@ -29,48 +30,54 @@ class AdaptiveDrafting:
 
     def __init__(self, draft: Draft, size: int, depth: int, children: int):
         assert size >= 2 and 1 <= depth < size
-        self._draft, self._size = draft, size
+        self._draft, self._size, self._children = draft, size, children
         self._expansions = depth - 1
-        width = max(1, (size - 1) // max(1, self._expansions))
-        self._frontier = Frontier(self._expansions, width, children, draft.model.device)
-        self._repeated = RepeatedText()
+        self._width = max(1, (size - 1) // max(1, self._expansions))
+        self._by_sequence: dict[int, tuple[Frontier, RepeatedText]] = {}
 
     @property
     def rows(self) -> tuple[int, ...]:
         """Rows of each draft pass."""
-        return (1, *[self._frontier.width] * self._expansions)
+        return (1, *[self._width] * self._expansions)
 
-    @torch.inference_mode()
-    def grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator, costs: Costs) -> DraftTree:
+    def growing(
+        self, text: Sequence[int], sampling: Sampling, generator: torch.Generator, sequence: int, costs: Costs
+    ) -> Growth[DraftTree]:
         """The best nodes under `text`, whose last token is the root."""
-        draft, frontier = self._draft, self._frontier
+        draft, (frontier, repeated) = self._draft, self._state(sequence)
         known = Text.of(text, draft.model.device) if sampling.rules else None
         draw = draw_without_replacement if sampling.temperature else likeliest
         frontier.restart(text[-1])
-        logits = draft.read(text)
+        logits = yield from draft.reading(text, sequence)
         distributions = []
         for expansion in range(self._expansions + 1):
             if expansion > 0:
                 frontier.expand()
-                logits = self._run_expansion()
-            contexts = self._contexts(known, expansion) if known else None
+                logits = yield self._expansion(frontier, sequence)
+            contexts = _contexts(frontier, known, expansion) if known else None
             distributions.append(draft_distribution(logits, sampling, contexts))
             tokens = draw(distributions[-1], frontier.children, generator)
             frontier.open(tokens, costs(distributions[-1], tokens))
-        candidates = self._repeated.candidates(text, self._size, self._expansions + 1)
+        candidates = repeated.candidates(text, self._size, self._expansions + 1)
         grown = frontier.best(self._size - 1 - candidates.most)
         return with_candidates(_draft_tree(grown, joined(distributions, sampling)), candidates)
 
-    def _run_expansion(self) -> Tensor:
-        frontier = self._frontier
-        new, tree = slice(frontier.begin, frontier.end), slice(1, frontier.end)
-        return self._draft.forward(frontier.tokens[new], frontier.depths[tree], frontier.ancestors[new, tree])
+    def _state(self, sequence: int) -> tuple[Frontier, RepeatedText]:
+        """Texts that share passes are grown side by side, so each needs a frontier of its own."""
+        if sequence not in self._by_sequence:
+            frontier = Frontier(self._expansions, self._width, self._children, self._draft.model.device)
+            self._by_sequence[sequence] = frontier, RepeatedText()
+        return self._by_sequence[sequence]
 
-    def _contexts(self, text: Text, expansions: int) -> Contexts:
-        """For the nodes of the current expansion step; their depth is at most `expansions`."""
-        frontier = self._frontier
-        tree = slice(0, frontier.end)
-        return text.at(frontier.ancestors[frontier.begin : frontier.end, tree], frontier.tokens[tree], expansions)
+    def _expansion(self, frontier: Frontier, sequence: int) -> PassPart:
+        new, tree = slice(frontier.begin, frontier.end), slice(1, frontier.end)
+        return self._draft.nodes(frontier.tokens[new], frontier.depths[tree], frontier.ancestors[new, tree], sequence)
+
+
+def _contexts(frontier: Frontier, text: Text, expansions: int) -> Contexts:
+    """For the nodes of the current expansion step; their depth is at most `expansions`."""
+    tree = slice(0, frontier.end)
+    return text.at(frontier.ancestors[frontier.begin : frontier.end, tree], frontier.tokens[tree], expansions)
 
 
 def _draft_tree(grown: Grown, distributions: Tensor) -> DraftTree:

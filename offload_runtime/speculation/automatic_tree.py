@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from offload_runtime.speculation.draft import Draft
 from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
 from offload_runtime.speculation.methods import PLAIN, Method, adaptive_method, static_method
 from offload_runtime.speculation.target import Target
-from offload_runtime.speculation.tree_policy import NEWS, PassFacts
+from offload_runtime.speculation.tree_policy import NEWS, PassFacts, Situation, TextFacts, most_nodes
 from offload_runtime.speculation.verification import Scored
 from scheduler.plan.plan import Plan
 from sequoia_tree.acceptance.acceptance import Acceptance
@@ -33,14 +34,17 @@ _GREEDY_GAIN, _SAMPLING_GAIN = 1.15, 1.03
 _CALIBRATION_SECONDS = 0.25  # once this is spent, no further size is timed
 
 
+def _corrections() -> dict[str, Correction]:
+    return {"static": Correction(), "adaptive": Correction()}
+
+
 @dataclass
 class _Setting:
-    """The state of one sampling."""
+    """The state of one sampling, for passes that `sharing` texts share. corrections: common to all numbers of texts."""
 
     chooser: Chooser
-    corrections: dict[str, Correction] = field(
-        default_factory=lambda: {"static": Correction(), "adaptive": Correction()}
-    )
+    corrections: dict[str, Correction]
+    sharing: int
     contest: Contest = field(default_factory=Contest)
     positions: float = -1.0  # known when `vector` was computed
     vector: tuple[float, ...] = ()
@@ -53,6 +57,7 @@ class _Setting:
 class AutomaticTree:
     """Chooses among plain decoding, static trees and adaptive trees, and their numbers of nodes and levels.
 
+    Where texts share passes, the trees of each get smaller, so that a pass takes the fewest seconds per token in all.
     max_depth: most levels. rule: for trees above temperature 0.
     """
 
@@ -62,64 +67,78 @@ class AutomaticTree:
         # Where weights stream, passes are long enough to be predicted well, and too long to be spent on trials.
         self._streams = plan.slots > 0
         self._pass_times, self._level_times = PassTimes(floor=plan.seconds_per_pass or 0.0), PassTimes()
-        self._settings: dict[Sampling, _Setting] = {}
+        self._settings: dict[tuple[Sampling, int], _Setting] = {}
+        self._corrections: dict[Sampling, dict[str, Correction]] = {}
         self._planned: dict[Sampling, Method] = {}
 
-    def method(self, sampling: Sampling, text_length: int, repeatable: bool) -> Method:
+    def method(self, situation: Situation) -> Method:
         if not self._level_times.known:
             self._calibrate()
         times_known = self._pass_times.known or self._plan.seconds_per_pass
-        if times_known and not (repeatable and sampling.temperature):
-            return self._choose(sampling, text_length)
+        sampling = situation.sampling
+        if times_known and not (situation.repeatable and sampling.temperature):
+            return self._choose(situation)
         if sampling not in self._planned:
-            self._planned[sampling] = self._as_planned(sampling)
+            self._planned[sampling] = self._as_planned(situation)
         return self._planned[sampling]
 
     def learn(self, method: Method, scored: Scored, accepted_path: AcceptedPath) -> None:
         if method.draft_rows:
             self._known.learn(scored, accepted_path)
 
-    def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
-        setting = self._settings.get(sampling)
-        rows, drafts = facts.nodes + facts.fresh_text, bool(method.draft_rows)
-        usual = not facts.fresh_text and (not drafts or setting is None or setting.drafted)
-        if rows <= self._plan.rows:  # else it took several passes
-            self._pass_times.add(rows, facts.target_seconds)
-        if drafts and usual:
-            levels = len(method.draft_rows)
-            self._level_times.add(round(sum(method.draft_rows) / levels), facts.draft_seconds / levels)
-        if setting is None or setting.choice is None or (method is not setting.tree and method is not setting.plain):
+    def passed(self, facts: PassFacts) -> None:
+        if facts.rows <= self._plan.rows:  # else it took several passes
+            self._pass_times.add(facts.rows, facts.target_seconds)
+        settings = [self._settings.get((text.sampling, facts.sharing)) for text in facts.texts]
+        usual = not facts.is_fresh
+        for text, setting in zip(facts.texts, settings):
+            usual = usual and (not text.method.draft_rows or setting is None or setting.drafted)
+        levels = max((len(text.method.draft_rows) for text in facts.texts), default=0)
+        if levels and usual:
+            rows = sum(sum(text.method.draft_rows) for text in facts.texts)
+            self._level_times.add(round(rows / levels), facts.draft_seconds / levels)
+        for text, setting in zip(facts.texts, settings):
+            if setting is not None:
+                self._passed(text, setting, facts, usual)
+
+    def _passed(self, text: TextFacts, setting: _Setting, facts: PassFacts, usual: bool) -> None:
+        method, drafts = text.method, bool(text.method.draft_rows)
+        if setting.choice is None or (method is not setting.tree and method is not setting.plain):
             return
         seconds, setting.drafted = facts.draft_seconds + facts.target_seconds, drafts
         setting.chooser.passed(seconds)
-        if not facts.fresh_text and not self._streams:
-            setting.contest.passed(drafts, seconds, facts.tokens, usual)
+        if not facts.is_fresh and not self._streams:
+            setting.contest.passed(drafts, seconds, text.tokens, usual)
         for name, correction in setting.corrections.items():
             if drafts and name == setting.choice.method:
-                drafted = _gain(name, sampling) * (setting.choice.uncorrected_tokens - 1)
-                correction.add(facts.tokens, 1 + drafted)
+                drafted = _gain(name, text.sampling) * (setting.choice.uncorrected_tokens - 1)
+                correction.add(text.tokens, 1 + drafted)
             else:
                 correction.idle()
 
-    def _as_planned(self, sampling: Sampling) -> Method:
+    def _as_planned(self, situation: Situation) -> Method:
         """A tree of the planned size from what was known at the start; independent of timings and of earlier replies.
 
         Plain decoding on a CPU that streams nothing: trees seldom pay off there, and timings must not decide.
         """
         if self._plan.device == "cpu" and not self._streams:
             return PLAIN
+        sampling = situation.sampling
         known = self._known.measured(sampling)
         kind = "adaptive" if known.positions >= LEAST_POSITIONS else "static"
-        return self._method(kind, sampling, known, self._plan.tree_size, self._plan.tree_depth)
+        return self._method(kind, sampling, known, most_nodes(self._plan, situation), self._plan.tree_depth)
 
-    def _choose(self, sampling: Sampling, text_length: int) -> Method:
-        if sampling not in self._settings:
-            chooser = Chooser(self._plan.tree_size, self._max_depth, plain=self._streams)
-            self._settings[sampling] = _Setting(chooser)
-        setting = self._settings[sampling]
+    def _choose(self, situation: Situation) -> Method:
+        sampling = situation.sampling
+        key = sampling, situation.sharing
+        if key not in self._settings:
+            corrections = self._corrections.setdefault(sampling, _corrections())
+            chooser = Chooser(most_nodes(self._plan, situation), self._max_depth, plain=self._streams)
+            self._settings[key] = _Setting(chooser, corrections, situation.sharing)
+        setting = self._settings[key]
         if setting.chooser.due:
             started = time.perf_counter()
-            self._choose_tree(setting, sampling, text_length)
+            self._choose_tree(setting, sampling, situation.text_length)
             setting.chooser.took(time.perf_counter() - started)
         if not setting.tree.draft_rows:
             return setting.plain
@@ -134,20 +153,21 @@ class AutomaticTree:
         gains = {kind: _gain(kind, sampling) for kind in kinds}
         yields = {kind: Yield(setting.vector, gains[kind] * setting.corrections[kind].factor) for kind in kinds}
         before = setting.choice
-        choice = setting.chooser.current(yields, self._pass_times.seconds, self._level_times.seconds, text_length)
+        passes, levels = (partial(_of_all, t.seconds, setting.sharing) for t in (self._pass_times, self._level_times))
+        choice = setting.chooser.current(yields, passes, levels, text_length)
         if renewed or before is None or _tree(choice) != _tree(before):
             setting.tree = self._method(choice.method, sampling, known, choice.size, choice.depth)
         setting.choice = choice
         factor = yields[choice.method].factor if choice.method in yields else 0.0
         tokens = 1 + factor * (choice.uncorrected_tokens - 1)
-        setting.tree = self._predicted(setting.tree, choice.size, tokens, setting.contest.tree)
-        setting.plain = self._predicted(PLAIN, 1, 1.0, setting.contest.plain)
+        setting.tree = self._predicted(setting.tree, choice.size, tokens, setting.contest.tree, setting.sharing)
+        setting.plain = self._predicted(PLAIN, 1, 1.0, setting.contest.plain, setting.sharing)
 
-    def _predicted(self, method: Method, nodes: int, tokens: float, pace: Pace) -> Method:
+    def _predicted(self, method: Method, nodes: int, tokens: float, pace: Pace, sharing: int) -> Method:
         """The method with the expected tokens and seconds of its next step."""
-        levels = len(method.draft_rows)
-        drafting = levels * self._level_times.seconds(round(sum(method.draft_rows) / levels)) if levels else 0.0
-        seconds = self._pass_times.seconds(nodes) + drafting
+        levels, rows = len(method.draft_rows), sharing * sum(method.draft_rows)
+        drafting = levels * self._level_times.seconds(round(rows / levels)) if levels else 0.0
+        seconds = self._pass_times.seconds(sharing * nodes) + drafting
         pace.predict(seconds, tokens)
         return replace(method, predicted_tokens=tokens, predicted_seconds=seconds)
 
@@ -160,6 +180,11 @@ class AutomaticTree:
         _time_passes(self._draft.model, largest, self._level_times.add)
         if not self._plan.slots:
             _time_passes(self._target.model, largest, self._pass_times.add)
+
+
+def _of_all(seconds: Callable[[int], float], sharing: int, rows: int) -> float:
+    """Seconds of a pass over `rows` rows of each of several texts."""
+    return seconds(sharing * rows)
 
 
 def automatic_method(

@@ -1,16 +1,19 @@
 """The draft: a resident model that extends the nodes of a tree while it is built."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offload_runtime.model.attention import PassRows
 from offload_runtime.model.model import Model
+from offload_runtime.model.pass_part import PassPart, run_parts
+from offload_runtime.model.rows import PassRows, text_rows
 from sequoia_tree.shaping.contexts import Contexts
 from sequoia_tree.shaping.rule import drawable
 from sequoia_tree.shaping.settings import Sampling
+from sequoia_tree.uploads import upload
 from sequoia_tree.verification.sampling import (
     bounded_log_distribution,
     first_width,
@@ -19,12 +22,16 @@ from sequoia_tree.verification.sampling import (
     processed,
 )
 
+Result = TypeVar("Result")
+Growth = Generator[PassPart, Tensor, Result]
+"""Work that asks for passes of the draft: it yields its part of each and is sent the logits ``[wanted, vocab]``."""
+
 
 class Draft:
-    """Reads the text, then nodes of a tree after it, and gives the logits of the token after each.
+    """Reads texts, then nodes of a tree after each, and gives the logits of the token after them.
 
     vocab_size: of the target; logits have this size, whatever the padding of the draft's own vocabulary.
-    most_rows: most rows of one pass while it reads text.
+    most_rows: most rows of one pass.
     """
 
     def __init__(self, model: Model, vocab_size: int, most_rows: int):
@@ -32,27 +39,37 @@ class Draft:
         self._vocab_size, self._most_rows = vocab_size, most_rows
 
     @torch.inference_mode()
-    def read(self, text: Sequence[int]) -> Tensor:
-        """Bring the cache up to the end of `text`; logits ``[1, vocab]`` after it."""
-        cache = self.model.cache
-        cache.truncate(len(text) - 1)
-        known = [min(token, self.model.vocab_size - 1) for token in text[cache.length :]]
-        return self._fit(self.model.read(known, self._most_rows))
+    def run(self, parts: Sequence[PassPart]) -> list[Tensor]:
+        """The logits ``[wanted, vocab]`` of each part; parts of several texts share passes."""
+        return [self._fit(logits) for logits in run_parts(self.model, parts, self._most_rows)]
 
-    @torch.inference_mode()
-    def forward(self, tokens: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
-        """Logits ``[r, vocab]`` after r new nodes with these `tokens`; the cache holds the tree's earlier nodes.
+    def reading(self, text: Sequence[int], sequence: int = 0) -> Growth[Tensor]:
+        """Bring a sequence of the cache up to the end of `text`; returns logits ``[1, vocab]`` after it."""
+        cached = self.model.cache.sequences[sequence]
+        cached.truncate(len(text) - 1)
+        logits = None
+        while cached.length < len(text):
+            piece = text[cached.length : cached.length + self._most_rows]
+            tokens = upload([min(token, self.model.vocab_size - 1) for token in piece], self.model.device)
+            rows = text_rows(cached.length, len(tokens), self.model.device, cached.first_row)
+            logits = yield PassPart(tokens, rows, 1)
+            cached.commit(range(len(tokens)))
+        assert logits is not None
+        return logits
+
+    def nodes(self, tokens: Tensor, depths: Tensor, visible: Tensor, sequence: int = 0) -> PassPart:
+        """r new nodes with these `tokens`; the cache holds the tree's earlier nodes.
 
         depths: int64 [columns], of the earlier nodes and then the new ones. visible: bool [r, columns], whether a
         column is the new node itself or one of its ancestors.
         """
-        past = self.model.cache.length
-        inputs = tokens.clamp(0, self.model.vocab_size - 1)
-        return self._fit(self.model.forward(inputs, PassRows(past, past - 1 + depths, visible), len(inputs)))
+        cached = self.model.cache.sequences[sequence]
+        rows = PassRows(cached.length, cached.length - 1 + depths, visible, cached.first_row)
+        return PassPart(tokens.clamp(0, self.model.vocab_size - 1), rows, len(tokens))
 
-    def commit(self, columns: Sequence[int]) -> None:
+    def commit(self, columns: Sequence[int], sequence: int = 0) -> None:
         """Append the given rows of the tree to the text and drop the others."""
-        self.model.cache.commit(columns)
+        self.model.cache.sequences[sequence].commit(columns)
 
     def _fit(self, logits: Tensor) -> Tensor:
         """Cut or pad ``[n, draft vocab]`` to the target's vocabulary; a padded token is never drawn."""

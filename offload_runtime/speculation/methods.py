@@ -8,8 +8,9 @@ import torch
 from numpy.typing import ArrayLike
 
 from offload_runtime.speculation.adaptive_drafting import AdaptiveDrafting
-from offload_runtime.speculation.draft import Draft
+from offload_runtime.speculation.draft import Draft, Growth
 from offload_runtime.speculation.draft_tree import DraftTree
+from offload_runtime.speculation.growth import run_growths
 from offload_runtime.speculation.static_drafting import Drawing, StaticDrafting, likeliest
 from sequoia_tree import best_chains, chain, optimal_tree
 from sequoia_tree.acceptance.acceptance import MAX_CHILDREN, Acceptance
@@ -18,7 +19,8 @@ from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.tree import Tree
 from sequoia_tree.verification.sampling import draw_with_replacement, draw_without_replacement
 
-Grow = Callable[[Sequence[int], Sampling, torch.Generator], DraftTree]
+Growing = Callable[[Sequence[int], Sampling, torch.Generator, int], Growth[DraftTree]]
+"""Text, sampling, random numbers, and the sequence of the draft's cache that holds the text."""
 Shape = Callable[[ArrayLike, int, int], Tree]  # acceptance by child number, nodes, depth limit
 
 SHAPES: dict[str, Shape] = {
@@ -33,22 +35,30 @@ DRAWINGS: dict[str, Drawing] = {"topk": likeliest, "specinfer": draw_with_replac
 
 @dataclass(frozen=True)
 class Method:
-    """What one step does: `grow` drafts a tree after a text, `rule` (`sequoia_tree.verification`) verifies it.
+    """What one step does: `growing` drafts a tree after a text, `rule` (`sequoia_tree.verification`) verifies it.
 
-    draft_rows: rows of each draft pass. predicted_tokens, predicted_seconds: expected tokens and seconds of a step,
-    drafting included.
+    draft: which it asks for passes; None without one. draft_rows: rows of each of these passes. most_nodes: of its
+    trees. predicted_tokens, predicted_seconds: expected tokens and seconds of a step, drafting included.
     """
 
     name: str
-    grow: Grow
+    growing: Growing
     rule: str
+    draft: Draft | None = None
+    most_nodes: int = 1
     draft_rows: tuple[int, ...] = ()
     predicted_tokens: float | None = None
     predicted_seconds: float | None = None
 
+    def grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator) -> DraftTree:
+        """The tree of one text, which the draft's cache holds as its first."""
+        run = self.draft.run if self.draft else None
+        return run_growths([self.growing(text, sampling, generator, 0)], run)[0]
 
-def _root_only(text: Sequence[int], sampling: Sampling, generator: torch.Generator) -> DraftTree:
+
+def _root_only(text: Sequence[int], sampling: Sampling, generator: torch.Generator, sequence: int) -> Growth[DraftTree]:
     return DraftTree.root_only(text[-1])
+    yield  # asks for no pass
 
 
 PLAIN = Method("none", _root_only, "match")
@@ -60,7 +70,7 @@ def static_method(name: str, draft: Draft, acceptance: ArrayLike, size: int, dep
     if tree.size == 1:
         return PLAIN
     drafting = StaticDrafting(draft, tree, DRAWINGS.get(name, draw_without_replacement))
-    return Method(name, drafting.grow, rule, drafting.rows)
+    return Method(name, drafting.growing, rule, draft, size, drafting.rows)
 
 
 def adaptive_method(
@@ -75,4 +85,4 @@ def adaptive_method(
     else:
         costs = LikeliestCosts(acceptance.scale())
     drafting = AdaptiveDrafting(draft, size, min(depth, size - 1), MAX_CHILDREN)
-    return Method("adaptive", partial(drafting.grow, costs=costs), rule, drafting.rows)
+    return Method("adaptive", partial(drafting.growing, costs=costs), rule, draft, size, drafting.rows)

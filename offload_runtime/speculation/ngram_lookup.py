@@ -14,9 +14,10 @@ from functools import partial
 import numpy as np
 import torch
 
+from offload_runtime.speculation.draft import Growth
 from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.methods import Method
-from offload_runtime.speculation.tree_policy import PassFacts
+from offload_runtime.speculation.tree_policy import PassFacts, Situation, most_nodes
 from offload_runtime.speculation.verification import Scored
 from scheduler.plan.plan import Plan
 from sequoia_tree.choice.pass_times import PassTimes
@@ -107,66 +108,88 @@ class NgramTrees:
 
     def __init__(self, plan: Plan):
         self._plan = plan
-        self._matcher = SuffixMatcher()
+        self._matchers: dict[int, SuffixMatcher] = {}  # by the text's sequence in the caches
         self._prior, self._chances = Chances(), Chances()
         self._times = PassTimes(floor=plan.seconds_per_pass or 0.0)
         self._timed = 0
-        self._latest: tuple[DraftTree, list[int]] | None = None
-        self._free = Method(NAME, partial(self._grow, fixed=False), "match")
-        self._fixed = Method(NAME, partial(self._grow, fixed=True), "match")
+        self._latest: dict[int, tuple[DraftTree, list[int]]] = {}
+        self._methods: dict[tuple[bool, int, int], Method] = {}
 
-    def method(self, sampling: Sampling, text_length: int, repeatable: bool) -> Method:
-        return self._fixed if repeatable and sampling.temperature else self._free
+    def method(self, situation: Situation) -> Method:
+        fixed = situation.repeatable and bool(situation.sampling.temperature)
+        key = fixed, most_nodes(self._plan, situation), situation.sharing
+        if key not in self._methods:
+            fixed, nodes, sharing = key
+            growing = partial(self._growing, fixed=fixed, most_nodes=nodes, sharing=sharing)
+            self._methods[key] = Method(NAME, growing, "match", most_nodes=nodes)
+        return self._methods[key]
 
     def learn(self, method: Method, scored: Scored, accepted_path: AcceptedPath) -> None:
-        if self._latest is None or self._latest[0] is not scored.drawn:
+        lengths = next((lengths for drawn, lengths in self._latest.values() if drawn is scored.drawn), None)
+        if lengths is None:
             return
-        parents, lengths = scored.drawn.tree.parents, self._latest[1]
+        parents = scored.drawn.tree.parents
         first = {parents[node]: node for node in range(len(parents) - 1, 0, -1)}
         accepted = set(accepted_path.path)
         for node in (0, *accepted_path.path):
             if node in first:
                 self._chances.add(lengths[node], first[node] in accepted)
 
-    def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
-        rows = facts.nodes + facts.fresh_text
-        if rows <= self._plan.rows:  # else it took several passes
-            self._times.add(rows, facts.target_seconds)
+    def passed(self, facts: PassFacts) -> None:
+        if facts.rows <= self._plan.rows:  # else it took several passes
+            self._times.add(facts.rows, facts.target_seconds)
             self._timed += 1
 
-    def _grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator, fixed: bool) -> DraftTree:
-        self._latest = None
-        most = min(self._plan.tree_size - 1, self._plan.tree_depth * _OCCURRENCES)
-        found = self._find(text)
-        if not found:
+    def _growing(
+        self,
+        text: Sequence[int],
+        sampling: Sampling,
+        generator: torch.Generator,
+        sequence: int,
+        fixed: bool,
+        most_nodes: int,
+        sharing: int,
+    ) -> Growth[DraftTree]:
+        return self._tree(text, sequence, fixed, most_nodes, sharing)
+        yield  # asks for no pass
+
+    def _tree(self, text: Sequence[int], sequence: int, fixed: bool, most_nodes: int, sharing: int) -> DraftTree:
+        self._latest.pop(sequence, None)
+        most = min(most_nodes - 1, self._plan.tree_depth * _OCCURRENCES)
+        found = self._find(text, sequence)
+        if not found or most < 1:
             return DraftTree.root_only(text[-1])
         repeated = repetition(found, self._prior if fixed else self._chances, most)
-        count = self._likely(repeated.reach) if fixed else self._worthwhile(repeated.reach)
+        count = self._likely(repeated.reach) if fixed else self._worthwhile(repeated.reach, sharing)
         if not count:
             return DraftTree.root_only(text[-1])
         none = np.full(count + 1, -1)
         tree = Tree([-1, *repeated.parents[:count]])
         drawn = DraftTree(tree, [text[-1], *repeated.tokens[:count]], 1, none, None, none)
-        self._latest = drawn, repeated.lengths[: count + 1]
+        self._latest[sequence] = drawn, repeated.lengths[: count + 1]
         return drawn
 
-    def _find(self, text: Sequence[int]) -> list[tuple[int, list[int]]]:
-        self._matcher.follow(text)
-        return self._matcher.continuations(_OCCURRENCES, self._plan.tree_depth, LEAST_MATCH)
+    def _find(self, text: Sequence[int], sequence: int) -> list[tuple[int, list[int]]]:
+        matcher = self._matchers.setdefault(sequence, SuffixMatcher())
+        matcher.follow(text)
+        return matcher.continuations(_OCCURRENCES, self._plan.tree_depth, LEAST_MATCH)
 
     def _likely(self, reach: Sequence[float]) -> int:
         least = _LIKELY_STREAMED if self._plan.slots else _LIKELY
         return sum(value >= least for value in reach)
 
-    def _worthwhile(self, reach: Sequence[float]) -> int:
-        """The number of nodes with the most tokens per second; only powers of two and the whole tree are tried."""
+    def _worthwhile(self, reach: Sequence[float], sharing: int = 1) -> int:
+        """The number of nodes with the most tokens per second; only powers of two and the whole tree are tried.
+
+        The other texts of the pass are taken to have as many.
+        """
         if not self._plan.seconds_per_pass and self._timed < _LEAST_PASSES:
             return 0
-        plain = max(self._times.seconds(1), _LEAST_SECONDS)
+        plain = max(self._times.seconds(sharing), _LEAST_SECONDS)
         expected = np.cumsum([1.0, *reach])
         best, best_rate = 0, _LEAST_GAIN / plain
         for size in (*(2**k for k in range(1, 12) if 2**k <= len(reach)), len(reach) + 1):
-            rate = expected[size - 1] / max(self._times.seconds(size), plain)
+            rate = expected[size - 1] / max(self._times.seconds(sharing * size), plain)
             if rate > best_rate:
                 best, best_rate = size - 1, rate
         return best

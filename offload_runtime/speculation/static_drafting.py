@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offload_runtime.speculation.draft import Draft, draft_distribution, joined
+from offload_runtime.speculation.draft import Draft, Growth, draft_distribution, joined
 from offload_runtime.speculation.draft_tree import DraftTree
 from sequoia_tree.shaping.contexts import Text
 from sequoia_tree.shaping.settings import Sampling
@@ -58,8 +58,9 @@ class StaticDrafting:
         """Rows of each draft pass."""
         return tuple(len(level.parents) for level in self._levels)
 
-    @torch.inference_mode()
-    def grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator) -> DraftTree:
+    def growing(
+        self, text: Sequence[int], sampling: Sampling, generator: torch.Generator, sequence: int = 0
+    ) -> Growth[DraftTree]:
         """The tree with its tokens; the root is the last of `text`. Nodes for which no token was left are removed.
 
         The host waits for the device once, for the tokens.
@@ -67,11 +68,11 @@ class StaticDrafting:
         draft = self._draft
         known = Text.of(text, draft.model.device) if sampling.rules else None
         tokens = torch.full((self.tree.size,), text[-1], device=draft.model.device)
-        logits = draft.read(text)
+        logits = yield from draft.reading(text, sequence)
         distributions = []
         for depth, level in enumerate(self._levels):
             if depth > 0:
-                logits = draft.forward(tokens[level.parents], level.depths, level.visible)
+                logits = yield draft.nodes(tokens[level.parents], level.depths, level.visible, sequence)
             contexts = known.at(level.ancestors, tokens, depth) if known else None
             distributions.append(draft_distribution(logits, sampling, contexts))
             children = self._children(distributions[-1], level.width, sampling, generator)

@@ -1,14 +1,16 @@
 """The target: one pass over the text that it has not read yet, followed by a whole tree."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from offload_runtime.model.model import Model
-from offload_runtime.model.rows import text_and_tree_rows
+from offload_runtime.model.pass_part import PassPart, run_parts
+from offload_runtime.model.rows import text_and_tree_rows, text_rows
 from offload_runtime.speculation.draft_tree import DraftTree
 from sequoia_tree.tree import Tree
 from sequoia_tree.uploads import upload
@@ -56,7 +58,7 @@ class PassProgress:
 
 @dataclass(frozen=True)
 class _Step:
-    """The work of one `score` call, and when it began."""
+    """The work of one step, and when it began."""
 
     tokens: int
     passes: int
@@ -64,18 +66,23 @@ class _Step:
     began: float
 
 
-class Target:
-    """Scores trees. Its cache holds a prefix of the text; the pass over the tree also reads the rest.
+@dataclass
+class _SequenceState:
+    """What is kept of a text. text_rows: its rows of text in the latest pass, the root among them."""
 
-    most_rows: most rows of one pass; a longer text is read in several. text_rows: rows of text in the latest pass,
-    including the root.
+    text_rows: int = 1
+    shape: _TreeShape | None = None  # a static tree stays for many passes
+
+
+class Target:
+    """Scores trees. Its cache holds prefixes of texts; the pass over a tree also reads the rest of its text.
+
+    most_rows: most rows of one pass; a longer text is read in several.
     """
 
     def __init__(self, model: Model, most_rows: int):
-        self.model = model
-        self._most_rows = most_rows
-        self.text_rows = 1
-        self._shape: _TreeShape | None = None
+        self.model, self.most_rows = model, most_rows
+        self._states = [_SequenceState() for _ in model.cache.sequences]
         self._step: _Step | None = None
 
     @property
@@ -87,33 +94,58 @@ class Target:
         begun, seconds = model.layers_begun - step.layers_before, time.perf_counter() - step.began
         return PassProgress(step.tokens, step.passes, step.passes * model.layers, begun, seconds)
 
+    def text_rows(self, sequence: int = 0) -> int:
+        """Rows of text in the latest pass over this sequence, the root among them."""
+        return self._states[sequence].text_rows
+
     @torch.inference_mode()
-    def score(self, text: Sequence[int], drawn: DraftTree) -> Tensor:
+    def score(self, text: Sequence[int], drawn: DraftTree, sequence: int = 0) -> Tensor:
         """Float logits ``[n, vocab]`` after every node of the tree, whose root is the last token of `text`."""
-        cache, nodes = self.model.cache, drawn.tree.size
-        cache.truncate(len(text) - 1)
-        surplus = len(text) - cache.length + nodes - 1 - self._most_rows
-        passes = 1 + max(0, -(-surplus // self._most_rows))
-        self._step = _Step(len(text) - cache.length, passes, self.model.layers_begun, time.perf_counter())
+        cached = self.model.cache.sequences[sequence]
+        cached.truncate(len(text) - 1)
+        surplus = max(0, len(text) - cached.length + drawn.tree.size - 1 - self.most_rows)
+        passes = 1 + -(-surplus // self.most_rows)
+        with self._stepping(len(text) - cached.length, passes):
+            if surplus:
+                self.model.read(text[cached.length : cached.length + surplus], self.most_rows, sequence)
+            part = self.tree_part(text, drawn, sequence)
+            return self.model.forward(part.tokens, part.rows, part.wanted)
+
+    @torch.inference_mode()
+    def run(self, parts: Sequence[PassPart]) -> list[Tensor]:
+        """The logits of each part, all of one pass."""
+        with self._stepping(sum(part.rows.count - max(part.wanted - 1, 0) for part in parts), 1):
+            return run_parts(self.model, parts, self.most_rows)
+
+    def tree_part(self, text: Sequence[int], drawn: DraftTree, sequence: int = 0) -> PassPart:
+        """The tokens of `text` that are not cached yet, then the tree; logits are wanted at its nodes."""
+        cached, state = self.model.cache.sequences[sequence], self._states[sequence]
+        cached.truncate(len(text) - 1)
+        unread = text[cached.length :]
+        state.text_rows = len(unread)
+        if state.shape is None or state.shape.tree is not drawn.tree:
+            state.shape = _TreeShape.of(drawn.tree, self.model.device)
+        tokens = upload([*unread, *drawn.tokens[1:]], self.model.device)
+        ancestors, depths = state.shape.ancestors, state.shape.depths
+        rows = text_and_tree_rows(cached.length, len(unread), ancestors, depths, cached.first_row)
+        return PassPart(tokens, rows, drawn.tree.size)
+
+    def text_part(self, text: Sequence[int], most: int, sequence: int) -> PassPart:
+        """The next `most` tokens of `text` that are not cached yet, to be read only."""
+        cached = self.model.cache.sequences[sequence]
+        tokens = upload(text[cached.length : cached.length + most], self.model.device)
+        return PassPart(tokens, text_rows(cached.length, len(tokens), self.model.device, cached.first_row), 0)
+
+    def commit(self, path: Sequence[int], sequence: int = 0) -> None:
+        """Keep the rows of the text and of the accepted nodes."""
+        text_rows = self._states[sequence].text_rows
+        rows = [*range(text_rows), *(text_rows - 1 + node for node in path)]
+        self.model.cache.sequences[sequence].commit(rows)
+
+    @contextmanager
+    def _stepping(self, tokens: int, passes: int) -> Iterator[None]:
+        self._step = _Step(tokens, passes, self.model.layers_begun, time.perf_counter())
         try:
-            return self._score(text, drawn, surplus)
+            yield
         finally:
             self._step = None
-
-    def _score(self, text: Sequence[int], drawn: DraftTree, surplus: int) -> Tensor:
-        """surplus: tokens of the text that are read in earlier passes; none if it is not positive."""
-        cache, nodes = self.model.cache, drawn.tree.size
-        if surplus > 0:
-            self.model.read(text[cache.length : cache.length + surplus], self._most_rows)
-        unread = text[cache.length :]
-        self.text_rows = len(unread)
-        if self._shape is None or self._shape.tree is not drawn.tree:  # a static tree stays for many passes
-            self._shape = _TreeShape.of(drawn.tree, self.model.device)
-        tokens = upload([*unread, *drawn.tokens[1:]], self.model.device)
-        rows = text_and_tree_rows(cache.length, len(unread), self._shape.ancestors, self._shape.depths)
-        return self.model.forward(tokens, rows, logits_to_keep=nodes)
-
-    def commit(self, path: Sequence[int]) -> None:
-        """Keep the rows of the text and of the accepted nodes."""
-        before_root = self.text_rows - 1
-        self.model.cache.commit([*range(self.text_rows), *(before_root + node for node in path)])

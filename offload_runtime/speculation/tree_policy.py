@@ -16,26 +16,61 @@ NEWS = 1.25  # a method is rebuilt once this many times as many positions are kn
 
 
 @dataclass(frozen=True)
-class PassFacts:
-    """A finished step: its tokens before the reply is cut off, the nodes of its tree, and its seconds.
+class TextFacts:
+    """What a finished pass was for one text: its tokens before the reply is cut off, and the nodes of its tree.
 
     fresh_text: tokens of the text that the pass read before the root.
     """
 
+    method: Method
+    sampling: Sampling
     tokens: int
     nodes: int
     fresh_text: int
+
+
+@dataclass(frozen=True)
+class PassFacts:
+    """A finished pass over the trees of `texts`, and its seconds.
+
+    read: tokens of other texts, which it only read. sharing: texts that had rows in it.
+    """
+
+    texts: tuple[TextFacts, ...]
     draft_seconds: float
     target_seconds: float
+    read: int = 0
+    sharing: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Query tokens of the pass."""
+        return self.read + sum(text.nodes + text.fresh_text for text in self.texts)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it also read text, beside the roots."""
+        return self.read > 0 or any(text.fresh_text for text in self.texts)
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a method is chosen for: one of the texts of a pass.
+
+    text_length: its tokens. repeatable: use only what was known when the models were loaded, so that a seed gives the
+    same text again. sharing: texts that have rows in the pass.
+    """
+
+    sampling: Sampling
+    text_length: int
+    repeatable: bool = False
+    sharing: int = 1
 
 
 class TreePolicy(Protocol):
-    """Chooses the method of every step, and learns from it.
+    """Chooses the method of every step, and learns from it."""
 
-    repeatable: use only what was known when the models were loaded, so that a seed gives the same text again.
-    """
-
-    def method(self, sampling: Sampling, text_length: int, repeatable: bool) -> Method:
+    def method(self, situation: Situation) -> Method:
         """How to draft and verify the next step."""
         ...
 
@@ -43,21 +78,21 @@ class TreePolicy(Protocol):
         """Record what a step accepted."""
         ...
 
-    def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
-        """Record what a step cost."""
+    def passed(self, facts: PassFacts) -> None:
+        """Record what a pass cost."""
         ...
 
 
 class PlainDecoding:
     """Never drafts a tree."""
 
-    def method(self, sampling: Sampling, text_length: int, repeatable: bool) -> Method:
+    def method(self, situation: Situation) -> Method:
         return PLAIN
 
     def learn(self, method: Method, scored: Scored, accepted_path: AcceptedPath) -> None:
         pass
 
-    def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
+    def passed(self, facts: PassFacts) -> None:
         pass
 
 
@@ -66,14 +101,15 @@ class FixedTree:
 
     def __init__(self, draft: Draft, plan: Plan, tree: str, rule: str, known: LearnedAcceptance):
         self._draft, self._plan, self._tree, self._rule, self._known = draft, plan, tree, rule, known
-        self._methods: dict[tuple[Sampling, bool], tuple[float, Method]] = {}
+        self._methods: dict[tuple[Sampling, bool, int], tuple[float, Method]] = {}
 
-    def method(self, sampling: Sampling, text_length: int, repeatable: bool) -> Method:
-        key = sampling, repeatable or self._tree != "adaptive"
-        known = self._known.measured(sampling) if key[1] else self._known.now(sampling)
+    def method(self, situation: Situation) -> Method:
+        sampling, measured_only = situation.sampling, situation.repeatable or self._tree != "adaptive"
+        key = sampling, measured_only, most_nodes(self._plan, situation)
+        known = self._known.measured(sampling) if measured_only else self._known.now(sampling)
         positions, method = self._methods.get(key, (0.0, None))
         if method is None or known.positions > NEWS * positions:
-            method = self._build(known, sampling)
+            method = self._build(known, sampling, key[2])
             self._methods[key] = known.positions, method
         return method
 
@@ -81,11 +117,17 @@ class FixedTree:
         if self._tree == "adaptive":
             self._known.learn(scored, accepted_path)
 
-    def passed(self, method: Method, sampling: Sampling, facts: PassFacts) -> None:
+    def passed(self, facts: PassFacts) -> None:
         pass
 
-    def _build(self, known: Acceptance, sampling: Sampling) -> Method:
-        size, depth = self._plan.tree_size, self._plan.tree_depth
+    def _build(self, known: Acceptance, sampling: Sampling, size: int) -> Method:
+        depth = self._plan.tree_depth
         if self._tree == "adaptive":
             return adaptive_method(self._draft, known, sampling, size, depth, self._rule)
         return static_method(self._tree, self._draft, known.falling(), size, depth, self._rule)
+
+
+def most_nodes(plan: Plan, situation: Situation) -> int:
+    """Nodes that the tree of each text may have. What is repeatable must not depend on who shares the pass."""
+    texts = plan.texts if situation.repeatable and situation.sampling.temperature else situation.sharing
+    return min(plan.tree_size, plan.nodes // texts)

@@ -13,6 +13,7 @@ from loaders.checkpoint.spec import ModelSpec
 from offload_runtime.loading.models import LoadedModels
 from offload_runtime.model.cuda_graphs import CudaGraphs
 from offload_runtime.speculation.draft import Draft
+from offload_runtime.speculation.growth import run_growths
 from scheduler.plan.padding import Padding
 from scheduler.plan.pass_cost import PassCost, resident_cost
 
@@ -44,7 +45,7 @@ def _levels(bench: Bench, name: str, models: LoadedModels, cost: PassCost) -> It
     model = models.target.model
     draft = Draft(model, model.vocab_size, models.plan.rows)
     text = [1] * (bench.scale.context // 2)
-    draft.read(text)
+    run_growths([draft.reading(text)], draft.run)
     with model.unpadded():
         yield from (_level(bench, name, draft, rows, cost) for rows in bench.scale.widths)
     if bench.is_cuda:
@@ -72,7 +73,7 @@ def _one_level(bench: Bench, draft: Draft, rows: int) -> float:
     visible = torch.eye(rows, dtype=torch.bool, device=device)
     bench.synchronize()
     begin = time.perf_counter()
-    draft.forward(tokens, depths, visible).topk(4).indices.tolist()
+    draft.run([draft.nodes(tokens, depths, visible)])[0].topk(4).indices.tolist()
     elapsed = time.perf_counter() - begin
     draft.model.cache.rollback()
     return elapsed

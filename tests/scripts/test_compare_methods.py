@@ -18,6 +18,7 @@ from offload_runtime.measure_acceptance.prompts import read_prompts
 from offload_runtime.options.run_options import DEMO_TARGET, Options
 from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, Measurement, PairAcceptance, Setting, write
 from offload_runtime.speculation.automatic_tree import AutomaticTree
+from offload_runtime.speculation.tree_policy import Situation
 from sequoia_tree.acceptance.acceptance import Acceptance
 from sequoia_tree.shaping.settings import Sampling
 from tests.samples.tiny_models import checkpoint, perturbed
@@ -287,10 +288,10 @@ def test_the_damped_tree_is_the_one_that_the_runtime_makes(setting, contexts):
     pair, sampling = Pair(options, [[5, 17, 3]], 8), Sampling(**vars(setting))
     known = Acceptance.from_positional([0.3, 0.2, 0.1], contexts) if contexts else Acceptance.empty()
     store = SimpleNamespace(measured=lambda sampling: known)
-    plan = SimpleNamespace(slots=1, device="cpu", tree_size=24, tree_depth=12, seconds_per_pass=None)
+    plan = SimpleNamespace(slots=1, device="cpu", tree_size=24, nodes=24, texts=1, tree_depth=12, seconds_per_pass=None)
     with pair.models(24, 12) as models:
         automatic = AutomaticTree(models.draft, models.target, plan, 12, "traversal", store)
-        theirs = automatic.method(sampling, text_length=3, repeatable=True)
+        theirs = automatic.method(Situation(sampling, 3, repeatable=True))
         ours = build("sequoia-damped", models.draft, known, sampling, 24, 12)
         sequoia = build("sequoia-traversal", models.draft, known, sampling, 24, 12)
         trees = [tuple(grown_tree(models.draft, method, sampling).parents) for method in (ours, theirs, sequoia)]

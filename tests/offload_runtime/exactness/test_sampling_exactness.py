@@ -18,7 +18,7 @@ import torch
 
 from offload_runtime import OffloadRuntime
 from offload_runtime.generation.decode import Decoder
-from offload_runtime.model.kv_cache import TreeCache
+from offload_runtime.model.cached_sequence import CachedSequence
 from offload_runtime.speculation import adaptive_drafting, methods
 from offload_runtime.speculation.static_drafting import likeliest
 from sequoia_tree.drafting.priorities import DrawnCosts
@@ -186,22 +186,23 @@ def most_likely(distributions, count, generator):
     return likeliest(distributions, count, generator)
 
 
-def keep_next_row(cache, rows, commit=TreeCache.commit):
+def keep_next_row(text, rows, commit=CachedSequence.commit):
     """As when the last accepted row was overwritten before the path was gathered."""
-    last = cache.end - cache.length - 1
-    commit(cache, [*rows[:-1], min(rows[-1] + 1, last)] if rows else rows)
+    last = text.end - text.length - 1
+    commit(text, [*rows[:-1], min(rows[-1] + 1, last)] if rows else rows)
 
 
-def step_with_old_numbers(decoder, request, most_tokens, step=Decoder._step):
-    request.generator.manual_seed(request.generator.initial_seed())
-    return step(decoder, request, most_tokens)
+def step_with_old_numbers(decoder, writers, in_pieces, step=Decoder.step):
+    for writer in writers:
+        writer.request.generator.manual_seed(writer.request.generator.initial_seed())
+    return step(decoder, writers, in_pieces)
 
 
 def cost_of_the_token_itself(costs, distribution, tokens):
     return -distribution.gather(-1, tokens.clamp(min=0))
 
 
-DRAW, COMMIT, STEP = "draw_without_replacement", (TreeCache, "commit"), (Decoder, "_step")
+DRAW, COMMIT, STEP = "draw_without_replacement", (CachedSequence, "commit"), (Decoder, "step")
 MISTAKES = [
     ("sequoia", (methods, DRAW), drop_improbable),
     ("sequoia", (methods, DRAW), most_likely),

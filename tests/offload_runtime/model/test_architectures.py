@@ -78,6 +78,15 @@ def test_streamed_trees_write_the_models_own_text(architecture):
         assert wide_tree_error(runtime, architecture) < 1e-4
 
 
+@pytest.mark.parametrize("architecture", known({**ATTENTION, **EXPERTS}))
+def test_texts_that_share_passes_are_the_models_own(architecture):
+    target, prompts = checkpoint(architecture), [[*PROMPT], [*PROMPT[::-1], 7, 8, 9], [3, 4, 5] * 7]
+    with streaming_runtime(target, perturbed(target, 0.02), parallel=len(prompts), **TREE) as runtime:
+        assert runtime.parallel == len(prompts)
+        replies = runtime.generate_many(prompts, max_new_tokens=8, temperature=0)
+    assert [reply.token_ids for reply in replies] == [greedy(target, prompt, 8) for prompt in prompts]
+
+
 @pytest.mark.parametrize("architecture", known(STATES))
 def test_models_with_a_state_stream_plainly_and_say_why(architecture):
     target = checkpoint(architecture)

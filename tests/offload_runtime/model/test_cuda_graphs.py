@@ -13,6 +13,8 @@ from torch import Tensor
 from offload_runtime import OffloadRuntime
 from offload_runtime.model.cuda_graphs import CudaGraphs
 from offload_runtime.model.model import Model
+from offload_runtime.speculation.growth import run_growths
+from offload_runtime.speculation.tree_policy import Situation
 from offload_runtime.speculation.verification import Scored, verify
 from scheduler.plan.memory import CUDA_CONTEXT_BYTES
 from sequoia_tree.shaping.settings import Sampling
@@ -76,10 +78,10 @@ def test_a_model_whose_experts_the_host_picks_runs_as_it_is():
 def test_a_step_waits_for_the_device_only_where_it_says_so(tree, sampling, monkeypatch):
     """Once for the tokens of a tree, once or twice for an accepted path; anything else raises."""
     with _runtime(checkpoint("llama"), tree) as runtime:
-        runtime.generate(PROMPT, max_new_tokens=24, temperature=sampling.temperature)
-        models, decoder = runtime._models, runtime._decoder
-        text, generator = decoder.text, torch.Generator(models.target.model.device).manual_seed(0)
-        method = decoder._policy.method(sampling, len(text), False)
+        reply = runtime.generate(PROMPT, max_new_tokens=24, temperature=sampling.temperature)
+        models, text = runtime._models, [*PROMPT, *reply.token_ids]
+        generator = torch.Generator(models.target.model.device).manual_seed(0)
+        method = runtime._decoder._policy.method(Situation(sampling, len(text)))
         for checked in (False, False, True):  # until all shapes are captured and all pools of memory are filled
             checking = partial(_only_counted_waits, monkeypatch) if checked else partial(nullcontext, Counter())
             with checking() as grown:
@@ -88,7 +90,8 @@ def test_a_step_waits_for_the_device_only_where_it_says_so(tree, sampling, monke
                 logits = models.target.score(text, drawn)
             with checking() as verified:
                 verify(Scored.of(drawn, logits, text, sampling), method.rule, generator)
-            decoder._rollback()
+            for model in (models.target.model, models.draft.model):
+                model.cache.rollback()
     assert grown.total() == 1 and scored.total() == 0 and 1 <= verified.total() <= 4
 
 
@@ -96,12 +99,12 @@ def test_memory_stays_as_it_is_over_100_levels():
     with _runtime(checkpoint("llama"), "sequoia") as runtime:
         runtime.generate(PROMPT, max_new_tokens=16, temperature=0)
         draft = runtime._models.draft
-        draft.read(list(PROMPT))
+        run_growths([draft.reading(list(PROMPT))], draft.run)
         tokens = torch.arange(4, device="cuda")
         depths, visible = torch.ones_like(tokens), torch.eye(4, dtype=torch.bool, device="cuda")
         held = []
         for level in range(101):
-            draft.forward(tokens, depths, visible)
+            draft.run([draft.nodes(tokens, depths, visible)])
             draft.model.cache.rollback()
             if level in (0, 100):
                 torch.cuda.synchronize()

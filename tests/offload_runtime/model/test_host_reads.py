@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from offload_runtime import OffloadRuntime
-from offload_runtime.generation.decode import Decoder
 from offload_runtime.model.host_reads import HostRead, no_host_reads
+from offload_runtime.speculation.tree_policy import Situation
 from offload_runtime.speculation.verification import Scored, verify
 from sequoia_tree.shaping.settings import Sampling
 from tests.samples.tiny_models import PROMPT, checkpoint, perturbed
@@ -43,20 +43,20 @@ class Waits(TorchFunctionMode):
 
 
 @contextmanager
-def decoding(tree: str, depth: int, **options: Any) -> Iterator[tuple[OffloadRuntime, Decoder]]:
+def decoding(tree: str, depth: int, **options: Any) -> Iterator[tuple[OffloadRuntime, list[int]]]:
     options = {"tree": tree, "tree_size": 24, "tree_depth": depth, "context_length": 128, **options}
     target = checkpoint("llama")
     with OffloadRuntime.from_pretrained(target, perturbed(target, 0.02), device="cpu", **options) as runtime:
-        runtime.generate(PROMPT, max_new_tokens=4, temperature=0.7, seed=0)
-        yield runtime, runtime._decoder
+        reply = runtime.generate(PROMPT, max_new_tokens=4, temperature=0.7, seed=0)
+        yield runtime, [*PROMPT, *reply.token_ids]
 
 
 def waits_of_a_step(tree: str, depth: int, temperature: float, penalty: float = 1.0) -> dict[str, Counter]:
     """Of growing a tree, of scoring it, and of the accepted path on it, for a text that is in the caches."""
     sampling, generator = Sampling(temperature, repetition_penalty=penalty), torch.Generator().manual_seed(1)
-    with decoding(tree, depth) as (runtime, decoder):
-        text, models, waits = decoder.text, runtime._models, {}
-        method = decoder._policy.method(sampling, len(text), False)
+    with decoding(tree, depth) as (runtime, text):
+        models, waits = runtime._models, {}
+        method = runtime._decoder._policy.method(Situation(sampling, len(text)))
         with Waits() as waits["grow"]:
             drawn = method.grow(text, sampling, generator)
         with Waits() as waits["score"]:

@@ -12,7 +12,7 @@ from offload_runtime.chat.status import reply_line
 from offload_runtime.model.model import Model
 from offload_runtime.speculation import automatic_tree
 from offload_runtime.speculation.automatic_tree import AutomaticTree
-from offload_runtime.speculation.tree_policy import PassFacts
+from offload_runtime.speculation.tree_policy import PassFacts, TextFacts
 from sequoia_tree.choice.choose import Chooser
 from sequoia_tree.choice.pass_times import PassTimes
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
@@ -52,10 +52,11 @@ def set_times(
     policy = runtime._decoder._policy
     policy._pass_times, policy._level_times = Times(passes), Times(lambda rows: level)
 
-    def passed(method, sampling, facts):
-        drafting = level * len(method.draft_rows) + (beside if method.draft_rows else 0.0)
-        seconds = {"draft_seconds": drafting, "target_seconds": passes(facts.nodes)}
-        AutomaticTree.passed(policy, method, sampling, replace(facts, **seconds))
+    def passed(facts):
+        (text,) = facts.texts
+        drafting = level * len(text.method.draft_rows) + (beside if text.method.draft_rows else 0.0)
+        seconds = {"draft_seconds": drafting, "target_seconds": passes(text.nodes)}
+        AutomaticTree.passed(policy, replace(facts, **seconds))
 
     policy.passed = passed
 
@@ -166,11 +167,12 @@ def test_what_the_draft_has_to_catch_up_with_is_not_a_trees_usual_time():
         set_times(runtime, compute_bound, level=0.01)
         write(runtime)
         policy = runtime._decoder._policy
-        (setting,) = policy._settings.values()
-        facts = PassFacts(tokens=1, nodes=2, fresh_text=0, draft_seconds=9.0, target_seconds=1.0)
+        (((sampling, _), setting),) = policy._settings.items()
+        text = TextFacts(setting.tree, sampling, tokens=1, nodes=2, fresh_text=0)
+        facts = PassFacts((text,), draft_seconds=9.0, target_seconds=1.0)
         assert not setting.drafted
         for _ in range(5):
-            AutomaticTree.passed(policy, setting.tree, next(iter(policy._settings)), facts)
+            AutomaticTree.passed(policy, facts)
         assert len(setting.contest.tree._steps) == 4
 
 

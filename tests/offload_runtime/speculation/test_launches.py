@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from offload_runtime.model.pass_part import PassPart
 from offload_runtime.speculation.adaptive_drafting import AdaptiveDrafting
-from offload_runtime.speculation.draft import joined
+from offload_runtime.speculation.draft import Growth, joined
 from offload_runtime.speculation.draft_tree import DraftTree
+from offload_runtime.speculation.growth import run_growths
 from offload_runtime.speculation.verification import Scored, verify
 from scheduler.plan.tree_cost import EXPANSION_LAUNCHES, GROWTH_LAUNCHES, VERIFICATION_LAUNCHES
 from sequoia_tree import Tree, chain, optimal_tree
@@ -86,21 +88,26 @@ class RandomDraft:
         logits = torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(0))
         self._logits = upload(logits.numpy(), CUDA)
 
-    def read(self, text: Sequence[int]) -> torch.Tensor:
+    def reading(self, text: Sequence[int], sequence: int) -> Growth[torch.Tensor]:
         return self._logits[:1]
+        yield
 
-    def forward(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    def nodes(self, tokens: torch.Tensor, depths: torch.Tensor, visible: torch.Tensor, sequence: int) -> PassPart:
         assert visible.shape == (len(tokens), len(depths))
-        return self._logits[: len(tokens)]
+        return PassPart(tokens, None, len(tokens))
+
+    def run(self, parts: Sequence[PassPart]) -> list[torch.Tensor]:
+        return [self._logits[: part.wanted] for part in parts]
 
 
 def drafting(cuda: PretendCuda, size: int, depth: int, temperature: float = 0.6) -> Counts:
-    growing = AdaptiveDrafting(RandomDraft(size), size, depth, children=16)
+    draft = RandomDraft(size)
+    growing = AdaptiveDrafting(draft, size, depth, children=16)
     costs = DrawnCosts.measured(Acceptance.from_positional(SHARP, 1000), CUDA) if temperature else LikeliestCosts(1.0)
     sampling, generator = Sampling(temperature=temperature), torch.Generator(CUDA).manual_seed(1)
-    growing.grow([1, 2, 3], sampling, generator, costs)
+    run_growths([growing.growing([1, 2, 3], sampling, generator, 0, costs)], draft.run)
     with cuda.counting() as counts:
-        drawn = growing.grow([1, 2, 3], sampling, generator, costs)
+        (drawn,) = run_growths([growing.growing([1, 2, 3], sampling, generator, 0, costs)], draft.run)
     assert drawn.tree.size == size
     return counts
 

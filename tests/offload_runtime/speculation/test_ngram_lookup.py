@@ -10,7 +10,10 @@ from offload_runtime.options.run_options import Options
 from offload_runtime.planning.planning import prepare
 from offload_runtime.speculation import ngram_lookup as repeated_text_trees
 from offload_runtime.speculation import verification
+from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.ngram_lookup import NAME, Chances, NgramTrees, repetition
+from offload_runtime.speculation.tree_policy import Situation
+from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.verification.sampling import draw
 from sequoia_tree.verification.verify import AcceptedPath
 from tests.offload_runtime.exactness import test_sampling_exactness as exactness
@@ -31,6 +34,11 @@ def set_times(runtime: OffloadRuntime, passes: Callable[[int], float]) -> None:
     policy = runtime._decoder._policy
     assert isinstance(policy, NgramTrees)
     policy._times, policy._timed = Times(passes), 2
+
+
+def grown(policy: NgramTrees, text: list[int]) -> DraftTree:
+    """The tree of a text whose seed does not matter."""
+    return policy.method(Situation(Sampling(temperature=0), len(text))).grow(text, Sampling(temperature=0), None)
 
 
 def test_continuations_are_joined_where_they_begin_alike():
@@ -87,7 +95,7 @@ def test_nothing_is_proposed_before_a_resident_target_was_timed():
 
 def test_trees_grow_with_what_was_right_and_shrink_with_what_was_not():
     class Plan:
-        tree_size, tree_depth, rows, slots, seconds_per_pass = 16, 15, 64, 0, None
+        tree_size, nodes, texts, tree_depth, rows, slots, seconds_per_pass = 16, 16, 1, 15, 64, 0, None
 
     def nodes(right: bool) -> int:
         policy = NgramTrees(Plan())
@@ -95,7 +103,7 @@ def test_trees_grow_with_what_was_right_and_shrink_with_what_was_not():
         for _ in range(30):
             for length in range(33):
                 policy._chances.add(length, right)
-        return policy._grow([1, 2, 3, 4, 5, 6] * 3, None, None, fixed=False).tree.size
+        return grown(policy, [1, 2, 3, 4, 5, 6] * 3).tree.size
 
     assert nodes(False) == 1 < nodes(True) == 16
 
@@ -104,8 +112,8 @@ def test_a_text_without_repetition_drafts_nothing():
     with OffloadRuntime.from_pretrained(target(), **OPTIONS) as runtime:
         set_times(runtime, lambda rows: 1.0)
         policy = runtime._decoder._policy
-        assert policy._grow(list(range(50)), None, None, fixed=False).tree.size == 1
-        assert policy._grow([*range(50), 0], None, None, fixed=False).tree.size == 1, "one token is chance"
+        assert grown(policy, list(range(50))).tree.size == 1
+        assert grown(policy, [*range(50), 0]).tree.size == 1, "one token is chance"
 
 
 @pytest.mark.parametrize(

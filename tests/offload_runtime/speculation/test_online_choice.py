@@ -8,7 +8,7 @@ from offload_runtime.speculation import automatic_tree, tree_policy
 from offload_runtime.speculation.automatic_tree import AutomaticTree
 from offload_runtime.speculation.methods import PLAIN, Method
 from offload_runtime.speculation.ngram_lookup import NgramTrees
-from offload_runtime.speculation.tree_policy import FixedTree, PassFacts
+from offload_runtime.speculation.tree_policy import FixedTree, PassFacts, Situation, TextFacts
 from sequoia_tree.acceptance.acceptance import Acceptance
 from sequoia_tree.choice.choose import Chooser
 from sequoia_tree.shaping.settings import Sampling
@@ -16,7 +16,8 @@ from tests.sequoia_tree.choice.test_contest import Decoding
 
 GREEDY, SAMPLED = Sampling(temperature=0.0), Sampling(temperature=1.0)
 PLAN = SimpleNamespace(
-    slots=1, seconds_per_pass=1.0, tree_size=16, tree_depth=4, device="cpu", rows=64, context_length=64
+    **{"slots": 1, "seconds_per_pass": 1.0, "device": "cpu", "rows": 64, "context_length": 64},
+    **{"tree_size": 16, "tree_depth": 4, "nodes": 16, "texts": 1},
 )
 
 
@@ -54,7 +55,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def method(kind: str) -> Method:
         kinds.append(kind)
-        return Method(kind, PLAIN.grow, "match", (1, 4))
+        return Method(kind, PLAIN.growing, "match", draft_rows=(1, 4))
 
     for module in (automatic_tree, tree_policy):
         monkeypatch.setattr(module, "adaptive_method", lambda *arguments: method("adaptive"))
@@ -76,8 +77,8 @@ def test_trees_are_made_anew_for_a_quarter_more_positions_and_not_for_a_fifth(po
     chosen = automatic(known) if policy == "automatic" else fixed
     made = []
     for known.positions in (100.0, 120.0, 130.0, 155.0):  # the last is a fifth more than when the tree was made anew
-        method = chosen.method(GREEDY, 10, False)
-        chosen.passed(method, GREEDY, PassFacts(1, 16, 0, 0.0, 1.0))
+        method = chosen.method(Situation(GREEDY, 10))
+        chosen.passed(PassFacts((TextFacts(method, GREEDY, 1, 16, 0),), 0.0, 1.0))
         made.append(len(built))
     assert made == [1, 1, 2, 2]
 
@@ -96,16 +97,16 @@ def test_adaptive_trees_are_thought_better_by_what_was_measured(
 ) -> None:
     """Measured, docs/comparison: 1.13 and more greedily, 0.86 to 1.17 when sampling. static: what its passes showed."""
     policy = automatic(Known(1000.0))
-    setting = automatic_tree._Setting(Chooser(PLAN.tree_size, 4))
+    setting = automatic_tree._Setting(Chooser(PLAN.tree_size, 4), automatic_tree._corrections(), 1)
     setting.corrections["static"] = SimpleNamespace(factor=static)  # type: ignore[assignment]
-    policy._settings[sampling] = setting
-    policy.method(sampling, 10, False)
+    policy._settings[sampling, 1] = setting
+    policy.method(Situation(sampling, 10))
     assert built == [kind]
 
 
 @pytest.mark.parametrize(("positions", "kind"), [(250.0, "static"), (350.0, "adaptive")])
 def test_a_pair_that_is_hardly_known_gets_static_trees(positions: float, kind: str, built: list[str]) -> None:
-    automatic(Known(positions)).method(GREEDY, 10, False)
+    automatic(Known(positions)).method(Situation(GREEDY, 10))
     assert built == [kind]
 
 

@@ -328,7 +328,7 @@ def test_another_template_and_its_arguments(thinker: OffloadRuntime) -> None:
     assert "{{ more }}" in str(thinker.tokenizer.chat_template)
     prompt = Conversation(thinker.tokenizer, template_arguments={"more": "\n"}).add_user("hello")
     thinker.generate(QUESTION, temperature=0, max_new_tokens=1)
-    assert thinker._decoder.text[: len(prompt)] == prompt
+    assert thinker._decoder._sequences._texts[0][: len(prompt)] == prompt
 
 
 @pytest.mark.parametrize("arguments", [{"messages": []}, {"add_generation_prompt": True}, {"x": object()}])

@@ -1,0 +1,94 @@
+"""Which texts the caches hold: each that is written has a sequence of them, and finished ones stay until needed."""
+
+from collections.abc import Collection, Sequence
+from itertools import count
+
+from offload_runtime.generation.writer import Writer
+from offload_runtime.model.model import Model
+
+LEAST_COPIED = 16  # tokens; fewer are read again as quickly as they are copied
+
+
+class Sequences:
+    """Assigns the sequences of the models' caches to texts. models: the target first.
+
+    A new text takes the rows of the text that begins most like it: in place if that one is not being written and has
+    little else, or as a copy. It displaces the text that was used least recently.
+    """
+
+    def __init__(self, models: Sequence[Model]):
+        self._models = list(models)
+        self._texts: list[list[int]] = [[] for _ in range(min(len(model.cache.sequences) for model in models))]
+        self._owners: list[Writer | None] = [None] * len(self._texts)
+        self._used = [0] * len(self._texts)
+        self._clock = count(1)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def take_up(self, writers: Collection[Writer]) -> None:
+        """Give every writer a sequence for the next pass; at most as many as there are."""
+        for writer in writers:
+            if writer.sequence is None or self._owners[writer.sequence] is not writer:
+                self._assign(writer, writers)
+            self._used[writer.place] = next(self._clock)
+            for model in self._models:
+                model.reaches(len(writer.text), writer.place)
+
+    def cached(self, writer: Writer) -> int:
+        """Tokens of a text that the target need not read; at most all but the last."""
+        if writer.sequence is None or self._owners[writer.sequence] is not writer:
+            return max((self._usable(number, writer) for number in range(len(self))), default=0)
+        return min(self._length(writer.sequence), len(writer.text) - 1)
+
+    def let_go(self, writer: Writer) -> None:
+        """A text is not written any more; its committed rows stay for texts that begin like it."""
+        if writer.sequence is not None and self._owners[writer.sequence] is writer:
+            self.rollback(writer)
+            self._owners[writer.sequence] = None
+        writer.sequence = None
+
+    def rollback(self, writer: Writer) -> None:
+        """Drop the uncommitted rows of a text."""
+        for model in self._models:
+            model.cache.sequences[writer.place].rollback()
+
+    def drop(self, model: Model) -> None:
+        """From now on, a model's cache is not kept up."""
+        self._models = [kept for kept in self._models if kept is not model]
+
+    def forget(self, number: int | None = None) -> None:
+        """Make one sequence, or all, hold nothing."""
+        for each in range(len(self)) if number is None else (number,):
+            self._texts[each] = []
+            self._owners[each] = None
+
+    def _assign(self, writer: Writer, writers: Collection[Writer]) -> None:
+        free = [number for number, owner in enumerate(self._owners) if owner not in writers]
+        oldest = min(free, key=lambda number: (self._owners[number] is not None, self._used[number]))
+        source = max(range(len(self)), key=lambda number: self._usable(number, writer))
+        usable = self._usable(source, writer)
+        in_place = source in free and (source == oldest or 2 * usable >= self._length(source))
+        number = source if in_place else oldest
+        for model in self._models:
+            sequences = model.cache.sequences
+            if not in_place and usable >= LEAST_COPIED:
+                sequences[number].take_from(sequences[source], usable)
+            elif not in_place:
+                usable = common_prefix(self._texts[number], writer.text)
+            model.take_up(writer.request.prompt_length, usable, number)
+        self._texts[number], self._owners[number], writer.sequence = writer.text, writer, number
+
+    def _usable(self, number: int, writer: Writer) -> int:
+        """Tokens of a text that a sequence holds the rows of, but its last."""
+        common = common_prefix(self._texts[number], writer.text)
+        return min(common, self._length(number), len(writer.text) - 1)
+
+    def _length(self, number: int) -> int:
+        """Committed rows of the target."""
+        return self._models[0].cache.sequences[number].length
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens two texts share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

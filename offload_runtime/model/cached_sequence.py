@@ -1,0 +1,75 @@
+"""One text in a cache: which of its rows are committed, and which belong to the pass or the tree in progress."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol
+
+
+class RowStore(Protocol):
+    """The cache that holds the rows, and possibly recurrent states, which no row can be taken from."""
+
+    @property
+    def is_recurrent(self) -> bool: ...
+
+    def restart(self) -> None:
+        """Reset the recurrent states to those before the first token."""
+
+    def move(self, source: Sequence[int], begin: int) -> None:
+        """Copy the rows `source` of the cache to the rows that start at `begin`."""
+
+    def copy(self, source: int, begin: int, count: int) -> None:
+        """Copy the `count` rows from `source` on to the rows that start at `begin`, which are others."""
+
+
+class CachedSequence:
+    """Rows ``[0, length)`` of the text are committed; rows ``[length, end)`` belong to the pass or tree in progress.
+
+    They lie in the cache from `first_row` on, which has room for `most_rows` of them. An abandoned pass leaves `length`
+    and the committed rows unchanged; `rollback` drops the rest. A recurrent state cannot be rolled back to an earlier
+    token, and it can absorb several tokens at once only from its initial value. So rolling back or truncating it resets
+    it.
+    """
+
+    def __init__(self, store: RowStore, first_row: int, most_rows: int):
+        self._store, self.first_row, self.most_rows = store, first_row, most_rows
+        self.length = 0
+        self.end = 0
+
+    def advance(self, rows: int) -> None:
+        """The model has appended `rows` rows in every layer."""
+        self.end += rows
+        assert self.end <= self.most_rows
+
+    def commit(self, rows: Sequence[int]) -> None:
+        """Keep the given uncommitted rows (ascending, relative to `length`) in that order and drop the others."""
+        assert all(a < b for a, b in pairwise(rows)) and (not rows or self.length + rows[-1] < self.end)
+        assert not self._store.is_recurrent or len(rows) == self.end - self.length, "the state has absorbed every row"
+        in_place = next((i for i, row in enumerate(rows) if row != i), len(rows))
+        if in_place < len(rows):
+            first = self.first_row + self.length
+            self._store.move([first + row for row in rows[in_place:]], first + in_place)
+        self.length += len(rows)
+        self.end = self.length
+
+    def rollback(self) -> None:
+        """Drop the uncommitted rows."""
+        if self._store.is_recurrent and self.end != self.length:
+            self.restart()
+        self.end = self.length
+
+    def truncate(self, length: int) -> None:
+        """Keep at most the first `length` committed rows; the next pass continues from there."""
+        if self._store.is_recurrent and length != self.length:
+            self.restart()
+        self.length = self.end = min(length, self.length)
+
+    def restart(self) -> None:
+        """Begin again with an empty text."""
+        self.length = self.end = 0
+        self._store.restart()
+
+    def take_from(self, other: "CachedSequence", length: int) -> None:
+        """Begin like another text of this cache: copy its first `length` committed rows."""
+        length = min(length, other.length)
+        self._store.copy(other.first_row, self.first_row, length)
+        self.length = self.end = length
