@@ -130,14 +130,19 @@ class Decoder:
 
     def _ready(self, writers: Sequence[Writer]) -> list[Writer]:
         """All but those that had better wait: another text is reading what they begin with, and they can copy it."""
-        cached = {writer: self._sequences.cached(writer) for writer in writers}
         ready: list[Writer] = []
         for writer in writers:
-            common = (min(common_prefix(other.text, writer.text), len(other.text) - 1) for other in ready)
-            gains = max((c - cached[o] for c, o in zip(common, ready) if cached[o] < c), default=0)
-            if writer.sequence is not None or gains < LEAST_COPIED:
+            if writer.sequence is not None or self._gain_of_waiting(writer, ready) < LEAST_COPIED:
                 ready.append(writer)
         return ready
+
+    def _gain_of_waiting(self, writer: Writer, others: Sequence[Writer]) -> int:
+        """Tokens at the beginning of a new text that one of the others has still to read itself."""
+        gains = (
+            min(common_prefix(other.text, writer.text), len(other.text) - 1) - self._sequences.cached(other)
+            for other in others
+        )
+        return max(gains, default=0)
 
     def _pass(self, writers: Sequence[Writer], in_pieces: bool) -> list[Step | OffloadError]:
         """One tree of each text, one pass, one accepted path of each."""
