@@ -103,12 +103,24 @@ class StopOnInterrupt:
 
 @contextmanager
 def ended_in_order() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise SystemExit in the block, so that it can save and clean up; nohup still works."""
+    """Let SIGTERM and SIGHUP raise SystemExit in the block, so that it can save and clean up; nohup still works.
+
+    Ctrl-C that hits a finalizer, where Python would print it and go on, is pressed again.
+    """
     ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
     for one in ends:
         signal.signal(one, lambda number, frame: sys.exit(128 + number))
+    unraisable, sys.unraisablehook = sys.unraisablehook, _press_again
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable
         for one in ends:
             signal.signal(one, signal.SIG_DFL)
+
+
+def _press_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(TICK, _thread.interrupt_main).start()  # once this hook is left, which it would end, too
+    else:
+        sys.__unraisablehook__(unraisable)

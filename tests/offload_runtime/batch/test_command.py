@@ -171,7 +171,7 @@ def test_a_full_disk_ends_the_job_in_words(
     job = [sys.executable, "-c", limited, "--device", "cpu", "--quiet", *files(paths)]
     ended = subprocess.run(job, cwd=ROOT, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (1, f"error: {paths[1]}: File too large\n")
-    assert [answer["index"] for answer in answers(paths[1])] == [0]
+    assert len(answers(paths[1])) == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["--input", "a"], ["--output", "a"]])

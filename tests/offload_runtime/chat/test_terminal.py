@@ -27,7 +27,7 @@ from offload_runtime.chat.terminal import interrupt, keyboard
 from offload_runtime.chat.terminal.activity import ActivityLine, column_after
 from offload_runtime.chat.terminal.completion import CommandCompleter
 from offload_runtime.chat.terminal.history import PrivateHistory, state_directory
-from offload_runtime.chat.terminal.interrupt import Leave, StopOnInterrupt
+from offload_runtime.chat.terminal.interrupt import Leave, StopOnInterrupt, ended_in_order
 from offload_runtime.errors import UsageError
 from offload_runtime.generation.reply import ReplyStats
 from offload_runtime.speculation.target import PassProgress
@@ -113,6 +113,19 @@ def test_it_is_answered_while_the_main_thread_cannot_be_reached(monkeypatch: pyt
         press()
         compute(lambda: bool(abandoned))
     assert stop.requested()
+
+
+class Finalized:
+    def __del__(self) -> None:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_a_finalizer_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    """Python prints what a finalizer raises, and goes on."""
+    with pytest.raises(KeyboardInterrupt), ended_in_order():
+        Finalized()
+        wait_until(lambda: False)
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from offload_runtime import OffloadRuntime
 from offload_runtime.errors import ModelFilesError
+from tests.offload_runtime.speculation.test_automatic_tree import link_bound, set_times
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 OPTIONS = {"context_length": 64, "tree_size": 6, "tree_depth": 2}
@@ -68,6 +69,8 @@ def test_a_draft_without_numbers_is_left_out(tree, temperature, tmp_path):
         OffloadRuntime.from_pretrained(model, draft, device="cpu", tree=tree, **OPTIONS) as runtime,
         pytest.warns(UserWarning, match="draft computes values that are not finite .layer 1") as caught,
     ):
+        if tree == "auto":  # the clock must not choose plain decoding
+            set_times(runtime, link_bound)
         for _ in range(2):
             reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=temperature)
             assert reply.stats.drafted == 0 and len(reply.token_ids) == NEW_TOKENS
