@@ -29,7 +29,7 @@ class Tab:
         self.page.on("pageerror", lambda error: self._faults.append(str(error)))
         self.page.on("console", self._heard)
         self.page.goto(server.url)
-        self.page.wait_for_function("document.title !== 'sequoia'")
+        self.page.wait_for_function("() => document.title !== 'sequoia'")
 
     def _heard(self, message: Any) -> None:
         if message.type in ("error", "warning") and not message.text.startswith(EXPECTED):
@@ -55,7 +55,7 @@ class Tab:
 
     def reload(self) -> None:
         self.page.reload()
-        self.page.wait_for_function("document.title !== 'sequoia'")
+        self.page.wait_for_function("() => document.title !== 'sequoia'")
 
     @property
     def box(self) -> "Locator":

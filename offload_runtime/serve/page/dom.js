@@ -12,13 +12,14 @@ export function svg(name, attributes = {}, ...children) {
   return filled(document.createElementNS(SVG, name), attributes, children);
 }
 
+/** Children go in first: under dir="auto", the browser would look at all of them again for every one that is added. */
 function filled(node, attributes, children) {
+  node.append(...children.filter((child) => child !== null && child !== undefined));
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") node.addEventListener(name.slice(2), value);
     else if (value === true) node.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;
 }
 

@@ -2,7 +2,7 @@
 
 import { byId, element, oncePerFrame } from "../dom.js";
 import { drawPasses } from "./passes.js";
-import { planNodes } from "./plan.js";
+import { isPlan, planNodes } from "./plan.js";
 import { formatSize } from "./sizes.js";
 import { linkShare, short, speed, tokensPerPass } from "./stats.js";
 import { drawTree } from "./tree.js";
@@ -23,10 +23,11 @@ export class MachinePanel {
     this.begin(null);
   }
 
-  /** Show a plan; null where the server tells none. */
+  /** Show the server's plan; one that is none, or null, is said to be missing. */
   showPlan(plan) {
-    this.plan = plan;
-    byId("plan").replaceChildren(...(plan ? planNodes(plan) : [element("p", {}, "The server tells no plan.")]));
+    this.plan = isPlan(plan) ? plan : null;
+    const nodes = this.plan ? planNodes(plan) : [element("p", {}, "The server tells no plan.")];
+    byId("plan").replaceChildren(...nodes);
     this.draw();
   }
 
@@ -100,7 +101,7 @@ export class MachinePanel {
     if (expected) bar.value = Math.min(1, elapsed / expected);
     else bar.removeAttribute("value");
     const of = expected ? ` of about ${short(expected)} s` : " s";
-    byId("pass-words").textContent = `This pass has run for ${short(elapsed)}${of}`;
+    byId("pass-words").textContent = `This pass has run for ${elapsed.toFixed(1)}${of}`;
   }
 }
 

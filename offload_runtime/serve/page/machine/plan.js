@@ -4,6 +4,14 @@ import { element } from "../dom.js";
 import { visible } from "../text/visible.js";
 import { formatSize } from "./sizes.js";
 
+const NUMBERS = ["weight_bytes", "context_length", "device_bytes", "host_bytes", "disk_bytes", "streamed_bytes"];
+
+/** Whether a server's answer is a plan as this page knows it. */
+export function isPlan(plan) {
+  const areItems = Array.isArray(plan?.items) && plan.items.every((item) => typeof item?.name === "string");
+  return areItems && Array.isArray(plan.summary) && NUMBERS.every((name) => Number.isFinite(plan[name]));
+}
+
 /** The plan that `GET /v1/sequoia/plan` answers, as elements. */
 export function planNodes(plan) {
   const facts = [
@@ -14,7 +22,7 @@ export function planNodes(plan) {
     ["Context", `${plan.context_length} tokens`],
   ];
   const list = element("dl", { class: "facts" }, ...facts.flatMap(fact));
-  return [list, tableOf(plan), ...(plan.summary ?? []).map(sentence)];
+  return [list, tableOf(plan), ...plan.summary.map(sentence)];
 }
 
 function fact([name, value]) {
