@@ -2,17 +2,14 @@
 
 /** The sums with one more pass. `stats` may be undefined before the first. */
 export function addStep(stats, step) {
-  const before = stats ?? { passes: 0, tokens: 0, drafted: 0, accepted: 0, seconds: 0, drafting: 0, bytes: 0 };
+  const before = stats ?? { passes: 0, tokens: 0, seconds: 0, bytes: 0 };
   const seconds = number(step.draft_seconds) + number(step.target_seconds);
   const tokens = number(step.tokens);
   const after = {
     ...before,
     passes: before.passes + (tokens ? 1 : 0),
     tokens: before.tokens + tokens,
-    drafted: before.drafted + number(step.drafted),
-    accepted: before.accepted + number(step.accepted),
     seconds: before.seconds + seconds,
-    drafting: before.drafting + number(step.draft_seconds),
     bytes: before.bytes + number(step.streamed_bytes),
     last: seconds,
   };
@@ -43,7 +40,7 @@ export function statsLine(stats) {
   const parts = [`${stats.tokens} token${stats.tokens === 1 ? "" : "s"}`];
   if (rate !== null) parts.push(`${short(rate)} tokens/s`);
   if (stats.passes) parts.push(`${tokensPerPass(stats).toFixed(1)} tokens a pass`);
-  if (stats.first) parts.push(`first after ${short(stats.first.seconds)} s`);
+  if (Number.isFinite(stats.first?.seconds)) parts.push(`first after ${short(stats.first.seconds)} s`);
   return parts.join(" · ");
 }
 

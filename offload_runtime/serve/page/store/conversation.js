@@ -13,7 +13,8 @@ export class Conversation {
   /** The conversation that was kept as `value`, without what does not fit together; null if it is none. */
   static from(value) {
     if (typeof value?.id !== "string" || typeof value.messages !== "object" || value.messages === null) return null;
-    const messages = Object.fromEntries(Object.entries(value.messages).filter(([id, message]) => fits(id, message)));
+    const whole = Object.entries(value.messages).filter(([id, message]) => fits(id, message));
+    const messages = Object.fromEntries(whole.map(([id, message]) => [id, cleaned(message)]));
     const { leaf } = value;
     const conversation = new Conversation({ id: value.id, messages, at: Number(value.at) || 0 });
     conversation.leaf = leaf in messages ? leaf : (conversation.newestLeaf(null)?.id ?? null);
@@ -40,14 +41,16 @@ export class Conversation {
     return message;
   }
 
-  /** All messages in the place of this one, oldest first. */
-  versions({ parent, role }) {
-    return this.children(parent).filter((message) => message.role === role);
-  }
-
-  children(parent) {
-    const found = Object.values(this.messages).filter((message) => message.parent === parent);
-    return found.sort((a, b) => a.at - b.at || (a.id < b.id ? -1 : 1));
+  /** The messages after each one, by its id, oldest first; those that begin the conversation are under null. */
+  children() {
+    const found = new Map();
+    for (const message of Object.values(this.messages)) {
+      const siblings = found.get(message.parent);
+      if (siblings) siblings.push(message);
+      else found.set(message.parent, [message]);
+    }
+    for (const siblings of found.values()) siblings.sort((a, b) => a.at - b.at || (a.id < b.id ? -1 : 1));
+    return found;
   }
 
   /** Show a message, with the newest of what follows it. */
@@ -56,8 +59,13 @@ export class Conversation {
   }
 
   newestLeaf(from) {
+    const children = this.children();
+    const seen = new Set([from]);
     let newest = this.messages[from] ?? null;
-    for (let next = this.children(from).at(-1); next; next = this.children(next.id).at(-1)) newest = next;
+    for (let next = children.get(from)?.at(-1); next && !seen.has(next.id); next = children.get(next.id)?.at(-1)) {
+      seen.add(next.id);
+      newest = next;
+    }
     return newest;
   }
 
@@ -88,6 +96,24 @@ export function apiMessages(path, system) {
 function fits(id, message) {
   const isMessage = typeof message === "object" && message !== null && message.id === id;
   return isMessage && typeof message.text === "string" && ["user", "assistant"].includes(message.role);
+}
+
+/** A message without fields that are not what they should be: other programs may write to the store. */
+function cleaned(message) {
+  const { id, parent = null, role, text, at, reasoning, finish, error, marks, stats, usage } = message;
+  const areMarks = Array.isArray(marks) && marks.every((mark) => Array.isArray(mark) && mark.every(Number.isFinite));
+  return {
+    ...{ id, parent, role, text, at: Number(at) || 0, finish: typeof finish === "string" ? finish : null },
+    ...(typeof reasoning === "string" && { reasoning }),
+    ...(typeof error === "string" && { error }),
+    ...(areMarks && { marks }),
+    ...(areNumbers(stats, ["tokens", "passes", "seconds", "bytes"]) && { stats }),
+    ...(areNumbers(usage, ["prompt", "cached"]) && { usage }),
+  };
+}
+
+function areNumbers(value, names) {
+  return typeof value === "object" && value !== null && names.every((name) => Number.isFinite(value[name]));
 }
 
 /** Random; crypto.randomUUID is not there over plain http. */

@@ -12,19 +12,18 @@ const WORDS = {
 };
 
 export class Failure extends Error {
-  /** status: of the response, 0 without one. retryAfter: seconds, or null. */
-  constructor(message, status = 0, retryAfter = null) {
+  /** status: of the response, 0 without one. */
+  constructor(message, status = 0) {
     super(message);
-    Object.assign(this, { status, retryAfter });
+    this.status = status;
   }
 }
 
 /** The failure that a response tells. */
 export async function failure(response) {
   const text = await response.text().catch(() => "");
-  const seconds = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
   const message = told(text) ?? WORDS[response.status] ?? `The server answered ${response.status}.`;
-  return new Failure(message, response.status, Number.isFinite(seconds) ? seconds : null);
+  return new Failure(message, response.status);
 }
 
 /** The message of an error in the API's form, or null. */

@@ -22,7 +22,12 @@ export class Thread {
     const path = conversation.path();
     const shown = new Set(path.map(({ id }) => id));
     for (const [id, view] of this.views) if (!shown.has(id)) this.drop(id, view);
-    path.forEach((message, index) => this.place(message, index, conversation, writing));
+    const children = conversation.children();
+    for (const [index, message] of path.entries()) {
+      const view = this.place(message, index);
+      const versions = children.get(message.parent).filter(({ role }) => role === message.role);
+      view.draw({ versions, isWriting: message.id === writing, isTinted: this.isTinted });
+    }
     byId("welcome").hidden = path.length > 0;
     this.stay();
   }
@@ -32,7 +37,8 @@ export class Thread {
     this.views.delete(id);
   }
 
-  place(message, index, conversation, writing) {
+  /** The view of a message, at its place in the list. */
+  place(message, index) {
     let view = this.views.get(message.id);
     if (!view) {
       view = new MessageView(message, this.handlers);
@@ -40,8 +46,7 @@ export class Thread {
     }
     view.message = message; // another object where another tab has kept it
     if (this.list.children[index] !== view.node) this.list.insertBefore(view.node, this.list.children[index] ?? null);
-    const versions = conversation.versions(message);
-    view.draw({ versions, isWriting: message.id === writing, isTinted: this.isTinted });
+    return view;
   }
 
   scrolled() {

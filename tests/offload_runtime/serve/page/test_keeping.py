@@ -90,7 +90,10 @@ def test_two_tabs_with_one_conversation_lose_nothing(open_tab: Callable[..., Tab
 
 def test_what_other_programs_left_in_the_store_does_no_harm(tab: Tab) -> None:
     tab.send("hello")
-    chat = '{"id": "x", "messages": {"a": {"id": "a", "parent": "a", "role": "user", "text": "loop"}}, "leaf": "a"}'
+    loops = {"a": {"id": "a", "parent": "a", "role": "user", "text": "loop"}}
+    odd = {"finish": 7, "error": ["x"], "marks": [[1], "x"], "stats": {"tokens": 1}, "usage": 3, "reasoning": {}}
+    loops["b"] = {"id": "b", "parent": "a", "role": "assistant", "text": "odd", **odd}
+    chat = json.dumps({"id": "x", "messages": {**loops, "c": {"id": "c"}, "d": None}, "leaf": "b"})
     values = {
         "chat.1": "not json",
         "chat.2": "[1]",
@@ -104,7 +107,12 @@ def test_what_other_programs_left_in_the_store_does_no_harm(tab: Tab) -> None:
     tab.shows("hello", "hello world")
     tab.page.click("#open-chats")
     tab.page.locator("#chat-list .title", has_text="loop").click()
-    tab.shows("loop")
+    tab.shows("loop", "odd")
+    tab.page.check("#tint")
+    tab.button("Write again").click()
+    tab.shows("loop", "hello world")
+    tab.page.get_by_label("Earlier version").click()
+    tab.shows("loop", "odd")
 
 
 def test_a_full_store_is_told_and_the_chat_goes_on(tab: Tab) -> None:
