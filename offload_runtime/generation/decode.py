@@ -21,6 +21,7 @@ from offload_runtime.speculation.target import Target
 from offload_runtime.speculation.tree_policy import PassFacts, PlainDecoding, Situation, TextFacts, TreePolicy
 from offload_runtime.speculation.verification import Scored, verify
 from offload_runtime.text.tools.tool_call import ToolCall
+from sequoia_tree.tree import Tree
 from sequoia_tree.verification.logprobs import TokenLogprobs, token_logprobs
 
 
@@ -38,6 +39,8 @@ class Step:
     read_tokens: tokens of the text that the step read, since they were not in the target's cache yet.
     logprobs: one entry per token, if the request asks for them. tool_calls: those that the step completed.
     stop_string: the one that has ended the text, if one has.
+    tree: what was drafted, the root alone without a draft; None without a pass. path: its accepted nodes, from the
+    root's child downwards. pieces: the part of `text` that each token completed; the last has all that the end adds.
     """
 
     token_ids: list[int]
@@ -56,6 +59,9 @@ class Step:
     logprobs: tuple[TokenLogprobs, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     stop_string: str | None = None
+    tree: Tree | None = None
+    path: tuple[int, ...] = ()
+    pieces: tuple[str, ...] = ()
 
 
 _STOPPED = Step([], 0, 0, 0.0, 0.0, 0, "interrupted")
@@ -260,6 +266,8 @@ class Decoder:
             predicted_seconds=method.predicted_seconds,
             read_tokens=turn.unread,
             logprobs=logprobs,
+            tree=drawn.tree,
+            path=tuple(accepted_path.path),
         )
         return self._timed(clock, step)
 

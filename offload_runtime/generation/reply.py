@@ -154,6 +154,6 @@ def with_text(step: Step, text: ReplyText) -> Step:
     if step.finish_reason and not text.is_stopped:
         thought, answer = text.finish()
         thoughts.append(thought)
-        answers.append(answer)
+        answers[-1:] = ["".join([*answers[-1:], answer])]
     step = replace(step, tool_calls=tuple(text.calls[known:]), stop_string=text.stop_string)
-    return replace(step, text="".join(answers), reasoning="".join(thoughts))
+    return replace(step, text="".join(answers), reasoning="".join(thoughts), pieces=tuple(answers))

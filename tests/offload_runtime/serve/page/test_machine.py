@@ -1,6 +1,5 @@
 """The panel that shows what the machine does: figures, trees, the plan, tints."""
 
-import json
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -105,14 +104,6 @@ def test_a_server_without_a_plan_can_be_talked_to(
     tab.send("hello")
     tab.shows("hello", "hello world")
     assert "The server tells no plan." in panel(tab)
-
-
-def test_the_plan_tells_nothing_private() -> None:
-    machine = PLAN.machine
-    told = plan_view(PLAN)["machine"]
-    assert "device_name" in told and not {"uuid", "driver", "no_kernels", "note", "host_available"} & told.keys()
-    assert told.keys() <= vars(machine).keys()
-    assert "/" not in json.dumps(plan_view(PLAN)).replace("tokens/s", "")
 
 
 def test_tokens_are_tinted_by_depth_when_asked_for(tab: Tab, server: PageServer) -> None:
