@@ -6,6 +6,7 @@ from pathlib import Path
 
 from offload_runtime.options.arguments import model_parser
 from offload_runtime.options.fields import add_options
+from offload_runtime.options.readers import whole_number
 from offload_runtime.options.run_options import RunOptions
 from offload_runtime.options.sampling_options import add_sampling_options
 from offload_runtime.start import command_name
@@ -49,5 +50,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     group.add_argument("--chat", action="store_true", help='answer each "prompt" as a user\'s message')
     add_options(group, RunOptions, "prompt")
+    group.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run on the machines of a Ray cluster: auto, or HOST:PORT; local starts one here. Needs the extra `ray`",
+    )
+    group.add_argument(
+        "--ray-workers",
+        metavar="N",
+        type=whole_number(1),
+        help="models to load in the cluster (default: one for each GPU; one for each machine if there is none)",
+    )
     group.add_argument("--quiet", action="store_true", help="print warnings and errors only")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if parsed.ray_workers is not None and parsed.ray is None:
+        parser.error("argument --ray-workers: it is for a cluster; add --ray ADDRESS")
+    return parsed

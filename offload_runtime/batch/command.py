@@ -16,6 +16,7 @@ from offload_runtime.batch.job_input import JobInput, read_input
 from offload_runtime.batch.keys import JobKeys
 from offload_runtime.batch.output_file import OutputFile
 from offload_runtime.batch.progress import JobProgress
+from offload_runtime.batch.ray_workers import RayWorkers
 from offload_runtime.batch.stopping import StopOnSignal
 from offload_runtime.chat.status import start_notes
 from offload_runtime.loading.fetching import fetched
@@ -51,6 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
 class _Command:
     def __init__(self, arguments: argparse.Namespace, job: JobInput, output: OutputFile):
         self._quiet, self._yes = arguments.quiet, arguments.yes
+        self._ray, self._ray_workers = arguments.ray, arguments.ray_workers
         self._job, self._output = job, output
 
     def show_what_comes(self) -> None:
@@ -66,6 +68,8 @@ class _Command:
         forms = self._job.forms
         if len(self._job.bad - self._output.done) == self._output.left:
             return lambda lines, should_stop, on_pass: error_answers(forms, lines)
+        if self._ray is not None:
+            return resources.enter_context(RayWorkers(self._ray, self._ray_workers, options, forms)).answers
         runtime = resources.enter_context(self._load(options))
         return lambda lines, should_stop, on_pass: LineRunner(runtime, forms, should_stop, on_pass).answers(lines)
 

@@ -154,7 +154,7 @@ def test_a_fault_of_the_run_ends_the_job_and_keeps_its_replies(
     said = capsys.readouterr().err
     assert "stopped: 1 of 4 lines have an answer" in said and said.endswith("error: the disk broke\n")
     counting.faults = {}
-    assert main(files(paths)) == 0
+    assert main(files(paths)) == 0 and counting.prompts.count("1 dog") == 1, "what is done is not written again"
     assert sorted(answer["index"] for answer in answers(paths[1])) == [0, 1, 2, 3]
 
 
