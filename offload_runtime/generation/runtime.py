@@ -191,7 +191,7 @@ class OffloadRuntime:
         bounds = Bounds(ids, ends, len(ids) + room, model.vocab_size, model.device)
         tokenizer = (lambda: self.tokenizer) if self._has_text else None
         values = self._rules.bind(values, bounds, logit_bias, dry_sequence_breakers, tokenizer)
-        values = self._grammars.bind(response_format, values, bounds, split)
+        values = self._grammars.bind(response_format, values, bounds, split, offered)
         generator = seeded(torch.Generator(model.device), seed)
         request = Request(ids, values, room, ends, generator, should_stop, seed is not None, top_logprobs=logprobs)
         text = ReplyText(self.tokenizer, ids, stops, split, offered) if self._has_text else None

@@ -10,12 +10,14 @@ from transformers import PreTrainedTokenizerFast
 from loaders.message_text import first_line, quoted
 from loaders.tokenizers.trial import panics_explained
 from offload_runtime.errors import OffloadError, UsageError
+from offload_runtime.grammar.calls import CallTokens
 from offload_runtime.grammar.compiled import compiled
 from offload_runtime.grammar.grammar_rule import GrammarRule
 from offload_runtime.grammar.masks import Masks
 from offload_runtime.grammar.response_format import grammar_of
 from offload_runtime.grammar.thoughts import ANSWER, Thoughts
 from offload_runtime.grammar.trial import check_grammar
+from offload_runtime.text.tools.tool_definitions import Tools
 from sequoia_tree.shaping.order import Bounds
 from sequoia_tree.shaping.settings import Sampling
 
@@ -32,11 +34,12 @@ class Grammars:
     def __init__(self, tokenizer: "Callable[[], PreTrainedTokenizerBase] | None", vocab_size: int):
         self._find, self._vocab_size = tokenizer, vocab_size
 
-    def bind(self, response_format: object, sampling: Sampling, bounds: Bounds, thinks: bool) -> Sampling:
+    def bind(self, response_format: object, sampling: Sampling, bounds: Bounds, thinks: bool, tools: Tools) -> Sampling:
         """`sampling` with the rule of a response format, after its other rules.
 
-        thinks: whether the reply may begin with thoughts that are no part of its answer. Raises UsageError for formats
-        that cannot be followed: no JSON schema, none that llguidance can compile, or not with this tokenizer.
+        thinks: whether the reply may begin with thoughts that are no part of its answer. tools: what it may call in
+        place of an answer. Raises UsageError for formats that cannot be followed: no JSON schema, none that llguidance
+        can compile, or not with this tokenizer.
         """
         grammar = grammar_of(response_format)
         if grammar is None:
@@ -45,12 +48,14 @@ class Grammars:
         if not any(0 <= token < self._vocab_size for token in bounds.end_tokens):
             raise UsageError("response_format needs a token that ends a text, and this model has none")
         check_grammar(grammar)
-        matcher, fault = compiled(tokenizer, grammar)
+        assert self._find is not None
+        calls = CallTokens.of(self._find(), tools)
+        matcher, fault = compiled(tokenizer, grammar_of(response_format, calls.begin) or grammar)
         if fault:
             raise UsageError(f"response_format: the schema cannot be followed: {quoted(fault, 300)}")
         thoughts = self._thoughts if thinks else None
         begin = thoughts.begin(bounds.prompt) if thoughts else ANSWER
-        masks = Masks(matcher, bounds.end_tokens, self._vocab_size, (tokenizer.eos_token,), thoughts, begin)
+        masks = Masks(matcher, bounds.end_tokens, self._vocab_size, (tokenizer.eos_token,), thoughts, begin, calls.end)
         return replace(sampling, rules=(*sampling.rules, GrammarRule(masks, len(bounds.prompt))))
 
     @cached_property

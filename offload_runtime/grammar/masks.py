@@ -25,7 +25,7 @@ class Masks:
     One parser walks over the paths in their order, forth and back: a step back takes microseconds, while a copy of the
     parser grows with the text. thoughts: tell where the answer begins, from the place `begin`; None if all is answer.
     ends: the tokens that end a reply, allowed where the grammar may end and nowhere else. foreign: tokens that the
-    parser takes for such.
+    parser takes for such. call_end: one of `ends` that may end a reply among its thoughts.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Masks:
         foreign: Iterable[int] = (),
         thoughts: Thoughts | None = None,
         begin: Place = ANSWER,
+        call_end: int | None = None,
     ):
         self._matcher, self._thoughts, self._begin = matcher, thoughts, begin
         self._nbytes = -(-vocab_size // _WORD) * (_WORD // 8)
@@ -43,6 +44,7 @@ class Masks:
         self._all, self._ends = self._bits(range(vocab_size)), self._bits(self._end_tokens)
         self._opens, self._text = self._bits(self._openers), self._all & ~self._ends
         self._parsed = self._text & ~self._bits(foreign)
+        self._thought = self._text if call_end is None else self._text | self._bits([call_end])
         self._reply: list[int] = []
         self._place = begin
         self._path: list[int] = []  # what the parser has read beyond the reply
@@ -88,7 +90,7 @@ class Masks:
             return self._all  # what comes after the end is never kept
         place, answer = self._way(path)
         if not place.answers:
-            return self._text
+            return self._thought
         if not self._read(answer):
             return self._all
         mask = self._parsers() | self._opens if place.first else self._parsers()

@@ -16,17 +16,18 @@ _BEFORE = r"/ |(\r?\n){1,2}/"  # what tokenizers and templates like to put befor
 _KINDS = 'None, {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": {…}}}'
 
 
-def grammar_of(given: object) -> str | None:
+def grammar_of(given: object, call: int | None = None) -> str | None:
     """The grammar, in llguidance's variant of Lark, of a response format; None if any text will do.
 
-    A schema is always followed strictly. Raises UsageError for what is no response format, and for schemas that are too
-    large or too deep.
+    call: a token that may come in place of the answer, and then anything. A schema is always followed strictly. Raises
+    UsageError for what is no response format, and for schemas that are too large or too deep.
     """
     schema = _schema(given)
     if schema is None:
         return None
     text = json.dumps({**schema, "x-guidance": _OPTIONS})  # its own options, and none of the caller's
-    return f"start: BEFORE? %json {text}\nBEFORE: {_BEFORE}\n"
+    grammar = f"start: BEFORE? reply\nanswer: %json {text}\nBEFORE: {_BEFORE}\n"
+    return grammar + ("reply: answer\n" if call is None else f"reply: answer | <[{call}]> <[*]>*\n")
 
 
 def _schema(given: object) -> Mapping[str, Any] | None:

@@ -4,7 +4,7 @@ A mark that the vocabulary has no token of its own for is not recognised. Such a
 has already opened a thought, that is refused.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -97,10 +97,11 @@ def _closing(family: Family) -> Collection[str]:
 def _mark_tokens(tokenizer: "PreTrainedTokenizerBase") -> Mapping[int, str]:
     """The marks that are single tokens, by id."""
 
-    def found() -> Iterator[tuple[int, str]]:
-        for mark in {mark: None for family in FAMILIES for mark in family.marks}:
-            token = tokenizer.convert_tokens_to_ids(mark)
-            if type(token) is int and tokenizer.convert_ids_to_tokens(token) == mark:
-                yield token, mark
+    found = {mark: single_token(tokenizer, mark) for family in FAMILIES for mark in family.marks}
+    return {token: mark for mark, token in found.items() if token is not None}
 
-    return dict(found())
+
+def single_token(tokenizer: "PreTrainedTokenizerBase", text: str) -> int | None:
+    """The token that is exactly `text`, if there is one."""
+    token = tokenizer.convert_tokens_to_ids(text)
+    return token if type(token) is int and tokenizer.convert_ids_to_tokens(token) == text else None

@@ -9,6 +9,7 @@ import torch
 
 from offload_runtime.errors import UsageError
 from offload_runtime.grammar.grammars import Grammars
+from offload_runtime.text.tools.tool_definitions import Tools
 from sequoia_tree.shaping.contexts import Text
 from sequoia_tree.shaping.order import Bounds
 from sequoia_tree.shaping.settings import Sampling
@@ -35,7 +36,7 @@ def rule_of(tokenizer, spare=0, ends=None):
     bounds = Bounds(PROMPT, ends, 1000, vocab_size, torch.device("cpu"))
     grammars = Grammars(lambda: tokenizer, vocab_size)
     given = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
-    return grammars.bind(given, Sampling(), bounds, False).rules[-1], vocab_size
+    return grammars.bind(given, Sampling(), bounds, False, Tools()).rules[-1], vocab_size
 
 
 def allowed_after(rule, reply, paths, vocab_size):

@@ -10,6 +10,7 @@ from offload_runtime.errors import UsageError
 from offload_runtime.grammar.grammars import Grammars
 from offload_runtime.grammar.response_format import MOST_BYTES, MOST_LEVELS, grammar_of
 from offload_runtime.grammar.trial import check_grammar
+from offload_runtime.text.tools.tool_definitions import Tools
 from sequoia_tree.shaping.settings import Sampling
 from tests.samples.tiny_models import PROMPT, checkpoint
 
@@ -97,4 +98,4 @@ def test_a_model_without_a_tokenizer_is_refused_before_anything_runs():
 def test_without_llguidance_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance.hf", None)
     with pytest.raises(UsageError, match=r"pip install .*sequoia-offload\[serve\]"):
-        Grammars(None, 8).bind({"type": "json_object"}, Sampling(), None, False)
+        Grammars(None, 8).bind({"type": "json_object"}, Sampling(), None, False, Tools())
