@@ -3,27 +3,25 @@
 import argparse
 import json
 import os
-import shutil
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from loaders.sizes import format_size
 from offload_runtime.chat.background import FIRST_STAGE, Loaded, Loading, Progress, without_waiting
 from offload_runtime.chat.given import given_prompt
+from offload_runtime.chat.printed_plan import plan_text, print_plan
 from offload_runtime.chat.ready import can_converse
 from offload_runtime.chat.status import duration, start_notes
 from offload_runtime.chat.terminal.keyboard import edits_lines, line_reader, without_echo
 from offload_runtime.chat.thinking import Thinking
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, UsageError
 from offload_runtime.generation.config_fields import unapplied_note
-from offload_runtime.loading.fetching import Download, fetched
+from offload_runtime.loading.fetching import fetched
 from offload_runtime.options.arguments import model_options, parse_chat_arguments
 from offload_runtime.options.command_line import run_command
 from offload_runtime.options.run_options import Options
 from offload_runtime.options.sampling_options import sampling_options
 from offload_runtime.planning.planning import Preparation, prepare
-from scheduler.plan.table import format_plan, wrapped
 
 # The rest is imported where it is used: `--help` and `--plan` answer sooner than torch can be imported.
 if TYPE_CHECKING:
@@ -47,11 +45,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     options = model_options(arguments)
     if arguments.plan:
-        preparation = prepare(options)
-        print(json.dumps(preparation.plan.as_dict()) if arguments.json else _plan_text(preparation), flush=True)
-        download = Download.of(preparation.options)
-        if download.models and not arguments.quiet:
-            print(f"Not downloaded yet: {download}", file=sys.stderr)
+        print_plan(options, arguments.json, arguments.quiet)
         return 0
     from offload_runtime.chat.terminal.screen import Screen
 
@@ -60,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if prompt is None and arguments.json:
         raise UsageError("--json answers one prompt: give --prompt TEXT or --file FILE, or pipe the prompt in")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings are for those who program with it
-    options = fetched(options, arguments.yes, screen.quiet, _plan_text)
+    options = fetched(options, arguments.yes, screen.quiet, plan_text)
     preparation = prepare(options)
     _show_what_comes(screen, preparation, arguments)
     if note := unapplied_note(options.model):
@@ -73,17 +67,6 @@ def _run(arguments: argparse.Namespace) -> int:
         return _chat(Loading.done(loaded), arguments, screen)
     with loaded.runtime:
         return _answer_once(loaded, arguments, screen, prompt)
-
-
-def _plan_text(preparation: Preparation) -> str:
-    from offload_runtime.planning.forecast import forecast
-
-    packing = [str(preparation.packing)] if preparation.packing else []
-    lines = [*packing, *forecast(preparation)]
-    if not sys.stdout.isatty():  # what a program reads keeps its lines
-        return "\n".join([format_plan(preparation.plan), *lines])
-    width = shutil.get_terminal_size().columns
-    return "\n".join([format_plan(preparation.plan, width), *wrapped(lines, width)])
 
 
 def _show_what_comes(screen: "Screen", preparation: Preparation, arguments: argparse.Namespace) -> None:

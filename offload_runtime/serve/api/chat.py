@@ -1,0 +1,138 @@
+"""POST /v1/chat/completions: from its body to texts to write, and from their steps to its answers."""
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from offload_runtime.generation.generation_request import GenerationRequest
+from offload_runtime.serve.api.asked import Asked, Event, Offer, end_of_stream, read_stream, usage
+from offload_runtime.serve.api.fields import Fields, bad, shown
+from offload_runtime.serve.api.messages import read_messages
+from offload_runtime.serve.api.sampling import read_most_tokens, read_sampling, seeds
+from offload_runtime.serve.api.token_texts import TokenTexts, chat_logprobs
+from offload_runtime.serve.errors import ApiError
+
+if TYPE_CHECKING:
+    from offload_runtime.generation.decode import Step
+    from offload_runtime.generation.reply import Reply
+
+MOST_LOGPROBS = 20
+FORMATS = ("text", "json_object", "json_schema")
+# They change nothing here: who asks, what it is for, and how OpenAI's own machines should treat it.
+HARMLESS = ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier")
+
+
+def read_chat(body: Mapping[str, Any], offer: Offer) -> Asked:
+    """The texts that a body asks for. Raises ApiError that names the field at fault."""
+    fields = Fields(body)
+    model, messages = offer.read_model(fields), read_messages(fields)
+    arguments = {**read_sampling(fields), **read_most_tokens(fields, "max_completion_tokens", "max_tokens")}
+    count = fields.whole("n", 1, offer.most_texts) or 1
+    stream, include_usage = read_stream(fields)
+    more = {
+        "top_logprobs": _top_logprobs(fields),
+        "response_format": _response_format(fields),
+        "template_arguments": fields.mapping("chat_template_kwargs"),
+    }
+    _read_others(fields)
+    fields.finish()
+    arguments |= {name: value for name, value in more.items() if value is not None}
+    texts = tuple(
+        GenerationRequest(messages, {**arguments, "seed": seed}) for seed in seeds(arguments.get("seed"), count)
+    )
+    return Asked(texts, ChatForm(model, count, include_usage, offer.token_texts), stream)
+
+
+def _top_logprobs(fields: Fields) -> int | None:
+    wanted, top = fields.flag("logprobs"), fields.whole("top_logprobs", 0, MOST_LOGPROBS)
+    if top is not None and not wanted:
+        raise bad("top_logprobs", "only with logprobs=true")
+    return (top or 0) if wanted else None
+
+
+def _response_format(fields: Fields) -> dict[str, Any] | None:
+    """The format for the runtime to hold the reply to; None for text as it comes."""
+    given = fields.mapping("response_format")
+    if given is None:
+        return None
+    kind = given.get("type")
+    if kind not in FORMATS:
+        raise bad("response_format.type", f"must be {', '.join(FORMATS)}, not {shown(kind)}")
+    return None if kind == "text" else given
+
+
+def _read_others(fields: Fields) -> None:
+    for name in HARMLESS:
+        fields.text(name)
+    fields.mapping("metadata")
+    fields.flag("parallel_tool_calls")
+    fields.only("store", False)
+    fields.only("modalities", ["text"])
+    for name in ("functions", "function_call"):
+        fields.refuse(name, "it is the old form of tools")
+    fields.refuse("reasoning_effort", "chat_template_kwargs gives the model's template its own variables")
+    fields.refuse("verbosity", "ask for it in a message")
+    fields.refuse("audio", "this model writes text")
+    fields.refuse("prediction", "the draft model does that")
+    fields.refuse("web_search_options", "nothing is looked up")
+
+
+class ChatForm:
+    """Answers as chat.completion and, step by step, as chat.completion.chunk."""
+
+    def __init__(self, model: str, choices: int, include_usage: bool, token_texts: TokenTexts):
+        self._choices, self._include_usage, self._token_texts = choices, include_usage, token_texts
+        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+    def opening(self) -> Iterator[Event]:
+        """Who speaks."""
+        for index in range(self._choices):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+
+    def step(self, index: int, step: "Step") -> Iterator[Event]:
+        """What a step adds, if it adds anything, and why the text has ended."""
+        delta = {"reasoning_content": step.reasoning, "content": step.text}
+        delta = {name: text for name, text in delta.items() if text}
+        logprobs = chat_logprobs(self._token_texts, [*step.logprobs]) if step.logprobs else None
+        if delta or logprobs:
+            yield self._chunk(index, delta, logprobs=logprobs)
+        if step.finish_reason is not None:
+            yield self._chunk(index, {}, step.finish_reason)
+
+    def closing(self, replies: "Sequence[Reply]") -> Iterator[Event]:
+        """The usage, if asked for."""
+        if self._include_usage:
+            yield Event({**self._chunk_head(), "choices": [], "usage": usage(replies, self._choices)})
+        yield from end_of_stream()
+
+    def failed(self, error: ApiError) -> Iterator[Event]:
+        """An error in place of the rest."""
+        return end_of_stream(error)
+
+    def whole(self, replies: "Sequence[Reply]") -> dict[str, Any]:
+        """The answer at once."""
+        choices = [self._choice(index, reply) for index, reply in enumerate(replies)]
+        head = {"object": "chat.completion", **self._head}
+        return {**head, "choices": choices, "usage": usage(replies, self._choices)}
+
+    def _choice(self, index: int, reply: "Reply") -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": reply.text}
+        if reply.reasoning:
+            message["reasoning_content"] = reply.reasoning
+        logprobs = chat_logprobs(self._token_texts, reply.logprobs) if reply.logprobs else None
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reply.finish_reason}
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> Event:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        none_yet = {"usage": None} if self._include_usage else {}
+        return Event({**self._chunk_head(), "choices": [choice], **none_yet})
+
+    def _chunk_head(self) -> dict[str, Any]:
+        return {"object": "chat.completion.chunk", **self._head}

@@ -1,0 +1,76 @@
+"""The messages of a chat request, as chat templates take them."""
+
+from typing import Any
+
+from offload_runtime.serve.api.fields import Fields, bad, shown
+
+MOST_MESSAGES = 1 << 13
+MOST_PARTS = 1 << 10  # of one message
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_OTHER_PARTS = {
+    "image_url": "images",
+    "image": "images",
+    "input_image": "images",
+    "input_audio": "audio",
+    "audio": "audio",
+    "video_url": "video",
+    "file": "files",
+    "input_file": "files",
+}
+
+
+def read_messages(fields: Fields) -> list[dict[str, Any]]:
+    """The messages of the field "messages", checked. Raises ApiError that names the message and the part."""
+    given = fields.take("messages")
+    if not isinstance(given, list) or not given:
+        raise bad("messages", f"must be a list of messages, not {'an empty one' if given == [] else shown(given)}")
+    if len(given) > MOST_MESSAGES:
+        raise bad("messages", f"there are {len(given)}; at most {MOST_MESSAGES} are taken")
+    return [read_message(message, f"messages[{number}]") for number, message in enumerate(given)]
+
+
+def read_message(message: object, path: str) -> dict[str, Any]:
+    """One message, with its content as one text."""
+    if not isinstance(message, dict):
+        raise bad(path, f"must be an object, not {shown(message)}")
+    fields = Fields(message, path)
+    role = fields.text("role")
+    if role not in ROLES:
+        raise bad(f"{path}.role", f"must be {', '.join(ROLES)}, not {shown(role)}")
+    found: dict[str, Any] = {"role": ROLES[role], "content": read_content(fields.take("content"), f"{path}.content")}
+    for name in ("name", "reasoning_content") if role == "assistant" else ("name",):
+        if (value := fields.text(name)) is not None:
+            found[name] = value
+    fields.finish()
+    return found
+
+
+def read_content(content: object, path: str) -> str:
+    """A text, or the texts of a list of parts, a line each."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise bad(path, f"must be text or a list of parts, not {shown(content)}")
+    if len(content) > MOST_PARTS:
+        raise bad(path, f"has {len(content)} parts; at most {MOST_PARTS} are taken")
+    return "\n".join(_read_part(part, f"{path}[{number}]") for number, part in enumerate(content))
+
+
+def _read_part(part: object, path: str) -> str:
+    if not isinstance(part, dict):
+        raise bad(path, f"must be an object, not {shown(part)}")
+    fields = Fields(part, path)
+    kind = fields.text("type")
+    if kind in _OTHER_PARTS:
+        raise bad(
+            f"{path}.type",
+            f"{kind} is not supported: this model reads text, no {_OTHER_PARTS[kind]}",
+            "unsupported_part",
+        )
+    if kind != "text":
+        raise bad(f"{path}.type", f"must be text, not {shown(kind)}")
+    text = fields.text("text")
+    if text is None:
+        raise bad(f"{path}.text", "is missing")
+    fields.finish()
+    return text
