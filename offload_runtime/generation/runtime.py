@@ -50,6 +50,11 @@ from scheduler.plan.plan import Plan
 from sequoia_tree.shaping.order import Bounds
 from sequoia_tree.shaping.settings import Sampling
 
+CANNOT_SHARE = (
+    "they take turns, since the rotations of this model depend on the length of the text in the pass. "
+    "A shorter --context-length, below the length from which they change, lets texts share passes"
+)
+
 
 class OffloadRuntime:
     """A target, with an optional draft, ready to generate. A context manager. Threads that share it take turns.
@@ -109,6 +114,8 @@ class OffloadRuntime:
         self.plan = self._models.plan
         policy = tree_policy(self._models, preparation.options, self._known)
         self._decoder = Decoder(self._models.target, self._models.draft, policy)
+        if self.parallel < self.plan.texts:
+            warnings.warn(f"{self.parallel} of {self.plan.texts} texts at a time: {CANNOT_SHARE}", stacklevel=3)
 
     def _load_tightened(self, plan: Plan) -> None:
         """Load again with less device memory than `plan`. Done once: if that is not enough, an error is raised.

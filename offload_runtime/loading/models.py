@@ -175,6 +175,7 @@ class _Loader:
             ExpertChoice(PassCost(files.spec, tiers, plan.slots, plan.machine)),
             dequantized,
             plan.texts,
+            plan.context_length,
         )
         reading, dequantizing = (self._progressing(f"{stage} {files.spec.name}") for stage in ("loading", "decoding"))
         model = Model(skeleton, files.checkpoint, placement, reader, self.memory, reading, dequantizing)

@@ -54,7 +54,8 @@ class ModelPlacement:
 
     tiers: of each decoder layer; embeddings, final norm and head are always resident.
     slots: ring slots for the layers that stream. pinned_limit: most bytes of host memory to pin; None: no limit known.
-    capacity: rows of the KV cache for each text, committed and in progress together. sequences: texts it holds.
+    capacity: rows of the KV cache for each text, committed and in progress together. sequences: texts it holds, none
+    of them longer than `longest_text`.
     positions: how many the model was made for.
     choice: decides for every pass whether layers stream only their routed experts; None: they stream all experts.
     dequantized: number of leading layers, all resident, whose quantized weights are dequantized once, at load.
@@ -68,6 +69,7 @@ class ModelPlacement:
     choice: ExpertChoice | None = None
     dequantized: int = 0
     sequences: int = 1
+    longest_text: int = 0
 
 
 class Model:
@@ -93,7 +95,7 @@ class Model:
         self.vocab_size: int = skeleton.config.vocab_size
         self._last_position = placement.positions - 1
         self._lengths = TextLengths.of(skeleton.model)
-        sequences = placement.sequences if self._lengths.are_fixed_to(placement.capacity) else 1
+        sequences = placement.sequences if self._lengths.are_fixed_to(placement.longest_text) else 1
         self.cache = TreeCache(skeleton.config, placement.capacity, memory.add, sequences)
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
         layers, placed = _unit_bytes(skeleton, checkpoint), (*placement.tiers, Tier.DEVICE)

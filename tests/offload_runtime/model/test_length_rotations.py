@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -114,3 +115,17 @@ def test_rows_within_the_border_are_rotated_once(model, monkeypatch):
     with started(model("llama", LONG)) as runtime:
         monkeypatch.setattr(TextLengths, "of_rows", lambda self, positions: pytest.fail("a row past the border"))
         runtime.generate(PROMPT[:8], max_new_tokens=3, temperature=0)
+
+
+@pytest.mark.parametrize(("context_length", "texts"), [(72, 1), (BORDER - 2, 3)])
+def test_texts_share_passes_up_to_the_border(context_length, texts, model):
+    directory = model("llama", LONG)
+    options = {"device": "cpu", "context_length": context_length, "parallel": 3}
+    turns = pytest.warns(UserWarning, match="1 of 3 texts at a time: they take turns") if texts == 1 else nullcontext()
+    with turns:
+        runtime = OffloadRuntime.from_pretrained(directory, "none", **options)
+    with runtime:
+        assert runtime.parallel == texts
+        prompts = [list(PROMPT)[:4], list(PROMPT)[3:8], [7, 8]]
+        replies = runtime.generate_many(prompts, max_new_tokens=6, temperature=0)
+    assert [reply.token_ids for reply in replies] == [expected(directory, prompt)[:6] for prompt in prompts]
