@@ -3,8 +3,6 @@
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from tests.fakes.page_server import PageServer
-
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Locator
 
@@ -19,16 +17,16 @@ EXPECTED = "Failed to load resource"  # what the console says of any answer but 
 
 
 class Tab:
-    """One tab, open at the page of `server`."""
+    """One tab, open at the page of the server at `url`."""
 
-    def __init__(self, context: "BrowserContext", server: PageServer):
-        self.page, self.server = context.new_page(), server
+    def __init__(self, context: "BrowserContext", url: str):
+        self.page = context.new_page()
         self.page.set_default_timeout(20_000)
         self._faults: list[str] = []
         self.page.add_init_script(WATCH)
         self.page.on("pageerror", lambda error: self._faults.append(str(error)))
         self.page.on("console", self._heard)
-        self.page.goto(server.url)
+        self.page.goto(url)
         self.page.wait_for_function("() => document.title !== 'sequoia'")
 
     def _heard(self, message: Any) -> None:

@@ -12,6 +12,7 @@ from offload_runtime.serve.api.messages import read_messages
 from offload_runtime.serve.api.sampling import read_most_tokens, read_sampling, seeds
 from offload_runtime.serve.api.token_texts import TokenTexts, chat_logprobs
 from offload_runtime.serve.errors import ApiError
+from offload_runtime.serve.views import step_view
 
 if TYPE_CHECKING:
     from offload_runtime.generation.decode import Step
@@ -35,13 +36,14 @@ def read_chat(body: Mapping[str, Any], offer: Offer) -> Asked:
         "response_format": _response_format(fields),
         "template_arguments": fields.mapping("chat_template_kwargs"),
     }
+    shows_passes = _shows_passes(fields)
     _read_others(fields)
     fields.finish()
     arguments |= {name: value for name, value in more.items() if value is not None}
     texts = tuple(
         GenerationRequest(messages, {**arguments, "seed": seed}) for seed in seeds(arguments.get("seed"), count)
     )
-    return Asked(texts, ChatForm(model, count, include_usage, offer.token_texts), stream)
+    return Asked(texts, ChatForm(model, count, include_usage, offer.token_texts, shows_passes), stream)
 
 
 def _top_logprobs(fields: Fields) -> int | None:
@@ -62,6 +64,17 @@ def _response_format(fields: Fields) -> dict[str, Any] | None:
     return None if kind == "text" else given
 
 
+def _shows_passes(fields: Fields) -> bool:
+    """Whether chunks of a stream tell of their passes, as the server's own page asks for."""
+    given = fields.mapping("sequoia")
+    if given is None:
+        return False
+    options = Fields(given, "sequoia")
+    shows_passes = options.flag("steps")
+    options.finish()
+    return shows_passes
+
+
 def _read_others(fields: Fields) -> None:
     for name in HARMLESS:
         fields.text(name)
@@ -79,26 +92,35 @@ def _read_others(fields: Fields) -> None:
 
 
 class ChatForm:
-    """Answers as chat.completion and, step by step, as chat.completion.chunk."""
+    """Answers as chat.completion and, step by step, as chat.completion.chunk.
 
-    def __init__(self, model: str, choices: int, include_usage: bool, token_texts: TokenTexts):
+    shows_passes: each step gives a chunk, and it has a field "sequoia" that tells of the pass.
+    """
+
+    def __init__(
+        self, model: str, choices: int, include_usage: bool, token_texts: TokenTexts, shows_passes: bool = False
+    ):
         self._choices, self._include_usage, self._token_texts = choices, include_usage, token_texts
+        self._shows_passes = shows_passes
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def opening(self) -> Iterator[Event]:
         """Who speaks."""
         for index in range(self._choices):
-            yield self._chunk(index, {"role": "assistant", "content": ""})
+            yield Event(self._chunk(index, {"role": "assistant", "content": ""}))
 
     def step(self, index: int, step: "Step") -> Iterator[Event]:
         """What a step adds, if it adds anything, and why the text has ended."""
         delta = {"reasoning_content": step.reasoning, "content": step.text}
         delta = {name: text for name, text in delta.items() if text}
         logprobs = chat_logprobs(self._token_texts, [*step.logprobs]) if step.logprobs else None
-        if delta or logprobs:
-            yield self._chunk(index, delta, logprobs=logprobs)
+        if self._shows_passes:
+            chunk = self._chunk(index, delta, logprobs=logprobs)
+            yield Event({**chunk, "sequoia": step_view(step)})
+        elif delta or logprobs:
+            yield Event(self._chunk(index, delta, logprobs=logprobs))
         if step.finish_reason is not None:
-            yield self._chunk(index, {}, step.finish_reason)
+            yield Event(self._chunk(index, {}, step.finish_reason))
 
     def closing(self, replies: "Sequence[Reply]") -> Iterator[Event]:
         """The usage, if asked for."""
@@ -129,10 +151,10 @@ class ChatForm:
         delta: dict[str, Any],
         finish_reason: str | None = None,
         logprobs: dict[str, Any] | None = None,
-    ) -> Event:
+    ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         none_yet = {"usage": None} if self._include_usage else {}
-        return Event({**self._chunk_head(), "choices": [choice], **none_yet})
+        return {**self._chunk_head(), "choices": [choice], **none_yet}
 
     def _chunk_head(self) -> dict[str, Any]:
         return {"object": "chat.completion.chunk", **self._head}

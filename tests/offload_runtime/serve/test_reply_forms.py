@@ -12,6 +12,7 @@ from offload_runtime.serve.api.completion import CompletionForm
 from offload_runtime.serve.api.token_texts import TokenTexts
 from offload_runtime.serve.errors import ApiError
 from offload_runtime.serve.http.answers import frame
+from sequoia_tree.tree import Tree
 from sequoia_tree.verification.logprobs import TokenLogprobs
 from tests.samples.tokenizer_samples import byte_level, metaspace
 
@@ -51,6 +52,20 @@ def test_a_chat_in_chunks() -> None:
         ({}, "length"),
     ]
     assert [event.data for event in form.closing([])] == ["[DONE]"]
+
+
+def test_chunks_tell_of_their_passes_if_asked() -> None:
+    form = ChatForm("tiny", 1, True, TEXTS, shows_passes=True)
+    tree, pieces = Tree([-1, 0]), ("hel", "lo")
+    chunk = one(form.step(0, step("hello", tree=tree, path=(1,), pieces=pieces)))
+    assert chunk["choices"][0]["delta"] == {"content": "hello"}
+    assert chunk["sequoia"]["pieces"] == ["hel", "lo"]
+    assert chunk["sequoia"]["tree"] == {"parents": [-1, 0], "accepted": [1]}
+    chunk = one(form.step(0, step()))
+    assert chunk["choices"][0]["delta"] == {} and chunk["sequoia"]["target_seconds"] == 0.1
+    first, last = form.step(0, step("end", finish_reason="stop"))
+    assert "sequoia" in first.data and "sequoia" not in last.data
+    assert "sequoia" not in one(ChatForm("tiny", 1, True, TEXTS).step(0, step("hello")))
 
 
 def test_the_last_chunk_gives_the_usage_if_asked() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from offload_runtime.generation.decode import Step
 from offload_runtime.serve.api.asked import Asked, Offer
 from offload_runtime.serve.api.chat import HARMLESS, read_chat
 from offload_runtime.serve.api.completion import read_completion
@@ -127,6 +128,15 @@ def test_several_texts_have_different_seeds() -> None:
     for wrong in (0, "1", 1.5, True):
         refused(chat, {"n": wrong}, "n")
     assert "from 1 to 4" in refused(completion, {"prompt": ["a", "b"], "n": 5}, "n")
+
+
+def test_passes_are_told_if_asked() -> None:
+    for given, told in (({"steps": True}, True), ({"steps": False}, False), ({}, False), (None, False)):
+        (event,) = chat(stream=True, sequoia=given).form.step(0, Step([1], 0, 0, 0.1, 0.1, 0, text="a"))
+        assert ("sequoia" in event.data) == told
+    refused(chat, {"sequoia": True}, "sequoia")
+    refused(chat, {"sequoia": {"steps": 1}}, "sequoia.steps")
+    refused(chat, {"sequoia": {"step": True}}, "sequoia.step", "unknown_field")
 
 
 def test_logprobs_of_a_chat() -> None:

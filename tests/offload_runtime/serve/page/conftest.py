@@ -53,7 +53,7 @@ def open_tab(browser: "Browser", server: PageServer) -> Iterator[Callable[..., T
             contexts.append(
                 browser.new_context(viewport=size, permissions=["clipboard-read", "clipboard-write"], **options)
             )
-        tabs.append(Tab(beside.page.context if beside else contexts[-1], server))
+        tabs.append(Tab(beside.page.context if beside else contexts[-1], server.url))
         return tabs[-1]
 
     yield open_tab

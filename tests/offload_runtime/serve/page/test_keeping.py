@@ -145,6 +145,7 @@ def test_a_setting_that_makes_no_sense_is_named_and_not_sent(tab: Tab, server: P
     tab.page.click("#open-settings")
     for label, value, words in (
         ("Top p", "7", "at most 1"),
+        ("Top p", "0", "more than 0"),
         ("Top k", "1.5", "a whole number"),
         ("Seed", "-1", "at least 0"),
     ):

@@ -1,8 +1,14 @@
 """Markdown as the page shows it, as HTML that it makes itself."""
 
+from typing import TYPE_CHECKING
+
 import pytest
 
+from tests.fakes.page_server import PageServer
 from tests.fakes.page_tab import Tab
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 SCRIPT = """async (text) => {
   const { renderInto } = await import("/page/text/render.js");
@@ -85,10 +91,10 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def cases(browser: object, shared_server: object) -> dict[str, str]:
+def cases(browser: "Browser", shared_server: PageServer) -> dict[str, str]:
     """The HTML of every case, from one tab."""
-    context = browser.new_context()  # type: ignore[attr-defined]
-    tab = Tab(context, shared_server)  # type: ignore[arg-type]
+    context = browser.new_context()
+    tab = Tab(context, shared_server.url)
     found = {text: tab.page.evaluate(SCRIPT, text) for text in CASES}
     context.close()
     return found
