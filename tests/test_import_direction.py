@@ -24,7 +24,7 @@ ROOMS = {
     "scheduler": ("machine", "plan", "streaming"),
     "offload_runtime": (
         *("options", "text", "grammar", "model", "speculation", "planning", "loading", "generation"),
-        *("chat", "doctor", "measure_acceptance", "batch", "serve"),
+        *("chat", "doctor", "measure_acceptance", "serve", "batch"),
     ),
 }
 MOST_FILES, MOST_LINES = 15, 400

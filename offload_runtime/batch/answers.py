@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from offload_runtime.batch.batch_line import BatchLine, output_line
-from offload_runtime.batch.forms import Forms
 from offload_runtime.batch.input_file import InputLine
+from offload_runtime.batch.lines.batch_line import BatchLine, output_line
+from offload_runtime.batch.lines.forms import Forms
 from offload_runtime.errors import OffloadError, UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class LineRunner:
         should_stop: Callable[[], bool],
         on_pass: Callable[[int], None] = lambda tokens: None,
     ):
-        self._runtime, self._forms, self._should_stop, self._on_pass = runtime, forms, should_stop, on_pass
+        self._runtime, self._should_stop, self._on_pass = runtime, should_stop, on_pass
+        self._forms = forms.with_tokenizer(lambda: runtime.tokenizer)
         self._running: list[_Running] = []
         self._failed: list[Answer] = []  # by faults that may be the run's; kept until a reply shows that it works
 

@@ -24,13 +24,17 @@ lines of the input:
   {"prompt": "Once upon a time", "max_new_tokens": 50, "id": "a"}
       a text to continue; with --chat a user's message to answer
   {"messages": [{"role": "user", "content": "Why is the sky blue?"}], "temperature": 0}
-      a conversation to answer, with sampling values as in the options below; "id" and "metadata" come back
+      a conversation to answer, with sampling values as in the options above; "id" and "metadata" come back
+  {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": […]}}
+      OpenAI's batch form, also for /v1/completions
 
 lines of the output, in the order in which replies are finished:
   {"request_id": "…", "index": 0, "id": "a", "text": "…", "finish_reason": "stop", "usage": {…}, "seed": 1}
       "index" is the number of the input's line, from 0
   {"request_id": "…", "index": 1, "error": {"code": "invalid_request", "message": "…"}}
       for a line that cannot be answered; the job goes on
+  {"id": "…", "custom_id": "a", "response": {"status_code": 200, "request_id": "…", "body": {…}}, "error": null}
+      for a line of OpenAI's form
 
 exit codes: 0 every line has an answer, if only an error,
 1 failure of this program or a full disk, 2 wrong use,

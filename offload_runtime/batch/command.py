@@ -8,12 +8,13 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from loaders.hub.names import directory_name
 from offload_runtime.batch.answers import Answer, LineRunner, error_answers
 from offload_runtime.batch.arguments import parse_arguments
-from offload_runtime.batch.forms import Forms
 from offload_runtime.batch.input_file import InputLine
 from offload_runtime.batch.job_input import JobInput, read_input
 from offload_runtime.batch.keys import JobKeys
+from offload_runtime.batch.lines.forms import Forms
 from offload_runtime.batch.output_file import OutputFile
 from offload_runtime.batch.progress import JobProgress
 from offload_runtime.batch.ray_workers import RayWorkers
@@ -42,7 +43,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     options, sampling = model_options(arguments), sampling_options(arguments)
     keys = JobKeys.of(options, {**asdict(sampling), "chat": arguments.chat})
-    job = read_input(arguments.input, Forms(keys, sampling, arguments.chat))
+    forms = Forms(keys, sampling, directory_name(options.model), arguments.chat)
+    job = read_input(arguments.input, forms)
     with OutputFile(arguments.output, job) as output, ExitStack() as resources:
         command = _Command(arguments, job, output)
         command.show_what_comes()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from loaders.hub.names import hub_name
 from loaders.message_text import first_line
 from offload_runtime.batch.answers import Answer, LineRunner
-from offload_runtime.batch.forms import Forms
 from offload_runtime.batch.input_file import InputLine
+from offload_runtime.batch.lines.forms import Forms
 from offload_runtime.errors import OffloadError, UsageError
 from offload_runtime.options.fields import values_of
 from offload_runtime.options.run_options import Options, RunOptions

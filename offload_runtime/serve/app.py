@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from offload_runtime.serve.api.asked import Offer
+from offload_runtime.serve.api.asked import MOST_TEXTS, Offer
 from offload_runtime.serve.api.chat import read_chat
 from offload_runtime.serve.api.completion import read_completion
 from offload_runtime.serve.api.fields import LONGEST_NAME
@@ -32,7 +32,6 @@ from offload_runtime.start import PROJECT
 if TYPE_CHECKING:
     from offload_runtime.generation.runtime import OffloadRuntime
 
-MOST_TEXTS = 128  # of one request
 Answer = Callable[[Request], Awaitable[Response]]
 
 

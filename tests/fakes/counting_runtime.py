@@ -18,7 +18,8 @@ class Text:
     error: OffloadError | None = None
     reply: Any = field(
         default_factory=lambda: SimpleNamespace(
-            text="", reasoning="", finish_reason=None, token_ids=[], seed=7, stats=SimpleNamespace(prompt_tokens=1)
+            **{"text": "", "reasoning": "", "finish_reason": None, "token_ids": [], "seed": 7, "logprobs": []},
+            stats=SimpleNamespace(prompt_tokens=1, prompt_tokens_read=1, tokens=0, passes=0),
         )
     )
 
@@ -102,6 +103,7 @@ class Passes:
         reply = text.reply
         reply.text = f"{reply.text} {text.words.pop()}".strip()
         reply.token_ids.append(1)
+        reply.stats.tokens, reply.stats.passes = reply.stats.tokens + 1, reply.stats.passes + 1
         reply.finish_reason = None if text.words else "stop"
 
     def __enter__(self) -> "Passes":

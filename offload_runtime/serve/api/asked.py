@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from offload_runtime.generation.decode import Step
     from offload_runtime.generation.reply import Reply
 
+MOST_TEXTS = 128  # of one request
+
 
 @dataclass(frozen=True)
 class Event:

@@ -95,12 +95,12 @@ class Fields:
         """Accept a field with these values alone: they ask for nothing more than there is."""
         value = self.take(name)
         if value is not None and not any(value == one and type(value) is type(one) for one in allowed):
-            raise bad(self.path(name), f"{shown(value)} is not supported by this server", "unsupported_value")
+            raise bad(self.path(name), f"{shown(value)} is not supported here", "unsupported_value")
 
     def refuse(self, name: str, instead: str) -> None:
         """Refuse a well-known field and say what to do instead."""
         if self.take(name) is not None:
-            raise bad(self.path(name), f"is not supported by this server: {instead}", "unsupported_field")
+            raise bad(self.path(name), f"is not supported here: {instead}", "unsupported_field")
 
     def finish(self) -> None:
         """Refuse what is left."""
@@ -109,7 +109,7 @@ class Fields:
         name = min(self._left)
         close = difflib.get_close_matches(name[:LONGEST_NAME], self._known, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise bad(self.path(name[:LONGEST_NAME]), f"is not a field that this server supports{hint}", "unknown_field")
+        raise bad(self.path(name[:LONGEST_NAME]), f"is not a field that is supported here{hint}", "unknown_field")
 
     def _of_kind(self, name: str, kind: type) -> Any:
         value = self.take(name)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from offload_runtime.batch.answers import LineRunner
-from offload_runtime.batch.forms import Forms
 from offload_runtime.batch.input_file import InputLine
 from offload_runtime.batch.keys import JobKeys
+from offload_runtime.batch.lines.forms import Forms
 from offload_runtime.errors import ModelFilesError, PromptError
 from offload_runtime.options.sampling_options import SamplingOptions
 from tests.fakes.counting_runtime import CountingRuntime

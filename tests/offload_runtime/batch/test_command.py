@@ -119,7 +119,7 @@ def test_a_job_says_what_it_does(
     assert main(files(paths)) == 0
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "2 lines cannot be run and will get an error for an answer"
-    assert said[1] == '  line 3: a line has either "prompt" or "messages"'
+    assert said[1] == "  line 3: prompt: a line has either this or messages"
     assert said[-1].startswith("4 of 4 lines (100%) · 2 errors · ") and said[-1].endswith(f" · {paths[1]}")
     found = {answer["index"]: answer for answer in answers(paths[1])}
     assert {*found} == {0, 2, 3, 4} and found[0].keys() == {

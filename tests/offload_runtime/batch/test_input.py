@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from offload_runtime.batch import input_file
-from offload_runtime.batch.batch_line import UnreadableLine, output_line
-from offload_runtime.batch.forms import Forms
 from offload_runtime.batch.input_file import InputLine, input_lines
 from offload_runtime.batch.job_input import read_input
 from offload_runtime.batch.keys import JobKeys
+from offload_runtime.batch.lines.batch_line import UnreadableLine, output_line
+from offload_runtime.batch.lines.forms import Forms
 from offload_runtime.errors import UsageError
 from offload_runtime.options.sampling_options import SamplingOptions
 
@@ -26,19 +26,20 @@ HOSTILE = {
     "deep": (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nest too deeply"),
     "a number of many digits": (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", "5,000 digits"),
     "half a character": (b'{"prompt": "\\ud800"}', "half of a surrogate pair"),
-    "no prompt": (b"{}", 'either "prompt" or "messages"'),
-    "two prompts": (b'{"prompt": "a", "messages": []}', 'either "prompt" or "messages"'),
-    "prompt of wrong type": (b'{"prompt": {"a": 1}}', '"prompt" must be a text'),
-    "tokens of wrong type": (b'{"prompt": [1, true]}', '"prompt" must be a text or a list of token ids'),
-    "no messages": (b'{"messages": []}', '"messages" must be a list of objects'),
-    "messages of wrong type": (b'{"messages": ["a"]}', '"messages" must be a list of objects'),
-    "id of wrong type": (b'{"prompt": "a", "id": [1]}', '"id" must be a text or a whole number'),
-    "an id that is true": (b'{"prompt": "a", "id": true}', '"id" must be a text or a whole number'),
+    "no prompt": (b"{}", "prompt: a line has either this or messages"),
+    "two prompts": (b'{"prompt": "a", "messages": []}', "either this or messages"),
+    "prompt of wrong type": (b'{"prompt": {"a": 1}}', "prompt: must be a text or a list of token ids, not an object"),
+    "tokens of wrong type": (b'{"prompt": [1, true]}', "prompt: must be a text or a list of token ids, not a list"),
+    "no messages": (b'{"messages": []}', "messages: must be a list of messages, not an empty one"),
+    "messages of wrong type": (b'{"messages": ["a"]}', "messages[0]: must be an object"),
+    "id of wrong type": (b'{"prompt": "a", "id": [1]}', "id: must be a text or a whole number"),
+    "an id that is true": (b'{"prompt": "a", "id": true}', "id: must be a text or a whole number"),
     "a value that does not fit": (b'{"prompt": "a", "top_p": 7}', "out of range"),
-    "a value of wrong type": (b'{"prompt": "a", "temperature": true}', "not a number"),
+    "a value of wrong type": (b'{"prompt": "a", "temperature": true}', "temperature: must be a number, not true"),
     "texts of wrong type": (b'{"prompt": "a", "stop": [1]}', "stop"),
     "an unknown name": (b'{"prompt": "a", "temprature": 1}', "did you mean 'temperature'?"),
-    "the same value twice": (b'{"prompt": "a", "max_tokens": 1, "max_new_tokens": 2}', "are the same"),
+    "a column of a table": (b'{"prompt": "a", "topic": 1}', "what is only to come back goes into metadata"),
+    "the same value twice": (b'{"prompt": "a", "max_tokens": 1, "max_new_tokens": 2}', "differs from"),
     "no number": (b'{"prompt": "a", "metadata": {"x": NaN}}', "NaN"),
 }
 

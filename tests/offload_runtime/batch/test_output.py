@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from offload_runtime.batch import output_file
-from offload_runtime.batch.batch_line import output_line
-from offload_runtime.batch.forms import Forms
 from offload_runtime.batch.job_input import JobInput, read_input
 from offload_runtime.batch.keys import JobKeys
+from offload_runtime.batch.lines.batch_line import output_line
+from offload_runtime.batch.lines.forms import Forms
 from offload_runtime.batch.output_file import OutputFile
 from offload_runtime.errors import UsageError
 from offload_runtime.options.sampling_options import SamplingOptions

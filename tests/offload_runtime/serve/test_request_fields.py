@@ -216,7 +216,7 @@ def test_harmless_fields_of_a_chat_and_of_a_completion() -> None:
 )
 def test_known_but_unsupported_fields_are_refused_with_advice(name: str) -> None:
     message = refused(chat, {name: {"x": 1}}, name, "unsupported_field")
-    assert "is not supported by this server: " in message
+    assert "is not supported here: " in message
 
 
 @pytest.mark.parametrize("read", READERS.values(), ids=READERS)

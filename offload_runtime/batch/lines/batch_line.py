@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from offload_runtime.errors import OffloadError, UsageError
 from offload_runtime.generation.generation_request import GenerationRequest
+from offload_runtime.serve.errors import ApiError
 
 if TYPE_CHECKING:
     from offload_runtime.generation.reply import Reply
@@ -16,12 +17,25 @@ if TYPE_CHECKING:
 _LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 
 
+class RefusedLineError(UsageError):
+    """A line that asks for what cannot be done. answer: what a server says to the same request."""
+
+    def __init__(self, answer: ApiError):
+        super().__init__(answer.message)
+        self.answer = answer
+
+
 @dataclass(frozen=True)
 class BatchLine(ABC):
     """One line of the input. key: names this line of this job, and stands first in the line that answers it."""
 
     key: str
     index: int
+
+    @property
+    def custom_id(self) -> str | None:
+        """The name that must be the line's own in its file, where the form has one."""
+        return None
 
     @abstractmethod
     def requests(self) -> Sequence[GenerationRequest]:
@@ -64,3 +78,9 @@ def output_line(output: Mapping[str, Any]) -> bytes:
 def error_object(error: OffloadError) -> dict[str, str]:
     """An error as the output has it. code: whether the line is to blame, or the run."""
     return {"code": "invalid_request" if isinstance(error, UsageError) else "failed", "message": str(error)}
+
+
+def with_defaults(request: GenerationRequest, defaults: Mapping[str, Any]) -> GenerationRequest:
+    """The request, with these arguments where it has none."""
+    given = {name: value for name, value in request.arguments.items() if value is not None}
+    return GenerationRequest(request.prompt, {**defaults, **given})
