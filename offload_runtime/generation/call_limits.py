@@ -54,13 +54,21 @@ class CallLimits:
         except ValueError as error:
             raise UsageError(str(error)) from error
 
-    def tools(self, given: Sequence[Mapping[str, Any]] | None, has_sections: bool) -> Tools:
+    def tools(
+        self,
+        given: Sequence[Mapping[str, Any]] | None,
+        choice: object,
+        has_sections: bool,
+        response_format: Mapping[str, Any] | None = None,
+    ) -> Tools:
         """The tools of a call. has_sections: calls are told from text. Raises UsageError for invalid ones."""
-        tools = Tools.of(given)
+        tools = Tools.of(given, choice)
         if tools and not (has_sections and self.has_text):
             raise UsageError(
                 "tools need a chat: a prompt of messages (or their token ids), split_reasoning, and a tokenizer"
             )
+        if tools.forced and response_format is not None:
+            raise UsageError("a reply that must be a call follows no response_format: give one of the two")
         return tools
 
     def room(self, ids: list[int], max_new_tokens: int | None) -> int:

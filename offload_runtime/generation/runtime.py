@@ -42,9 +42,8 @@ from offload_runtime.options.run_options import RunOptions, check_template_argum
 from offload_runtime.planning.planning import Preparation, prepare
 from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
 from offload_runtime.speculation.target import PassProgress
-from offload_runtime.text.prompt import Prompt, chat_tokenizer, encode_prompt, is_chat, turn_end_tokens
+from offload_runtime.text.prompt import Prompt, chat_tokenizer, encode_turn, messages_of
 from offload_runtime.text.reply_text import ReplyText
-from offload_runtime.text.tools.tool_definitions import Tools
 from scheduler.machine.cuda import current_device
 from scheduler.plan.plan import Plan
 from sequoia_tree.shaping.order import Bounds
@@ -184,21 +183,27 @@ class OffloadRuntime:
         response_format: Mapping[str, Any] | None = None,
         template_arguments: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
         **sampling: float | int | None,
     ) -> RunningText:
         """The text of a call, checked and encoded; the arguments are those of `stream`."""
         self._check_open()
         values = override(self._defaults.sampling, **sampling)
         split = split_reasoning and not isinstance(prompt, str)
-        offered = self._limits.tools(tools, split)
-        ids, turn_ends = self._encoded(prompt, template_arguments or {}, offered)
+        offered = self._limits.tools(tools, tool_choice, split, response_format)
+        variables = self._template_arguments(template_arguments)
+        ids, turn_ends = encode_turn(prompt, lambda: self.tokenizer, variables, offered)
+        self._limits.check_prompt(ids)
         stops, room = self._limits.stop_strings(stop), self._limits.room(ids, max_new_tokens)
         logprobs = checked_top_logprobs(top_logprobs)
         model, ends = self._models.target.model, self.end_token_ids.union(end_token_ids, turn_ends)
         bounds = Bounds(ids, ends, len(ids) + room, model.vocab_size, model.device)
         tokenizer = (lambda: self.tokenizer) if self._has_text else None
         values = self._rules.bind(values, bounds, logit_bias, dry_sequence_breakers, tokenizer)
-        values = self._grammars.bind(response_format, values, bounds, split, offered)
+        if offered.forced:
+            values = self._grammars.bind_call(offered, messages_of(prompt), variables, values, bounds)
+        else:
+            values = self._grammars.bind(response_format, values, bounds, split, offered)
         generator = seeded(torch.Generator(model.device), seed)
         request = Request(ids, values, room, ends, generator, should_stop, seed is not None, top_logprobs=logprobs)
         text = ReplyText(self.tokenizer, ids, stops, split, offered) if self._has_text else None
@@ -220,26 +225,18 @@ class OffloadRuntime:
         so many likeliest tokens at its place, by the model's own distribution. response_format: as in OpenAI's
         interface, holds the answer to JSON or to a schema. template_arguments: variables of the chat template, which go
         before those of `from_pretrained`. tools: those that the model may call, in OpenAI's form; its calls go to
-        `tool_calls` instead of `text`. Raises UsageError or PromptError before anything runs. Several streams may be
-        open, in one or several threads: passes alternate, and a stream that finds another text in the caches reads its
-        own again.
+        `tool_calls` instead of `text`. tool_choice: "auto", "none", "required" or a function: the reply is then a call
+        of it. Raises UsageError or PromptError before anything runs. Several streams may be open, in one or several
+        threads: passes alternate, and a stream that finds another text in the caches reads its own again.
         """
         text = self._begin(*arguments, **named)
         with self._turns.hold():
             self.last_reply = text.reply
         return self._stream(text)
 
-    def _encoded(self, prompt: Prompt, more: Mapping[str, Any], tools: Tools) -> tuple[list[int], frozenset[int]]:
-        """The tokens of a prompt, checked against the limits, and the tokens that end a turn of its conversation.
-
-        more: variables of the chat template.
-        """
-        check_template_arguments(more)
-        arguments = {**self._preparation.options.template_arguments, **more}
-        ids = encode_prompt(prompt, lambda: self.tokenizer, arguments, tools)
-        turn_ends = turn_end_tokens(self.tokenizer, arguments, prompt) if is_chat(prompt) else frozenset()  # type: ignore[arg-type]
-        self._limits.check_prompt(ids)
-        return ids, turn_ends
+    def _template_arguments(self, more: Mapping[str, Any] | None) -> dict[str, Any]:
+        check_template_arguments(more or {})
+        return {**self._preparation.options.template_arguments, **(more or {})}
 
     @takes_arguments_of(stream)
     def generate(self, *arguments: Any, **named: Any) -> Reply:

@@ -133,7 +133,7 @@ class Masks:
             reason = fault(self._matcher)
             if reason == "NoExtensionBias":  # its name for a dead end
                 raise _stuck()
-            raise UsageError(f"response_format: the reply became too complex for its grammar: {reason}")
+            raise UsageError(f"response_format or tool_choice: the reply became too complex for its grammar: {reason}")
 
     def _bits(self, tokens: Iterable[int]) -> Bits:
         flags = np.zeros(8 * self._nbytes, dtype=bool)
@@ -142,4 +142,6 @@ class Masks:
 
 
 def _stuck() -> UsageError:
-    return UsageError("response_format: none of the model's tokens can continue the reply within its grammar")
+    return UsageError(
+        "response_format or tool_choice: none of the model's tokens can continue the reply within its grammar"
+    )

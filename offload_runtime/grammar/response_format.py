@@ -11,8 +11,8 @@ MOST_BYTES = 1 << 16  # of a schema, as JSON; a schema of 3,000 properties compi
 MOST_LEVELS = 64  # of values within values; llguidance itself stops at 128
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 # White space is a space or an indented new line, as writers of JSON put it: in free white space weak models get lost.
-_OPTIONS = {"whitespace_pattern": r"( |\r?\n[ \t]{0,40})"}
-_BEFORE = r"/ |(\r?\n){1,2}/"  # what tokenizers and templates like to put before a reply
+JSON_OPTIONS = {"whitespace_pattern": r"( |\r?\n[ \t]{0,40})"}
+BEFORE = r"/ |(\r?\n){1,2}/"  # what tokenizers and templates like to put before a reply
 _KINDS = 'None, {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": {"schema": {…}}}'
 
 
@@ -25,8 +25,8 @@ def grammar_of(given: object, call: int | None = None) -> str | None:
     schema = _schema(given)
     if schema is None:
         return None
-    text = json.dumps({**schema, "x-guidance": _OPTIONS})  # its own options, and none of the caller's
-    grammar = f"start: BEFORE? reply\nanswer: %json {text}\nBEFORE: {_BEFORE}\n"
+    text = json.dumps({**schema, "x-guidance": JSON_OPTIONS})  # its own options, and none of the caller's
+    grammar = f"start: BEFORE? reply\nanswer: %json {text}\nBEFORE: {BEFORE}\n"
     return grammar + ("reply: answer\n" if call is None else f"reply: answer | <[{call}]> <[*]>*\n")
 
 
@@ -46,7 +46,7 @@ def _schema(given: object) -> Mapping[str, Any] | None:
     schema = inner.get("schema")
     if not isinstance(schema, Mapping):
         raise UsageError(f"response_format: json_schema needs its schema, an object, not {quoted(schema)}")
-    _check(schema)
+    check_schema(schema, "response_format: the schema")
     return schema
 
 
@@ -54,8 +54,11 @@ def _wrong(given: object) -> UsageError:
     return UsageError(f"response_format must be {_KINDS}, not {quoted(given)}")
 
 
-def _check(schema: Mapping[str, Any]) -> None:
-    """Raises UsageError for a schema that is too large or deep, or holds values that JSON does not have."""
+def check_schema(schema: Mapping[str, Any], name: str) -> None:
+    """Raises UsageError for a schema that is too large or deep, or holds values that JSON does not have.
+
+    name: of the schema in messages.
+    """
     level: list[Any] = [schema]
     for _ in range(MOST_LEVELS):
         inner = [value.values() if isinstance(value, Mapping) else value for value in level if _has_values(value)]
@@ -63,13 +66,13 @@ def _check(schema: Mapping[str, Any]) -> None:
         if not level:
             break
     else:
-        raise UsageError(f"response_format: the schema is nested more than {MOST_LEVELS} levels deep")
+        raise UsageError(f"{name} is nested more than {MOST_LEVELS} levels deep")
     try:
         nbytes = len(json.dumps(schema, allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise UsageError(f"response_format: the schema is not JSON: {quoted(str(error), 200)}") from error
+        raise UsageError(f"{name} is not JSON: {quoted(str(error), 200)}") from error
     if nbytes > MOST_BYTES:
-        raise UsageError(f"response_format: the schema has {nbytes:,} bytes, more than {MOST_BYTES:,}")
+        raise UsageError(f"{name} has {nbytes:,} bytes, more than {MOST_BYTES:,}")
 
 
 def _has_values(value: object) -> bool:

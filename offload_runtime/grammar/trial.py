@@ -15,10 +15,13 @@ _CHILD = (
 )
 
 
-def check_grammar(grammar: str) -> None:
-    """Raise UsageError, with the reason, for a grammar that llguidance cannot compile, or not at a bearable cost."""
+def check_grammar(grammar: str, asked: str = "response_format: the schema") -> None:
+    """Raise UsageError, with the reason, for a grammar that llguidance cannot compile, or not at a bearable cost.
+
+    asked: what it is for, in messages.
+    """
     if reason := _fault(grammar):
-        raise UsageError(f"response_format: the schema cannot be followed: {quoted(reason, 300)}")
+        raise UsageError(f"{asked} cannot be followed: {quoted(reason, 300)}")
 
 
 @lru_cache(maxsize=256)

@@ -27,6 +27,11 @@ def is_chat(prompt: Prompt) -> bool:
     return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
+def messages_of(prompt: Prompt) -> Sequence[Mapping[str, Any]]:
+    """The messages that a prompt consists of; none if it is text or token ids."""
+    return prompt if is_chat(prompt) else ()  # type: ignore[return-value]
+
+
 def chat_tokenizer(directory: Path, chat_template: Path | None) -> PreTrainedTokenizerBase:
     """A model's tokenizer; a given file's chat template replaces its own."""
     tokenizer = load_tokenizer(directory)
@@ -57,6 +62,19 @@ def encode_prompt(
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
         raise PromptError("a prompt is text, a list of token ids, or a list of messages; this list mixes other things")
     return list(prompt)  # type: ignore[arg-type]
+
+
+def encode_turn(
+    prompt: Prompt,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+    template_arguments: Mapping[str, Any],
+    tools: Tools,
+) -> tuple[list[int], frozenset[int]]:
+    """The token ids of a prompt, and the tokens that end a turn of its conversation."""
+    ids = encode_prompt(prompt, tokenizer, template_arguments, tools)
+    return ids, turn_end_tokens(tokenizer(), template_arguments, messages_of(prompt)) if is_chat(
+        prompt
+    ) else frozenset()
 
 
 def turn_end_tokens(

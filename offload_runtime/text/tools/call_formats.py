@@ -26,7 +26,7 @@ class CallFormat:
     begin or the end of the reply. read: takes the text between the marks, raises ValueError for what is no call.
     is_inside: whether a mark after this beginning of a call is a part of its arguments. inner: marks within a call that
     may be special tokens. needs_end: a call without its end mark may be cut short. bare: a reply may be a call without
-    a mark.
+    a mark. ids_name_tools: a call's id is functions.NAME:NUMBER.
     """
 
     signs: tuple[str, ...]
@@ -37,6 +37,7 @@ class CallFormat:
     inner: tuple[str, ...] = ()
     needs_end: bool = False
     bare: bool = False
+    ids_name_tools: bool = False
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -61,6 +62,7 @@ _FORMATS = (  # the first whose signs are all there
         ("<|tool_call_begin|>",),
         *("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", read_kimi),
         inner=("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+        ids_name_tools=True,
     ),
     CallFormat(
         ("<｜tool▁calls▁begin｜>",),

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from offload_runtime.errors import UsageError
@@ -28,21 +28,43 @@ _AS_PYTHON = {"True": True, "False": False, "None": None}
 
 @dataclass(frozen=True)
 class Tools:
-    """Definitions in the form that chat templates take: {"type": "function", "function": {"name": ..., ...}}."""
+    """Definitions in the form that chat templates take: {"type": "function", "function": {"name": ..., ...}}.
+
+    forced: names of which one must be called.
+    """
 
     definitions: tuple[Mapping[str, Any], ...] = ()
+    forced: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, given: Sequence[Mapping[str, Any]] | None) -> "Tools":
-        """Checked definitions; what templates read but callers may leave out is filled in. Raises UsageError."""
+    def of(cls, given: Sequence[Mapping[str, Any]] | None, choice: object = None) -> "Tools":
+        """Checked definitions; what templates read but callers may leave out is filled in. Raises UsageError.
+
+        choice: None or "auto", "none", "required", or {"type": "function", "function": {"name": ...}}.
+        """
         if given is None:
-            return cls()
+            given = ()
         if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
             raise UsageError(f"tools is a list of definitions, not {given!r:.80}")
         tools = cls(tuple(_checked(number, one) for number, one in enumerate(given)))
         if len(tools.names) < len(tools.definitions):
             raise UsageError("tools: two of them have the same name")
-        return tools
+        return cls() if choice == "none" else replace(tools, forced=tools._chosen(choice))
+
+    def _chosen(self, choice: object) -> frozenset[str]:
+        """The names of which `choice` says that one must be called."""
+        if choice in (None, "auto"):
+            return frozenset()
+        function = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if choice != "required" and not isinstance(name, str):
+            raise UsageError(f'tool_choice is "auto", "none", "required" or names a function, not {choice!r:.80}')
+        chosen = self.names if choice == "required" else self.names & {name}
+        if not chosen:
+            raise UsageError(
+                f"tool_choice: there is no tool {name!r:.80}" if name else "tool_choice: there are no tools"
+            )
+        return chosen
 
     def __bool__(self) -> bool:
         return bool(self.definitions)
@@ -65,7 +87,7 @@ class Tools:
         Text that is not of that type stays text. Where no type is stated, only mappings and lists are read.
         """
         properties = self.parameters(name).get("properties")
-        kinds = _kinds_of(properties.get(argument) if isinstance(properties, Mapping) else None)
+        kinds = self.kinds(properties.get(argument) if isinstance(properties, Mapping) else None)
         try:
             value = json_value(text)
         except ValueError:
@@ -74,23 +96,23 @@ class Tools:
             value = int(value)
         return value if set(_KINDS.get(type(value), ())) & (kinds or {"object", "array"}) else text
 
+    @staticmethod
+    def kinds(schema: object) -> set[str]:
+        """The types that a schema states, in itself or in its alternatives."""
+        if not isinstance(schema, Mapping):
+            return set()
+        stated = schema.get("type")
+        kinds = {one for one in (stated if isinstance(stated, list) else [stated]) if isinstance(one, str)}
+        for key in ("anyOf", "oneOf"):
+            alternatives = schema.get(key)
+            kinds = kinds.union(*map(Tools.kinds, alternatives)) if isinstance(alternatives, list) else kinds
+        return kinds
+
 
 def template_for(tokenizer: "PreTrainedTokenizerBase", tools: Tools) -> str:
     """The chat template for a prompt with these tools: some models have one of their own for that."""
     own = getattr(tokenizer, TOOL_TEMPLATE, None) if tools else None
     return str(own or tokenizer.chat_template or "")
-
-
-def _kinds_of(schema: object) -> set[str]:
-    """The types that a schema states, in itself or in its alternatives."""
-    if not isinstance(schema, Mapping):
-        return set()
-    stated = schema.get("type")
-    kinds = {one for one in (stated if isinstance(stated, list) else [stated]) if isinstance(one, str)}
-    for key in ("anyOf", "oneOf"):
-        alternatives = schema.get(key)
-        kinds = kinds.union(*(_kinds_of(one) for one in alternatives)) if isinstance(alternatives, list) else kinds
-    return kinds
 
 
 def _checked(number: int, given: object) -> Mapping[str, Any]:

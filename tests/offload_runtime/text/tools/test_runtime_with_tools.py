@@ -1,5 +1,6 @@
 """A runtime tells its model of tools and returns the calls that it writes, apart from the text."""
 
+import json
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -60,12 +61,38 @@ def test_the_model_is_told_of_tools(caller: OffloadRuntime) -> None:
     assert caller.generate(ids, tools=TOOLS, temperature=0, max_new_tokens=20).tool_calls
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_reply_may_have_to_be_a_call(caller: OffloadRuntime, temperature: float) -> None:
+    tools = [tool("flip", up="boolean"), tool("now")]
+    flip = {"type": "function", "function": {"name": "flip"}}
+    for choice, names in (("required", {"flip", "now"}), (flip, {"flip"})):
+        found = set()
+        for seed in range(6):
+            reply = caller.generate(
+                *(QUESTION, 90, seed), tools=tools, tool_choice=choice, temperature=temperature, end_token_ids=[2]
+            )
+            assert reply.finish_reason == "stop" and reply.text == "" and len(reply.tool_calls) == 1
+            call = reply.tool_calls[0]
+            assert call.name in names and {*map(type, json.loads(call.arguments).values())} <= {bool}
+            found.add(call.name)
+        assert found == names or not temperature
+
+
+def test_a_reply_that_must_not_call(caller: OffloadRuntime) -> None:
+    reply = caller.generate(QUESTION, tools=TOOLS, tool_choice="none", temperature=0, max_new_tokens=20)
+    assert reply.text == "So:" + "".join(PIECES) and not reply.tool_calls
+    assert reply.stats.prompt_tokens == caller.generate(QUESTION, max_new_tokens=1).stats.prompt_tokens
+
+
 @pytest.mark.parametrize(
     ("prompt", "arguments", "message"),
     [
         ("hello", {}, "tools need a chat"),
         (QUESTION, {"split_reasoning": False}, "tools need a chat"),
         (QUESTION, {"tools": [{"type": "custom"}]}, "only tools of"),
+        (QUESTION, {"tool_choice": "any"}, "names a function"),
+        (QUESTION, {"tools": None, "tool_choice": "required"}, "there are no tools"),
+        (QUESTION, {"tool_choice": "required", "response_format": {"type": "json_object"}}, "give one of the two"),
     ],
 )
 def test_tools_that_cannot_be_offered(
