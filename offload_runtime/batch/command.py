@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from loaders.hub.names import directory_name
+from loaders.message_text import displayable
 from offload_runtime.batch.answers import Answer, LineRunner, error_answers
 from offload_runtime.batch.arguments import parse_arguments
 from offload_runtime.batch.input_file import InputLine
@@ -114,7 +115,7 @@ class _Command:
 
     def _note(self, text: str) -> None:
         if not self._quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(displayable(text), file=sys.stderr, flush=True)  # lines of the input may hold anything
 
 
 def _lines(count: int) -> str:

@@ -49,9 +49,13 @@ class OutputFile:
         return len(self._job) - len(self.done)
 
     def append(self, index: int, line: bytes, failed: bool = False) -> None:
-        """Write the answer to a line of input, unless it has one. Raises OSError; what was begun is taken back."""
+        """Write the answer to a line of input, unless it has one.
+
+        Raises OSError, after which what was begun is taken back, and UsageError if others have changed the file.
+        """
         if index in self.done:
             return
+        self._check_untouched()
         left = memoryview(line)
         try:
             while left:
@@ -74,6 +78,15 @@ class OutputFile:
             self._sync()
         finally:
             os.close(self._descriptor)
+
+    def _check_untouched(self) -> None:
+        """An editor that saves the file, for example, puts another in its place, which would get no more answers."""
+        status = os.fstat(self._descriptor)
+        if not status.st_nlink or status.st_size != self._end:
+            what = "changed" if status.st_nlink else "removed or replaced"
+            raise UsageError(
+                f"--output {self.path} was {what} while the job ran.\n  start again: what is missing in it is done then"
+            )
 
     def _sync(self) -> None:
         os.fsync(self._descriptor)

@@ -134,6 +134,17 @@ def test_a_job_says_what_it_does(
     assert main([*files(paths), "--chat"]) == 2
 
 
+def test_a_terminal_gets_no_control_characters_from_a_line(
+    counting: CountingRuntime, paths: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(paths[0], {"prompt": "1 cat", "\x1b[31m": 1}, {"prompt": "1 cat"})
+    assert main(files(paths)) == 0
+    assert "\x1b" not in (said := capsys.readouterr().err) and r"\x1b[31m: is not a field" in said
+    write(paths[0], {"prompt": "1 cat", "\x1b[31m": 1})
+    assert main(["--input", str(paths[0]), "--output", f"{paths[1]}.other"]) == 2
+    assert "\x1b" not in (said := capsys.readouterr().err) and r"\x1b[31m: is not a field" in said
+
+
 def test_no_model_is_loaded_for_lines_that_cannot_be_run(
     counting: CountingRuntime, paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

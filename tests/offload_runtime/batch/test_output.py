@@ -214,6 +214,20 @@ def test_an_answer_is_written_once(job: JobInput, output: Path) -> None:
     assert indices(output) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("change", ["removed", "replaced", "emptied", "added to"])
+def test_a_file_that_others_change_meanwhile_is_noticed(job: JobInput, output: Path, change: str) -> None:
+    with OutputFile(output, job) as file:
+        (first, line), (second, other), _ = answers(job)
+        file.append(first, line)
+        if change in ("removed", "replaced"):
+            output.unlink()
+        if change != "removed":
+            output.write_bytes({"replaced": line, "emptied": b"", "added to": line + b"\n"}[change])
+        said = "changed" if change in ("emptied", "added to") else "removed or replaced"
+        with pytest.raises(UsageError, match=f"was {said} while the job ran"):
+            file.append(second, other)
+
+
 def test_replies_reach_the_disk_in_a_rhythm(job: JobInput, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced, clock = [], [0.0]
     monkeypatch.setattr(output_file.time, "monotonic", lambda: clock[0])
