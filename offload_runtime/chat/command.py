@@ -16,6 +16,7 @@ from offload_runtime.chat.terminal.keyboard import edits_lines, line_reader, wit
 from offload_runtime.chat.thinking import Thinking
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, UsageError
 from offload_runtime.generation.config_fields import unapplied_note
+from offload_runtime.grammar.trial import check_response_format
 from offload_runtime.loading.fetching import fetched
 from offload_runtime.options.arguments import model_options, parse_chat_arguments
 from offload_runtime.options.command_line import run_command
@@ -49,6 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     from offload_runtime.chat.terminal.screen import Screen
 
+    check_response_format(arguments.response_format)
     screen = Screen(quiet=arguments.quiet or arguments.json)
     prompt = given_prompt(arguments.prompt, arguments.file, screen.note)
     if prompt is None and arguments.json:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loaders.message_text import quoted
 from loaders.sizes import format_size
 from offload_runtime.chat.given import read_text
 from offload_runtime.chat.saved import load_chat, save_chat
 from offload_runtime.chat.status import reply_line
 from offload_runtime.errors import UsageError
+from offload_runtime.grammar.trial import check_response_format
 from offload_runtime.options.arguments import THINKING
 from offload_runtime.options.sampling_options import SAMPLING
 from scheduler.plan.table import format_plan
@@ -126,7 +128,10 @@ def _set(chat: "Chat", argument: str) -> None:
     if not text:
         raise UsageError(f"/set {name} needs a value, or default")
     name = name.replace("-", "_")
-    chat.sampling = chat.sampling.with_value(name, text)
+    sampling = chat.sampling.with_value(name, text)
+    if name == "response_format":
+        check_response_format(sampling.response_format)
+    chat.sampling = sampling
     chat.screen.say(_sampling_lines(chat, name))
 
 
@@ -137,7 +142,7 @@ def _sampling_lines(chat: "Chat", only: str | None = None) -> str:
         if only not in (None, name):
             continue
         default = f"{chat.runtime.default_of(name)} (default)" if chat.loaded else "default"
-        shown = default if value is None else str(value)
+        shown = default if value is None else quoted(str(value))
         rows[name] = f"{shown:<16}  {SAMPLING[name].help}"
     return _rows(chat, rows)
 

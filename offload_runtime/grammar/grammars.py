@@ -17,7 +17,7 @@ from offload_runtime.grammar.grammar_rule import GrammarRule
 from offload_runtime.grammar.masks import Masks
 from offload_runtime.grammar.response_format import grammar_of
 from offload_runtime.grammar.thoughts import ANSWER, Thoughts
-from offload_runtime.grammar.trial import check_grammar
+from offload_runtime.grammar.trial import check_grammar, check_installed
 from offload_runtime.text.tools.call_formats import HARMONY_CALLS, call_format
 from offload_runtime.text.tools.call_frame import call_frame
 from offload_runtime.text.tools.tool_definitions import Tools, template_for
@@ -109,13 +109,9 @@ class Grammars:
     @cached_property
     def _tokenizer(self) -> "LLTokenizer":
         """The tokenizer as llguidance needs it; building it takes a second for 131,072 tokens."""
-        try:
-            from llguidance.hf import from_tokenizer
-        except ImportError as error:
-            raise UsageError(
-                "response_format and tool_choice need the package llguidance, which is not installed:\n"
-                '  pip install llguidance   or, with all that the server needs, pip install "sequoia-offload[serve]"'
-            ) from error
+        check_installed()
+        from llguidance.hf import from_tokenizer
+
         if self._find is None:
             raise UsageError("response_format needs a tokenizer, and this model comes without one")
         tokenizer = self._find()

@@ -4,15 +4,33 @@ import json
 import subprocess
 import sys
 from functools import lru_cache
+from importlib.util import find_spec
 
 from loaders.message_text import quoted
 from offload_runtime.errors import UsageError
+from offload_runtime.grammar.response_format import grammar_of
 
 _PATIENCE = 60  # seconds, generous for a busy machine; the limit on processor time usually ends it first
 _CHILD = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from offload_runtime.grammar.trial_run import main; main()"
 )
+
+
+def check_response_format(given: object) -> None:
+    """Raise UsageError, with the reason, for a response format that cannot be followed, whatever the model."""
+    if grammar := grammar_of(given):
+        check_installed()
+        check_grammar(grammar)
+
+
+def check_installed() -> None:
+    """Raise UsageError if llguidance is missing."""
+    if find_spec("llguidance") is None:
+        raise UsageError(
+            "response_format and tool_choice need the package llguidance, which is not installed:\n"
+            '  pip install llguidance   or, with all that the server needs, pip install "sequoia-offload[serve]"'
+        )
 
 
 def check_grammar(grammar: str, asked: str = "response_format: the schema") -> None:

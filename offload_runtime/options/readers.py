@@ -4,15 +4,18 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from loaders.checkpoint.rope_scaling import RopeScaling
+from loaders.json_files import read_object
 from loaders.sizes import parse_size
 from scheduler.machine.machine import device_index
 from scheduler.plan.request import MOST_TEXTS
 
 Value = TypeVar("Value")
+_MOST_SCHEMA_BYTES = 1 << 20
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
@@ -115,6 +118,27 @@ def token_biases(text: str) -> tuple[tuple[int, float], ...]:
     if any(token < 0 or math.isnan(bias) for token, bias in found):
         raise argparse.ArgumentTypeError(f"{text!r:.80} holds what is no token id or no bias")
     return found
+
+
+def response_format(text: str) -> Mapping[str, Any]:
+    """Reads "json", a file with a JSON schema, or JSON: a schema, or a response format as in OpenAI's interface."""
+    if text == "json":
+        return {"type": "json_object"}
+    found = _json(text) if text[:1] == "{" else _schema_file(Path(text).expanduser())
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text!r:.80} is not JSON")
+    is_format = found.get("type") in ("text", "json_object", "json_schema")  # none of them is a type of JSON
+    return found if is_format else {"type": "json_schema", "json_schema": {"schema": found}}
+
+
+def _schema_file(file: Path) -> dict[str, Any]:
+    try:
+        return read_object(file, _MOST_SCHEMA_BYTES)
+    except OSError as error:
+        reason = error.strerror
+    except ValueError as error:
+        reason = str(error)
+    raise argparse.ArgumentTypeError(f'"{file}" is neither json nor a file with a JSON schema ({reason})')
 
 
 def _json(text: str) -> Any:

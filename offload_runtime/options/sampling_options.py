@@ -8,7 +8,7 @@ from typing import Any
 
 from offload_runtime.errors import UsageError
 from offload_runtime.options.fields import add_options, nearest, option, options_of, values_of
-from offload_runtime.options.readers import real_number, texts, token_biases, whole_number
+from offload_runtime.options.readers import real_number, response_format, texts, token_biases, whole_number
 
 _SUMMAND, _FACTOR, _SHARE = real_number(-1e9, 1e9), real_number(1e-6, 1e6), real_number(0, 1)
 
@@ -46,6 +46,9 @@ class SamplingOptions:
     stop: tuple[str, ...] | None = _value(
         r"end the reply before this text; \n is a new line", texts, "TEXT", repeats=True
     )
+    response_format: Mapping[str, Any] | None = _value(
+        "json, or a JSON schema that the answer follows, or its file", response_format, "json|SCHEMA"
+    )
     max_new_tokens: int | None = _value("stop a reply after this many tokens", whole_number(1), "N")
     seed: int | None = _value(
         "make a reply repeatable; a fresh one is drawn otherwise", whole_number(0, 2**63 - 1), "N"
@@ -67,6 +70,8 @@ class SamplingOptions:
         options = cls()
         for name, value in values.items():
             text = value if isinstance(value, str) else json.dumps(value)
+            if name == "response_format" and text not in ("json", "null") and text[:1] != "{":
+                raise UsageError(f"{name}: {value!r:.80} is no response format")  # least of all another file's name
             options = options.with_value(name, "default" if value is None else text)
             if isinstance(value, list) and [*getattr(options, name)] != value:
                 raise UsageError(f"{name}: {value!r:.80} is no list of texts")

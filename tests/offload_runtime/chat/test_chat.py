@@ -302,6 +302,23 @@ def test_set_takes_biases_and_texts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "error" not in capsys.readouterr().err
 
 
+def test_a_schema_is_tried_as_soon_as_it_is_set(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["/set response_format json", '/set response_format {"if": {}}', "hi", "/set response_format default", "hi"]
+    runtime = ScriptedRuntime()
+    chat_with(runtime, lines)
+    assert [asked["response_format"] for asked in runtime.asked] == [{"type": "json_object"}, None]
+    assert "Unimplemented keys" in capsys.readouterr().err
+
+
+def test_one_prompt_is_answered_by_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "schema.json").write_text('{"enum": ["circle", "square"]}')
+    line = ["--prompt", "A shape?", "--json", "--response-format", str(tmp_path / "schema.json")]
+    assert main(line) == 0
+    assert json.loads(json.loads(capsys.readouterr().out)["text"]) in ("circle", "square")
+    (tmp_path / "schema.json").write_text('{"enum": []}')
+    assert main(line) == 2 and "Unsatisfiable" in capsys.readouterr().err
+
+
 def test_stats_show_the_seed_and_plan_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     chat_with(ScriptedRuntime(), ["/stats", "hi", "/stats", "/plan"])
     shown = capsys.readouterr().err

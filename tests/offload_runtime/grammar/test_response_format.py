@@ -1,15 +1,15 @@
 """What is a response format, and which schemas are followed; all others are refused with the reason."""
 
 import re
-import sys
 
 import pytest
 
 from offload_runtime import OffloadRuntime
 from offload_runtime.errors import UsageError
+from offload_runtime.grammar import trial
 from offload_runtime.grammar.grammars import Grammars
 from offload_runtime.grammar.response_format import MOST_BYTES, MOST_LEVELS, grammar_of
-from offload_runtime.grammar.trial import check_grammar
+from offload_runtime.grammar.trial import check_response_format
 from offload_runtime.text.tools.tool_definitions import Tools
 from sequoia_tree.shaping.settings import Sampling
 from tests.samples.tiny_models import PROMPT, checkpoint
@@ -77,14 +77,14 @@ REFUSED = [
 @pytest.mark.parametrize(("schema", "reason"), REFUSED, ids=[reason for _, reason in REFUSED])
 def test_what_cannot_be_followed_is_refused_with_the_reason(schema, reason):
     with pytest.raises(UsageError, match=re.escape(reason)) as error:
-        check_grammar(grammar_of(of(schema)))
+        check_response_format(of(schema))
     assert len(str(error.value)) < 400 and "start:" not in str(error.value), "the grammar around it is ours"
 
 
 def test_large_schemas_are_followed():
     properties = {f"property_{index}": {"type": "integer"} for index in range(1000)}
-    check_grammar(grammar_of(of({"type": "object", "properties": properties, "additionalProperties": False})))
-    check_grammar(grammar_of(of({"type": "array", "items": {"$ref": "#"}})))
+    check_response_format(of({"type": "object", "properties": properties, "additionalProperties": False}))
+    check_response_format(of({"type": "array", "items": {"$ref": "#"}}))
     assert grammar_of(of(nested(MOST_LEVELS - 1)))
 
 
@@ -96,6 +96,6 @@ def test_a_model_without_a_tokenizer_is_refused_before_anything_runs():
 
 
 def test_without_llguidance_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "llguidance.hf", None)
+    monkeypatch.setattr(trial, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install .*sequoia-offload\[serve\]"):
         Grammars(None, 8).bind({"type": "json_object"}, Sampling(), None, False, Tools())

@@ -296,6 +296,24 @@ def test_damaged_lists_in_a_file_are_refused(damaged: dict[str, object]) -> None
         SamplingOptions.from_mapping(damaged)
 
 
+def test_a_response_format_is_json_or_a_schema(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema))
+    wanted = {"type": "json_schema", "json_schema": {"schema": schema}}
+    for text in (str(file), json.dumps(schema), json.dumps(wanted)):
+        options = sampling_options(parse_chat_arguments(["--response-format", text]))
+        assert options.as_arguments()["response_format"] == wanted
+        assert SamplingOptions.from_mapping(json.loads(json.dumps(options.as_arguments()))) == options
+    assert SamplingOptions().with_value("response_format", "json").response_format == {"type": "json_object"}
+    file.write_text("[1]")
+    for text, said in ((str(file), "not an object"), (f"{file}.none", "No such file"), ("{", "is not JSON")):
+        with pytest.raises(UsageError, match=said):
+            SamplingOptions().with_value("response_format", text)
+    with pytest.raises(UsageError, match="no response format"):  # a file of values names no other files
+        SamplingOptions.from_mapping({"response_format": str(file)})
+
+
 @pytest.mark.parametrize("columns", [80, 60])
 def test_help_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
