@@ -156,15 +156,18 @@ def _sizes(
         (t.shape for t in embeddings_and_head if len(t.shape) == 2), key=math.prod, default=(None, None)
     )
     widest = max((max(t.shape) for t in layers[0] if len(t.shape) == 2), default=None)
-    cached = [t.shape[0] for tensors in layers for t in tensors if _is_cached(t)]
-    per_token = sum(cached) if cached or _is_recurrent(numbers.text) else len(layers) * numbers.cached_per_layer
+    cached = [sum(t.shape[0] for t in tensors if _is_cached(t)) for tensors in layers]
+    if not any(cached) and not _is_recurrent(numbers.text):
+        cached = [numbers.cached_per_layer] * len(layers)
     positions, extension = numbers.positions
     return {
         "vocab_size": numbers.get("vocab_size", default=vocabulary),
         "hidden_size": numbers.get("hidden_size", "n_embd", "d_model", default=width),
         "intermediate_size": numbers.get("intermediate_size", "n_inner", "ffn_dim", default=widest),
         "num_heads": numbers.heads,
-        "kv_bytes_per_token": per_token * ITEMSIZE[dtype],
+        "kv_bytes_per_token": sum(cached) * ITEMSIZE[dtype],
+        "largest_kv_bytes": max(cached) * ITEMSIZE[dtype],
+        "shares_kv": bool(numbers.text.get("num_kv_shared_layers")),
         "max_positions": positions,
         "extension": extension,
     }

@@ -61,12 +61,14 @@ class ModelSpec:
     hidden_size: int
     intermediate_size: int
     num_heads: int
-    kv_bytes_per_token: int  # of all layers together
+    kv_bytes_per_token: int  # of all layers together; one layer's: `kv_layer_bytes`
     max_positions: int
     recurrent: bool  # some layers are recurrent: the model can be streamed but cannot verify a tree
     decode_bytes: int = 0  # device memory for dequantizing, one module at a time
     embeddings_and_head_decode_bytes: int = 0  # the part of it for weights outside the layers
     experts_per_token: int = 0  # in each layer; 0 if experts are not fetched singly
+    largest_kv_bytes: int = 0  # per token, of the layer that caches most; 0: all cache as much
+    shares_kv: bool = False  # some layers read what others have cached
     extension: str | None = None  # what raised max_positions above the config's: "64, extended 4 times by yarn..."
 
     def with_decoded(self, count: int) -> ModelSpec:
@@ -78,6 +80,11 @@ class ModelSpec:
         return replace(
             self, layers=layers, decode_bytes=self.decode_bytes if packed else self.embeddings_and_head_decode_bytes
         )
+
+    @property
+    def kv_layer_bytes(self) -> int:
+        """Bytes per token that the layer that caches most caches."""
+        return self.largest_kv_bytes or -(-self.kv_bytes_per_token // len(self.layers))
 
     @property
     def positions_for_people(self) -> str:

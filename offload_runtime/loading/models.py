@@ -15,8 +15,10 @@ from loaders.quantize.interrupts import interrupts_deferred
 from offload_runtime.errors import MachineError, UnsupportedModelError
 from offload_runtime.model.attention import ATTENTION_NAME
 from offload_runtime.model.cuda_graphs import CudaGraphs
+from offload_runtime.model.kv_cache import shares_rows
 from offload_runtime.model.model import Model, ModelPlacement
 from offload_runtime.model.pass_overhead import measure_passes
+from offload_runtime.model.travelling_rows import RowsOnHost
 from offload_runtime.options.run_options import IOMode
 from offload_runtime.planning.host_shortage import host_shortage_explained
 from offload_runtime.planning.planning import Preparation, with_known_figures
@@ -107,7 +109,8 @@ def _load_on(device: torch.device, preparation: Preparation, progress: Progress 
             resident = (Tier.DEVICE,) * len(draft_skeleton.layers)
             draft_model = load(preparation.draft, draft_skeleton, resident, plan.decoded.draft)
             draft = Draft(draft_model, preparation.target.spec.vocab_size, plan.rows)
-        target = Target(load(preparation.target, target_skeleton, plan.tiers, plan.decoded.target), plan.rows)
+        on_host = plan.kv == "host"
+        target = Target(load(preparation.target, target_skeleton, plan.tiers, plan.decoded.target, on_host), plan.rows)
         if draft:
             _refuse_states(target.model, draft.model)
         for role, model in (("target", target.model), ("draft", draft.model if draft else None)):
@@ -141,6 +144,7 @@ def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:
         embeddings_and_head_bytes=skeleton.embeddings_and_head.layout.nbytes,
         decode_bytes=scratch_bytes(skeleton.packed),
         embeddings_and_head_decode_bytes=scratch_bytes(skeleton.embeddings_and_head.packed.values()),
+        shares_kv=shares_rows(skeleton.config),
     )
 
 
@@ -161,7 +165,14 @@ class _Loader:
     resources: ExitStack
     progress: Progress | None
 
-    def __call__(self, files: ModelFiles, skeleton: Skeleton, tiers: tuple[Tier, ...], dequantized: int) -> Model:
+    def __call__(
+        self,
+        files: ModelFiles,
+        skeleton: Skeleton,
+        tiers: tuple[Tier, ...],
+        dequantized: int,
+        kv_on_host: bool = False,
+    ) -> Model:
         plan = self.plan
         reader = self.resources.enter_context(
             WeightReader(files.checkpoint.files, self.io, chunk_bytes=plan.read_chunk_bytes)
@@ -171,11 +182,12 @@ class _Loader:
             plan.slots,
             plan.cache_rows,
             files.spec.max_positions,
-            plan.machine.pinned_limit,
+            plan.pinned_limit,
             ExpertChoice(PassCost(files.spec, tiers, plan.slots, plan.machine)),
             dequantized,
             plan.texts,
             plan.context_length,
+            RowsOnHost(plan.kv_token_bytes, plan.machine.pinned_limit) if kv_on_host else None,
         )
         reading, dequantizing = (self._progressing(f"{stage} {files.spec.name}") for stage in ("loading", "decoding"))
         model = Model(skeleton, files.checkpoint, placement, reader, self.memory, reading, dequantizing)

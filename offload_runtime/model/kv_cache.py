@@ -5,8 +5,9 @@ here is preallocated at full length, and the attention mask alone implements the
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count as count_up
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.model.attention import rows_before
 from offload_runtime.model.cached_sequence import CachedSequence
 from offload_runtime.model.rows import PassRows, SharedRows
+from offload_runtime.model.travelling_rows import TravellingRows
 from sequoia_tree.uploads import upload
 
 
@@ -117,11 +119,47 @@ class TreeCacheLayer(CacheLayerMixin):
             rows[:, :, begin : begin + count] = rows[:, :, source : source + count]
 
 
+class TravellingLayer(TreeCacheLayer):
+    """Keys and values of one layer, whose rows lie in host memory and come to the device for the layer's computation.
+
+    number: of the layers that cache anything.
+    """
+
+    def __init__(self, cache: "TreeCache", number: int):
+        super().__init__(cache)
+        self._number = number
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.device = torch.device("cpu")  # where rows are moved
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = self._rows.arrive(self._number, key_states, value_states)
+        return super().update(key_states, value_states)
+
+    def move(self, source: Tensor, begin: int) -> None:
+        self.keys, self.values = self._rows.on_host(self._number)
+        super().move(source, begin)
+
+    def copy(self, source: int, begin: int, count: int) -> None:
+        self.keys, self.values = self._rows.on_host(self._number)
+        super().copy(source, begin, count)
+
+    @property
+    def _rows(self) -> TravellingRows:
+        assert self._cache.travelling is not None
+        return self._cache.travelling
+
+
 class TreeCache(Cache):
     """`sequences` texts of at most `capacity` rows each; the last row of each is scratch, for padding only.
 
     Recurrent layers (state space, linear attention) keep transformers' own cache layer, so such a cache holds one text,
     however many are asked for. Callers with one text use the cache as if it were its first sequence.
+
+    travelling: makes room for so many layers of so many rows in host memory; None: rows stay on the device.
     """
 
     def __init__(
@@ -130,6 +168,7 @@ class TreeCache(Cache):
         capacity: int,
         on_allocate: Callable[[int], None] = lambda nbytes: None,
         sequences: int = 1,
+        travelling: Callable[[int, int], TravellingRows] | None = None,
     ):
         self.capacity = capacity
         self.scratch = capacity - 1
@@ -144,6 +183,11 @@ class TreeCache(Cache):
         self.current = self.sequences[0]
         self.written: Tensor | None = None  # the rows that the current pass writes, where texts share it
         self._shared: SharedRows | None = None
+        self.travelling: TravellingRows | None = None
+        if travelling is not None:
+            numbers = count_up()
+            layers = [TravellingLayer(self, next(numbers)) if _has_rows(layer) else layer for layer in layers]
+            self.travelling = travelling(next(numbers), self.rows)
         super().__init__(layers=layers)
 
     def _layer(self, layer: Any) -> Any:
@@ -222,7 +266,8 @@ class TreeCache(Cache):
         if isinstance(rows, SharedRows):
             self._shared, self.written = rows, self._places_of(rows, sequences)
         try:
-            yield
+            with self._travel(texts, sequences):
+                yield
         except BaseException:
             if self._states:
                 self.current.restart()
@@ -231,6 +276,16 @@ class TreeCache(Cache):
             self.current, self._shared, self.written = self.sequences[0], None, None
         for text, sequence in zip(texts, sequences):
             sequence.advance(text.count)
+
+    def _travel(self, texts: Sequence[PassRows], sequences: Sequence[CachedSequence]) -> AbstractContextManager[None]:
+        """Rows in host memory travel for a pass over these texts."""
+        if self.travelling is None:
+            return nullcontext()
+        ends = [sequence.first_row + sequence.end for sequence in sequences]
+        return self.travelling.one_pass(
+            [(sequence.first_row, end) for sequence, end in zip(sequences, ends)],
+            [(end, end + text.count) for text, end in zip(texts, ends)],
+        )
 
     def _places_of(self, rows: SharedRows, sequences: Sequence[CachedSequence]) -> Tensor:
         """int64 [n], the cache row of each query token."""
@@ -242,6 +297,8 @@ class TreeCache(Cache):
 
     def free(self) -> None:
         """Free all rows; the cache cannot be used afterwards."""
+        if self.travelling is not None:
+            self.travelling.close()
         self.layers.clear()
         self._states.clear()
 
@@ -267,3 +324,13 @@ class TreeCache(Cache):
 
     def _filled(self) -> list[TreeCacheLayer]:
         return [layer for layer in self.layers if isinstance(layer, TreeCacheLayer) and layer.is_initialized]
+
+
+def _has_rows(layer: Any) -> bool:
+    return isinstance(layer, TreeCacheLayer)
+
+
+def shares_rows(config: PretrainedConfig) -> bool:
+    """Whether some layers read what others have cached, so that it has to stay on the device for a whole pass."""
+    text = config.get_text_config(decoder=True)
+    return any(getattr(text, "kv_sharing_modes", None) or ()) or bool(getattr(text, "num_kv_shared_layers", 0))

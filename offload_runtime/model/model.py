@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -32,6 +33,7 @@ from offload_runtime.model.kv_cache import TreeCache
 from offload_runtime.model.length_rotations import TextLengths
 from offload_runtime.model.padded_passes import NotReplayable, PaddedPasses, Runner
 from offload_runtime.model.rows import PassRows, SharedRows, text_rows
+from offload_runtime.model.travelling_rows import RowsOnHost
 from scheduler.plan.expert_choice import ExpertChoice
 from scheduler.plan.padding import Padding
 from scheduler.plan.placement import Tier
@@ -59,6 +61,7 @@ class ModelPlacement:
     positions: how many the model was made for.
     choice: decides for every pass whether layers stream only their routed experts; None: they stream all experts.
     dequantized: number of leading layers, all resident, whose quantized weights are dequantized once, at load.
+    travelling: the rows of the KV cache lie in host memory; None: on the device.
     """
 
     tiers: tuple[Tier, ...]
@@ -70,6 +73,7 @@ class ModelPlacement:
     dequantized: int = 0
     sequences: int = 1
     longest_text: int = 0
+    travelling: RowsOnHost | None = None
 
 
 class Model:
@@ -96,11 +100,16 @@ class Model:
         self._last_position = placement.positions - 1
         self._lengths = TextLengths.of(skeleton.model)
         sequences = placement.sequences if self._lengths.are_fixed_to(placement.longest_text) else 1
-        self.cache = TreeCache(skeleton.config, placement.capacity, memory.add, sequences)
+        travelling = partial(placement.travelling.rows, memory) if placement.travelling else None
+        self.cache = TreeCache(skeleton.config, placement.capacity, memory.add, sequences, travelling)
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
         layers, placed = _unit_bytes(skeleton, checkpoint), (*placement.tiers, Tier.DEVICE)
         limit = placement.pinned_limit
-        self._weights = LayerMemory(layers, placed, placement.slots, reader, memory, on_reading, limit)
+        try:
+            self._weights = LayerMemory(layers, placed, placement.slots, reader, memory, on_reading, limit)
+        except BaseException:
+            self.cache.free()
+            raise
         self._choice = placement.choice if self._weights.streams_experts else None
         self._routed: list[int] = []  # routed experts of each layer in the current pass
         self._reading = self._weights.reading  # at the start of the pass
@@ -109,6 +118,7 @@ class Model:
             self._bind(skeleton, placement.dequantized, on_dequantizing)
         except BaseException:
             self._weights.close()
+            self.cache.free()
             raise
         self.layers = len(skeleton.layers)
         self.layer_modules = tuple(layer.module for layer in skeleton.layers)
@@ -137,8 +147,9 @@ class Model:
 
     @property
     def streamed_total(self) -> int:
-        """Bytes that crossed the link for the passes so far."""
-        return self._weights.crossed_bytes
+        """Bytes that crossed the link for the passes so far, KV rows included."""
+        rows = self.cache.travelling
+        return self._weights.crossed_bytes + (rows.crossed_bytes if rows else 0)
 
     def take_up(self, prompt: int, common: int, sequence: int = 0) -> None:
         """Switch a sequence to a text with a prompt of `prompt` tokens; keep the rows of its first `common` tokens."""

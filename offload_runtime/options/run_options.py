@@ -24,6 +24,7 @@ from offload_runtime.options.readers import (
     texts_at_once,
     whole_number,
 )
+from scheduler.plan.request import KV_PLACES
 
 DEMO_PAIR = Path(__file__).resolve().parents[1] / "demo_pair"
 DEMO_TARGET, DEMO_DRAFT = DEMO_PAIR / "target", DEMO_PAIR / "draft"
@@ -111,6 +112,12 @@ class RunOptions:
         *("N", texts_at_once),
         default=1,
         unsaid="1; auto for jobs and servers",
+    )
+    kv: str = option(
+        "where the model's keys and values lie: on the device; in host memory, from where they travel with each layer; "
+        "auto: on the device, unless there is no room for them or passes take less with them in host memory",
+        choices=(AUTO, *KV_PLACES),
+        default=AUTO,
     )
     io: IOMode = option("read weights past the page cache, or through it", choices=IO_MODES, group=None, default="auto")
     offline: bool = option("never use the network: what the cache has is used", group="downloads", default=False)

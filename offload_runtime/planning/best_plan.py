@@ -1,6 +1,7 @@
 """Finds the plan whose tree is predicted to be fastest. Imports no torch."""
 
 from dataclasses import replace
+from functools import lru_cache
 
 from loaders.checkpoint.spec import ModelSpec
 from offload_runtime.planning.prediction import Prediction, predict
@@ -13,6 +14,7 @@ SIZES = (64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
 NEAR = 1.01  # the smallest tree within this factor of the fastest is chosen
 
 
+@lru_cache(maxsize=8)  # plans for several texts all ask for the one of a single text
 def best_plan(
     target: ModelSpec, draft: ModelSpec | None, machine: Machine, limits: Limits, acceptance: tuple[float, ...]
 ) -> Plan:

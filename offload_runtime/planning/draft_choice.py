@@ -17,10 +17,11 @@ from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import DoesNotFitError, OffloadError
 from offload_runtime.planning.draft_table import FAMILIES, Candidate, family_of
 from offload_runtime.planning.expected_acceptance import assumed_acceptance, expected_acceptance
+from offload_runtime.planning.kv_choice import fitting_plan
 from offload_runtime.planning.prediction import predict
 from scheduler.machine.machine import Machine
 from scheduler.plan.memory import weight_bytes
-from scheduler.plan.plan import Limits, make_plan
+from scheduler.plan.plan import Limits
 
 RECURRENT_NOTE = "The model keeps a recurrent state, which cannot branch over a tree of drafts: plain decoding."
 UNKNOWN_NOTE = "No draft is known that would help here; --draft MODEL names one."
@@ -110,7 +111,7 @@ def _rated(
         if weight_bytes(spec) > _LARGEST_SHARE * weight_bytes(target):
             continue
         try:
-            plan = make_plan(target, spec, machine, limits)
+            plan = fitting_plan(target, spec, machine, limits)
         except DoesNotFitError:
             continue
         cost = plan.target_cost(target)

@@ -109,6 +109,7 @@ def _smaller_weights(preparation: Preparation) -> Iterator[str]:
         nodes=plan.nodes,
         context_length=plan.context_length,
         parallel=plan.texts,
+        kv=plan.kv,
     )
 
     def gain(packed: ModelSpec) -> str | None:

@@ -40,7 +40,8 @@ def _shortage(preparation: Preparation) -> DoesNotFitError:
     if machine.device == "cpu":
         machine = replace(machine, device_total=total, device_free=available)
     cap = format_cap(min(host_budget(machine, None), int(0.9 * _needed(preparation))))
-    limits = replace(preparation.limits, host_memory=parse_size(cap))
+    plan = preparation.plan
+    limits = replace(preparation.limits, host_memory=parse_size(cap), parallel=plan.texts, kv=plan.kv)
     make_plan(preparation.target.spec, preparation.draft.spec if preparation.draft else None, machine, limits)
     needed, option = _needed(preparation), f"--host-memory {cap}"
     return DoesNotFitError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from loaders.checkpoint.spec import ModelSpec
-from offload_runtime.planning.best_plan import best_plan
+from offload_runtime.planning.kv_choice import best_kv_plan
 from offload_runtime.planning.prediction import is_predictable, predict
 from scheduler.errors import DoesNotFitError
 from scheduler.machine.machine import Machine
@@ -21,22 +21,27 @@ KEPT_PACE = 0.75  # of what a text writes alone, if it is to share a machine on 
 def best_parallel_plan(
     target: ModelSpec, draft: ModelSpec | None, machine: Machine, limits: Limits, acceptance: tuple[float, ...]
 ) -> Plan:
-    """Like `best_plan`, with the number of texts that is predicted to write the most tokens per second in all.
+    """Like `best_kv_plan`, with the number of texts that is predicted to write the most tokens per second in all.
 
     Considered are up to `MOST_CHOSEN` texts with the context that one has, if no more streams than for one, or if each
     is predicted to keep `KEPT_PACE` of its pace alone. If speeds are not known, the most texts for which no more
-    streams. Raises what `best_plan` raises.
+    streams. KV rows that cross the link count as streamed. Raises what `best_kv_plan` raises.
     """
     if limits.parallel is not None:
-        return best_plan(target, draft, machine, limits, acceptance)
-    one = best_plan(target, draft, machine, replace(limits, parallel=1), acceptance)
+        return best_kv_plan(target, draft, machine, limits, acceptance)
+    one = best_kv_plan(target, draft, machine, replace(limits, parallel=1), acceptance)
     plans = [one, *_of_several(one, target, draft, limits, acceptance)]
-    free = [plan for plan in plans if plan.streamed_bytes <= one.streamed_bytes]
+    free = [plan for plan in plans if _crossing(plan) <= _crossing(one)]
     if not is_predictable(one, target):
         return free[-1]
     paces = {plan.texts: predict(plan, target, draft, acceptance, plan.texts).tokens_per_second for plan in plans}
     kept = (plan for plan in plans if plan in free or paces[plan.texts] >= KEPT_PACE * plan.texts * paces[1])
     return max(kept, key=lambda plan: paces[plan.texts])
+
+
+def _crossing(plan: Plan) -> int:
+    """Bytes that a pass streams, and KV rows with them."""
+    return plan.streamed_bytes + plan.kv_streamed_bytes
 
 
 def _of_several(
@@ -46,7 +51,7 @@ def _of_several(
     for texts in range(2, 1 if target.recurrent else MOST_CHOSEN + 1):
         shared = replace(limits, parallel=texts, context_length=one.context_length)
         try:
-            plan = best_plan(target, draft, one.machine, shared, acceptance)
+            plan = best_kv_plan(target, draft, one.machine, shared, acceptance)
         except DoesNotFitError:
             return
         yield replace(plan, context_wanted=one.context_wanted)

@@ -28,12 +28,16 @@ HIDDEN_COPIES = 8
 MLP_COPIES = 3
 # Rows x keys of one text: the masks of full and sliding attention, and the tensors they are made from.
 MASK_COPIES = 4
+# The two masks themselves span the rows of all texts.
+SHARED_MASKS = 2
 # Rows of a text's part of the KV caches are a multiple of this: fused attention takes masks of aligned views only.
 ALIGNED_ROWS = 8
 # Rows x keys x heads, for models that need eager attention (soft-capped scores, sinks): the scores in compute dtype and
 # in float32, and their softmax. Other models use fused kernels, which hold only tiles.
 WRITTEN_OUT_ATTENTION = {"gemma2", "gpt_oss"}
 SCORES_BYTES = 4 + 4 + 4
+# KV rows that lie in host memory: one layer's are in use, another's on their way.
+KV_BUFFERS = 2
 # Nodes x vocabulary in float32: the target's logits, the draft's distributions kept for verification, one being shaped.
 LOGITS_COPIES = 3
 LOGITS_ITEM_BYTES = 4
@@ -65,7 +69,8 @@ class PassShape:
     """The largest pass that a plan has room for: at most `rows` rows, over `context_length` tokens and a tree.
 
     streams: layers of the target may stream, so that its passes cannot be replayed as CUDA graphs. texts: written at
-    once, each with `context_length` tokens and a tree of its own. nodes: of all trees of a pass together; at least
+    once, each with `context_length` tokens and a tree of its own. kv_on_host: the target's KV rows lie in host memory
+    and come to the device with each layer. nodes: of all trees of a pass together; at least
     those of one, and a root for each.
     """
 
@@ -75,6 +80,7 @@ class PassShape:
     streams: bool = True
     texts: int = 1
     nodes: int = 0
+    kv_on_host: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", max(self.nodes, self.tree_size, self.texts))
@@ -113,13 +119,29 @@ def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem
     return (
         PlanItem("embeddings, norm and head", target.embeddings_and_head_bytes),
         *(PlanItem(f"draft {draft.name} ({draft.short_form})", weight_bytes(draft)) for draft in drafts),
-        PlanItem(f"KV cache{'s' * len(drafts)}, {shape.cached_tokens}", shape.texts * kv_bytes(models, shape)),
+        *_kv_items(models, shape),
         PlanItem(f"workspace, {_rows(shape.rows)}", workspace_bytes(models, shape)),
         *_expert_products(models, device),
         *_graphs(models, device, shape),
         *_decoded_weights(models),
         _read_buffers(models, device),
     )
+
+
+def _kv_items(models: Models, shape: PassShape) -> Iterator[PlanItem]:
+    name, rows = f"KV cache{'s' * (len(models) - 1)}, {shape.cached_tokens}", shape.texts * shape.cache_rows
+    if not shape.kv_on_host:
+        yield PlanItem(name, shape.texts * kv_bytes(models, shape))
+        return
+    target, *drafts = models
+    of_drafts = rows * sum(draft.kv_bytes_per_token for draft in drafts)
+    yield PlanItem(name, of_drafts, host_bytes=target_kv_bytes(target, shape))
+    yield PlanItem("the KV rows of two layers, on their way", KV_BUFFERS * rows * target.kv_layer_bytes)
+
+
+def target_kv_bytes(target: ModelSpec, shape: PassShape) -> int:
+    """The KV rows of all texts, for the target alone."""
+    return shape.texts * shape.cache_rows * target.kv_bytes_per_token
 
 
 def kv_bytes(models: Models, shape: PassShape) -> int:
@@ -135,7 +157,7 @@ def replayed(models: Models, device: str, shape: PassShape) -> tuple[str, ...]:
     """The roles whose passes are replayed as CUDA graphs: models resident on the GPU, none of them recurrent."""
     if device != "cuda" or any(model.recurrent for model in models):
         return ()
-    return ROLES[shape.streams : len(models)]
+    return ROLES[shape.streams or shape.kv_on_host : len(models)]
 
 
 def _graphs(models: Models, device: str, shape: PassShape) -> Iterator[PlanItem]:
@@ -220,6 +242,6 @@ def activation_bytes(models: Models, shape: PassShape) -> int:
 def _activation_bytes(spec: ModelSpec, shape: PassShape) -> int:
     per_row = HIDDEN_COPIES * spec.hidden_size + MLP_COPIES * spec.intermediate_size
     keys = shape.cache_rows
-    masks = MASK_COPIES * keys + (shape.texts * keys if shape.texts > 1 else 0)  # and one over all texts
+    masks = MASK_COPIES * keys + SHARED_MASKS * (shape.texts - 1) * keys
     scores = spec.num_heads * keys * SCORES_BYTES if spec.model_type in WRITTEN_OUT_ATTENTION else 0
     return shape.rows * ((per_row + masks) * ITEMSIZE[spec.dtype] + scores)

@@ -18,7 +18,7 @@ from functools import cached_property, lru_cache, partial
 from loaders.checkpoint.spec import ITEMSIZE, LayerSpec, ModelSpec
 from loaders.dequantize import plain_cost
 from scheduler.machine.machine import Machine
-from scheduler.plan.memory import WRITTEN_OUT_ATTENTION
+from scheduler.plan.memory import KV_BUFFERS, WRITTEN_OUT_ATTENTION
 from scheduler.plan.padding import WIDTHS
 from scheduler.plan.placement import Tier
 from scheduler.plan.simulation import PassSeconds, Stage, simulate
@@ -52,18 +52,22 @@ def expected_routed(experts: int, per_token: int, tokens: float) -> float:
 class PassCost:
     """Predicts passes of one model under one placement on one machine. Unknown speeds count as zero cost.
 
-    tiers: one per layer. slots: ring slots.
+    tiers: one per layer. slots: ring slots. kv_on_host: the KV rows of the texts in a pass cross the link with their
+    layers; kv_pageable: from memory that is not pinned.
     """
 
     spec: ModelSpec
     tiers: Sequence[Tier]
     slots: int
     machine: Machine
+    kv_on_host: bool = False
+    kv_pageable: bool = False
 
     @property
     def is_known(self) -> bool:
         """Whether the bandwidth of every tier that streams is known."""
-        return all(self._bandwidth(tier) for tier in set(self.tiers))
+        crossing = {*self.tiers, *((Tier.HOST,) if self.kv_on_host else ())}
+        return all(self._bandwidth(tier) for tier in crossing)
 
     @property
     def knows_computing(self) -> bool:
@@ -111,10 +115,32 @@ class PassCost:
         """The same if only `routed` experts of each layer are fetched; None: all experts stream ahead."""
         computing = partial(self._layer_seconds, rows=rows, context=context, texts=texts)
         by_kind = [self._stage(*kind, computing(kind[0]), routed) for kind in self._kinds[0]]
-        stages = [by_kind[kind] for kind in self._kinds[1]]
+        stages, slots = [by_kind[kind] for kind in self._kinds[1]], self.slots
+        if self.kv_on_host:
+            stages, slots = self._with_rows(stages, texts * context)
         head = self._head_seconds(nodes)
         stages.append(Stage(0.0, 0.0, head + (self.machine.pass_seconds or 0.0)))
-        return simulate(stages, self.slots, STAGING_BUFFERS, gap)
+        return simulate(stages, slots, STAGING_BUFFERS, gap)
+
+    def _with_rows(self, stages: list[Stage], tokens: int) -> tuple[list[Stage], int]:
+        """The stages with the copies of `tokens` KV rows to every layer, and the slots that these go through.
+
+        They share the link with the layers. The rows of a resident layer are counted with those of the next streamed
+        one, since they do not take its slot. If no layer streams, they alone go through their buffers.
+        """
+        nbytes = tokens * self.spec.kv_bytes_per_token / len(stages)
+        rows = self._over(nbytes, self._link_bandwidth(self.kv_pageable))
+        if not any(stage.copy or stage.fetch_copy for stage in stages):
+            return [replace(stage, copy=rows) for stage in stages], KV_BUFFERS
+        waiting, with_rows = 0.0, []
+        for stage in stages:
+            waiting += rows
+            if stage.copy:
+                stage, waiting = replace(stage, copy=stage.copy + waiting), 0.0
+            with_rows.append(stage)
+        first = next(number for number, stage in enumerate(with_rows) if stage.copy)
+        with_rows[first] = replace(with_rows[first], copy=with_rows[first].copy + waiting)
+        return with_rows, self.slots
 
     @cached_property
     def _kinds(self) -> tuple[list[_Kind], list[int]]:

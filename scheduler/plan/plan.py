@@ -5,7 +5,7 @@ nothing else.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from loaders.checkpoint.spec import ModelSpec
@@ -18,6 +18,7 @@ from scheduler.plan.memory import (
     kv_bytes,
     read_chunk_bytes,
     replayed,
+    target_kv_bytes,
     weight_bytes,
     workspace_bytes,
 )
@@ -39,8 +40,10 @@ class Plan:
     `context_wanted` is what `context_length` would be with enough memory. The tree has at most `tree_size` nodes, root
     included, none deeper than `tree_depth`; with nothing to draft it is the root alone. `rows` is the most query tokens
     of one pass: prompts are read in such chunks. `texts` share a pass, whose trees have at most `nodes` nodes together;
-    `texts_wanted` were asked for. In the KV caches each has `cache_rows` positions, which take `kv_bytes`. Every
-    reading thread reads `read_chunk_bytes` at once. `graphs`: those of "target" and "draft" whose passes, of one text,
+    `texts_wanted` were asked for. In the KV caches each has `cache_rows` positions, which take `kv_bytes`. The target's
+    lie in host memory if `kv` is "host"; then `kv_token_bytes` cross the link in every pass for each token of every
+    text. `kv_stays`: why they are on the device though "host" was asked for. Every reading thread reads
+    `read_chunk_bytes` at once. `graphs`: those of "target" and "draft" whose passes, of one text,
     are replayed as CUDA graphs.
     `streamed_bytes` counts, per pass, host layers as they cross the link and disk layers as they are read.
     `token_bytes` is the same for a pass over one token that leaves out experts it is not routed to; `seconds_per_pass`
@@ -68,6 +71,9 @@ class Plan:
     nodes: int
     cache_rows: int
     kv_bytes: int
+    kv: str
+    kv_token_bytes: int
+    kv_stays: str | None
     read_chunk_bytes: int
     graphs: tuple[str, ...]
     workspace_bytes: int
@@ -120,9 +126,20 @@ class Plan:
         """The part of `streamed_bytes` that is read from disk."""
         return sum(item.disk_bytes for item in self.items)
 
+    @property
+    def kv_streamed_bytes(self) -> int:
+        """KV rows that cross the link in a pass, once every text fills its context."""
+        return self.texts * self.context_length * self.kv_token_bytes
+
+    @property
+    def pinned_limit(self) -> int | None:
+        """Most bytes of host memory to pin for layers: KV rows that lie there come first. None: no limit is known."""
+        return _left_to_layers(self.machine, self.texts * self.cache_rows * self.kv_token_bytes).pinned_limit
+
     def target_cost(self, spec: ModelSpec) -> PassCost:
         """The cost model of the target's passes; `spec` is the one it was planned with."""
-        return PassCost(spec.with_decoded(self.decoded.target), self.tiers, self.slots, self.machine)
+        spec, kv_bytes = spec.with_decoded(self.decoded.target), self.texts * self.cache_rows * self.kv_token_bytes
+        return _cost(spec, self.tiers, self.slots, self.machine, kv_bytes)
 
     def draft_cost(self, spec: ModelSpec) -> PassCost:
         """The cost model of the passes of the draft, which is resident."""
@@ -138,6 +155,7 @@ class Plan:
             "host_bytes",
             "pageable_bytes",
             "disk_bytes",
+            "kv_streamed_bytes",
         )
         return {
             **asdict(self),
@@ -221,7 +239,8 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded:
     as_loaded = decoded.of(request)
     spec, tiers = as_loaded.spec, placement.tiers
     from_host, disk_bytes = bytes_in(spec.layers, tiers, Tier.HOST), _disk_bytes(spec, tiers)
-    cost = PassCost(spec, tiers, placement.slots, request.machine)
+    on_host = target_kv_bytes(spec, shape) if shape.kv_on_host else 0
+    cost = _cost(spec, tiers, placement.slots, request.machine, on_host)
     return Plan(
         model=spec.name,
         draft=request.draft.name if request.draft else None,
@@ -244,11 +263,14 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded:
         nodes=shape.nodes,
         cache_rows=shape.cache_rows,
         kv_bytes=kv_bytes(request.models, shape),
+        kv="host" if shape.kv_on_host else "device",
+        kv_token_bytes=spec.kv_bytes_per_token if shape.kv_on_host else 0,
+        kv_stays=request.kv_stays if request.limits.kv == "host" else None,
         read_chunk_bytes=read_chunk_bytes(request.models),
         graphs=replayed(request.models, request.machine.device, shape),
         workspace_bytes=workspace_bytes(request.models, shape),
         items=(
-            *_layer_items(spec, placement, request.machine, decoded.target),
+            *_layer_items(spec, placement, _left_to_layers(request.machine, on_host), decoded.target),
             *as_loaded.fixed_items(shape),
             *(() if decoded == NONE_DECODED else (loading_item(request),)),
         ),
@@ -258,6 +280,18 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded:
         token_bytes=cost.streamed_bytes(1),
         seconds_per_pass=_seconds_per_pass(cost, shape.context_length),
     )
+
+
+def _cost(spec: ModelSpec, tiers: Sequence[Tier], slots: int, machine: Machine, kv_bytes: int) -> PassCost:
+    """The cost of passes with `kv_bytes` of KV rows in host memory."""
+    pageable = machine.pinned_limit is not None and kv_bytes > machine.pinned_limit
+    return PassCost(spec, tiers, slots, _left_to_layers(machine, kv_bytes), kv_bytes > 0, pageable)
+
+
+def _left_to_layers(machine: Machine, kv_bytes: int) -> Machine:
+    """The machine with what can be pinned beside `kv_bytes` of KV rows."""
+    limit = machine.pinned_limit
+    return machine if limit is None or not kv_bytes else replace(machine, pinned_limit=max(0, limit - kv_bytes))
 
 
 def _dequantized_by(request: PlanRequest) -> str | None:

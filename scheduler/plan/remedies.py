@@ -71,6 +71,7 @@ def _working_options(request: PlanRequest, shortage: Shortage, attempt: Attempt)
     """(flags, effect) of up to three options that fit, one per kind; combinations only if no single option fits."""
     singles = [
         _raised_caps(request, shortage),
+        _other_place_of_rows(request),
         _fewer_texts(request),
         _smaller_weights(request),
         _shorter_contexts(request),
@@ -90,6 +91,13 @@ def _first_that_fits(request: PlanRequest, alternatives: Iterator[Option], attem
         if effect := attempt(changed):
             return flags, effect + _freed(request, changed)
     return None
+
+
+def _other_place_of_rows(request: PlanRequest) -> Iterator[Option]:
+    """KV rows in the other memory, where the user has said in which they lie."""
+    other = {"device": "host", "host": "device"}.get(request.limits.kv or "")
+    if other and request.kv_stays is None:
+        yield f"--kv {other}", _limited(request, kv=other)
 
 
 def _fewer_texts(request: PlanRequest) -> Iterator[Option]:

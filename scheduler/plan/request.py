@@ -36,6 +36,7 @@ PROMPT_SHARE = 0.5
 STREAMING_TREES = {"cuda": (512, 256, 128, 64), "cpu": (64, 32, 16)}
 # If nothing streams, every node costs computing time.
 RESIDENT_TREE = {"cuda": 64, "cpu": 8}
+KV_PLACES = ("device", "host")
 # A pass has some hundreds of nodes, so that more texts than this would have no trees.
 MOST_TEXTS = 256
 # Trees from n-gram lookup in the text, without a draft: a long quotation fills them. The root alone if even their
@@ -50,7 +51,8 @@ class Limits:
     On a CPU the device is host memory, so both memory caps apply. repeat_text: without a draft, make room for trees
     from n-gram lookup in the text. parallel: texts that share passes; None: one for `make_plan`, as many as pay for
     `best_parallel_plan`. nodes: of all trees of a pass together; None: a tree of `tree_size` for each text, or of the
-    planner's size for all. Raises ValueError for values that can never run.
+    planner's size for all. kv: where the target's KV rows lie, "device" or "host"; None: on the device for `make_plan`,
+    where passes take less for `best_kv_plan`. Raises ValueError for values that can never run.
     """
 
     device_memory: int | None = None
@@ -61,14 +63,17 @@ class Limits:
     repeat_text: bool = False
     parallel: int | None = 1
     nodes: int | None = None
+    kv: str | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if field.name == "repeat_text":
+            if field.name in ("repeat_text", "kv"):
                 continue
             value, least = getattr(self, field.name), 0 if field.name.endswith("memory") else 1
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"{field.name} must be a whole number from {least} up, not {value!r}")
+        if self.kv not in (None, *KV_PLACES):
+            raise ValueError(f"kv must be one of {', '.join(KV_PLACES)}, not {self.kv!r}")
         if self.parallel is not None and self.parallel > MOST_TEXTS:
             raise ValueError(f"parallel must be at most {MOST_TEXTS} texts, not {self.parallel}")
 
@@ -105,6 +110,20 @@ class PlanRequest:
     def texts(self) -> int:
         """Texts that share passes; a recurrent state holds one, so there they take turns."""
         return 1 if self.spec.recurrent else self.limits.parallel or 1
+
+    @property
+    def kv_on_host(self) -> bool:
+        """Whether the target's KV rows lie in host memory: asked for, and possible."""
+        return self.limits.kv == "host" and self.kv_stays is None
+
+    @property
+    def kv_stays(self) -> str | None:
+        """Why the KV rows cannot lie in host memory; None if they can."""
+        if self.machine.device == "cpu":
+            return "the processor computes in host memory"
+        if self.spec.recurrent:
+            return "a recurrent state is used whole in every pass"
+        return "some layers read what others have cached" if self.spec.shares_kv else None
 
     @property
     def context_lengths(self) -> tuple[int, ...]:
@@ -146,7 +165,7 @@ class PlanRequest:
         """A pass of this request's texts; each has a whole tree if the user fixed its size, else they share one."""
         each = tree_size == self.limits.tree_size
         nodes = self.limits.nodes or (tree_size * self.texts if each else tree_size)
-        return PassShape(context_length, tree_size, rows, streams, self.texts, nodes)
+        return PassShape(context_length, tree_size, rows, streams, self.texts, nodes, self.kv_on_host)
 
     @property
     def device_budget(self) -> int:

@@ -115,6 +115,7 @@ def summary(plan: Plan) -> Iterator[str]:
         shared = f"s: up to {plan.nodes} nodes in all; each" if plan.texts > 1 else ""
         yield f"Tree{shared}: up to {plan.tree_size} nodes and {plan.tree_depth} levels, checked in one pass."
     yield from _texts(plan)
+    yield from _kv_rows(plan)
     yield _margins(plan)
 
 
@@ -125,6 +126,15 @@ def _texts(plan: Plan) -> Iterator[str]:
     if plan.texts > 1:
         together, one = format_size(plan.texts * plan.kv_bytes), format_size(plan.kv_bytes)
         yield f"Texts: up to {plan.texts} share a pass; their KV caches take {together}, one text's {one}."
+
+
+def _kv_rows(plan: Plan) -> Iterator[str]:
+    """What KV rows in host memory cost, and why they are not there."""
+    if plan.kv == "host":
+        each, most = format_size(plan.kv_token_bytes), format_size(plan.kv_streamed_bytes)
+        yield f"KV rows cross the link with their layers: {each} for each token of a text, up to {most} in a pass."
+    if plan.kv_stays:
+        yield f"--kv host changes nothing here: {plan.kv_stays}."
 
 
 def _margins(plan: Plan) -> str:

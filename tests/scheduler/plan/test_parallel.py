@@ -57,12 +57,12 @@ def test_texts_share_the_nodes_of_one_tree_but_for_a_size_that_the_user_gives_to
     assert (repeated.tree_size, repeated.nodes) == (64, 64)
 
 
-def test_logits_are_those_of_all_nodes_and_one_mask_spans_all_texts() -> None:
+def test_logits_are_those_of_all_nodes_and_two_masks_span_all_texts() -> None:
     models = (LLAMA2_70B,)
     one, several = PassShape(4096, 31, 512), PassShape(4096, 31, 512, texts=4, nodes=124)
     assert several.cache_rows == one.cache_rows == 4128
     more = workspace_bytes(models, several) - workspace_bytes(models, one)
-    assert more == 93 * 32_000 * 4 * 3 + 512 * 4 * 4128 * 2
+    assert more == 93 * 32_000 * 4 * 3 + 512 * 2 * 3 * 4128 * 2
 
 
 @settings(deadline=None)
@@ -122,8 +122,8 @@ def test_fewer_texts_are_offered_with_what_they_free() -> None:
     fewer = make_plan(LLAMA2_70B, LLAMA_68M, CARD, replace(limits, parallel=16))
     assert fewer.texts == 16
     (line,) = [line for line in str(error).splitlines() if line.startswith("  --parallel 16 ")]
-    # 48 texts, each with the 64 nodes of the smallest tree, and their part of a mask over at least 64 rows
-    freed = 48 * (4096 + 64 + 8) * (KV + 64 * 2)
+    # 48 texts, each with the 64 nodes of the smallest tree, and their part of two masks over at least 64 rows
+    freed = 48 * (4096 + 64 + 8) * (KV + 64 * 2 * 2)
     assert f"frees {freed / 1e9:.1f} GB" in line
 
 
