@@ -15,7 +15,7 @@ from offload_runtime.model.model import Model
 from offload_runtime.model.not_finite import describe_fault
 from offload_runtime.speculation.draft import Draft, Growth
 from offload_runtime.speculation.draft_tree import DraftTree
-from offload_runtime.speculation.growth import run_growths
+from offload_runtime.speculation.growth import or_error, run_growths
 from offload_runtime.speculation.methods import PLAIN, Method
 from offload_runtime.speculation.target import Target
 from offload_runtime.speculation.tree_policy import PassFacts, PlainDecoding, Situation, TextFacts, TreePolicy
@@ -78,6 +78,7 @@ class _Turn:
     method: Method
     reads: int | None = None
     drawn: DraftTree | None = None
+    error: OffloadError | None = None  # in drafting: then it takes no part in the pass
     logits: Tensor | None = None
 
 
@@ -191,13 +192,15 @@ class Decoder:
         for turn in turns:
             request, text, place = turn.writer.request, turn.writer.text, turn.writer.place
             if turn.reads is None:
-                growths.append(turn.method.growing(text, request.sampling, request.generator, place))
+                growth = turn.method.growing(text, request.sampling, request.generator, place)
+                growths.append(or_error(growth))
             elif self._draft and turn.reads:
                 growths.append(self._draft.reading(text[: len(text) - turn.unread + turn.reads], place))
             else:
                 growths.append(_nothing())
         for turn, result in zip(turns, run_growths(growths, self._draft.run if self._draft else None)):
             turn.drawn = result if isinstance(result, DraftTree) else None
+            turn.error = result if isinstance(result, OffloadError) else None
         for turn in turns:
             drawn = turn.drawn
             if self._draft and drawn and turn.method.draft_rows and drawn.drawn == 1 and not drawn.has_distribution:
@@ -207,8 +210,8 @@ class Decoder:
         target = self._target
         if not in_pieces:
             (turn,) = turns
-            assert turn.drawn is not None
-            turn.logits = target.score(turn.writer.text, turn.drawn, turn.writer.place)
+            if turn.drawn:
+                turn.logits = target.score(turn.writer.text, turn.drawn, turn.writer.place)
             return
         taking_part = [turn for turn in turns if turn.drawn or turn.reads]
         parts = [
@@ -217,11 +220,13 @@ class Decoder:
             else target.text_part(turn.writer.text, turn.reads or 0, turn.writer.place)
             for turn in taking_part
         ]
-        for turn, logits in zip(taking_part, target.run(parts)):
+        for turn, logits in zip(taking_part, target.run(parts) if parts else ()):
             turn.logits = logits
 
     def _finished(self, turn: _Turn, clock: _Clock) -> Step | OffloadError:
         try:
+            if turn.error:
+                raise turn.error
             return self._verified(turn, clock) if turn.drawn else self._read(turn, clock)
         except OffloadError as error:
             self._sequences.rollback(turn.writer)

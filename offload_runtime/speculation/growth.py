@@ -7,11 +7,20 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from offload_runtime.errors import OffloadError
 from offload_runtime.model.pass_part import PassPart
 from offload_runtime.speculation.draft import Growth, Result
 
 Run = Callable[[Sequence[PassPart]], list[Tensor]]
 """`Draft.run`."""
+
+
+def or_error(growth: Growth[Result]) -> Growth[Result | OffloadError]:
+    """The result, or the error that drafting ends with, as a grammar's rule may: it concerns one text alone."""
+    try:
+        return (yield from growth)
+    except OffloadError as error:
+        return error
 
 
 @torch.inference_mode()

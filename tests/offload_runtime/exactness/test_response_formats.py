@@ -18,7 +18,7 @@ from llguidance.hf import from_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from offload_runtime import OffloadRuntime
+from offload_runtime import GenerationRequest, OffloadRuntime
 from offload_runtime.errors import UsageError
 from offload_runtime.grammar.masks import Masks
 from offload_runtime.grammar.response_format import grammar_of
@@ -173,8 +173,8 @@ def alone(tmp_path_factory) -> Path:
 def pair_runtime(alone):
     """Opens the bundled pair for a kind of tree, in float32."""
 
-    def opened(tree: str) -> OffloadRuntime:
-        given = {"draft": PAIR / "draft", "device": "cpu", "dtype": "float32", **PAIR_TREES[tree]}
+    def opened(tree: str, **options) -> OffloadRuntime:
+        given = {"draft": PAIR / "draft", "device": "cpu", "dtype": "float32", **PAIR_TREES[tree], **options}
         return OffloadRuntime.from_pretrained(alone, **given)
 
     return opened
@@ -248,14 +248,32 @@ def test_other_rules_give_way_to_the_grammar(pair_runtime):
             assert_shape(reply.text)
 
 
+# Nothing is ever complete that consists of itself.
+ENDLESS = {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}}
+
+
 def test_a_reply_that_cannot_go_on_says_so(pair_runtime):
-    """Nothing is ever complete that consists of itself. The runtime goes on with other texts."""
-    endless = {"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}}
+    """The runtime goes on with other texts."""
     with pair_runtime("sequoia") as runtime:
         alone = runtime.generate(QUESTION, temperature=0, max_new_tokens=8)
         with pytest.raises(UsageError, match="within its grammar"):
-            runtime.generate(QUESTION, temperature=0, response_format=schema_format(endless))
+            runtime.generate(QUESTION, temperature=0, response_format=schema_format(ENDLESS))
         assert runtime.generate(QUESTION, temperature=0, max_new_tokens=8).token_ids == alone.token_ids
+
+
+@pytest.mark.parametrize("tree", ["none", "sequoia", "adaptive"])
+def test_in_shared_passes_it_ends_its_own_text_alone(tree, pair_runtime):
+    """The texts beside it, one of them by a schema, are what they are alone."""
+    calls = [{"max_new_tokens": 8}, {"response_format": schema_format(SHAPE)}]
+    with pair_runtime(tree, parallel=3) as runtime:
+        alone = [runtime.generate(QUESTION, temperature=0, **call).token_ids for call in calls]
+        with runtime.shared_passes() as passes:
+            requests = [*calls, {"response_format": schema_format(ENDLESS)}]
+            texts = [passes.add(GenerationRequest.of(QUESTION, temperature=0, **call)) for call in requests]
+            while passes.texts:
+                passes.step()
+    assert [text.reply.token_ids for text in texts[:2]] == alone
+    assert texts[2].done and "within its grammar" in str(texts[2].error)
 
 
 def test_without_a_format_nothing_changes(pair_runtime):
