@@ -9,6 +9,7 @@ from offload_runtime.batch.lines.batch_line import BatchLine, RefusedLineError, 
 from offload_runtime.errors import OffloadError
 from offload_runtime.generation.generation_request import GenerationRequest
 from offload_runtime.serve.api.asked import usage
+from offload_runtime.serve.api.chat import read_response_format
 from offload_runtime.serve.api.fields import Fields, bad, shown
 from offload_runtime.serve.api.messages import read_messages
 from offload_runtime.serve.api.sampling import read_most_tokens, read_sampling
@@ -37,6 +38,7 @@ class PlainLine(BatchLine):
                 raise bad("metadata", "holds NaN or an infinity, which JSON has not")
             prompt = self._prompt(fields)
             arguments = {**read_sampling(fields), **read_most_tokens(fields, *_LIMITS)}
+            arguments["response_format"] = read_response_format(fields)
             fields.finish()
         except ApiError as error:
             raise RefusedLineError(_hinted(error)) from error

@@ -33,7 +33,7 @@ def read_chat(body: Mapping[str, Any], offer: Offer) -> Asked:
     stream, include_usage = read_stream(fields)
     more = {
         "top_logprobs": _top_logprobs(fields),
-        "response_format": _response_format(fields),
+        "response_format": read_response_format(fields),
         "template_arguments": fields.mapping("chat_template_kwargs"),
     }
     shows_passes = _shows_passes(fields)
@@ -53,7 +53,7 @@ def _top_logprobs(fields: Fields) -> int | None:
     return (top or 0) if wanted else None
 
 
-def _response_format(fields: Fields) -> dict[str, Any] | None:
+def read_response_format(fields: Fields) -> dict[str, Any] | None:
     """The format for the runtime to hold the reply to; None for text as it comes."""
     given = fields.mapping("response_format")
     if given is None:

@@ -110,6 +110,15 @@ def test_values_of_a_line_go_before_those_of_the_command() -> None:
     }
 
 
+def test_a_reply_can_be_held_to_a_format() -> None:
+    """A name of a file, which the command takes, is none in a line: a line cannot make the program read files."""
+    (request,) = FORMS.read(line_of(b'{"prompt": "a", "response_format": {"type": "json_object"}}')).requests()
+    assert request.arguments["response_format"] == {"type": "json_object"}
+    for given in (b'"/etc/passwd"', b"5", b'{"type": "xml"}'):
+        with pytest.raises(UsageError, match="response_format"):
+            FORMS.read(line_of(b'{"prompt": "a", "response_format": ' + given + b"}")).requests()
+
+
 def test_prompts_are_texts_tokens_or_conversations() -> None:
     question = {"role": "user", "content": "a"}
     chat = Forms(FORMS.keys, FORMS.defaults, chat=True)
