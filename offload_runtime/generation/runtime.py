@@ -238,6 +238,17 @@ class OffloadRuntime:
         check_template_arguments(more or {})
         return {**self._preparation.options.template_arguments, **(more or {})}
 
+    def encode(
+        self,
+        prompt: Prompt,
+        template_arguments: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The token ids that a prompt becomes in `stream`, however many. Raises UsageError or PromptError."""
+        offered = self._limits.tools(tools, tool_choice, not isinstance(prompt, str))
+        return encode_turn(prompt, lambda: self.tokenizer, self._template_arguments(template_arguments), offered)[0]
+
     @takes_arguments_of(stream)
     def generate(self, *arguments: Any, **named: Any) -> Reply:
         """The whole reply at once; arguments as for `stream`. Other threads wait until it is complete."""

@@ -14,10 +14,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from offload_runtime.serve.anthropic.count import count_tokens
+from offload_runtime.serve.anthropic.errors import anthropic_body
+from offload_runtime.serve.anthropic.request import read_request
 from offload_runtime.serve.api.asked import MOST_TEXTS, Offer
 from offload_runtime.serve.api.chat import read_chat
 from offload_runtime.serve.api.completion import read_completion
 from offload_runtime.serve.api.fields import LONGEST_NAME
+from offload_runtime.serve.api.load_model import load_model
 from offload_runtime.serve.api.token_texts import TokenTexts
 from offload_runtime.serve.engine import Engine
 from offload_runtime.serve.errors import INTERNAL, ApiError, openai_body
@@ -67,6 +71,11 @@ def endpoints(service: Service) -> tuple[Endpoint, ...]:
     return (
         *pages,
         *(Endpoint("POST", path, Generation(service.engine, service.offer, read)) for path, read in writing.items()),
+        Endpoint("POST", "/v1/messages", Generation(service.engine, service.offer, read_request), error=anthropic_body),
+        Endpoint(
+            "POST", "/v1/messages/count_tokens", count_tokens(service.engine, service.offer), error=anthropic_body
+        ),
+        Endpoint("POST", "/load_model", load_model(service.offer)),
         Endpoint("GET", "/v1/models", _models(service)),
         Endpoint("GET", "/v1/models/{name:path}", _model(service)),
         Endpoint("GET", "/v1/sequoia/plan", _plan(service)),

@@ -122,6 +122,10 @@ class Engine:
 
         return self._prompts.submit(begin)
 
+    def count(self, request: GenerationRequest) -> "Future[int]":
+        """How many tokens a prompt has. The result raises OffloadError if it cannot be encoded."""
+        return self._prompts.submit(lambda: len(self._runtime.encode(request.prompt, **request.arguments)))
+
     def enqueue(self, places: Sequence[Place]) -> None:
         """Let texts that have begun wait for their turn. Raises ApiError if the server stops."""
         with self._changed:

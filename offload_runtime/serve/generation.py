@@ -50,7 +50,7 @@ class Generation:
     async def _stream(self, asked: Asked, job: Job, scope: Scope, send: Send) -> None:
         stream = EventStream(send)
         await stream.begin()
-        await stream.send(_frames(asked.form.opening()) or KEEP_ALIVE)
+        await stream.send(_frames(asked.form.opening(job.replies)) or KEEP_ALIVE)
         try:
             while not job.is_done:
                 came = await job.step(QUIET)

@@ -19,6 +19,7 @@ class Text:
     reply: Any = field(
         default_factory=lambda: SimpleNamespace(
             **{"text": "", "reasoning": "", "finish_reason": None, "token_ids": [], "seed": 7, "logprobs": []},
+            tool_calls=[],
             stats=SimpleNamespace(prompt_tokens=1, prompt_tokens_read=1, tokens=0, passes=0),
         )
     )

@@ -27,8 +27,8 @@ class Event:
 class ReplyForm(Protocol):
     """The form in which replies are given. One instance per request; it may keep what it has written."""
 
-    def opening(self) -> Iterable[Event]:
-        """Events before the first pass."""
+    def opening(self, replies: "Sequence[Reply]") -> Iterable[Event]:
+        """Events before the first pass; the replies have no more than their prompts yet."""
 
     def step(self, index: int, step: "Step") -> Iterable[Event]:
         """Events of one step of a text; its number is that of the choice."""

@@ -2,15 +2,18 @@
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from offload_runtime.generation.generation_request import GenerationRequest
 from offload_runtime.serve.api.asked import Asked, Event, Offer, end_of_stream, read_stream, usage
 from offload_runtime.serve.api.fields import Fields, bad, shown
+from offload_runtime.serve.api.generation_config import read_generation_config
 from offload_runtime.serve.api.messages import read_messages
 from offload_runtime.serve.api.sampling import read_most_tokens, read_sampling, seeds
 from offload_runtime.serve.api.token_texts import TokenTexts, chat_logprobs
+from offload_runtime.serve.api.tools import kept, read_tools, written
 from offload_runtime.serve.errors import ApiError
 from offload_runtime.serve.views import step_view
 
@@ -28,8 +31,13 @@ def read_chat(body: Mapping[str, Any], offer: Offer) -> Asked:
     """The texts that a body asks for. Raises ApiError that names the field at fault."""
     fields = Fields(body)
     model, messages = offer.read_model(fields), read_messages(fields)
-    arguments = {**read_sampling(fields), **read_most_tokens(fields, "max_completion_tokens", "max_tokens")}
+    arguments = {
+        **read_generation_config(fields),
+        **read_sampling(fields),
+        **read_most_tokens(fields, "max_completion_tokens", "max_tokens"),
+    }
     count = fields.whole("n", 1, offer.most_texts) or 1
+    tools, several_calls = read_tools(fields)
     stream, include_usage = read_stream(fields)
     more = {
         "top_logprobs": _top_logprobs(fields),
@@ -39,11 +47,12 @@ def read_chat(body: Mapping[str, Any], offer: Offer) -> Asked:
     shows_passes = _shows_passes(fields)
     _read_others(fields)
     fields.finish()
-    arguments |= {name: value for name, value in more.items() if value is not None}
+    arguments |= {name: value for name, value in more.items() if value is not None} | tools
     texts = tuple(
         GenerationRequest(messages, {**arguments, "seed": seed}) for seed in seeds(arguments.get("seed"), count)
     )
-    return Asked(texts, ChatForm(model, count, include_usage, offer.token_texts, shows_passes), stream)
+    form = ChatForm(model, count, include_usage, offer.token_texts, shows_passes, several_calls)
+    return Asked(texts, form, stream)
 
 
 def _top_logprobs(fields: Fields) -> int | None:
@@ -79,7 +88,6 @@ def _read_others(fields: Fields) -> None:
     for name in HARMLESS:
         fields.text(name)
     fields.mapping("metadata")
-    fields.flag("parallel_tool_calls")
     fields.only("store", False)
     fields.only("modalities", ["text"])
     for name in ("functions", "function_call"):
@@ -91,28 +99,40 @@ def _read_others(fields: Fields) -> None:
     fields.refuse("web_search_options", "nothing is looked up")
 
 
+def _finish_reason(ended: "Step | Reply", has_calls: bool) -> str | None:
+    return "tool_calls" if has_calls and ended.finish_reason == "stop" else ended.finish_reason
+
+
 class ChatForm:
     """Answers as chat.completion and, step by step, as chat.completion.chunk.
 
-    shows_passes: each step gives a chunk, and it has a field "sequoia" that tells of the pass.
+    shows_passes: each step gives a chunk, and it has a field "sequoia" that tells of the pass. several_calls: a choice
+    may call more than one tool.
     """
 
     def __init__(
-        self, model: str, choices: int, include_usage: bool, token_texts: TokenTexts, shows_passes: bool = False
+        self,
+        model: str,
+        choices: int,
+        include_usage: bool,
+        token_texts: TokenTexts,
+        shows_passes: bool = False,
+        several_calls: bool = True,
     ):
         self._choices, self._include_usage, self._token_texts = choices, include_usage, token_texts
-        self._shows_passes = shows_passes
+        self._shows_passes, self._several_calls = shows_passes, several_calls
+        self._calls = Counter[int]()  # that each choice has so far
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def opening(self) -> Iterator[Event]:
+    def opening(self, replies: "Sequence[Reply]") -> Iterator[Event]:
         """Who speaks."""
         for index in range(self._choices):
             yield Event(self._chunk(index, {"role": "assistant", "content": ""}))
 
     def step(self, index: int, step: "Step") -> Iterator[Event]:
         """What a step adds, if it adds anything, and why the text has ended."""
-        delta = {"reasoning_content": step.reasoning, "content": step.text}
-        delta = {name: text for name, text in delta.items() if text}
+        delta = {"reasoning_content": step.reasoning, "content": step.text, "tool_calls": self._new_calls(index, step)}
+        delta = {name: value for name, value in delta.items() if value}
         logprobs = chat_logprobs(self._token_texts, [*step.logprobs]) if step.logprobs else None
         if self._shows_passes:
             chunk = self._chunk(index, delta, logprobs=logprobs)
@@ -120,7 +140,7 @@ class ChatForm:
         elif delta or logprobs:
             yield Event(self._chunk(index, delta, logprobs=logprobs))
         if step.finish_reason is not None:
-            yield Event(self._chunk(index, {}, step.finish_reason))
+            yield Event(self._chunk(index, {}, _finish_reason(step, bool(self._calls[index]))))
 
     def closing(self, replies: "Sequence[Reply]") -> Iterator[Event]:
         """The usage, if asked for."""
@@ -142,8 +162,22 @@ class ChatForm:
         message: dict[str, Any] = {"role": "assistant", "content": reply.text}
         if reply.reasoning:
             message["reasoning_content"] = reply.reasoning
+        if calls := kept(reply.tool_calls, 0, self._several_calls):
+            message |= {"content": reply.text or None, "tool_calls": [written(call) for call in calls]}
         logprobs = chat_logprobs(self._token_texts, reply.logprobs) if reply.logprobs else None
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reply.finish_reason}
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": _finish_reason(reply, bool(calls)),
+        }
+
+    def _new_calls(self, index: int, step: "Step") -> list[dict[str, Any]]:
+        """The calls that a step adds, whole."""
+        known = self._calls[index]
+        calls = kept(step.tool_calls, known, self._several_calls)
+        self._calls[index] += len(calls)
+        return [{"index": number, **written(call)} for number, call in enumerate(calls, known)]
 
     def _chunk(
         self,

@@ -76,7 +76,7 @@ class CompletionForm:
         self._head = {**identity, "created": int(time.time()), "model": model}
         self._written: dict[int, int] = {}  # characters of each choice that were given
 
-    def opening(self) -> Iterator[Event]:
+    def opening(self, replies: "Sequence[Reply]") -> Iterator[Event]:
         """Nothing: a text begins with its first token."""
         return iter(())
 

@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from offload_runtime.serve.api.fields import Fields, bad, shown
+from offload_runtime.serve.api.fields import LONGEST_NAME, Fields, bad, shown
+from offload_runtime.text.tools.tool_call import json_value
 
 MOST_MESSAGES = 1 << 13
 MOST_PARTS = 1 << 10  # of one message
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_MORE = {"assistant": ("name", "reasoning_content"), "tool": ("name", "tool_call_id")}
 _OTHER_PARTS = {
     "image_url": "images",
     "image": "images",
@@ -37,12 +39,47 @@ def read_message(message: object, path: str) -> dict[str, Any]:
     role = fields.text("role")
     if role not in ROLES:
         raise bad(f"{path}.role", f"must be {', '.join(ROLES)}, not {shown(role)}")
-    found: dict[str, Any] = {"role": ROLES[role], "content": read_content(fields.take("content"), f"{path}.content")}
-    for name in ("name", "reasoning_content") if role == "assistant" else ("name",):
+    content, calls = fields.take("content"), _read_calls(fields) if role == "assistant" else None
+    text = "" if content is None and calls else read_content(content, f"{path}.content")
+    found: dict[str, Any] = {"role": ROLES[role], "content": text}
+    for name in _MORE.get(role, ("name",)):
         if (value := fields.text(name)) is not None:
             found[name] = value
+    fields.only("annotations", [])  # as a reply may come back
     fields.finish()
-    return found
+    return {**found, "tool_calls": calls} if calls else found
+
+
+def _read_calls(fields: Fields) -> list[dict[str, Any]]:
+    """The calls of tools in an assistant's message."""
+    given, path = fields.take("tool_calls"), fields.path("tool_calls")
+    if given is None:
+        return []
+    if not isinstance(given, list) or len(given) > MOST_PARTS:
+        raise bad(path, f"must be a list of at most {MOST_PARTS} calls, not {shown(given)}")
+    return [_read_call(call, f"{path}[{number}]") for number, call in enumerate(given)]
+
+
+def _read_call(call: object, path: str) -> dict[str, Any]:
+    if not isinstance(call, dict):
+        raise bad(path, f"must be an object, not {shown(call)}")
+    fields = Fields(call, path)
+    fields.only("type", "function")
+    call_id, function = fields.text("id", LONGEST_NAME) or "", fields.mapping("function")
+    fields.ignore("index")
+    fields.finish()
+    inner = Fields(function or {}, f"{path}.function")
+    name, arguments = inner.text("name", LONGEST_NAME), inner.take("arguments")
+    inner.finish()
+    if name is None:
+        raise bad(f"{path}.function.name", "is missing")
+    try:
+        read = json_value(arguments) if isinstance(arguments, str) and arguments.strip() else arguments or {}
+    except ValueError:
+        read = None
+    if not isinstance(read, dict):
+        raise bad(f"{path}.function.arguments", f"must be JSON of an object, as text, not {shown(arguments)}")
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": read}}
 
 
 def read_content(content: object, path: str) -> str:

@@ -14,13 +14,19 @@ NUMBERS = tuple(name for name in SAMPLING if name not in _OTHERWISE)
 
 def read_sampling(fields: Fields) -> dict[str, Any]:
     """Keyword arguments for `OffloadRuntime.stream`; what is left out stays with the model's generation config."""
-    found: dict[str, Any] = {}
-    for name in NUMBERS:
-        one = SAMPLING[name]
-        found[name] = fields.parsed(name, one.parse, whole=one.metavar == "N")
+    found: dict[str, Any] = read_numbers(fields)
     found["stop"] = fields.texts("stop", MOST_STOPS, LONGEST_STOP)
     found["dry_sequence_breakers"] = fields.texts("dry_sequence_breakers", MOST_STOPS, LONGEST_STOP)
     found["logit_bias"] = _logit_bias(fields)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def read_numbers(fields: Fields) -> dict[str, Any]:
+    """Those of the arguments that are numbers."""
+    found = {}
+    for name in NUMBERS:
+        one = SAMPLING[name]
+        found[name] = fields.parsed(name, one.parse, whole=one.metavar == "N")
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -35,7 +35,7 @@ def one(events: Any) -> dict[str, Any]:
 
 def test_a_chat_in_chunks() -> None:
     form = ChatForm("tiny", 2, False, TEXTS)
-    opening = [event.data for event in form.opening()]
+    opening = [event.data for event in form.opening([])]
     assert [chunk["choices"][0]["delta"] for chunk in opening] == [{"role": "assistant", "content": ""}] * 2
     assert [chunk["choices"][0]["index"] for chunk in opening] == [0, 1]
     chunk = one(form.step(1, step("hello")))
@@ -102,7 +102,7 @@ def test_a_chat_at_once() -> None:
 
 def test_completions() -> None:
     form = CompletionForm("tiny", 1, False, TEXTS)
-    assert list(form.opening()) == []
+    assert list(form.opening([])) == []
     chunk = one(form.step(0, step("a", finish_reason="stop")))
     assert chunk["choices"] == [{"index": 0, "text": "a", "logprobs": None, "finish_reason": "stop"}]
     assert list(form.step(0, step())) == []

@@ -1,0 +1,22 @@
+"""POST /load_model, by which `transformers chat` has a model loaded before it asks: it is here already."""
+
+from collections.abc import Awaitable, Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from offload_runtime.serve.api.asked import Event, Offer
+from offload_runtime.serve.api.fields import Fields
+from offload_runtime.serve.http.answers import EVENTS, frame
+from offload_runtime.serve.http.body import parse_object, read_body
+
+
+def load_model(offer: Offer) -> Callable[[Request], Awaitable[Response]]:
+    """The function that answers."""
+
+    async def answer(request: Request) -> Response:
+        model = offer.read_model(Fields(parse_object(await read_body(request))))
+        ready = {"status": "ready", "model": model, "cached": True}
+        return Response(frame(Event(ready)), headers=EVENTS)
+
+    return answer
