@@ -13,6 +13,7 @@ from typing import Any
 from loaders.checkpoint.config_limits import check_config
 from loaders.checkpoint.expert_names import is_by_expert, stated_experts
 from loaders.checkpoint.model_source import model_source
+from loaders.checkpoint.recurrent import can_branch, is_recurrent, state_sizes
 from loaders.checkpoint.refused import why_refused
 from loaders.checkpoint.rope_scaling import NO_POSITION_LIMIT, extended_positions
 from loaders.checkpoint.spec import DTYPE_NAMES, ITEMSIZE, LayerSpec, ModelSpec, aligned
@@ -21,15 +22,6 @@ from loaders.formats import read_format
 from loaders.formats.weights import Contents, Format, told_apart
 from loaders.hub.names import directory_name
 from loaders.safetensors_files.headers import Checkpoint, StoredTensor
-
-# Models with recurrent layers. Their state works with streaming, but it cannot hold the many branches of a tree. Layer
-# types as configs name them; model types whose configs name none.
-RECURRENT_LAYERS = {"linear_attention", "mamba", "mamba2", "recurrent", "conv", "hybrid", "hybrid_sliding", "ssm"}
-RECURRENT_MODELS = {
-    "bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "glm5_next", "granitemoehybrid", "jamba", "kimi_linear",
-    "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_text",
-    "qwen3_5_moe_text", "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya",
-}  # fmt: skip
 
 # The projections whose outputs attention caches per token; the last is that of multi-head latent attention.
 CACHED_PROJECTIONS = (".k_proj.weight", ".v_proj.weight", ".kv_a_proj_with_mqa.weight")
@@ -86,7 +78,10 @@ def read_spec(
         ),
         embeddings_and_head_decode_bytes=_decode_bytes(embeddings_and_head, dtype),
         **_sizes(_Numbers(directory, config), list(tensors_by_layer.values()), embeddings_and_head, dtype),
-        recurrent=_is_recurrent(config),
+        recurrent=is_recurrent(config),
+        states=state_sizes(_text_config(config), list(tensors_by_layer.values()), ITEMSIZE[dtype])
+        if can_branch(config["model_type"])
+        else None,
         experts_per_token=experts_per_token if any(layer.experts for layer in layers) else 0,
     )
 
@@ -130,7 +125,7 @@ class _Numbers:
 
     @property
     def heads(self) -> int:
-        stateful = 1 if _is_recurrent(self.text) else None
+        stateful = 1 if is_recurrent(self.text) else None
         names = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
         return self.get(*names, default=stateful)
 
@@ -157,7 +152,7 @@ def _sizes(
     )
     widest = max((max(t.shape) for t in layers[0] if len(t.shape) == 2), default=None)
     cached = [sum(t.shape[0] for t in tensors if _is_cached(t)) for tensors in layers]
-    if not any(cached) and not _is_recurrent(numbers.text):
+    if not any(cached) and not is_recurrent(numbers.text):
         cached = [numbers.cached_per_layer] * len(layers)
     positions, extension = numbers.positions
     return {
@@ -185,12 +180,6 @@ def _architecture(config: dict[str, Any]) -> str:
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
     text = config.get("text_config")
     return {**config, **text} if isinstance(text, dict) else config
-
-
-def _is_recurrent(config: dict[str, Any]) -> bool:
-    text = _text_config(config)
-    kinds = [*(text.get("layer_types") or ()), *(text.get("layers_block_type") or ()), *(text.get("block_types") or ())]
-    return text["model_type"] in RECURRENT_MODELS or not RECURRENT_LAYERS.isdisjoint(kinds)
 
 
 def _stored_dtype(checkpoint: Checkpoint, contents: Contents, packing: Format | None) -> str:

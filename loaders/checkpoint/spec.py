@@ -45,6 +45,19 @@ class LayerSpec:
 
 
 @dataclass(frozen=True)
+class StateSizes:
+    """Of all recurrent layers that branch: bytes of the states of one text, and bytes that an uncommitted row adds.
+
+    heads, width: of one layer; width is that of a key and a value together.
+    """
+
+    nbytes: int
+    row_bytes: int
+    heads: int
+    width: int
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What a plan needs to know about a model. Bytes are in the compute dtype unless said otherwise."""
 
@@ -63,12 +76,13 @@ class ModelSpec:
     num_heads: int
     kv_bytes_per_token: int  # of all layers together; one layer's: `kv_layer_bytes`
     max_positions: int
-    recurrent: bool  # some layers are recurrent: the model can be streamed but cannot verify a tree
+    recurrent: bool  # some layers are recurrent: they keep a state beside keys and values
     decode_bytes: int = 0  # device memory for dequantizing, one module at a time
     embeddings_and_head_decode_bytes: int = 0  # the part of it for weights outside the layers
     experts_per_token: int = 0  # in each layer; 0 if experts are not fetched singly
     largest_kv_bytes: int = 0  # per token, of the layer that caches most; 0: all cache as much
     shares_kv: bool = False  # some layers read what others have cached
+    states: StateSizes | None = None  # of recurrent layers that follow the branches of a tree
     extension: str | None = None  # what raised max_positions above the config's: "64, extended 4 times by yarn..."
 
     def with_decoded(self, count: int) -> ModelSpec:
@@ -85,6 +99,11 @@ class ModelSpec:
     def kv_layer_bytes(self) -> int:
         """Bytes per token that the layer that caches most caches."""
         return self.largest_kv_bytes or -(-self.kv_bytes_per_token // len(self.layers))
+
+    @property
+    def can_branch(self) -> bool:
+        """Whether the model can verify a tree, and share passes among texts."""
+        return self.states is not None or not self.recurrent
 
     @property
     def positions_for_people(self) -> str:

@@ -247,12 +247,13 @@ class Decoder:
         if accepted_path.bonus < 0:
             raise self._not_finite(writer)
         self._policy.learn(turn.method, scored, accepted_path)
-        self._target.commit(accepted_path.path, writer.place)
-        if self._draft is not None:
-            self._draft.commit(drawn.draft_columns(accepted_path.path), writer.place)
         tokens = [*(drawn.tokens[node] for node in accepted_path.path), accepted_path.bonus]
         tokens = tokens[: self._target.model.room(len(writer.text))]
         tokens, finish_reason = cut(tokens, request.end_token_ids, writer.most_tokens - len(writer.text))
+        path = accepted_path.path[: len(tokens) - 1]  # the last token begins the next tree
+        self._target.commit(path, writer.place)
+        if self._draft is not None:
+            self._draft.commit(drawn.draft_columns(path), writer.place)
         logprobs: tuple[TokenLogprobs, ...] = ()
         if request.top_logprobs is not None:
             logprobs = token_logprobs(logits, accepted_path, tokens, request.top_logprobs)

@@ -114,7 +114,7 @@ def _load_on(device: torch.device, preparation: Preparation, progress: Progress 
         if draft:
             _refuse_states(target.model, draft.model)
         for role, model in (("target", target.model), ("draft", draft.model if draft else None)):
-            if model and role in plan.graphs and not model.cache.is_recurrent:
+            if model and role in plan.graphs and not model.cache.has_states:
                 model.pad_passes(Padding.of(plan.tree_size, plan.cache_rows), CudaGraphs(device))
         check_interrupts()
         return LoadedModels(plan, target, draft, memory, resources.pop_all())

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
+from offload_runtime.model.linear_attention.states import SequenceStates
+
 
 class RowStore(Protocol):
-    """The cache that holds the rows, and possibly recurrent states, which no row can be taken from."""
+    """The cache that holds the rows, and possibly recurrent states that cannot branch."""
 
     @property
     def is_recurrent(self) -> bool: ...
@@ -25,13 +27,15 @@ class CachedSequence:
     """Rows ``[0, length)`` of the text are committed; rows ``[length, end)`` belong to the pass or tree in progress.
 
     They lie in the cache from `first_row` on, which has room for `most_rows` of them. An abandoned pass leaves `length`
-    and the committed rows unchanged; `rollback` drops the rest. A recurrent state cannot be rolled back to an earlier
-    token, and it can absorb several tokens at once only from its initial value. So rolling back or truncating it resets
-    it.
+    and the committed rows unchanged; `rollback` drops the rest.
+
+    states: of recurrent layers that branch; they go back to snapshots, so a truncated text may be shorter than asked
+    for. Other recurrent states cannot go back to an earlier token, and can absorb several tokens at once only from
+    their initial value: rolling back or truncating resets them.
     """
 
-    def __init__(self, store: RowStore, first_row: int, most_rows: int):
-        self._store, self.first_row, self.most_rows = store, first_row, most_rows
+    def __init__(self, store: RowStore, first_row: int, most_rows: int, states: SequenceStates | None = None):
+        self._store, self.first_row, self.most_rows, self.states = store, first_row, most_rows, states
         self.length = 0
         self.end = 0
 
@@ -44,6 +48,8 @@ class CachedSequence:
         """Keep the given uncommitted rows (ascending, relative to `length`) in that order and drop the others."""
         assert all(a < b for a, b in pairwise(rows)) and (not rows or self.length + rows[-1] < self.end)
         assert not self._store.is_recurrent or len(rows) == self.end - self.length, "the state has absorbed every row"
+        if self.states is not None:
+            self.states.commit(self.length, rows)
         in_place = next((i for i, row in enumerate(rows) if row != i), len(rows))
         if in_place < len(rows):
             first = self.first_row + self.length
@@ -53,6 +59,8 @@ class CachedSequence:
 
     def rollback(self) -> None:
         """Drop the uncommitted rows."""
+        if self.states is not None:
+            self.states.rollback()
         if self._store.is_recurrent and self.end != self.length:
             self.restart()
         self.end = self.length
@@ -61,15 +69,19 @@ class CachedSequence:
         """Keep at most the first `length` committed rows; the next pass continues from there."""
         if self._store.is_recurrent and length != self.length:
             self.restart()
+        if self.states is not None:
+            length = self.states.truncate(self.length, length)
         self.length = self.end = min(length, self.length)
 
     def restart(self) -> None:
-        """Begin again with an empty text."""
+        """Begin again with an empty text, where states cannot go back."""
         self.length = self.end = 0
         self._store.restart()
 
     def take_from(self, other: "CachedSequence", length: int) -> None:
         """Begin like another text of this cache: copy its first `length` committed rows."""
         length = min(length, other.length)
+        if self.states is not None and other.states is not None:
+            length = self.states.take_from(other.states, length)
         self._store.copy(other.first_row, self.first_row, length)
         self.length = self.end = length

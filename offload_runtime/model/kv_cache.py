@@ -7,6 +7,7 @@ here is preallocated at full length, and the attention mask alone implements the
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from itertools import count as count_up
 from typing import Any
 
@@ -21,12 +22,14 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
 )
 
 from loaders.checkpoint.refused import WHAT_RUNS
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.model.attention import rows_before
 from offload_runtime.model.cached_sequence import CachedSequence
+from offload_runtime.model.linear_attention.states import BranchingLayer, SequenceStates, linear_pass
 from offload_runtime.model.rows import PassRows, SharedRows
 from offload_runtime.model.travelling_rows import TravellingRows
 from sequoia_tree.uploads import upload
@@ -156,8 +159,9 @@ class TravellingLayer(TreeCacheLayer):
 class TreeCache(Cache):
     """`sequences` texts of at most `capacity` rows each; the last row of each is scratch, for padding only.
 
-    Recurrent layers (state space, linear attention) keep transformers' own cache layer, so such a cache holds one text,
-    however many are asked for. Callers with one text use the cache as if it were its first sequence.
+    Recurrent layers (state space, linear attention) branch if `branching`. Others keep transformers' own cache layer,
+    so such a cache holds one text, however many are asked for. Callers with one text use the cache as if it were its
+    first sequence.
 
     travelling: makes room for so many layers of so many rows in host memory; None: rows stay on the device.
     """
@@ -169,17 +173,24 @@ class TreeCache(Cache):
         on_allocate: Callable[[int], None] = lambda nbytes: None,
         sequences: int = 1,
         travelling: Callable[[int, int], TravellingRows] | None = None,
+        branching: bool = False,
     ):
         self.capacity = capacity
         self.scratch = capacity - 1
         self.places: Places | None = None
         self.on_allocate = on_allocate
         self._model_type = config.model_type
-        layers = [self._layer(layer) for layer in DynamicCache(config=config).layers]
-        self._states = [layer for layer in layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+        layers = [self._layer(layer, sequences if branching else 0) for layer in DynamicCache(config=config).layers]
+        branches = [layer for layer in layers if isinstance(layer, BranchingLayer)]
+        states = [layer for layer in layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
+        self._states = [layer for layer in states if layer not in branches]
+        self.has_states = bool(states)
         count = 1 if self._states else sequences
         self.rows = capacity * count
-        self.sequences = tuple(CachedSequence(self, number * capacity, self.scratch) for number in range(count))
+        of_texts = [SequenceStates(branches, number) if branches else None for number in range(count)]
+        self.sequences = tuple(
+            CachedSequence(self, number * capacity, self.scratch, of_text) for number, of_text in enumerate(of_texts)
+        )
         self.current = self.sequences[0]
         self.written: Tensor | None = None  # the rows that the current pass writes, where texts share it
         self._shared: SharedRows | None = None
@@ -190,8 +201,10 @@ class TreeCache(Cache):
             self.travelling = travelling(next(numbers), self.rows)
         super().__init__(layers=layers)
 
-    def _layer(self, layer: Any) -> Any:
-        """The layer to use instead of transformers' `layer`."""
+    def _layer(self, layer: Any, branching: int) -> Any:
+        """The layer to use instead of transformers' `layer`. branching: the texts that a recurrent one may hold."""
+        if branching and type(layer) is LinearAttentionLayer:
+            return BranchingLayer(branching, number_of_states=layer.number_of_states)
         if isinstance(layer, (LinearAttentionCacheLayerMixin, _NO_CACHE)):
             return layer
         if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
@@ -202,7 +215,7 @@ class TreeCache(Cache):
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether some layer is recurrent; such a cache cannot hold a tree."""
+        """Whether some layer is recurrent and does not branch; such a cache cannot hold a tree."""
         return bool(self._states)
 
     def get_seq_length(self, layer_idx: int | None = None) -> Any:
@@ -266,9 +279,11 @@ class TreeCache(Cache):
         if isinstance(rows, SharedRows):
             self._shared, self.written = rows, self._places_of(rows, sequences)
         try:
-            with self._travel(texts, sequences):
+            with self._travel(texts, sequences), self._branching(texts, sequences):
                 yield
         except BaseException:
+            for sequence in sequences:
+                sequence.rollback()
             if self._states:
                 self.current.restart()
             raise
@@ -286,6 +301,18 @@ class TreeCache(Cache):
             [(sequence.first_row, end) for sequence, end in zip(sequences, ends)],
             [(end, end + text.count) for text, end in zip(texts, ends)],
         )
+
+    def _branching(
+        self, texts: Sequence[PassRows], sequences: Sequence[CachedSequence]
+    ) -> AbstractContextManager[None]:
+        """Within the block, recurrent layers that branch follow the paths of these rows."""
+        begins = accumulate((text.count for text in texts), initial=0)
+        own = [
+            (slice(begin, begin + text.count), self.sequences.index(sequence), sequence.states.branches(text))
+            for begin, text, sequence in zip(begins, texts, sequences)
+            if sequence.states is not None
+        ]
+        return linear_pass(own) if own else nullcontext()
 
     def _places_of(self, rows: SharedRows, sequences: Sequence[CachedSequence]) -> Tensor:
         """int64 [n], the cache row of each query token."""

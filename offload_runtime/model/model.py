@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from loaders.checkpoint.recurrent import can_branch
 from loaders.checkpoint.refused import WHAT_RUNS
 from loaders.dequantize.at_load import decode_layer, fill_decoded
 from loaders.dequantize.hooks import decode_before_use, scratch_bytes
@@ -31,6 +32,7 @@ from offload_runtime.errors import Interrupted, UnsupportedModelError
 from offload_runtime.model.attention import attending
 from offload_runtime.model.kv_cache import TreeCache
 from offload_runtime.model.length_rotations import TextLengths
+from offload_runtime.model.linear_attention.wrappers import let_branch
 from offload_runtime.model.padded_passes import NotReplayable, PaddedPasses, Runner
 from offload_runtime.model.rows import PassRows, SharedRows, text_rows
 from offload_runtime.model.travelling_rows import RowsOnHost
@@ -101,7 +103,10 @@ class Model:
         self._lengths = TextLengths.of(skeleton.model)
         sequences = placement.sequences if self._lengths.are_fixed_to(placement.longest_text) else 1
         travelling = partial(placement.travelling.rows, memory) if placement.travelling else None
-        self.cache = TreeCache(skeleton.config, placement.capacity, memory.add, sequences, travelling)
+        branching = can_branch(skeleton.config.model_type)
+        if branching:
+            let_branch(skeleton.model)
+        self.cache = TreeCache(skeleton.config, placement.capacity, memory.add, sequences, travelling, branching)
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
         layers, placed = _unit_bytes(skeleton, checkpoint), (*placement.tiers, Tier.DEVICE)
         limit = placement.pinned_limit

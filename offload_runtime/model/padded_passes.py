@@ -46,7 +46,7 @@ class PaddedPasses:
         padding: Padding,
         run: Runner,
     ):
-        assert padding.key_lengths[-1] == cache.capacity and not cache.is_recurrent
+        assert padding.key_lengths[-1] == cache.capacity and not cache.has_states
         self._compute, self._cache, self._padding, self._run = compute, cache, padding, run
         widest, columns = padding.widths[-1], padding.columns
         self._past, self._count, self._columns = torch.zeros(3, dtype=torch.int64, device=device)

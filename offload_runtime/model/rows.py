@@ -17,12 +17,14 @@ class PassRows:
     positions: int64 [m], the position of each column in its text.
     visible: bool [n, m], whether a column is the row itself or one of its ancestors.
     first_row: the row of the cache at which the text begins.
+    chain: how many of the first rows are text that continues the cached one.
     """
 
     past: int
     positions: Tensor
     visible: Tensor
     first_row: int = 0
+    chain: int = 0
 
     def __post_init__(self) -> None:
         rows, columns = self.visible.shape
@@ -118,7 +120,8 @@ def _permitted(mask_function: Callable, rows: Tensor, columns: Tensor) -> Tensor
 def text_rows(past: int, count: int, device: torch.device, first_row: int = 0) -> PassRows:
     """`count` rows of text after `past` cached rows; each sees itself and all rows before it."""
     positions = torch.arange(past, past + count, device=device)
-    return PassRows(past, positions, torch.ones(count, count, dtype=torch.bool, device=device).tril_(), first_row)
+    visible = torch.ones(count, count, dtype=torch.bool, device=device).tril_()
+    return PassRows(past, positions, visible, first_row, chain=count)
 
 
 def text_and_tree_rows(past: int, count: int, ancestors: Tensor, depths: Tensor, first_row: int = 0) -> PassRows:
@@ -135,4 +138,5 @@ def text_and_tree_rows(past: int, count: int, ancestors: Tensor, depths: Tensor,
     visible[before_root:, :before_root] = True
     visible[before_root:, before_root:] = ancestors
     text_positions = torch.arange(past, past + before_root, device=depths.device)
-    return PassRows(past, torch.cat((text_positions, past + before_root + depths)), visible, first_row)
+    positions = torch.cat((text_positions, past + before_root + depths))
+    return PassRows(past, positions, visible, first_row, chain=before_root)

@@ -72,7 +72,7 @@ def choose_draft(
 
     vocabulary: of the target, if it is known.
     """
-    if target.recurrent:
+    if not target.can_branch:
         return DraftChoice(note=RECURRENT_NOTE)
     family = vocabulary and family_of(vocabulary, str(target.directory))
     if not vocabulary or not family:

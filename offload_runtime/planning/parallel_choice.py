@@ -48,7 +48,7 @@ def _of_several(
     one: Plan, target: ModelSpec, draft: ModelSpec | None, limits: Limits, acceptance: tuple[float, ...]
 ) -> Iterator[Plan]:
     """Plans for two and more texts, as far as they fit, with the context length of `one`."""
-    for texts in range(2, 1 if target.recurrent else MOST_CHOSEN + 1):
+    for texts in range(2, MOST_CHOSEN + 1 if target.can_branch else 1):
         shared = replace(limits, parallel=texts, context_length=one.context_length)
         try:
             plan = best_kv_plan(target, draft, one.machine, shared, acceptance)

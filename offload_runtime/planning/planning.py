@@ -98,7 +98,7 @@ def _choose(options: Options, target: ModelSpec, machine: Machine, limits: Limit
         return DraftChoice()
     if options.draft != AUTO:
         return DraftChoice(options.draft)
-    vocabulary = None if target.recurrent else vocabulary_of(options, options.model)
+    vocabulary = vocabulary_of(options, options.model) if target.can_branch else None
     return choose_draft(
         target, vocabulary, machine, limits, lambda directory: read_draft(options, directory, machine, target).spec
     )

@@ -41,6 +41,10 @@ KV_BUFFERS = 2
 # Nodes x vocabulary in float32: the target's logits, the draft's distributions kept for verification, one being shaped.
 LOGITS_COPIES = 3
 LOGITS_ITEM_BYTES = 4
+# Earlier states of each text that recurrent layers can go back to, beside those after the text and the pass's text.
+STATE_SNAPSHOTS = 4
+# Rows x heads x width of a recurrent layer, in float32: what its chunked form holds. Nodes x nodes x heads: of a tree.
+STATE_COPIES, TREE_COPIES, STATE_ITEM_BYTES = 6, 4, 4
 # The driver's memory for one layer in one CUDA graph: some 45 kernels of transformers' code, about 20 kB each.
 # Assumed from reports about whole graphs; not measured here.
 GRAPH_LAYER_BYTES = 1 * MIB
@@ -120,6 +124,7 @@ def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem
         PlanItem("embeddings, norm and head", target.embeddings_and_head_bytes),
         *(PlanItem(f"draft {draft.name} ({draft.short_form})", weight_bytes(draft)) for draft in drafts),
         *_kv_items(models, shape),
+        *_states(models, shape),
         PlanItem(f"workspace, {_rows(shape.rows)}", workspace_bytes(models, shape)),
         *_expert_products(models, device),
         *_graphs(models, device, shape),
@@ -142,6 +147,15 @@ def _kv_items(models: Models, shape: PassShape) -> Iterator[PlanItem]:
 def target_kv_bytes(target: ModelSpec, shape: PassShape) -> int:
     """The KV rows of all texts, for the target alone."""
     return shape.texts * shape.cache_rows * target.kv_bytes_per_token
+
+
+def _states(models: Models, shape: PassShape) -> Iterator[PlanItem]:
+    """Recurrent states, and what the nodes of the trees add to them until a path is chosen."""
+    sizes = [model.states for model in models if model.states is not None]
+    if nbytes := sum(
+        shape.texts * (2 + STATE_SNAPSHOTS) * states.nbytes + shape.nodes * states.row_bytes for states in sizes
+    ):
+        yield PlanItem(f"recurrent states, with {STATE_SNAPSHOTS} earlier ones", nbytes)
 
 
 def kv_bytes(models: Models, shape: PassShape) -> int:
@@ -244,4 +258,8 @@ def _activation_bytes(spec: ModelSpec, shape: PassShape) -> int:
     keys = shape.cache_rows
     masks = MASK_COPIES * keys + SHARED_MASKS * (shape.texts - 1) * keys
     scores = spec.num_heads * keys * SCORES_BYTES if spec.model_type in WRITTEN_OUT_ATTENTION else 0
-    return shape.rows * ((per_row + masks) * ITEMSIZE[spec.dtype] + scores)
+    recurrent = 0
+    if spec.states is not None:
+        chunks, trees = shape.rows * spec.states.width * STATE_COPIES, shape.tree_size**2 * TREE_COPIES
+        recurrent = spec.states.heads * (chunks + trees) * STATE_ITEM_BYTES
+    return shape.rows * ((per_row + masks) * ITEMSIZE[spec.dtype] + scores) + recurrent

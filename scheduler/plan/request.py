@@ -94,7 +94,7 @@ class PlanRequest:
     def __post_init__(self) -> None:
         if self.context_lengths[0] > self.spec.max_positions:
             raise ValueError(_too_long(self.spec, self.context_lengths[0]))
-        recurrent = [model for model in self.models if model.recurrent]
+        recurrent = [model for model in self.models if not model.can_branch]
         if self.draft is not None and recurrent:
             raise UnsupportedModelError(
                 f"{recurrent[0].name} ({recurrent[0].architecture}) keeps a recurrent state, which cannot branch over "
@@ -109,7 +109,7 @@ class PlanRequest:
     @property
     def texts(self) -> int:
         """Texts that share passes; a recurrent state holds one, so there they take turns."""
-        return 1 if self.spec.recurrent else self.limits.parallel or 1
+        return 1 if not self.spec.can_branch else self.limits.parallel or 1
 
     @property
     def kv_on_host(self) -> bool:
@@ -141,7 +141,7 @@ class PlanRequest:
     def streaming_shapes(self, context_length: int) -> Iterator[PassShape]:
         """Passes to try in turn if layers stream: one tree with each number of rows, then the next smaller tree."""
         for tree_size in self.streaming_tree_sizes:
-            if not self.spec.recurrent:
+            if self.spec.can_branch:
                 yield from self._whole_prompts(context_length, tree_size)
             yield from self._chunked(context_length, tree_size)
 
@@ -157,7 +157,7 @@ class PlanRequest:
 
     def _chunked(self, context_length: int, tree_size: int, streams: bool = True) -> Iterator[PassShape]:
         # a recurrent state can process several tokens at once only from its start, so a prompt is read in one pass
-        chunks = (context_length,) if self.spec.recurrent else PREFILL_ROWS
+        chunks = PREFILL_ROWS if self.spec.can_branch else (context_length,)
         shapes = (self._shape(context_length, tree_size, min(rows, context_length), streams) for rows in chunks)
         yield from dict.fromkeys(replace(shape, rows=max(shape.nodes, shape.rows)) for shape in shapes)
 
@@ -203,7 +203,7 @@ class PlanRequest:
     @property
     def repeats_text(self) -> bool:
         """Whether trees come from n-gram lookup in the text."""
-        return self.limits.repeat_text and self.draft is None and not self.spec.recurrent
+        return self.limits.repeat_text and self.draft is None and self.spec.can_branch
 
     def fixed_items(self, shape: PassShape) -> tuple[PlanItem, ...]:
         """Memory needed besides the target's layers."""

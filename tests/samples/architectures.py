@@ -111,10 +111,6 @@ STATES: dict[str, Changes] = {
         "layers_block_type": ["mamba", "attention", "mlp", "mamba", "attention"],
         **{"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1},
     },
-    "olmo_hybrid": {},
-    "qwen3_5_moe_text": {**_EXPERTS, **_LINEAR},
-    "qwen3_5_text": _LINEAR,
-    "qwen3_next": {**_EXPERTS, **_LINEAR},
     "recurrent_gemma": {"attention_window_size": BORDER},
     "zamba2": {
         **_CHUNKS,
@@ -124,4 +120,11 @@ STATES: dict[str, Changes] = {
     },
 }
 
-SWEEP: dict[str, Changes] = {**ATTENTION, **EXPERTS, **STATES}
+BRANCHING: dict[str, Changes] = {
+    "olmo_hybrid": {},
+    "qwen3_5_moe_text": {**_EXPERTS, **_LINEAR},
+    "qwen3_5_text": _LINEAR,
+    "qwen3_next": {**_EXPERTS, **_LINEAR},
+}
+
+SWEEP: dict[str, Changes] = {**ATTENTION, **EXPERTS, **STATES, **BRANCHING}

@@ -20,7 +20,7 @@ from offload_runtime.model import attention
 from offload_runtime.speculation.draft_tree import DraftTree
 from scheduler.plan.plan import Tier
 from sequoia_tree import Tree
-from tests.samples.architectures import ATTENTION, BORDER, EXPERTS, STATES, SWEEP
+from tests.samples.architectures import ATTENTION, BORDER, BRANCHING, EXPERTS, STATES, SWEEP
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, reference, streaming_runtime
 
 NEW_TOKENS = 14
@@ -66,7 +66,7 @@ def wide_tree_error(runtime: OffloadRuntime, architecture: str) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-@pytest.mark.parametrize("architecture", known({**ATTENTION, **EXPERTS}))
+@pytest.mark.parametrize("architecture", known({**ATTENTION, **EXPERTS, **BRANCHING}))
 def test_streamed_trees_write_the_models_own_text(architecture):
     target = checkpoint(architecture)
     expected = greedy(target, PROMPT, NEW_TOKENS)
@@ -78,7 +78,7 @@ def test_streamed_trees_write_the_models_own_text(architecture):
         assert wide_tree_error(runtime, architecture) < 1e-4
 
 
-@pytest.mark.parametrize("architecture", known({**ATTENTION, **EXPERTS}))
+@pytest.mark.parametrize("architecture", known({**ATTENTION, **EXPERTS, **BRANCHING}))
 def test_texts_that_share_passes_are_the_models_own(architecture):
     target, prompts = checkpoint(architecture), [[*PROMPT], [*PROMPT[::-1], 7, 8, 9], [3, 4, 5] * 7]
     with streaming_runtime(target, perturbed(target, 0.02), parallel=len(prompts), **TREE) as runtime:
@@ -147,7 +147,7 @@ def test_the_list_names_what_is_tested():
     text = (Path(__file__).resolve().parents[3] / "docs" / "architectures.md").read_text()
     rows = re.findall(r"^- \*\*(.*?)\*\*.*?: (.*?)\.$", text, re.DOTALL | re.MULTILINE)
     named = [set(re.findall(r"`([\w-]+)`", text)) for _, text in rows]
-    assert named == [set(ATTENTION), set(EXPERTS), set(STATES), set(REFUSED)]
+    assert named == [set(ATTENTION), set(EXPERTS), set(BRANCHING), set(STATES), set(REFUSED)]
 
 
 def test_nothing_is_both_tested_and_refused():

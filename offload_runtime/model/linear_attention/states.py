@@ -1,0 +1,217 @@
+"""The states of recurrent layers: of each text, what the nodes of its tree add, and what it can go back to.
+
+transformers' modules run unchanged: they see a cache layer without state, and call functions that know it (`wrappers`).
+What a tree's nodes add is kept until verification has chosen a path; the state after it follows without another pass.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import LinearAttentionLayer
+
+from offload_runtime.model.linear_attention.delta_rule import Writes
+from offload_runtime.model.rows import PassRows
+from scheduler.plan.memory import STATE_SNAPSHOTS
+from sequoia_tree.uploads import upload
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of one layer after some text. inputs: the last inputs of each convolution, [1, channels, kernel - 1].
+    memory: [heads, k, v]. Empty before the first token."""
+
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    memory: Tensor | None = None
+
+
+@dataclass
+class Pending:
+    """What a layer computed for rows that are not committed. after_text: the state after the pass's rows of text.
+
+    inputs: of each convolution, [1, channels, nodes]. writes: of all nodes.
+    """
+
+    after_text: State
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    writes: Writes | None = None
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The nodes of one text's tree so far: those of this pass are the last `count`.
+
+    chain: rows of text before them in this pass. visible: bool [count, nodes], as of `PassRows`. parents: int64
+    [nodes], the node that each continues; -1 for the text.
+    """
+
+    chain: int
+    count: int
+    visible: Tensor
+    parents: Tensor
+
+    def windows(self, kernel: int) -> Tensor:
+        """int64 [count, kernel]: for each node of the pass, the columns that its convolution sees, itself last.
+
+        Counted from the first node: -1 is the last input of the text.
+        """
+        nodes = torch.arange(len(self.parents) - self.count, len(self.parents), device=self.parents.device)
+        columns = [nodes]
+        for _ in range(kernel - 1):
+            before = columns[-1]
+            columns.append(torch.where(before >= 0, self.parents[before.clamp(min=0)], before - 1))
+        return torch.stack(columns[::-1], dim=1)
+
+
+class BranchingLayer(LinearAttentionLayer):
+    """The states of one layer, of each text by its number. transformers' code sees no state: the wrappers know it."""
+
+    def __init__(self, sequences: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.record_past = True  # otherwise a pass over one row takes another way
+        self.states = [State() for _ in range(sequences)]
+        self.pending: list[Pending | None] = [None] * sequences
+
+    def update_conv_state(
+        self, conv_states: Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **kwargs: Any
+    ) -> Tensor:
+        current = _current.get(None)
+        assert current is not None, "a layer that branches runs in passes of this runtime only"
+        current.layer, current.convolution = self, state_idx
+        return conv_states
+
+    def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any) -> Tensor:
+        return recurrent_states
+
+    def begin(self, number: int) -> Pending:
+        """What is pending of a text."""
+        pending = self.pending[number]
+        if pending is None:
+            state = self.states[number]
+            pending = self.pending[number] = Pending(State(dict(state.inputs), state.memory))
+        return pending
+
+    def commit(self, number: int, path: Tensor | None) -> None:
+        """Keep the rows of text, and the nodes `path`, int64 [p], of what is pending of a text."""
+        pending, self.pending[number] = self.pending[number], None
+        if pending is None:
+            return
+        state = pending.after_text
+        if path is not None and pending.writes is not None and state.memory is not None:
+            inputs = {
+                convolution: torch.cat((state.inputs[convolution], nodes.index_select(2, path)), dim=2)[
+                    :, :, -state.inputs[convolution].shape[2] :
+                ]
+                for convolution, nodes in pending.inputs.items()
+            }
+            state = State(inputs, pending.writes.state_after(state.memory, path))
+        self.states[number] = state
+
+
+@dataclass
+class _CurrentPass:
+    """texts: for each, its rows in the pass, its number, and its branches. layer, convolution: those that run now."""
+
+    texts: Sequence[tuple[slice, int, Branches]]
+    layer: BranchingLayer | None = None
+    convolution: int = 0
+
+
+_current: ContextVar[_CurrentPass] = ContextVar("current_linear_pass")
+
+
+class SequenceStates:
+    """The states of one text in all layers: its branches, and snapshots to go back to."""
+
+    def __init__(self, layers: Sequence[BranchingLayer], number: int):
+        self._layers, self._number = layers, number
+        self._branches: Branches | None = None
+        self._snapshots: list[tuple[int, list[State]]] = []  # (tokens, states), from the first
+
+    def branches(self, rows: PassRows) -> Branches:
+        """Those of a pass over these rows, which the next pass over the same tree continues."""
+        before, chain = self._branches, rows.chain
+        assert before is None or not chain or not len(before.parents), "text does not follow a tree"
+        visible, positions = rows.visible[chain:, chain:], rows.positions[chain:]
+        own = torch.zeros_like(visible)
+        own[:, visible.shape[1] - visible.shape[0] :] = torch.eye(len(visible), dtype=torch.bool, device=own.device)
+        depths = torch.where(visible & ~own, positions[None, :] + 1, 0)
+        if depths.shape[1]:
+            deepest, parents = depths.max(dim=1)
+            parents = torch.where(deepest > 0, parents, -1)
+        else:
+            parents = positions.new_empty(0)
+        known = parents if before is None or chain else torch.cat((before.parents, parents))
+        self._branches = Branches(chain, len(visible), visible, known)
+        return self._branches
+
+    def commit(self, length: int, rows: Sequence[int]) -> None:
+        """Keep some uncommitted rows, after `length` committed ones."""
+        branches, self._branches = self._branches, None
+        if branches is None:
+            return
+        chain = branches.chain
+        assert not rows or list(rows[:chain]) == list(range(chain)), "all text of a pass is kept, or nothing"
+        if not rows and chain:
+            self._drop()
+            return
+        if chain and self._layers[0].pending[self._number] is not None:
+            self._keep(length + chain)
+        nodes = [row - chain for row in rows[chain:]]
+        path = upload(nodes, branches.parents.device) if nodes else None
+        for layer in self._layers:
+            layer.commit(self._number, path)
+
+    def rollback(self) -> None:
+        """Drop what is not committed."""
+        self._branches = None
+        self._drop()
+
+    def truncate(self, length: int, to: int) -> int:
+        """Go back from `length` committed tokens to at most `to`; returns how many are left."""
+        self.rollback()
+        if to >= length:
+            return length
+        while self._snapshots and self._snapshots[-1][0] > to:
+            self._snapshots.pop()
+        left, states = self._snapshots[-1] if self._snapshots else (0, [State()] * len(self._layers))
+        for layer, state in zip(self._layers, states):
+            layer.states[self._number] = state
+        return left
+
+    def take_from(self, other: SequenceStates, length: int) -> int:
+        """Begin like another text: with its longest snapshot of at most `length` tokens, and those before it."""
+        self.rollback()
+        self._snapshots = [snapshot for snapshot in other._snapshots if snapshot[0] <= length]
+        return self.truncate(sys.maxsize, length)
+
+    def _keep(self, length: int) -> None:
+        """A snapshot after the rows of text of a pass: at the end of a prompt, or of a piece of one."""
+        states = [pending.after_text for layer in self._layers if (pending := layer.pending[self._number])]
+        self._snapshots = [*self._snapshots[1 - STATE_SNAPSHOTS :], (length, states)]
+
+    def _drop(self) -> None:
+        for layer in self._layers:
+            layer.pending[self._number] = None
+
+
+def current_pass() -> _CurrentPass | None:
+    """The pass that runs in this thread; None outside of passes."""
+    return _current.get(None)
+
+
+@contextmanager
+def linear_pass(texts: Sequence[tuple[slice, int, Branches]]) -> Iterator[None]:
+    """Within the block, wrapped functions follow these branches."""
+    token = _current.set(_CurrentPass(texts))
+    try:
+        yield
+    finally:
+        _current.reset(token)
