@@ -8,7 +8,9 @@ import pytest
 
 from offload_runtime import OffloadRuntime
 from offload_runtime.errors import DoesNotFitError
+from offload_runtime.generation import sequences
 from offload_runtime.model import model
+from offload_runtime.model.kv_cache import TravellingLayer
 from offload_runtime.model.travelling_rows import TravellingRows
 from scheduler.plan.plan import Tier
 from tests.pretend_cuda import pretend_cuda
@@ -67,6 +69,18 @@ def test_attention_in_a_models_own_code_meets_no_rows_that_nobody_wrote() -> Non
         assert loaded.plan.kv == "host"
         replies = loaded.generate_many(PROMPTS, max_new_tokens=TOKENS, temperature=0)
         assert [reply.token_ids for reply in replies] == expected
+
+
+def test_texts_that_begin_alike_copy_rows_in_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequences, "LEAST_COPIED", 4)
+    copied, copy = [], TravellingLayer.copy
+    monkeypatch.setattr(TravellingLayer, "copy", lambda layer, *rows: (copied.append(rows), copy(layer, *rows)))
+    prompts = [[*PROMPT, number] for number in range(3)]
+    expected = [greedy(checkpoint("llama"), prompt, TOKENS) for prompt in prompts]
+    with pretend_cuda(), runtime("llama", "cuda", True, kv="host", parallel=3) as loaded:
+        loaded.generate(PROMPT, max_new_tokens=TOKENS, temperature=0)
+        replies = loaded.generate_many(prompts, max_new_tokens=TOKENS, temperature=0)
+        assert [reply.token_ids for reply in replies] == expected and copied
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
