@@ -84,7 +84,7 @@ def by_definition(text):
 
 def runtime_of(model, tree):
     if tree == "repeated text":
-        return OffloadRuntime.from_pretrained(model, "none", device="cpu", context_length=32)
+        return OffloadRuntime.from_pretrained(model, "auto", device="cpu", context_length=32)
     return OffloadRuntime.from_pretrained(model, draft(), device="cpu", context_length=32, **TREES[tree])
 
 

@@ -15,6 +15,7 @@ from offload_runtime.model.cached_sequence import CachedSequence
 from offload_runtime.model.kv_cache import TreeCache
 from offload_runtime.model.pass_part import PassPart
 from offload_runtime.model.rows import SharedRows
+from offload_runtime.speculation.ngram_lookup import NgramTrees
 from tests.chi_square import p_value
 from tests.offload_runtime.exactness import test_sampling_exactness as alone
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
@@ -28,7 +29,7 @@ TREE = {"context_length": 64, "tree_size": 6, "tree_depth": 3, "parallel": PLACE
 
 def runtime(tree: str, architecture: str = "llama", streamed: bool = True) -> OffloadRuntime:
     target = checkpoint(architecture)
-    draft = "none" if tree == "ngram" else perturbed(target, 0.02)
+    draft = "auto" if tree == "ngram" else perturbed(target, 0.02)  # none is known: n-gram lookup
     options = {**TREE, "tree": "auto" if tree == "ngram" else tree}
     if streamed:
         return streaming_runtime(target, draft, **options)
@@ -60,7 +61,7 @@ def assert_own_texts(runtime: OffloadRuntime, architecture: str = "llama") -> No
 @pytest.mark.parametrize("streamed", [False, True])
 def test_greedy_texts_that_join_and_leave_at_random_are_their_own(tree: str, streamed: bool) -> None:
     with runtime(tree, streamed=streamed) as loaded:
-        assert loaded.parallel == PLACES
+        assert loaded.parallel == PLACES and isinstance(loaded._decoder._policy, NgramTrees) == (tree == "ngram")
         assert_own_texts(loaded)
 
 
