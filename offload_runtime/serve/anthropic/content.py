@@ -14,7 +14,7 @@ _OTHER_BLOCKS = {
     "redacted_thinking": "thoughts that only another server can read",
     "container_upload": "files",
 }
-_ROLES = ("user", "assistant")
+_ROLES = ("user", "assistant", "system")
 
 
 def read_system(fields: Fields) -> list[dict[str, Any]]:
@@ -66,11 +66,13 @@ def _read_message(message: object, path: str) -> list[dict[str, Any]]:
     fields = Fields(message, path)
     role, content = fields.text("role"), fields.take("content")
     if role not in _ROLES:
-        raise bad(f"{path}.role", f"must be {' or '.join(_ROLES)}, not {shown(role)}")
+        raise bad(f"{path}.role", f"must be {', '.join(_ROLES)}, not {shown(role)}")
     fields.finish()
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     blocks = [*_blocks(content, f"{path}.content")]
+    if role == "system":
+        return [{"role": role, "content": "\n".join(_text_block(*block) for block in blocks)}]
     return _of_assistant(blocks) if role == "assistant" else _of_user(blocks)
 
 

@@ -71,6 +71,8 @@ def _tool(given: object, path: str) -> dict[str, Any]:
         raise bad(f"{path}.name", "is missing")
     # They change nothing here: caching is automatic, and calls are given whole.
     fields.ignore("cache_control", "eager_input_streaming", "input_examples", "strict")
+    fields.only("allowed_callers", ["direct"])
+    fields.only("defer_loading", False)
     fields.finish()
     return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
 
@@ -123,7 +125,8 @@ def _response_format(fields: Fields) -> dict[str, Any]:
 
 def _read_others(fields: Fields) -> None:
     fields.mapping("metadata")
-    fields.ignore("service_tier", "inference_geo", "cache_control")
+    fields.ignore("service_tier", "inference_geo", "cache_control", "user_profile_id")
+    fields.only("speed", "standard")
     fields.refuse("container", "nothing is run here")
     fields.refuse("mcp_servers", "the client asks them, and offers their tools in tools")
     fields.refuse("context_management", "the client chooses what it sends")

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -10,26 +9,18 @@ import pytest
 from offload_runtime import GenerationRequest, OffloadRuntime
 from offload_runtime.errors import UsageError
 from offload_runtime.text.tools.tool_call import ToolCall
-from tests.samples.chain_model import save_chain
+from tests.samples.calling_model import PIECES, save_caller
 from tests.samples.tokenizer_samples import byte_level
-from tests.samples.tool_templates import family_tokenizer, tool
+from tests.samples.tool_templates import tool
 
 QUESTION = [{"role": "user", "content": "hello"}]
 TOOLS = [tool("add", a="integer")]
-PIECES = ["<tool_call>", '{"name": "add", ', '"arguments": {"a": 1}}', "</tool_call>"]
 
 
 @pytest.fixture(scope="module")
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OffloadRuntime]:
-    """A model that writes "So:" and a call."""
-    tokenizer = deepcopy(family_tokenizer("hermes"))
-    tokenizer.add_tokens(PIECES)
     directory = tmp_path_factory.mktemp("caller")
-    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
-    chain = [prompt[-1], *tokenizer.encode("So:" + "".join(PIECES) + "</s>", add_special_tokens=False)]
-    assert len(set(chain)) == len(chain)
-    save_chain(directory, chain, len(tokenizer))
-    tokenizer.save_pretrained(directory)
+    save_caller(directory)
     with OffloadRuntime.from_pretrained(directory, "none", "cpu", dtype="float32") as runtime:
         yield runtime
 
