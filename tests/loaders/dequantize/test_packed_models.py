@@ -230,9 +230,11 @@ def test_a_pass_costs_what_is_decoded():
     """Packed bytes cross the link; the arithmetic, and what memory moves, is that of the decoded weights."""
     packed, plain = (read_spec(path, "bfloat16") for path in (packed_model("awq"), packed_model("awq") / "decoded"))
     slow = replace(gpu(8 * GIB), flops=1e6)
-    first, second = (PassCost(spec, (), 0, slow)._layer_seconds(spec.layers[0], 9, 0) for spec in (packed, plain))
+    first, second = (PassCost(spec, (), 0, slow)._layer_seconds(spec.layers[0], 9, 0, 1) for spec in (packed, plain))
     assert first == pytest.approx(second, rel=0.02)
-    moved = PassCost(packed, (), 0, replace(gpu(8 * GIB), memory_bandwidth=1e3))._layer_seconds(packed.layers[0], 1, 0)
+    moved = PassCost(packed, (), 0, replace(gpu(8 * GIB), memory_bandwidth=1e3))._layer_seconds(
+        packed.layers[0], 1, 0, 1
+    )
     layer, row = packed.layers[0], packed.kv_bytes_per_token / len(packed.layers)  # the row's own key and value
     assert moved == pytest.approx((layer.nbytes + 2 * layer.decoded_bytes + row) / 1e3)
     assert layer.nbytes < layer.decoded_bytes
