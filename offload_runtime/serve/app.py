@@ -30,7 +30,7 @@ from offload_runtime.serve.http.answers import JsonResponse
 from offload_runtime.serve.http.guard import Access, Guard
 from offload_runtime.serve.metrics import CONTENT_TYPE, CountedRequests, Metrics
 from offload_runtime.serve.pages import page_routes
-from offload_runtime.serve.views import plan_view
+from offload_runtime.serve.views import activity_view, plan_view, sampling_view
 from offload_runtime.start import PROJECT
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def endpoints(service: Service) -> tuple[Endpoint, ...]:
         Endpoint("GET", "/v1/models", _models(service)),
         Endpoint("GET", "/v1/models/{name:path}", _model(service)),
         Endpoint("GET", "/v1/sequoia/plan", _plan(service)),
+        Endpoint("GET", "/v1/sequoia/activity", _activity(service)),
         Endpoint("GET", "/health", _health(service), open=True),
         Endpoint("GET", "/metrics", _metrics(service)),
     )
@@ -147,9 +148,18 @@ def _described(service: Service, name: str) -> dict[str, Any]:
 
 def _plan(service: Service) -> Answer:
     async def plan(request: Request) -> Response:
-        return JsonResponse(plan_view(service.runtime.plan))
+        runtime = service.runtime
+        return JsonResponse({**plan_view(runtime.plan), "sampling": sampling_view(runtime.generation_defaults)})
 
     return plan
+
+
+def _activity(service: Service) -> Answer:
+    async def activity(request: Request) -> Response:
+        runtime, engine = service.runtime, service.engine
+        return JsonResponse(activity_view(runtime.progress, engine.running, engine.waiting, runtime.parallel))
+
+    return activity
 
 
 def _health(service: Service) -> Answer:

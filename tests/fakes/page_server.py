@@ -23,8 +23,9 @@ from starlette.routing import Route
 
 from loaders.sizes import GIB
 from offload_runtime.serve.pages import page_routes
-from offload_runtime.serve.views import plan_view
+from offload_runtime.serve.views import activity_view, plan_view, sampling_view
 from scheduler.plan.plan import Limits, make_plan
+from sequoia_tree.shaping.settings import Sampling
 from tests.plan_samples import LLAMA3_8B, LLAMA3_70B_INT4, gpu
 
 PLAN = make_plan(LLAMA3_70B_INT4, replace(LLAMA3_8B, name="Llama-3-8B"), gpu(24 * GIB, link=25e9), Limits())
@@ -37,13 +38,15 @@ WAIT = 0.01  # seconds between looks at whether a held stream may go on
 class Said:
     """One reply: what it says, how, and what happens after `holds_after` or `breaks_after` passes.
 
-    status: of the response; an error's other than 200. tree_nodes: of each pass's tree. error: told in the stream in
-    the end; cut: the stream ends without its end.
+    reads: tokens of the prompt that passes read before the first one that writes. tree_nodes: of each pass's tree.
+    error: told in the stream where it breaks; is_cut: the stream ends without its end. status: of the response; with
+    another than 200, `message` is that of the error.
     """
 
     text: str = "hello world"
     reasoning: str = ""
     seconds: float = 0.0
+    reads: tuple[int, ...] = ()
     tree_nodes: int = 24
     deepest: int = 4
     holds_after: int | None = None
@@ -68,6 +71,7 @@ class PageServer:
             *page_routes(),
             Route("/v1/models", self._models),
             Route("/v1/sequoia/plan", self._plan),
+            Route("/v1/sequoia/activity", self._activity),
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
         ]
         config = uvicorn.Config(
@@ -81,7 +85,8 @@ class PageServer:
     def reset(self) -> None:
         """Forget what was asked and told to say."""
         self.key: str | None = None
-        self.plan: dict[str, Any] | None = plan_view(PLAN)
+        self.plan: dict[str, Any] | None = {**plan_view(PLAN), "sampling": sampling_view(Sampling(top_p=0.9))}
+        self.activity = activity_view(None, 0, 0, 1)
         self.say(Said())
 
     def say(self, *replies: Said) -> None:
@@ -115,6 +120,9 @@ class PageServer:
         if self.plan is None:
             return _error(404, "not found")
         return self._refused(request) or JSONResponse(self.plan)
+
+    async def _activity(self, request: Request) -> Response:
+        return self._refused(request) or JSONResponse(self.activity)
 
     async def _chat(self, request: Request) -> Response:
         if refused := self._refused(request):
@@ -151,6 +159,8 @@ class PageServer:
 
 def passes(said: Said) -> Iterator[tuple[str, dict[str, Any]]]:
     """Thought and step of each pass; the same for the same reply."""
+    for tokens in said.reads:
+        yield "", {"drafted": 0, "accepted": 0, "tokens": 0, "read_tokens": tokens, "pieces": [], "tree": None}
     chance = random.Random(len(said.text))
     for text, is_thought in ((said.reasoning, True), (said.text, False)):
         tokens = TOKEN.findall(text)

@@ -16,8 +16,10 @@ from offload_runtime.generation.generation_request import GenerationRequest
 from offload_runtime.generation.reply import Reply, ReplyStats, with_text
 from offload_runtime.options.run_options import check_template_arguments
 from offload_runtime.options.sampling_options import SAMPLING
+from offload_runtime.speculation.target import PassProgress
 from offload_runtime.text.detokenize import StopStrings, check_whole_characters
 from offload_runtime.text.reply_text import ReplyText
+from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.verification.logprobs import TokenLogprobs
 
 TOKENS_PER_PASS = 2
@@ -73,6 +75,14 @@ class SharedRuntime:
         from tests.samples.tokenizer_samples import byte_level
 
         return byte_level()
+
+    @property
+    def generation_defaults(self) -> Sampling:
+        return Sampling(top_p=0.9)
+
+    @property
+    def progress(self) -> PassProgress | None:
+        return PassProgress(1, 1, LAYERS, 1, 0.0) if self.open else None
 
     @property
     def plan(self) -> Any:

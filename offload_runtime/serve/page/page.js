@@ -6,13 +6,14 @@ import { chats, keep, lastOpen, onOtherTabs, open, remember } from "./store/chat
 import { apiMessages, Conversation } from "./store/conversation.js";
 import { settings } from "./store/settings.js";
 import { get } from "./talk/api.js";
+import { BeforeWords } from "./talk/before_words.js";
 import { asFailure } from "./talk/failure.js";
 import { Writing } from "./talk/writing.js";
 import { announce, Speaker } from "./view/announcer.js";
 import { chatsDialog } from "./view/chats_dialog.js";
 import { Composer } from "./view/composer.js";
 import { keyDialog } from "./view/key_dialog.js";
-import { settingsDialog } from "./view/settings_dialog.js";
+import { settingsDialog, showDefaults } from "./view/settings_dialog.js";
 import { panelSwitch, tintSwitch } from "./view/switches.js";
 import { Thread } from "./view/thread.js";
 
@@ -73,7 +74,9 @@ export class Page {
       state.textContent = asFailure(error).message;
       return;
     }
-    this.panel.showPlan(await get("/v1/sequoia/plan").catch(() => null));
+    const plan = await get("/v1/sequoia/plan").catch(() => null);
+    this.panel.showPlan(plan);
+    showDefaults(plan?.sampling ?? {});
   }
 
   failed({ status, message }) {
@@ -169,9 +172,17 @@ export class Page {
     const { conversation } = this;
     const speaker = new Speaker();
     const isShown = () => this.conversation === conversation && this.running.get(conversation.id)?.writing === writing;
+    const before = new BeforeWords((words) => {
+      writing.status = words;
+      this.draw();
+    });
     const writing = new Writing(message, {
-      onStep: (step) => isShown() && this.panel.step(step, message.stats),
+      onStep: (step) => {
+        if (!step.tokens) before.hasRead(step.read_tokens ?? 0);
+        if (isShown()) this.panel.step(step, message.stats);
+      },
       onChange: () => {
+        if (message.text || message.reasoning || message.finish) before.stop();
         if (!isShown()) return;
         speaker.hear(message.text);
         this.draw();
@@ -207,7 +218,7 @@ export class Page {
 
   drawNow() {
     const running = this.running.get(this.conversation.id);
-    this.thread.draw(this.conversation, running?.writing.message.id ?? null);
+    this.thread.draw(this.conversation, running?.writing ?? null);
     this.composer.show(Boolean(running));
     document.title = `${running ? "… " : ""}${this.conversation.title} · sequoia`;
   }

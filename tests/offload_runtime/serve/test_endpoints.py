@@ -30,7 +30,10 @@ def test_the_page_and_its_plan(served: Served) -> None:
     page = served.get("/")
     assert page.status == 200 and b"<html" in page.body and "content-security-policy" in page.headers
     assert served.get("/page/main.js").status == 200
-    assert served.get("/v1/sequoia/plan").json["context_length"] == 4096
+    plan = served.get("/v1/sequoia/plan").json
+    assert plan["context_length"] == 4096 and plan["sampling"]["top_p"] == 0.9
+    activity = {"running": 0, "waiting": 0, "parallel": served.runtime.parallel, "pass": None}
+    assert served.get("/v1/sequoia/activity").json == activity
 
 
 def test_a_reply_at_once(served: Served) -> None:

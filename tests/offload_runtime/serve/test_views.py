@@ -3,7 +3,8 @@
 import json
 
 from offload_runtime.generation.decode import Step
-from offload_runtime.serve.views import plan_view, step_view
+from offload_runtime.serve.views import activity_view, plan_view, step_view
+from offload_runtime.speculation.target import PassProgress
 from sequoia_tree.tree import Tree
 from tests.fakes.page_server import PLAN
 
@@ -26,6 +27,25 @@ def test_a_pass_is_told_with_its_tree() -> None:
         "tree": {"parents": [-1, 0, 0, 2], "accepted": [2, 3]},
     }
     assert step_view(Step([], 0, 0, 0.0, 0.0, 0, "interrupted"))["tree"] is None
+
+
+def test_what_happens_right_now_is_told() -> None:
+    progress = PassProgress(tokens=900, passes=2, layers=160, layers_begun=41, seconds=5.0)
+    assert activity_view(progress, 3, 1, 4) == {
+        "running": 3,
+        "waiting": 1,
+        "parallel": 4,
+        "pass": {
+            "tokens": 900,
+            "passes": 2,
+            "layers": 160,
+            "layers_begun": 41,
+            "seconds": 5.0,
+            "share": 0.25,
+            "seconds_left": 15.0,
+        },
+    }
+    assert activity_view(None, 0, 0, 1)["pass"] is None
 
 
 def test_a_plan_is_told_without_what_is_private() -> None:

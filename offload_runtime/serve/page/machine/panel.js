@@ -88,6 +88,7 @@ export class MachinePanel {
     byId("per-pass").textContent = perPass ? perPass.toFixed(1) : "–";
     const share = stats && linkShare(stats, plan?.link_bandwidth);
     byId("link-meter").value = share ?? 0;
+    byId("link-meter").hidden = isResident(plan);
     byId("link").textContent = linkWords(stats, plan, share);
   }
 
@@ -105,8 +106,12 @@ export class MachinePanel {
   }
 }
 
+function isResident(plan) {
+  return plan !== null && !plan.streamed_bytes;
+}
+
 function linkWords(stats, plan, share) {
-  if (plan && !plan.streamed_bytes) return "Nothing streams: the model is in memory.";
+  if (isResident(plan)) return "not used, all in memory";
   if (!stats?.bytes || !stats.seconds) return "–";
   const rate = `${formatSize(stats.bytes / stats.seconds)}/s`;
   return share === null ? rate : `${(100 * share).toFixed(0)} % · ${rate}`;

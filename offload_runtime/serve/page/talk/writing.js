@@ -9,6 +9,7 @@ export class Writing {
   /** message: where the reply goes. onStep(step) is told of every pass, onChange() of every change. */
   constructor(message, { onStep, onChange }) {
     Object.assign(this, { message, onStep, onChange, failure: null, isLeft: false });
+    this.status = ""; // said before the first word
     this.aborter = new AbortController();
   }
 

@@ -46,14 +46,16 @@ export class MessageView {
     );
   }
 
-  /** Draw what has changed. versions: all messages in this one's place. */
-  draw({ versions, isWriting, isTinted }) {
+  /** Draw what has changed. versions: all in this one's place. status: of one that is being written, null of others. */
+  draw({ versions, status, isTinted }) {
     const { message } = this;
+    const isWriting = status !== null;
     this.node.classList.toggle("writing", isWriting);
     this.drawText(isTinted);
     this.drawThoughts();
     this.drawError(message.error);
-    this.note.textContent = isWriting ? "" : notes(message).join(" ");
+    const isSilent = !message.text && !message.reasoning;
+    this.note.textContent = !isWriting ? notes(message).join(" ") : isSilent ? status : "";
     this.actions.hidden = isWriting;
     this.copy.hidden = !message.text;
     this.drawVersions(versions);

@@ -34,6 +34,13 @@ export function settingsDialog() {
   opens(byId("open-settings"), dialog, fill);
 }
 
+/** Show the values that the model has for what is left empty. */
+export function showDefaults(values) {
+  for (const name of Object.keys(NUMBERS)) {
+    byId(`set-${name}`).placeholder = Number.isFinite(values[name]) ? String(Number(values[name].toFixed(4))) : "";
+  }
+}
+
 /** Let a button open a dialog, after `prepare`, and what is marked with data-close close it. */
 export function opens(opener, dialog, prepare) {
   opener.addEventListener("click", () => {

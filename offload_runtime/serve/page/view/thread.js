@@ -17,7 +17,7 @@ export class Thread {
     new ResizeObserver(() => this.stay()).observe(this.list);
   }
 
-  /** Show a conversation; writing: the id of the message that is being written, or null. */
+  /** Show a conversation; writing: what is being written in it (../talk/writing.js), or null. */
   draw(conversation, writing) {
     const path = conversation.path();
     const shown = new Set(path.map(({ id }) => id));
@@ -26,7 +26,8 @@ export class Thread {
     for (const [index, message] of path.entries()) {
       const view = this.place(message, index);
       const versions = children.get(message.parent).filter(({ role }) => role === message.role);
-      view.draw({ versions, isWriting: message.id === writing, isTinted: this.isTinted });
+      const status = message.id === writing?.message.id ? writing.status : null;
+      view.draw({ versions, status, isTinted: this.isTinted });
     }
     byId("welcome").hidden = path.length > 0;
     this.stay();

@@ -141,6 +141,15 @@ def test_settings_are_kept_and_sent(tab: Tab, server: PageServer) -> None:
     assert not {"temperature", "seed"} & set(server.asked[1]) and server.asked[1]["messages"][0]["role"] == "system"
 
 
+def test_empty_settings_show_the_models_own_values(tab: Tab) -> None:
+    tab.page.wait_for_selector("table.plan")
+    tab.page.click("#open-settings")
+    shown = [
+        tab.page.get_by_label(label, exact=True).get_attribute("placeholder") for label in ("Top p", "Top k", "Seed")
+    ]
+    assert shown == ["0.9", "0", ""]
+
+
 def test_a_setting_that_makes_no_sense_is_named_and_not_sent(tab: Tab, server: PageServer) -> None:
     tab.page.click("#open-settings")
     for label, value, words in (

@@ -92,7 +92,7 @@ def test_a_plan_of_a_processor_has_no_column_for_a_gpu(open_tab: Callable[..., T
     tab = open_tab()
     tab.send("hello")
     assert tab.page.locator("table.plan thead th").all_inner_texts() == ["What", "RAM", "Disk"]
-    assert "Nothing streams: the model is in memory." in panel(tab)
+    assert "not used, all in memory" in panel(tab)
 
 
 @pytest.mark.parametrize("plan", [None, {}, {"items": "none"}], ids=["none", "empty", "odd"])

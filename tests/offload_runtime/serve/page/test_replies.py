@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from offload_runtime.serve.views import activity_view
+from offload_runtime.speculation.target import PassProgress
 from tests.fakes.page_server import PageServer, Said
 from tests.fakes.page_tab import Tab
 
@@ -175,6 +177,29 @@ def test_the_key_is_asked_for_and_the_question_is_asked_again(open_tab: Callable
     tab.reload()
     tab.send("still there?")
     assert len(server.asked) == 2 and "secret" not in str(tab.page.evaluate("({...localStorage})"))
+
+
+def test_what_happens_before_the_first_word_is_said(tab: Tab, server: PageServer) -> None:
+    server.activity = activity_view(None, 4, 2, 4)
+    server.say(Said(TEN, holds_after=0))
+    tab.send("count", waits=False)
+    tab.wait_for_text("Waiting for a place: 4 texts are being written, 2 waiting")
+    server.activity = activity_view(PassProgress(900, 1, 80, 21, 5.0), 4, 0, 4)
+    tab.wait_for_text("Reading the prompt · layer 21 of 80 · 15 s left")
+    server.activity = activity_view(PassProgress(9000, 9, 720, 73, 60.0), 1, 0, 4)
+    tab.wait_for_text("Reading the prompt · 10 % of 9 passes · 9 min left")
+    server.go_on.set()
+    tab.wait_for_end()
+    assert "Reading" not in tab.replies.inner_text()
+
+
+def test_passes_that_only_read_are_counted(tab: Tab, server: PageServer) -> None:
+    server.say(Said(TEN, reads=(512, 512), holds_after=2))
+    tab.send("count", waits=False)
+    tab.wait_for_text("Reading the prompt: 1024 tokens so far")
+    server.go_on.set()
+    tab.wait_for_end()
+    tab.shows("count", TEN)
 
 
 def test_a_message_is_never_sent_twice_and_one_waits_in_the_box_while_a_reply_is_written(
