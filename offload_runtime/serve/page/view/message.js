@@ -129,7 +129,7 @@ export class MessageView {
 function notes({ role, finish, stats, usage }) {
   const end = role === "assistant" && !finish ? UNFINISHED : ENDS[finish];
   const figures = stats?.tokens ? statsLine(stats) : null;
-  const cached = usage?.cached ? `, ${usage.cached} of them known` : "";
+  const cached = usage?.cached ? `, ${usage.cached} of them cached` : "";
   const prompt = usage?.prompt ? `prompt ${usage.prompt} tokens${cached}` : null;
   return [end, [figures, prompt].filter(Boolean).join(" · ")].filter(Boolean);
 }
