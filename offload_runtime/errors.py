@@ -4,6 +4,7 @@ from loaders.errors import DraftMismatchError, ModelFilesError, OffloadError, Un
 from scheduler.errors import DoesNotFitError, MachineError
 
 __all__ = [
+    "ContextLengthError",
     "DoesNotFitError",
     "DraftMismatchError",
     "Interrupted",
@@ -26,6 +27,10 @@ class UsageError(OffloadError):
 
 class PromptError(UsageError):
     """The prompt is empty, longer than the context, or holds ids outside the vocabulary."""
+
+
+class ContextLengthError(PromptError):
+    """The prompt is longer than the context."""
 
 
 class Interrupted(Exception):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from loaders.checkpoint.spec import ModelSpec
-from offload_runtime.errors import PromptError, UsageError
+from offload_runtime.errors import ContextLengthError, PromptError, UsageError
 from offload_runtime.generation.defaults import GenerationDefaults
 from offload_runtime.text.detokenize import StopStrings
 from offload_runtime.text.tools.tool_definitions import Tools
@@ -29,7 +29,7 @@ class CallLimits:
         if not ids:
             raise PromptError("the prompt is empty: there is nothing to continue")
         if len(ids) >= self.context_length:
-            raise PromptError(
+            raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens, the context holds {self.context_length} for prompt and reply.\n"
                 f"  {self._longer_context(len(ids))}"
             )

@@ -1,9 +1,4 @@
-"""The table of endpoints, and the ASGI application around it."""
-
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+"""The ASGI application around the table of endpoints: counts requests, guards, and makes every error JSON."""
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -12,86 +7,21 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
-from offload_runtime.serve.anthropic.count import count_tokens
-from offload_runtime.serve.anthropic.errors import anthropic_body
-from offload_runtime.serve.anthropic.request import read_request
-from offload_runtime.serve.api.asked import MOST_TEXTS, Offer
-from offload_runtime.serve.api.chat import read_chat
-from offload_runtime.serve.api.completion import read_completion
 from offload_runtime.serve.api.fields import LONGEST_NAME
-from offload_runtime.serve.api.load_model import load_model
-from offload_runtime.serve.api.token_texts import TokenTexts
-from offload_runtime.serve.engine import Engine
+from offload_runtime.serve.endpoints import Service, endpoints
 from offload_runtime.serve.errors import INTERNAL, ApiError, openai_body
-from offload_runtime.serve.generation import Generation
 from offload_runtime.serve.http.answers import JsonResponse
 from offload_runtime.serve.http.guard import Access, Guard
-from offload_runtime.serve.metrics import CONTENT_TYPE, CountedRequests, Metrics
-from offload_runtime.serve.pages import page_routes
-from offload_runtime.serve.views import activity_view, plan_view, sampling_view
-from offload_runtime.start import PROJECT
-
-if TYPE_CHECKING:
-    from offload_runtime.generation.runtime import OffloadRuntime
-
-Answer = Callable[[Request], Awaitable[Response]]
-
-
-@dataclass(frozen=True)
-class Service:
-    """What endpoints answer from."""
-
-    runtime: "OffloadRuntime"
-    engine: Engine
-    offer: Offer
-    metrics: Metrics
-    started: int  # seconds since 1970
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A row of the table. app: an ASGI application, or a function from a request to its response.
-
-    open: answered without an API key. error: the JSON of errors.
-    """
-
-    method: str
-    path: str
-    app: ASGIApp | Answer
-    open: bool = False
-    error: Callable[[ApiError], Mapping[str, Any]] = openai_body
-
-
-def endpoints(service: Service) -> tuple[Endpoint, ...]:
-    """The table."""
-    writing = {"/v1/chat/completions": read_chat, "/v1/completions": read_completion}
-    pages = (Endpoint("GET", route.path, route.endpoint, open=True) for route in page_routes())
-    return (
-        *pages,
-        *(Endpoint("POST", path, Generation(service.engine, service.offer, read)) for path, read in writing.items()),
-        Endpoint("POST", "/v1/messages", Generation(service.engine, service.offer, read_request), error=anthropic_body),
-        Endpoint(
-            "POST", "/v1/messages/count_tokens", count_tokens(service.engine, service.offer), error=anthropic_body
-        ),
-        Endpoint("POST", "/load_model", load_model(service.offer)),
-        Endpoint("GET", "/v1/models", _models(service)),
-        Endpoint("GET", "/v1/models/{name:path}", _model(service)),
-        Endpoint("GET", "/v1/sequoia/plan", _plan(service)),
-        Endpoint("GET", "/v1/sequoia/activity", _activity(service)),
-        Endpoint("GET", "/health", _health(service), open=True),
-        Endpoint("GET", "/metrics", _metrics(service)),
-    )
+from offload_runtime.serve.metrics import CountedRequests
 
 
 def make_app(service: Service, access: Access) -> Starlette:
-    """The application: counts, guards and answers; every error is JSON in the form of its endpoint."""
+    """The application; errors are in the form of their endpoint."""
     table = endpoints(service)
     shapes = {one.path: one.error for one in table}
-    opened = {one.path for one in table if one.open}
     known = ", ".join(f"{one.method} {one.path}" for one in table if one.path.startswith("/v1/"))
-    access = Access(access.api_key, access.loopback, access.origins, opened)
+    access = Access(access.api_key, access.loopback, access.origins, {one.path for one in table if one.open})
 
     def failure(path: str, error: ApiError) -> Response:
         return JsonResponse(shapes.get(path, openai_body)(error), error.status, error.headers)
@@ -121,70 +51,3 @@ def _api_error(request: Request, error: Exception, known: str) -> ApiError:
         asked = f"{request.method} {request.url.path}"[:LONGEST_NAME]
         return ApiError(error.status_code, f"there is no {asked}; there are {known}", headers=error.headers)
     return ApiError(500, INTERNAL, code="internal")
-
-
-def _models(service: Service) -> Answer:
-    async def models(request: Request) -> Response:
-        return JsonResponse({"object": "list", "data": [_described(service, service.offer.model)]})
-
-    return models
-
-
-def _model(service: Service) -> Answer:
-    async def model(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name != service.offer.model:
-            service.offer.check_model(name)
-        return JsonResponse(_described(service, name))
-
-    return model
-
-
-def _described(service: Service, name: str) -> dict[str, Any]:
-    length = service.runtime.context_length
-    about = {"id": name, "object": "model", "created": service.started, "owned_by": PROJECT}
-    return {**about, "context_length": length, "max_model_len": length}
-
-
-def _plan(service: Service) -> Answer:
-    async def plan(request: Request) -> Response:
-        runtime = service.runtime
-        return JsonResponse({**plan_view(runtime.plan), "sampling": sampling_view(runtime.generation_defaults)})
-
-    return plan
-
-
-def _activity(service: Service) -> Answer:
-    async def activity(request: Request) -> Response:
-        runtime, engine = service.runtime, service.engine
-        return JsonResponse(activity_view(runtime.progress, engine.running, engine.waiting, runtime.parallel))
-
-    return activity
-
-
-def _health(service: Service) -> Answer:
-    async def health(request: Request) -> Response:
-        engine = service.engine
-        status = {"status": "ok" if engine.is_serving else "stopping"}
-        counts = {"running": engine.running, "waiting": engine.waiting, "parallel": service.runtime.parallel}
-        return JsonResponse({**status, **counts}, 200 if engine.is_serving else 503)
-
-    return health
-
-
-def _metrics(service: Service) -> Answer:
-    async def metrics(request: Request) -> Response:
-        return Response(service.metrics.as_text(), media_type=CONTENT_TYPE)
-
-    return metrics
-
-
-def make_service(runtime: "OffloadRuntime", model: str | None, shown_model: str, queue: int) -> Service:
-    """What answers from a loaded runtime, whose engine is not started. model: the only name that requests may give."""
-    metrics = Metrics()
-    engine = Engine(runtime, queue, [metrics])
-    metrics.watch(engine)
-    offer = Offer(
-        model or shown_model, model is None, min(engine.most, MOST_TEXTS), TokenTexts(lambda: runtime.tokenizer)
-    )
-    return Service(runtime, engine, offer, metrics, int(time.time()))

@@ -85,7 +85,8 @@ def _answer(
     name: str,
     note: Callable[[str], None],
 ) -> int:
-    from offload_runtime.serve.app import make_app, make_service
+    from offload_runtime.serve.app import make_app
+    from offload_runtime.serve.endpoints import make_service
     from offload_runtime.serve.http.guard import Access
     from offload_runtime.serve.server import run_server, url_of
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from offload_runtime.generation.shared_passes import SharedPasses
 
 THREAD = "engine"
+MOST_COUNTS = 64  # prompts whose tokens are to be counted
 FIRST_GUESS = 5.0  # seconds that a text takes, before any was measured
 LONGEST_RETRY = 60  # seconds; clients take longer ones for mistakes
 
@@ -69,7 +70,7 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: deque[Place] = deque()
         self._running: dict[RunningText, Place] = {}
-        self._counted = 0
+        self._counted = self._counting = 0
         self._stopping = False
         self._seconds_per_text = FIRST_GUESS
         self._prompts = ThreadPoolExecutor(1, thread_name_prefix="prompts")
@@ -123,8 +124,23 @@ class Engine:
         return self._prompts.submit(begin)
 
     def count(self, request: GenerationRequest) -> "Future[int]":
-        """How many tokens a prompt has. The result raises OffloadError if it cannot be encoded."""
-        return self._prompts.submit(lambda: len(self._runtime.encode(request.prompt, **request.arguments)))
+        """How many tokens a prompt has. The result raises OffloadError if it cannot be encoded.
+
+        Raises ApiError if too many wait for theirs.
+        """
+        with self._changed:
+            if self._counting >= MOST_COUNTS:
+                raise queue_full(1)
+            self._counting += 1
+
+        def count() -> int:
+            try:
+                return len(self._runtime.encode(request.prompt, **request.arguments))
+            finally:
+                with self._changed:
+                    self._counting -= 1
+
+        return self._prompts.submit(count)
 
     def enqueue(self, places: Sequence[Place]) -> None:
         """Let texts that have begun wait for their turn. Raises ApiError if the server stops."""

@@ -4,10 +4,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from offload_runtime.errors import OffloadError, UsageError
+from offload_runtime.errors import ContextLengthError, OffloadError, UsageError
 from offload_runtime.text.template_process import TemplateFailedError
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+TOO_LONG = "context_length_exceeded"  # agents know it, and shorten their conversation
 INTERNAL = "the server failed on this request; its log says why"
 
 
@@ -45,6 +46,8 @@ def of_runtime(error: OffloadError) -> ApiError:
 
     Only messages about the request itself leave the machine: others name files, and go to the log.
     """
+    if isinstance(error, ContextLengthError):
+        return ApiError(400, str(error), code=TOO_LONG)
     if isinstance(error, UsageError | TemplateFailedError):
         return ApiError(400, str(error))
     print(f"error: {error}", file=sys.stderr, flush=True)

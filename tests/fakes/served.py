@@ -12,11 +12,12 @@ from typing import Any
 
 import uvicorn
 
-from offload_runtime.serve.app import make_app, make_service
+from offload_runtime.serve.app import make_app
+from offload_runtime.serve.endpoints import make_service
 from offload_runtime.serve.http.guard import Access
 from offload_runtime.serve.server import bind
 
-PATIENCE = 60.0  # seconds after which a test fails instead of waiting
+PATIENCE = 120.0  # seconds after which a test fails instead of waiting
 OPEN = Access(None, loopback=True)
 
 
@@ -99,6 +100,13 @@ class Served:
 
     def chat(self, text: str, **more: Any) -> Answer:
         return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **more})
+
+    def ask_only(self, text: str, **more: Any) -> http.client.HTTPConnection:
+        """A connection on which a reply was asked for."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        body = {"messages": [{"role": "user", "content": text}], **more}
+        connection.request("POST", "/v1/chat/completions", _bytes(body))
+        return connection
 
     def stream(self, path: str, body: dict[str, Any]) -> "Stream":
         return Stream(self.port, path, {**body, "stream": True})

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from offload_runtime.errors import OffloadError, PromptError, UsageError
+from offload_runtime.errors import ContextLengthError, OffloadError, PromptError, UsageError
 from offload_runtime.generation.decode import Step
 from offload_runtime.generation.generation_request import GenerationRequest
 from offload_runtime.generation.reply import Reply, ReplyStats, with_text
@@ -99,7 +99,7 @@ class SharedRuntime:
         check_template_arguments(arguments.get("template_arguments") or {})
         prompt, ids = self._encoded(request.prompt)
         if len(ids) >= self.context_length:
-            raise PromptError(f"the prompt has {len(ids)} tokens, the context holds {self.context_length}")
+            raise ContextLengthError(f"the prompt has {len(ids)} tokens, the context holds {self.context_length}")
         written = [*self.tokenizer.encode(answer_to(prompt), add_special_tokens=False), self.tokenizer.eos_token_id]
         room = min(arguments.get("max_new_tokens") or self.context_length, self.context_length - len(ids))
         text = ReplyText(self.tokenizer, ids, StopStrings(arguments.get("stop") or ()))

@@ -1,13 +1,14 @@
 """What a request asks for, once its body is read."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from offload_runtime.generation.generation_request import GenerationRequest
 from offload_runtime.serve.api.fields import LONGEST_NAME, Fields
 from offload_runtime.serve.api.token_texts import TokenTexts
-from offload_runtime.serve.errors import ApiError, openai_body
+from offload_runtime.serve.errors import TOO_LONG, ApiError, openai_body
+from offload_runtime.text.prompt import Prompt
 
 if TYPE_CHECKING:
     from offload_runtime.generation.decode import Step
@@ -57,12 +58,14 @@ class Offer:
     """What the server has for any request.
 
     model: its name. any_model: whether requests may name any other. most_texts: places for the texts of one request.
+    longest_prompt: characters that could fit into the context, if every token were the longest; None if nobody knows.
     """
 
     model: str
     any_model: bool
     most_texts: int
     token_texts: TokenTexts
+    longest_prompt: int | None = None
 
     def read_model(self, fields: Fields) -> str:
         """The name that the answer gives the model. Raises ApiError for one that is not here."""
@@ -71,6 +74,17 @@ class Offer:
             return self.model
         self.check_model(asked)
         return asked
+
+    def check_length(self, prompt: Prompt) -> None:
+        """Raise ApiError for a prompt that is too long whatever its tokens are: it would take seconds to encode."""
+        if isinstance(prompt, str):
+            param, characters = "prompt", len(prompt)
+        else:
+            texts = (message["content"] or "" for message in prompt if isinstance(message, Mapping))
+            param, characters = "messages", sum(map(len, texts))
+        if self.longest_prompt is not None and characters > self.longest_prompt:
+            said = f"{characters} characters are more than the context holds"
+            raise ApiError(400, f"{param}: {said}, which is at most {self.longest_prompt}", param, TOO_LONG)
 
     def check_model(self, name: str) -> None:
         """Raise ApiError for a model that is not here."""

@@ -8,8 +8,8 @@ from offload_runtime.serve.api.fields import Fields, bad, shown
 MOST_STOPS, LONGEST_STOP = 64, 1024
 MOST_NEW_TOKENS = 1 << 31
 MOST_BIAS = 100.0  # as in OpenAI's form
-_OTHERWISE = {"stop", "logit_bias", "max_new_tokens", "dry_sequence_breakers", "response_format"}
-NUMBERS = tuple(name for name in SAMPLING if name not in _OTHERWISE)
+# metavar: N of whole numbers, X of others. The limit of new tokens has other names here.
+NUMBERS = tuple(name for name, one in SAMPLING.items() if one.metavar in ("N", "X") and name != "max_new_tokens")
 
 
 def read_sampling(fields: Fields) -> dict[str, Any]:

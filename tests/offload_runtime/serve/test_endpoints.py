@@ -129,6 +129,7 @@ def test_bad_requests_are_answered_before_a_stream_begins(served: Served) -> Non
         assert (answer.status, answer.error["param"]) == (400, param)
     long = served.chat("word " * 5000, stream=True)
     assert long.status == 400 and "the context holds 4096" in long.error["message"]
+    assert long.error["code"] == "context_length_exceeded"
 
 
 def test_a_text_that_fails_ends_alone(served: Served, capfd: pytest.CaptureFixture[str]) -> None:

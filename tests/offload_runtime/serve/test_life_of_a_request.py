@@ -1,7 +1,5 @@
 """The queue and its bound, clients that leave, comments in between, and the order in which a server stops."""
 
-import http.client
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +54,9 @@ class Asking(threading.Thread):
 
 def test_texts_share_passes_and_the_others_wait() -> None:
     with Served(SharedRuntime(parallel=2), queue=3) as served, holding(served.runtime):
-        asking = [Asking(served, f"{PROMPT} {number}") for number in range(5)]
+        asking = [Asking(served, f"{PROMPT} 0")]
+        wait_until(lambda: served.engine.running == 1)
+        asking += [Asking(served, f"{PROMPT} {number}") for number in range(1, 5)]
         wait_until(lambda: (served.engine.running, served.engine.waiting) == (1, 4))
         let_one_pass(served)
         wait_until(lambda: (served.engine.running, served.engine.waiting) == (2, 3))
@@ -112,6 +112,7 @@ def test_a_client_that_leaves_frees_its_place_within_a_layer() -> None:
 def test_a_client_that_leaves_does_not_hold_the_others_up() -> None:
     with Served(SharedRuntime(parallel=3), queue=0) as served, holding(served.runtime):
         leaving = served.stream_chat(PROMPT)
+        wait_until(lambda: served.engine.running == 1)
         staying = served.stream_chat(f"{PROMPT} 1")
         whole = Asking(served, f"{PROMPT} 2")
         wait_until(lambda: served.engine.places == 3 and served.engine.waiting == 2)
@@ -127,32 +128,19 @@ def test_a_client_that_leaves_does_not_hold_the_others_up() -> None:
         staying.close()
 
 
-@pytest.mark.parametrize("parts", [{}, {"stream": True}])
-def test_clients_that_leave_the_queue_are_forgotten(parts: dict[str, bool]) -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+def test_clients_that_leave_the_queue_are_forgotten(streamed: bool) -> None:
     with Served(SharedRuntime(parallel=1), queue=2) as served, holding(served.runtime):
         first = Asking(served, PROMPT)
         wait_until(lambda: served.engine.running == 1)
-        body = {"messages": [{"role": "user", "content": "x"}], "n": 2}
         for _ in range(5):
-            path = "/v1/chat/completions"
-            waiting = Stream(served.port, path, {**body, **parts}) if parts else Waiting(served, path, body)
+            waiting = served.stream_chat("x", n=2) if streamed else served.ask_only("x", n=2)
             wait_until(lambda: served.engine.waiting == 2)
             waiting.close()
             wait_until(lambda: served.engine.waiting == 0)
         assert served.runtime.passes <= 1
         served.runtime.held.clear()
         assert first.text == answer_to(PROMPT)
-
-
-class Waiting:
-    """A request whose answer nobody reads."""
-
-    def __init__(self, served: Served, path: str, body: object):
-        self._connection = http.client.HTTPConnection("127.0.0.1", served.port)
-        self._connection.request("POST", path, json.dumps(body))
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 def test_comments_come_while_a_pass_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +187,7 @@ def test_a_server_that_stops_finishes_what_it_writes_and_refuses_the_rest() -> N
 def test_replies_that_are_cut_end_with_an_error() -> None:
     with Served(SharedRuntime(parallel=2), queue=1) as served, holding(served.runtime):
         whole = Asking(served, PROMPT)
+        wait_until(lambda: served.engine.running == 1)
         with served.stream_chat(PROMPT) as stream:
             wait_until(lambda: served.engine.waiting == 1)
             let_one_pass(served)

@@ -1,6 +1,7 @@
 """Every field of a request: what it becomes, and by which name a wrong one is refused."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -246,6 +247,16 @@ def test_only_one_model_is_there() -> None:
     with pytest.raises(ApiError, match=r"there is no model 'gpt-4o'; this server has 'tiny'") as raised:
         read_chat({"messages": HELLO, "model": "gpt-4o"}, named)
     assert (raised.value.status, raised.value.code, raised.value.param) == (404, "model_not_found", "model")
+
+
+def test_prompts_that_cannot_fit_are_refused_before_they_are_encoded() -> None:
+    short = replace(OFFER, longest_prompt=10)
+    code = "context_length_exceeded"
+    for good in (HELLO * 2, "x" * 10, [1] * 99, [*HELLO, {"role": "assistant", "content": None}]):
+        short.check_length(good)
+        OFFER.check_length("x" * 11)
+    for wrong, param in ((HELLO * 3, "messages"), ("x" * 11, "prompt")):
+        refused(lambda prompt: short.check_length(prompt), {"prompt": wrong}, param, code)
 
 
 def test_messages_become_those_of_templates() -> None:
