@@ -12,6 +12,7 @@ from offload_runtime.chat import main
 from offload_runtime.measure_acceptance.options import parse_arguments
 from offload_runtime.options.arguments import parse_chat_arguments
 from offload_runtime.options.run_options import DEMO_PAIR
+from offload_runtime.serve.options import parse_serve_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "docs" / "comparison" / "README.md"]
@@ -36,7 +37,7 @@ def commands(program: str) -> list[list[str]]:
 
 
 CHATS, MEASUREMENTS = commands("sequoia-chat"), commands("sequoia-measure-acceptance")
-JOBS = commands("sequoia-batch")
+JOBS, SERVERS = commands("sequoia-batch"), commands("sequoia-serve")
 
 
 @pytest.mark.parametrize("arguments", CHATS, ids=" ".join)
@@ -54,6 +55,11 @@ def test_commands_of_jobs_are_understood(arguments: list[str]) -> None:
     assert parse_batch_arguments(arguments)
 
 
+@pytest.mark.parametrize("arguments", SERVERS, ids=" ".join)
+def test_commands_of_the_server_are_understood(arguments: list[str]) -> None:
+    assert parse_serve_arguments(arguments)
+
+
 @pytest.mark.parametrize(
     "arguments", [one for one in CHATS if "DIR" in one and not {"ADAPTER_DIR", "ORG/SMALL"} & {*one}], ids=" ".join
 )
@@ -69,7 +75,7 @@ def test_commands_over_a_directory_run(
 
 
 def test_there_are_commands() -> None:
-    assert len(CHATS) > 10 and MEASUREMENTS and JOBS
+    assert len(CHATS) > 10 and MEASUREMENTS and JOBS and SERVERS
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

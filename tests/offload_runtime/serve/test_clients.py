@@ -1,9 +1,12 @@
 """The clients that people use: OpenAI's SDK and curl."""
 
 import json
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +18,7 @@ from tests.fakes.shared_runtime import SharedRuntime, answer_to
 if TYPE_CHECKING:
     from openai import OpenAI
 
+DOCUMENT = (Path(__file__).resolve().parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
 KEY = "sk-secret"
 PROMPT = "once upon a time"
 MESSAGES: list[Any] = [{"role": "user", "content": PROMPT}]
@@ -87,6 +91,14 @@ def test_openai_completes_text_and_lists_models(client: "OpenAI") -> None:
     assert client.models.retrieve("tiny").object == "model"
 
 
+def test_the_documented_script_asks(local: Served, tmp_path: Path) -> None:
+    pytest.importorskip("openai", reason="needs the SDK: pip install openai")
+    script = tmp_path / "ask.py"
+    script.write_text(DOCUMENT.split("```python\n")[1].split("```")[0])
+    done = subprocess.run([sys.executable, script, f"{local.url}/v1"], capture_output=True, text=True)
+    assert done.stdout.startswith(f"{answer_to('Why is the sky blue?')}\n") and done.stdout.endswith(" tokens\n")
+
+
 def test_openai_raises_its_own_errors(client: "OpenAI", keyed: Served) -> None:
     import openai
 
@@ -132,6 +144,16 @@ def test_curl(local: Served) -> None:
     assert events[-2:] == ["data: [DONE]", ""] and events[0].startswith("data: {")
     assert "é" in curl("-N", url, "-d", json.dumps({"messages": MESSAGES, "stream": True}))
     assert json.loads(curl(f"{local.url}/health"))["status"] == "ok"
+
+
+@CURL
+def test_documented_calls_of_curl(local: Served) -> None:
+    calls = re.findall(r"^curl .*(?:\n {4}.*)*", DOCUMENT, re.MULTILINE)
+    for call in calls:
+        command = call.replace("http://127.0.0.1:8000", local.url)
+        done = subprocess.run(command, shell=True, capture_output=True, text=True)
+        assert '"finish_reason":"stop"' in done.stdout and "é" in done.stdout, done.stderr
+    assert len(calls) == 2
 
 
 @CURL

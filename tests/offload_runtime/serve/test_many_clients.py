@@ -5,12 +5,8 @@ SERVE_CLIENTS_SECONDS=120 lets them do so for two minutes.
 
 import os
 import threading
-from collections.abc import Iterator
-
-import pytest
 
 from offload_runtime import OffloadRuntime
-from offload_runtime.options.run_options import DEMO_DRAFT, DEMO_TARGET
 from tests.fakes.random_clients import Crowd
 from tests.fakes.served import Served, wait_until
 from tests.fakes.shared_runtime import SharedRuntime, answer_to
@@ -46,13 +42,6 @@ def test_over_a_runtime_that_is_told_what_to_write() -> None:
         crowd = crowded(served, {prompt: answer_to(prompt) for prompt in PROMPTS})
         assert runtime.most == PARALLEL and not runtime.open
         assert crowd.outcomes["busy"] and crowd.outcomes["several"] and crowd.outcomes["bad"]
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[OffloadRuntime]:
-    options = {"dtype": "float32", "context_length": 256, "parallel": PARALLEL, "tree_size": 6}
-    with OffloadRuntime.from_pretrained(DEMO_TARGET, DEMO_DRAFT, "cpu", **options) as loaded:
-        yield loaded
 
 
 def test_over_the_bundled_pair(pair: OffloadRuntime) -> None:
