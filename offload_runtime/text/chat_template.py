@@ -15,17 +15,22 @@ from offload_runtime.text.message_forms import (
     THOUGHTS,
     Form,
     Message,
+    calls_in_text,
     checked,
     text_among_thoughts,
     with_thoughts,
 )
 from offload_runtime.text.template_process import REMEDY, TemplateFailedError, template_process
+from offload_runtime.text.tools.call_formats import known_format
+from offload_runtime.text.tools.json_bodies import read_json
 from offload_runtime.text.tools.tool_definitions import Tools, template_for
 
-_MARK = "sequoiamark{}x"  # a text that templates neither know nor change: letters and digits
+_START = "sequoiamark"
+_MARK = _START + "{}x"  # a text that templates neither know nor change: letters and digits
 _KEY = "sequoiakey"
-_LISTED = ("'type': 'text'", '"type": "text"', '"type":"text"', "'type': 'thinking'", '"type": "thinking"')
-_WRITTEN_OUT = (*_LISTED, f"{{'{_KEY}", f'\\"{_KEY}')  # by a template that prints parts or arguments as Python has them
+# Written by a template that prints parts of a content, or arguments, as Python or JSON has them.
+_LISTED = (f"'text': '{_START}", f'"text": "{_START}', f'"text":"{_START}', f"'thinking': '{_START}")
+_WRITTEN_OUT = (*_LISTED, f"{{'{_KEY}", f'\\"{_KEY}')
 
 
 def render_chat(
@@ -63,26 +68,44 @@ class _Renderer:
         self._template = template_for(tokenizer, tools)
         self._variables = {
             **{name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)},
-            **{"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt},
+            **{"tools": tools.definitions or None, "documents": None, "add_generation_prompt": add_generation_prompt},
             **arguments,
         }
         self._tools = tools
 
     def render(self, messages: list[dict[str, Any]]) -> str:
-        try:
-            form = self._form(messages)
-        except (TemplateFailedError, UsageError):
-            others = [text_among_thoughts(message) for message in messages]
-            if others == messages:
-                raise
-            messages, form = others, self._form(others)
+        messages, form = self._accepted(messages)
         text = self._rendered(messages, form)
-        if self._tools:
-            without, text = text, self._rendered(messages, form, tools=self._tools.definitions)
-            if text == without:
-                raise UsageError("this model's chat template has no place for tools: it cannot be told of them")
+        if self._tools and text == self._without_tools(messages, form):
+            raise UsageError("this model's chat template has no place for tools: it cannot be told of them")
         check_whole_characters(text)
         return text
+
+    def _accepted(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Form]:
+        """The messages, or the same in other words, that the template takes, and their form."""
+        first_error = None
+        for others in self._variants(messages):
+            try:
+                return others, self._form(others)
+            except (TemplateFailedError, UsageError) as error:
+                first_error = first_error or error
+        assert first_error is not None
+        raise first_error
+
+    def _variants(self, messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        yield messages
+        if not any("tool_calls" in message for message in messages):
+            return
+        yield [text_among_thoughts(message) for message in messages]
+        form = known_format(self._template)
+        if form and form.begin and form.read is read_json:
+            yield [calls_in_text(message, form.begin, form.end) for message in messages]
+
+    def _without_tools(self, messages: list[dict[str, Any]], form: Form) -> str | None:
+        try:
+            return self._rendered(messages, form, tools=None)
+        except (TemplateFailedError, UsageError):
+            return None  # a template that is only for prompts with tools
 
     def _rendered(self, messages: list[dict[str, Any]], form: Form, **variables: Any) -> str:
         given = {**self._variables, "messages": form.apply(messages), **variables}

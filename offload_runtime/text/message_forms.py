@@ -75,6 +75,16 @@ def text_among_thoughts(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": "", **with_thoughts(f"{thoughts}\n\n{text}")}
 
 
+def calls_in_text(message: dict[str, Any], begin: str, end: str) -> dict[str, Any]:
+    """A message with its calls in its text, as JSON between a model's marks: for templates without a place for them."""
+    if "tool_calls" not in message:
+        return message
+    calls = [call["function"] for call in message["tool_calls"]]
+    texts = (message["content"], f"{begin}{json.dumps(calls, ensure_ascii=False)}{end}")
+    kept = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**kept, "content": "\n".join(text for text in texts if text)}
+
+
 def _checked(message: Message, names: dict[str, str]) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content")
     calls = _checked_calls(message.get("tool_calls"), names) if role == "assistant" else []

@@ -13,7 +13,7 @@ from offload_runtime.text.reasoning_marks import (
     closing,
     named_state,
 )
-from offload_runtime.text.tools.json_bodies import harmony_call
+from offload_runtime.text.tools.framed_bodies import harmony_call
 from offload_runtime.text.tools.tool_call import ToolCall
 
 Piece = tuple[str, str]

@@ -51,6 +51,14 @@ _DEEPSEEK_3 = (
     "{{ '<｜tool▁call▁begin｜>function<｜tool▁sep｜>' + f.name + '\n```json\n' + f.arguments }}\n```<｜tool▁call▁end｜>"
 )
 _DEEPSEEK_31 = "{{ '<｜tool▁call▁begin｜>' + f.name + '<｜tool▁sep｜>' + f.arguments + '<｜tool▁call▁end｜>' }}"
+_DSML_PAIR = (
+    '<｜DSML｜parameter name="{{ k }}" string="{{ "true" if v is string else "false" }}">'
+    + _VALUE
+    + "</｜DSML｜parameter>\n"
+)
+_DSML = '<｜DSML｜invoke name="{{ f.name }}">\n' + _pairs(_DSML_PAIR) + "</｜DSML｜invoke>\n"
+_PYTHON = "{{ f.name }}(" + _pairs("{{ k }}={{ v | pprint }}{{ ', ' if not loop.last }}") + ")"
+_SOLAR = "{{ c.id }}<|tool_call:name|>{{ f.name }}<|tool_call:args|>{{ f.arguments | tojson }}"
 _KIMI = "<|tool_call_begin|>{{ c.id }}<|tool_call_argument_begin|>{{ f.arguments | tojson }}<|tool_call_end|>"
 _MISTRAL = f'{_NINE}{{{{ (f | tojson)[:-1] }}}}, "id": "{{{{ c.id }}}}"}}'
 _COHERE = '{"tool_call_id": "0", "tool_name": "{{ f.name }}", "parameters": {{ f.arguments | tojson }}}'
@@ -82,6 +90,22 @@ FAMILIES = {
         ("<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"),
         kept_ids=True,
     ),
+    "dsml": Family(_template(_DSML, "\n\n<｜DSML｜function_calls>\n", "</｜DSML｜function_calls>")),
+    "apertus": Family(
+        _template('{"{{ f.name }}": {{ f.arguments | tojson }}}', "<|tools_prefix|>[", "]<|tools_suffix|>", ", "),
+        ("<|tools_prefix|>", "<|tools_suffix|>"),
+    ),
+    "solar": Family(
+        _template(f"<|tool_call:begin|>{_SOLAR}<|tool_call:end|>"),
+        ("<|tool_call:begin|>", "<|tool_call:name|>", "<|tool_call:args|>", "<|tool_call:end|>"),
+        kept_ids=True,
+    ),
+    "lfm": Family(
+        _template(_PYTHON, "<|tool_call_start|>[", "]<|tool_call_end|>", ", "),
+        ("<|tool_call_start|>", "<|tool_call_end|>"),
+    ),
+    "functionary": Family(_template("<function={{ f.name }}>{{ f.arguments | tojson }}</function>")),
+    "giga": Family(_template(f"<|function_call|>{_JSON}"), ("<|function_call|>",)),
     "gemma": Family(
         _template("<|tool_call>call:" + _GEMMA + "<tool_call|>"),
         ("<|tool_call>", "<tool_call|>", _GEMMA_QUOTE),

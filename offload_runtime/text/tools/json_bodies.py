@@ -1,22 +1,16 @@
-"""Calls that are written as JSON, alone or in a family's own frame.
+"""Calls that are written as JSON alone.
 
 Readers take the text between a family's marks and return its calls; they raise ValueError for what are none.
 """
 
 import re
-from collections.abc import Iterator
+from typing import Any
 
 from offload_runtime.text.tools.tool_call import ToolCall, json_values
 from offload_runtime.text.tools.tool_definitions import Tools
 
 _NAMES, _ARGUMENTS = ("name", "tool_name", "function"), ("arguments", "parameters")
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
-_FENCED = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
-_MISTRAL = re.compile(r"\s*([^\s\[{]+)\s*(?:\[CALL_ID\]\s*([^\s\[]+)\s*)?(?:\[ARGS\])?\s*(\{.*)", re.DOTALL)
-_GEMMA = re.compile(r"\s*call:([^\s{]+)\s*(\{.*\})\s*", re.DOTALL)
-HARMONY_NAMESPACE = "functions."
-_GEMMA_QUOTE = '<|"|>'
-_BARE_KEY = re.compile(r"([{,]\s*)([\w.-]+)(\s*:)")
 
 
 def inside_string(body: str) -> bool:
@@ -26,79 +20,25 @@ def inside_string(body: str) -> bool:
 
 def read_json(body: str, tools: Tools) -> tuple[ToolCall, ...]:
     """{"name": ..., "arguments" or "parameters": {...}}, several of them, or a list of them."""
+    return tuple(map(_call, _objects(body)))
+
+
+def read_keyed(body: str, tools: Tools) -> tuple[ToolCall, ...]:
+    """A list of {NAME: {...}}: Apertus."""
+    objects = _objects(body)
+    if not all(isinstance(one, dict) and len(one) == 1 for one in objects):
+        raise ValueError("no call")
+    return tuple(ToolCall.of(*pair) for one in objects for pair in one.items())
+
+
+def _objects(body: str) -> list[Any]:
+    """The values in a body, or of the list that it is; at least one."""
     values = [*json_values(body, ";,")]
     if len(values) == 1 and isinstance(values[0], list):
         values = values[0]
-    calls = tuple(_call(value) for value in values)
-    if not calls:
+    if not values:
         raise ValueError("no call")
-    return calls
-
-
-def read_mistral(body: str, tools: Tools) -> tuple[ToolCall, ...]:
-    """A list as above; from version 11 on NAME[CALL_ID]ID[ARGS]{...}, from 13 on without an id."""
-    if body.lstrip().startswith(("[{", "{", "[ ", "[\n")):
-        return read_json(body, tools)
-    found = _MISTRAL.fullmatch(body)
-    if not found:
-        raise ValueError("no call")
-    name, call_id, arguments = found.groups()
-    return (ToolCall.of(name, arguments, call_id),)
-
-
-def read_deepseek(body: str, tools: Tools) -> tuple[ToolCall, ...]:
-    """V3.1 and later: NAME, a mark, {...}; V3 and R1: "function", a mark, NAME, a line break, fenced JSON."""
-    calls = []
-    for item in _items(body, "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"):
-        name, _, arguments = item.partition("<｜tool▁sep｜>")
-        if name.strip() == "function":
-            name, _, arguments = arguments.partition("\n")
-        fenced = _FENCED.fullmatch(arguments)
-        calls.append(ToolCall.of(name, fenced[1] if fenced else arguments))
-    return tuple(calls)
-
-
-def read_kimi(body: str, tools: Tools) -> tuple[ToolCall, ...]:
-    """functions.NAME:NUMBER, which is the call's id too, a mark, {...}."""
-    calls = []
-    for item in _items(body, "<|tool_call_begin|>", "<|tool_call_end|>"):
-        call_id, _, arguments = item.partition("<|tool_call_argument_begin|>")
-        name = call_id.strip().removeprefix("functions.").rpartition(":")[0]
-        calls.append(ToolCall.of(name, arguments, call_id.strip()))
-    return tuple(calls)
-
-
-def read_gemma(body: str, tools: Tools) -> tuple[ToolCall, ...]:
-    """call:NAME{key:value, ...}: JSON with bare keys and quotes of its own."""
-    found = _GEMMA.fullmatch(body)
-    if not found:
-        raise ValueError("no call")
-    pieces = found[2].split(_GEMMA_QUOTE)
-    if len(pieces) % 2 == 0:
-        raise ValueError("a text without an end")
-    outside = [_BARE_KEY.sub(r'\1"\2"\3', piece) for piece in pieces[::2]]
-    texts = [_quoted(piece) for piece in pieces[1::2]]
-    return (ToolCall.of(found[1], "".join(part for pair in zip(outside, [*texts, ""]) for part in pair)),)
-
-
-def inside_gemma_text(body: str) -> bool:
-    """As `inside_string`, for Gemma's quotes."""
-    return body.count(_GEMMA_QUOTE) % 2 == 1
-
-
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _items(body: str, begin: str, end: str) -> Iterator[str]:
-    before, *items = body.split(begin)
-    if before.strip() or not items:
-        raise ValueError("no call")
-    for item in items:
-        content, found, after = item.rpartition(end)
-        if after.strip() and found:
-            raise ValueError("text between calls")
-        yield content if found else item
+    return values
 
 
 def _call(value: object) -> ToolCall:
@@ -109,9 +49,3 @@ def _call(value: object) -> ToolCall:
     name = next((value[key] for key in _NAMES if key in value), None)
     arguments = next((value[key] for key in _ARGUMENTS if key in value), None)
     return ToolCall.of(name, {} if arguments is None else arguments, value.get("id"))
-
-
-def harmony_call(header: str, body: str) -> ToolCall:
-    """The call that a harmony message is: its header names the recipient. Raises ValueError."""
-    recipient = header.rpartition(" to=")[2].split("<|")[0].split()[:1]
-    return ToolCall.of("".join(recipient).removeprefix(HARMONY_NAMESPACE), body)

@@ -35,7 +35,10 @@ class ToolCall:
             arguments = json_value(arguments)
         if not isinstance(name, str) or not name.strip() or not isinstance(arguments, dict):
             raise ValueError("a call has a name and a mapping of arguments")
-        written = json.dumps(arguments, ensure_ascii=False)
+        try:
+            written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        except TypeError as error:
+            raise ValueError("arguments that JSON does not have") from error
         (name + written).encode()  # half a character cannot be sent on
         return cls(name.strip(), written, *([id] if isinstance(id, str) and id else []))
 

@@ -81,10 +81,10 @@ class Tools:
         found = (one["function"]["parameters"] for one in self.definitions if one["function"]["name"] == name)
         return next(found, {})
 
-    def typed(self, name: str, argument: str, text: str) -> Any:
+    def typed(self, name: str, argument: str, text: str, text_unless_stated: bool = False) -> Any:
         """An argument that was written as plain text, as a value of the type that the tool's schema states for it.
 
-        Text that is not of that type stays text. Where no type is stated, only mappings and lists are read.
+        Text that is not of that type stays text. Where no type is stated, mappings and lists are read, or nothing is.
         """
         properties = self.parameters(name).get("properties")
         kinds = self.kinds(properties.get(argument) if isinstance(properties, Mapping) else None)
@@ -94,7 +94,8 @@ class Tools:
             value = _AS_PYTHON.get(text.strip(), text)
         if isinstance(value, float) and value.is_integer() and "integer" in kinds:
             value = int(value)
-        return value if set(_KINDS.get(type(value), ())) & (kinds or {"object", "array"}) else text
+        open_kinds = set() if text_unless_stated else {"object", "array"}
+        return value if set(_KINDS.get(type(value), ())) & (kinds or open_kinds) else text
 
     @staticmethod
     def kinds(schema: object) -> set[str]:

@@ -23,7 +23,7 @@ KIND = tool("kind")
 KIND["function"]["parameters"] = {"type": "object", "properties": {"of": {"enum": ["x y", 'z"']}}, "required": ["of"]}
 TOOLS = Tools.of([ADD, KIND, tool("now")], "required")
 QUESTION = {"role": "user", "content": "what is it?"}
-FORCED = [name for name in FAMILIES if name != "gemma"]
+FORCED = [name for name in FAMILIES if name not in ("gemma", "lfm", "dsml")]
 RIGHT = [
     ("add", {"a": 1}),
     ("add", {"a": -2, "note": 'two\nlines </parameter " é <| 😀'}),
@@ -117,6 +117,8 @@ def test_a_schema_may_refer_to_its_definitions() -> None:
 def test_what_cannot_be_forced_is_refused() -> None:
     with pytest.raises(UsageError, match="a call cannot be forced"):
         call_frame(family_tokenizer("gemma"), TOOLS)
+    with pytest.raises(UsageError, match="a call cannot be forced"):
+        call_frame(family_tokenizer("lfm"), TOOLS)
     silent = FAMILIES["hermes"].template.replace("{{ f.name }}", "")
     with pytest.raises(UsageError, match="a call cannot be forced"):
         call_frame(with_template(byte_level(), silent), TOOLS)

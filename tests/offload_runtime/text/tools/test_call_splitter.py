@@ -79,6 +79,28 @@ REPLIES = [  # the family, what is written, the text in it, the calls
     ("deepseek 3.1", "<｜tool▁calls▁begin｜>x<｜tool▁calls▁end｜>", None, []),
     ("deepseek 3.1", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>now<｜tool▁sep｜>{}", "", [NOW]),
     ("gemma", '<|tool_call>call:add{a:<|"|>x}<tool_call|>', None, []),
+    ("lfm", "<|tool_call_start|>[add(a=1), now()]<|tool_call_end|>", "", [ONE, NOW]),
+    ("lfm", "<|tool_call_start|>add(a=1)<|tool_call_end|>B", "B", [ONE]),
+    *(
+        ("lfm", f"<|tool_call_start|>[{code}]<|tool_call_end|>", None, [])
+        for code in (
+            "add(1)",
+            "add(**{})",
+            "add(a=b)",
+            "add(a={1})",
+            "add(a=1e999)",
+            "1",
+            "add(a=",
+            "\0",
+            "add(a=-" + "(" * 999,
+        )
+    ),
+    ("apertus", '<|tools_prefix|>[{"add": {"a": 1}}, {"now": {}}]<|tools_suffix|>', "", [ONE, NOW]),
+    ("apertus", '<|tools_prefix|>[{"add": {"a": 1}, "now": {}}]<|tools_suffix|>', None, []),
+    ("apertus", "<|tools_prefix|>[]<|tools_suffix|>", None, []),
+    ("functionary", '<function=add>{"a": 1}</function><function=now>{}</function>', "", [ONE, NOW]),
+    ("functionary", "<function=add>{</function>", None, []),
+    ("hermes", '<tool_call>{"name": "add", "arguments": {"a": 1e999}}</tool_call>', None, []),
     ("gemma", '<|tool_call>call:add{a:<|"|>x, y:"z"<|"|>}<tool_call|>', "", [ToolCall("add", '{"a": "x, y:\\"z\\""}')]),
 ]
 

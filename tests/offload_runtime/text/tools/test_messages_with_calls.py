@@ -131,6 +131,27 @@ def test_a_template_of_its_own_for_tools(tmp_path: Path) -> None:
         render_chat(chat_tokenizer(tmp_path, tmp_path / "chat_template.jinja"), [QUESTION], True, tools=TOOLS)
 
 
+def test_a_template_that_is_only_for_tools_is_not_tried_without() -> None:
+    only = FAMILIES["hermes"].template.replace("{% if tools %}", "{% for tool in tools %}{% endfor %}{% if true %}")
+    tokenizer = with_template(byte_level(), only)
+    assert '"name": "now"' in render_chat(tokenizer, ANSWERED, True, tools=TOOLS)
+
+
+def test_calls_are_in_the_text_where_a_template_has_a_place_for_results_alone() -> None:
+    bare = TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}{% if tools %}<|tool_call|>{{ tools }}{% endif %}")
+    tokenizer = with_template(byte_level(), bare)
+    asked = {**ASKED[1], "content": "I add."}
+    rendered = render_chat(tokenizer, [QUESTION, asked, ANSWERED[-1]], True, tools=TOOLS)
+    written = json.dumps([CALL["function"]], ensure_ascii=False)
+    assert f"<|assistant|>\nI add.\n<|tool_call|>{written}</s>\n<|tool|>\nseven</s>" in rendered
+
+
+def test_a_tool_may_speak_of_parts() -> None:
+    part = tool("part", type="text")
+    part["function"]["description"] = '"type": "text" and {\'type\': \'text\', "text": "x"}'
+    assert "seven" in render_chat(family_tokenizer("hermes"), ANSWERED, True, tools=Tools.of([part]))
+
+
 def test_a_template_without_a_place_for_tools_is_said_to_have_none() -> None:
     with pytest.raises(UsageError, match="no place for tools"):
         render_chat(byte_level(), [QUESTION], True, tools=TOOLS)
