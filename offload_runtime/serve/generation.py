@@ -29,7 +29,7 @@ class Generation:
             body = await read_body(Request(scope, receive))
             asked = self._read(parse_object(body), self._offer)
             for text in asked.texts:
-                self._offer.check_length(text.prompt)
+                self._offer.check_length(text)
             with Job(self._engine, asked.texts) as job:
                 leaving = asyncio.create_task(job.leave_with(receive))
                 try:

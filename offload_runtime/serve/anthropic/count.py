@@ -12,14 +12,15 @@ from offload_runtime.serve.api.asked import Offer
 from offload_runtime.serve.engine import Engine
 from offload_runtime.serve.errors import of_runtime
 from offload_runtime.serve.http.answers import JsonResponse
-from offload_runtime.serve.http.body import parse_object, read_body
+from offload_runtime.serve.http.body import read_object
 
 
 def count_tokens(engine: Engine, offer: Offer) -> Callable[[Request], Awaitable[Response]]:
     """The function that answers."""
 
     async def answer(request: Request) -> Response:
-        asked = read_counted(parse_object(await read_body(request)), offer)
+        asked = read_counted(await read_object(request), offer)
+        offer.check_length(asked)
         try:
             count = await asyncio.wrap_future(engine.count(asked))
         except OffloadError as error:

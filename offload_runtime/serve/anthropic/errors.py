@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from offload_runtime.serve.errors import ApiError
+from offload_runtime.serve.errors import TOO_LONG, ApiError
 
 _KINDS = {
     401: "authentication_error",
@@ -15,5 +15,6 @@ _KINDS = {
 
 def anthropic_body(error: ApiError) -> dict[str, Any]:
     """The JSON of an error."""
+    message = f"prompt is too long: {error.message}" if error.code == TOO_LONG else error.message  # as clients know it
     kind = _KINDS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    return {"type": "error", "error": {"type": kind, "message": message}}

@@ -1,5 +1,6 @@
 """What a request asks for, once its body is read."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -8,7 +9,6 @@ from offload_runtime.generation.generation_request import GenerationRequest
 from offload_runtime.serve.api.fields import LONGEST_NAME, Fields
 from offload_runtime.serve.api.token_texts import TokenTexts
 from offload_runtime.serve.errors import TOO_LONG, ApiError, openai_body
-from offload_runtime.text.prompt import Prompt
 
 if TYPE_CHECKING:
     from offload_runtime.generation.decode import Step
@@ -75,13 +75,13 @@ class Offer:
         self.check_model(asked)
         return asked
 
-    def check_length(self, prompt: Prompt) -> None:
+    def check_length(self, request: GenerationRequest) -> None:
         """Raise ApiError for a prompt that is too long whatever its tokens are: it would take seconds to encode."""
-        if isinstance(prompt, str):
-            param, characters = "prompt", len(prompt)
+        if isinstance(request.prompt, str):
+            param, characters = "prompt", len(request.prompt)
         else:
-            texts = (message["content"] or "" for message in prompt if isinstance(message, Mapping))
-            param, characters = "messages", sum(map(len, texts))
+            messages = [message for message in request.prompt if isinstance(message, Mapping)]
+            param, characters = "messages", sum(map(_length, messages)) + _written(request.arguments.get("tools"))
         if self.longest_prompt is not None and characters > self.longest_prompt:
             said = f"{characters} characters are more than the context holds"
             raise ApiError(400, f"{param}: {said}, which is at most {self.longest_prompt}", param, TOO_LONG)
@@ -92,6 +92,16 @@ class Offer:
             raise ApiError(
                 404, f"there is no model {name!r}; this server has {self.model!r}", "model", "model_not_found"
             )
+
+
+def _length(message: Mapping[str, Any]) -> int:
+    """Characters of a message."""
+    return len(message["content"] or "") + _written(message.get("tool_calls"))
+
+
+def _written(value: object) -> int:
+    """Characters of a value as JSON; none of None."""
+    return 0 if value is None else len(json.dumps(value, ensure_ascii=False))
 
 
 def read_stream(fields: Fields) -> tuple[bool, bool]:

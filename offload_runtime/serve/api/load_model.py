@@ -8,14 +8,14 @@ from starlette.responses import Response
 from offload_runtime.serve.api.asked import Event, Offer
 from offload_runtime.serve.api.fields import Fields
 from offload_runtime.serve.http.answers import EVENTS, frame
-from offload_runtime.serve.http.body import parse_object, read_body
+from offload_runtime.serve.http.body import read_object
 
 
 def load_model(offer: Offer) -> Callable[[Request], Awaitable[Response]]:
     """The function that answers."""
 
     async def answer(request: Request) -> Response:
-        model = offer.read_model(Fields(parse_object(await read_body(request))))
+        model = offer.read_model(Fields(await read_object(request)))
         ready = {"status": "ready", "model": model, "cached": True}
         return Response(frame(Event(ready)), headers=EVENTS)
 

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from offload_runtime.serve.errors import ApiError
 
@@ -42,6 +42,14 @@ async def read_body(request: Request) -> bytes:
         if size > MOST_BYTES:
             raise _too_long()
         pieces.append(piece)
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The JSON object in the body of a request that is answered at once. Raises ApiError, also if its client leaves."""
+    try:
+        return parse_object(await read_body(request))
+    except ClientDisconnect:
+        raise ApiError(400, "the client left before its request was complete") from None
 
 
 def _too_long() -> ApiError:

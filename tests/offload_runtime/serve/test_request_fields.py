@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from offload_runtime.generation.decode import Step
+from offload_runtime.generation.generation_request import GenerationRequest
 from offload_runtime.serve.api.asked import Asked, Offer
 from offload_runtime.serve.api.chat import HARMLESS, read_chat
 from offload_runtime.serve.api.completion import read_completion
@@ -253,10 +254,10 @@ def test_prompts_that_cannot_fit_are_refused_before_they_are_encoded() -> None:
     short = replace(OFFER, longest_prompt=10)
     code = "context_length_exceeded"
     for good in (HELLO * 2, "x" * 10, [1] * 99, [*HELLO, {"role": "assistant", "content": None}]):
-        short.check_length(good)
-        OFFER.check_length("x" * 11)
+        short.check_length(GenerationRequest(good))
+        OFFER.check_length(GenerationRequest("x" * 11))
     for wrong, param in ((HELLO * 3, "messages"), ("x" * 11, "prompt")):
-        refused(lambda prompt: short.check_length(prompt), {"prompt": wrong}, param, code)
+        refused(lambda prompt: short.check_length(GenerationRequest(prompt)), {"prompt": wrong}, param, code)
 
 
 def test_messages_become_those_of_templates() -> None:

@@ -231,6 +231,20 @@ def test_errors_of_every_kind() -> None:
         assert (answer.status, answer.json["error"]["type"]) == (400, "invalid_request_error")
 
 
+def test_a_prompt_that_is_too_long_is_said_so_in_the_words_that_clients_know() -> None:
+    long = "hello " * 200_000
+    call = {"type": "tool_use", "id": "a", "name": "add", "input": {"a": long}}
+    in_a_call = [QUESTION, {"role": "assistant", "content": [call]}, QUESTION]
+    tool = {"name": "add", "description": long, "input_schema": {"type": "object"}}
+    with served("Four.") as server:
+        for more in ({"system": long}, {"messages": in_a_call}, {"tools": [tool]}):
+            for path, most in (("/v1/messages", 5), ("/v1/messages/count_tokens", None)):
+                answer = post(server, path, max_tokens=most, **more)
+                assert answer.status == 400, answer.body
+                assert answer.json["error"]["message"].startswith("prompt is too long: messages: ")
+        assert not server.runtime.asked
+
+
 def test_an_error_within_a_stream() -> None:
     with served("Four.") as server:
         server.runtime.faults["*"] = RuntimeError("a fault of the test")
