@@ -77,7 +77,10 @@ class _Renderer:
         messages, form = self._accepted(messages)
         text = self._rendered(messages, form)
         if self._tools and text == self._without_tools(messages, form):
-            raise UsageError("this model's chat template has no place for tools: it cannot be told of them")
+            raise UsageError(
+                "this model's chat template has no place for tools: it cannot be told of them.\n"
+                "  --chat-template FILE takes a template that has one"
+            )
         check_whole_characters(text)
         return text
 
