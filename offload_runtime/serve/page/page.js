@@ -118,14 +118,27 @@ export class Page {
     if (id === this.conversation.id) this.show(chats()[0] ?? new Conversation());
   }
 
-  /** Another tab has kept or deleted a conversation. */
+  /**
+   * Another tab has kept or deleted a conversation. Tabs read the store a little late, so that one may write over what
+   * another has just kept: whoever misses messages of its own keeps them again.
+   */
   changedElsewhere(id) {
-    if (id !== this.conversation.id || this.running.has(id)) return;
     const kept = open(id);
     if (!kept) return; // deleted there: it stays here until this tab leaves it
-    if (this.conversation.leaf in kept.messages) kept.leaf = this.conversation.leaf;
-    this.conversation = kept;
+    this.running.get(id)?.conversation.merge(kept);
+    if (id !== this.conversation.id) return;
+    if (!this.running.has(id)) this.takeOver(kept);
     this.draw();
+  }
+
+  takeOver(kept) {
+    const { leaf, messages } = this.conversation;
+    const isMissing = Object.values(messages).some((message) => kept.lacks(message));
+    const goesOn = kept.path().some((message) => message.id === leaf);
+    kept.merge(this.conversation);
+    if (!goesOn) kept.leaf = leaf;
+    this.conversation = kept;
+    if (isMissing) this.keep(kept);
   }
 
   keep(conversation) {
@@ -158,7 +171,7 @@ export class Page {
     if (message.text) this.write(this.conversation.add(message.parent, "assistant", "", { finish: null }));
     else {
       for (const name of ["error", "reasoning", "stats", "marks", "usage"]) delete message[name];
-      message.finish = null;
+      Object.assign(message, { finish: null, changed: Date.now() });
       this.write(message);
     }
     this.composer.focus();

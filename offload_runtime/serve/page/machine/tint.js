@@ -5,7 +5,7 @@
 import { element } from "../dom.js";
 import { visible } from "../text/visible.js";
 
-export const DEPTHS = 8; // colours; deeper tokens have the last
+const DEPTHS = 8; // colours; deeper tokens have the last
 
 /** The marks with those of one more pass. */
 export function addMark(marks, { accepted, pieces }) {

@@ -1,7 +1,8 @@
 // A conversation is a tree of messages: editing one, or writing a reply again, adds a sibling. Nothing is ever lost.
 //
-// A message: {id, parent, role: "user" | "assistant", text, at}; of a reply also reasoning, finish ("stop", "length",
-// "stopped", "error"; null while it is written), error, marks (see ../machine/tint.js) and stats (../machine/stats.js).
+// A message: {id, parent, role: "user" | "assistant", text, at, changed}, times in ms since 1970; of a reply also
+// reasoning, finish ("stop", "length", "stopped", "error"; null while it is written), error, usage, marks
+// (../machine/tint.js) and stats (../machine/stats.js).
 
 const TITLE_LETTERS = 60;
 
@@ -34,7 +35,8 @@ export class Conversation {
 
   /** Append a message after `parent` (an id, or null) and show it. */
   add(parent, role, text, more = {}) {
-    const message = { id: newId(), parent, role, text, at: Date.now(), ...more };
+    const now = Date.now();
+    const message = { id: newId(), parent, role, text, at: now, changed: now, ...more };
     this.messages[message.id] = message;
     this.leaf = message.id;
     this.at = message.at;
@@ -69,9 +71,16 @@ export class Conversation {
     return newest;
   }
 
-  /** Take over messages that only `other` has, such as those of another tab. */
+  /** Take over messages that only `other` has, such as those of another tab, and its later states of the same. */
   merge(other) {
-    for (const [id, message] of Object.entries(other.messages)) this.messages[id] ??= message;
+    for (const [id, message] of Object.entries(other.messages)) {
+      if (this.lacks(message)) this.messages[id] = message;
+    }
+  }
+
+  /** Whether a message of another state of this conversation is not here, or only as it was earlier. */
+  lacks({ id, changed }) {
+    return !(id in this.messages) || this.messages[id].changed < changed;
   }
 
   get title() {
@@ -100,10 +109,11 @@ function fits(id, message) {
 
 /** A message without fields that are not what they should be: other programs may write to the store. */
 function cleaned(message) {
-  const { id, parent = null, role, text, at, reasoning, finish, error, marks, stats, usage } = message;
+  const { id, parent = null, role, text, at, changed, reasoning, finish, error, marks, stats, usage } = message;
   const areMarks = Array.isArray(marks) && marks.every((mark) => Array.isArray(mark) && mark.every(Number.isFinite));
   return {
-    ...{ id, parent, role, text, at: Number(at) || 0, finish: typeof finish === "string" ? finish : null },
+    ...{ id, parent, role, text, at: Number(at) || 0, changed: Number(changed) || 0 },
+    finish: typeof finish === "string" ? finish : null,
     ...(typeof reasoning === "string" && { reasoning }),
     ...(typeof error === "string" && { error }),
     ...(areMarks && { marks }),

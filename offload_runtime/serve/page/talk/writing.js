@@ -33,7 +33,7 @@ export class Writing {
       if (this.aborter.signal.aborted) message.finish = "stopped";
       else if (!this.isLeft) this.fail(asFailure(error));
     }
-    this.onChange();
+    this.changed();
   }
 
   fail(failure) {
@@ -55,6 +55,11 @@ export class Writing {
     }
     if (usage) message.usage = { prompt: usage.prompt_tokens, cached: usage.prompt_tokens_details?.cached_tokens ?? 0 };
     if (choice?.finish_reason) message.finish = choice.finish_reason;
+    this.changed();
+  }
+
+  changed() {
+    this.message.changed = Date.now();
     this.onChange();
   }
 }

@@ -5,7 +5,13 @@ from collections.abc import Callable
 
 from tests.fakes.page_server import PageServer, Said
 from tests.fakes.page_tab import Tab
+from tests.fakes.served import wait_until
 
+KEY = "Object.keys(localStorage).find((key) => key.startsWith('sequoia.chat.'))"
+HOLDS = f"""(texts) => {{
+  const held = Object.values(JSON.parse(localStorage[{KEY}]).messages).map(({{ text }}) => text);
+  return texts.every((text) => held.includes(text)) && held.length === texts.length;
+}}"""
 TEN = "one two three four five six seven eight nine ten"
 
 
@@ -78,14 +84,28 @@ def test_two_tabs_with_one_conversation_lose_nothing(open_tab: Callable[..., Tab
     second = open_tab(beside=first)
     second.shows("one", "a")
     first.send("two", waits=False)
-    first.page.wait_for_selector("#stop:visible")
+    first.wait_for_text("two")
+    wait_until(lambda: len(server.asked) == 2)
     second.send("three")
     server.go_on.set()
     first.wait_for_end()
     first.send("four")
-    kept = first.page.evaluate("localStorage[Object.keys(localStorage).find((key) => key.startsWith('sequoia.chat.'))]")
-    texts = {message["text"] for message in json.loads(kept)["messages"].values()}
-    assert texts == {"one", "a", "two", TEN, "three", "c", "four", "d"}
+    texts = ["one", "a", "two", TEN, "three", "c", "four", "d"]
+    first.page.wait_for_function(HOLDS, arg=texts)
+    second.page.wait_for_function(HOLDS, arg=texts)
+
+
+def test_what_another_tab_wrote_over_is_kept_again(open_tab: Callable[..., Tab], server: PageServer) -> None:
+    server.say(Said("a"), Said("b"))
+    first = open_tab()
+    first.send("one")
+    second = open_tab(beside=first)
+    old = second.page.evaluate(f"localStorage[{KEY}]")
+    first.send("two")
+    second.shows("one", "a", "two", "b")
+    second.page.evaluate(f"(old) => localStorage.setItem({KEY}, old)", old)
+    second.page.wait_for_function(HOLDS, arg=["one", "a", "two", "b"])
+    first.shows("one", "a", "two", "b")
 
 
 def test_what_other_programs_left_in_the_store_does_no_harm(tab: Tab) -> None:
