@@ -1,8 +1,11 @@
-"""Where measurements are kept from one start to the next."""
+"""Where measurements are kept from one start to the next, and how files are replaced as a whole."""
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def cache_directory() -> Path | None:
@@ -29,10 +32,21 @@ def replace_whole(path: Path, text: str, mode: int = 0o600) -> None:
 
     mode: permissions of the file; by default only its user can read it.
     """
+    with replacing(path, mode) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """A file to write in the block; at its end it takes the place of `path`, unless an error ends the block.
+
+    Until then it lies beside `path`, under a name that begins with a dot. A link in the place of `path` is replaced,
+    not followed. Raises OSError.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            yield file
         Path(name).chmod(mode)
         Path(name).replace(path)
     finally:

@@ -23,7 +23,8 @@ ROOMS = {
     "sequoia_tree": ("shaping", "shapes", "verification", "acceptance", "drafting", "choice"),
     "scheduler": ("machine", "plan", "streaming"),
     "offload_runtime": (
-        *("options", "text", "grammar", "model", "speculation", "planning", "loading", "generation"),
+        *("options", "text", "grammar", "model", "speculation", "planning", "loading"),
+        *("prompt_cache", "generation"),
         *("chat", "doctor", "measure_acceptance", "serve", "batch"),
     ),
 }

@@ -13,6 +13,7 @@ from offload_runtime.generation.sequences import LEAST_COPIED, Sequences, common
 from offload_runtime.generation.writer import Writer
 from offload_runtime.model.model import Model
 from offload_runtime.model.not_finite import describe_fault
+from offload_runtime.prompt_cache.prompt_cache import PromptCache
 from offload_runtime.speculation.draft import Draft, Growth
 from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.growth import or_error, run_growths
@@ -95,12 +96,19 @@ class _Clock:
 class Decoder:
     """Writes texts over the caches of one target and an optional draft, with one tree of each text in a pass.
 
-    policy: chooses how each step drafts. A new text is not read as far as the caches hold one that begins like it.
+    policy: chooses how each step drafts. A new text is not read as far as the caches, or `stored`, hold one that begins
+    like it.
     """
 
-    def __init__(self, target: Target, draft: Draft | None = None, policy: TreePolicy | None = None):
+    def __init__(
+        self,
+        target: Target,
+        draft: Draft | None = None,
+        policy: TreePolicy | None = None,
+        stored: PromptCache | None = None,
+    ):
         self._target, self._draft, self._policy = target, draft, policy or PlainDecoding()
-        self._sequences = Sequences(self._models())
+        self._sequences = Sequences(self._models(), stored)
 
     @property
     def places(self) -> int:

@@ -4,7 +4,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -28,7 +28,7 @@ from offload_runtime.generation.out_of_memory import (
 from offload_runtime.generation.reply import Reply, ReplyStats
 from offload_runtime.generation.request_rules import RequestRules
 from offload_runtime.generation.running_text import RunningText
-from offload_runtime.generation.shared_passes import SharedPasses
+from offload_runtime.generation.shared_passes import CANNOT_SHARE, SharedPasses
 from offload_runtime.generation.turns import Turns
 from offload_runtime.generation.writer import Request
 from offload_runtime.grammar.grammars import Grammars
@@ -40,6 +40,7 @@ from offload_runtime.model.model import never
 from offload_runtime.options.fields import takes_arguments_of, takes_fields_of
 from offload_runtime.options.run_options import RunOptions, check_template_arguments, resolved
 from offload_runtime.planning.planning import Preparation, prepare
+from offload_runtime.prompt_cache.opening import open_folder, open_prompt_cache
 from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
 from offload_runtime.speculation.target import PassProgress
 from offload_runtime.text.prompt import Prompt, chat_tokenizer, encode_turn, messages_of
@@ -48,11 +49,6 @@ from scheduler.machine.cuda import current_device
 from scheduler.plan.plan import Plan
 from sequoia_tree.shaping.order import Bounds
 from sequoia_tree.shaping.settings import Sampling
-
-CANNOT_SHARE = (
-    "they take turns, since the rotations of this model depend on the length of the text in the pass. "
-    "A shorter --context-length, below the length from which they change, lets texts share passes"
-)
 
 
 class OffloadRuntime:
@@ -83,6 +79,7 @@ class OffloadRuntime:
         return cls(preparation, options.progress)
 
     def __init__(self, preparation: Preparation, progress: Progress | None = None):
+        self._prompt_folder = open_folder(preparation.options)
         if preparation.draft:
             _check_draft(preparation)
         preparation = with_packed_files(preparation, progress)
@@ -112,7 +109,10 @@ class OffloadRuntime:
         self._resources.callback(self._models.close)
         self.plan = self._models.plan
         policy = tree_policy(self._models, preparation.options, self._known)
-        self._decoder = Decoder(self._models.target, self._models.draft, policy)
+        self._stored = open_prompt_cache(self._prompt_folder, preparation, self._models, self._turns.between)
+        if self._stored:
+            self._resources.callback(self._stored.close)
+        self._decoder = Decoder(self._models.target, self._models.draft, policy, self._stored)
         if self.parallel < self.plan.texts:
             warnings.warn(f"{self.parallel} of {self.plan.texts} texts at a time: {CANNOT_SHARE}", stacklevel=3)
 
@@ -285,14 +285,14 @@ class OffloadRuntime:
         return self._models.target.progress
 
     def forget(self) -> None:
-        """Drop the text in the KV caches: the next prompt is read in full, even if it begins like the last one."""
+        """Drop the texts in the KV caches: the next prompt is read in full, but for what a prompt cache has of it."""
         with self._turns.take():
             self._decoder.forget()
 
     @contextmanager
     def without_streaming(self) -> Iterator[None]:
         """Within the block, no weights stream: replies are meaningless, and passes take the computing time alone."""
-        with self._turns.hold():
+        with self._turns.hold(), self._stored.paused() if self._stored else nullcontext():
             self.forget()
             try:
                 with self._models.target.model.without_streaming():

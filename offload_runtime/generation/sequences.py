@@ -5,19 +5,20 @@ from itertools import count
 
 from offload_runtime.generation.writer import Writer
 from offload_runtime.model.model import Model
+from offload_runtime.prompt_cache.prompt_cache import PromptCache
 
 LEAST_COPIED = 16  # tokens; fewer are read again as quickly as they are copied
 
 
 class Sequences:
-    """Assigns the sequences of the models' caches to texts. models: the target first.
+    """Assigns the sequences of the models' caches to texts. models: the target first. stored: rows of earlier runs.
 
     A new text takes the rows of the text that begins most like it: in place if that one is not being written and has
     little else, or as a copy. It displaces the text that was used least recently.
     """
 
-    def __init__(self, models: Sequence[Model]):
-        self._models = list(models)
+    def __init__(self, models: Sequence[Model], stored: PromptCache | None = None):
+        self._models, self._stored = list(models), stored
         self._texts: list[list[int]] = [[] for _ in range(min(len(model.cache.sequences) for model in models))]
         self._owners: list[Writer | None] = [None] * len(self._texts)
         self._used = [0] * len(self._texts)
@@ -46,6 +47,8 @@ class Sequences:
         if writer.sequence is not None and self._owners[writer.sequence] is writer:
             self.rollback(writer)
             self._owners[writer.sequence] = None
+            if self._stored:
+                self._stored.keep(writer.text, writer.sequence)
         writer.sequence = None
 
     def rollback(self, writer: Writer) -> None:
@@ -56,6 +59,8 @@ class Sequences:
     def drop(self, model: Model) -> None:
         """From now on, a model's cache is not kept up."""
         self._models = [kept for kept in self._models if kept is not model]
+        if self._stored:
+            self._stored.drop(model)
 
     def forget(self, number: int | None = None) -> None:
         """Make one sequence, or all, hold nothing."""
@@ -69,15 +74,18 @@ class Sequences:
         source = max(range(len(self)), key=lambda number: self._usable(number, writer))
         usable = self._usable(source, writer)
         in_place = source in free and (source == oldest or 2 * usable >= self._length(source))
-        number = source if in_place else oldest
+        number, is_copied = (source, False) if in_place else (oldest, usable >= LEAST_COPIED)
+        alike = common_prefix(self._texts[number], writer.text)
+        if self._stored:
+            self._stored.displace(number, alike)
         for model in self._models:
             sequences = model.cache.sequences
-            if not in_place and usable >= LEAST_COPIED:
+            if is_copied:
                 sequences[number].take_from(sequences[source], usable)
-            elif not in_place:
-                usable = common_prefix(self._texts[number], writer.text)
-            model.take_up(writer.request.prompt_length, usable, number)
+            model.take_up(writer.request.prompt_length, usable if in_place or is_copied else alike, number)
         self._texts[number], self._owners[number], writer.sequence = writer.text, writer, number
+        if self._stored:
+            self._stored.extend(writer.text, number, writer.request.should_stop)
 
     def _usable(self, number: int, writer: Writer) -> int:
         """Tokens of a text that a sequence holds the rows of, but its last."""

@@ -11,6 +11,11 @@ from offload_runtime.generation.running_text import RunningText
 if TYPE_CHECKING:
     from offload_runtime.generation.runtime import OffloadRuntime
 
+CANNOT_SHARE = (
+    "they take turns, since the rotations of this model depend on the length of the text in the pass. "
+    "A shorter --context-length, below the length from which they change, lets texts share passes"
+)
+
 
 class SharedPasses:
     """The texts that a runtime writes together, at most `runtime.parallel`. For one thread; a context manager."""

@@ -13,6 +13,8 @@ class Turns:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._gate = threading.Lock()  # held by a thread that `between` lets wait: who has just had a turn comes after
+        self._holder: int | None = None
         self._in_pass = False
         self._process = os.getpid()
 
@@ -34,14 +36,14 @@ class Turns:
     def hold(self) -> Iterator[None]:
         """Keep the turn for the block."""
         self.check_process()
-        with self._lock:
+        with self._turn():
             yield
 
     @contextmanager
     def take(self) -> Iterator[None]:
         """Keep the turn for one pass. Raises UsageError if this thread is in a pass already, called from a callback."""
         self.check_process()
-        with self._lock:
+        with self._turn():
             if self._in_pass:
                 raise UsageError(
                     "this runtime is in the middle of a pass: should_stop and progress callbacks cannot generate, "
@@ -52,3 +54,31 @@ class Turns:
                 yield
             finally:
                 self._in_pass = False
+
+    @contextmanager
+    def between(self, seconds: float) -> Iterator[bool]:
+        """Have the next turn, for something short; the block is told False if that takes more than `seconds`."""
+        if self._holder == threading.get_ident():
+            yield True
+            return
+        with self._gate:
+            granted = self._lock.acquire(timeout=seconds)
+        if not granted:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if self._holder != threading.get_ident():
+            with self._gate:
+                pass
+        with self._lock:
+            before, self._holder = self._holder, threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = before

@@ -78,6 +78,11 @@ class CachedSequence:
         self.length = self.end = 0
         self._store.restart()
 
+    def extend_to(self, length: int) -> None:
+        """Rows up to `length` were written from elsewhere; they are committed."""
+        assert self.end == self.length <= length <= self.most_rows and not self._store.is_recurrent
+        self.length = self.end = length
+
     def take_from(self, other: "CachedSequence", length: int) -> None:
         """Begin like another text of this cache: copy its first `length` committed rows."""
         length = min(length, other.length)

@@ -322,6 +322,15 @@ class TreeCache(Cache):
         places = [np.arange(begin, begin + text.count) for begin, text in zip(begins, rows.texts)]
         return upload(np.concatenate(places), rows.row_positions.device)
 
+    def tables(self) -> dict[str, Tensor]:
+        """Every layer's keys and values ``[heads, rows, head_dim]`` by name; none before the first pass."""
+        named: dict[str, Tensor] = {}
+        for number, layer in enumerate(self.layers):
+            if isinstance(layer, TreeCacheLayer) and layer.is_initialized:
+                assert layer.keys is not None and layer.values is not None
+                named |= {f"keys.{number}": layer.keys[0], f"values.{number}": layer.values[0]}
+        return named
+
     def free(self) -> None:
         """Free all rows; the cache cannot be used afterwards."""
         if self.travelling is not None:

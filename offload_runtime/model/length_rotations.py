@@ -44,6 +44,11 @@ class TextLengths:
         """Whether the rotations of texts of up to `positions` tokens do not depend on their length."""
         return positions <= self._border
 
+    @property
+    def fixed_rows(self) -> int:
+        """How many leading rows of the current text are those of any text that begins like it, whatever its length."""
+        return self._border if self._prompt <= self._border else 0
+
     def begin(self, prompt: int) -> bool:
         """Switch to a text with a prompt of `prompt` tokens; return whether rows cached for the last one stay valid."""
         before, self._prompt = self._prompt, prompt

@@ -156,6 +156,11 @@ class Model:
         rows = self.cache.travelling
         return self._weights.crossed_bytes + (rows.crossed_bytes if rows else 0)
 
+    @property
+    def fixed_rows(self) -> int:
+        """How many leading rows of the current text do not depend on its length."""
+        return self._lengths.fixed_rows
+
     def take_up(self, prompt: int, common: int, sequence: int = 0) -> None:
         """Switch a sequence to a text with a prompt of `prompt` tokens; keep the rows of its first `common` tokens."""
         self.cache.sequences[sequence].truncate(common if self._lengths.begin(prompt) else 0)

@@ -13,6 +13,7 @@ from loaders.hub.find import find_model
 from loaders.hub.model import HubModel
 from loaders.hub.names import hub_name, model_path
 from loaders.quantize.recipe import BITS
+from loaders.sizes import parse_size
 from offload_runtime.errors import UsageError
 from offload_runtime.options.fields import described, option, values_of
 from offload_runtime.options.readers import (
@@ -129,6 +130,18 @@ class RunOptions:
         group="prompt",
         repeats=True,
     )
+    prompt_cache: str | Path | None = option(
+        "keep what the model has read in this directory, so that later runs need not read it again; it is private to "
+        "you, and so is the directory, which is created if it is missing",
+        *("DIR", Path),
+        group="prompt",
+    )
+    prompt_cache_size: int | str | None = option(
+        "use at most this much of the disk for that: 10GiB",
+        *("SIZE", size),
+        group="prompt",
+        unsaid="a tenth of what is free, at most 16 GiB",
+    )
     progress: Callable[[str, int, int], None] | None = field(
         default=None,
         compare=False,
@@ -155,6 +168,8 @@ class Options(RunOptions):
     rope_scaling: RopeScaling | None = None
     chat_template: Path | None = None
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    prompt_cache: Path | None = None
+    prompt_cache_size: int | None = None
     share_layers: bool = False
     gpu: str | None = option(
         "with --plan: plan for this card instead of what is here (rtx-4090, l40, ...; all are listed where a name "
@@ -174,6 +189,8 @@ class Options(RunOptions):
             raise UsageError(
                 f"{self.quantized_directory} is for packed weights: say which with --quantize int4 or int8"
             )
+        if self.prompt_cache is None and self.prompt_cache_size is not None:
+            raise UsageError("prompt_cache_size is for a prompt cache: say where with --prompt-cache DIR")
         check_template_arguments(self.template_arguments)
         for known in fields(RunOptions):
             value, choices = getattr(self, known.name), known.metadata["option"].choices
@@ -222,9 +239,18 @@ def resolved(given: RunOptions) -> Options:
         "quantized_directory": None if given.quantized_directory is None else Path(given.quantized_directory),
         "chat_template": None if given.chat_template is None else Path(given.chat_template),
         "template_arguments": dict(given.template_arguments or {}),
+        "prompt_cache": None if given.prompt_cache is None else Path(given.prompt_cache),
+        "prompt_cache_size": _size(given.prompt_cache_size),
         "rope_scaling": _rope_scaling(given.rope_scaling),
     }
     return Options(**values)
+
+
+def _size(value: int | str | None) -> int | None:
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as error:
+        raise UsageError(f"prompt_cache_size: {error}") from error
 
 
 def _rope_scaling(value: RopeScaling | str | Mapping[str, Any] | None) -> RopeScaling | None:

@@ -1,6 +1,7 @@
 """Threads that share a runtime: each gets its own text, whole, whatever the others do meanwhile."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,6 +9,7 @@ import pytest
 
 from offload_runtime import OffloadRuntime
 from offload_runtime.errors import UsageError
+from offload_runtime.generation.turns import Turns
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 OPTIONS = {"context_length": 64, "tree": "sequoia", "tree_size": 6, "tree_depth": 2}
@@ -100,3 +102,43 @@ def test_closing_waits_for_the_pass_of_another_thread(expected):
         closed.result(60)
         has_closed.set()
         assert tokens.result(60) == expected[0][: len(tokens.result())]
+
+
+@pytest.mark.timeout(120)
+def test_who_waits_between_passes_has_the_next_turn():
+    """Though a thread takes one turn after another without a pause, and another waits as well."""
+    turns, done, passes, waited = Turns(), threading.Event(), [], []
+
+    def run_passes():
+        while not done.is_set():
+            with turns.hold(), turns.take():
+                passes.append(1)
+                time.sleep(0.002)
+
+    threads = [threading.Thread(target=run_passes) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        before = len(passes)
+        with turns.between(60) as ours:
+            assert ours
+            waited.append(len(passes) - before)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert max(waited) <= 3, "the pass under way, and one of each that was waiting already"
+
+
+def test_who_waits_too_long_between_passes_is_told():
+    turns = Turns()
+    with turns.hold(), turns.between(0) as ours:
+        assert ours, "the turn is this thread's already"
+    with turns.hold(), ThreadPoolExecutor(1) as pool:
+
+        def ask():
+            with turns.between(0.01) as ours:
+                return ours
+
+        assert pool.submit(ask).result() is False
+    with turns.between(0) as ours:
+        assert ours

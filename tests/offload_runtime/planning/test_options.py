@@ -26,6 +26,7 @@ VALUES: dict[str, Any] = {
     **{"context_length": 9, "rope_scaling": "yarn:4", "tree": "chain", "verification": "match", "tree_size": 3},
     **{"quantize": "int4", "quantized_directory": "q", "chat_template": "t.jinja", "io": "direct", "tree_depth": 2},
     **{"offline": True, "template_arguments": {"a": 1}, "progress": print, "parallel": 3, "kv": "host"},
+    **{"prompt_cache": "p", "prompt_cache_size": "2GiB"},
 }
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -202,6 +203,7 @@ def test_what_is_said_is_kept_whichever_way_it_is_said(tmp_path: Path) -> None:
     said = RunOptions(str(tmp_path), None, "cpu", "1GiB", 5, "float32", **VALUES)
     kept = resolved(said)
     assert (kept.model, kept.draft, kept.quantized_directory) == (tmp_path, None, Path("q"))
+    assert (kept.prompt_cache, kept.prompt_cache_size) == (Path("p"), 2 << 30)
     assert kept.rope_scaling == RopeScaling.parse("yarn:4") and kept.template_arguments == {"a": 1}
     converted = {
         "model",
@@ -211,12 +213,15 @@ def test_what_is_said_is_kept_whichever_way_it_is_said(tmp_path: Path) -> None:
         "chat_template",
         "template_arguments",
         "rope_scaling",
+        "prompt_cache",
+        "prompt_cache_size",
     }
     for name in {field.name for field in fields(RunOptions)} - converted:
         assert getattr(kept, name) == getattr(said, name) != getattr(RunOptions(""), name), name
     line = "--template-arg a=1 --rope-scaling yarn:4 --tree chain --verification match --tree-size 3 --tree-depth 2"
     line += f" -m {tmp_path} -d none --device cpu --device-memory 1GiB --host-memory 5 --dtype float32 --offline"
     line += " --quantize int4 --quantized-directory q --context-length 9 --chat-template t.jinja --parallel 3 --kv host"
+    line += " --prompt-cache p --prompt-cache-size 2GiB"
     by_flags = model_options(parse_chat_arguments(line.split()))
     assert replace(by_flags, io="direct", device_memory="1GiB") == kept
 
