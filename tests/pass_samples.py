@@ -5,14 +5,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from offload_runtime import OffloadRuntime
 from offload_runtime.model.model import Model
 from offload_runtime.model.rows import PassRows, text_and_tree_rows, text_rows
+from offload_runtime.speculation.draft_tree import DraftTree
 from scheduler.plan.padding import Padding
 from sequoia_tree import Tree
+from tests.samples.tiny_models import PROMPT
 
 TREE = Tree([-1, 0, 0, 0, 1, 1, 2, 4, 4, 7, 7, 10])  # its deepest path leaves every sliding window
 CONTEXT = 120
@@ -65,3 +69,20 @@ def largest_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     """Over all passes, relative to their logits; not a number where a logit is none."""
     pairs = zip(ours, theirs, strict=True)
     return float(torch.stack([(a - b).abs().max() / b.abs().max().clamp(min=1) for a, b in pairs]).max())
+
+
+def wide_tree_error(runtime: OffloadRuntime, reference: PreTrainedModel) -> float:
+    """How far logits of a wide tree are from those of each of its paths run alone, relative to the largest.
+
+    Its rows stand far behind their positions in the cache, so whatever counts rows comes out at another border.
+    """
+    text, tree = [*PROMPT, *range(40, 58)], Tree([-1, *[0] * 8, 1, 1, 2, 5, 9, 12])
+    tokens, none = [text[-1], *range(2, 2 + tree.size - 1)], np.full(tree.size, -1)
+    runtime._models.target.model.cache.truncate(0)
+    ours = runtime._models.target.score(text, DraftTree(tree, tokens, tree.size, none, None, none))
+    paths = [[tokens[node] for node in np.flatnonzero(seen)[1:]] for seen in tree.ancestor_mask()]
+    padded = torch.tensor([[*text, *path, *[0] * (tree.depth - len(path))] for path in paths])
+    with torch.inference_mode():
+        logits = reference(padded, use_cache=False).logits
+    theirs = torch.stack([row[len(text) - 1 + len(path)] for row, path in zip(logits, paths)])
+    return float((ours - theirs).abs().max() / theirs.abs().max())

@@ -117,6 +117,11 @@ def additions(
     others = {name: u.stand_in for name, u in updates.items() if name not in {part.stored.name for part in stored}}
     for part in (*stored, *model_slices(model, _as_stored(model, others))):
         update = updates[part.stored.name]
+        if part.transposed:
+            raise UnsupportedModelError(
+                f"{adapter.directory}: it changes {update.module}, which the model's files hold transposed. Merge it "
+                "with PEFT."
+            )
         if part.target in tied:
             raise UnsupportedModelError(
                 f"{adapter.directory}: it changes {update.module}, which the model uses for its embeddings and its "

@@ -32,7 +32,8 @@ _DTYPES = {
 }  # fmt: skip
 # Patterns of names, and the bounds of their values: far wider than published models need.
 _REALS = (
-    (re.compile(r"theta|base_freq|rotary_emb_base"), 1.0, 1e13),
+    (re.compile(r"^layer_rope_theta$"), 0.0, 1e13),  # 0 where a layer has no rotations
+    (re.compile(r"(?<!^layer_rope_)theta|base_freq|rotary_emb_base"), 1.0, 1e13),
     (re.compile(r"eps$|epsilon$"), 0.0, 0.1),
     (re.compile(r"^(attn|final)_logit_softcapping$"), 1e-6, 1e9),
     (re.compile(r"^(partial_rotary_factor|rotary_pct)$"), 1e-6, 1.0),

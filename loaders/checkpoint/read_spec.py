@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loaders.checkpoint.config_defaults import completed
 from loaders.checkpoint.config_limits import check_config
 from loaders.checkpoint.expert_names import is_by_expert, stated_experts
 from loaders.checkpoint.model_source import model_source
@@ -22,6 +23,7 @@ from loaders.formats import read_format
 from loaders.formats.weights import Contents, Format, told_apart
 from loaders.hub.names import directory_name
 from loaders.safetensors_files.headers import Checkpoint, StoredTensor
+from loaders.text_part import NOT_READ, layers_for_images, text_values
 
 # The projections whose outputs attention caches per token; the last is that of multi-head latent attention.
 CACHED_PROJECTIONS = (".k_proj.weight", ".v_proj.weight", ".kv_a_proj_with_mqa.weight")
@@ -58,7 +60,7 @@ def read_spec(
     stored_dtype = _stored_dtype(checkpoint, contents, packing)
     dtype = _compute_dtype(dtype, _packed_dtype(config) if packing else stored_dtype)
     tensors_by_layer, embeddings_and_head = _divide(config, checkpoint.directory, _all_tensors(contents))
-    experts, experts_per_token = stated_experts(_text_config(config))
+    experts, experts_per_token = stated_experts(text_values(config))
     layers = tuple(_layer_spec(name, tensors, dtype, experts) for name, tensors in tensors_by_layer.items())
     embeddings_and_head = [
         tensor.decoded if isinstance(tensor, _Packed) and tensor.by_rows else tensor for tensor in embeddings_and_head
@@ -67,7 +69,8 @@ def read_spec(
         directory=directory,
         name=directory_name(directory),
         architecture=_architecture(config),
-        model_type=config["model_type"],
+        model_type=text_values(config)["model_type"],
+        not_read=NOT_READ.get(config["model_type"], ""),
         dtype=dtype,
         stored_dtype=stored_dtype,
         layers=layers,
@@ -79,8 +82,8 @@ def read_spec(
         embeddings_and_head_decode_bytes=_decode_bytes(embeddings_and_head, dtype),
         **_sizes(_Numbers(directory, config), list(tensors_by_layer.values()), embeddings_and_head, dtype),
         recurrent=is_recurrent(config),
-        states=state_sizes(_text_config(config), list(tensors_by_layer.values()), ITEMSIZE[dtype])
-        if can_branch(config["model_type"])
+        states=state_sizes(text_values(config), list(tensors_by_layer.values()), ITEMSIZE[dtype])
+        if can_branch(text_values(config)["model_type"])
         else None,
         experts_per_token=experts_per_token if any(layer.experts for layer in layers) else 0,
     )
@@ -103,7 +106,7 @@ class _Numbers:
 
     def __init__(self, directory: Path, config: dict[str, Any]):
         self.file = model_source(directory).config_file
-        self.text = _text_config(config)
+        self.text = completed(config)
         widths = self.text.get("intermediate_size")
         if isinstance(widths, list) and widths and all(type(width) is int for width in widths):  # of each layer
             self.text = {**self.text, "intermediate_size": max(widths)}
@@ -177,11 +180,6 @@ def _architecture(config: dict[str, Any]) -> str:
     return str(names[0]) if isinstance(names, list) and names else config["model_type"]
 
 
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config
-
-
 def _stored_dtype(checkpoint: Checkpoint, contents: Contents, packing: Format | None) -> str:
     """The dtype of most stored bytes, or the name of the quantization format."""
     if packing is not None:
@@ -204,7 +202,7 @@ def _stored_dtype(checkpoint: Checkpoint, contents: Contents, packing: Format | 
 
 def _packed_dtype(config: dict[str, Any]) -> str:
     """The compute dtype of a quantized model: the config's, else bfloat16."""
-    text = _text_config(config)
+    text = text_values(config)
     stated = text.get("dtype") or text.get("torch_dtype")
     return stated if isinstance(stated, str) and stated in ITEMSIZE else "bfloat16"
 
@@ -251,16 +249,17 @@ def _divide(
             stacks[match[1] or ""][int(match[2])].append(tensor)
     stack = max(stacks, key=lambda name: sum(t.nbytes for layer in stacks[name].values() for t in layer), default="")
     count = _Numbers(directory, config).layers
-    absent = next((number for number in range(count) if number not in stacks[stack]), None)
+    numbers = [number for number in range(count) if number not in layers_for_images(config)]
+    absent = next((number for number in numbers if number not in stacks[stack]), None)
     if absent is not None:
         raise ModelFilesError(
             f"{model_source(directory).config_file} says {count} layers, but the files hold no tensor of layer "
             f"{absent}. The files are incomplete or of another model; download them again."
         )
     embeddings_and_head = [tensor for tensor in used if not tensor.name.startswith(stack)]
-    if config.get("tie_word_embeddings", _text_config(config).get("tie_word_embeddings")):
+    if config.get("tie_word_embeddings", text_values(config).get("tie_word_embeddings")):
         embeddings_and_head = _without_tied_head(embeddings_and_head)
-    return {f"{stack}{number}": stacks[stack][number] for number in range(count)}, embeddings_and_head
+    return {f"{stack}{number}": stacks[stack][number] for number in numbers}, embeddings_and_head
 
 
 def _without_tied_head(embeddings_and_head: list[StoredTensor]) -> list[StoredTensor]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from loaders.checkpoint.spec import StateSizes
 from loaders.safetensors_files.headers import StoredTensor
+from loaders.text_part import text_values
 
 # Models with recurrent layers. Their state works with streaming, but most cannot hold the many branches of a tree.
 # Layer types as configs name them; model types whose configs name none; those whose layers branch.
@@ -24,8 +25,7 @@ _STATE_ITEM_BYTES = 4  # states are float32
 
 def is_recurrent(config: dict[str, Any]) -> bool:
     """Whether a model with this config has recurrent layers."""
-    inner = config.get("text_config")
-    text = {**config, **inner} if isinstance(inner, dict) else config
+    text = text_values(config)
     kinds = [*(text.get("layer_types") or ()), *(text.get("layers_block_type") or ()), *(text.get("block_types") or ())]
     return text["model_type"] in RECURRENT_MODELS or not RECURRENT_LAYERS.isdisjoint(kinds)
 

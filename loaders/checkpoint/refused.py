@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from loaders.text_part import NOT_READ, text_values
+
 WHAT_RUNS = (
     "Other decoder-only models of transformers run; docs/architectures.md lists those that are tested, such as "
     "Llama, Qwen, Mistral, Mixtral, Gemma, Phi, DeepSeek, GLM, Granite, OLMo, Cohere and gpt-oss"
@@ -15,23 +17,53 @@ _OWN_ATTENTION = "transformers runs it through attention of its own, which takes
 _OWN_CACHE = "it insists on a cache of its own, which cannot be cut back"
 _INDEXED = "its attention picks rows of the whole cache by an index, which the branches of a tree would share"
 _SEVERAL_STACKS = "its layers are not one stack that is run once"
+_CONVOLUTIONS = "its convolutions over keys and values do not come out as transformers' own when streamed"
+_NEEDS_INPUT = "transformers runs it with an image or with sound alone"
+_ENCODER_DECODER = "it is an encoder-decoder"
+_TOGETHER = "transformers does not run its text part alone"
+_TIMM = "transformers builds it only with the vision encoders of the package timm"
+_SEVERAL_MODELS = "it is several models in one, whose parts transformers does not run alone"
 
 _CLASSIFIERS = (
     "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice", "RewardModel",
     "ForRewardModel", "ForScoring",
 )  # fmt: skip
 _LONGEST_CLASS = 80
+_SENSES = ("vision_config", "audio_config")
 
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("bloom", "mpt", "cpmant", "openai-gpt", "xlnet", "xlm"), _NO_POSITIONS),
     **dict.fromkeys(("falcon", "gptj", "gpt_neo", "reformer"), _OWN_ATTENTION),
     **dict.fromkeys(("minimax", "rwkv", "xlstm"), _OWN_CACHE),
     **dict.fromkeys(
-        ("axk2", "deepseek_v4", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4"), _INDEXED
+        ("axk2", "deepseek_v4", "deepseek_v32", "dots3_note_text", "glm5_next", "glm5_next_text", "glm_moe_dsa",
+         "hy_v4", "minimax_m3_vl_text", "mistral_large4_text", "qwen4_exp_text"),
+        _INDEXED,
     ),
     **dict.fromkeys(("blt", "hrm_text", "longcat_flash"), _SEVERAL_STACKS),
     "doge": "each of its attention heads masks rows of its own, which the branches of a tree would share",
-    "inkling2_text": "its convolutions over keys and values do not come out as transformers' own when streamed",
+    **dict.fromkeys(("inkling_text", "inkling2_text"), _CONVOLUTIONS),
+    "unlimited_ocr_text": _OWN_CACHE,
+    # Multimodal models without a text part that could be run.
+    **dict.fromkeys(
+        ("blip", "blip-2", "deepseek_ocr2", "evolla", "instructblip", "instructblipvideo", "kosmos-2", "kosmos-2.5",
+         "kyutai_speech_to_text", "voxtral_realtime"),
+        _NEEDS_INPUT,
+    ),
+    **dict.fromkeys(
+        ("florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop", "vision-encoder-decoder"), _ENCODER_DECODER
+    ),
+    **dict.fromkeys(
+        ("chameleon", "git", "idefics", "moss_transcribe_diarize", "nemo_speechlm", "phi4_multimodal", "qwen2_audio",
+         "vibevoice_asr"),
+        _TOGETHER,
+    ),
+    **dict.fromkeys(("fast_vlm", "perception_lm"), _TIMM),
+    **dict.fromkeys(("cosmos3_omni", "qwen2_5_omni", "qwen3_omni_moe"), _SEVERAL_MODELS),
+    "diffusion_gemma": "it writes blocks of text by diffusion, not token by token",
+    "paligemma": "it counts positions from one, and its text from both sides",
+    "pi0": "it moves robots",
+    "shieldgemma2": "it gives scores for an image and writes no text",
 }  # fmt: skip
 
 
@@ -40,10 +72,10 @@ def why_refused(config: Mapping[str, Any]) -> str | None:
     model_type = config["model_type"]
     if config.get("is_encoder_decoder"):
         reason = "it is an encoder-decoder"
-    elif senses := [key for key in ("vision_config", "audio_config") if config.get(key) is not None]:
-        reason = f"it is multimodal ({senses[0]})"
-    elif model_type in REFUSED:
-        reason = REFUSED[model_type]
+    elif known := next((kind for kind in (model_type, text_values(config)["model_type"]) if kind in REFUSED), None):
+        model_type, reason = known, REFUSED[known]
+    elif model_type not in NOT_READ and (senses := [key for key in _SENSES if config.get(key) is not None]):
+        reason = f"it is multimodal ({senses[0]}), and its text part is not among those that are known to run alone"
     elif classifier := _classifier(config):
         reason = f"{classifier} gives scores for a text and has no head that writes one"
     else:

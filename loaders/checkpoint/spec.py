@@ -83,6 +83,7 @@ class ModelSpec:
     largest_kv_bytes: int = 0  # per token, of the layer that caches most; 0: all cache as much
     shares_kv: bool = False  # some layers read what others have cached
     states: StateSizes | None = None  # of recurrent layers that follow the branches of a tree
+    not_read: str = ""  # "images are not read", where only the text part of a multimodal model is run
     extension: str | None = None  # what raised max_positions above the config's: "64, extended 4 times by yarn..."
 
     def with_decoded(self, count: int) -> ModelSpec:

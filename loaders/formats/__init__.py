@@ -15,6 +15,7 @@ from loaders.formats.gguf import GgufFormat
 from loaders.formats.gptq import GptqFormat
 from loaders.formats.mxfp4 import Mxfp4Format
 from loaders.formats.weights import Format, Settings
+from loaders.text_part import text_values
 
 # By `quant_method`.
 METHODS: dict[str, Callable[[Settings], Format]] = {
@@ -36,6 +37,7 @@ def read_format(config: Mapping[str, Any], file: Path) -> Format | None:
 
     Raises UnsupportedModelError, naming the value, for what cannot be dequantized.
     """
+    config = text_values(config)
     values = config.get("quantization_config") or config.get("compression_config") or config.get("quantization")
     if not values:
         return None

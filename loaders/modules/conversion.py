@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+from transformers.core_model_loading import (
+    Transpose,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.safetensors_files.headers import StoredTensor
@@ -32,13 +38,17 @@ LAYER = re.compile(r".*?\.\d+\.")  # a name up to its layer number
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """`count` elements of a stored tensor from `start` on, which go to the model's `target` from `position` on."""
+    """`count` elements of a stored tensor from `start` on, which go to the model's `target` from `position` on.
+
+    transposed: positions count the target's elements with its last two dimensions exchanged, as it is stored.
+    """
 
     target: str
     position: int
     stored: StoredTensor
     start: int
     count: int
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class _Move:
     source: int
     start: int
     count: int
+    transposed: bool
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -77,11 +88,36 @@ def model_slices(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) ->
         target, pattern = rename_source_key(name, renamings, converters, prefix, shapes)
         if target not in shapes and name in shapes:
             target, pattern = rename_source_key(name, [], [], prefix, shapes)
-        if target in shapes and pattern is not None:
-            gathered[target][pattern].append(tensors[name])
-        elif target in shapes:
+        if target not in shapes:
+            continue
+        if pattern is None or _is_as_stored(converters, pattern, shapes[target], tensors[name]):
             parts.append(_whole(target, shapes[target], tensors[name]))
+        else:
+            gathered[target][pattern].append(tensors[name])
     return parts + _converted_parts(model, converters, gathered, shapes)
+
+
+def transposed_names(model: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> set[str]:
+    """The parameters that `tensors` hold with their last two dimensions exchanged."""
+    if not any(_is_transposing(transform) for transform in get_model_conversion_mapping(model)):
+        return set()
+    return {part.target for part in model_slices(model, tensors) if part.transposed}
+
+
+def _is_transposing(transform: object) -> bool:
+    return isinstance(transform, WeightConverter) and any(isinstance(each, Transpose) for each in transform.operations)
+
+
+def _is_as_stored(
+    converters: Sequence[WeightConverter], pattern: str, shape: tuple[int, ...], stored: StoredTensor
+) -> bool:
+    """Whether a conversion transposes only what has not the model's shape, and this tensor has it.
+
+    transformers asks the tensor itself, for which a stand-in is too narrow.
+    """
+    converter = next(each for each in converters if pattern in each.source_patterns)
+    asks = [each for each in converter.operations if isinstance(each, Transpose) and each.check_dims]
+    return bool(asks) and stored.shape == shape
 
 
 def _whole(target: str, shape: tuple[int, ...], stored: StoredTensor) -> TensorSlice:
@@ -107,7 +143,8 @@ def _converted_parts(
         for move in known[key]:
             name = head + move.result
             _check_shape(name, shapes.get(name, ()), move.result_shape, stored)
-            parts.append(TensorSlice(name, move.position, stored[move.source], move.start, move.count))
+            source = stored[move.source]
+            parts.append(TensorSlice(name, move.position, source, move.start, move.count, move.transposed))
     return parts
 
 
@@ -131,10 +168,12 @@ def _moves(
     for name, result in results.items():
         if name not in shapes:
             continue
-        result = result[0] if isinstance(result, list) else result
-        rows = _rows(name, shapes[name], result, stored)
-        for position, source, start, count in _runs(rows, math.prod(shapes[name]) // max(len(rows), 1), first_numbers):
-            moves.append(_Move(name.removeprefix(head), shapes[name], position, source, start, count))
+        result, shape = result[0] if isinstance(result, list) else result, shapes[name]
+        if transposed := _is_transposed(result, shape):
+            result, shape = result.mT, (*shape[:-2], shape[-1], shape[-2])
+        rows = _rows(name, shape, result, stored)
+        for position, source, start, count in _runs(rows, math.prod(shape) // max(len(rows), 1), first_numbers):
+            moves.append(_Move(name.removeprefix(head), shapes[name], position, source, start, count, transposed))
     return moves
 
 
@@ -153,6 +192,13 @@ def _number_rows(stored: Sequence[StoredTensor]) -> tuple[Tensor, list[Tensor]]:
         first_numbers.append(number)
         number += count + 1
     return torch.tensor(first_numbers), stand_ins
+
+
+def _is_transposed(result: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether the few columns of the stand-ins are now rows, and the columns are as many as the model's."""
+    if len(shape) < 2 or tuple(result.shape) != (*shape[:-2], min(shape[-2], COLUMNS), shape[-1]) or shape[-1] < 2:
+        return False
+    return bool((result.flatten()[: shape[-1]].diff() == COLUMNS).all())
 
 
 def _rows(name: str, shape: tuple[int, ...], result: Tensor, stored: Sequence[StoredTensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +22,16 @@ TORCH_DTYPES = {
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """One tensor of a layer: name relative to the layer's module, and offset in bytes from the start of the buffer."""
+    """One tensor of a layer: name relative to the layer's module, and offset in bytes from the start of the buffer.
+
+    transposed: the buffer holds it with its last two dimensions exchanged.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     offset: int
+    transposed: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -35,7 +39,11 @@ class TensorPlace:
 
     def view(self, buffer: Tensor) -> Tensor:
         """This tensor as a view of `buffer` (uint8, one dimension)."""
-        return buffer[self.offset : self.offset + self.nbytes].view(self.dtype).view(self.shape)
+        flat = buffer[self.offset : self.offset + self.nbytes].view(self.dtype)
+        if self.transposed:
+            *rest, rows, columns = self.shape
+            return flat.view(*rest, columns, rows).mT
+        return flat.view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,17 @@ class Layout:
     nbytes: int
 
     @classmethod
-    def of(cls, tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]]) -> Layout:
-        """Lay (name, shape, dtype) out in the given order, each at the next multiple of 256 bytes."""
+    def of(
+        cls, tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]], transposed: Collection[str] = ()
+    ) -> Layout:
+        """Lay (name, shape, dtype) out in the given order, each at the next multiple of 256 bytes.
+
+        transposed: names of tensors that the buffer holds with their last two dimensions exchanged.
+        """
         places: list[TensorPlace] = []
         end = 0
         for name, shape, dtype in tensors:
-            places.append(TensorPlace(name, tuple(shape), dtype, end))
+            places.append(TensorPlace(name, tuple(shape), dtype, end, name in transposed))
             end = aligned(end + places[-1].nbytes)
         return cls(tuple(places), end)
 

@@ -109,7 +109,7 @@ def _packed(
     first, position = members[0], 0
     for part, member in zip(parts, members):
         size = math.prod(member.shape)
-        if (part.start, part.count, part.position) != (0, size, position):
+        if part.transposed or (part.start, part.count, part.position) != (0, size, position):
             raise UnsupportedModelError(f"{part.stored.file}: {member.name} is packed, so it cannot be rearranged.")
         if _form(member) != _form(first):
             raise UnsupportedModelError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,9 +32,11 @@ from loaders.errors import OffloadError, UnsupportedModelError
 from loaders.formats import read_format
 from loaders.formats.weights import told_apart
 from loaders.modules import dense_experts
+from loaders.modules.conversion import transposed_names
 from loaders.modules.experts import Experts, find_experts
 from loaders.modules.layout import Layout
 from loaders.modules.quantized import Packed, by_any_name, packed_parameters
+from loaders.modules.text_part import has_text_part, text_part
 from loaders.modules.tied import untie_what_differs
 from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 
@@ -145,9 +147,12 @@ def build_skeleton(
     """
     config = _load_config(Path(directory), rope_scaling)
     with _explained(directory), _own_attention_explained(directory, attn_implementation), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
-        )
+        if has_text_part(config):
+            model = text_part(config, dtype, attn_implementation)
+        else:
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=False
+            )
     model.eval().requires_grad_(False)
     if dense_experts.grouped_products_wait(torch.device(device), dtype):
         model.set_experts_implementation(dense_experts.NAME)
@@ -156,12 +161,13 @@ def build_skeleton(
         model.tie_weights()
     source = model_source(directory)
     packing = read_format(read_config(directory), source.config_file)
-    if packing is None and not (model.all_tied_weights_keys and (checkpoint or source.is_downloaded())):
+    if packing is None and not (checkpoint or source.is_downloaded()):
         return _divide(model, dtype, {})
     checkpoint = checkpoint or source.checkpoint()
     contents = told_apart(packing, checkpoint)
     untie_what_differs(model, {**contents.plain, **(checkpoint.adapter.replaced if checkpoint.adapter else {})})
-    return _divide(model, dtype, packed_parameters(model, contents) if packing else {})
+    packed = packed_parameters(model, contents) if packing else {}
+    return _divide(model, dtype, packed, transposed_names(model, contents.plain))
 
 
 def _load_config(directory: Path, rope_scaling: RopeScaling | None) -> PretrainedConfig:
@@ -178,7 +184,8 @@ def _load_config(directory: Path, rope_scaling: RopeScaling | None) -> Pretraine
             config = _scaled(config, rope_scaling)
     encodes = type(config) in MODEL_FOR_MASKED_LM_MAPPING or model_type == "bert-generation"
     is_encoder = encodes and not getattr(config, "is_decoder", False)
-    if is_encoder or config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    is_decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or has_text_part(config)
+    if is_encoder or config.is_encoder_decoder or not is_decoder:
         raise UnsupportedModelError(f"{directory}: {model_type} is not a decoder-only language model. {WHAT_RUNS}.")
     text = config.get_text_config(decoder=True)
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()) and not getattr(text, "sliding_window", 1):
@@ -245,11 +252,12 @@ def _replace_buffer(model: nn.Module, name: str, buffer: Tensor) -> None:
     model.get_submodule(owner)._buffers[leaf] = buffer
 
 
-def _divide(model: PreTrainedModel, dtype: torch.dtype, packed: Mapping[str, Packed]) -> Skeleton:
+def _divide(
+    model: PreTrainedModel, dtype: torch.dtype, packed: Mapping[str, Packed], transposed: Set[str] = frozenset()
+) -> Skeleton:
     """Assign every tensor of the state dict to its decoder layer, or else to `embeddings_and_head`."""
     path, modules = _decoder_layers(model)
-    prefixes = [f"{path}.{index}" for index in range(len(modules))]
-    members: dict[str, list[list[str]]] = {prefix: [] for prefix in (*prefixes, "")}
+    members: dict[str, list[list[str]]] = {prefix: [] for prefix in (*modules, "")}
     for names in _names_by_tensor(model):
         homes = {_home(name, path) for name in names}
         members[homes.pop() if len(homes) == 1 else ""].append(names)
@@ -262,8 +270,8 @@ def _divide(model: PreTrainedModel, dtype: torch.dtype, packed: Mapping[str, Pac
     }
     at_load = [parameters[names[0]] for names in members[""] if _is_by_rows(parameters.get(names[0]))]
     kept = {name: parameter for name, parameter in parameters.items() if parameter not in at_load}
-    layers = [_layer(prefix, module, members[prefix], dtypes, kept) for prefix, module in zip(prefixes, modules)]
-    embeddings_and_head = _layer("", model, members[""], dtypes, kept)
+    layers = [_layer(prefix, module, members[prefix], dtypes, kept, transposed) for prefix, module in modules.items()]
+    embeddings_and_head = _layer("", model, members[""], dtypes, kept, transposed)
     tied = {name: names[0] for groups in members.values() for names in groups for name in names[1:]}
     return Skeleton(model, tuple(layers), embeddings_and_head, tied, tuple(at_load))
 
@@ -277,13 +285,17 @@ def _home(name: str, path: str) -> str:
     return name[: name.index(".", len(path) + 1)] if name.startswith(f"{path}.") else ""
 
 
-def _decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The module list with one entry per hidden layer; of several, the one with the most parameters."""
+def _decoder_layers(model: PreTrainedModel) -> tuple[str, dict[str, nn.Module]]:
+    """The path of the module list with one entry per hidden layer, and its modules by path.
+
+    Of several lists, the one with the most parameters. Entries that are taken out are left out.
+    """
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not lists:
         raise UnsupportedModelError(f"{type(model).__name__} has no list of {count} decoder layers to stream.")
-    return max(lists, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
+    path, found = max(lists, key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()))
+    return path, {f"{path}.{name}": module for name, module in found._modules.items() if module is not None}
 
 
 def _names_by_tensor(model: nn.Module) -> Iterable[list[str]]:
@@ -309,10 +321,11 @@ def _layer(
     groups: list[list[str]],
     dtypes: Mapping[str, torch.dtype],
     packed: Mapping[str, DecodedParameter],
+    transposed: Set[str],
 ) -> UnitLayout:
     """Slots are sorted by name, as in safetensors: then most of a layer is one contiguous read. Experts come last.
 
-    packed: the quantized parameters by the first of their names.
+    packed: the quantized parameters by the first of their names. transposed: those that are stored so.
     """
     start = len(prefix) + 1 if prefix else 0
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
@@ -341,13 +354,13 @@ def _layer(
     return UnitLayout(
         prefix,
         module,
-        Layout.of(tensors),
+        Layout.of(tensors, {names[0][start:] for names in groups if not transposed.isdisjoint(names)}),
         stored,
         tuple(slots),
         experts if expert_places else None,
         expert_places,
         own,
-        _layer(prefix, module, groups, dtypes, {}) if own else None,
+        _layer(prefix, module, groups, dtypes, {}, set()) if own else None,
     )
 
 

@@ -14,6 +14,7 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.foreign_files import INDEX, SINGLE_FILE, broken_link, foreign_content, remedy, weights_found
 from loaders.json_files import parse_object, read_json
 from loaders.message_text import quoted
+from loaders.text_part import used_names
 from loaders.unchanged import kept_while_unchanged
 
 if TYPE_CHECKING:
@@ -95,10 +96,12 @@ def has_all_weights(directory: Path) -> bool:
 def assemble(
     directory: Path, weight_map: Mapping[str, str], headers: Mapping[str, Mapping[str, StoredTensor]]
 ) -> Checkpoint:
-    """All tensors, each from the file where `weight_map` places it; `headers` is keyed by file name.
+    """All tensors that are used, each from the file where `weight_map` places it; `headers` is keyed by file name.
 
     A misplaced tensor comes from the only file that holds it, as in transformers; ModelFilesError if several do.
     """
+    is_used = used_names(directory)
+    headers = {shard: {name: header[name] for name in header if is_used(name)} for shard, header in headers.items()}
     tensors: dict[str, StoredTensor] = {}
     for shard, header in headers.items():
         tensors |= {name: tensor for name, tensor in header.items() if weight_map.get(name, shard) == shard}
@@ -181,7 +184,10 @@ def _shards(weight_map: Mapping[str, str]) -> list[str]:
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor name to shard name, a path below the index's directory. Raises ModelFilesError."""
+    """Tensor name to shard name, a path below the index's directory, of all tensors that are used.
+
+    Raises ModelFilesError.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise _damaged(index, "it has no `weight_map`")
@@ -189,7 +195,8 @@ def read_weight_map(index: Path) -> dict[str, str]:
         _check_name(index, name)
         if not isinstance(shard, str) or not is_plain_path(shard):
             raise _damaged(index, f"it places {name} in {quoted(shard)}, which is not a file name in this directory")
-    return weight_map
+    is_used = used_names(index.parent)
+    return {name: shard for name, shard in weight_map.items() if is_used(name)}
 
 
 def is_plain_path(name: str) -> bool:

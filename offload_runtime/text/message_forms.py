@@ -13,6 +13,14 @@ Message = Mapping[str, Any]
 
 TEXT, PARTS, THOUGHTS = "text", "parts", "parts with thoughts"
 
+# What else the parts of a message may be, by their "type" in the forms of OpenAI, Anthropic and transformers.
+OTHER_PARTS = {
+    **dict.fromkeys(("image", "image_url", "input_image"), "images"),
+    **dict.fromkeys(("audio", "audio_url", "input_audio"), "audio"),
+    **dict.fromkeys(("video", "video_url", "input_video"), "videos"),
+    **dict.fromkeys(("document", "file", "input_file"), "files"),
+}
+
 
 @dataclass(frozen=True)
 class Form:
@@ -90,8 +98,8 @@ def _checked(message: Message, names: dict[str, str]) -> dict[str, Any]:
     calls = _checked_calls(message.get("tool_calls"), names) if role == "assistant" else []
     if content is None and (calls or role == "tool"):
         content = ""
-    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-        content = "\n".join(str(part.get("text", "")) for part in content)
+    if isinstance(content, list):
+        content = _text_of(content)
     if not isinstance(role, str) or not isinstance(content, str):
         raise PromptError(
             'a message has "role" and "content", both text; content may also be a list of parts of type "text"'
@@ -104,6 +112,20 @@ def _checked(message: Message, names: dict[str, str]) -> dict[str, Any]:
     if role == "tool":
         whole |= _result(message, names)
     return {**whole, "tool_calls": calls} if calls else whole
+
+
+def _text_of(parts: list[Any]) -> str | None:
+    """The texts of a message's parts, a line each; None if one is no part. Raises PromptError for other kinds."""
+    kinds = [part.get("type") if isinstance(part, Mapping) else None for part in parts]
+    other = next((kind for kind in kinds if isinstance(kind, str) and kind in OTHER_PARTS), None)
+    if other is not None:
+        raise PromptError(
+            f'a message has a part of type "{other}": {OTHER_PARTS[other]} are not read, only text is. Leave the part '
+            "out, or say in words what it shows."
+        )
+    if any(kind != "text" for kind in kinds):
+        return None
+    return "\n".join(str(part.get("text", "")) for part in parts)
 
 
 def _checked_calls(given: object, names: dict[str, str]) -> list[dict[str, Any]]:

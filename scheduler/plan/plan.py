@@ -47,7 +47,7 @@ class Plan:
     are replayed as CUDA graphs.
     `streamed_bytes` counts, per pass, host layers as they cross the link and disk layers as they are read.
     `token_bytes` is the same for a pass over one token that leaves out experts it is not routed to; `seconds_per_pass`
-    is the time of such a pass.
+    is the time of such a pass. `not_read`: "images are not read", where only the text part of a multimodal model runs.
     """
 
     model: str
@@ -83,6 +83,7 @@ class Plan:
     streamed_bytes: int
     token_bytes: int
     seconds_per_pass: float | None
+    not_read: str = ""
 
     @property
     def device(self) -> str:
@@ -279,6 +280,7 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded:
         streamed_bytes=from_host + disk_bytes,
         token_bytes=cost.streamed_bytes(1),
         seconds_per_pass=_seconds_per_pass(cost, shape.context_length),
+        not_read=spec.not_read,
     )
 
 

@@ -87,6 +87,8 @@ def _short_used(cell: str) -> str:
 def summary(plan: Plan) -> Iterator[str]:
     """What a plan means, in sentences."""
     place = "on the GPU" if plan.device == "cuda" else "in memory"
+    if plan.not_read:
+        yield f"Only the text part of the model is run: {plan.not_read}."
     if not plan.slots:
         yield f"The model fits {place} whole: nothing is streamed."
         if plan.decoded.target or plan.decoded.draft:

@@ -13,14 +13,14 @@ BORDER = 8
 _MIXED = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 _WINDOWS = {"sliding_window": BORDER, **_MIXED}
 _CHUNKS = dict.fromkeys(("chunk_size", "mamba_chunk_size"), BORDER)
-_EXPERTS = {
+FEW_EXPERTS = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), 2),
     **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace", "num_dense_layers"), 1),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
     "decoder_sparse_step": 1,
 }
-_LATENT = {
+LATENT = {
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "head_dim"), 8),
     **{"kv_lora_rank": 16, "q_lora_rank": 24, "num_key_value_heads": 4},
 }
@@ -60,31 +60,31 @@ ATTENTION: dict[str, Changes] = {
         },
     },
     "starcoder2": {"sliding_window": BORDER},
-    "minicpm3": {**_LATENT, "head_dim": 16},
+    "minicpm3": {**LATENT, "head_dim": 16},
     "modernbert-decoder": {"pad_token_id": 0, "local_attention": 2 * BORDER},
     "xglm": {"attention_heads": 4, "num_layers": 3, "ffn_dim": 64, "d_model": 32},
-    "youtu": _LATENT,
+    "youtu": LATENT,
 }  # fmt: skip
 
 EXPERTS: dict[str, Changes] = {
     **dict.fromkeys(
         ("aria_text", "ernie4_5_moe", "flex_olmo", "glm4_moe", "granitemoe", "granitemoeshared", "hunyuan_v1_moe",
          "hy_v3", "jetmoe", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe", "solar_open"),
-        _EXPERTS,
+        FEW_EXPERTS,
     ),
     **dict.fromkeys(
         ("afmoe", "cohere2_moe", "dots1", "exaone_moe", "gpt_oss", "granitemoe_swa", "laguna", "mellum"),
-        _EXPERTS | _WINDOWS,
+        FEW_EXPERTS | _WINDOWS,
     ),
-    "axk1": {**_EXPERTS, **_LATENT},
-    "deepseek_v2": {**_EXPERTS, **_LATENT},
-    "deepseek_v3": {**_EXPERTS, **_LATENT},
-    "glm4_moe_lite": {**_EXPERTS, **_LATENT, "head_dim": 16},
+    "axk1": {**FEW_EXPERTS, **LATENT},
+    "deepseek_v2": {**FEW_EXPERTS, **LATENT},
+    "deepseek_v3": {**FEW_EXPERTS, **LATENT},
+    "glm4_moe_lite": {**FEW_EXPERTS, **LATENT, "head_dim": 16},
     "llama4_text": {
-        **_EXPERTS,
+        **FEW_EXPERTS,
         **{"attention_chunk_size": BORDER, "floor_scale": BORDER, "attn_scale": 0.5, "no_rope_layers": [1, 0, 1]},
     },
-    "mimo_v2_flash": {**_EXPERTS, "sliding_window": BORDER},
+    "mimo_v2_flash": {**FEW_EXPERTS, "sliding_window": BORDER},
 }  # fmt: skip
 
 # Models that carry a state from token to token: streamed, and decoded plainly.
@@ -102,7 +102,7 @@ STATES: dict[str, Changes] = {
         **{"mamba_d_state": 4, "use_mamba_kernels": False},
     },
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
-    "lfm2_moe": {**_EXPERTS, "layer_types": ["conv", "full_attention", "conv"]},
+    "lfm2_moe": {**FEW_EXPERTS, "layer_types": ["conv", "full_attention", "conv"]},
     "mamba": {"state_size": 4},
     "mamba2": {**_CHUNKS, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
     "nemotron_h": {
@@ -122,9 +122,9 @@ STATES: dict[str, Changes] = {
 
 BRANCHING: dict[str, Changes] = {
     "olmo_hybrid": {},
-    "qwen3_5_moe_text": {**_EXPERTS, **_LINEAR},
+    "qwen3_5_moe_text": {**FEW_EXPERTS, **_LINEAR},
     "qwen3_5_text": _LINEAR,
-    "qwen3_next": {**_EXPERTS, **_LINEAR},
+    "qwen3_next": {**FEW_EXPERTS, **_LINEAR},
 }
 
 SWEEP: dict[str, Changes] = {**ATTENTION, **EXPERTS, **STATES, **BRANCHING}

@@ -95,7 +95,7 @@ def perturbed(source: Path, noise: float) -> Path:
         torch.manual_seed(1)
         for weight in model.parameters():
             weight += noise * weight.std(correction=0) * torch.randn_like(weight)
-    return _save(model, "50GB")
+    return save(model, "50GB")
 
 
 @cache
@@ -159,10 +159,10 @@ def make_checkpoint(architecture: str, seed: int, shards: bool, changes: dict[st
                 weight += 0.2 * torch.randn_like(weight)
         if config.tie_word_embeddings:  # else every token predicts itself
             model.get_input_embeddings().weight *= 0.03
-    return _save(model, "64KB" if shards else "50GB")
+    return save(model, "64KB" if shards else "50GB")
 
 
-def _save(model: PreTrainedModel, shard_size: str) -> Path:
+def save(model: PreTrainedModel, shard_size: str) -> Path:
     directory = Path(tempfile.mkdtemp(dir=_DIRECTORY))
     model.save_pretrained(directory, max_shard_size=shard_size)
     return directory

@@ -20,17 +20,17 @@ from offload_runtime.model.linear_attention.states import Branches, Pending, Sta
 
 
 def let_branch(model: nn.Module) -> None:
-    """Wrap the functions over sequences of the model's module, once."""
-    module = sys.modules[type(model).__module__]
+    """Wrap the functions over sequences of the modules that the model's layers come from, once."""
     wrappers: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
         "causal_conv1d_fn": _convolution,
         "torch_chunk_gated_delta_rule": _delta_rule,
         "torch_recurrent_gated_delta_rule": _delta_rule,
     }
-    for name, wrap in wrappers.items():
-        function = getattr(module, name)
-        if not hasattr(function, "branches"):
-            setattr(module, name, wrap(function))
+    for module in {sys.modules[type(part).__module__] for part in model.modules()}:
+        for name, wrap in wrappers.items():
+            function = getattr(module, name, None)
+            if function is not None and not hasattr(function, "branches"):
+                setattr(module, name, wrap(function))
 
 
 def _convolution(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -65,6 +65,13 @@ def test_what_is_nested_is_looked_at():
     check_config(Path("config.json"), {"rope_parameters": {"full_attention": {"rope_theta": 1e4, "factor": 8.0}}})
 
 
+def test_a_layer_may_have_no_rotations():
+    check_config(Path("config.json"), {"layer_rope_theta": [0, 5e5]})
+    for wrong in ({"layer_rope_theta": [-1, 5e5]}, {"rope_theta": 0}):
+        with pytest.raises(ModelFilesError, match="rope_theta"):
+            check_config(Path("config.json"), wrong)
+
+
 def test_layers_that_slide_need_a_window():
     kinds = {"layer_types": ["sliding_attention", "full_attention"]}
     check_config(Path("config.json"), {**kinds, "sliding_window": 4096})

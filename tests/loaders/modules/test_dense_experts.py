@@ -16,10 +16,11 @@ from offload_runtime import OffloadRuntime
 from offload_runtime.model import host_reads
 from offload_runtime.model.host_reads import HostRead, no_host_reads
 from scheduler.plan.plan import Limits, make_plan
-from tests.offload_runtime.model.test_architectures import TREE, wide_tree_error, written
+from tests.offload_runtime.model.test_architectures import TREE, written
+from tests.pass_samples import wide_tree_error
 from tests.plan_samples import cpu, gpu, model
 from tests.pretend_cuda import pretend_cuda
-from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
+from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, reference, streaming_runtime
 from tests.scheduler.streaming.test_routed_experts import SAMPLE, forced, only_routed, write  # noqa: F401
 
 
@@ -49,7 +50,7 @@ def test_trees_over_dense_experts_write_the_models_own_text(architecture, dense)
         text, tokens_per_pass = written(runtime)
         assert text == expected and tokens_per_pass > 1
         assert set(dense) == {"dense_mm"}
-        assert wide_tree_error(runtime, architecture) < 1e-4
+        assert wide_tree_error(runtime, reference(target)) < 1e-4
 
 
 def test_a_row_too_many_is_seen_in_the_text(dense, monkeypatch):

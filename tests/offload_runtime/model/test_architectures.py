@@ -7,7 +7,6 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig
@@ -15,12 +14,13 @@ from transformers import CONFIG_MAPPING, AutoConfig
 from loaders.checkpoint.read_spec import read_config
 from loaders.checkpoint.refused import REFUSED, WHAT_RUNS
 from loaders.errors import UnsupportedModelError
+from loaders.text_part import NOT_READ
 from offload_runtime import OffloadRuntime
 from offload_runtime.model import attention
-from offload_runtime.speculation.draft_tree import DraftTree
 from scheduler.plan.plan import Tier
-from sequoia_tree import Tree
+from tests.pass_samples import wide_tree_error
 from tests.samples.architectures import ATTENTION, BORDER, BRANCHING, EXPERTS, STATES, SWEEP
+from tests.samples.multimodal.families import TEXT_REFUSED
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, reference, streaming_runtime
 
 NEW_TOKENS = 14
@@ -49,23 +49,6 @@ def written(runtime: OffloadRuntime) -> tuple[list[int], float]:
     return reply.token_ids, reply.stats.tokens_per_pass
 
 
-def wide_tree_error(runtime: OffloadRuntime, architecture: str) -> float:
-    """How far logits of a wide tree are from those of each of its paths run alone, relative to the largest.
-
-    Its rows stand far behind their positions in the cache, so whatever counts rows comes out at another border.
-    """
-    text, tree = [*PROMPT, *range(40, 58)], Tree([-1, *[0] * 8, 1, 1, 2, 5, 9, 12])
-    tokens, none = [text[-1], *range(2, 2 + tree.size - 1)], np.full(tree.size, -1)
-    runtime._models.target.model.cache.truncate(0)
-    ours = runtime._models.target.score(text, DraftTree(tree, tokens, tree.size, none, None, none))
-    paths = [[tokens[node] for node in np.flatnonzero(seen)[1:]] for seen in tree.ancestor_mask()]
-    padded = torch.tensor([[*text, *path, *[0] * (tree.depth - len(path))] for path in paths])
-    with torch.inference_mode():
-        logits = reference(checkpoint(architecture))(padded, use_cache=False).logits
-    theirs = torch.stack([row[len(text) - 1 + len(path)] for row, path in zip(logits, paths)])
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
 @pytest.mark.parametrize("architecture", known({**ATTENTION, **EXPERTS, **BRANCHING}))
 def test_streamed_trees_write_the_models_own_text(architecture):
     target = checkpoint(architecture)
@@ -75,7 +58,7 @@ def test_streamed_trees_write_the_models_own_text(architecture):
         assert set(runtime.plan.tiers) == {Tier.DISK}
         text, tokens_per_pass = written(runtime)
         assert text == expected and tokens_per_pass > 1
-        assert wide_tree_error(runtime, architecture) < 1e-4
+        assert wide_tree_error(runtime, reference(target)) < 1e-4
 
 
 @pytest.mark.parametrize("architecture", known({**ATTENTION, **EXPERTS, **BRANCHING}))
@@ -124,7 +107,8 @@ def test_what_cannot_run_is_refused_by_name(model_type, tmp_path):
         ({"model_type": "t5", "is_encoder_decoder": True}, "t5 cannot be run: it is an encoder-decoder"),
         ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "gives scores for a text"),
         ({"model_type": "qwen2", "architectures": ["Qwen2ForRewardModel"]}, "Qwen2ForRewardModel gives scores"),
-        ({"model_type": "qwen2_5_vl", "vision_config": {}}, "qwen2_5_vl cannot be run: it is multimodal"),
+        ({"model_type": "novel_vl", "vision_config": {}}, "novel_vl cannot be run: it is multimodal"),
+        ({"model_type": "llava", "text_config": {"model_type": "mpt"}}, "mpt cannot be run: it takes no positions"),
     ],
 )
 def test_other_kinds_are_refused_by_name(config, reason, tmp_path):
@@ -146,8 +130,9 @@ def test_texts_go_past_every_border(architecture):
 def test_the_list_names_what_is_tested():
     text = (Path(__file__).resolve().parents[3] / "docs" / "architectures.md").read_text()
     rows = re.findall(r"^- \*\*(.*?)\*\*.*?: (.*?)\.$", text, re.DOTALL | re.MULTILINE)
-    named = [set(re.findall(r"`([\w-]+)`", text)) for _, text in rows]
-    assert named == [set(ATTENTION), set(EXPERTS), set(BRANCHING), set(STATES), set(REFUSED)]
+    named = [set(re.findall(r"`([\w.-]+)`", text)) for _, text in rows]
+    multimodal = NOT_READ.keys() - TEXT_REFUSED
+    assert named == [set(ATTENTION), set(EXPERTS), set(BRANCHING), set(STATES), multimodal, set(REFUSED)]
 
 
 def test_nothing_is_both_tested_and_refused():

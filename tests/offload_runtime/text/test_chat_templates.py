@@ -197,7 +197,6 @@ def test_parts_of_a_caller_become_text_where_the_template_wants_it() -> None:
         {"role": "user"},
         {"content": "x"},
         {"role": "user", "content": 5},
-        {"role": "user", "content": [{"type": "image"}]},
     ],
 )
 def test_what_is_no_message_is_refused(message: dict[str, Any]) -> None:
