@@ -4,13 +4,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from loaders.hub.names import directory_name, hub_name
 from loaders.message_text import displayable
 from offload_runtime.chat.printed_plan import plan_text, print_plan
-from offload_runtime.chat.status import start_notes
+from offload_runtime.chat.status import reply_line, start_notes
 from offload_runtime.errors import UsageError
 from offload_runtime.loading.fetching import fetched
 from offload_runtime.options.arguments import model_options
@@ -25,6 +26,8 @@ from offload_runtime.start import PROJECT
 if TYPE_CHECKING:
     import socket
 
+    from offload_runtime.generation.decode import Step
+    from offload_runtime.generation.running_text import RunningText
     from offload_runtime.generation.runtime import OffloadRuntime
 
 PACKAGES = ("starlette", "uvicorn", "prometheus_client")
@@ -90,11 +93,26 @@ def _answer(
     from offload_runtime.serve.http.guard import Access
     from offload_runtime.serve.server import run_server, url_of
 
-    service = make_service(runtime, arguments.model_name, name, arguments.queue)
+    service = make_service(runtime, arguments.model_name, name, arguments.queue, [_ReplyLog(runtime, note)])
     access = Access(arguments.api_key, is_loopback(arguments.host), tuple(arguments.cors))
     many = "one text" if runtime.parallel == 1 else f"{runtime.parallel} texts"
     greeting = f"{url_of(bound, arguments.host)} answers in OpenAI's form, {many} at once; Ctrl-C stops it"
     return run_server(make_app(service, access), bound, service.engine, arguments.grace, note, greeting)
+
+
+@dataclass(frozen=True)
+class _ReplyLog:
+    """Notes a line about each text once it is written; told of passes by the engine."""
+
+    runtime: "OffloadRuntime"
+    note: Callable[[str], None]
+
+    def passed(self, steps: "Sequence[tuple[RunningText, Step]]", seconds: float) -> None:
+        for text, step in steps:
+            if step.finish_reason is not None:
+                stats = text.reply.stats
+                line = reply_line(stats, self.runtime.plan, stats.prompt_tokens + stats.tokens)
+                self.note(f"{step.finish_reason}: {line}")
 
 
 def shown_name(options: Options) -> str:

@@ -1,7 +1,7 @@
 """The table of endpoints: what is answered at which path."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from offload_runtime.serve.api.chat import read_chat
 from offload_runtime.serve.api.completion import read_completion
 from offload_runtime.serve.api.load_model import load_model
 from offload_runtime.serve.api.token_texts import TokenTexts
-from offload_runtime.serve.engine import Engine
+from offload_runtime.serve.engine import Engine, Watch
 from offload_runtime.serve.errors import ApiError, openai_body
 from offload_runtime.serve.generation import Generation
 from offload_runtime.serve.http.answers import JsonResponse
@@ -44,10 +44,15 @@ class Service:
     started: int  # seconds since 1970
 
 
-def make_service(runtime: "OffloadRuntime", model: str | None, shown_model: str, queue: int) -> Service:
-    """What answers from a loaded runtime, whose engine is not started. model: the only name that requests may give."""
+def make_service(
+    runtime: "OffloadRuntime", model: str | None, shown_model: str, queue: int, watches: Iterable[Watch] = ()
+) -> Service:
+    """What answers from a loaded runtime, whose engine is not started.
+
+    model: the only name that requests may give. watches: told of every pass.
+    """
     metrics = Metrics()
-    engine = Engine(runtime, queue, [metrics])
+    engine = Engine(runtime, queue, [metrics, *watches])
     metrics.watch(engine)
     texts = min(engine.most, MOST_TEXTS)
     token_texts, longest = TokenTexts(lambda: runtime.tokenizer), _longest_prompt(runtime)

@@ -63,6 +63,7 @@ def run_server(
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=int(grace) + LEAVE_WITHIN,
     )
     server = _Server(config, engine, grace, note, greeting)

@@ -1,6 +1,7 @@
 """The command line: options, what is refused before anything loads, and how a server ends."""
 
 import json
+import re
 import signal
 import socket
 import sys
@@ -137,6 +138,7 @@ def test_replies_end_before_the_server_does(tmp_path: Path, number: int) -> None
             text, errors = read(stream)
             assert text == answer_to(PROMPT) and not errors
         assert server.exit_code() == 128 + number
+        assert re.search(r"^stop: prompt \d+ of \d+ tokens, .* tok/s · \d+ tokens", server.printed(), re.MULTILINE)
         assert "Traceback" not in server.printed()
 
 

@@ -15,6 +15,7 @@ from offload_runtime.serve.api.chat import read_chat
 from offload_runtime.serve.api.completion import read_completion
 from offload_runtime.serve.api.token_texts import TokenTexts
 from offload_runtime.serve.errors import ApiError
+from offload_runtime.serve.http import body as bodies
 from offload_runtime.serve.http.body import MOST_BYTES, MOST_CONTAINERS, MOST_DEPTH, parse_object
 from tests.fakes.served import Served
 from tests.fakes.shared_runtime import SharedRuntime
@@ -164,6 +165,12 @@ def test_long_bodies_in_chunks_are_refused(served: Served) -> None:
         response = http.client.HTTPResponse(connection)
         response.begin()
         assert response.status == 413
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "PATIENCE", 0.05)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{{"
+    assert raw(served, head.encode()).startswith(b"408 ")
 
 
 def test_a_client_that_leaves_within_its_body_is_forgotten(served: Served) -> None:
