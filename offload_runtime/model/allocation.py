@@ -11,7 +11,7 @@ from sequoia_tree.uploads import upload
 def allocate_cache(model: Model) -> None:
     """Allocate all rows of the cache: their shapes are only known from a pass, here one that streams nothing.
 
-    Does nothing if a pass has run.
+    Does nothing once a pass has succeeded.
     """
     if model.cache.tables():
         return
@@ -19,5 +19,4 @@ def allocate_cache(model: Model) -> None:
     with model.unpadded(), model.without_streaming():
         model.forward(upload([0], model.device), text_rows(0, 1, model.device, cached.first_row), 1)
     cached.rollback()
-    for table in model.cache.tables().values():
-        table[:, cached.first_row] = 0  # what was computed without the right weights may be NaN
+    model.cache.blank(cached.first_row)  # what was computed without the right weights may be NaN

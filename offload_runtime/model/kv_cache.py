@@ -95,6 +95,11 @@ class TreeCacheLayer(CacheLayerMixin):
         self.values[:, :, begin:end] = value_states
         return self.keys[:, :, text.first_row : end], self.values[:, :, text.first_row : end]
 
+    def at_rest(self) -> tuple[Tensor, Tensor]:
+        """Keys and values where they lie between two passes."""
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
+
     def _write(self, rows: Tensor, key_states: Tensor, value_states: Tensor) -> None:
         assert self.keys is not None and self.values is not None
         self.keys.index_copy_(2, rows, key_states)
@@ -141,6 +146,9 @@ class TravellingLayer(TreeCacheLayer):
     ) -> tuple[Tensor, Tensor]:
         self.keys, self.values = self._rows.arrive(self._number, key_states, value_states)
         return super().update(key_states, value_states)
+
+    def at_rest(self) -> tuple[Tensor, Tensor]:
+        return self._rows.on_host(self._number)
 
     def move(self, source: Tensor, begin: int) -> None:
         self.keys, self.values = self._rows.on_host(self._number)
@@ -194,6 +202,7 @@ class TreeCache(Cache):
         self.current = self.sequences[0]
         self.written: Tensor | None = None  # the rows that the current pass writes, where texts share it
         self._shared: SharedRows | None = None
+        self._has_run = False
         self.travelling: TravellingRows | None = None
         if travelling is not None:
             numbers = count_up()
@@ -239,6 +248,7 @@ class TreeCache(Cache):
     def advance(self, rows: int) -> None:
         """`CachedSequence.advance` of the first text."""
         self.sequences[0].advance(rows)
+        self._has_run = True
 
     def commit(self, rows: Sequence[int]) -> None:
         """`CachedSequence.commit` of the first text."""
@@ -291,6 +301,7 @@ class TreeCache(Cache):
             self.current, self._shared, self.written = self.sequences[0], None, None
         for text, sequence in zip(texts, sequences):
             sequence.advance(text.count)
+        self._has_run = True
 
     def _travel(self, texts: Sequence[PassRows], sequences: Sequence[CachedSequence]) -> AbstractContextManager[None]:
         """Rows in host memory travel for a pass over these texts."""
@@ -323,13 +334,24 @@ class TreeCache(Cache):
         return upload(np.concatenate(places), rows.row_positions.device)
 
     def tables(self) -> dict[str, Tensor]:
-        """Every layer's keys and values ``[heads, rows, head_dim]`` by name; none before the first pass."""
+        """Every layer's keys and values ``[heads, rows, head_dim]`` by name, to read and write between passes.
+
+        None before the first pass that succeeds: only then is it known which layers have any.
+        """
         named: dict[str, Tensor] = {}
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(self.layers if self._has_run else ()):
             if isinstance(layer, TreeCacheLayer) and layer.is_initialized:
-                assert layer.keys is not None and layer.values is not None
-                named |= {f"keys.{number}": layer.keys[0], f"values.{number}": layer.values[0]}
+                keys, values = layer.at_rest()
+                named |= {f"keys.{number}": keys[0], f"values.{number}": values[0]}
         return named
+
+    @torch.inference_mode()
+    def blank(self, row: int) -> None:
+        """Make one row 0 in every layer, wherever it lies."""
+        for layer in self._filled():
+            for rows in (*layer.at_rest(), layer.keys, layer.values):
+                assert rows is not None
+                rows[:, :, row] = 0
 
     def free(self) -> None:
         """Free all rows; the cache cannot be used afterwards."""

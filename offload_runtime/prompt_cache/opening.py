@@ -31,10 +31,6 @@ def open_prompt_cache(
         notes.say("state", f"{target.config.model_type} keeps a recurrent state, which has no rows to keep")
         notes.warn()
         return None
-    if target.cache.travelling is not None:
-        notes.say("host", "keys and values lie in host memory (--kv host), from where they are not kept")
-        notes.warn()
-        return None
     cost = plan.target_cost(preparation.target.spec)
     pace = None if plan.slots else _seconds_per_token(cost, plan.rows)  # no disk is slower than streaming all layers
     identity = model_identity(preparation.target, plan.device)

@@ -102,7 +102,6 @@ class PromptCache:
         finally:
             self._is_paused = True
             self._unwritten.clear()
-            self._stored.clear()  # which refers to the caches' memory
         self._notes.warn()
 
     def _wake_thread(self) -> None:

@@ -57,14 +57,13 @@ class StoredRows:
         self._refused: set[Path] = set()
 
     @cached_property
+    def _block_tokens(self) -> int:
+        return block_tokens(row_bytes(self._tables()))
+
     def _tables(self) -> Tables:
         """The rows of the cache, which are allocated for it if no pass has run."""
         allocate_cache(self.model)
         return self.model.cache.tables()
-
-    @cached_property
-    def _block_tokens(self) -> int:
-        return block_tokens(row_bytes(self._tables))
 
     @property
     def nothing_stored(self) -> bool:
@@ -92,7 +91,7 @@ class StoredRows:
     def missing(self, text: Sequence[int], number: int) -> list[Block]:
         """The blocks of a text whose rows sequence `number` holds and no file does; notes that the others were used."""
         count = min(len(text), self.model.cache.sequences[number].length, self.model.fixed_rows)
-        if not can_be_stored(self._tables):
+        if not can_be_stored(self._tables()):
             return []
         blocks = [*blocks_of(text[:count], self._block_tokens, self._identity)]
         mark_used((self._path(block) for block in blocks), time.time_ns())
@@ -109,7 +108,7 @@ class StoredRows:
             name: torch.empty_like(table[:, begin:end], device="cpu", memory_format=torch.contiguous_format).copy_(
                 table[:, begin:end]
             )
-            for name, table in self._tables.items()
+            for name, table in self._tables().items()
         }
 
     def write(self, block: Block, rows: Tables, when: int) -> bool:
@@ -174,7 +173,7 @@ class StoredRows:
         sequence = self.model.cache.sequences[number]
         begin = sequence.length
         with torch.inference_mode():
-            for name, table in self._tables.items():
+            for name, table in self._tables().items():
                 into = table[:, sequence.first_row + begin : sequence.first_row + piece.end]
                 into.copy_(rows[name][:, begin - piece.begin : piece.end - piece.begin])
         sequence.extend_to(piece.end)
@@ -187,7 +186,7 @@ class StoredRows:
     def _trusted(self, path: Path, read: Callable[[Path, Tables], Content]) -> Content | None:
         """What a file holds; None, which is said, if it is not what it should be."""
         try:
-            return read(path, self._tables)
+            return read(path, self._tables())
         except FileNotFoundError:  # removed meanwhile
             return None
         except (OSError, Refused) as error:

@@ -11,6 +11,7 @@ import pytest
 
 from offload_runtime import GenerationRequest, OffloadRuntime
 from offload_runtime.prompt_cache import block_file
+from tests.pretend_cuda import pretend_cuda
 from tests.samples.adapter_samples import write_adapter
 from tests.samples.tiny_models import checkpoint, greedy, perturbed, streaming_runtime
 
@@ -22,13 +23,13 @@ TREE = {"context_length": 128, "tree_size": 6, "tree_depth": 3}
 
 
 def start(
-    model: Path, where: Path | None, tree: str = "none", streamed: bool = False, **options: Any
+    model: Path, where: Path | None, tree: str = "none", device: str = "cpu", *, streamed: bool = False, **options: Any
 ) -> OffloadRuntime:
     draft = "none" if tree in ("none", "ngram") else perturbed(model, 0.02)
     options = {"tree": "auto" if tree == "ngram" else tree, **TREE, "prompt_cache": where, **options}
     if streamed:
         return streaming_runtime(model, draft, **options)
-    return OffloadRuntime.from_pretrained(model, draft, device="cpu", **options)
+    return OffloadRuntime.from_pretrained(model, draft, device, **options)
 
 
 def write(
@@ -101,6 +102,32 @@ def test_the_draft_does_not_read_again_either(tmp_path: Path) -> None:
             runtime._stored.extend = extended
             runtime.generate(TEXT, max_new_tokens=1, temperature=0)
             assert lengths == [least]
+
+
+@pytest.mark.parametrize(("architecture", "texts"), [("llama", 1), ("deepseek_v3", 1), ("codegen", 3)])
+def test_rows_in_host_memory(architecture: str, texts: int, tmp_path: Path) -> None:
+    model = checkpoint(architecture)
+    expected = greedy(model, TEXT, NEW_TOKENS)
+    for most_read in (len(TEXT), 1):
+        with pretend_cuda(), start(model, tmp_path, "sequoia", "cuda", kv="host", parallel=texts) as runtime:
+            assert runtime.plan.kv == "host"
+            replies = runtime.generate_many([TEXT] * texts, max_new_tokens=NEW_TOKENS, temperature=0)
+        for reply in replies:
+            assert reply.token_ids == expected and reply.stats.prompt_tokens_read <= most_read
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_first_pass_that_was_interrupted(layers: int, tmp_path: Path) -> None:
+    """It leaves a cache of which only some layers are known to have rows; then another process stores some."""
+    model = checkpoint("llama")
+    expected, _ = write(model, tmp_path / "theirs", streamed=True)
+    with start(model, tmp_path / "ours", streamed=True) as runtime:
+        target = runtime._models.target.model
+        stopped = runtime.generate(TEXT, temperature=0, should_stop=lambda: target.layers_begun >= layers)
+        assert stopped.finish_reason == "interrupted" and not target.cache.length
+        shutil.copytree(tmp_path / "theirs", tmp_path / "ours", dirs_exist_ok=True)
+        reply = runtime.generate(TEXT, max_new_tokens=NEW_TOKENS, temperature=0)
+    assert (reply.token_ids, reply.stats.prompt_tokens_read) == (expected, 1)
 
 
 def test_wrong_rows_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
