@@ -244,6 +244,8 @@ def test_ctrl_c_while_layers_are_decoded_for_good():
     assert stages.count(("decoding", True)) == 1 and ("decoding", False) not in stages
 
 
+# a file that Ctrl-C left open is collected later
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("seconds", [0.0, 0.003, 0.006, 0.01, 0.02, 0.04])
 def test_ctrl_c_anywhere_in_a_reply(pair, expected, seconds):
     """The exception goes through; the next prompt, and the conversation that goes on, are right."""
