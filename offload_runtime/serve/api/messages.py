@@ -3,22 +3,13 @@
 from typing import Any
 
 from offload_runtime.serve.api.fields import LONGEST_NAME, Fields, bad, shown
+from offload_runtime.text.message_forms import OTHER_PARTS
 from offload_runtime.text.tools.tool_call import json_value
 
 MOST_MESSAGES = 1 << 13
 MOST_PARTS = 1 << 10  # of one message
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _MORE = {"assistant": ("name", "reasoning_content"), "tool": ("name", "tool_call_id")}
-_OTHER_PARTS = {
-    "image_url": "images",
-    "image": "images",
-    "input_image": "images",
-    "input_audio": "audio",
-    "audio": "audio",
-    "video_url": "video",
-    "file": "files",
-    "input_file": "files",
-}
 
 
 def read_messages(fields: Fields) -> list[dict[str, Any]]:
@@ -98,10 +89,10 @@ def _read_part(part: object, path: str) -> str:
         raise bad(path, f"must be an object, not {shown(part)}")
     fields = Fields(part, path)
     kind = fields.text("type")
-    if kind in _OTHER_PARTS:
+    if kind in OTHER_PARTS:
         raise bad(
             f"{path}.type",
-            f"{kind} is not supported: this model reads text, no {_OTHER_PARTS[kind]}",
+            f"{kind} is not supported: this model reads text, no {OTHER_PARTS[kind]}",
             "unsupported_part",
         )
     if kind != "text":
