@@ -11,7 +11,8 @@ from transformers import CONFIG_MAPPING
 from offload_runtime import OffloadRuntime
 from offload_runtime.model import attention
 from scheduler.plan.plan import Tier
-from tests.pass_samples import wide_tree_error
+from tests.fakes.recorded_work import RecordedWork
+from tests.pass_samples import PADDING, largest_difference, loaded, passes, wide_tree_error
 from tests.samples.architectures import BORDER
 from tests.samples.multimodal.checkpoints import checkpoint, greedy, perturbed, reference
 from tests.samples.multimodal.families import FAMILIES, OTHER_TEXTS, RECURRENT
@@ -67,6 +68,18 @@ def test_texts_that_share_passes(family):
     with streaming_runtime(target, perturbed(target, 0.02), parallel=len(prompts), **TREE) as runtime:
         replies = runtime.generate_many(prompts, max_new_tokens=8, temperature=0)
     assert [reply.token_ids for reply in replies] == [greedy(target, prompt, 8) for prompt in prompts]
+
+
+@pytest.mark.parametrize("family", known(["gemma3", "llama4", "mistral3", "qwen2_5_vl", "qwen3_vl_moe"]))
+def test_passes_can_be_replayed(family):
+    """As CUDA graphs: nothing in the class of the whole model asks the device what a token is."""
+    with loaded(checkpoint(family)) as model:
+        expected = passes(model)
+        recorded = RecordedWork()
+        model.pad_passes(PADDING, recorded)
+        ours = passes(model)
+        assert model.replays and recorded.replays
+    assert largest_difference(ours, expected) <= 1e-5
 
 
 @pytest.mark.parametrize("family", known(["qwen2_5_vl", "gemma3", "llama4"]))

@@ -64,6 +64,7 @@ CONFIGS: dict[str, Changes] = {
         },
     },
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
+    "gemma3": {"image_token_id": 91},  # within the vocabulary, as published
     "granite4_vision": {
         **{"downsample_rate": "1/2", "deepstack_layer_map": [[0, 0]]},
         "vision_config": {"hidden_size": 64},
