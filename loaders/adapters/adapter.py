@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,11 @@ class Adapter:
         return self.directory.name
 
 
-def read_adapter(directory: Path) -> Adapter:
-    """Read and check an adapter. Raises ModelFilesError, and UnsupportedModelError with the setting's name."""
+def read_adapter(directory: Path, is_used: Callable[[str], bool] = lambda name: True) -> Adapter:
+    """Read and check an adapter. Raises ModelFilesError, and UnsupportedModelError with the setting's name.
+
+    is_used: of the model's tensors by name; what the adapter has for others is left out.
+    """
     file = directory / ADAPTER_WEIGHTS
     for needed in (directory / ADAPTER_CONFIG, file):
         if link := broken_link(needed):
@@ -94,10 +97,14 @@ def read_adapter(directory: Path) -> Adapter:
             replaced[name] = replace(tensor, name=name)
         else:
             raise UnsupportedModelError(f"{file}: {name} is no part of LoRA that can be applied.")
-    updates = tuple(_update(file, settings, *key, pair) for key, pair in sorted(pairs.items()))
+    updates = [_update(file, settings, *key, pair) for key, pair in sorted(pairs.items())]
     if not updates and not replaced:
         raise ModelFilesError(f"{file}: it holds no tensors.")
-    return Adapter(directory, updates, replaced)
+    used = tuple(update for update in updates if is_used(update.stand_in.name))
+    kept = {name: tensor for name, tensor in replaced.items() if is_used(name)}
+    if not used and not kept:
+        raise UnsupportedModelError(f"{directory}: it changes only how the model sees or hears, which is not read.")
+    return Adapter(directory, used, kept)
 
 
 def _update(

@@ -25,6 +25,7 @@ _POSITIVE = {
     "head_dim", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads",
     "num_hidden_layers", "max_position_embeddings", "n_embd", "n_head", "n_layer", "n_positions", "d_model",
 }  # fmt: skip
+_COUNTED_BACKWARDS = {"vision_feature_layers"}  # numbers of layers of a vision tower, from its end
 _LISTS_OF_TEXT = ("architectures", "layer_types", "layers_block_type", "block_types", "mlp_layer_types")
 _OBJECTS = ("quantization_config", "compression_config", "rope_scaling", "rope_parameters")
 _DTYPES = {
@@ -60,6 +61,8 @@ def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     stack: list[tuple[str, Any]] = list(values.items())
     while stack:
         name, value = stack.pop()
+        if name in _COUNTED_BACKWARDS:
+            continue
         if isinstance(value, dict):
             stack.extend((key, one) for key, one in value.items())
         elif isinstance(value, list):

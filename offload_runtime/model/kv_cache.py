@@ -26,6 +26,7 @@ from transformers.cache_utils import (
 )
 
 from loaders.checkpoint.refused import WHAT_RUNS
+from loaders.text_part import layers_for_images
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.model.attention import rows_before
 from offload_runtime.model.cached_sequence import CachedSequence
@@ -188,7 +189,9 @@ class TreeCache(Cache):
         self.places: Places | None = None
         self.on_allocate = on_allocate
         self._model_type = config.model_type
-        layers = [self._layer(layer, sequences if branching else 0) for layer in DynamicCache(config=config).layers]
+        self._unused = layers_for_images(config.to_dict())  # they cache nothing
+        theirs = DynamicCache(config=config).layers
+        layers = [self._layer(*one, sequences if branching else 0) for one in enumerate(theirs)]
         branches = [layer for layer in layers if isinstance(layer, BranchingLayer)]
         states = [layer for layer in layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
         self._states = [layer for layer in states if layer not in branches]
@@ -210,11 +213,11 @@ class TreeCache(Cache):
             self.travelling = travelling(next(numbers), self.rows)
         super().__init__(layers=layers)
 
-    def _layer(self, layer: Any, branching: int) -> Any:
+    def _layer(self, number: int, layer: Any, branching: int) -> Any:
         """The layer to use instead of transformers' `layer`. branching: the texts that a recurrent one may hold."""
         if branching and type(layer) is LinearAttentionLayer:
             return BranchingLayer(branching, number_of_states=layer.number_of_states)
-        if isinstance(layer, (LinearAttentionCacheLayerMixin, _NO_CACHE)):
+        if number in self._unused or isinstance(layer, (LinearAttentionCacheLayerMixin, _NO_CACHE)):
             return layer
         if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
             return TreeCacheLayer(self)
@@ -232,6 +235,8 @@ class TreeCache(Cache):
 
         Llama 4's attention adds the row index to it to get positions; in a tree these do not follow the rows' order.
         """
+        if layer_idx in self._unused:
+            return 0
         counted = None if layer_idx is None else rows_before()
         return super().get_seq_length(layer_idx or 0) if counted is None else counted
 

@@ -21,6 +21,7 @@ from loaders.hub.model import HubModel
 from loaders.hub.names import directory_name
 from loaders.quantize.recipe import BITS, Quantization
 from loaders.safetensors_files.headers import Checkpoint
+from loaders.text_part import used_names
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.options.run_options import Options
 from offload_runtime.planning.compute_dtype import compute_dtype
@@ -169,7 +170,9 @@ def _files(
         from loaders.checkpoint.random_weights import share_layers
 
         checkpoint = share_layers(checkpoint, config["num_hidden_layers"], stored)
-    adapter = read_adapter(options.adapter) if options.adapter and directory == options.model else None
+    adapter = None
+    if options.adapter and directory == options.model:
+        adapter = read_adapter(options.adapter, used_names(directory))
     checkpoint = replace(checkpoint, adapter=adapter)
     spec = read_spec(directory, dtype, checkpoint, config)
     if (possible := compute_dtype(spec, dtype, machine)) != spec.dtype:

@@ -65,6 +65,10 @@ def test_what_is_nested_is_looked_at():
     check_config(Path("config.json"), {"rope_parameters": {"full_attention": {"rope_theta": 1e4, "factor": 8.0}}})
 
 
+def test_layers_of_a_vision_tower_are_counted_from_its_end():
+    check_config(Path("config.json"), {"vision_feature_layers": [-2, -5, -8, -11, 6]})
+
+
 def test_a_layer_may_have_no_rotations():
     check_config(Path("config.json"), {"layer_rope_theta": [0, 5e5]})
     for wrong in ({"layer_rope_theta": [-1, 5e5]}, {"rope_theta": 0}):

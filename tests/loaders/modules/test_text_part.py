@@ -22,10 +22,10 @@ from loaders.safetensors_files.headers import StoredTensor, read_checkpoint
 from loaders.text_part import NOT_READ
 from tests.samples.model_samples import bound_skeleton, logits
 from tests.samples.multimodal.checkpoints import checkpoint, reference
-from tests.samples.multimodal.families import FAMILIES, OTHER_TEXTS, TEXT_REFUSED
+from tests.samples.multimodal.families import FAMILIES, TEXT_REFUSED, is_built
 from tests.samples.tiny_models import BASE, make_checkpoint
 
-BUILT = [name for name in FAMILIES if OTHER_TEXTS.get(name, (name,))[-1] in CONFIG_MAPPING]
+BUILT = [name for name in FAMILIES if is_built(name)]
 # One stored tensor becomes two of the model's, each at a multiple of 256 bytes.
 ROUNDED = {"ernie4_5_vl_moe": 256}
 # Text models that transformers counts among the multimodal ones.

@@ -6,7 +6,6 @@ Tiny random models in float32, under the least memory that the planner accepts. 
 from pathlib import Path
 
 import pytest
-from transformers import CONFIG_MAPPING
 
 from offload_runtime import OffloadRuntime
 from offload_runtime.model import attention
@@ -15,7 +14,7 @@ from tests.fakes.recorded_work import RecordedWork
 from tests.pass_samples import PADDING, largest_difference, loaded, passes, wide_tree_error
 from tests.samples.architectures import BORDER
 from tests.samples.multimodal.checkpoints import checkpoint, greedy, perturbed, reference
-from tests.samples.multimodal.families import FAMILIES, OTHER_TEXTS, RECURRENT
+from tests.samples.multimodal.families import FAMILIES, RECURRENT, is_built
 from tests.samples.tiny_models import PROMPT, streaming_runtime
 
 NEW_TOKENS = 14
@@ -27,8 +26,7 @@ LONGER = ("gemma3", "glm4v_moe", "kimi_k25", "llama4", "mistral3", "qwen2_5_vl",
 def known(families):
     """One test for each; skipped where the installed transformers does not know the family yet."""
     unknown = pytest.mark.skip("not in the installed transformers")
-    types = {name: OTHER_TEXTS.get(name, (name,))[-1] for name in families}
-    return [pytest.param(name, marks=() if kind in CONFIG_MAPPING else unknown) for name, kind in types.items()]
+    return [pytest.param(name, marks=() if is_built(name) else unknown) for name in families]
 
 
 def runtime_of(family: str) -> OffloadRuntime:

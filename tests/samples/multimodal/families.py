@@ -5,6 +5,9 @@ A config has a part for its text model, and others for what it sees and hears, w
 
 from typing import Any
 
+import transformers
+from transformers import CONFIG_MAPPING
+
 from loaders.checkpoint.recurrent import can_branch
 from loaders.text_part import NOT_READ
 from tests.samples.architectures import BORDER, FEW_EXPERTS, LATENT, SWEEP, Changes
@@ -92,6 +95,9 @@ OTHER_TEXTS: dict[str, tuple[str, str]] = {
     "mistral3 of mistral4": ("mistral3", "mistral4"),
 }
 
+# What older versions of transformers build otherwise, or not at all.
+NEW_IN_5_23 = {"cohere_compass", "granite4_vision", "hunyuan_vl"}
+
 # Families whose text model keeps a state, which cannot branch, or only with a new transformers.
 RECURRENT = {"lfm2_vl", "lfm3_vl", "nemotron_h_omni"}
 if not can_branch("qwen3_5_text"):
@@ -105,6 +111,13 @@ TEXT_REFUSED = {
 }  # fmt: skip
 
 FAMILIES: tuple[str, ...] = (*sorted(NOT_READ.keys() - NOT_BUILT - TEXT_REFUSED), *OTHER_TEXTS)
+
+
+def is_built(family: str) -> bool:
+    """Whether the installed transformers builds such a model."""
+    release = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    known = OTHER_TEXTS.get(family, (family,))[-1] in CONFIG_MAPPING
+    return known and (release >= (5, 23) or family not in NEW_IN_5_23)
 
 
 def text_changes(text_type: str) -> dict[str, Any]:
