@@ -162,7 +162,6 @@ class Decoder:
     def _pass(self, writers: Sequence[Writer], in_pieces: bool) -> list[Step | OffloadError]:
         """One tree of each text, one pass, one accepted path of each."""
         clock = _Clock(self._target.model.streamed_total, time.perf_counter())
-        turns: list[_Turn] = []
         try:
             turns = self._turns(writers, in_pieces)
             clock.chosen = time.perf_counter()

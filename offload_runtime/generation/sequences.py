@@ -71,8 +71,9 @@ class Sequences:
     def _assign(self, writer: Writer, writers: Collection[Writer]) -> None:
         free = [number for number, owner in enumerate(self._owners) if owner not in writers]
         oldest = min(free, key=lambda number: (self._owners[number] is not None, self._used[number]))
-        source = max(range(len(self)), key=lambda number: self._usable(number, writer))
-        usable = self._usable(source, writer)
+        found = [self._usable(number, writer) for number in range(len(self))]
+        usable = max(found)
+        source = found.index(usable)
         in_place = source in free and (source == oldest or 2 * usable >= self._length(source))
         number, is_copied = (source, False) if in_place else (oldest, usable >= LEAST_COPIED)
         alike = common_prefix(self._texts[number], writer.text)

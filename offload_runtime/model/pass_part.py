@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from offload_runtime.model.model import Model
-from offload_runtime.model.rows import PassRows, SharedRows
+from offload_runtime.model.rows import PassRows, SharedRows, text_rows
 from sequoia_tree.uploads import upload
 
 
@@ -22,6 +22,13 @@ class PassPart:
     tokens: Tensor
     rows: PassRows
     wanted: int
+
+
+def text_part(model: Model, tokens: Sequence[int], sequence: int, wanted: int) -> PassPart:
+    """Tokens that continue the text in a sequence of the model's cache."""
+    cached = model.cache.sequences[sequence]
+    rows = text_rows(cached.length, len(tokens), model.device, cached.first_row)
+    return PassPart(upload(tokens, model.device), rows, wanted)
 
 
 def run_parts(model: Model, parts: Sequence[PassPart], most_rows: int) -> list[Tensor]:

@@ -100,20 +100,31 @@ def chat_parser() -> argparse.ArgumentParser:
         help="where the context is full: stop and say so, or drop the oldest turns (default: stop)",
     )
     group.add_argument("--no-history", action="store_true", help="keep neither what is typed nor the last conversation")
-    group = parser.add_argument_group("output")
-    group.add_argument("--plan", action="store_true", help="print the plan and exit, without loading anything")
-    add_options(group, Options, "output")
+    group = add_plan_options(parser)
     group.add_argument("--json", action="store_true", help="print one JSON object instead of text; needs a prompt")
     group.add_argument("--quiet", action="store_true", help="print the reply and errors only")
     return parser
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the group "output" with the options that ask for the plan alone; `check_plan_options` looks at them."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--plan", action="store_true", help="print the plan and exit, without loading anything")
+    add_options(group, Options, "output")
+    return group
+
+
+def check_plan_options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> None:
+    """Exit with code 2 and a message where a card is named and no plan asked for."""
+    if parsed.gpu is not None and not parsed.plan:
+        parser.error("argument --gpu: it plans for a card that need not be here; add --plan")
 
 
 def parse_chat_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a chat's command line; exits with code 2 and a message if it is wrong."""
     parser = chat_parser()
     parsed = parser.parse_args(arguments)
-    if parsed.gpu is not None and not parsed.plan:
-        parser.error("argument --gpu: it plans for a card that need not be here; add --plan")
+    check_plan_options(parser, parsed)
     if parsed.raw and (parsed.chat_template is not None or parsed.template_arguments):
         name = "--template-arg" if parsed.template_arguments else "--chat-template"
         parser.error(f"argument {name}: --raw leaves the chat template out")

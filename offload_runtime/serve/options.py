@@ -5,10 +5,10 @@ import os
 import re
 from collections.abc import Sequence
 
-from offload_runtime.options.arguments import model_parser
+from offload_runtime.options.arguments import add_plan_options, check_plan_options, model_parser
 from offload_runtime.options.fields import add_options
 from offload_runtime.options.readers import real_number, utf8_text, whole_number
-from offload_runtime.options.run_options import Options, RunOptions
+from offload_runtime.options.run_options import RunOptions
 from offload_runtime.serve.http.loopback import is_loopback
 from offload_runtime.start import command_name
 
@@ -75,9 +75,7 @@ def serve_parser() -> argparse.ArgumentParser:
         default=GRACE,
         help=f"time that replies have to end after Ctrl-C or SIGTERM (default: {GRACE:.0f})",
     )
-    group = parser.add_argument_group("output")
-    group.add_argument("--plan", action="store_true", help="print the plan and exit, without loading anything")
-    add_options(group, Options, "output")
+    group = add_plan_options(parser)
     group.add_argument("--quiet", action="store_true", help="print errors only")
     return parser
 
@@ -86,8 +84,7 @@ def parse_serve_arguments(arguments: Sequence[str] | None = None) -> argparse.Na
     """Parse the command line; exits with code 2 and a message if it is wrong."""
     parser = serve_parser()
     parsed = parser.parse_args(arguments)
-    if parsed.gpu is not None and not parsed.plan:
-        parser.error("argument --gpu: it plans for a card that need not be here; add --plan")
+    check_plan_options(parser, parsed)
     if parsed.api_key is None and not parsed.no_api_key and os.environ.get(KEY_VARIABLE):
         try:
             parsed.api_key = _key(os.environ[KEY_VARIABLE])

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -39,6 +40,12 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
+SETTINGS: Any = {  # of uvicorn: nothing but HTTP/1.1, no word about the server, no trust in headers of proxies
+    **{"lifespan": "off", "ws": "none", "http": "h11", "loop": "asyncio", "log_config": None, "access_log": False},
+    **{"server_header": False, "proxy_headers": False},
+}
+
+
 def url_of(bound: socket.socket, host: str) -> str:
     """The address for a browser."""
     name = f"[{host}]" if ":" in host else host
@@ -56,14 +63,7 @@ def run_server(
         app,
         backlog=BACKLOG,
         limit_concurrency=MOST_CONNECTIONS,
-        lifespan="off",
-        ws="none",
-        http="h11",
-        loop="asyncio",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
+        **SETTINGS,
         timeout_graceful_shutdown=int(grace) + LEAVE_WITHIN,
     )
     server = _Server(config, engine, grace, note, greeting)

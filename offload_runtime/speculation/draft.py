@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offload_runtime.model.model import Model
-from offload_runtime.model.pass_part import PassPart, run_parts
-from offload_runtime.model.rows import PassRows, text_rows
+from offload_runtime.model.pass_part import PassPart, run_parts, text_part
+from offload_runtime.model.rows import PassRows
 from sequoia_tree.shaping.contexts import Contexts
 from sequoia_tree.shaping.rule import drawable
 from sequoia_tree.shaping.settings import Sampling
-from sequoia_tree.uploads import upload
 from sequoia_tree.verification.sampling import (
     bounded_log_distribution,
     first_width,
@@ -50,10 +49,9 @@ class Draft:
         logits = None
         while cached.length < len(text):
             piece = text[cached.length : cached.length + self._most_rows]
-            tokens = upload([min(token, self.model.vocab_size - 1) for token in piece], self.model.device)
-            rows = text_rows(cached.length, len(tokens), self.model.device, cached.first_row)
-            logits = yield PassPart(tokens, rows, 1)
-            cached.commit(range(len(tokens)))
+            known = [min(token, self.model.vocab_size - 1) for token in piece]
+            logits = yield text_part(self.model, known, sequence, wanted=1)
+            cached.commit(range(len(known)))
         assert logits is not None
         return logits
 

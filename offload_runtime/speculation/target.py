@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from offload_runtime.model.model import Model
-from offload_runtime.model.pass_part import PassPart, run_parts
-from offload_runtime.model.rows import text_and_tree_rows, text_rows
+from offload_runtime.model.pass_part import PassPart, run_parts, text_part
+from offload_runtime.model.rows import text_and_tree_rows
 from offload_runtime.speculation.draft_tree import DraftTree
 from sequoia_tree.tree import Tree
 from sequoia_tree.uploads import upload
@@ -132,9 +132,8 @@ class Target:
 
     def text_part(self, text: Sequence[int], most: int, sequence: int) -> PassPart:
         """The next `most` tokens of `text` that are not cached yet, to be read only."""
-        cached = self.model.cache.sequences[sequence]
-        tokens = upload(text[cached.length : cached.length + most], self.model.device)
-        return PassPart(tokens, text_rows(cached.length, len(tokens), self.model.device, cached.first_row), 0)
+        begin = self.model.cache.sequences[sequence].length
+        return text_part(self.model, text[begin : begin + most], sequence, wanted=0)
 
     def commit(self, path: Sequence[int], sequence: int = 0) -> None:
         """Keep the rows of the text and of the accepted nodes."""

@@ -15,7 +15,7 @@ import uvicorn
 from offload_runtime.serve.app import make_app
 from offload_runtime.serve.endpoints import make_service
 from offload_runtime.serve.http.guard import Access
-from offload_runtime.serve.server import bind
+from offload_runtime.serve.server import SETTINGS, bind
 
 PATIENCE = 120.0  # seconds after which a test fails instead of waiting
 OPEN = Access(None, loopback=True)
@@ -48,13 +48,7 @@ class Served:
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
             make_app(self.service, access),
-            lifespan="off",
-            ws="none",
-            http="h11",
-            loop="asyncio",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
+            **SETTINGS,
             timeout_graceful_shutdown=5,
         )
         self._server = uvicorn.Server(config)

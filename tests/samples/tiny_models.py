@@ -88,9 +88,12 @@ def checkpoint(architecture: str, *, seed: int = 2, shards: bool = False, **chan
 
 
 @cache
-def perturbed(source: Path, noise: float) -> Path:
-    """A copy of a model with every weight changed by `noise` times its own spread: nearly as good a draft as itself."""
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+def perturbed(source: Path, noise: float, kind: Any = AutoModelForCausalLM) -> Path:
+    """A copy of a model with every weight changed by `noise` times its own spread: nearly as good a draft as itself.
+
+    kind: transformers' class that reads the model.
+    """
+    model = kind.from_pretrained(source, dtype=torch.float32)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(1)
         for weight in model.parameters():
@@ -98,20 +101,26 @@ def perturbed(source: Path, noise: float) -> Path:
     return save(model, "50GB")
 
 
-@cache
-def reference(directory: Path) -> PreTrainedModel:
+def reference(directory: Path, kind: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """The model as transformers alone runs it, in float32."""
-    config = AutoConfig.from_pretrained(directory)
+    return _reference(directory, kind)
+
+
+@cache
+def _reference(directory: Path, kind: Any) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(directory).get_text_config(decoder=True)
     # transformers 5.17 takes a fused kernel for models that cap their scores, and leaves the cap out
     kernel = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **kernel).eval()
+    return kind.from_pretrained(directory, dtype=torch.float32, **kernel).eval()
 
 
-def greedy(directory: Path, prompt: Sequence[int], count: int, **options: Any) -> list[int]:
+def greedy(
+    directory: Path, prompt: Sequence[int], count: int, kind: Any = AutoModelForCausalLM, **options: Any
+) -> list[int]:
     """The new tokens of transformers' own greedy `generate`."""
     ids = torch.tensor([prompt])
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "do_sample": False, **options}
-    return reference(directory).generate(ids, **options)[0, len(prompt) :].tolist()
+    return reference(directory, kind).generate(ids, **options)[0, len(prompt) :].tolist()
 
 
 def streaming_runtime(model: Path, draft: Path | str = "none", spare: int = 0, **options: Any) -> OffloadRuntime:

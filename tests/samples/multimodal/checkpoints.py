@@ -1,14 +1,14 @@
 """Tiny random multimodal checkpoints, made on the spot once per process, as `tiny_models` makes others."""
 
-from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForMultimodalLM, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForMultimodalLM, PretrainedConfig
 
+from tests.samples import tiny_models
 from tests.samples.multimodal.families import CONFIGS, OTHER_TEXTS, text_changes
 from tests.samples.tiny_models import BASE, save
 
@@ -79,27 +79,7 @@ def _small(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, **sizes, **ratio, **({"layer_types": None} if "layer_types" in values else {})}
 
 
-@cache
-def perturbed(source: Path, noise: float) -> Path:
-    """A copy of a model with every weight changed by `noise` times its own spread."""
-    model = AutoModelForMultimodalLM.from_pretrained(source, dtype=torch.float32)
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(1)
-        for weight in model.parameters():
-            weight += noise * weight.std(correction=0) * torch.randn_like(weight)
-    return save(model, "50GB")
-
-
-@cache
-def reference(directory: Path) -> PreTrainedModel:
-    """The whole model as transformers alone runs it, in float32."""
-    config = AutoConfig.from_pretrained(directory).get_text_config(decoder=True)
-    kernel = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
-    return AutoModelForMultimodalLM.from_pretrained(directory, dtype=torch.float32, **kernel).eval()
-
-
-def greedy(directory: Path, prompt: Sequence[int], count: int) -> list[int]:
-    """The whole model's text for token ids alone."""
-    ids = torch.tensor([list(prompt)])
-    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "do_sample": False}
-    return reference(directory).generate(ids, **options)[0, len(prompt) :].tolist()
+# As of the text models, with the class of the whole model: its text for token ids alone.
+perturbed = partial(tiny_models.perturbed, kind=AutoModelForMultimodalLM)
+reference = partial(tiny_models.reference, kind=AutoModelForMultimodalLM)
+greedy = partial(tiny_models.greedy, kind=AutoModelForMultimodalLM)
