@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from offload_runtime.chat.background import Loaded, Loading
@@ -30,7 +31,7 @@ class ReplyStream:
         self._screen = screen
         self._silent_since: float | None = None
         self._texts: Callable[[], list[str]] = list
-        self.interrupt = StopOnInterrupt(lambda: screen.answer_interrupt(STOPPING), self._show_activity, abandon)
+        self.interrupt = StopOnInterrupt(partial(screen.answer_interrupt, STOPPING), self._show_activity, abandon)
 
     def wait(self, loading: Loading) -> Loaded:
         """Wait for `loading`, showing its progress, and return what it loaded. Ctrl-C raises WaitStopped."""

@@ -25,19 +25,29 @@ def _nothing() -> None:
     """The default callback: does nothing."""
 
 
+Answer = Callable[[Callable[[], None]], None]
+"""Shows that Ctrl-C was noticed; it calls what it is given right before that."""
+
+
+def _unseen(showing: Callable[[], None]) -> None:
+    """The default answer: shows nothing."""
+    showing()
+
+
 class StopOnInterrupt:
     """In the block, a first Ctrl-C sets `requested`, which is polled between layers; a second raises Leave there.
 
-    The second one counts only within two seconds of the first, and only after `answer` has shown the first on screen;
-    otherwise it counts as a first. A thread handles both, so the answer appears even while the main thread is inside a
-    call that takes seconds. If that call does not end within a second, the thread calls `abandon`. tick: called by the
-    thread every tenth of a second. Only for the main thread. `pressed_at`: when Ctrl-C was last pressed, in seconds of
-    `time.monotonic`.
+    The second one counts only within two seconds of the first, and only once `answer` shows the first on screen;
+    otherwise it counts as a first. Whoever answers says when that is: presses before it are dropped, none after it, as
+    one may follow the answer at once. A thread handles both, so the answer appears even while the main thread is
+    inside a call that takes seconds. If that call does not end within a second, the thread calls `abandon`. tick:
+    called by the thread every tenth of a second. Only for the main thread. `pressed_at`: when Ctrl-C was last pressed,
+    in seconds of `time.monotonic`.
     """
 
     def __init__(
         self,
-        answer: Callable[[], None] = _nothing,
+        answer: Answer = _unseen,
         tick: Callable[[], None] = _nothing,
         abandon: Callable[[], None] = _nothing,
     ) -> None:
@@ -96,9 +106,11 @@ class StopOnInterrupt:
             _thread.interrupt_main()  # the main thread's handler may have run before this one knew
         else:
             self._requested = True
-            self._answer()
-            with suppress(BlockingIOError):
-                os.read(self._done, 64)  # pressed before the answer could be seen
+            self._answer(self._drop_presses)
+
+    def _drop_presses(self) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._done, 64)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console
@@ -101,9 +101,10 @@ class Screen:
         with self._lock:
             self._activity.erase()
 
-    def answer_interrupt(self, text: str) -> None:
-        """Show on a terminal that Ctrl-C was noticed, whatever the main thread is doing."""
+    def answer_interrupt(self, text: str, showing: Callable[[], None]) -> None:
+        """Show on a terminal that Ctrl-C was noticed, whatever the main thread is doing; `showing` is called before."""
         with self._lock:
+            showing()
             if self._activity.possible:
                 self._activity.interject(self._column, text)
                 if self._column:

@@ -27,7 +27,7 @@ from offload_runtime.chat.terminal import interrupt, keyboard
 from offload_runtime.chat.terminal.activity import ActivityLine, column_after
 from offload_runtime.chat.terminal.completion import CommandCompleter
 from offload_runtime.chat.terminal.history import PrivateHistory, state_directory
-from offload_runtime.chat.terminal.interrupt import Leave, StopOnInterrupt, ended_in_order
+from offload_runtime.chat.terminal.interrupt import Answer, Leave, StopOnInterrupt, ended_in_order
 from offload_runtime.errors import UsageError
 from offload_runtime.generation.reply import ReplyStats
 from offload_runtime.speculation.target import PassProgress
@@ -63,9 +63,19 @@ def compute(condition: Callable[[], bool]) -> None:
         hashlib.pbkdf2_hmac("sha256", b"", b"", 200_000)
 
 
+def noting(answers: list[int]) -> Answer:
+    """An answer that is noted when it can be seen."""
+
+    def answer(showing: Callable[[], None]) -> None:
+        showing()
+        answers.append(1)
+
+    return answer
+
+
 def test_the_second_ctrl_c_leaves_after_the_first_was_answered() -> None:
-    answers: list[float] = []
-    with pytest.raises(Leave), StopOnInterrupt(lambda: answers.append(time.monotonic())) as stop:
+    answers: list[int] = []
+    with pytest.raises(Leave), StopOnInterrupt(noting(answers)) as stop:
         press()
         wait_until(lambda: bool(answers))
         assert stop.requested()
@@ -77,7 +87,7 @@ def test_the_second_ctrl_c_leaves_after_the_first_was_answered() -> None:
 def test_ctrl_c_pressed_late_is_a_first_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupt, "LEAVE_WITHIN", 0.0)
     answers: list[int] = []
-    with StopOnInterrupt(lambda: answers.append(1)):
+    with StopOnInterrupt(noting(answers)):
         for count in (1, 2, 3):
             press()
             wait_until(lambda: len(answers) == count)  # noqa: B023
@@ -86,11 +96,12 @@ def test_ctrl_c_pressed_late_is_a_first_one_again(monkeypatch: pytest.MonkeyPatc
 def test_ctrl_c_before_the_first_was_answered_is_no_second(monkeypatch: pytest.MonkeyPatch) -> None:
     answering, answered = [], []
 
-    def answer() -> None:
+    def answer(showing: Callable[[], None]) -> None:
         answering.append(1)
         if len(answering) == 1:
             press()  # while the answer is on its way
             time.sleep(0.2)
+        showing()
         answered.append(1)
 
     with StopOnInterrupt(answer) as stop:
@@ -100,13 +111,24 @@ def test_ctrl_c_before_the_first_was_answered_is_no_second(monkeypatch: pytest.M
         assert stop.requested()
 
 
+def test_ctrl_c_at_the_instant_of_the_answer_is_a_second() -> None:
+    def answer(showing: Callable[[], None]) -> None:
+        showing()
+        press()
+        time.sleep(0.2)
+
+    with pytest.raises(Leave), StopOnInterrupt(answer):
+        press()
+        wait_until(lambda: False)
+
+
 def test_it_is_answered_while_the_main_thread_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     """And the process is ended from the thread where the main one does not leave in time."""
     monkeypatch.setattr(interrupt, "REACT_WITHIN", 0.0)
     monkeypatch.setattr(interrupt, "LEAVE_WITHIN", 1e9)
     answers: list[int] = []
     abandoned: list[int] = []
-    with StopOnInterrupt(lambda: answers.append(1), abandon=lambda: abandoned.append(1)) as stop:
+    with StopOnInterrupt(noting(answers), abandon=lambda: abandoned.append(1)) as stop:
         signal.signal(signal.SIGINT, lambda *arguments: None)  # as while something must not be left half done
         press()
         compute(lambda: bool(answers))
