@@ -14,11 +14,11 @@ from loaders.modules.skeleton import Skeleton, UnitLayout, build_skeleton
 from loaders.quantize.interrupts import interrupts_deferred
 from offload_runtime.errors import MachineError, UnsupportedModelError
 from offload_runtime.model.attention import ATTENTION_NAME
+from offload_runtime.model.cached_rows.travelling_rows import RowsOnHost
 from offload_runtime.model.cuda_graphs import CudaGraphs
 from offload_runtime.model.kv_cache import shares_rows
 from offload_runtime.model.model import Model, ModelPlacement
 from offload_runtime.model.pass_overhead import measure_passes
-from offload_runtime.model.travelling_rows import RowsOnHost
 from offload_runtime.options.run_options import IOMode
 from offload_runtime.planning.host_shortage import host_shortage_explained
 from offload_runtime.planning.planning import Preparation, with_known_figures

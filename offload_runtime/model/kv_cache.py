@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import PretrainedConfig, cache_utils
 from transformers.cache_utils import (
     Cache,
-    CacheLayerMixin,
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -29,10 +28,11 @@ from loaders.checkpoint.refused import WHAT_RUNS
 from loaders.text_part import layers_for_images
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.model.attention import rows_before
+from offload_runtime.model.cached_rows.layers import TravellingLayer, TreeCacheLayer
+from offload_runtime.model.cached_rows.travelling_rows import TravellingRows
 from offload_runtime.model.cached_sequence import CachedSequence
 from offload_runtime.model.linear_attention.states import BranchingLayer, SequenceStates, linear_pass
 from offload_runtime.model.rows import PassRows, SharedRows
-from offload_runtime.model.travelling_rows import TravellingRows
 from sequoia_tree.uploads import upload
 
 
@@ -46,123 +46,6 @@ class Places:
 
 # Stands for layers that cache nothing: without attention, or sharing another layer's keys. Not in transformers 5.17.
 _NO_CACHE: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
-
-
-class TreeCacheLayer(CacheLayerMixin):
-    """Keys and values of one layer, each ``[1, heads, rows, head_dim]``, with the texts one after the other.
-
-    Initially zero: a pass of fixed shape reads rows that were never written, and 0 × NaN would be NaN.
-    """
-
-    def __init__(self, cache: "TreeCache"):
-        super().__init__()
-        self._cache = cache
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys = self._allocate(key_states)
-        self.values = self._allocate(value_states)
-        self.device = key_states.device
-        self.is_initialized = True
-
-    def _allocate(self, like: Tensor) -> Tensor:
-        _, heads, _, head_dim = like.shape
-        rows = torch.zeros(1, heads, self._cache.rows, head_dim, dtype=like.dtype, device=like.device)
-        self._cache.on_allocate(rows.nbytes)
-        return rows
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Append ``[1, heads, n, head_dim]`` to the text of the pass; return views of its rows up to the new end.
-
-        Where texts share the pass: append to each, return the whole cache. In a pass of fixed shape: write to the rows
-        in `places`, return views of the rows that it attends to.
-        """
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        places, written = self._cache.places, self._cache.written
-        if places is not None:
-            self._write(places.rows, key_states, value_states)
-            return self.keys[:, :, : places.keys], self.values[:, :, : places.keys]
-        if written is not None:
-            self._write(written, key_states, value_states)
-            width = self._cache.keys(0)
-            return self.keys[:, :, :width], self.values[:, :, :width]
-        text = self._cache.current
-        begin, end = text.first_row + text.end, text.first_row + text.end + key_states.shape[2]
-        assert end <= text.first_row + text.most_rows
-        self.keys[:, :, begin:end] = key_states
-        self.values[:, :, begin:end] = value_states
-        return self.keys[:, :, text.first_row : end], self.values[:, :, text.first_row : end]
-
-    def at_rest(self) -> tuple[Tensor, Tensor]:
-        """Keys and values where they lie between two passes."""
-        assert self.keys is not None and self.values is not None
-        return self.keys, self.values
-
-    def _write(self, rows: Tensor, key_states: Tensor, value_states: Tensor) -> None:
-        assert self.keys is not None and self.values is not None
-        self.keys.index_copy_(2, rows, key_states)
-        self.values.index_copy_(2, rows, value_states)
-
-    def get_seq_length(self) -> int:
-        return self._cache.current.end
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._cache.keys(query_length), 0
-
-    def get_max_length(self) -> int:
-        return self._cache.scratch
-
-    def move(self, source: Tensor, begin: int) -> None:
-        """Copy the rows `source` (int64, on the cache's device) to the rows that start at `begin`."""
-        assert self.keys is not None and self.values is not None
-        for rows in (self.keys, self.values):
-            rows[:, :, begin : begin + len(source)] = rows.index_select(2, source)
-
-    def copy(self, source: int, begin: int, count: int) -> None:
-        """Copy the `count` rows from `source` on to the rows that start at `begin`, which are others."""
-        assert self.keys is not None and self.values is not None
-        for rows in (self.keys, self.values):
-            rows[:, :, begin : begin + count] = rows[:, :, source : source + count]
-
-
-class TravellingLayer(TreeCacheLayer):
-    """Keys and values of one layer, whose rows lie in host memory and come to the device for the layer's computation.
-
-    number: of the layers that cache anything.
-    """
-
-    def __init__(self, cache: "TreeCache", number: int):
-        super().__init__(cache)
-        self._number = number
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.device = torch.device("cpu")  # where rows are moved
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = self._rows.arrive(self._number, key_states, value_states)
-        return super().update(key_states, value_states)
-
-    def at_rest(self) -> tuple[Tensor, Tensor]:
-        return self._rows.on_host(self._number)
-
-    def move(self, source: Tensor, begin: int) -> None:
-        self.keys, self.values = self._rows.on_host(self._number)
-        super().move(source, begin)
-
-    def copy(self, source: int, begin: int, count: int) -> None:
-        self.keys, self.values = self._rows.on_host(self._number)
-        super().copy(source, begin, count)
-
-    @property
-    def _rows(self) -> TravellingRows:
-        assert self._cache.travelling is not None
-        return self._cache.travelling
 
 
 class TreeCache(Cache):
@@ -203,7 +86,7 @@ class TreeCache(Cache):
             CachedSequence(self, number * capacity, self.scratch, of_text) for number, of_text in enumerate(of_texts)
         )
         self.current = self.sequences[0]
-        self.written: Tensor | None = None  # the rows that the current pass writes, where texts share it
+        self._written: Tensor | None = None  # the rows that the current pass writes, where texts share it
         self._shared: SharedRows | None = None
         self._has_run = False
         self.travelling: TravellingRows | None = None
@@ -273,6 +156,21 @@ class TreeCache(Cache):
             return self._shared.width
         return self.current.end + query_length if self.places is None else self.places.keys
 
+    def written_rows(self, count: int) -> slice | Tensor:
+        """The rows of the cache that the current pass over `count` tokens writes; int64 [count] if they are apart."""
+        if self.places is not None:
+            return self.places.rows
+        if self._written is not None:
+            return self._written
+        text = self.current
+        assert text.end + count <= text.most_rows
+        return slice(text.first_row + text.end, text.first_row + text.end + count)
+
+    def read_rows(self, count: int) -> slice:
+        """The rows of the cache that attention is given in the current pass over `count` tokens."""
+        first = self.current.first_row if self.places is None and self._shared is None else 0
+        return slice(first, first + self.keys(count))
+
     @contextmanager
     def writing_at(self, places: Places) -> Iterator[None]:
         """Within the block, passes write and read the rows given by `places`, not those at the end."""
@@ -292,7 +190,7 @@ class TreeCache(Cache):
         sequences = [self.sequences[text.first_row // self.capacity] for text in texts]
         self.current = sequences[0]
         if isinstance(rows, SharedRows):
-            self._shared, self.written = rows, self._places_of(rows, sequences)
+            self._shared, self._written = rows, self._places_of(rows, sequences)
         try:
             with self._travel(texts, sequences), self._branching(texts, sequences):
                 yield
@@ -303,7 +201,7 @@ class TreeCache(Cache):
                 self.current.restart()
             raise
         finally:
-            self.current, self._shared, self.written = self.sequences[0], None, None
+            self.current, self._shared, self._written = self.sequences[0], None, None
         for text, sequence in zip(texts, sequences):
             sequence.advance(text.count)
         self._has_run = True
@@ -339,24 +237,22 @@ class TreeCache(Cache):
         return upload(np.concatenate(places), rows.row_positions.device)
 
     def tables(self) -> dict[str, Tensor]:
-        """Every layer's keys and values ``[heads, rows, head_dim]`` by name, to read and write between passes.
+        """Every layer's keys and values ``[heads, rows, any]`` by name, to read and write between passes.
 
         None before the first pass that succeeds: only then is it known which layers have any.
         """
         named: dict[str, Tensor] = {}
         for number, layer in enumerate(self.layers if self._has_run else ()):
-            if isinstance(layer, TreeCacheLayer) and layer.is_initialized:
-                keys, values = layer.at_rest()
-                named |= {f"keys.{number}": keys[0], f"values.{number}": values[0]}
+            if isinstance(layer, TreeCacheLayer):
+                named |= {f"{name}.{number}": table[0] for name, table in layer.at_rest().items()}
         return named
 
     @torch.inference_mode()
     def blank(self, row: int) -> None:
         """Make one row 0 in every layer, wherever it lies."""
         for layer in self._filled():
-            for rows in (*layer.at_rest(), layer.keys, layer.values):
-                assert rows is not None
-                rows[:, :, row] = 0
+            for table in (*layer.at_rest().values(), *layer.tables.values()):
+                table[:, :, row] = 0
 
     def free(self) -> None:
         """Free all rows; the cache cannot be used afterwards."""

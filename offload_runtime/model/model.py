@@ -30,12 +30,12 @@ from loaders.quantize.interrupts import interrupts_deferred
 from loaders.safetensors_files.headers import Checkpoint
 from offload_runtime.errors import Interrupted, UnsupportedModelError
 from offload_runtime.model.attention import attending
+from offload_runtime.model.cached_rows.travelling_rows import RowsOnHost
 from offload_runtime.model.kv_cache import TreeCache
 from offload_runtime.model.length_rotations import TextLengths
 from offload_runtime.model.linear_attention.wrappers import let_branch
 from offload_runtime.model.padded_passes import NotReplayable, PaddedPasses, Runner
 from offload_runtime.model.rows import PassRows, SharedRows, text_rows
-from offload_runtime.model.travelling_rows import RowsOnHost
 from scheduler.plan.expert_choice import ExpertChoice
 from scheduler.plan.padding import Padding
 from scheduler.plan.placement import Tier

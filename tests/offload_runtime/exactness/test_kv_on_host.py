@@ -10,8 +10,8 @@ from offload_runtime import OffloadRuntime
 from offload_runtime.errors import DoesNotFitError
 from offload_runtime.generation import sequences
 from offload_runtime.model import model
-from offload_runtime.model.kv_cache import TravellingLayer
-from offload_runtime.model.travelling_rows import TravellingRows
+from offload_runtime.model.cached_rows.layers import TravellingLayer
+from offload_runtime.model.cached_rows.travelling_rows import TravellingRows
 from scheduler.plan.plan import Tier
 from tests.pretend_cuda import pretend_cuda
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed

@@ -21,8 +21,8 @@ def fill(cache: TreeCache, values: list[int]) -> torch.Tensor:
 
 
 def committed(cache: TreeCache, layer: int = 0) -> tuple[list[float], list[float]]:
-    held = cache.layers[layer]
-    return held.keys[0, 0, : cache.length, 0].tolist(), held.values[0, 0, : cache.length, 0].tolist()
+    held = cache.layers[layer].tables
+    return held["keys"][0, 0, : cache.length, 0].tolist(), held["values"][0, 0, : cache.length, 0].tolist()
 
 
 @given(

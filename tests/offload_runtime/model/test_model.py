@@ -43,7 +43,7 @@ def test_closing_frees_weights_and_caches(held):
     for model in (runtime._models.target.model, runtime._models.draft.model):
         weights = model._weights
         buffers += [*weights.resident.values(), *(weights.ring.slots if weights.ring else ())]
-        buffers += [rows for layer in model.cache.layers for rows in (layer.keys, layer.values)]
+        buffers += [rows for layer in model.cache.layers for rows in layer.tables.values()]
     storages = [StorageWeakRef(buffer.untyped_storage()) for buffer in buffers]
     del buffers, weights, model
     gc.collect()

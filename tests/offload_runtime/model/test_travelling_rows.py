@@ -1,7 +1,7 @@
 """KV rows in host memory arrive with their layer and go back, on a device whose copies and computations come late."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from offload_runtime.model.travelling_rows import Span, TravellingRows
+from offload_runtime.model.cached_rows.travelling_rows import Span, TravellingRows
 from scheduler.streaming.device_memory import DeviceMemory
 from scheduler.streaming.streams import HostStreams
 from tests.fakes.fake_device import FakePinning, FakeStreams, fake_host
@@ -26,6 +26,11 @@ PASSES: list[tuple[list[Span], list[Span]]] = [
     ([(12, 16), (0, 9)], [(16, 20), (9, 10)]),
     ([(0, 10), (12, 20)], [(10, 11), (20, 23)]),
 ]
+
+
+def arrived(rows: TravellingRows, layer: int, new: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Keys and values of a layer on the device."""
+    return [*rows.arrive(layer, dict(zip(("keys", "values"), new))).values()]
 
 
 class Late:
@@ -53,15 +58,15 @@ class Late:
         with self.rows.one_pass(in_use, added):
             for layer, expected in enumerate(self.expected):
                 new = [torch.full_like(states, 100 * number + layer + 1) for states in expected]
-                self._layer(number, layer, self.rows.arrive(layer, *new), new, in_use, added)
+                self._layer(number, layer, arrived(self.rows, layer, new), new, in_use, added)
 
-    def _layer(self, number: int, layer: int, arrived: tuple[Tensor, Tensor], new: list[Tensor], *spans: list[Span]):
+    def _layer(self, number: int, layer: int, tables: Sequence[Tensor], new: list[Tensor], *spans: list[Span]):
         in_use, added = spans
         before = [states.clone() for states in self.expected[layer]]
 
         def compute() -> None:
             time.sleep(self.compute_seconds)
-            for states, right, values in zip(arrived, before, new):
+            for states, right, values in zip(tables, before, new):
                 for begin, end in in_use:
                     if not torch.equal(states[:, :, begin:end], right[:, :, begin:end]):
                         self.wrong.append(f"pass {number}, layer {layer}, rows {begin} to {end}")
@@ -73,13 +78,13 @@ class Late:
             for begin, end in added:
                 states[:, :, begin:end] = values[:, :, begin:end]
 
-    def abandon(self, layer: int, arrived: tuple[Tensor, Tensor]) -> None:
+    def abandon(self, layer: int, tables: Sequence[Tensor]) -> None:
         """Leave the device to do what is left of an abandoned pass: slow, and still over its rows."""
         before = [states.clone() for states in self.expected[layer]]
 
         def compute() -> None:
             time.sleep(0.01)
-            for states, right in zip(arrived, before):
+            for states, right in zip(tables, before):
                 if not torch.equal(states[:, :, :5], right[:, :, :5]):
                     self.wrong.append(f"abandoned, layer {layer}")
                 states[:, :, 5:7] = -1
@@ -91,7 +96,7 @@ class Late:
         return all(
             torch.equal(states, right)
             for layer, expected in enumerate(self.expected)
-            for states, right in zip(self.rows.on_host(layer), expected)
+            for states, right in zip(self.rows.on_host(layer).values(), expected)
         )
 
 
@@ -140,7 +145,7 @@ def test_rows_moved_on_the_host_are_those_of_the_next_pass() -> None:
     with late() as device:
         device.run(0, [(0, 0)], [(0, 8)])
         for layer in range(LAYERS):
-            for states, expected in zip(device.rows.on_host(layer), device.expected[layer]):
+            for states, expected in zip(device.rows.on_host(layer).values(), device.expected[layer]):
                 assert torch.equal(states, expected), "what the pass has added is there"
                 for rows in (states, expected):
                     rows[:, :, 3:6] = rows[:, :, 5:8] + 7
@@ -155,8 +160,7 @@ def test_a_pass_that_is_abandoned_leaves_the_rows_that_were_there(layers: int) -
         with suppress(KeyboardInterrupt), device.rows.one_pass([(0, 5)], [(5, 7)]):
             for layer in range(layers):
                 new = [torch.full_like(states, -1.0) for states in device.expected[layer]]
-                arrived = device.rows.arrive(layer, *new)
-                device.abandon(layer, arrived)
+                device.abandon(layer, arrived(device.rows, layer, new))
             raise KeyboardInterrupt
         device.run(1, [(0, 5)], [(5, 7)])
         assert device.on_host_as_expected() and not device.wrong
@@ -165,7 +169,7 @@ def test_a_pass_that_is_abandoned_leaves_the_rows_that_were_there(layers: int) -
 def test_a_first_pass_that_is_abandoned_is_begun_again() -> None:
     with late(row_bytes=4) as device:
         with suppress(KeyboardInterrupt), device.rows.one_pass([(0, 0)], [(0, 5)]):
-            device.rows.arrive(0, *device.expected[0])
+            arrived(device.rows, 0, device.expected[0])
             raise KeyboardInterrupt
         for number, (in_use, added) in enumerate(PASSES):
             device.run(number, in_use, added)
@@ -174,7 +178,7 @@ def test_a_first_pass_that_is_abandoned_is_begun_again() -> None:
 
 def test_layers_are_used_in_order() -> None:
     with late() as device, pytest.raises(AssertionError, match="in order"), device.rows.one_pass([], [(0, 1)]):
-        device.rows.arrive(1, *device.expected[1])
+        arrived(device.rows, 1, device.expected[1])
 
 
 def test_what_cannot_be_pinned_travels_as_well() -> None:

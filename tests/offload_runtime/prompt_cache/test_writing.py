@@ -150,7 +150,7 @@ def test_closing_frees_the_rows(model: Path, tmp_path: Path) -> None:
     """Though the runtime is still referred to."""
     runtime = start(model, tmp_path)
     generate(runtime, TEXT)
-    rows = weakref.ref(runtime._models.target.model.cache.layers[0].keys)
+    rows = weakref.ref(runtime._models.target.model.cache.layers[0].tables["keys"])
     assert rows() is not None
     runtime.close()
     gc.collect()

@@ -4,12 +4,13 @@ In every pass the rows of its texts are copied to one of two device buffers whil
 rows that the pass adds are copied back while the next layer is computed. Copies run on a stream of their own; events
 order them against the computation in both directions, and the host waits for none of them until rows are moved.
 
-Rows lie one after the other with keys and values side by side, so that the rows of a text are one copy.
+Rows lie one after the other, with all that a row consists of side by side, so that the rows of a text are one copy.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -23,38 +24,68 @@ Span = tuple[int, int]
 """Rows from the first to behind the last."""
 
 
-@dataclass(frozen=True)
-class _Heads:
-    """Of keys or values: their number, and the values of each."""
+Tables = Mapping[str, Tensor]
+"""What the rows of a layer consist of, by name; each ``[1, heads, rows, any]``."""
 
-    count: int
+
+@dataclass(frozen=True)
+class _Part:
+    """What one table holds of a row: the number of heads, and the values of each."""
+
+    heads: int
     width: int
+    dtype: torch.dtype
 
     @classmethod
-    def of(cls, states: Tensor) -> "_Heads":
-        return cls(states.shape[1], states.shape[3])
+    def of(cls, table: Tensor) -> "_Part":
+        return cls(table.shape[1], table.shape[3], table.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return self.heads * self.width * self.dtype.itemsize
 
     def view(self, rows: Tensor) -> Tensor:
-        """``[rows, count · width]`` as ``[1, count, rows, width]``."""
-        return rows.unflatten(1, (self.count, self.width)).transpose(0, 1)[None]
+        """Bytes ``[rows, nbytes]`` as ``[1, heads, rows, width]``."""
+        return rows.view(self.dtype).unflatten(1, (self.heads, self.width)).transpose(0, 1)[None]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The parts of a row side by side, those of the widest values first, and its bytes, so that all are aligned."""
+
+    parts: Mapping[str, _Part]
+    nbytes: int
+
+    @classmethod
+    def of(cls, tables: Tables) -> "_Row":
+        widest_first = sorted(tables.items(), key=lambda item: -item[1].itemsize)
+        parts = {name: _Part.of(table) for name, table in widest_first}
+        unit = widest_first[0][1].itemsize
+        return cls(parts, -(-sum(part.nbytes for part in parts.values()) // unit) * unit)
+
+    def tables(self, rows: Tensor) -> Tables:
+        """Views of bytes ``[rows, nbytes]``."""
+        ends = accumulate(part.nbytes for part in self.parts.values())
+        return {
+            name: part.view(rows[:, end - part.nbytes : end]) for (name, part), end in zip(self.parts.items(), ends)
+        }
 
 
 @dataclass
 class _Layer:
-    """host: the rows of a layer. views: (keys, values), each ``[1, heads, rows, head_dim]``, of every device buffer and
-    of `host`; none before the first use, which says what they are like."""
+    """host: the rows of a layer. views: its tables in every device buffer and in `host`; none before the first use,
+    which says what a row is like."""
 
     host: HostBuffer
-    like: tuple[_Heads, _Heads, torch.dtype] | None = None
-    views: tuple[tuple[Tensor, Tensor], ...] = ()
+    row: _Row | None = None
+    views: tuple[Tables, ...] = ()
 
     def make_views(self, rows: int, buffers: Sequence[Tensor]) -> None:
-        if self.like is None:
+        if self.row is None:
             return
-        keys, values, dtype = self.like
-        nbytes, border = len(self.host.tensor), keys.count * keys.width
-        memories = [memory[:nbytes].view(dtype).view(rows, -1) for memory in (*buffers, self.host.tensor)]
-        self.views = tuple((keys.view(rows[:, :border]), values.view(rows[:, border:])) for rows in memories)
+        nbytes = len(self.host.tensor)
+        memories = [memory[:nbytes].view(rows, -1) for memory in (*buffers, self.host.tensor)]
+        self.views = tuple(self.row.tables(memory) for memory in memories)
 
 
 class TravellingRows:
@@ -94,22 +125,22 @@ class TravellingRows:
         yield
         self._finish(self._next - 1)
 
-    def arrive(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(keys, values) of the layer, which must be next, on the device, for new ones ``[1, heads, any, head_dim]``:
-        views of all rows, of which only those of the pass hold values. Work queued from now on finds them there."""
+    def arrive(self, layer: int, new: Tables) -> Tables:
+        """The tables of the layer, which must be next, on the device, for new rows like `new`: views of all rows, of
+        which only those of the pass hold values. Work queued from now on finds them there."""
         assert layer == self._next, "layers are used in order"
         self._finish(layer - 1)
         one, slot = self._layers[layer], layer % KV_BUFFERS
         if not one.views:
-            self._begin(one, keys, values)
+            self._begin(one, new)
         if layer:
             self._fetch(layer - 1 + KV_BUFFERS)
         self._next += 1
         self._filled[slot].wait()
         return one.views[slot]
 
-    def on_host(self, layer: int) -> tuple[Tensor, Tensor]:
-        """(keys, values) of the layer in host memory, to be read and written between passes. Waits for copies."""
+    def on_host(self, layer: int) -> Tables:
+        """The tables of the layer in host memory, to be read and written between passes. Waits for copies."""
         if not self._settled:
             self._streams.synchronize()
             self._settled = True
@@ -161,10 +192,10 @@ class TravellingRows:
         """Zeroed: attention may multiply rows that no pass has filled by a weight of 0, and 0 × NaN would be NaN."""
         return [self._memory.empty(nbytes).zero_() for _ in range(KV_BUFFERS)]
 
-    def _begin(self, one: _Layer, keys: Tensor, values: Tensor) -> None:
+    def _begin(self, one: _Layer, new: Tables) -> None:
         """The first use of a layer, in a first pass, which has no rows to copy yet."""
-        one.like = _Heads.of(keys), _Heads.of(values), keys.dtype
-        nbytes = self._rows * sum(states.shape[1] * states.shape[3] for states in (keys, values)) * keys.itemsize
+        one.row = _Row.of(new)
+        nbytes = self._rows * one.row.nbytes
         if len(one.host.tensor) != nbytes:
             self._host.free(one.host)
             one.host = self._allocated(nbytes)

@@ -1,0 +1,118 @@
+"""The rows of one layer in a `TreeCache`: on the device, or in host memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from offload_runtime.model.cached_rows.travelling_rows import Tables, TravellingRows
+
+if TYPE_CHECKING:
+    from offload_runtime.model.kv_cache import TreeCache
+
+
+class TreeCacheLayer(CacheLayerMixin):
+    """Keys and values of one layer, with the texts one after the other.
+
+    tables: each ``[1, heads, rows, any]``, by what it holds. Initially zero: a pass of fixed shape reads rows that were
+    never written, and 0 × NaN would be NaN.
+    """
+
+    def __init__(self, cache: TreeCache):
+        super().__init__()
+        self._cache = cache
+        self.tables: Tables = {}
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.tables = {name: self._allocate(rows) for name, rows in _stored(key_states, value_states).items()}
+        self.device = key_states.device
+        self.is_initialized = True
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        _, heads, _, width = like.shape
+        rows = torch.zeros(1, heads, self._cache.rows, width, dtype=like.dtype, device=like.device)
+        self._cache.on_allocate(rows.nbytes)
+        return rows
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append ``[1, heads, n, head_dim]`` to the text of the pass; return views of its rows up to the new end.
+
+        Where texts share the pass: append to each, return the whole cache. In a pass of fixed shape: write to the rows
+        in `places`, return views of the rows that it attends to.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rows = _stored(key_states, value_states)
+        return self._append(self.tables["keys"], rows["keys"]), self._append(self.tables["values"], rows["values"])
+
+    def _append(self, table: Tensor, rows: Tensor) -> Tensor:
+        """Write the rows of the pass to a table; return a view of those that the pass attends to."""
+        count = rows.shape[2]
+        written = self._cache.written_rows(count)
+        if isinstance(written, slice):
+            table[:, :, written] = rows
+        else:
+            table.index_copy_(2, written, rows)
+        return table[:, :, self._cache.read_rows(count)]
+
+    def at_rest(self) -> Tables:
+        """The tables where they lie between two passes; none before the first pass."""
+        return self.tables
+
+    def get_seq_length(self) -> int:
+        return self._cache.current.end
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._cache.keys(query_length), 0
+
+    def get_max_length(self) -> int:
+        return self._cache.scratch
+
+    def move(self, source: Tensor, begin: int) -> None:
+        """Copy the rows `source` (int64, on the cache's device) to the rows that start at `begin`."""
+        for table in self.at_rest().values():
+            table[:, :, begin : begin + len(source)] = table.index_select(2, source)
+
+    def copy(self, source: int, begin: int, count: int) -> None:
+        """Copy the `count` rows from `source` on to the rows that start at `begin`, which are others."""
+        for table in self.at_rest().values():
+            table[:, :, begin : begin + count] = table[:, :, source : source + count]
+
+
+class TravellingLayer(TreeCacheLayer):
+    """Keys and values of one layer, whose rows lie in host memory and come to the device for the layer's computation.
+
+    number: of the layers that cache anything.
+    """
+
+    def __init__(self, cache: TreeCache, number: int):
+        super().__init__(cache)
+        self._number = number
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.device = torch.device("cpu")  # where rows are moved
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        self.tables = self._rows.arrive(self._number, _stored(key_states, value_states))
+        return super().update(key_states, value_states)
+
+    def at_rest(self) -> Tables:
+        return self._rows.on_host(self._number) if self.is_initialized else {}
+
+    @property
+    def _rows(self) -> TravellingRows:
+        assert self._cache.travelling is not None
+        return self._cache.travelling
+
+
+def _stored(keys: Tensor, values: Tensor) -> Tables:
+    """The rows of a pass as they are stored."""
+    return {"keys": keys, "values": values}
