@@ -187,13 +187,22 @@ def cases(rows: int, columns: int, device: str) -> Iterator[tuple[str, Scheme, O
     yield from ggml_blocks(rows, columns, device)
 
 
+# Where the float16 scales of GGUF's blocks are, and how many, if not at the start.
+SCALES_AT = {"Q2_K": (80, 2), "Q3_K": (108, 1), "Q6_K": (208, 1), "TQ1_0": (52, 1), "TQ2_0": (64, 1)}
+
+
 def ggml_blocks(rows: int, columns: int, device: str) -> Iterator[tuple[str, Scheme, Operands, list[Rival]]]:
     """Every GGUF block type; transformers dequantizes most of them in plain torch, the gguf package in numpy."""
     for kind, (values, nbytes) in BLOCKS.items():
         stored = torch.randint(0, 256, (rows, columns // values, nbytes), dtype=torch.uint8, device=device)
-        begin, count = (208, 1) if kind == "Q6_K" else (0, 1 + kind.endswith(("_1", "4_K", "5_K")))
-        scales = torch.rand(rows, columns // values, count, device=device).half()
-        stored[..., begin : begin + 2 * count] = scales.view(torch.uint8)
+        if kind == "IQ1_M":
+            stored[..., 55] &= (
+                0x3F  # its scale is spread over four words, and no number where all of its exponent is set
+            )
+        elif kind != "MXFP4":
+            begin, count = SCALES_AT.get(kind, (0, 1 + kind.endswith(("_1", "4_K", "5_K"))))
+            scales = torch.rand(rows, columns // values, count, device=device).half()
+            stored[..., begin : begin + 2 * count] = scales.view(torch.uint8)
         blocks = stored.flatten(1)
         yield f"GGUF {kind}", Ggml(kind), {"blocks": blocks}, [*transformers_ggml(kind, blocks), *package(kind, blocks)]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from loaders.checkpoint.spec import aligned
-from loaders.dequantize.stacks import decode_stack
+from loaders.dequantize.stacks import decode_stack, prepare
 from loaders.modules.experts import choice_among, position_of_choice
 from loaders.modules.quantized import Packed
 from loaders.modules.skeleton import DecodedParameter
@@ -43,6 +43,7 @@ def decode_before_use(parameters: Iterable[DecodedParameter], scratch: Tensor) -
     for module, owned in _by_module(parameters).items():
         targets, begin = [], 0
         for leaf, parameter in owned:
+            prepare(parameter.packed.scheme, scratch.device)
             memory = scratch[begin : begin + parameter.nbytes].view(parameter.dtype)
             view = parameter.packed.view(memory)
             targets.append(_Target(leaf, parameter.packed, view, nn.Parameter(view, requires_grad=False)))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loaders.dequantize.ggml import ggml
+from loaders.dequantize.ggml.plain import ggml
 from loaders.dequantize.side_by_side import block_values, for_each
 from loaders.dequantize.values import (
     FP4_AS_HALF_FACTOR,

@@ -100,7 +100,7 @@ def _listed(shown: Sequence[GgufModel], models: Sequence[GgufModel], typed: str)
     if more := len(can_run) - len(lines):
         listed.append(f"  and {more} more")
     if others := len(shown) - len(can_run):
-        listed.append(f"  ({others} more cannot be run: IQ…, Q2_K, Q3_K or the like, or incomplete)")
+        listed.append(f"  ({others} more cannot be run: stored as NVFP4, Q4_0_4_8 or the like, or incomplete)")
     return "\n".join(["Name one of them:", *listed]) if listed else ""
 
 

@@ -15,7 +15,8 @@ _NO_MODEL = re.compile(r"mmproj|imatrix", re.IGNORECASE)  # image projectors and
 _KIND = re.compile(r"(?:UD-)?(?:(?:IQ|TQ|Q)\d\w*|(?:MX|NV)FP4\w*|BF16|FP?16|FP?32)", re.IGNORECASE)
 _AT_END = re.compile(rf"(?:^|[-._])({_KIND.pattern})$", re.IGNORECASE)
 _REPACKED = re.compile(r"Q4_0_\d")  # repacked for one kind of processor
-_UNREADABLE = ("IQ", "TQ", *(name for name in TYPE_NAMES.values() if name not in READABLE))
+_UNREADABLE = tuple(name for name in TYPE_NAMES.values() if name not in READABLE)
+_OF_A_FORK = re.compile(r"IQ\d_K|TQ[^12]|IQ[^1-4]")  # kinds of ik_llama.cpp and others, which ggml does not have
 
 
 def is_model_name(name: str) -> bool:
@@ -53,4 +54,4 @@ def is_kind(text: str) -> bool:
 def is_readable_kind(kind: str) -> bool:
     """Whether such weights can be dequantized, as far as the name tells; only the header is certain."""
     kind = kind.upper().removeprefix("UD-")
-    return not kind.startswith(_UNREADABLE) and not _REPACKED.match(kind)
+    return not (kind.startswith(_UNREADABLE) or _REPACKED.match(kind) or _OF_A_FORK.match(kind))

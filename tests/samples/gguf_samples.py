@@ -26,9 +26,24 @@ gguf = pytest.importorskip("gguf", reason="GGUF files are written with the gguf 
 
 EXPERT = re.compile(r"\.experts\.(\d+)\.")
 Type = gguf.GGMLQuantizationType
-KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+PACKED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")  # the package can also pack these
+KINDS = (
+    *PACKED,
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
+    *("IQ4_NL", "IQ4_XS"),
+)
 ARCHITECTURES = {"gemma3_text": "gemma3", "mixtral": "llama", "qwen3_moe": "qwen3moe"}  # where GGUF has another name
-SCALES = {"Q6_K": (208, 2), "Q4_K": (0, 4), "Q5_K": (0, 4), "Q4_1": (0, 4), "Q5_1": (0, 4)}  # where and how many bytes
+SCALES = {  # where they are, and how many bytes
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 4)),
+    **{"Q2_K": (80, 4), "Q3_K": (108, 2), "Q6_K": (208, 2), "TQ1_0": (52, 2), "TQ2_0": (64, 2), "MXFP4": (0, 1)},
+}
+LEAST = {
+    "Q4_1": -8.0,
+    "Q5_1": -16.0,
+    "Q2_K": 1.5,
+    "Q4_K": 7.0,
+    "Q5_K": 15.0,
+}  # scales that balance values from 0
 
 
 def random_blocks(kind: str, shape: tuple[int, ...], spread: float, seed: str = "") -> np.ndarray:
@@ -36,17 +51,27 @@ def random_blocks(kind: str, shape: tuple[int, ...], spread: float, seed: str = 
     random = np.random.default_rng([crc32(seed.encode()), Type[kind].value, *shape])
     per_block, nbytes = gguf.GGML_QUANT_SIZES[Type[kind]]
     stored = random.integers(0, 256, (*shape[:-1], shape[-1] // per_block, nbytes), dtype=np.uint8)
-    begin, length = SCALES.get(kind, (0, 2))
-    scale = random.uniform(0.5, 1.5, (*stored.shape[:-1], length // 2)).astype(np.float16)
-    if kind in ("Q4_1", "Q5_1"):  # what is added balances values from 0 up
-        scale[..., 1] = -scale[..., 0] * (8 if kind == "Q4_1" else 16)
-    if kind in ("Q4_K", "Q5_K"):
-        scale[..., 1] = scale[..., 0] * (7 if kind == "Q4_K" else 15)
-    stored[..., begin : begin + length] = scale.view(np.uint8)
-    flat = stored.reshape(*shape[:-1], -1)
-    width = gguf.quants.dequantize(flat, Type[kind]).std()
-    stored[..., begin : begin + length] = (scale.astype(np.float32) * spread / width).astype(np.float16).view(np.uint8)
+    scale = random.uniform(0.5, 1.5, (*stored.shape[:-1], 1)).astype(np.float32)
+    set_scales(kind, stored, scale)
+    width = gguf.quants.dequantize(stored.reshape(*shape[:-1], -1), Type[kind]).std()
+    set_scales(kind, stored, scale * spread / width)
     return stored.reshape(*shape[:-1], -1)
+
+
+def set_scales(kind: str, stored: np.ndarray, scale: np.ndarray) -> None:
+    """Give blocks [..., bytes] scales [..., 1], and minima that balance their values."""
+    begin, length = SCALES.get(kind, (0, 2))
+    half = scale.astype(np.float16)
+    if kind == "MXFP4":  # a power of two
+        stored[..., :1] = np.round(np.log2(scale)) + 127
+    elif kind == "IQ1_M":  # four bits at the top of each of four words
+        words = stored[..., 48:].copy().view(np.uint16)
+        words &= 0x0FFF
+        words |= (half.view(np.uint16) >> np.array([0, 4, 8, 12], np.uint16) & 15) << 12
+        stored[..., 48:] = words.view(np.uint8)
+    else:
+        both = np.concatenate([half, half * np.float16(LEAST.get(kind, 0))], axis=-1)
+        stored[..., begin : begin + length] = both[..., : length // 2].copy().view(np.uint8)
 
 
 def with_experts_stacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -113,7 +138,7 @@ def write_gguf(
         base, _, leaf = name.rpartition(".")
         stored = as_stored(config, name, tensor.float()).numpy()
         kind = "F32" if tensor.dim() == 1 or names.get_name(base).endswith("ffn_gate_inp") else kind_of(name)
-        if kind.endswith("_K"):  # the package cannot pack these
+        if kind in KINDS and kind not in PACKED:
             blocks = random_blocks(kind, stored.shape, float(stored.std()), name)
         else:
             blocks = gguf.quants.quantize(stored, Type[kind])
@@ -193,6 +218,20 @@ def mixed(name: str) -> str:
     return "Q5_K" if "down_proj" in name else "Q4_K"
 
 
+FEW_BITS = {
+    **{"embed_tokens": "Q4_K", "lm_head": "Q6_K", "q_proj": "IQ2_XXS", "k_proj": "IQ2_S", "v_proj": "Q3_K"},
+    **{"o_proj": "IQ3_S", "gate_proj": "Q2_K", "up_proj": "Q2_K", "down_proj": "Q3_K"},
+}
+FEWER_BITS = {
+    **{"embed_tokens": "Q2_K", "lm_head": "IQ4_XS", "q_proj": "IQ1_M", "k_proj": "IQ2_XS", "v_proj": "IQ4_XS"},
+    **{"o_proj": "IQ3_XXS", "gate_proj": "TQ1_0", "up_proj": "TQ2_0", "down_proj": "IQ1_S"},
+}
+
+
+def by_part(kinds: dict[str, str]) -> Callable[[str], str]:
+    return lambda name: kinds[name.split(".")[-2]]
+
+
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "initializer_range": 0.08}
 
 
@@ -215,8 +254,10 @@ GEMMA3 = {
 
 # A model: its architecture, changes to the tiny one, and the kind of each matrix.
 CASES: dict[str, tuple[str, dict[str, Any], Callable[[str], str]]] = {
-    **{kind: ("llama", PLAIN, lambda name, kind=kind: kind) for kind in KINDS if not kind.endswith("K")},
+    **{kind: ("llama", PLAIN, lambda name, kind=kind: kind) for kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")},
     "llama 3, mixed K": ("llama", {**WIDE, **LLAMA3, "num_attention_heads": 4}, mixed),
+    "few bits": ("llama", {**WIDE, **PLAIN, "num_attention_heads": 4}, by_part(FEW_BITS)),
+    "fewer bits": ("qwen3", {**WIDE, "num_attention_heads": 4}, by_part(FEWER_BITS)),
     "llama with other rotations": ("llama", {}, lambda name: "Q8_0"),
     "F16": ("llama", PLAIN, lambda name: "F16"),
     "BF16, tied": ("llama", {**PLAIN, "tie_word_embeddings": True}, lambda name: "BF16"),
@@ -229,6 +270,11 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[str], str]]] = {
     "qwen3": ("qwen3", {}, lambda name: "F16" if "v_proj" in name else "Q5_0"),
     "phi3": ("phi3", {"head_dim": 8}, lambda name: "Q4_0"),
     "mixtral": ("mixtral", PLAIN, lambda name: "Q5_1" if ".w2." in name else "Q4_0"),
+    "mixtral in MXFP4": (
+        "mixtral",
+        PLAIN,
+        lambda name: "IQ4_NL" if ".w2." in name else "MXFP4" if ".experts." in name else "BF16",
+    ),
     "qwen3 with experts": (
         "qwen3_moe",
         {**PLAIN, "norm_topk_prob": True, "moe_intermediate_size": 32},

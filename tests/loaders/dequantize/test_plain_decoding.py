@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from loaders.dequantize.plain import decode
 from loaders.dequantize.plain_cost import LAUNCHES
 from loaders.dequantize.side_by_side import BLOCK_VALUES
+from loaders.dequantize.stacks import prepare
 from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
 from loaders.gguf.types import BLOCKS
 from tests.samples.packed_weights import WEIGHTS, packed_weight
@@ -138,6 +139,7 @@ def output(scheme: Scheme) -> Tensor:
 def test_a_matrix_takes_few_launches(scheme: Scheme, stored: Stored, monkeypatch) -> None:
     monkeypatch.setitem(BLOCK_VALUES, "meta", BLOCK_VALUES["cuda"])
     operands = {role: torch.empty(shape, dtype=dtype, device="meta") for role, (shape, dtype) in stored.items()}
+    prepare(scheme, torch.device("meta"))
     with Launches() as launches:
         decode(scheme, operands, output(scheme))
     assert launches.count <= MOST_LAUNCHES

@@ -9,9 +9,9 @@ from loaders.gguf.names import is_readable_kind, kind_of, model_stem
 GB = 10**9
 LARGE = ("Q8_0/Foo-70B-Q8_0-00001-of-00002.gguf", "Q8_0/Foo-70B-Q8_0-00002-of-00002.gguf")
 SIZES = {
-    "Foo-70B-IQ2_XS.gguf": 21 * GB,
-    "Foo-70B-Q2_K.gguf": 26 * GB,
-    "Foo-70B-Q3_K_M.gguf": 34 * GB,
+    "Foo-70B-IQ2_KS.gguf": 21 * GB,
+    "Foo-70B-NVFP4.gguf": 26 * GB,
+    "Foo-70B-Q4_0_4_8.gguf": 34 * GB,
     "Foo-70B-Q4_0.gguf": 40 * GB,
     "Foo-70B-Q4_K_S.gguf": 40 * GB + 1,
     "Foo-70B-Q4_K_M.gguf": 42 * GB,
@@ -45,7 +45,7 @@ def error_of(wanted: str | None, sizes: dict[str, int] = SIZES) -> str:
         ("foo-70b-q8_0", LARGE),
         *((file, LARGE) for file in (*LARGE, "Foo-70B-Q8_0-00002-of-00002.gguf")),
         ("Foo-70B-Q4_0.gguf", ("Foo-70B-Q4_0.gguf",)),
-        ("IQ2_XS", ("Foo-70B-IQ2_XS.gguf",)),  # its header says better than its name why it cannot be run
+        ("NVFP4", ("Foo-70B-NVFP4.gguf",)),  # its header says better than its name why it cannot be run
     ],
 )
 def test_a_tag_or_a_file_means_one_model(wanted: str, files: tuple[str, ...]) -> None:
@@ -65,7 +65,7 @@ def test_what_means_none_is_refused_with_the_list(wanted: str) -> None:
             *(("UD-Q4_K_M", "43.0"), ("q6_k", "58.0"), ("Q8_0", "74.0")),
         )
     ]
-    assert lines[-1] == "  (3 more cannot be run: IQ…, Q2_K, Q3_K or the like, or incomplete)"
+    assert lines[-1] == "  (3 more cannot be run: stored as NVFP4, Q4_0_4_8 or the like, or incomplete)"
 
 
 def test_every_choice_that_is_listed_means_what_it_stands_for() -> None:
@@ -84,9 +84,9 @@ def test_without_a_tag() -> None:
     assert chosen(None, {"a-Q8_0.gguf": 1, "mmproj-a-F16.gguf": 1}) == ("a-Q8_0.gguf",)
     assert chosen(None, {"a-IQ4_XS.gguf": 1}) == ("a-IQ4_XS.gguf",)
     assert chosen(None, dict.fromkeys(LARGE, 1)) == LARGE
-    message = error_of(None, {"a-Q8_0.gguf": 2_000_000, "a-IQ4_XS.gguf": 1})
+    message = error_of(None, {"a-Q8_0.gguf": 2_000_000, "a-IQ4_KS.gguf": 1})
     assert message.startswith("it holds 2 models in GGUF files. Name one of them:\n  --model org/foo:Q8_0   2.00 MB\n")
-    assert "IQ4_XS" not in message
+    assert "IQ4_KS" not in message
     assert error_of(None, {"a-Q4_K_M.gguf": 1, "b-Q4_K_M.gguf": 1}).count("--model org/foo:") == 2
 
 
@@ -130,12 +130,15 @@ def test_counts_that_cannot_be() -> None:
         ("qwen-fp16-00001-of-00004.gguf", "qwen-fp16", "fp16", True),
         ("Foo-BF16.gguf", "Foo-BF16", "BF16", True),
         ("Foo-UD-Q4_K_XL.gguf", "Foo-UD-Q4_K_XL", "UD-Q4_K_XL", True),
-        ("Foo-UD-IQ1_S.gguf", "Foo-UD-IQ1_S", "UD-IQ1_S", False),
-        ("foo-iq3_m.gguf", "foo-iq3_m", "iq3_m", False),
-        ("foo-Q2_K_L.gguf", "foo-Q2_K_L", "Q2_K_L", False),
-        ("foo-Q3_K_XL.gguf", "foo-Q3_K_XL", "Q3_K_XL", False),
-        ("foo-TQ1_0.gguf", "foo-TQ1_0", "TQ1_0", False),
-        ("gpt-oss-mxfp4.gguf", "gpt-oss-mxfp4", "mxfp4", False),
+        ("Foo-UD-IQ1_S.gguf", "Foo-UD-IQ1_S", "UD-IQ1_S", True),
+        ("foo-iq3_m.gguf", "foo-iq3_m", "iq3_m", True),
+        ("foo-Q2_K_L.gguf", "foo-Q2_K_L", "Q2_K_L", True),
+        ("foo-Q3_K_XL.gguf", "foo-Q3_K_XL", "Q3_K_XL", True),
+        ("foo-TQ1_0.gguf", "foo-TQ1_0", "TQ1_0", True),
+        ("gpt-oss-mxfp4.gguf", "gpt-oss-mxfp4", "mxfp4", True),
+        ("foo-IQ4_KSS.gguf", "foo-IQ4_KSS", "IQ4_KSS", False),
+        ("foo-iq3_kt.gguf", "foo-iq3_kt", "iq3_kt", False),
+        ("foo-NVFP4.gguf", "foo-NVFP4", "NVFP4", False),
         ("foo-Q4_0_4_8.gguf", "foo-Q4_0_4_8", "Q4_0_4_8", False),
         ("phi-3-mini-q4.gguf", "phi-3-mini-q4", "q4", True),
         ("ggml-model.gguf", "ggml-model", "", True),

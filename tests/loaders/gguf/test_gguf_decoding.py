@@ -1,7 +1,9 @@
 """ggml's blocks decoded: bit for bit what the `gguf` package gives, on a CPU and by the fused kernel."""
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +12,17 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
 
+from loaders.dequantize.ggml import codebooks
+from loaders.dequantize.ggml.codebooks import CODEBOOKS
+from loaders.dequantize.hooks import decode_before_use, scratch_bytes
 from loaders.dequantize.plain import decode
 from loaders.dequantize.side_by_side import BLOCK_VALUES
 from loaders.formats.schemes import Ggml
+from loaders.formats.weights import PackedWeight
+from loaders.gguf.header import GgufTensor
 from loaders.gguf.types import BLOCKS, TYPE_NAMES
+from loaders.modules.quantized import Packed
+from loaders.modules.skeleton import DecodedParameter
 from tests.samples.gguf_samples import KINDS, Type, gguf, random_blocks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,9 +63,52 @@ def test_equals_the_package_bit_for_bit(way, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@every_way
+def test_any_bytes_are_decoded_as_the_package_does(way, kind):
+    """Scales of every size, of either sign, infinite and none; of what is no number the bits may differ."""
+    blocks = np.random.default_rng(Type[kind].value).integers(0, 256, (24, 1024 * BLOCKS[kind][1] // BLOCKS[kind][0]))
+    blocks = blocks.astype(np.uint8)
+    with np.errstate(all="ignore"):
+        expected = torch.from_numpy(gguf.quants.dequantize(blocks, Type[kind]))
+        found = decoded(way, Ggml(kind), torch.from_numpy(blocks), expected.shape)
+    numbers = ~expected.isnan()
+    assert torch.equal(numbers, ~found.isnan()) and numbers.float().mean() > 0.8
+    assert torch.equal(found[numbers].view(torch.int32), expected[numbers].view(torch.int32))
+
+
+@pytest.mark.parametrize("kind", CODEBOOKS)
+def test_a_changed_codebook_shows(kind, monkeypatch):
+    """The control."""
+    blocks = random_blocks(kind, SHAPE, 1.0)
+    book = CODEBOOKS[kind]
+    monkeypatch.setitem(CODEBOOKS, kind, replace(book, levels=(*book.levels[:-1], book.levels[-1] + 1)))
+    codebooks._made_for.cache_clear()
+    found = decoded(plain, Ggml(kind), torch.from_numpy(blocks), SHAPE)
+    codebooks._made_for.cache_clear()
+    assert not torch.equal(found, torch.from_numpy(gguf.quants.dequantize(blocks, Type[kind])))
+
+
+@pytest.mark.parametrize("kind", ["IQ2_XXS", "IQ4_XS", "MXFP4"])
+def test_what_is_looked_up_is_on_the_device_before_the_first_pass(kind, monkeypatch):
+    """A copy to a GPU could not be captured in a graph."""
+    linear = torch.nn.Linear(256, 4, bias=False)
+    stored = torch.from_numpy(random_blocks(kind, (4, 256), 1.0))
+    tensor = GgufTensor("weight", Path(), "U8", tuple(stored.shape), 0, stored.numel(), kind, (4, 256))
+    member = PackedWeight("weight", (4, 256), Ggml(kind), {"blocks": tensor})
+    packed = Packed((4, 256), Ggml(kind), (member,), {"blocks": stored})
+    codebooks._made_for.cache_clear()
+    parameter = DecodedParameter("weight", packed, torch.float32, ((linear, "weight"),))
+    decode_before_use([parameter], torch.empty(scratch_bytes([parameter]), dtype=torch.uint8))
+    assert codebooks._made_for.cache_info().misses == 1
+    found = linear(torch.eye(256)).T
+    assert torch.equal(found, torch.from_numpy(gguf.quants.dequantize(stored.numpy(), Type[kind])))
+    assert codebooks._made_for.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_scales_of_every_size(kind):
     """Tiny ones that float16 holds with fewer bits, too."""
-    blocks = random_blocks(kind, SHAPE, 3e-4 if kind in ("Q6_K", "Q8_0") else 1e-6)
+    blocks = random_blocks(kind, SHAPE, 1e-3 if kind in ("Q3_K", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS") else 1e-4)
     expected = torch.from_numpy(gguf.quants.dequantize(blocks, Type[kind]))
     assert expected.abs().max() > 0
     assert torch.equal(decoded(plain, Ggml(kind), torch.from_numpy(blocks), SHAPE), expected)

@@ -150,8 +150,8 @@ def test_damage_is_named(case, tmp_path):
         (header(start=b"GGUF" + struct.pack("<I", 1)), "GGUF version 1; versions 2 and 3"),
         (header(start=b"GGUF" + struct.pack(">I", 3)), "big-endian"),
         (
-            header(tensors=(tensor("t", (4, 256), 23),), data=9999),
-            "t is stored as IQ4_XS.* Q4_0, .*Q6_K, F32, F16, BF16",
+            header(tensors=(tensor("t", (4, 256), 40),), data=9999),
+            "t is stored as NVFP4.* Q4_0, .*Q6_K, .*MXFP4, F32, F16, BF16",
         ),
         (header(tensors=(tensor("t", (4, 256), 999),), data=9999), "t is stored as type 999"),
     ],

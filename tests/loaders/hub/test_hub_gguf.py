@@ -299,21 +299,21 @@ def test_a_revision_and_a_tag(hub: FakeHub) -> None:
 
 
 def files_of(content: bytes | Sparse) -> Mapping[str, bytes | Sparse]:
-    return {"Foo-IQ4_XS.gguf": content, "Foo-Q8_0.gguf": case("Q8_0")}
+    return {"Foo-NVFP4.gguf": content, "Foo-Q8_0.gguf": case("Q8_0")}
 
 
 def test_kinds_that_cannot_be_decoded_are_refused_before_the_download(hub: FakeHub, tmp_path: Path) -> None:
-    head = header(tensors=(tensor("blk.0.ffn_up.weight", (1 << 15, 1 << 15), kind=23),))
+    head = header(tensors=(tensor("blk.0.ffn_up.weight", (1 << 15, 1 << 15), kind=40),))
     hub.add("tiny/gguf", files_of(Sparse(head, 40 * 10**9)))
     with pytest.raises(
         UnsupportedModelError,
-        match=r"^tiny/gguf:iq4_xs on the hub: .*blk\.0\.ffn_up\.weight is stored as IQ4_XS, which",
+        match=r"^tiny/gguf:nvfp4 on the hub: .*blk\.0\.ffn_up\.weight is stored as NVFP4, which",
     ):
-        prepare(Options(Path("tiny/gguf:iq4_xs"), device="cpu"))
+        prepare(Options(Path("tiny/gguf:nvfp4"), device="cpu"))
     assert hub.sent_bytes <= 1 << 20 and not list(tmp_path.rglob("*.gguf"))
     with pytest.raises(ModelFilesError) as caught:
         find_model(TINY)
-    assert "tiny/gguf:Q8_0 " in str(caught.value) and ":IQ4_XS" not in str(caught.value)
+    assert "tiny/gguf:Q8_0 " in str(caught.value) and ":NVFP4" not in str(caught.value)
 
 
 WORDS = entry("words", 9, struct.pack("<IQ", 8, 1 << 40))
