@@ -17,7 +17,7 @@ BELOW = {
 # From the bottom up: a room imports those before it. A package's own files lie below its rooms.
 ROOMS = {
     "loaders": (
-        *("safetensors_files", "gguf", "formats", "hub", "tokenizers"),
+        *("safetensors_files", "gguf", "lossless", "formats", "hub", "tokenizers"),
         *("checkpoint", "modules", "dequantize", "adapters", "io", "quantize"),
     ),
     "sequoia_tree": ("shaping", "shapes", "verification", "acceptance", "drafting", "choice"),

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from loaders.dequantize import triton_floats, triton_ggml, triton_integers
 from loaders.dequantize.launch import MatrixStack
-from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
+from loaders.dequantize.lossless import kernels as lossless
+from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Lossless, Mxfp4, Scaled, Scheme, Words
 
 KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], MatrixStack], None]] = {
     Awq: triton_integers.awq,
@@ -20,6 +21,7 @@ KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], MatrixStack], None]]
     Mxfp4: triton_floats.mxfp4,
     Codebook: triton_floats.codebook,
     Ggml: triton_ggml.ggml,
+    Lossless: lossless.lossless,
 }
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from loaders.dequantize.ggml.plain import ggml
+from loaders.dequantize.lossless.plain import lossless
 from loaders.dequantize.side_by_side import block_values, for_each
 from loaders.dequantize.values import (
     FP4_AS_HALF_FACTOR,
@@ -25,7 +26,7 @@ from loaders.dequantize.values import (
     pair_values,
     powers_of_two,
 )
-from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Lossless, Mxfp4, Scaled, Scheme, Words
 
 ONES = {4: 0x11111111, 8: 0x01010101}  # a one in each field of a word
 
@@ -193,6 +194,7 @@ DECODERS: Mapping[type, Callable[[Any, Operands, Tensor], None]] = {
     Mxfp4: mxfp4,
     Codebook: codebook,
     Ggml: ggml,
+    Lossless: lossless,
 }
 
 

@@ -1,4 +1,5 @@
-"""The cost of dequantizing with plain torch on a GPU, over all formats. Imports no torch, since plans use it."""
+"""The cost of dequantizing with plain torch on a GPU, over all formats but weights without loss, which
+are packed where kernels restore them. Imports no torch, since plans use it."""
 
 BLOCK_VALUES = 1 << 24  # dequantized at once
 BLOCK_BYTES = 10 * BLOCK_VALUES  # allocated meanwhile, besides the output: the maximum, for a permuted input order

@@ -13,6 +13,8 @@ from loaders.formats.compressed_tensors import CompressedFormat
 from loaders.formats.fp8 import Fp8Format
 from loaders.formats.gguf import GgufFormat
 from loaders.formats.gptq import GptqFormat
+from loaders.formats.lossless import METHOD as LOSSLESS
+from loaders.formats.lossless import LosslessFormat
 from loaders.formats.mxfp4 import Mxfp4Format
 from loaders.formats.weights import Format, Settings
 from loaders.text_part import text_values
@@ -26,6 +28,7 @@ METHODS: dict[str, Callable[[Settings], Format]] = {
     "fp8": Fp8Format.read,
     "gguf": GgufFormat.read,
     "gptq": GptqFormat.read,
+    LOSSLESS: LosslessFormat.read,
     "mxfp4": Mxfp4Format.read,
     "auto-round": auto_round.read,
     "intel/auto-round": auto_round.read,

@@ -112,4 +112,17 @@ class Ggml:
     less: float = 0.0
 
 
-Scheme = Awq | Gptq | Words | Scaled | Mxfp4 | Codebook | Ggml
+@dataclass(frozen=True)
+class Lossless:
+    """The fields of `loaders.lossless.encode.Encoded`, with codes of `bits` bits, for weights of the 16-bit `dtype`.
+
+    `top` is [N, K / 32]; the others have one dimension.
+    """
+
+    input_major: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = False
+    bits: int
+    dtype: str
+
+
+Scheme = Awq | Gptq | Words | Scaled | Mxfp4 | Codebook | Ggml | Lossless

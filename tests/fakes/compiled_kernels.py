@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 from loaders.dequantize import triton_floats, triton_ggml, triton_integers
 from loaders.dequantize.kernels import decode_fused
 from loaders.dequantize.launch import BLOCK
+from loaders.dequantize.lossless import kernels as lossless
 from loaders.formats.schemes import Ggml
 from loaders.gguf.types import BLOCKS
 from tests.samples.packed_weights import WEIGHTS, packed_weight
@@ -37,6 +38,7 @@ POINTERS = {
 }
 
 
+LAUNCHED = ("BLOCK_COLUMNS", "WEIGHTS")  # the last arguments of kernels that are launched, not called by others
 Variant = tuple[runtime.JITFunction, dict[str, str], dict[str, Any]]
 """A kernel, the types of its arguments, and the values of those that are constants."""
 
@@ -75,9 +77,9 @@ def _name(kernel: runtime.JITFunction) -> str:
 def variants() -> dict[str, list[Variant]]:
     """What all formats launch, by kernel."""
     found: dict[str, Variant] = {}
-    for module in (triton_floats, triton_ggml, triton_integers):
+    for module in (lossless, triton_floats, triton_ggml, triton_integers):
         for name, kernel in list(vars(module).items()):
-            if isinstance(kernel, runtime.JITFunction) and kernel.arg_names[-1] == "BLOCK_COLUMNS":
+            if isinstance(kernel, runtime.JITFunction) and kernel.arg_names[-1] in LAUNCHED:
                 setattr(module, name, Recorded(kernel, found))
     for case in WEIGHTS:
         scheme, stored, shape, _ = packed_weight(case)

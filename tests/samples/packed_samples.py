@@ -1,7 +1,7 @@
 """Writers of packed checkpoints, from the published layouts, value by value where the runtime uses tricks.
 
 Each takes a weight [N, K] and gives the tensors that stand for it on disk, by what follows the module's name, and the
-weight that they decode to. Nothing here is shared with the code under test.
+weight that they decode to. Nothing here is shared with the code under test, but what writes weights without loss.
 """
 
 import json
@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from loaders.lossless.bins import KINDS, Bins
+from loaders.lossless.encode import encode
 
 Packed = tuple[dict[str, Tensor], Tensor]
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -176,6 +179,14 @@ def mxfp4(weight: Tensor) -> Packed:
     pairs = codes.unflatten(-1, (-1, 2))
     stored = (pairs[..., 0] | pairs[..., 1] << 4).to(torch.uint8)
     return {"_blocks": stored, "_scales": (exponent + 127).to(torch.uint8)}, decoded
+
+
+def lossless(weight: Tensor, bits: int = 4, dtype: torch.dtype = torch.bfloat16) -> Packed:
+    """With weights among the others that are zero or have no code."""
+    weight = weight.to(dtype)
+    weight.view(-1)[:8] = torch.tensor([0.0, -0.0, 1e-7, -1e-7, 500.0, -500.0, 1e-3, 0.0])
+    encoded = encode(weight, Bins(KINDS["BF16" if dtype == torch.bfloat16 else "F16"], bits))
+    return {f"weight.{role}": tensor for role, tensor in vars(encoded).items()}, weight
 
 
 def rewrite(

@@ -14,7 +14,7 @@ from loaders.formats import read_format
 from loaders.formats.schemes import Scheme
 from loaders.safetensors_files.headers import read_header
 from tests.samples.packed_models import AWQ, BNB4, FLOATS, INTEGERS, compressed_config, fp8_config, gptq_config
-from tests.samples.packed_samples import Packed, awq, bitsandbytes_int8, fp8, gptq, int8, mxfp4, nf4, words
+from tests.samples.packed_samples import Packed, awq, bitsandbytes_int8, fp8, gptq, int8, lossless, mxfp4, nf4, words
 
 NAME = "model.layers.0.mlp.up_proj"
 
@@ -62,6 +62,9 @@ CASES: dict[str, tuple[Callable[[Tensor], Packed], dict[str, Any]]] = {
     "nf4": (partial(nf4, dtype="float16"), BNB4),
     "nf4 nested": (partial(nf4, nested=7), BNB4),
     "MXFP4": (mxfp4, {"quant_method": "mxfp4"}),
+    "lossless 3": (partial(lossless, bits=3), {"quant_method": "lossless", "bits": 3}),
+    "lossless 4": (lossless, {"quant_method": "lossless", "bits": 4}),
+    "lossless 5 float16": (partial(lossless, bits=5, dtype=torch.float16), {"quant_method": "lossless", "bits": 5}),
 }
 WEIGHTS = tuple(CASES)
 

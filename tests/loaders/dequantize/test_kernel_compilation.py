@@ -21,6 +21,8 @@ KERNELS = (
     "triton_floats._scaled",
     "triton_floats._mxfp4",
     "triton_floats._codebook",
+    "kernels._lossless",
+    "kernels._apart",
 )
 
 

@@ -1,0 +1,1 @@
+"""Restores 16-bit weights from codes and rests."""

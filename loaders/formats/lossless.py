@@ -1,0 +1,65 @@
+"""16-bit weights without loss in fewer bits, as `loaders.lossless` divides them into codes and rests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from loaders.errors import ModelFilesError
+from loaders.formats.schemes import Lossless
+from loaders.formats.weights import PackedWeight, Settings, Tensors, base_names, take
+from loaders.lossless.bins import BLOCK, GROUP, KINDS, PADDING, RUNS, Bins, plane_bytes
+from loaders.safetensors_files.headers import StoredTensor
+
+METHOD = "lossless"
+ROLES = ("code", "top", "begin", "fixed", "further", "apart_at", "apart")  # the fields of `loaders.lossless.Encoded`
+
+
+@dataclass(frozen=True)
+class LosslessFormat:
+    """Weights [N, K] of which `NAME.top` is [N, K / 32]; K holds whole groups and N * K whole blocks."""
+
+    bits: int
+
+    @property
+    def label(self) -> str:
+        return f"16 bits without loss, with {self.bits}-bit codes"
+
+    @classmethod
+    def read(cls, settings: Settings) -> LosslessFormat:
+        return cls(settings.choice("bits", tuple(RUNS)))
+
+    def weights(self, tensors: Tensors) -> Iterator[PackedWeight]:
+        for base in base_names(tensors, ".code"):
+            yield self._weight(base, tensors)
+
+    def _weight(self, name: str, tensors: Tensors) -> PackedWeight:
+        because = f" for {name}"
+        top = take(tensors, f"{name}.top", ["U8"], because=because)
+        if len(top.shape) != 2 or 0 in top.shape:
+            raise ModelFilesError(f"{top.file}: {top.name} must be a matrix, but has shape {list(top.shape)}.")
+        shape = top.shape[0], top.shape[1] * GROUP
+        count = math.prod(shape)
+        if count % BLOCK:
+            raise ModelFilesError(f"{top.file}: {name} has {count:,} weights, which are no whole blocks of {BLOCK}.")
+        apart = take(tensors, f"{name}.apart", KINDS, because=because)
+        bins = Bins(KINDS[apart.dtype], self.bits)
+        operands = {
+            "code": take(tensors, f"{name}.code", ["U8"], (plane_bytes(self.bits, count),), because=because),
+            "top": top,
+            "begin": take(tensors, f"{name}.begin", ["I32"], (count // BLOCK,), because=because),
+            "fixed": take(tensors, f"{name}.fixed", ["U8"], (plane_bytes(bins.fixed, count),), because=because),
+            "further": _some(take(tensors, f"{name}.further", ["U8"], because=because), PADDING),
+            "apart_at": _some(take(tensors, f"{name}.apart_at", ["I32"], apart.shape, because=because), 1),
+            "apart": apart,
+        }
+        return PackedWeight(name, shape, Lossless(self.bits, apart.dtype), operands)
+
+
+def _some(tensor: StoredTensor, least: int) -> StoredTensor:
+    if len(tensor.shape) != 1 or tensor.shape[0] < least:
+        raise ModelFilesError(
+            f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}, but must have [{least} or more]."
+        )
+    return tensor
