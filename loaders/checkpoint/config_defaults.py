@@ -27,6 +27,7 @@ DEFAULTS: dict[str, tuple[int, int, int]] = {
     "llama": (32, 32, 2048),
     "llama4_text": (48, 40, 131072),
     "mistral": (32, 32, 131072),
+    "mistral_large4_text": (72, 64, 1048576),
     "mllama_text_model": (40, 32, 131072),
     "persimmon": (36, 64, 16384),
     "qwen2": (32, 32, 32768),

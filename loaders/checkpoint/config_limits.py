@@ -26,7 +26,9 @@ _POSITIVE = {
     "num_hidden_layers", "max_position_embeddings", "n_embd", "n_head", "n_layer", "n_positions", "d_model",
 }  # fmt: skip
 _COUNTED_BACKWARDS = {"vision_feature_layers"}  # numbers of layers of a vision tower, from its end
-_LISTS_OF_TEXT = ("architectures", "layer_types", "layers_block_type", "block_types", "mlp_layer_types")
+_LISTS_OF_TEXT = (
+    *("architectures", "layer_types", "layers_block_type", "block_types", "mlp_layer_types", "indexer_types"),
+)
 _OBJECTS = ("quantization_config", "compression_config", "rope_scaling", "rope_parameters")
 _DTYPES = {
     "auto", "float32", "float16", "bfloat16", "float64", "float", "half", "double", "float8_e4m3fn", "float8_e5m2",

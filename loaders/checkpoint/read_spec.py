@@ -13,6 +13,7 @@ from typing import Any
 from loaders.checkpoint.config_defaults import completed
 from loaders.checkpoint.config_limits import check_config
 from loaders.checkpoint.expert_names import is_by_expert, stated_experts
+from loaders.checkpoint.indexed import index_sizes
 from loaders.checkpoint.model_source import model_source
 from loaders.checkpoint.recurrent import can_branch, is_recurrent, state_sizes
 from loaders.checkpoint.refused import why_refused
@@ -25,8 +26,8 @@ from loaders.hub.names import directory_name
 from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 from loaders.text_part import NOT_READ, layers_for_images, text_values
 
-# The projections whose outputs attention caches per token; the last is that of multi-head latent attention.
-CACHED_PROJECTIONS = (".k_proj.weight", ".v_proj.weight", ".kv_a_proj_with_mqa.weight")
+# The projections whose outputs attention caches per token; the last two are those of multi-head latent attention.
+CACHED_PROJECTIONS = (".k_proj.weight", ".v_proj.weight", ".kv_a_proj_with_mqa.weight", ".wkv_a_with_mqa.weight")
 
 # Tensors that files may hold and models do not use: buffers that are now computed, and multi-token prediction.
 UNUSED = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$|^mtp\.")
@@ -85,6 +86,7 @@ def read_spec(
         states=state_sizes(text_values(config), list(tensors_by_layer.values()), ITEMSIZE[dtype])
         if can_branch(text_values(config)["model_type"])
         else None,
+        index=index_sizes(text_values(config), list(tensors_by_layer.values()), ITEMSIZE[dtype]),
         experts_per_token=experts_per_token if any(layer.experts for layer in layers) else 0,
     )
 
@@ -165,7 +167,7 @@ def _sizes(
         "num_heads": numbers.heads,
         "kv_bytes_per_token": sum(cached) * ITEMSIZE[dtype],
         "largest_kv_bytes": max(cached) * ITEMSIZE[dtype],
-        "shares_kv": bool(numbers.text.get("num_kv_shared_layers")),
+        "shares_kv": bool(numbers.text.get("num_kv_shared_layers")) or _has_kv_sources(numbers.text),
         "max_positions": positions,
         "extension": extension,
     }
@@ -173,6 +175,12 @@ def _sizes(
 
 def _is_cached(tensor: StoredTensor) -> bool:
     return len(tensor.shape) == 2 and tensor.name.endswith(CACHED_PROJECTIONS)
+
+
+def _has_kv_sources(text: dict[str, Any]) -> bool:
+    """Whether some layer is said to read the rows of another one."""
+    sources = text.get("kv_source_layers")
+    return isinstance(sources, list) and sources != [*range(len(sources))]
 
 
 def _architecture(config: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from loaders.checkpoint.indexed import INDEXED_SINCE, can_index, indexes
 from loaders.text_part import NOT_READ, text_values
 
 WHAT_RUNS = (
@@ -36,9 +37,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("falcon", "gptj", "gpt_neo", "reformer"), _OWN_ATTENTION),
     **dict.fromkeys(("minimax", "rwkv", "xlstm"), _OWN_CACHE),
     **dict.fromkeys(
-        ("axk2", "deepseek_v4", "deepseek_v32", "dots3_note_text", "glm5_next", "glm5_next_text", "glm_moe_dsa",
-         "hy_v4", "minimax_m3_vl_text", "mistral_large4_text", "qwen4_exp_text"),
-        _INDEXED,
+        ("deepseek_v4", "glm5_next", "glm5_next_text", "minimax_m3_vl_text", "qwen4_exp_text"), _INDEXED
     ),
     **dict.fromkeys(("blt", "hrm_text", "longcat_flash"), _SEVERAL_STACKS),
     "doge": "each of its attention heads masks rows of its own, which the branches of a tree would share",
@@ -74,6 +73,8 @@ def why_refused(config: Mapping[str, Any]) -> str | None:
         reason = "it is an encoder-decoder"
     elif known := next((kind for kind in (model_type, text_values(config)["model_type"]) if kind in REFUSED), None):
         model_type, reason = known, REFUSED[known]
+    elif indexes(text_values(config)["model_type"]) and not can_index():
+        reason = "its indexed attention runs from transformers {}.{} on".format(*INDEXED_SINCE)
     elif model_type not in NOT_READ and (senses := [key for key in _SENSES if config.get(key) is not None]):
         reason = f"it is multimodal ({senses[0]}), and its text part is not among those that are known to run alone"
     elif classifier := _classifier(config):

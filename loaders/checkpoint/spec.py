@@ -58,6 +58,17 @@ class StateSizes:
 
 
 @dataclass(frozen=True)
+class IndexSizes:
+    """Of indexers that select the rows of attention: bytes of their keys per token, of all layers together.
+
+    heads: of one layer, which scores all keys with each of them.
+    """
+
+    token_bytes: int
+    heads: int
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What a plan needs to know about a model. Bytes are in the compute dtype unless said otherwise."""
 
@@ -83,6 +94,7 @@ class ModelSpec:
     largest_kv_bytes: int = 0  # per token, of the layer that caches most; 0: all cache as much
     shares_kv: bool = False  # some layers read what others have cached
     states: StateSizes | None = None  # of recurrent layers that follow the branches of a tree
+    index: IndexSizes | None = None  # of layers whose attention selects rows by an index
     not_read: str = ""  # "images are not read", where only the text part of a multimodal model is run
     extension: str | None = None  # what raised max_positions above the config's: "64, extended 4 times by yarn..."
 

@@ -102,13 +102,18 @@ def tree_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
+    indices: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention of ``query [1, heads, n, d]`` over ``key, value [1, kv_heads, k, d]``; returns ``[1, n, heads, d]``.
 
-    Where texts share the pass, the keys are those of the whole cache, and each text attends to its own alone.
+    indices: int ``[1, n, top_k]``, the keys that an indexer has selected for each row; it saw the same mask, so those
+    that the row may attend to come first. Where texts share the pass, the keys are those of the whole cache, and each
+    text attends to its own alone.
     """
     assert dropout == 0.0, "the runtime never trains"
+    if indices is not None:
+        attention_mask = _selected(attention_mask, indices.long()[:, None])
     attend = partial(
         _attend, scale=query.shape[-1] ** -0.5 if scaling is None else scaling, softcap=softcap, sinks=s_aux
     )
@@ -121,6 +126,13 @@ def tree_attention(
         for own, keys in rows.spans
     ]
     return torch.cat(texts, dim=1), None
+
+
+def _selected(mask: Tensor, indices: Tensor) -> Tensor:
+    """The additive mask ``[1, 1, n, k]`` at these keys, int64 ``[1, 1, n, top_k]``; -inf at all others."""
+    keys = mask.shape[-1]
+    chosen = mask.new_full((*mask.shape[:-1], -(-keys // MASK_ALIGNMENT) * MASK_ALIGNMENT), -torch.inf)[..., :keys]
+    return chosen.scatter_(-1, indices, mask.gather(-1, indices))
 
 
 def _attend(

@@ -7,6 +7,7 @@ here is preallocated at full length, and the attention mask alone implements the
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import accumulate
 from itertools import count as count_up
 from typing import Any
@@ -46,6 +47,8 @@ class Places:
 
 # Stands for layers that cache nothing: without attention, or sharing another layer's keys. Not in transformers 5.17.
 _NO_CACHE: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
+# Also cache the keys of an indexer. Not in transformers 5.17.
+_INDEXED: tuple[type, ...] = (cache_utils.DynamicIndexedLayer,) if hasattr(cache_utils, "DynamicIndexedLayer") else ()
 
 
 class TreeCache(Cache):
@@ -102,7 +105,7 @@ class TreeCache(Cache):
             return BranchingLayer(branching, number_of_states=layer.number_of_states)
         if number in self._unused or isinstance(layer, (LinearAttentionCacheLayerMixin, _NO_CACHE)):
             return layer
-        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, *_INDEXED):
             return TreeCacheLayer(self)
         raise UnsupportedModelError(
             f"{self._model_type}: its attention keeps a {type(layer).__name__}, which cannot hold a tree. {WHAT_RUNS}."
@@ -237,7 +240,7 @@ class TreeCache(Cache):
         return upload(np.concatenate(places), rows.row_positions.device)
 
     def tables(self) -> dict[str, Tensor]:
-        """Every layer's keys and values ``[heads, rows, any]`` by name, to read and write between passes.
+        """All that every layer's rows consist of, ``[heads, rows, any]`` by name, to read and write between passes.
 
         None before the first pass that succeeds: only then is it known which layers have any.
         """
@@ -250,7 +253,7 @@ class TreeCache(Cache):
     @torch.inference_mode()
     def blank(self, row: int) -> None:
         """Make one row 0 in every layer, wherever it lies."""
-        for layer in self._filled():
+        for layer in self._tree_layers():
             for table in (*layer.at_rest().values(), *layer.tables.values()):
                 table[:, :, row] = 0
 
@@ -270,19 +273,18 @@ class TreeCache(Cache):
     @torch.inference_mode()
     def move(self, source: Sequence[int], begin: int) -> None:
         """Copy the rows `source` to the rows that start at `begin`, in every layer."""
-        layers = self._filled()
-        index = upload(source, layers[0].device)
-        for layer in layers:
-            layer.move(index, begin)
+        rows = cache(partial(upload, source))
+        for layer in self._tree_layers():
+            layer.move(rows, begin)
 
     @torch.inference_mode()
     def copy(self, source: int, begin: int, count: int) -> None:
         """Copy the `count` rows from `source` on to the rows that start at `begin`, in every layer."""
-        for layer in self._filled():
+        for layer in self._tree_layers():
             layer.copy(source, begin, count)
 
-    def _filled(self) -> list[TreeCacheLayer]:
-        return [layer for layer in self.layers if isinstance(layer, TreeCacheLayer) and layer.is_initialized]
+    def _tree_layers(self) -> list[TreeCacheLayer]:
+        return [layer for layer in self.layers if isinstance(layer, TreeCacheLayer)]
 
 
 def _has_rows(layer: Any) -> bool:

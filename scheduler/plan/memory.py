@@ -36,6 +36,8 @@ ALIGNED_ROWS = 8
 # in float32, and their softmax. Other models use fused kernels, which hold only tiles.
 WRITTEN_OUT_ATTENTION = {"gemma2", "gpt_oss"}
 SCORES_BYTES = 4 + 4 + 4
+# Rows x keys x heads of an indexer, in float32: the scores, and those that are not negative.
+INDEX_SCORES_BYTES = 4 + 4
 # KV rows that lie in host memory: one layer's are in use, another's on their way.
 KV_BUFFERS = 2
 # Nodes x vocabulary in float32: the target's logits, the draft's distributions kept for verification, one being shaped.
@@ -139,8 +141,8 @@ def _kv_items(models: Models, shape: PassShape) -> Iterator[PlanItem]:
         yield PlanItem(name, shape.texts * kv_bytes(models, shape))
         return
     target, *drafts = models
-    of_drafts = rows * sum(draft.kv_bytes_per_token for draft in drafts)
-    yield PlanItem(name, of_drafts, host_bytes=target_kv_bytes(target, shape))
+    of_drafts = sum(draft.kv_bytes_per_token + _index_bytes(draft) for draft in drafts)
+    yield PlanItem(name, rows * (of_drafts + _index_bytes(target)), host_bytes=target_kv_bytes(target, shape))
     yield PlanItem("the KV rows of two layers, on their way", KV_BUFFERS * rows * target.kv_layer_bytes)
 
 
@@ -159,8 +161,13 @@ def _states(models: Models, shape: PassShape) -> Iterator[PlanItem]:
 
 
 def kv_bytes(models: Models, shape: PassShape) -> int:
-    """One text's part of all KV caches."""
-    return sum(model.kv_bytes_per_token for model in models) * shape.cache_rows
+    """One text's part of all KV caches, with the keys of indexers."""
+    return sum(model.kv_bytes_per_token + _index_bytes(model) for model in models) * shape.cache_rows
+
+
+def _index_bytes(model: ModelSpec) -> int:
+    """Per token, of the keys of indexers, which always lie on the device."""
+    return model.index.token_bytes if model.index is not None else 0
 
 
 def _rows(count: int) -> str:
@@ -258,6 +265,9 @@ def _activation_bytes(spec: ModelSpec, shape: PassShape) -> int:
     keys = shape.cache_rows
     masks = MASK_COPIES * keys + SHARED_MASKS * (shape.texts - 1) * keys
     scores = spec.num_heads * keys * SCORES_BYTES if spec.model_type in WRITTEN_OUT_ATTENTION else 0
+    if spec.index is not None:  # its scores take in the rows of all texts
+        scores += spec.index.heads * shape.texts * keys * INDEX_SCORES_BYTES
+        masks += MASK_COPIES * shape.texts * keys  # with the selected rows alone, and what they are selected from
     recurrent = 0
     if spec.states is not None:
         chunks, trees = shape.rows * spec.states.width * STATE_COPIES, shape.tree_size**2 * TREE_COPIES

@@ -200,7 +200,8 @@ class PassCost:
         spec, machine = self.spec, self.machine
         scores = rows * (context + rows / texts)
         multiplying = self._over(4 * scores * spec.hidden_size, machine.attention_flops or machine.flops)
-        read = (texts * context + rows) * spec.kv_bytes_per_token / len(spec.layers)
+        cached = spec.kv_bytes_per_token + (spec.index.token_bytes if spec.index is not None else 0)
+        read = (texts * context + rows) * cached / len(spec.layers)
         attending = max(multiplying, self._over(read, machine.memory_bandwidth))
         if spec.model_type not in WRITTEN_OUT_ATTENTION:
             return attending

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,18 +18,19 @@ if TYPE_CHECKING:
 class TreeCacheLayer(CacheLayerMixin):
     """Keys and values of one layer, with the texts one after the other.
 
-    tables: each ``[1, heads, rows, any]``, by what it holds. Initially zero: a pass of fixed shape reads rows that were
-    never written, and 0 × NaN would be NaN.
+    tables: each ``[1, heads, rows, any]``, by what it holds. index: the keys that an indexer selects rows by,
+    ``[1, 1, rows, index_head_dim]``, always on the device; None where there are none. Initially zero: a pass of fixed
+    shape reads rows that were never written, and 0 × NaN would be NaN.
     """
 
     def __init__(self, cache: TreeCache):
         super().__init__()
         self._cache = cache
         self.tables: Tables = {}
+        self.index: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.tables = {name: self._allocate(rows) for name, rows in _stored(key_states, value_states).items()}
-        self.device = key_states.device
         self.is_initialized = True
 
     def _allocate(self, like: Tensor) -> Tensor:
@@ -50,6 +52,13 @@ class TreeCacheLayer(CacheLayerMixin):
         rows = _stored(key_states, value_states)
         return self._append(self.tables["keys"], rows["keys"]), self._append(self.tables["values"], rows["values"])
 
+    def update_indexer(self, indexer_key_states: Tensor) -> Tensor:
+        """Append ``[1, n, index_head_dim]``; return a view ``[1, keys, index_head_dim]``, of the rows as `update`."""
+        rows = indexer_key_states[:, None]
+        if self.index is None:
+            self.index = self._allocate(rows)
+        return self._append(self.index, rows)[:, 0]
+
     def _append(self, table: Tensor, rows: Tensor) -> Tensor:
         """Write the rows of the pass to a table; return a view of those that the pass attends to."""
         count = rows.shape[2]
@@ -61,7 +70,10 @@ class TreeCacheLayer(CacheLayerMixin):
         return table[:, :, self._cache.read_rows(count)]
 
     def at_rest(self) -> Tables:
-        """The tables where they lie between two passes; none before the first pass."""
+        """All that rows consist of, where it lies between two passes; nothing before the first pass."""
+        return self._tables_at_rest() if self.index is None else {**self._tables_at_rest(), "index": self.index}
+
+    def _tables_at_rest(self) -> Tables:
         return self.tables
 
     def get_seq_length(self) -> int:
@@ -73,10 +85,11 @@ class TreeCacheLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self._cache.scratch
 
-    def move(self, source: Tensor, begin: int) -> None:
-        """Copy the rows `source` (int64, on the cache's device) to the rows that start at `begin`."""
+    def move(self, source: Callable[[torch.device], Tensor], begin: int) -> None:
+        """Copy the rows `source`, int64 on the device asked for, to the rows that start at `begin`."""
         for table in self.at_rest().values():
-            table[:, :, begin : begin + len(source)] = table.index_select(2, source)
+            rows = source(table.device)
+            table[:, :, begin : begin + len(rows)] = table.index_select(2, rows)
 
     def copy(self, source: int, begin: int, count: int) -> None:
         """Copy the `count` rows from `source` on to the rows that start at `begin`, which are others."""
@@ -95,7 +108,6 @@ class TravellingLayer(TreeCacheLayer):
         self._number = number
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.device = torch.device("cpu")  # where rows are moved
         self.is_initialized = True
 
     def update(
@@ -104,7 +116,7 @@ class TravellingLayer(TreeCacheLayer):
         self.tables = self._rows.arrive(self._number, _stored(key_states, value_states))
         return super().update(key_states, value_states)
 
-    def at_rest(self) -> Tables:
+    def _tables_at_rest(self) -> Tables:
         return self._rows.on_host(self._number) if self.is_initialized else {}
 
     @property

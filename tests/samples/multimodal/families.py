@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING
 
 from loaders.checkpoint.recurrent import can_branch
 from loaders.text_part import NOT_READ
-from tests.samples.architectures import BORDER, FEW_EXPERTS, LATENT, SWEEP, Changes
+from tests.samples.architectures import BORDER, FEW_EXPERTS, INDEX, LATENT, SWEEP, Changes
 
 _ROTARY: Changes = {"rope_type": "default", "rope_theta": 10_000.0}
 # Rotary positions in three rows, which are equal for text.
@@ -47,6 +47,10 @@ TEXTS: dict[str, Changes] = {
     "hunyuan_vl_text": {"rope_parameters": {**_ROTARY, "mrope_section": [1, 1, 1, 1]}},
     "mistral": {"sliding_window": BORDER},
     "mistral4": {**FEW_EXPERTS, **LATENT, "head_dim": 16},
+    "mistral_large4_text": {
+        **{**INDEX, "num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 1], "kv_source_layers": [0, 1, 0, 0]},
+        "indexer_types": ["full", "full", "full", "shared"],
+    },
     "mllama_text_model": {"num_hidden_layers": 5, "cross_attention_layers": [1, 3]},
     "muse_glimmer_text": {"sliding_window": BORDER},
     "muse_spark_text": {**FEW_EXPERTS, "sliding_window": BORDER, "moe_hidden_size": 16},
@@ -59,6 +63,13 @@ _MARKS: Changes = {"vision_start_token_id": 90, "vision_end_token_id": 91}
 # Values of the whole config, and of its parts.
 CONFIGS: dict[str, Changes] = {
     "deepseek_vl_hybrid": {"high_res_vision_config": {"output_channels": 8, "mlp_dim": 32}},
+    "dots3_note": {
+        "vision_config": {
+            **{"per_layer_config": None, "mlp_layer_types": None, "pyramid_num_routed": [-1, 2]},
+            **{"moe_intermediate_size": 16, "adapter_in_dim": 32, "adapter_out_dim": 32},
+        },
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    },
     "emu3": {
         "vocabulary_map": {"<image>": 90},
         "vq_config": {
@@ -106,8 +117,7 @@ if not can_branch("qwen3_5_text"):
 NOT_BUILT = {"gemma3n"}
 # Their text models are refused.
 TEXT_REFUSED = {
-    "dots3_note", "glm5_next", "inkling2", "inkling_mm_model", "minimax_m3_vl", "mistral_large4", "qwen4_exp",
-    "unlimited_ocr",
+    "glm5_next", "inkling2", "inkling_mm_model", "minimax_m3_vl", "qwen4_exp", "unlimited_ocr",
 }  # fmt: skip
 
 FAMILIES: tuple[str, ...] = (*sorted(NOT_READ.keys() - NOT_BUILT - TEXT_REFUSED), *OTHER_TEXTS)
