@@ -38,7 +38,7 @@ NOT_READ: dict[str, str] = {
 _TEXT = re.compile(r"(^|\.)(language_model|text_model|lm_head)(\.|$)")
 _OTHER = re.compile(
     r"(^|\.)(visual\w*|\w*vision\w*|vit\w*|encoder|image\w*|video\w*|audio\w*|sound\w*|mlp1|embed_(vision|audio)|vqmodel|gen\w*_\w+|"
-    r"\w*projector\w*|mlp_AR|adaptor|adapter|connector|aligner|\w*merger|\w*resampler\w*)(\.|$)"
+    r"\w*projector\w*|mlp_AR|adaptor|adapter|connector|aligner|\w*merger|patch_merge\w*|\w*resampler\w*)(\.|$)"
 )
 _NUMBER = re.compile(r"\.(\d{1,6})\.")
 

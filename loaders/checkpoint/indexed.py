@@ -10,10 +10,15 @@ from loaders.checkpoint.spec import IndexSizes
 from loaders.safetensors_files.headers import StoredTensor
 
 # An indexer scores all earlier tokens for each row, and attention takes only the best of them (arXiv 2512.02556).
-INDEXED_MODELS = {"axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4", "mistral_large4_text"}
+INDEXED_MODELS = {
+    "axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text", "mistral_large4_text",
+}  # fmt: skip
 INDEXED_SINCE = (5, 23)  # of transformers: earlier ones keep the keys of indexers otherwise, or do not know them
 
-_KEY_PROJECTION = ".indexer.wk.weight"
+_KEY_PROJECTIONS = (".indexer.wk.weight", ".indexer.k_proj.weight", ".index_k_proj.weight")
+
+
+_BY_HEAD = {"minimax_m3_vl_text"}  # each of their heads selects for some heads of attention
 
 
 def indexes(model_type: str) -> bool:
@@ -30,8 +35,21 @@ def index_sizes(
     config: Mapping[str, Any], layers: Sequence[Sequence[StoredTensor]], itemsize: int
 ) -> IndexSizes | None:
     """The sizes of a model's index; None if no layer has any. layers: the tensors of each."""
-    widths = [tensor.shape[0] for tensors in layers for tensor in tensors if tensor.name.endswith(_KEY_PROJECTION)]
-    heads = config.get("index_n_heads")
-    if not widths or type(heads) is not int:
+    widths = [tensor.shape[0] for tensors in layers for tensor in tensors if is_index_key(tensor.name)]
+    heads = _heads(config)
+    if not widths or not heads:
         return None
-    return IndexSizes(sum(widths) * itemsize, heads)
+    return IndexSizes(sum(widths) * itemsize, heads, heads if config["model_type"] in _BY_HEAD else 1)
+
+
+def is_index_key(name: str) -> bool:
+    """Whether a tensor of this name projects to the keys of an indexer."""
+    return name.endswith(_KEY_PROJECTIONS)
+
+
+def _heads(config: Mapping[str, Any]) -> int:
+    """The heads of an indexer; 0 where the config states none."""
+    nested = config.get("sparse_attention_config")  # as MiniMax publishes it
+    stated = nested.get("sparse_num_index_heads") if isinstance(nested, dict) else None
+    heads = config.get("index_n_heads", stated)
+    return heads if type(heads) is int and heads > 0 else 0

@@ -13,7 +13,7 @@ from typing import Any
 from loaders.checkpoint.config_defaults import completed
 from loaders.checkpoint.config_limits import check_config
 from loaders.checkpoint.expert_names import is_by_expert, stated_experts
-from loaders.checkpoint.indexed import index_sizes
+from loaders.checkpoint.indexed import index_sizes, is_index_key
 from loaders.checkpoint.model_source import model_source
 from loaders.checkpoint.recurrent import can_branch, is_recurrent, state_sizes
 from loaders.checkpoint.refused import why_refused
@@ -174,7 +174,8 @@ def _sizes(
 
 
 def _is_cached(tensor: StoredTensor) -> bool:
-    return len(tensor.shape) == 2 and tensor.name.endswith(CACHED_PROJECTIONS)
+    cached = len(tensor.shape) == 2 and tensor.name.endswith(CACHED_PROJECTIONS)
+    return cached and not is_index_key(tensor.name)
 
 
 def _has_kv_sources(text: dict[str, Any]) -> bool:

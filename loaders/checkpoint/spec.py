@@ -61,11 +61,12 @@ class StateSizes:
 class IndexSizes:
     """Of indexers that select the rows of attention: bytes of their keys per token, of all layers together.
 
-    heads: of one layer, which scores all keys with each of them.
+    heads: of one layer, which scores all keys with each of them. masks: of one layer: selections that it makes.
     """
 
     token_bytes: int
     heads: int
+    masks: int = 1
 
 
 @dataclass(frozen=True)

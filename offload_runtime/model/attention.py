@@ -29,6 +29,11 @@ Rows = PassRows | SharedRows | PaddedRows
 _current_rows: ContextVar[Rows] = ContextVar("current_rows")
 
 
+def current_rows() -> Rows:
+    """The rows of the pass that runs in this thread."""
+    return _current_rows.get()
+
+
 def rows_before() -> Tensor | None:
     """For each row of the current pass, its position minus its index in the pass.
 
@@ -103,17 +108,21 @@ def tree_attention(
     s_aux: Tensor | None = None,
     position_bias: Tensor | None = None,
     indices: Tensor | None = None,
+    block_indices: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention of ``query [1, heads, n, d]`` over ``key, value [1, kv_heads, k, d]``; returns ``[1, n, heads, d]``.
 
     indices: int ``[1, n, top_k]``, the keys that an indexer has selected for each row; it saw the same mask, so those
-    that the row may attend to come first. Where texts share the pass, the keys are those of the whole cache, and each
-    text attends to its own alone.
+    that the row may attend to come first. block_indices: bool ``[1, h, n, k]``, the keys in selected blocks, for as
+    many groups of heads (`indexed_attention.key_blocks` gives them instead of transformers' own).
+    Where texts share the pass, the keys are those of the whole cache, and each text attends to its own alone.
     """
     assert dropout == 0.0, "the runtime never trains"
     if indices is not None:
         attention_mask = _selected(attention_mask, indices.long()[:, None])
+    if block_indices is not None:
+        attention_mask = _in_blocks(attention_mask, block_indices, query.shape[1], key.shape[1])
     attend = partial(
         _attend, scale=query.shape[-1] ** -0.5 if scaling is None else scaling, softcap=softcap, sinks=s_aux
     )
@@ -130,9 +139,25 @@ def tree_attention(
 
 def _selected(mask: Tensor, indices: Tensor) -> Tensor:
     """The additive mask ``[1, 1, n, k]`` at these keys, int64 ``[1, 1, n, top_k]``; -inf at all others."""
-    keys = mask.shape[-1]
-    chosen = mask.new_full((*mask.shape[:-1], -(-keys // MASK_ALIGNMENT) * MASK_ALIGNMENT), -torch.inf)[..., :keys]
-    return chosen.scatter_(-1, indices, mask.gather(-1, indices))
+    return _closed(mask, 1).scatter_(-1, indices, mask.gather(-1, indices))
+
+
+def _in_blocks(mask: Tensor, kept: Tensor, heads: int, kv_heads: int) -> Tensor:
+    """The additive mask ``[1, 1, n, k]`` where keys are kept, bool ``[1, h, n, k]``; -inf at all others.
+
+    For each head of keys, or, where these are fewer than the groups h, for each head.
+    """
+    of = kv_heads if kv_heads % kept.shape[1] == 0 else heads
+    kept = kept.repeat_interleave(of // kept.shape[1], dim=1)
+    chosen = _closed(mask, of)
+    return torch.where(kept, mask, chosen, out=chosen)
+
+
+def _closed(mask: Tensor, heads: int) -> Tensor:
+    """-inf ``[1, heads, n, k]``, a view of memory whose rows are aligned as those of the mask ``[1, 1, n, k]``."""
+    rows, keys = mask.shape[-2:]
+    aligned = -(-keys // MASK_ALIGNMENT) * MASK_ALIGNMENT
+    return mask.new_full((1, heads, rows, aligned), -torch.inf)[..., :keys]
 
 
 def _attend(
@@ -152,6 +177,8 @@ def _attend(
     group = heads // kv_heads
     query = query.view(kv_heads, group, n, head_dim).transpose(0, 1)
     key, value = key.expand(group, -1, -1, -1), value.expand(group, -1, -1, -1)
+    if mask.shape[1] == heads > kv_heads:
+        mask = mask.view(kv_heads, group, n, -1).transpose(0, 1)
     if position_bias is not None:
         mask = mask + position_bias.expand(1, heads, -1, -1).view(kv_heads, group, n, -1).transpose(0, 1)
     if softcap is None and sinks is None:

@@ -49,6 +49,8 @@ class Places:
 _NO_CACHE: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
 # Also cache the keys of an indexer. Not in transformers 5.17.
 _INDEXED: tuple[type, ...] = (cache_utils.DynamicIndexedLayer,) if hasattr(cache_utils, "DynamicIndexedLayer") else ()
+# Layers of single models that keep rows and the keys of an indexer alone.
+_KEPT_BY_ROWS = {"minimax_m3_sparse"}
 
 
 class TreeCache(Cache):
@@ -105,7 +107,8 @@ class TreeCache(Cache):
             return BranchingLayer(branching, number_of_states=layer.number_of_states)
         if number in self._unused or isinstance(layer, (LinearAttentionCacheLayerMixin, _NO_CACHE)):
             return layer
-        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, *_INDEXED):
+        kind = getattr(layer, "_layer_type", None)
+        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, *_INDEXED) or kind in _KEPT_BY_ROWS:
             return TreeCacheLayer(self)
         raise UnsupportedModelError(
             f"{self._model_type}: its attention keeps a {type(layer).__name__}, which cannot hold a tree. {WHAT_RUNS}."

@@ -31,6 +31,7 @@ from loaders.safetensors_files.headers import Checkpoint
 from offload_runtime.errors import Interrupted, UnsupportedModelError
 from offload_runtime.model.attention import attending
 from offload_runtime.model.cached_rows.travelling_rows import RowsOnHost
+from offload_runtime.model.indexed_attention.adapted import follow_rows
 from offload_runtime.model.kv_cache import TreeCache
 from offload_runtime.model.length_rotations import TextLengths
 from offload_runtime.model.linear_attention.wrappers import let_branch
@@ -106,6 +107,7 @@ class Model:
         branching = can_branch(skeleton.config.model_type)
         if branching:
             let_branch(skeleton.model)
+        follow_rows(skeleton.model)
         self.cache = TreeCache(skeleton.config, placement.capacity, memory.add, sequences, travelling, branching)
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
         layers, placed = _unit_bytes(skeleton, checkpoint), (*placement.tiers, Tier.DEVICE)

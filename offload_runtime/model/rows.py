@@ -45,10 +45,19 @@ class PassRows:
         """int64 [n]."""
         return self.positions[-self.count :]
 
+    @cached_property
+    def column_positions(self) -> Tensor:
+        """int64 [past + m]: the positions of all keys."""
+        return torch.cat((torch.arange(self.past, device=self.positions.device), self.positions))
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """bool [n, past + m]: whether a key belongs to the text up to the row."""
+        return torch.cat((self.visible.new_ones(self.count, self.past), self.visible), dim=1)
+
     def allowed(self, mask_function: Callable) -> Tensor:
         """bool [n, past + m]: which keys each row may attend to, given transformers' predicate."""
-        columns = torch.cat((torch.arange(self.past, device=self.positions.device), self.positions))
-        allowed = _permitted(mask_function, self.row_positions, columns).clone()
+        allowed = _permitted(mask_function, self.row_positions, self.column_positions).clone()
         allowed[:, self.past :] &= self.visible
         return allowed
 
@@ -93,6 +102,22 @@ class SharedRows:
             for text, (begin, end) in zip(self.texts, pairwise(ends))
         )
 
+    @cached_property
+    def column_positions(self) -> Tensor:
+        """int64 [width]: the positions of all keys, each in its own text; 0 where no text has any."""
+        positions = torch.zeros(self.width, dtype=torch.int64, device=self.row_positions.device)
+        for text, (_, keys) in zip(self.texts, self.spans):
+            positions[keys] = text.column_positions
+        return positions
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """bool [n, width]: whether a key belongs to the text up to the row."""
+        seen = torch.zeros(self.count, self.width, dtype=torch.bool, device=self.row_positions.device)
+        for text, (own, keys) in zip(self.texts, self.spans):
+            seen[own, keys] = text.seen
+        return seen
+
 
 @dataclass(frozen=True)
 class PaddedRows:
@@ -105,6 +130,11 @@ class PaddedRows:
     row_positions: Tensor
     column_positions: Tensor
     visible: Tensor
+
+    @property
+    def seen(self) -> Tensor:
+        """bool [w, k], as of `PassRows`."""
+        return self.visible
 
     def allowed(self, mask_function: Callable) -> Tensor:
         """bool [w, k], as for `PassRows`."""

@@ -267,7 +267,9 @@ def _activation_bytes(spec: ModelSpec, shape: PassShape) -> int:
     scores = spec.num_heads * keys * SCORES_BYTES if spec.model_type in WRITTEN_OUT_ATTENTION else 0
     if spec.index is not None:  # its scores take in the rows of all texts
         scores += spec.index.heads * shape.texts * keys * INDEX_SCORES_BYTES
-        masks += MASK_COPIES * shape.texts * keys  # with the selected rows alone, and what they are selected from
+        masks += (
+            spec.index.masks * MASK_COPIES * shape.texts * keys
+        )  # with the selected rows alone, and what they are selected from
     recurrent = 0
     if spec.states is not None:
         chunks, trees = shape.rows * spec.states.width * STATE_COPIES, shape.tree_size**2 * TREE_COPIES

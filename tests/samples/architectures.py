@@ -102,6 +102,12 @@ INDEXED: dict[str, Changes] = {
         **{"swa_head_dim": 16, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8},
     },
     "glm_moe_dsa": {**INDEX, "indexer_types": ["full", "shared", "full"]},
+    "minimax_m3_vl_text": {
+        **{**FEW_EXPERTS, "index_n_heads": 2, "index_head_dim": 8, "index_block_size": 4, "index_topk_blocks": 2},
+        **{"index_local_blocks": 1, "rotary_dim": 8, "dense_intermediate_size": 64, "shared_intermediate_size": 16},
+        **{"intermediate_size": 16, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+        "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+    },
     "hy_v4": {**INDEX, "indexer_types": ["full", "shared", "full"]},
 }
 

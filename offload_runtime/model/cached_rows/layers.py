@@ -54,10 +54,13 @@ class TreeCacheLayer(CacheLayerMixin):
 
     def update_indexer(self, indexer_key_states: Tensor) -> Tensor:
         """Append ``[1, n, index_head_dim]``; return a view ``[1, keys, index_head_dim]``, of the rows as `update`."""
-        rows = indexer_key_states[:, None]
+        return self.update_index(indexer_key_states[:, None])[:, 0]
+
+    def update_index(self, idx_k: Tensor) -> Tensor:
+        """`update_indexer`, as MiniMax M3 calls it: ``[1, 1, n, index_head_dim]`` and ``[1, 1, keys, ...]``."""
         if self.index is None:
-            self.index = self._allocate(rows)
-        return self._append(self.index, rows)[:, 0]
+            self.index = self._allocate(idx_k)
+        return self._append(self.index, idx_k)
 
     def _append(self, table: Tensor, rows: Tensor) -> Tensor:
         """Write the rows of the pass to a table; return a view of those that the pass attends to."""

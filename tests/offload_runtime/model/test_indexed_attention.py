@@ -2,10 +2,12 @@
 
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
 from loaders.checkpoint import indexed
 from loaders.checkpoint.read_spec import read_spec
@@ -13,6 +15,7 @@ from loaders.errors import UnsupportedModelError
 from offload_runtime import OffloadRuntime
 from offload_runtime.model import attention
 from offload_runtime.model.cached_rows.layers import TreeCacheLayer
+from offload_runtime.model.indexed_attention import key_blocks
 from tests.fakes.recorded_work import RecordedWork
 from tests.offload_runtime.exactness import test_kv_on_host as on_host
 from tests.offload_runtime.exactness import test_sampling_exactness as sampling
@@ -65,6 +68,26 @@ def test_an_index_that_sees_the_keys_of_siblings_is_found(architecture, monkeypa
         assert wide_tree_error(runtime, reference(target)) > 1e-2
 
 
+@pytest.mark.parametrize(
+    ("name", "mistake"),
+    [
+        ("column_positions", lambda rows: torch.arange(rows.keys)),
+        ("seen", lambda rows: torch.ones(rows.count, rows.keys, dtype=torch.bool)),
+    ],
+)
+@pytest.mark.parametrize("architecture", known(["minimax_m3_vl_text"]))
+def test_blocks_of_rows_in_the_cache_or_with_siblings_are_found(architecture, name, mistake, monkeypatch) -> None:
+    right = key_blocks.current_rows
+
+    def wrong():
+        rows = right()
+        names = ("column_positions", "seen", "row_positions")
+        return SimpleNamespace(**{**{each: getattr(rows, each) for each in names}, name: mistake(rows)})
+
+    monkeypatch.setattr(key_blocks, "current_rows", wrong)
+    assert error_of_a_wide_tree(checkpoint(architecture)) > 1e-2
+
+
 def blind_to_branches(forward):
     def changed(hidden_states, q_resid, embeddings, mask, *args, **kwargs):
         return forward(hidden_states, q_resid, embeddings, torch.zeros_like(mask), *args, **kwargs)
@@ -102,7 +125,8 @@ def test_passes_can_be_replayed(architecture: str) -> None:
 def test_the_plan_counts_the_index(architecture: str, parallel: int) -> None:
     target = checkpoint(architecture)
     spec = read_spec(target)
-    assert spec.index is not None and spec.index.heads == 16
+    assert spec.index is not None
+    assert spec.index.heads == AutoConfig.from_pretrained(target).get_text_config(decoder=True).index_n_heads
     options = {**TREE, "tree": "none", "parallel": parallel}
     with OffloadRuntime.from_pretrained(target, "none", "cpu", **options) as runtime:
         runtime.generate(LONG, max_new_tokens=2, temperature=0)

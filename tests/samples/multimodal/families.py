@@ -88,6 +88,7 @@ CONFIGS: dict[str, Changes] = {
             **{"base_channels": 32, "latent_channels": 32, "channel_multiplier": [1], "num_embeddings": 16},
         },
     },
+    "minimax_m3_vl": {"projector_hidden_size": 32},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
     "muse_glimmer": _PROJECTOR,
     "muse_spark": {
@@ -117,7 +118,7 @@ if not can_branch("qwen3_5_text"):
 NOT_BUILT = {"gemma3n"}
 # Their text models are refused.
 TEXT_REFUSED = {
-    "glm5_next", "inkling2", "inkling_mm_model", "minimax_m3_vl", "qwen4_exp", "unlimited_ocr",
+    "glm5_next", "inkling2", "inkling_mm_model", "qwen4_exp", "unlimited_ocr",
 }  # fmt: skip
 
 FAMILIES: tuple[str, ...] = (*sorted(NOT_READ.keys() - NOT_BUILT - TEXT_REFUSED), *OTHER_TEXTS)
