@@ -23,7 +23,7 @@ from toolkit.options import STORED_DTYPES, add_count, adder, script_parser
 
 from loaders.dequantize.plain import decode
 from loaders.dequantize.stacks import fused_kernels
-from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
 from loaders.gguf.types import BLOCKS, TYPE_NAMES
 from offload_runtime.errors import UsageError
 from offload_runtime.options.command_line import run_command
@@ -173,6 +173,19 @@ def cases(rows: int, columns: int, device: str) -> Iterator[tuple[str, Scheme, O
     exponents = torch.randint(110, 130, (1, rows, columns // 32), dtype=torch.uint8, device=device)
     mx = {"blocks": bytes_.view(1, rows, columns // 32, 16), "scales": exponents}
     yield "MXFP4", Mxfp4(), mx, library_mxfp4(mx["blocks"], exponents)
+
+    float8 = fp8.view(-1)[: rows * columns // 16].view(rows, columns // 16)
+    overall = torch.tensor([3.0], device=device)
+    e2m1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], device=device)
+    floats = torch.cat([e2m1, -e2m1])
+
+    def plain_nvfp4() -> Tensor:
+        codes = torch.stack([bytes_ & 15, bytes_ >> 4], -1).to(torch.int32)
+        group_scales = float8.to(torch.float32) / overall
+        return (floats[codes].view(rows, -1, 16) * group_scales[..., None]).view(rows, columns).to(torch.bfloat16)
+
+    nv = {"weight": bytes_, "weight_scale": float8, "global_scale": overall}
+    yield "NVFP4", Fp4(16, divides=True), nv, [("plain torch", plain_nvfp4)]
 
     table, absmax = torch.linspace(-1, 1, 16, device=device), torch.rand(rows * columns // 64, device=device)
 

@@ -25,8 +25,9 @@ from loaders.dequantize.values import (
     nibbles,
     pair_values,
     powers_of_two,
+    scale_values,
 )
-from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Lossless, Mxfp4, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Mxfp4, Scaled, Scheme, Words
 
 ONES = {4: 0x11111111, 8: 0x01010101}  # a one in each field of a word
 
@@ -126,8 +127,8 @@ def scaled(scheme: Scaled, operands: Operands, out: Tensor) -> None:
     weight, scale, zeros = operands["weight"], operands["weight_scale"], operands.get("weight_zero_point")
     height, width = min(scheme.rows, out.shape[0]), scheme.columns
     shape = (-(-out.shape[0] // height), -(-out.shape[1] // width))
-    kept = torch.float32 if scheme.in_float32 else scale.dtype
-    scale = scale.reshape(shape).to(torch.float32)
+    scale, dtype = scale_values(scale.reshape(shape))
+    kept = torch.float32 if scheme.in_float32 else dtype
 
     def decode_rows(rows: slice) -> None:
         lines = torch.arange(rows.start, rows.stop, device=out.device) // height
@@ -161,6 +162,30 @@ def mxfp4(scheme: Mxfp4, operands: Operands, out: Tensor) -> None:
     for_each(decode_rows, ((some, rows) for some in experts for rows in blocks(out[0])), out)
 
 
+def fp4(scheme: Fp4, operands: Operands, out: Tensor) -> None:
+    """out [N, K]; or of fused experts [E, N, K], by column [E, K, N]."""
+    stored, scales = operands["weight"], operands["weight_scale"]
+    if scheme.by_column:
+        stored, scales, out = stored.mT, scales.mT, out.mT
+    if out.dim() == 2:
+        stored, scales, out = stored[None], scales[None], out[None]
+    overall = operands["global_scale"].reshape(-1, 1, 1) if "global_scale" in operands else None
+    kept = torch.float32 if scheme.in_float32 else torch.bfloat16
+
+    def decode_rows(part: tuple[slice, slice]) -> None:
+        values = fp4_values(nibbles(stored[part].contiguous())).to(torch.float32)
+        values *= FP4_AS_HALF_FACTOR
+        scale, _ = scale_values(scales[part].contiguous())
+        if overall is not None:
+            among = overall[part[0]] if len(overall) > 1 else overall
+            scale = scale / among if scheme.divides else scale * among
+        values.unflatten(2, (-1, scheme.group_size)).mul_(scale[..., None])
+        store(values, kept, out[part])
+
+    single = (slice(expert, expert + 1) for expert in range(len(out)))
+    for_each(decode_rows, ((one, rows) for one in single for rows in blocks(out[0])), out)
+
+
 def codebook(scheme: Codebook, operands: Operands, out: Tensor) -> None:
     """out [N, K]."""
     table, absmax = operands["weight.quant_map"], codebook_scales(scheme, operands)
@@ -192,6 +217,7 @@ DECODERS: Mapping[type, Callable[[Any, Operands, Tensor], None]] = {
     Words: words,
     Scaled: scaled,
     Mxfp4: mxfp4,
+    Fp4: fp4,
     Codebook: codebook,
     Ggml: ggml,
     Lossless: lossless,

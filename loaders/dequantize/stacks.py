@@ -46,12 +46,17 @@ def decode_stack(packed: Packed, out: Tensor, chosen: Tensor | None = None) -> N
 def _decode_expert(one: Fused, packed: Packed, out: Tensor, expert: int) -> None:
     if not packed.stacked:
         part = slice(expert, expert + 1)
-        one(packed.scheme, {role: tensor[part] for role, tensor in packed.operands.items()}, out[part])
+        one(packed.scheme, {role: _among(tensor, part) for role, tensor in packed.operands.items()}, out[part])
         return
     weights = packed.members_of(out)[expert]
     for index, weight in enumerate(weights, expert * len(weights)):
         operands = {role: tensor[index] for role, tensor in packed.operands.items()}
         one(packed.members[index].scheme, operands, weight)
+
+
+def _among(operand: Tensor, part: slice) -> Tensor:
+    """An operand of some experts; a number that all of them share stays whole."""
+    return operand if operand.numel() == 1 else operand[part]
 
 
 def _numbers(chosen: Tensor, experts: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Fused GPU kernels for scaled int8 and float8, MXFP4, and 4-bit codebooks."""
+"""Fused GPU kernels for scaled int8 and float8, 4-bit floats (NVFP4, MXFP4), and 4-bit codebooks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from loaders.dequantize.launch import BLOCK, DTYPES, MatrixStack, at, block_of, grid, member_size, no_tensor, store
 from loaders.dequantize.plain import codebook_scales
-from loaders.formats.schemes import Codebook, Mxfp4, Scaled
+from loaders.dequantize.values import scale_values
+from loaders.formats.schemes import Codebook, Fp4, Mxfp4, Scaled
 
 
 @triton.jit
@@ -49,24 +50,43 @@ def _scaled(
 
 
 @triton.jit
-def _mxfp4(
-    blocks_at, scales_at, out_at, routed_at, rows, columns, together, out_expert, out_matrix, out_row, out_column,
-    PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+def _power_of_two(exponent):
+    """2^(exponent - 127) as float32; 255 is not a number."""
+    bits = tl.where(exponent == 0, 0x400000, exponent << 23)
+    return tl.where(exponent == 255, 0x7FC00000, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _fp4(
+    weight_at, scales_at, overall_at, out_at, routed_at,
+    rows, columns, group, overall_size, together, out_expert, out_matrix, out_row, out_column,
+    OVERALL: tl.constexpr, BY_COLUMN: tl.constexpr, IS_POWER: tl.constexpr,
+    KEPT: tl.constexpr, PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
+    """OVERALL: 1 to multiply scales by the global one, -1 to divide by it, 0 where there is none."""
     matrix = tl.program_id(2).to(tl.int64)
     if PER_HIT > 0:  # noqa: SIM102
         if tl.load(routed_at + matrix // PER_HIT) == 0:
             return
     row, column, inside = block_of(BLOCK_ROWS, BLOCK_COLUMNS, rows, columns)
-    line = matrix * rows + row
-    code = (tl.load(blocks_at + line * (columns // 2) + column // 2, inside, 0).to(tl.int16) >> (column % 2 * 4)) & 15
+    if BY_COLUMN:
+        at_byte = (matrix * (rows // 2) + row // 2) * columns + column
+        at_scale = (matrix * (rows // group) + row // group) * columns + column
+        shift = row % 2 * 4
+    else:
+        at_byte = (matrix * rows + row) * (columns // 2) + column // 2
+        at_scale = (matrix * rows + row) * (columns // group) + column // group
+        shift = column % 2 * 4
+    code = (tl.load(weight_at + at_byte, inside, 0).to(tl.int16) >> shift.to(tl.int16)) & 15
     half = (((code & 7) << 9) | ((code & 8) << 12)).to(tl.int16).to(tl.float16, bitcast=True)
-    exponent = tl.load(scales_at + line * (columns // 32) + column // 32, inside, 127).to(tl.int32)
-    bits = tl.where(exponent == 0, 0x400000, exponent << 23)
-    bits = tl.where(exponent == 255, 0x7FC00000, bits)
-    value = half.to(tl.float32) * 16384.0 * bits.to(tl.float32, bitcast=True)
+    stored = tl.load(scales_at + at_scale, inside, 0)
+    scale = _power_of_two(stored.to(tl.int32)) if IS_POWER else _from_fp8(stored)
+    if OVERALL != 0:
+        overall = tl.load(overall_at + matrix * overall_size)
+        scale = tl.div_rn(scale, overall) if OVERALL < 0 else scale * overall
+    value = half.to(tl.float32) * 16384.0 * scale
     place = at(out_at, matrix, row, column, together, out_expert, out_matrix, out_row, out_column)
-    store(place, value, inside, tl.bfloat16)
+    store(place, value, inside, KEPT)
 
 
 @triton.jit
@@ -94,8 +114,7 @@ def scaled(scheme: Scaled, operands: Mapping[str, Tensor], out: MatrixStack) -> 
     is_fp8 = weight.dtype == torch.float8_e4m3fn
     if is_fp8:
         weight = weight.view(torch.uint8)  # GPUs before Ada reject any kernel with float8 arguments
-    if scales.dtype not in DTYPES:  # exponents of powers of two, a byte each
-        scales = scales.to(torch.float32)
+    scales, kept = (scales, scales.dtype) if scales.dtype in DTYPES else scale_values(scales)
     _scaled[grid(out)](
         weight,
         no_tensor(zeros, weight),
@@ -113,22 +132,37 @@ def scaled(scheme: Scaled, operands: Mapping[str, Tensor], out: MatrixStack) -> 
         IS_FP8=is_fp8,
         HAS_ZEROS=zeros is not None,
         HAS_FACTOR=scheme.factor != 1,
-        KEPT=tl.float32 if scheme.in_float32 else DTYPES[scales.dtype],
+        KEPT=tl.float32 if scheme.in_float32 else DTYPES[kept],
         PER_HIT=out.per_hit,
         **BLOCK,
     )
 
 
 def mxfp4(scheme: Mxfp4, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
-    out = out.turned
-    _mxfp4[grid(out)](
-        operands["blocks"],
-        operands["scales"],
+    _launch_fp4(operands["blocks"], operands["scales"], None, out.turned, Fp4(32))
+
+
+def fp4(scheme: Fp4, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
+    _launch_fp4(operands["weight"], operands["weight_scale"], operands.get("global_scale"), out, scheme)
+
+
+def _launch_fp4(weight: Tensor, scales: Tensor, overall: Tensor | None, out: MatrixStack, scheme: Fp4) -> None:
+    is_power = scales.dtype != torch.float8_e4m3fn
+    _fp4[grid(out)](
+        weight,
+        scales.view(torch.uint8),  # GPUs before Ada reject any kernel with float8 arguments
+        no_tensor(overall, out.tensor),
         out.tensor,
         no_tensor(out.routed, out.tensor),
         out.rows,
         out.columns,
+        scheme.group_size,
+        member_size(overall, out.count),
         *out.place,
+        OVERALL=0 if overall is None else -1 if scheme.divides else 1,
+        BY_COLUMN=scheme.by_column,
+        IS_POWER=is_power,
+        KEPT=tl.float32 if scheme.in_float32 else tl.bfloat16,
         PER_HIT=out.per_hit,
         **BLOCK,
     )

@@ -66,6 +66,16 @@ def fp4_values(codes: Tensor) -> Tensor:
     return bits.view(torch.float16)
 
 
+def scale_values(stored: Tensor) -> tuple[Tensor, torch.dtype]:
+    """Scales as float32, and the dtype that they stand for: exponents of two, uint8 or float8_e8m0, are bfloat16."""
+    if stored.dtype in (torch.uint8, torch.float8_e8m0fnu):
+        return powers_of_two(stored), torch.bfloat16
+    if stored.dtype == torch.float8_e4m3fn:
+        values, factor = fp8_values(stored)
+        return values.to(torch.float32) * factor, torch.bfloat16
+    return stored.to(torch.float32), stored.dtype
+
+
 def pair_values(stored: Tensor, table: Tensor) -> Tensor:
     """Two 4-bit codes a byte, the high one first: uint8 [n] → what `table` (float32 [16]) says for each, [2 n]."""
     pairs = torch.stack([table.repeat_interleave(16), table.repeat(16)], dim=1)  # [256, 2]

@@ -15,6 +15,7 @@ from loaders.formats.gguf import GgufFormat
 from loaders.formats.gptq import GptqFormat
 from loaders.formats.lossless import METHOD as LOSSLESS
 from loaders.formats.lossless import LosslessFormat
+from loaders.formats.modelopt import ModelOptFormat
 from loaders.formats.mxfp4 import Mxfp4Format
 from loaders.formats.weights import Format, Settings
 from loaders.text_part import text_values
@@ -29,6 +30,8 @@ METHODS: dict[str, Callable[[Settings], Format]] = {
     "gguf": GgufFormat.read,
     "gptq": GptqFormat.read,
     LOSSLESS: LosslessFormat.read,
+    "modelopt": ModelOptFormat.read,
+    "modelopt_fp4": ModelOptFormat.read,
     "mxfp4": Mxfp4Format.read,
     "auto-round": auto_round.read,
     "intel/auto-round": auto_round.read,

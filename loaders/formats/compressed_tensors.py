@@ -1,4 +1,4 @@
-"""compressed-tensors: integers packed into words, plain int8, and FP8, with scales per group, row, tensor or block.
+"""compressed-tensors: packed integers, int8, FP8, NVFP4, MXFP4 and MXFP8, with scales per group, row, tensor or block.
 
 The config describes groups of modules. A weight's group follows from how it is stored, and its stored tensors must
 agree with one of the groups.
@@ -6,10 +6,11 @@ agree with one of the groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from loaders.errors import ModelFilesError
+from loaders.formats.fp4 import EXPONENTS, MXFP4_GROUP, fp4_matrix
 from loaders.formats.schemes import Scaled, Words
 from loaders.formats.weights import (
     SCALE_DTYPES,
@@ -24,9 +25,14 @@ from loaders.formats.weights import (
 )
 from loaders.safetensors_files.headers import StoredTensor, read_tensor_bytes
 
-FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense")
+FORMATS = (
+    "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized", "mxfp8-quantized", "mixed-precision", "dense",
+)  # fmt: skip
 STRATEGIES = ("tensor", "channel", "group", "block")
+FP4_STRATEGIES = ("tensor_group", "group")  # NVFP4 has a global scale, too; MXFP4 has not
 SCALARS: list[tuple[int, ...]] = [(1,), (1, 1), ()]
+ALL_SCALE_DTYPES = (*SCALE_DTYPES, "F8_E4M3", *EXPONENTS)
 KINDS = {"F8_E4M3": "float", "I8": "int"}
 
 
@@ -44,8 +50,9 @@ class WeightArguments:
     @classmethod
     def read(cls, settings: Settings) -> WeightArguments:
         kind = settings.choice("type", ("int", "float"), "int")
-        bits = settings.choice("num_bits", (4, 8) if kind == "int" else (8,), 8)
-        strategy = _strategy(settings)
+        bits = settings.choice("num_bits", (4, 8), 8)
+        is_fp4 = (kind, bits) == ("float", 4)
+        strategy = _strategy(settings, FP4_STRATEGIES if is_fp4 else STRATEGIES)
         block = settings.values.get("block_structure")
         if strategy == "block" and not _is_block(block):
             raise settings.unsupported(f"block_structure is {block!r:.80}; two positive numbers can be run")
@@ -53,14 +60,18 @@ class WeightArguments:
             kind,
             bits,
             strategy,
-            settings.group_size() if strategy == "group" else None,
+            settings.group_size() if strategy in ("group", "tensor_group") else None,
             (block[0], block[1]) if strategy == "block" and block else None,
-            settings.choice("symmetric", (True, False), True),
+            settings.choice("symmetric", (True,) if is_fp4 else (True, False), True),
         )
 
     @property
     def label(self) -> str:
-        return "FP8" if self.kind == "float" else f"int{self.bits}"
+        if self.kind == "int":
+            return f"int{self.bits}"
+        if self.bits == 4:
+            return "NVFP4" if self.strategy == "tensor_group" else "MXFP4"
+        return "MXFP8" if (self.strategy, self.group_size) == ("group", MXFP4_GROUP) else "FP8"
 
 
 @dataclass(frozen=True)
@@ -92,12 +103,24 @@ class CompressedFormat:
 
     def weights(self, tensors: Tensors) -> Iterator[PackedWeight]:
         for base in base_names(tensors, ".weight_scale"):
-            if f"{base}.weight_packed" in tensors:
+            packed = tensors.get(f"{base}.weight_packed")
+            if packed is not None and packed.dtype == "U8":
+                yield self._fp4(tensors, base, packed)
+            elif packed is not None:
                 yield self._words(tensors, base)
             else:
                 yield self._scaled(tensors, base)
         for base in base_names(tensors, ".weight_packed"):
-            take(tensors, f"{base}.weight_scale", SCALE_DTYPES, because=f" for {base}.weight_packed")
+            take(tensors, f"{base}.weight_scale", ALL_SCALE_DTYPES, because=f" for {base}.weight_packed")
+
+    def _fp4(self, tensors: Tensors, base: str, packed: StoredTensor) -> PackedWeight:
+        """Two floats a byte: NVFP4 where there is a global scale, else MXFP4."""
+        overall = "weight_global_scale" if f"{base}.weight_global_scale" in tensors else None
+        strategy = "tensor_group" if overall else "group"
+        for arguments in self.arguments:
+            if (arguments.kind, arguments.bits, arguments.strategy) == ("float", 4, strategy) and arguments.group_size:
+                return fp4_matrix(tensors, base, packed, arguments.group_size, overall)
+        raise self._contradicted(packed, take(tensors, f"{base}.weight_scale", ALL_SCALE_DTYPES))
 
     def _words(self, tensors: Tensors, base: str) -> PackedWeight:
         """A weight of packed integers. Its bits are those of the config group that fits the shape of its scale."""
@@ -137,7 +160,8 @@ class CompressedFormat:
 
     def _scaled(self, tensors: Tensors, base: str) -> PackedWeight:
         weight = take(tensors, f"{base}.weight", KINDS, because=f" for {base}.weight_scale")
-        scale = take(tensors, f"{base}.weight_scale", SCALE_DTYPES)
+        dtypes = (*SCALE_DTYPES, *EXPONENTS) if weight.dtype == "F8_E4M3" else SCALE_DTYPES
+        scale = take(tensors, f"{base}.weight_scale", dtypes)
         outputs, inputs = matrix(weight)
         asymmetric = f"{base}.weight_zero_point" in tensors
         for arguments in self._candidates(KINDS[weight.dtype], weight, asymmetric):
@@ -153,7 +177,7 @@ class CompressedFormat:
 
     def _candidates(self, kind: str, weight: StoredTensor, asymmetric: bool) -> list[WeightArguments]:
         """The config groups that may describe a weight. Zero points that are all zero may be stored or left out."""
-        bits = (8,) if weight.dtype in KINDS else (4, 8)
+        bits = (8,) if weight.dtype in KINDS else (4, 8)  # of the words; two floats a byte are told apart before
         return [
             arguments
             for arguments in self.arguments
@@ -178,14 +202,14 @@ def _grid(arguments: WeightArguments, outputs: int, inputs: int) -> tuple[int, i
     }[arguments.strategy]
 
 
-def _strategy(settings: Settings) -> str:
+def _strategy(settings: Settings, choices: Collection[str]) -> str:
     """The library's default: "group" if there is a group size, else "tensor"."""
     grouped = settings.group_size() is not None
     stated = settings.values.get("group_size") is not None
     default = "group" if grouped else "channel" if stated else "tensor"
-    strategy: str = settings.choice("strategy", STRATEGIES, default)
-    if strategy == "group" and not grouped:
-        raise settings.unsupported('strategy is "group", but there is no group_size')
+    strategy: str = settings.choice("strategy", choices, default)
+    if strategy in ("group", "tensor_group") and not grouped:
+        raise settings.unsupported(f'strategy is "{strategy}", but there is no group_size')
     return strategy
 
 

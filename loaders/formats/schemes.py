@@ -59,7 +59,8 @@ class Words:
 class Scaled:
     """weight [N, K] int8 or float8, scale [ceil(N/rows), ceil(K/columns)], maybe zero_point of that shape, int8.
 
-    W = (q - z) * scale * factor, rounded to the dtype of the scale unless `in_float32`.
+    W = (q - z) * scale * factor, rounded to the dtype of the scale unless `in_float32`. A scale may be a power of two,
+    stored as its exponent plus 127 (uint8): its dtype is bfloat16.
     """
 
     input_major: ClassVar[bool] = False
@@ -79,6 +80,24 @@ class Mxfp4:
 
     input_major: ClassVar[bool] = True
     by_rows: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class Fp4:
+    """weight uint8 [N, K/2], e2m1, low nibble first; weight_scale [N, K/group], float8 or exponents of two plus 127.
+
+    global_scale: float32, one for the weight, which scales are multiplied by, or divided by where it `divides`;
+    exponents have none. W = value * scale in float32, rounded to bfloat16 unless `in_float32`.
+    `by_column`: fused experts that are stored transposed: weight [E, K/2, N], weight_scale [E, K/group, N], and
+    dequantized [E, K, N].
+    """
+
+    input_major: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = False
+    group_size: int
+    divides: bool = False
+    in_float32: bool = False
+    by_column: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,4 +144,4 @@ class Lossless:
     dtype: str
 
 
-Scheme = Awq | Gptq | Words | Scaled | Mxfp4 | Codebook | Ggml | Lossless
+Scheme = Awq | Gptq | Words | Scaled | Mxfp4 | Fp4 | Codebook | Ggml | Lossless

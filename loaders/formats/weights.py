@@ -21,7 +21,8 @@ WORD_BITS = 32
 # Tensors that the formats' libraries store for themselves, and scales for quantizing activations and caches, which are
 # not quantized here.
 BESIDE = re.compile(
-    r"\.(weight_shape|weight_format|quant_state\.bitsandbytes__\w+|(input|output|k|v|q)_(scale|zero_point)|activation_scale)$"
+    r"\.(weight_shape|weight_format|quant_state\.bitsandbytes__\w+|(input|output|k|v|q)_(scale|global_scale|zero_point)"
+    r"|activation_scale|(gate_up|down)_proj_input_scale)$"
 )
 SCALE_DTYPES = ("F16", "BF16", "F32")
 

@@ -9,13 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.samples.packed_samples import Packed, awq, bitsandbytes_int8, fp8, gptq, int8, mxfp4, nf4, rewrite, words
+from tests.samples.packed_samples import (
+    Packed,
+    awq,
+    bitsandbytes_int8,
+    fp8,
+    gptq,
+    int8,
+    mx,
+    mxfp4,
+    nf4,
+    nvfp4,
+    nvfp4_experts,
+    rewrite,
+    words,
+)
 from tests.samples.tiny_models import checkpoint
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
 BNB4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 INTEGERS = {"type": "int", "num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": True}
 FLOATS = {"type": "float", "num_bits": 8, "symmetric": True}
+NVFP4 = {"type": "float", "num_bits": 4, "strategy": "tensor_group", "group_size": 16, "symmetric": True}
+MX = {"type": "float", "strategy": "group", "group_size": 32, "symmetric": True, "scale_dtype": "torch.uint8"}
 
 
 def gptq_config(**values: Any) -> dict[str, Any]:
@@ -31,6 +47,17 @@ def compressed_config(packing: str, **weights: Any) -> dict[str, Any]:
     return {"quant_method": "compressed-tensors", "format": packing, "config_groups": {"group_0": group}}
 
 
+def modelopt_config(algorithm: str, **values: Any) -> dict[str, Any]:
+    return {
+        "quant_method": "modelopt",
+        "quant_algo": algorithm,
+        "producer": {"name": "modelopt", "version": "0.47.0"},
+        "ignore": ["lm_head", "model.layers.*.mlp.gate*"],
+        "kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"},
+        **values,
+    }
+
+
 def fp8_rows(weight: Tensor) -> Packed:
     return fp8(weight, (1, weight.shape[1]), torch.bfloat16)
 
@@ -38,6 +65,24 @@ def fp8_rows(weight: Tensor) -> Packed:
 def fp8_tensor(weight: Tensor) -> Packed:
     return fp8(weight, tuple(weight.shape), torch.float32)
 
+
+def nvfp4_or_fp8(weight: Tensor, modelopt: bool = False) -> Packed:
+    """NVFP4 for matrices that give more than they take, FP8 for the others, as mixed checkpoints have both."""
+    if weight.shape[0] > weight.shape[1]:
+        return nvfp4(weight, modelopt)
+    return fp8_tensor(weight) if modelopt else fp8_rows(weight)
+
+
+NVFP4_AND_FP8 = compressed_config("mixed-precision", **NVFP4)
+NVFP4_AND_FP8["config_groups"]["group_1"] = {
+    "targets": ["re:.*down_proj$"],
+    "weights": {**FLOATS, "strategy": "channel"},
+    "format": "float-quantized",
+}
+MIXED_LAYERS = {
+    "model.layers.0.mlp.up_proj": {"quant_algo": "NVFP4", "group_size": 16},
+    "model.layers.0.mlp.down_proj": {"quant_algo": "FP8"},
+}
 
 # What a model is packed by: its architecture, the writer of one weight, and the config that says so.
 CASES: dict[str, tuple[str, Callable[[Tensor], Packed], dict[str, Any]]] = {
@@ -79,6 +124,21 @@ CASES: dict[str, tuple[str, Callable[[Tensor], Packed], dict[str, Any]]] = {
         partial(fp8, block=(24, 24), dtype=torch.float32, name="weight_scale_inv"),
         fp8_config(24, 24),
     ),
+    "NVFP4": ("llama", nvfp4, compressed_config("nvfp4-pack-quantized", **NVFP4)),
+    "MXFP4 of matrices": ("llama", partial(mx, bits=4), compressed_config("mxfp4-pack-quantized", **MX, num_bits=4)),
+    "MXFP8": ("llama", partial(mx, bits=8), compressed_config("mxfp8-quantized", **MX, num_bits=8)),
+    "ModelOpt NVFP4": (
+        "llama",
+        partial(nvfp4, modelopt=True),
+        modelopt_config("NVFP4", config_groups={"group_0": {"weights": NVFP4}}),
+    ),
+    "NVFP4 and FP8": ("llama", nvfp4_or_fp8, NVFP4_AND_FP8),
+    "ModelOpt NVFP4 and FP8": (
+        "llama",
+        partial(nvfp4_or_fp8, modelopt=True),
+        modelopt_config("MIXED_PRECISION", quantized_layers=MIXED_LAYERS),
+    ),
+    "ModelOpt MXFP8": ("llama", partial(mx, bits=8, modelopt=True), modelopt_config("MXFP8")),
     "bitsandbytes int8": ("llama", bitsandbytes_int8, {"quant_method": "bitsandbytes", "load_in_8bit": True}),
     "nf4": ("llama", nf4, BNB4),
     "nf4, scales packed": ("llama", partial(nf4, nested=5), BNB4),
@@ -94,6 +154,8 @@ CASES: dict[str, tuple[str, Callable[[Tensor], Packed], dict[str, Any]]] = {
         partial(fp8, block=(16, 16), dtype=torch.float32, name="weight_scale_inv"),
         fp8_config(16, 16),
     ),
+    "NVFP4 experts": ("qwen3_moe", nvfp4, compressed_config("nvfp4-pack-quantized", **NVFP4)),
+    "ModelOpt NVFP4, fused experts": ("llama4_text", nvfp4_experts, modelopt_config("NVFP4")),
     "int4 experts": (
         "mixtral",
         partial(words, symmetric=False),
@@ -118,6 +180,7 @@ WHOLE = {
 }
 _LEAVES = {
     "gpt_oss": ("experts.gate_up_proj", "experts.down_proj"),
+    "llama4_text": ("experts.gate_up_proj", "experts.down_proj"),
     "mixtral": ("proj.weight", "w1.weight", "w2.weight", "w3.weight"),
 }
 

@@ -189,6 +189,63 @@ def lossless(weight: Tensor, bits: int = 4, dtype: torch.dtype = torch.bfloat16)
     return {f"weight.{role}": tensor for role, tensor in vars(encoded).items()}, weight
 
 
+def _fp4_codes(values: Tensor) -> Tensor:
+    """The nearest e2m1 of each value, and two of them a byte, the first one low: uint8 [..., n / 2]."""
+    codes = (values[..., None] - FP4).abs().argmin(-1).unflatten(-1, (-1, 2))
+    return (codes[..., 0] | codes[..., 1] << 4).to(torch.uint8)
+
+
+def _fp4_decoded(stored: Tensor, scale: Tensor, group: int) -> Tensor:
+    codes = torch.stack([stored & 15, stored >> 4], -1).flatten(-2).long()
+    return (FP4[codes].unflatten(-1, (-1, group)) * scale[..., None]).flatten(-2)
+
+
+def nvfp4(weight: Tensor, modelopt: bool = False) -> Packed:
+    """Scales are float8 less a global one, by which compressed-tensors divides and ModelOpt multiplies."""
+    largest = weight.abs().unflatten(1, (-1, 16)).amax(-1).clamp(min=1e-4)
+    overall = (largest.max() / (448 * 6)).float()
+    scale = (largest / 6 / overall).clamp(2**-9, 448).to(torch.float8_e4m3fn)
+    real = scale.float() * overall if modelopt else scale.float() / (1 / overall)
+    stored = _fp4_codes(weight / real.repeat_interleave(16, 1))
+    decoded = _fp4_decoded(stored, real, 16)
+    if modelopt:
+        return {
+            "weight": stored,
+            "weight_scale": scale,
+            "weight_scale_2": overall,
+            "input_scale": overall.clone(),
+        }, decoded
+    tensors = {"weight_packed": stored, "weight_scale": scale, "weight_global_scale": (1 / overall)[None]}
+    return tensors | {"input_global_scale": torch.ones(1)}, decoded.to(torch.bfloat16)
+
+
+def mx(weight: Tensor, bits: int, modelopt: bool = False) -> Packed:
+    """MXFP4 and MXFP8 of matrices, with exponents of two for scales of 32 values."""
+    largest = weight.abs().unflatten(1, (-1, 32)).amax(-1).clamp(min=1e-4)
+    exponent = (largest / (6 if bits == 4 else 448)).log2().ceil()
+    scaled = weight / exponent.exp2().repeat_interleave(32, 1)
+    stored = _fp4_codes(scaled) if bits == 4 else scaled.to(torch.float8_e4m3fn)
+    decoded = (
+        _fp4_decoded(stored, exponent.exp2(), 32)
+        if bits == 4
+        else stored.float() * exponent.exp2().repeat_interleave(32, 1)
+    )
+    leaf = "weight_packed" if bits == 4 and not modelopt else "weight"
+    return {leaf: stored, "weight_scale": (exponent + 127).to(torch.uint8)}, decoded
+
+
+def nvfp4_experts(weight: Tensor) -> Packed:
+    """Of fused experts [E, K, N], as ModelOpt stores Llama 4's: transposed back after it has packed along K."""
+    overall = (weight.abs().max() / (448 * 6)).float()
+    largest = weight.abs().mT.unflatten(-1, (-1, 16)).amax(-1).clamp(min=1e-4)  # [E, N, K/16]
+    scale = (largest / 6 / overall).clamp(2**-9, 448).to(torch.float8_e4m3fn)
+    real = scale.float() * overall
+    stored = _fp4_codes(weight.mT / real.repeat_interleave(16, -1))
+    decoded = _fp4_decoded(stored, real, 16).mT
+    parts = {"": stored.mT, "_weight_scale": scale.view(torch.uint8).mT.contiguous().view(torch.float8_e4m3fn)}
+    return parts | {"_weight_scale_2": overall, "_input_scale": overall.clone()}, decoded
+
+
 def rewrite(
     source: Path, target: Path, is_packed: Callable[[str], bool], pack: Callable[[Tensor], Packed], config: Any
 ):
@@ -209,7 +266,7 @@ def rewrite(
         parts, decoded[name] = pack(tensor.float())
         decoded[name] = decoded[name].float().contiguous()
         for leaf, part in parts.items():
-            joint = "" if leaf.startswith("_") else "."
+            joint = "." if leaf and not leaf.startswith("_") else ""
             stored[name.removesuffix(".weight") + joint + leaf] = part.contiguous().clone()
     save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
     save_file(decoded, decoded_directory / "model.safetensors", metadata={"format": "pt"})

@@ -13,8 +13,33 @@ from torch import Tensor
 from loaders.formats import read_format
 from loaders.formats.schemes import Scheme
 from loaders.safetensors_files.headers import read_header
-from tests.samples.packed_models import AWQ, BNB4, FLOATS, INTEGERS, compressed_config, fp8_config, gptq_config
-from tests.samples.packed_samples import Packed, awq, bitsandbytes_int8, fp8, gptq, int8, lossless, mxfp4, nf4, words
+from tests.samples.packed_models import (
+    AWQ,
+    BNB4,
+    FLOATS,
+    INTEGERS,
+    MX,
+    NVFP4,
+    compressed_config,
+    fp8_config,
+    gptq_config,
+    modelopt_config,
+)
+from tests.samples.packed_samples import (
+    Packed,
+    awq,
+    bitsandbytes_int8,
+    fp8,
+    gptq,
+    int8,
+    lossless,
+    mx,
+    mxfp4,
+    nf4,
+    nvfp4,
+    nvfp4_experts,
+    words,
+)
 
 NAME = "model.layers.0.mlp.up_proj"
 
@@ -65,6 +90,14 @@ CASES: dict[str, tuple[Callable[[Tensor], Packed], dict[str, Any]]] = {
     "lossless 3": (partial(lossless, bits=3), {"quant_method": "lossless", "bits": 3}),
     "lossless 4": (lossless, {"quant_method": "lossless", "bits": 4}),
     "lossless 5 float16": (partial(lossless, bits=5, dtype=torch.float16), {"quant_method": "lossless", "bits": 5}),
+    "NVFP4": (nvfp4, compressed_config("nvfp4-pack-quantized", **NVFP4)),
+    "MXFP4 of matrices": (partial(mx, bits=4), compressed_config("mxfp4-pack-quantized", **MX, num_bits=4)),
+    "MXFP8": (partial(mx, bits=8), compressed_config("mxfp8-quantized", **MX, num_bits=8)),
+    "ModelOpt NVFP4": (partial(nvfp4, modelopt=True), modelopt_config("NVFP4")),
+    "ModelOpt MXFP4": (partial(mx, bits=4, modelopt=True), modelopt_config("W4A8_MXFP4_FP8")),
+    "ModelOpt MXFP8": (partial(mx, bits=8, modelopt=True), modelopt_config("MXFP8")),
+    "ModelOpt FP8": (partial(fp8, block=(40, 96), dtype=torch.float32), modelopt_config("FP8")),
+    "ModelOpt experts": (nvfp4_experts, modelopt_config("NVFP4")),
 }
 WEIGHTS = tuple(CASES)
 
@@ -74,11 +107,11 @@ def packed_weight(case: str, seed: int = 0) -> tuple[Scheme, dict[str, Tensor], 
     """Scheme, stored tensors by role, shape, and what the writer says it decodes to."""
     pack, config = CASES[case]
     generator = torch.Generator().manual_seed(seed)
-    shape = (3, 64, 40) if case == "MXFP4" else (40, 96)
+    shape = (3, 64, 40) if case in ("MXFP4", "ModelOpt experts") else (40, 96)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         parts, decoded = pack(torch.randn(shape, generator=generator))
-    tensors = {f"{NAME}{'' if leaf.startswith('_') else '.'}{leaf}": t.contiguous() for leaf, t in parts.items()}
+    tensors = {f"{NAME}{'.' if leaf and leaf[0] != '_' else ''}{leaf}": t.contiguous() for leaf, t in parts.items()}
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.safetensors"
         save_file(tensors, file)

@@ -1,6 +1,6 @@
 """Writes golden_packed.safetensors: small weights packed and decoded by the formats' own libraries.
 
-Needs those, which the tests do not: pip install compressed-tensors bitsandbytes; then
+Needs those, which the tests do not: pip install compressed-tensors bitsandbytes nvidia-modelopt; then
 
     python tests/samples/write_golden_packed.py qlinear_cuda.py
 
@@ -18,7 +18,10 @@ import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.entrypoints.convert import AutoAWQConverter
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-from compressed_tensors.quantization.utils import calculate_qparams
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+from modelopt.torch.quantization.qtensor.fp8_tensor import FP8QTensor
+from modelopt.torch.quantization.qtensor.mxfp8_tensor import MXFP8QTensor
+from modelopt.torch.quantization.qtensor.nvfp4_tensor import NVFP4QTensor
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,6 +44,12 @@ COMPRESSED = {
         "float-quantized",
         {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [8, 16]},
     ),
+    "NVFP4": (
+        "nvfp4-pack-quantized",
+        {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "scale_dtype": "float8_e4m3fn"},
+    ),
+    "MXFP4": ("mxfp4-pack-quantized", {"num_bits": 4, "type": "float", "group_size": 32, "scale_dtype": "uint8"}),
+    "MXFP8": ("mxfp8-quantized", {"num_bits": 8, "type": "float", "group_size": 32, "scale_dtype": "uint8"}),
 }
 
 
@@ -53,8 +62,11 @@ def compressed(weight: Tensor, packing: str, arguments: dict[str, Any]) -> Golde
         weights.group_size or SHAPE[1],
     )
     grouped = weight.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
-    scale, zero = calculate_qparams(grouped.amin((1, 3)), grouped.amax((1, 3)), weights)
+    overall = generate_gparam(weight.min(), weight.max()) if weights.strategy == "tensor_group" else None
+    scale, zero = calculate_qparams(grouped.amin((1, 3)), grouped.amax((1, 3)), weights, overall)
     state = {"weight": weight, "weight_scale": scale}
+    if overall is not None:
+        state["weight_global_scale"] = overall
     if weights.strategy == "tensor":
         state["weight_scale"], zero = scale.flatten(), zero.flatten()
     if not weights.symmetric:
@@ -112,6 +124,24 @@ def eight_bits(weight: Tensor) -> Golden:
     return {"weight": stored, "SCB": scale}, decoded, {"quant_method": "bitsandbytes", "load_in_8bit": True}
 
 
+def modelopt(weight: Tensor, kind: str) -> Golden:
+    """Packed and unpacked by NVIDIA ModelOpt, in float32."""
+    config = {"quant_method": "modelopt", "quant_algo": kind}
+    if kind == "NVFP4":
+        packed, scale, overall = NVFP4QTensor.quantize(weight, 16)
+        decoded = packed.dequantize(torch.float32, scale=scale, double_scale=overall, block_sizes={-1: 16})
+        stored = {"weight": packed._quantized_data, "weight_scale": scale, "weight_scale_2": overall.squeeze()}
+    elif kind == "MXFP8":
+        packed, scale = MXFP8QTensor.quantize(weight)
+        decoded = packed.dequantize(torch.float32, scale=scale)
+        stored = {"weight": packed._quantized_data, "weight_scale": scale}
+    else:
+        packed, scale = FP8QTensor.quantize(weight, weight.abs().max() / 448)
+        decoded = packed.dequantize(torch.float32, scale=scale)
+        stored = {"weight": packed._quantized_data, "weight_scale": scale}
+    return stored, decoded, config
+
+
 def main() -> None:
     found = importlib.util.spec_from_file_location("qlinear_cuda", sys.argv[1])
     assert found is not None and found.loader is not None
@@ -120,6 +150,7 @@ def main() -> None:
     torch.manual_seed(0)
     weight = torch.randn(SHAPE).to(torch.bfloat16)
     golden = {name: compressed(weight, *case) for name, case in COMPRESSED.items()}
+    golden |= {f"ModelOpt {kind}": modelopt(weight.float(), kind) for kind in ("NVFP4", "MXFP8", "FP8")}
     golden["nf4"] = four_bits(torch.randn(16, 64).to(torch.bfloat16), nested=False)
     golden["nf4 with packed scales"] = four_bits(torch.randn(16, 64).half(), nested=True)
     golden["bitsandbytes int8"] = eight_bits(weight)

@@ -31,7 +31,9 @@ def test_kernels_equal_plain_torch(case):
         assert torch.equal(out.cpu(), expected)
 
 
-@pytest.mark.parametrize("case", [case for case in WEIGHTS if case not in ("MXFP4", "nf4 nested", *OF_ANY_SIZE)])
+@pytest.mark.parametrize(
+    "case", [case for case in WEIGHTS if case not in ("MXFP4", "ModelOpt experts", "nf4 nested", *OF_ANY_SIZE)]
+)
 def test_experts_are_decoded_in_one_launch(case):
     """Two experts of two matrices each, one above the other in a parameter that is stored transposed."""
     members = [packed_weight(case, seed) for seed in range(4)]
@@ -46,7 +48,7 @@ def test_experts_are_decoded_in_one_launch(case):
         assert torch.equal(parameter[index // 2, above : above + rows].cpu(), expected)
 
 
-@pytest.mark.parametrize("case", ["awq", "words 4", "fp8 blocks", "nf4", "MXFP4"])
+@pytest.mark.parametrize("case", ["awq", "words 4", "fp8 blocks", "nf4", "MXFP4", "NVFP4", "ModelOpt experts"])
 def test_experts_that_are_not_chosen_are_left_alone(case):
     scheme, stored, shape, _ = packed_weight(case)
     operands = {role: tensor.to(DEVICE) for role, tensor in stored.items()}

@@ -19,7 +19,7 @@ KERNELS = (
     "triton_integers._decode",
     "triton_ggml._decode",
     "triton_floats._scaled",
-    "triton_floats._mxfp4",
+    "triton_floats._fp4",
     "triton_floats._codebook",
     "kernels._lossless",
     "kernels._apart",

@@ -24,7 +24,7 @@ from loaders.formats.weights import told_apart
 from loaders.io.sources import map_sources
 from loaders.modules.skeleton import build_skeleton
 from loaders.safetensors_files.headers import STORED_ITEMSIZE, Checkpoint, read_checkpoint, read_header
-from tests.samples.packed_models import compressed_config, gptq_config, packed_model
+from tests.samples.packed_models import MX, NVFP4, compressed_config, gptq_config, modelopt_config, packed_model
 from tests.samples.packed_samples import gptq, rewrite
 from tests.samples.packed_weights import NAME, WEIGHTS, packed_weight
 from tests.samples.tiny_models import checkpoint
@@ -73,6 +73,9 @@ def test_what_the_libraries_wrote_decodes_as_they_decode_it(case, tmp_path):
     operands = load_file(file)
     out = torch.empty(weight.shape, dtype=expected.dtype)
     decode(weight.scheme, {role: operands[t.name] for role, t in weight.operands.items()}, out)
+    if case == "ModelOpt NVFP4":  # for which minus zero is zero
+        assert not expected[out == 0].signbit().any()
+        out += 0.0
     assert torch.equal(out.view(torch.uint8), expected.view(torch.uint8))
     assert len(told_apart(packing, read_checkpoint(tmp_path)).plain) == 0
 
@@ -130,7 +133,15 @@ def test_float8_that_is_no_number_stays_none():
         ({**AUTO_ROUND, "data_type": "mx_fp"}, "data_type is 'mx_fp'"),
         ({**AUTO_ROUND, "bits": 3}, "bits is 3"),
         ({**AUTO_ROUND, "extra_config": {"lm_head": {"bits": 8}}}, "extra_config gives lm_head a bits of its own"),
-        ({"quant_method": "modelopt", "quantization": {}}, "packed as 'modelopt'"),
+        ({"quant_method": "modelopt", "quantization": {}}, "quant_algo is None; FP8, "),
+        (modelopt_config("W4A16_AWQ"), "quant_algo is 'W4A16_AWQ'; FP8, .*NVFP4"),
+        (modelopt_config("NVFP4", group_size=32), "group_size is 32; 16 can be run"),
+        (modelopt_config("MIXED_PRECISION"), "quantized_layers names no layer"),
+        (
+            modelopt_config("MIXED_PRECISION", quantized_layers={"m": {"quant_algo": "W8A8_SQ_PER_CHANNEL"}}),
+            "quant_algo is 'W8A8_SQ_PER_CHANNEL'",
+        ),
+        ({"quant_method": "exl3", "bits": 3.5}, "packed as 'exl3'"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size is"),
         ({"quant_method": "fp8", "weight_block_size": [128, -1]}, "weight_block_size is"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, "fmt is 'e5m2'"),
@@ -138,9 +149,12 @@ def test_float8_that_is_no_number_stays_none():
         ({"load_in_4bit": True, "bnb_4bit_quant_type": "int4"}, "bnb_4bit_quant_type is 'int4'; nf4, fp4"),
         ({"load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"}, "bnb_4bit_quant_storage"),
         ({"quant_method": "mxfp4"}, "model_type is 'llama'; gpt_oss can be run"),
-        (compressed_config("nvfp4-pack-quantized"), "format is 'nvfp4-pack-quantized'; pack-quantized, "),
+        (compressed_config("mxfp6-pack-quantized"), "format is 'mxfp6-pack-quantized'; pack-quantized, "),
+        (compressed_config("nvfp4-pack-quantized", **{**NVFP4, "symmetric": False}), "symmetric is False; True can"),
+        (compressed_config("nvfp4-pack-quantized", **{**NVFP4, "group_size": None}), "there is no group_size"),
         (compressed_config("pack-quantized", num_bits=3), "num_bits is 3; 4, 8 can be run"),
-        (compressed_config("float-quantized", num_bits=4, type="float"), "num_bits is 4; 8 can be run"),
+        (compressed_config("float-quantized", num_bits=6, type="float"), "num_bits is 6; 4, 8 can be run"),
+        (compressed_config("float-quantized", num_bits=4, type="float"), "strategy is 'tensor'; tensor_group, group"),
         (compressed_config("pack-quantized", strategy="group"), "there is no group_size"),
         (compressed_config("pack-quantized", strategy="tensor_group", group_size=16), "strategy is 'tensor_group'"),
         (compressed_config("float-quantized", type="float", strategy="block"), "block_structure is None"),
@@ -172,6 +186,7 @@ JSON = st.recursive(
 KEYS = (
     "bits", "w_bit", "group_size", "version", "zero_point", "checkpoint_format", "dynamic", "fmt", "weight_block_size",
     "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "format", "config_groups", "sparsity_config", "strategy",
+    "quant_algo", "quantization", "quantized_layers",
 )  # fmt: skip
 
 
@@ -236,6 +251,13 @@ UP = "model.layers.1.mlp.up_proj"
         ("FP8 blocks", "weight_scale", r"up_proj\.weight is stored as F8_E4M3, but nothing says how"),
         ("DeepSeek FP8", "weight_scale_inv", r"up_proj\.weight is stored as F8_E4M3, but nothing says how"),
         ("bitsandbytes int8", "SCB", r"up_proj\.weight is stored as I8, but nothing says how"),
+        ("NVFP4", "weight_packed", r"up_proj\.weight is missing for .*up_proj\.weight_scale"),
+        ("NVFP4", "weight_scale", r"up_proj\.weight_scale is missing for .*up_proj\.weight_packed"),
+        ("NVFP4", "weight_global_scale", r"up_proj\.weight_packed U8 .* is nothing that the config_groups"),
+        ("MXFP8", "weight_scale", r"up_proj\.weight is stored as F8_E4M3, but nothing says how"),
+        ("ModelOpt NVFP4", "weight", r"up_proj\.weight is missing for .*up_proj\.weight_scale"),
+        ("ModelOpt NVFP4", "weight_scale", r"up_proj\.weight must have shape \[64, 32\] .* \[64, 16\]"),
+        ("ModelOpt NVFP4", "weight_scale_2", r"up_proj\.weight_scale_2 is missing for .*up_proj\.weight"),
         ("nf4", "weight.absmax", r"up_proj\.weight\.absmax is missing"),
         ("nf4, scales packed", "weight.nested_absmax", r"up_proj\.weight\.nested_absmax is missing"),
         ("nf4", "weight.quant_state.bitsandbytes__nf4", r"up_proj\.weight must have shape \[64, 32\] .* \[1024, 1\]"),
@@ -260,6 +282,13 @@ def test_a_missing_tensor_is_named(changed, case, leaf, message):
         ("int8 rows", "weight_scale", r"up_proj\.weight I8 .* is nothing that the config_groups"),
         ("FP8 blocks", "weight_scale", r"up_proj\.weight F8_E4M3 .* is nothing that the config_groups"),
         ("DeepSeek FP8", "weight_scale_inv", r"up_proj\.weight_scale_inv has shape .* must have"),
+        ("NVFP4", "weight_packed", r"up_proj\.weight_scale has shape \[64, 2\], but must have \[65, 2\]"),
+        ("NVFP4", "weight_scale", r"up_proj\.weight_scale has shape .* must have \[64, 2\]"),
+        ("NVFP4", "weight_global_scale", r"up_proj\.weight_global_scale has shape \[2\], but must have \[1\]"),
+        ("MXFP4 of matrices", "weight_scale", r"up_proj\.weight_scale has shape .* must have \[64, 1\]"),
+        ("MXFP8", "weight_scale", r"up_proj\.weight F8_E4M3 .* is nothing that the config_groups"),
+        ("ModelOpt NVFP4", "weight_scale", r"up_proj\.weight_scale has shape .* must have \[64, 2\]"),
+        ("ModelOpt MXFP8", "weight_scale", r"up_proj\.weight_scale has shape .* must have \[64, 1\]"),
         ("bitsandbytes int8", "SCB", r"up_proj\.SCB has shape .* must have"),
         ("nf4", "weight", r"up_proj\.weight has shape .* must have"),
         ("nf4, scales packed", "weight.absmax", r"up_proj\.weight\.absmax has shape .* must have"),
@@ -271,8 +300,8 @@ def test_a_wrong_shape_is_named(changed, case, leaf, message):
 
     def lengthen(tensors):
         tensor = tensors[f"{UP}.{leaf}"]
-        tensor = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
-        tensors[f"{UP}.{leaf}"] = torch.cat([tensor, tensor[:1]])
+        stored = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
+        tensors[f"{UP}.{leaf}"] = torch.cat([stored, stored[:1]]).view(tensor.dtype)
 
     with pytest.raises(OffloadError, match=message):
         read_everything(changed(case, lengthen))
@@ -298,6 +327,10 @@ def test_wrong_shapes_of_experts_are_named(changed, case):
         ("int4 groups", "weight_scale", torch.int32),
         ("int8 rows", "weight", torch.int16),
         ("DeepSeek FP8", "weight", torch.float8_e5m2),
+        ("NVFP4", "weight_scale", torch.bfloat16),
+        ("NVFP4", "weight_global_scale", torch.bfloat16),
+        ("MXFP4 of matrices", "weight_scale", torch.bfloat16),
+        ("ModelOpt NVFP4", "weight_scale_2", torch.float64),
         ("nf4", "weight.absmax", torch.uint8),
     ],
 )
@@ -330,6 +363,10 @@ def test_an_order_that_names_no_group_is_refused(changed, value):
         ("DeepSeek FP8", {"weight_block_size": None}, "must have"),
         ("int8 rows", compressed_config("int-quantized", num_bits=8, strategy="tensor"), "is nothing that"),
         ("int4 groups", compressed_config("float-quantized", num_bits=8, type="float"), "is nothing that"),
+        ("NVFP4", compressed_config("mxfp4-pack-quantized", num_bits=4, **MX), "is nothing that"),
+        ("ModelOpt NVFP4", {"quant_algo": "FP8"}, "stored as NVFP4, but quantization_config names FP8 alone"),
+        ("ModelOpt MXFP8", {"quant_algo": "NVFP4"}, "stored as MXFP8, but quantization_config names NVFP4 alone"),
+        ("ModelOpt NVFP4 and FP8", {"quant_algo": "NVFP4"}, "stored as FP8, but quantization_config names NVFP4"),
         ("nf4", {"bnb_4bit_quant_type": "fp4"}, "says bitsandbytes fp4, but no weight is stored that way"),
         ("awq", {"quant_method": "fp8"}, "says FP8, but no weight is stored that way"),
     ],
@@ -337,6 +374,27 @@ def test_an_order_that_names_no_group_is_refused(changed, value):
 def test_a_config_of_another_model_is_noticed(changed, case, config, message):
     with pytest.raises(OffloadError, match=message):
         read_everything(changed(case, **config))
+
+
+def test_inputs_that_are_scaled_first_are_refused(changed):
+    """As ModelOpt's AWQ does it, where no norm before takes the scale up."""
+
+    def scale(tensors):
+        tensors[f"{UP}.pre_quant_scale"] = torch.ones(32)
+
+    with pytest.raises(UnsupportedModelError, match=r"up_proj\.pre_quant_scale scales the inputs of a module"):
+        read_everything(changed("ModelOpt NVFP4", scale))
+
+
+@pytest.mark.parametrize("leaf", ["gate_up_proj", "gate_up_proj_weight_scale", "gate_up_proj_weight_scale_2"])
+def test_wrong_shapes_of_fused_experts_are_named(changed, leaf):
+    def shorten(tensors):
+        name = next(name for name in tensors if name.endswith(f".experts.{leaf}"))
+        tensor = tensors[name]
+        tensors[name] = tensor[:1, :3].clone() if tensor.dim() == 3 else tensor.repeat(3)
+
+    with pytest.raises(ModelFilesError, match=r"gate_up_proj.*(has shape|must be)"):
+        read_everything(changed("ModelOpt NVFP4, fused experts", shorten))
 
 
 def test_a_weight_that_is_stored_twice_is_refused(changed):
@@ -409,7 +467,13 @@ def mutated(tensors, generator):
     return f"{change} of {name}"
 
 
-@pytest.mark.parametrize("case", ["awq", "gptq in order of activations", "int4 groups", "FP8 blocks", "nf4", "MXFP4"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("awq", "gptq in order of activations", "int4 groups", "FP8 blocks", "nf4", "MXFP4", "NVFP4"),
+        *("MXFP8", "ModelOpt NVFP4 and FP8", "ModelOpt NVFP4, fused experts"),
+    ],
+)
 def test_headers_that_contradict_are_understood_or_refused(case):
     """Never anything but our own error, whichever tensor it is that is wrong."""
     directory, generator, refused = packed_model(case), random.Random(1), 0

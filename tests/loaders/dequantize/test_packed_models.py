@@ -160,7 +160,9 @@ def test_a_draft_is_decoded_before_the_target():
 
 
 @pytest.mark.parametrize("place", ["streamed", "resident"])
-@pytest.mark.parametrize("case", ["awq", "gptq", "int4 groups", "FP8 tensor", "nf4", "MXFP4", "FP8 experts"])
+@pytest.mark.parametrize(
+    "case", ["awq", "gptq", "int4 groups", "FP8 tensor", "nf4", "MXFP4", "FP8 experts", "NVFP4", "MXFP8"]
+)
 def test_a_flipped_byte_changes_the_text(case, place, tmp_path):
     """The control, for each kind of decoding: the top bits of the first bytes of a matrix, 4 or 8 values."""
     directory = shutil.copytree(packed_model(case), tmp_path / "damaged")
@@ -205,7 +207,7 @@ def test_what_reads_a_weight_outside_of_its_module_fails(tmp_path):
         assert runtime._models.target.model._model.model.layers[0].mlp.up_proj.weight.is_meta
 
 
-@pytest.mark.parametrize("case", ["awq experts", "MXFP4"])
+@pytest.mark.parametrize("case", ["awq experts", "MXFP4", "NVFP4 experts"])
 def test_only_the_experts_that_are_hit_are_decoded(case):
     directory = packed_model(case)
     with resident_runtime(directory, 0) as runtime:
@@ -240,6 +242,7 @@ def test_a_pass_costs_what_is_decoded():
     assert layer.nbytes < layer.decoded_bytes
 
 
+NVFP4_FILE = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "group_size": 16, "exclude_modules": ["lm_head"]}
 AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "data_type": "int"}
 
 
@@ -257,6 +260,8 @@ AUTO_ROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": 
             "config.json",
         ),
         ("gptq", gptq_config(dynamic={"-:.*lm_head": {}, "+:.*up_proj": {"bits": 4, "desc_act": True}}), "config.json"),
+        ("ModelOpt NVFP4", {"producer": {}, "quantization": NVFP4_FILE}, "hf_quant_config.json"),
+        ("ModelOpt NVFP4", {"quant_method": "modelopt", "quantization": NVFP4_FILE}, "config.json"),
         ("gptq", {**AUTO_ROUND, "backend": "gptq", "extra_config": {"lm_head": {"bits": 16}}}, "config.json"),
     ],
 )

@@ -16,7 +16,7 @@ from loaders.dequantize.plain import decode
 from loaders.dequantize.plain_cost import LAUNCHES
 from loaders.dequantize.side_by_side import BLOCK_VALUES
 from loaders.dequantize.stacks import prepare
-from loaders.formats.schemes import Awq, Codebook, Ggml, Gptq, Lossless, Mxfp4, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Mxfp4, Scaled, Scheme, Words
 from loaders.gguf.types import BLOCKS
 from loaders.lossless.bins import KINDS, Bins
 from tests.samples.packed_weights import WEIGHTS, packed_weight
@@ -70,6 +70,14 @@ MXFP4: Stored = {
     "blocks": ((EXPERTS, SIZE // 2, SIZE // 64, 16), BYTE),
     "scales": ((EXPERTS, SIZE // 2, SIZE // 64), BYTE),
 }
+FLOAT8 = torch.float8_e4m3fn
+NVFP4: Stored = {
+    "weight": ((SIZE, SIZE // 2), BYTE),
+    "weight_scale": ((SIZE, SIZE // 16), FLOAT8),
+    "global_scale": ((1,), torch.float32),
+}
+MX: Stored = {"weight": ((SIZE, SIZE // 2), BYTE), "weight_scale": ((SIZE, SIZE // 32), BYTE)}
+BY_COLUMN: Stored = {**NVFP4, "weight": ((SIZE // 2, SIZE), BYTE), "weight_scale": ((SIZE // 16, SIZE), FLOAT8)}
 
 
 def lossless(bits: int) -> Stored:
@@ -100,7 +108,11 @@ MATRICES: list[tuple[Scheme, Stored]] = [
     (Scaled(1, 128), scaled(torch.int8, (SIZE, GROUPS), zeros=True)),
     (Scaled(128, 128, in_float32=True), scaled(torch.float8_e4m3fn, (GROUPS, GROUPS))),
     (Scaled(96, 96), scaled(torch.float8_e4m3fn, (-(-SIZE // 96), -(-SIZE // 96)))),
+    (Scaled(1, 32), scaled(torch.float8_e4m3fn, (SIZE, SIZE // 32))),
     (Mxfp4(), MXFP4),
+    (Fp4(16, divides=True), NVFP4),
+    (Fp4(32), MX),
+    (Fp4(16, in_float32=True, by_column=True), BY_COLUMN),
     (Codebook(64, "bfloat16"), CODES),
     (Codebook(64, "bfloat16", nested_block=256, nested_offset=0.1), NESTED),
     *(
