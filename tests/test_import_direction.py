@@ -18,7 +18,7 @@ BELOW = {
 ROOMS = {
     "loaders": (
         *("safetensors_files", "gguf", "lossless", "formats", "hub", "tokenizers"),
-        *("checkpoint", "modules", "dequantize", "adapters", "io", "quantize"),
+        *("checkpoint", "modules", "heads", "dequantize", "adapters", "io", "quantize"),
     ),
     "sequoia_tree": ("shaping", "shapes", "verification", "acceptance", "drafting", "choice"),
     "scheduler": ("machine", "plan", "streaming"),

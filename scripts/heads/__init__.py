@@ -1,0 +1,1 @@
+"""What trains an EAGLE-3 head for a target."""
