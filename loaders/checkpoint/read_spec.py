@@ -27,7 +27,8 @@ from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 from loaders.text_part import NOT_READ, layers_for_images, text_values
 
 # The projections whose outputs attention caches per token; the last two are those of multi-head latent attention.
-CACHED_PROJECTIONS = (".k_proj.weight", ".v_proj.weight", ".kv_a_proj_with_mqa.weight", ".wkv_a_with_mqa.weight")
+LATENT_PROJECTIONS = (".kv_a_proj_with_mqa.weight", ".wkv_a_with_mqa.weight")
+CACHED_PROJECTIONS = (".k_proj.weight", ".v_proj.weight", *LATENT_PROJECTIONS)
 
 # Tensors that files may hold and models do not use: buffers that are now computed, and multi-token prediction.
 UNUSED = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$|^mtp\.")
@@ -134,13 +135,15 @@ class _Numbers:
         names = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
         return self.get(*names, default=stateful)
 
-    @property
-    def cached_per_layer(self) -> int:
+    def head_size(self, hidden_size: int) -> int:
+        """The values of one head's key."""
+        return self.get("head_dim", default=max(1, hidden_size // self.heads))
+
+    def cached_per_layer(self, hidden_size: int) -> int:
         """The values that attention caches per token and layer, for models with fused query, key and value weights."""
-        head_dim = self.get("head_dim", default=self.get("hidden_size", "n_embd", "d_model") // self.heads)
         if self.text.get("multi_query") and not self.text.get("new_decoder_architecture"):
-            return 2 * head_dim
-        return 2 * head_dim * self.get("num_key_value_heads", "num_kv_heads", default=self.heads)
+            return 2 * self.head_size(hidden_size)
+        return 2 * self.head_size(hidden_size) * self.get("num_key_value_heads", "num_kv_heads", default=self.heads)
 
     @property
     def positions(self) -> tuple[int, str | None]:
@@ -157,16 +160,19 @@ def _sizes(
     )
     widest = max((max(t.shape) for t in layers[0] if len(t.shape) == 2), default=None)
     cached = [sum(t.shape[0] for t in tensors if _is_cached(t)) for tensors in layers]
+    hidden_size = numbers.get("hidden_size", "n_embd", "d_model", default=width)
     if not any(cached) and not is_recurrent(numbers.text):
-        cached = [numbers.cached_per_layer] * len(layers)
+        cached = [numbers.cached_per_layer(hidden_size)] * len(layers)
+    head_size = numbers.head_size(hidden_size) if any(cached) else 1
     positions, extension = numbers.positions
     return {
         "vocab_size": numbers.get("vocab_size", default=vocabulary),
-        "hidden_size": numbers.get("hidden_size", "n_embd", "d_model", default=width),
+        "hidden_size": hidden_size,
         "intermediate_size": numbers.get("intermediate_size", "n_inner", "ffn_dim", default=widest),
         "num_heads": numbers.heads,
         "kv_bytes_per_token": sum(cached) * ITEMSIZE[dtype],
         "largest_kv_bytes": max(cached) * ITEMSIZE[dtype],
+        "kv_heads": sum(_cached_heads(*layer, head_size) for layer in zip(layers, cached)),
         "shares_kv": bool(numbers.text.get("num_kv_shared_layers")) or _has_kv_sources(numbers.text),
         "max_positions": positions,
         "extension": extension,
@@ -182,6 +188,11 @@ def _has_kv_sources(text: dict[str, Any]) -> bool:
     """Whether some layer is said to read the rows of another one."""
     sources = text.get("kv_source_layers")
     return isinstance(sources, list) and sources != [*range(len(sources))]
+
+
+def _cached_heads(tensors: list[StoredTensor], values: int, head_size: int) -> int:
+    """The heads of a layer's cached keys and values; latent attention caches two parts, which all heads share."""
+    return 2 if any(t.name.endswith(LATENT_PROJECTIONS) for t in tensors) else -(-values // head_size)
 
 
 def _architecture(config: dict[str, Any]) -> str:

@@ -12,6 +12,9 @@ BUFFER_ALIGNMENT = 256
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+# Why KV rows can neither travel with their layer nor be dequantized for it alone.
+SHARED_ROWS = "some layers read what others have cached"
+
 
 @dataclass(frozen=True)
 class LayerSpec:
@@ -70,6 +73,14 @@ class IndexSizes:
 
 
 @dataclass(frozen=True)
+class RowSizes:
+    """Bytes of KV rows per token: of all layers together, and of the layer that caches most."""
+
+    token_bytes: int
+    layer_bytes: int
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What a plan needs to know about a model. Bytes are in the compute dtype unless said otherwise."""
 
@@ -93,6 +104,8 @@ class ModelSpec:
     embeddings_and_head_decode_bytes: int = 0  # the part of it for weights outside the layers
     experts_per_token: int = 0  # in each layer; 0 if experts are not fetched singly
     largest_kv_bytes: int = 0  # per token, of the layer that caches most; 0: all cache as much
+    kv_heads: int = 0  # keys and values of one head that all layers together cache per token
+    computed_rows: RowSizes | None = None  # where KV rows are stored in 8 bits: as attention reads them
     shares_kv: bool = False  # some layers read what others have cached
     states: StateSizes | None = None  # of recurrent layers that follow the branches of a tree
     index: IndexSizes | None = None  # of layers whose attention selects rows by an index
@@ -113,6 +126,36 @@ class ModelSpec:
     def kv_layer_bytes(self) -> int:
         """Bytes per token that the layer that caches most caches."""
         return self.largest_kv_bytes or -(-self.kv_bytes_per_token // len(self.layers))
+
+    @property
+    def kv_bits(self) -> int | None:
+        """The bits in which KV rows are stored; None: as they are computed."""
+        return 8 if self.computed_rows else None
+
+    @property
+    def computed_kv_bytes_per_token(self) -> int:
+        """Bytes of KV rows per token, as attention reads them."""
+        return self.computed_rows.token_bytes if self.computed_rows else self.kv_bytes_per_token
+
+    @property
+    def why_not_8_bits(self) -> str | None:
+        """Why KV rows cannot be stored in 8 bits; None if they can."""
+        if not self.kv_heads:
+            return "it caches none"
+        return SHARED_ROWS if self.shares_kv else None
+
+    def with_rows_in_8_bits(self) -> ModelSpec:
+        """The same model with its KV rows in 8 bits: a byte for each value, and a scale for each row of a head."""
+        if self.computed_rows:
+            return self
+        sizes, itemsize = RowSizes(self.kv_bytes_per_token, self.kv_layer_bytes), ITEMSIZE[self.dtype]
+
+        def stored(nbytes: int) -> int:
+            scales = -(-nbytes * self.kv_heads // self.kv_bytes_per_token)
+            return nbytes // itemsize + scales * itemsize
+
+        smaller, largest = stored(sizes.token_bytes), stored(sizes.layer_bytes)
+        return replace(self, kv_bytes_per_token=smaller, largest_kv_bytes=largest, computed_rows=sizes)
 
     @property
     def can_branch(self) -> bool:

@@ -30,7 +30,10 @@ def plan_line(plan: Plan) -> str:
     parts = [names, f"{plan.weight_form} on {plan.device_name}", _streaming(plan)]
     if plan.draft is not None:
         parts.append(f"trees of up to {plan.tree_size} token{'' if plan.tree_size == 1 else 's'}")
-    return " · ".join([*parts, f"context {plan.context_length}", *([plan.not_read] if plan.not_read else [])])
+    parts.append(f"context {plan.context_length}")
+    if plan.kv_bits:
+        parts.append(f"KV rows in {plan.kv_bits} bits")
+    return " · ".join([*parts, *([plan.not_read] if plan.not_read else [])])
 
 
 def _streaming(plan: Plan) -> str:

@@ -54,6 +54,7 @@ def spec_of(shape: str, form: str | None, dtype: str) -> ModelSpec:
         layers=tuple(replace(layer, stored_at=each) for each in at),
         disk_bytes=spec.disk_bytes + (count - 1) * layer.disk_bytes,
         kv_bytes_per_token=count * spec.kv_bytes_per_token,
+        kv_heads=count * spec.kv_heads,
     )
 
 

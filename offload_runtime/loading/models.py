@@ -17,7 +17,8 @@ from offload_runtime.model.attention import ATTENTION_NAME
 from offload_runtime.model.cached_rows.travelling_rows import RowsOnHost
 from offload_runtime.model.cuda_graphs import CudaGraphs
 from offload_runtime.model.kv_cache import shares_rows
-from offload_runtime.model.model import Model, ModelPlacement
+from offload_runtime.model.model import Model
+from offload_runtime.model.model_placement import ModelPlacement
 from offload_runtime.model.pass_overhead import measure_passes
 from offload_runtime.options.run_options import IOMode
 from offload_runtime.planning.host_shortage import host_shortage_explained
@@ -188,6 +189,7 @@ class _Loader:
             plan.texts,
             plan.context_length,
             RowsOnHost(plan.kv_token_bytes, plan.machine.pinned_limit) if kv_on_host else None,
+            files.spec.kv_bits is not None,
         )
         reading, dequantizing = (self._progressing(f"{stage} {files.spec.name}") for stage in ("loading", "decoding"))
         model = Model(skeleton, files.checkpoint, placement, reader, self.memory, reading, dequantizing)

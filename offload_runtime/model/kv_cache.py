@@ -26,9 +26,11 @@ from transformers.cache_utils import (
 )
 
 from loaders.checkpoint.refused import WHAT_RUNS
+from loaders.checkpoint.spec import SHARED_ROWS
 from loaders.text_part import layers_for_images
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.model.attention import rows_before
+from offload_runtime.model.cached_rows.forms import ComputedRows, RowForm, RowsIn8Bits
 from offload_runtime.model.cached_rows.layers import TravellingLayer, TreeCacheLayer
 from offload_runtime.model.cached_rows.travelling_rows import TravellingRows
 from offload_runtime.model.cached_sequence import CachedSequence
@@ -61,6 +63,7 @@ class TreeCache(Cache):
     first sequence.
 
     travelling: makes room for so many layers of so many rows in host memory; None: rows stay on the device.
+    in_8_bits: rows are stored in 8 bits; recurrent states never are. Raises UnsupportedModelError where that cannot be.
     """
 
     def __init__(
@@ -71,15 +74,19 @@ class TreeCache(Cache):
         sequences: int = 1,
         travelling: Callable[[int, int], TravellingRows] | None = None,
         branching: bool = False,
+        in_8_bits: bool = False,
     ):
         self.capacity = capacity
         self.scratch = capacity - 1
         self.places: Places | None = None
         self.on_allocate = on_allocate
+        self.form: RowForm = RowsIn8Bits(on_allocate) if in_8_bits else ComputedRows()
         self._model_type = config.model_type
         self._unused = layers_for_images(config.to_dict())  # they cache nothing
         theirs = DynamicCache(config=config).layers
         layers = [self._layer(*one, sequences if branching else 0) for one in enumerate(theirs)]
+        if in_8_bits:
+            self._check_8_bits(config, layers)
         branches = [layer for layer in layers if isinstance(layer, BranchingLayer)]
         states = [layer for layer in layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
         self._states = [layer for layer in states if layer not in branches]
@@ -113,6 +120,25 @@ class TreeCache(Cache):
         raise UnsupportedModelError(
             f"{self._model_type}: its attention keeps a {type(layer).__name__}, which cannot hold a tree. {WHAT_RUNS}."
         )
+
+    def _check_8_bits(self, config: PretrainedConfig, layers: Sequence[Any]) -> None:
+        """Raises UnsupportedModelError unless all rows of the model lie in this cache's own layers, for one layer each.
+
+        Rows that other layers read later would be overwritten by those of layers between, once dequantized.
+        """
+        reason = None
+        if shares_rows(config):
+            reason = SHARED_ROWS
+        elif any(
+            isinstance(layer, LinearAttentionCacheLayerMixin) and isinstance(layer, DynamicLayer) for layer in layers
+        ):
+            reason = "its layers keep them beside a recurrent state"
+        elif not any(map(_has_rows, layers)):
+            reason = "it caches none"
+        if reason:
+            raise UnsupportedModelError(
+                f"{self._model_type}: its keys and values cannot be kept in 8 bits: {reason}. Leave out --kv-bits."
+            )
 
     @property
     def is_recurrent(self) -> bool:
@@ -172,10 +198,14 @@ class TreeCache(Cache):
         assert text.end + count <= text.most_rows
         return slice(text.first_row + text.end, text.first_row + text.end + count)
 
-    def read_rows(self, count: int) -> slice:
-        """The rows of the cache that attention is given in the current pass over `count` tokens."""
-        first = self.current.first_row if self.places is None and self._shared is None else 0
-        return slice(first, first + self.keys(count))
+    def read_rows(self, count: int) -> tuple[slice, Sequence[slice]]:
+        """The rows of the cache that attention is given in the current pass over `count` tokens, and those among them
+        that it needs."""
+        if self._shared is not None:
+            return slice(self._shared.width), [keys for _, keys in self._shared.spans]
+        first = self.current.first_row if self.places is None else 0
+        rows = slice(first, first + self.keys(count))
+        return rows, (rows,)
 
     @contextmanager
     def writing_at(self, places: Places) -> Iterator[None]:
@@ -243,7 +273,7 @@ class TreeCache(Cache):
         return upload(np.concatenate(places), rows.row_positions.device)
 
     def tables(self) -> dict[str, Tensor]:
-        """All that every layer's rows consist of, ``[heads, rows, any]`` by name, to read and write between passes.
+        """All that every layer's rows consist of, as it is stored, ``[heads, rows, any]`` by name, to read and write.
 
         None before the first pass that succeeds: only then is it known which layers have any.
         """
@@ -264,6 +294,7 @@ class TreeCache(Cache):
         """Free all rows; the cache cannot be used afterwards."""
         if self.travelling is not None:
             self.travelling.close()
+        self.form.free()
         self.layers.clear()
         self._states.clear()
 

@@ -7,7 +7,6 @@ are bound, just before it runs, to views of the ring slot that holds its bytes.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -30,14 +29,13 @@ from loaders.quantize.interrupts import interrupts_deferred
 from loaders.safetensors_files.headers import Checkpoint
 from offload_runtime.errors import Interrupted, UnsupportedModelError
 from offload_runtime.model.attention import attending
-from offload_runtime.model.cached_rows.travelling_rows import RowsOnHost
 from offload_runtime.model.indexed_attention.adapted import follow_rows
 from offload_runtime.model.kv_cache import TreeCache
 from offload_runtime.model.length_rotations import TextLengths
 from offload_runtime.model.linear_attention.wrappers import let_branch
+from offload_runtime.model.model_placement import ModelPlacement
 from offload_runtime.model.padded_passes import NotReplayable, PaddedPasses, Runner
 from offload_runtime.model.rows import PassRows, SharedRows, text_rows
-from scheduler.plan.expert_choice import ExpertChoice
 from scheduler.plan.padding import Padding
 from scheduler.plan.placement import Tier
 from scheduler.streaming.device_memory import DeviceMemory
@@ -51,32 +49,6 @@ _log = logging.getLogger(__name__)
 def never() -> bool:
     """The default answer to "should I stop?"."""
     return False
-
-
-@dataclass(frozen=True)
-class ModelPlacement:
-    """Where the parts of one model lie, and what its passes have room for.
-
-    tiers: of each decoder layer; embeddings, final norm and head are always resident.
-    slots: ring slots for the layers that stream. pinned_limit: most bytes of host memory to pin; None: no limit known.
-    capacity: rows of the KV cache for each text, committed and in progress together. sequences: texts it holds, none
-    of them longer than `longest_text`.
-    positions: how many the model was made for.
-    choice: decides for every pass whether layers stream only their routed experts; None: they stream all experts.
-    dequantized: number of leading layers, all resident, whose quantized weights are dequantized once, at load.
-    travelling: the rows of the KV cache lie in host memory; None: on the device.
-    """
-
-    tiers: tuple[Tier, ...]
-    slots: int
-    capacity: int
-    positions: int
-    pinned_limit: int | None = None
-    choice: ExpertChoice | None = None
-    dequantized: int = 0
-    sequences: int = 1
-    longest_text: int = 0
-    travelling: RowsOnHost | None = None
 
 
 class Model:
@@ -108,7 +80,8 @@ class Model:
         if branching:
             let_branch(skeleton.model)
         follow_rows(skeleton.model)
-        self.cache = TreeCache(skeleton.config, placement.capacity, memory.add, sequences, travelling, branching)
+        how = (sequences, travelling, branching, placement.rows_in_8_bits)
+        self.cache = TreeCache(skeleton.config, placement.capacity, memory.add, *how)
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
         layers, placed = _unit_bytes(skeleton, checkpoint), (*placement.tiers, Tier.DEVICE)
         limit = placement.pinned_limit

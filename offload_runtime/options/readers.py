@@ -15,6 +15,7 @@ from scheduler.machine.machine import device_index
 from scheduler.plan.request import MOST_TEXTS
 
 Value = TypeVar("Value")
+ONLY_8_BITS = "keys and values can be kept in 8 bits; without the option they have those of the computation"
 _MOST_SCHEMA_BYTES = 1 << 20
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
@@ -63,6 +64,13 @@ def count_or_auto(text: str) -> int | None:
 def texts_at_once(text: str) -> int | str:
     """Reads how many texts share a pass, or "auto"."""
     return text if text == "auto" else whole_number(1, MOST_TEXTS)(text)
+
+
+def row_bits(text: str) -> int:
+    """Reads the bits of KV rows: 8."""
+    if text != "8":
+        raise argparse.ArgumentTypeError(f"{text!r}: {ONLY_8_BITS}")
+    return 8
 
 
 def checked(read: Callable[[str], Value]) -> Callable[[str], Value]:

@@ -73,7 +73,8 @@ def read_draft(options: Options, directory: Path, machine: Machine, target: Mode
 def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing | None]:
     """The target's files, or the quantized ones: existing files, or those to be written, with their sizes."""
     if options.quantize is None:
-        return read_model(options, options.model, machine, options.rope_scaling), None
+        files = read_model(options, options.model, machine, options.rope_scaling)
+        return replace(files, spec=_with_row_bits(options, files.spec)), None
     _refuse_gguf(options.model)
     source = _source(options, options.model)
     name = source.label if source else directory_name(options.model)
@@ -85,7 +86,7 @@ def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing
             files = read_model(options, packing.directory, machine, options.rope_scaling)
         else:
             files = _described(options, packing.quantization, packing.directory, machine)
-    return replace(files, spec=replace(files.spec, name=name)), packing
+    return replace(files, spec=_with_row_bits(options, replace(files.spec, name=name))), packing
 
 
 def vocabulary_of(options: Options, directory: Path) -> dict[str, int] | None:
@@ -113,7 +114,20 @@ def smaller_targets(
             quantization = _quantization(options, name)
         except UnsupportedModelError:
             return
-        yield f"--quantize {name}", _described(options, quantization, options.model, machine).spec
+        spec = _described(options, quantization, options.model, machine).spec
+        yield f"--quantize {name}", _with_row_bits(options, spec)
+
+
+def _with_row_bits(options: Options, spec: ModelSpec) -> ModelSpec:
+    """The target, with its KV rows in the bits that the user wants."""
+    if options.kv_bits is None:
+        return spec
+    if reason := spec.why_not_8_bits:
+        raise UnsupportedModelError(
+            f"{spec.name}: its keys and values cannot be kept in 8 bits: {reason}.\n"
+            "  without --kv-bits   they have those of the computation"
+        )
+    return spec.with_rows_in_8_bits()
 
 
 def _refuse_gguf(model: Path) -> None:

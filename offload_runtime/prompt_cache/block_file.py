@@ -1,7 +1,8 @@
 """One block of a text on disk: a safetensors file with its tokens, the KV rows of every layer, and a checksum.
 
     tokens      I64 [n]
-    keys.L      [heads, n, head_dim] of the cache's layer L, in the cache's dtype; values.L likewise
+    keys.L      [heads, n, head_dim] of the cache's layer L, in the cache's dtype; values.L likewise. In 8 bits: I8, and
+                their scales, key_scales.L and value_scales.L [heads, n, 1]
     checksum    U32 [1], the CRC-32 of the file's name and of all bytes of the tensors before it
 
 What others may have written is read with distrust: the file must be a regular one, its header exactly that of a block
@@ -32,6 +33,7 @@ Tables = Mapping[str, Tensor]
 """Rows ``[heads, n, head_dim]`` by the name of their tensor; of a whole cache, or of one block."""
 
 MOST_HEADER_BYTES = 1 << 20  # a model of 128 layers has 25 kB
+ROW_DTYPES = {**DTYPE_NAMES, torch.int8: "I8"}
 TOKENS, CHECKSUM = "tokens", "checksum"
 _TOKEN_BYTES, _CHECKSUM_BYTES = 8, 4
 
@@ -68,7 +70,7 @@ def row_bytes(tables: Tables) -> int:
 
 def can_be_stored(tables: Tables) -> bool:
     """Whether safetensors has a name for the dtype of every table."""
-    return all(table.dtype in DTYPE_NAMES for table in tables.values())
+    return all(table.dtype in ROW_DTYPES for table in tables.values())
 
 
 def write_block(path: Path, block: Block, rows: Tables) -> None:
@@ -148,7 +150,7 @@ def _checked_tensors(found: Mapping[str, StoredTensor], tables: Tables) -> list[
 def _tensors(tables: Tables, count: int) -> list[StoredTensor]:
     """The tensors of a block of `count` tokens, in the order of their bytes: the widest first, so all are aligned."""
     rows = [
-        described(name, DTYPE_NAMES[table.dtype], (table.shape[0], count, table.shape[2]))
+        described(name, ROW_DTYPES[table.dtype], (table.shape[0], count, table.shape[2]))
         for name, table in sorted(tables.items(), key=lambda item: -item[1].element_size())
     ]
     return [described(TOKENS, "I64", (count,)), *rows, described(CHECKSUM, "U32", (1,))]

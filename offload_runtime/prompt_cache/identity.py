@@ -32,6 +32,7 @@ def model_identity(files: ModelFiles, device: str) -> str:
         "layers": _layers(spec),
         "files": [_state(file) for file in checkpoint.files],
         "adapter": _adapter(checkpoint),
+        **({"kv_bits": spec.kv_bits} if spec.kv_bits else {}),
     }
     return digest(json.dumps(what, sort_keys=True).encode())
 

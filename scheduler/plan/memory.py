@@ -136,11 +136,14 @@ def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem
 
 
 def _kv_items(models: Models, shape: PassShape) -> Iterator[PlanItem]:
-    name, rows = f"KV cache{'s' * (len(models) - 1)}, {shape.cached_tokens}", shape.texts * shape.cache_rows
+    target, *drafts = models
+    name, rows = f"KV cache{'s' * len(drafts)}, {shape.cached_tokens}", shape.texts * shape.cache_rows
+    if target.computed_rows:
+        name = f"{name}, {target.kv_bits}-bit"
+        yield PlanItem("the KV rows of a layer, dequantized", rows * target.computed_rows.layer_bytes)
     if not shape.kv_on_host:
         yield PlanItem(name, shape.texts * kv_bytes(models, shape))
         return
-    target, *drafts = models
     of_drafts = sum(draft.kv_bytes_per_token + _index_bytes(draft) for draft in drafts)
     yield PlanItem(name, rows * (of_drafts + _index_bytes(target)), host_bytes=target_kv_bytes(target, shape))
     yield PlanItem("the KV rows of two layers, on their way", KV_BUFFERS * rows * target.kv_layer_bytes)

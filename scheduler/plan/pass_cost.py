@@ -34,6 +34,8 @@ DECODED_VALUE_SECONDS = 0.8e-9
 LAUNCH_SECONDS, LAYER_MATRICES, EXPERT_MATRICES = 5e-6, 7, 3
 # Bytes that eager attention moves per score, in some ten operations, in 16 bits and in float32.
 WRITTEN_OUT_SCORE_BYTES = 44
+# Rows in 8 bits are written dequantized, then scaled where they lie (read, written), before attention reads them.
+DEQUANTIZED_ROW_MOVES = 3
 # Latency until the first byte of fetched experts arrives: the host waits for the router, then requests them. Reading
 # 4 KiB from disk to host memory takes 0.2 ms through the reading threads; the same is assumed for a GPU, not measured.
 FETCH_SECONDS = 0.2e-3
@@ -200,9 +202,14 @@ class PassCost:
         spec, machine = self.spec, self.machine
         scores = rows * (context + rows / texts)
         multiplying = self._over(4 * scores * spec.hidden_size, machine.attention_flops or machine.flops)
-        cached = spec.kv_bytes_per_token + (spec.index.token_bytes if spec.index is not None else 0)
-        read = (texts * context + rows) * cached / len(spec.layers)
+        index_bytes = spec.index.token_bytes if spec.index is not None else 0
+        stored, read = (
+            (texts * context + rows) * nbytes / len(spec.layers)
+            for nbytes in (spec.kv_bytes_per_token, spec.computed_kv_bytes_per_token + index_bytes)
+        )
         attending = max(multiplying, self._over(read, machine.memory_bandwidth))
+        if spec.computed_rows:
+            attending += self._over(stored + DEQUANTIZED_ROW_MOVES * read, machine.memory_bandwidth)
         if spec.model_type not in WRITTEN_OUT_ATTENTION:
             return attending
         return attending + self._over(spec.num_heads * scores * WRITTEN_OUT_SCORE_BYTES, machine.memory_bandwidth)

@@ -42,7 +42,8 @@ class Plan:
     of one pass: prompts are read in such chunks. `texts` share a pass, whose trees have at most `nodes` nodes together;
     `texts_wanted` were asked for. In the KV caches each has `cache_rows` positions, which take `kv_bytes`. The target's
     lie in host memory if `kv` is "host"; then `kv_token_bytes` cross the link in every pass for each token of every
-    text. `kv_stays`: why they are on the device though "host" was asked for. Every reading thread reads
+    text. `kv_stays`: why they are on the device though "host" was asked for. The target's rows have `kv_bits`, those of
+    its computation if it is None. Every reading thread reads
     `read_chunk_bytes` at once. `graphs`: those of "target" and "draft" whose passes, of one text,
     are replayed as CUDA graphs.
     `streamed_bytes` counts, per pass, host layers as they cross the link and disk layers as they are read.
@@ -74,6 +75,7 @@ class Plan:
     kv: str
     kv_token_bytes: int
     kv_stays: str | None
+    kv_bits: int | None
     read_chunk_bytes: int
     graphs: tuple[str, ...]
     workspace_bytes: int
@@ -267,6 +269,7 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded:
         kv="host" if shape.kv_on_host else "device",
         kv_token_bytes=spec.kv_bytes_per_token if shape.kv_on_host else 0,
         kv_stays=request.kv_stays if request.limits.kv == "host" else None,
+        kv_bits=spec.kv_bits,
         read_chunk_bytes=read_chunk_bytes(request.models),
         graphs=replayed(request.models, request.machine.device, shape),
         workspace_bytes=workspace_bytes(request.models, shape),

@@ -75,6 +75,7 @@ def _working_options(request: PlanRequest, shortage: Shortage, attempt: Attempt)
         _fewer_texts(request),
         _smaller_weights(request),
         _shorter_contexts(request),
+        _smaller_rows(request),
         _smaller_trees(request),
         _no_draft(request),
     ]
@@ -121,6 +122,12 @@ def _least_beside_layers(request: PlanRequest) -> int:
 
 def _smaller_weights(request: PlanRequest) -> Iterator[Option]:
     return ((flags, replace(request, spec=spec)) for flags, spec in request.smaller)
+
+
+def _smaller_rows(request: PlanRequest) -> Iterator[Option]:
+    """KV rows in 8 bits, which make another model of it, as smaller weights do."""
+    if request.spec.kv_bits is None and request.spec.why_not_8_bits is None:
+        yield "--kv-bits 8", replace(request, spec=request.spec.with_rows_in_8_bits())
 
 
 def _shorter_contexts(request: PlanRequest) -> Iterator[Option]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 from loaders.checkpoint.rope_scaling import is_rotary
-from loaders.checkpoint.spec import ModelSpec
+from loaders.checkpoint.spec import SHARED_ROWS, ModelSpec
 from loaders.dequantize.plain_cost import BLOCK_BYTES
 from loaders.errors import UnsupportedModelError
 from scheduler.machine.machine import Machine
@@ -123,7 +123,7 @@ class PlanRequest:
             return "the processor computes in host memory"
         if self.spec.recurrent:
             return "a recurrent state is used whole in every pass"
-        return "some layers read what others have cached" if self.spec.shares_kv else None
+        return SHARED_ROWS if self.spec.shares_kv else None
 
     @property
     def context_lengths(self) -> tuple[int, ...]:

@@ -131,7 +131,9 @@ def _texts(plan: Plan) -> Iterator[str]:
 
 
 def _kv_rows(plan: Plan) -> Iterator[str]:
-    """What KV rows in host memory cost, and why they are not there."""
+    """What KV rows in fewer bits mean, what those in host memory cost, and why they are not there."""
+    if plan.kv_bits:
+        yield f"KV rows are kept in {plan.kv_bits} bits: the text is that of a slightly different model."
     if plan.kv == "host":
         each, most = format_size(plan.kv_token_bytes), format_size(plan.kv_streamed_bytes)
         yield f"KV rows cross the link with their layers: {each} for each token of a text, up to {most} in a pass."

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class TreeCacheLayer(CacheLayerMixin):
     """Keys and values of one layer, with the texts one after the other.
 
-    tables: each ``[1, heads, rows, any]``, by what it holds. index: the keys that an indexer selects rows by,
-    ``[1, 1, rows, index_head_dim]``, always on the device; None where there are none. Initially zero: a pass of fixed
-    shape reads rows that were never written, and 0 × NaN would be NaN.
+    tables: what the cache's form stores, each ``[1, heads, rows, any]``. index: the keys that an indexer selects rows
+    by, ``[1, 1, rows, index_head_dim]``, always on the device and as they are computed; None where there are none.
+    Initially zero: a pass of fixed shape reads rows that were never written, and 0 × NaN would be NaN.
     """
 
     def __init__(self, cache: TreeCache):
@@ -30,7 +30,8 @@ class TreeCacheLayer(CacheLayerMixin):
         self.index: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.tables = {name: self._allocate(rows) for name, rows in _stored(key_states, value_states).items()}
+        rows = self._cache.form.stored(key_states, value_states)
+        self.tables = {name: self._allocate(table) for name, table in rows.items()}
         self.is_initialized = True
 
     def _allocate(self, like: Tensor) -> Tensor:
@@ -49,8 +50,10 @@ class TreeCacheLayer(CacheLayerMixin):
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        rows = _stored(key_states, value_states)
-        return self._append(self.tables["keys"], rows["keys"]), self._append(self.tables["values"], rows["values"])
+        self._write(self._cache.form.stored(key_states, value_states))
+        rows, needed = self._cache.read_rows(key_states.shape[2])
+        keys, values = self._cache.form.read(self.tables, needed)
+        return keys[:, :, rows], values[:, :, rows]
 
     def update_indexer(self, indexer_key_states: Tensor) -> Tensor:
         """Append ``[1, n, index_head_dim]``; return a view ``[1, keys, index_head_dim]``, of the rows as `update`."""
@@ -60,17 +63,21 @@ class TreeCacheLayer(CacheLayerMixin):
         """`update_indexer`, as MiniMax M3 calls it: ``[1, 1, n, index_head_dim]`` and ``[1, 1, keys, ...]``."""
         if self.index is None:
             self.index = self._allocate(idx_k)
-        return self._append(self.index, idx_k)
+        self._put(self.index, idx_k)
+        rows, _ = self._cache.read_rows(idx_k.shape[2])
+        return self.index[:, :, rows]
 
-    def _append(self, table: Tensor, rows: Tensor) -> Tensor:
-        """Write the rows of the pass to a table; return a view of those that the pass attends to."""
-        count = rows.shape[2]
-        written = self._cache.written_rows(count)
-        if isinstance(written, slice):
-            table[:, :, written] = rows
+    def _write(self, rows: Tables) -> None:
+        """Put the rows of the pass to their places."""
+        for name, new in rows.items():
+            self._put(self.tables[name], new)
+
+    def _put(self, table: Tensor, new: Tensor) -> None:
+        places = self._cache.written_rows(new.shape[2])
+        if isinstance(places, slice):
+            table[:, :, places] = new
         else:
-            table.index_copy_(2, written, rows)
-        return table[:, :, self._cache.read_rows(count)]
+            table.index_copy_(2, places, new)
 
     def at_rest(self) -> Tables:
         """All that rows consist of, where it lies between two passes; nothing before the first pass."""
@@ -113,11 +120,9 @@ class TravellingLayer(TreeCacheLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.is_initialized = True
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        self.tables = self._rows.arrive(self._number, _stored(key_states, value_states))
-        return super().update(key_states, value_states)
+    def _write(self, rows: Tables) -> None:
+        self.tables = self._rows.arrive(self._number, rows)
+        super()._write(rows)
 
     def _tables_at_rest(self) -> Tables:
         return self._rows.on_host(self._number) if self.is_initialized else {}
@@ -126,8 +131,3 @@ class TravellingLayer(TreeCacheLayer):
     def _rows(self) -> TravellingRows:
         assert self._cache.travelling is not None
         return self._cache.travelling
-
-
-def _stored(keys: Tensor, values: Tensor) -> Tables:
-    """The rows of a pass as they are stored."""
-    return {"keys": keys, "values": values}

@@ -26,7 +26,7 @@ VALUES: dict[str, Any] = {
     **{"context_length": 9, "rope_scaling": "yarn:4", "tree": "chain", "verification": "match", "tree_size": 3},
     **{"quantize": "int4", "quantized_directory": "q", "chat_template": "t.jinja", "io": "direct", "tree_depth": 2},
     **{"offline": True, "template_arguments": {"a": 1}, "progress": print, "parallel": 3, "kv": "host"},
-    **{"prompt_cache": "p", "prompt_cache_size": "2GiB"},
+    **{"prompt_cache": "p", "prompt_cache_size": "2GiB", "kv_bits": 8},
 }
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -221,7 +221,7 @@ def test_what_is_said_is_kept_whichever_way_it_is_said(tmp_path: Path) -> None:
     line = "--template-arg a=1 --rope-scaling yarn:4 --tree chain --verification match --tree-size 3 --tree-depth 2"
     line += f" -m {tmp_path} -d none --device cpu --device-memory 1GiB --host-memory 5 --dtype float32 --offline"
     line += " --quantize int4 --quantized-directory q --context-length 9 --chat-template t.jinja --parallel 3 --kv host"
-    line += " --prompt-cache p --prompt-cache-size 2GiB"
+    line += " --prompt-cache p --prompt-cache-size 2GiB --kv-bits 8"
     by_flags = model_options(parse_chat_arguments(line.split()))
     assert replace(by_flags, io="direct", device_memory="1GiB") == kept
 

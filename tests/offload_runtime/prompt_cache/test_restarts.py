@@ -13,6 +13,7 @@ from offload_runtime import GenerationRequest, OffloadRuntime
 from offload_runtime.prompt_cache import block_file
 from tests.pretend_cuda import pretend_cuda
 from tests.samples.adapter_samples import write_adapter
+from tests.samples.rows_in_8_bits import greedy_in_8_bits
 from tests.samples.tiny_models import checkpoint, greedy, perturbed, streaming_runtime
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
@@ -114,6 +115,15 @@ def test_rows_in_host_memory(architecture: str, texts: int, tmp_path: Path) -> N
             replies = runtime.generate_many([TEXT] * texts, max_new_tokens=NEW_TOKENS, temperature=0)
         for reply in replies:
             assert reply.token_ids == expected and reply.stats.prompt_tokens_read <= most_read
+
+
+def test_rows_in_8_bits(tmp_path: Path) -> None:
+    """They are kept as they are, and those of other bits are rows of another model."""
+    model = checkpoint("llama")
+    expected = {8: greedy_in_8_bits(model, TEXT, NEW_TOKENS), None: greedy(model, TEXT, NEW_TOKENS)}
+    for bits, least in ((8, len(TEXT)), (8, 1), (None, len(TEXT)), (8, 1), (None, 1)):
+        text, read = write(model, tmp_path, kv_bits=bits, tree="sequoia")
+        assert text == expected[bits] and read == least
 
 
 @pytest.mark.parametrize("layers", [1, 2])
