@@ -78,7 +78,7 @@ def wide_tree_error(runtime: OffloadRuntime, reference: PreTrainedModel) -> floa
     """
     text, tree = [*PROMPT, *range(40, 58)], Tree([-1, *[0] * 8, 1, 1, 2, 5, 9, 12])
     tokens, none = [text[-1], *range(2, 2 + tree.size - 1)], np.full(tree.size, -1)
-    runtime._models.target.model.cache.truncate(0)
+    runtime._models.target.model.take_up(CONTEXT, 0)  # all of the tree counts as prompt, as for the reference
     ours = runtime._models.target.score(text, DraftTree(tree, tokens, tree.size, none, None, none))
     paths = [[tokens[node] for node in np.flatnonzero(seen)[1:]] for seen in tree.ancestor_mask()]
     padded = torch.tensor([[*text, *path, *[0] * (tree.depth - len(path))] for path in paths])

@@ -1,6 +1,8 @@
 """Models with recurrent layers: which they are, whether these follow the branches of a tree, how large states are."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -17,9 +19,13 @@ RECURRENT_MODELS = {
     "qwen3_5_moe_text", "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya",
 }  # fmt: skip
 
-BRANCHING_MODELS = {"olmo_hybrid", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"}
+_DELTA_RULE = {"olmo_hybrid", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"}
+_MAMBA_2 = {"bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"}
+_CONVOLUTIONS = {"lfm2", "lfm2_moe", "lfm3"}
+BRANCHING_MODELS = _DELTA_RULE | _MAMBA_2 | _CONVOLUTIONS
 BRANCHING_SINCE = (5, 23)  # of transformers: earlier ones keep these states otherwise
 
+_CONVOLUTION = re.compile(r"(conv1d|\bconv)\.weight$")
 _STATE_ITEM_BYTES = 4  # states are float32
 
 
@@ -37,18 +43,75 @@ def can_branch(model_type: str) -> bool:
 
 
 def state_sizes(config: dict[str, Any], layers: Sequence[Sequence[StoredTensor]], itemsize: int) -> StateSizes | None:
-    """The sizes of a model's states; None if the config does not state the widths of its linear attention.
+    """The sizes of a model's states; None if the config does not state the widths of its recurrent layers.
 
     layers: the tensors of each. itemsize: of the compute dtype.
     """
-    names = ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
-    heads, key, value = (size if type(size := config.get(name)) is int and size > 0 else 0 for name in names)
-    if not heads * key * value:
+    shapes = [[t.shape for t in tensors if _CONVOLUTION.search(t.name) and len(t.shape) == 3] for tensors in layers]
+    convolutions = _Convolutions(
+        layers=sum(bool(of_layer) for of_layer in shapes),
+        channels=sum(shape[0] for of_layer in shapes for shape in of_layer),
+        kernel=max((shape[2] for of_layer in shapes for shape in of_layer), default=1),
+    )
+    widths = _widths(config, layers, convolutions)
+    if widths is None:
         return None
-    convolutions = [[t.shape for t in tensors if "conv1d" in t.name and len(t.shape) == 3] for tensors in layers]
-    count = sum(bool(shapes) for shapes in convolutions)
-    inputs = sum(shape[0] for shapes in convolutions for shape in shapes) * itemsize
-    kernel = max((shape[2] for shapes in convolutions for shape in shapes), default=1)
-    memory = count * heads * key * value * _STATE_ITEM_BYTES
-    row = count * heads * (key + value + 2) * _STATE_ITEM_BYTES + inputs
-    return StateSizes(memory + (kernel - 1) * inputs, row, heads, key + value)
+    inputs = convolutions.channels * itemsize
+    memory = convolutions.layers * widths.heads * widths.key * widths.value * _STATE_ITEM_BYTES
+    row = widths.groups * widths.key + widths.heads * (widths.value + 2)
+    return StateSizes(
+        memory + (convolutions.kernel - 1) * inputs,
+        convolutions.layers * row * _STATE_ITEM_BYTES + inputs,
+        widths.heads,
+        widths.key + widths.value,
+    )
+
+
+@dataclass(frozen=True)
+class _Convolutions:
+    """layers: those that have any. channels: of all of them together."""
+
+    layers: int
+    channels: int
+    kernel: int
+
+
+@dataclass(frozen=True)
+class _Widths:
+    """Of one layer: a state is ``[heads, key, value]``; groups: of heads that have the same keys."""
+
+    heads: int
+    key: int
+    value: int
+    groups: int
+
+
+def _widths(
+    config: dict[str, Any], layers: Sequence[Sequence[StoredTensor]], convolutions: _Convolutions
+) -> _Widths | None:
+    if config["model_type"] in _CONVOLUTIONS or not convolutions.layers:  # without these, all layers attend
+        return _Widths(0, 0, 0, 0)
+    return _mamba_2(config, layers, convolutions) if config["model_type"] in _MAMBA_2 else _delta_rule(config)
+
+
+def _delta_rule(config: dict[str, Any]) -> _Widths | None:
+    heads, key, value = (
+        _stated(config, name) for name in ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
+    )
+    return _Widths(heads, key, value, groups=heads) if heads * key * value else None
+
+
+def _mamba_2(
+    config: dict[str, Any], layers: Sequence[Sequence[StoredTensor]], convolutions: _Convolutions
+) -> _Widths | None:
+    """A convolution has the channels of all values, and of the keys and queries of every group."""
+    heads = max((t.shape[0] for tensors in layers for t in tensors if t.name.endswith("A_log")), default=0)
+    groups = _stated(config, "mamba_n_groups", "mamba_ngroups", "n_groups")
+    key = _stated(config, "mamba_d_state", "ssm_state_size", "state_size")
+    values = convolutions.channels // convolutions.layers - 2 * groups * key
+    return _Widths(heads, key, values // heads, groups) if heads * groups * key and values > 0 else None
+
+
+def _stated(config: dict[str, Any], *names: str) -> int:
+    """The first of the names that states a positive number; 0 if none does."""
+    return next((size for name in names if type(size := config.get(name)) is int and size > 0), 0)

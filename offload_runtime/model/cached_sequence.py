@@ -65,6 +65,12 @@ class CachedSequence:
             self.restart()
         self.end = self.length
 
+    def begin(self, prompt: int, common: int) -> None:
+        """Switch to a text with a prompt of `prompt` tokens, which begins with the first `common` committed ones."""
+        if self.states is not None:
+            self.states.prompt = prompt
+        self.truncate(common)
+
     def truncate(self, length: int) -> None:
         """Keep at most the first `length` committed rows; the next pass continues from there."""
         if self._store.is_recurrent and length != self.length:

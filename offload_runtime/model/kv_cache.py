@@ -32,6 +32,7 @@ from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.model.attention import rows_before
 from offload_runtime.model.cached_rows.forms import ComputedRows, RowForm, RowsIn8Bits
 from offload_runtime.model.cached_rows.layers import TravellingLayer, TreeCacheLayer
+from offload_runtime.model.cached_rows.states_and_rows import BranchingTreeLayer
 from offload_runtime.model.cached_rows.travelling_rows import TravellingRows
 from offload_runtime.model.cached_sequence import CachedSequence
 from offload_runtime.model.linear_attention.states import BranchingLayer, SequenceStates, linear_pass
@@ -90,7 +91,7 @@ class TreeCache(Cache):
         branches = [layer for layer in layers if isinstance(layer, BranchingLayer)]
         states = [layer for layer in layers if isinstance(layer, LinearAttentionCacheLayerMixin)]
         self._states = [layer for layer in states if layer not in branches]
-        self.has_states = bool(states)
+        self.has_states, self.has_rows = bool(states), any(_has_rows(layer) for layer in layers)
         count = 1 if self._states else sequences
         self.rows = capacity * count
         of_texts = [SequenceStates(branches, number) if branches else None for number in range(count)]
@@ -110,7 +111,9 @@ class TreeCache(Cache):
 
     def _layer(self, number: int, layer: Any, branching: int) -> Any:
         """The layer to use instead of transformers' `layer`. branching: the texts that a recurrent one may hold."""
-        if branching and type(layer) is LinearAttentionLayer:
+        if branching and isinstance(layer, LinearAttentionLayer):
+            if isinstance(layer, DynamicLayer):
+                return BranchingTreeLayer(self, branching, layer.number_of_states)
             return BranchingLayer(branching, number_of_states=layer.number_of_states)
         if number in self._unused or isinstance(layer, (LinearAttentionCacheLayerMixin, _NO_CACHE)):
             return layer

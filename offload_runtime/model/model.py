@@ -138,7 +138,7 @@ class Model:
 
     def take_up(self, prompt: int, common: int, sequence: int = 0) -> None:
         """Switch a sequence to a text with a prompt of `prompt` tokens; keep the rows of its first `common` tokens."""
-        self.cache.sequences[sequence].truncate(common if self._lengths.begin(prompt) else 0)
+        self.cache.sequences[sequence].begin(prompt, common if self._lengths.begin(prompt) else 0)
 
     def reaches(self, text: int, sequence: int = 0) -> None:
         """A text has grown to `text` tokens; some models have to read it again at a certain length."""
@@ -362,7 +362,7 @@ def _cache_argument(model: nn.Module, cache: TreeCache) -> str:
     the rows in its cache (as for ALiBi), and the rows of a tree are not in the order of the text.
     """
     parameters = signature(model.forward).parameters
-    if cache.is_recurrent and "cache_params" in parameters:
+    if cache.has_states and not cache.has_rows and "cache_params" in parameters:
         return "cache_params"
     if not {"past_key_values", "position_ids"} <= parameters.keys():
         raise UnsupportedModelError(

@@ -111,44 +111,46 @@ INDEXED: dict[str, Changes] = {
     "hy_v4": {**INDEX, "indexer_types": ["full", "shared", "full"]},
 }
 
-# Models that carry a state from token to token: streamed, and decoded plainly.
+# Models whose recurrent state cannot branch over a tree: streamed, and decoded plainly.
 STATES: dict[str, Changes] = {
+    "falcon_mamba": {"state_size": 4},
+    "jamba": {
+        **{"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "num_experts": 2},
+        **{"mamba_d_state": 4, "use_mamba_kernels": False},
+    },
+    "mamba": {"state_size": 4},
+    "recurrent_gemma": {"attention_window_size": BORDER},
+}
+
+# Models whose recurrent layers follow the branches of a tree.
+BRANCHING: dict[str, Changes] = {
     "bamba": {**_CHUNKS, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "attn_layer_indices": [1]},
     "falcon_h1": {**_CHUNKS, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_d_ssm": 64},
-    "falcon_mamba": {"state_size": 4},
     "granitemoehybrid": {
         **_CHUNKS,
         **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "shared_intermediate_size": 16},
         "layer_types": ["mamba", "attention", "mamba"],
     },
-    "jamba": {
-        **{"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "num_experts": 2},
-        **{"mamba_d_state": 4, "use_mamba_kernels": False},
-    },
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {**FEW_EXPERTS, "layer_types": ["conv", "full_attention", "conv"]},
-    "mamba": {"state_size": 4},
+    "lfm3": {"sliding_window": BORDER, "layer_types": ["conv", "sliding_attention", "full_attention"]},
     "mamba2": {**_CHUNKS, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
     "nemotron_h": {
         **_CHUNKS,
         "num_hidden_layers": 5,
         "layers_block_type": ["mamba", "attention", "mlp", "mamba", "attention"],
-        **{"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1},
+        **{"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 2},
     },
-    "recurrent_gemma": {"attention_window_size": BORDER},
-    "zamba2": {
-        **_CHUNKS,
-        "num_hidden_layers": 5,
-        "layers_block_type": ["mamba", "hybrid", "mamba", "mamba", "hybrid"],
-        **{"mamba_ngroups": 1, "n_mamba_heads": 8, "mamba_d_state": 8},
-    },
-}
-
-BRANCHING: dict[str, Changes] = {
     "olmo_hybrid": {},
     "qwen3_5_moe_text": {**FEW_EXPERTS, **_LINEAR},
     "qwen3_5_text": _LINEAR,
     "qwen3_next": {**FEW_EXPERTS, **_LINEAR},
+    "zamba2": {
+        **_CHUNKS,
+        "num_hidden_layers": 5,
+        "layers_block_type": ["mamba", "hybrid", "mamba", "mamba", "hybrid"],
+        **{"mamba_ngroups": 1, "n_mamba_heads": 8, "mamba_d_state": 8, "initializer_range": 0.3},
+    },
 }
 
 SWEEP: dict[str, Changes] = {**ATTENTION, **EXPERTS, **INDEXED, **STATES, **BRANCHING}

@@ -4,42 +4,15 @@ A state S, [keys, values] per head, is decayed, corrected and read at every toke
 
     S ← exp(g) S;  δ = β (v - Sᵀ k);  S ← S + k δᵀ;  o = Sᵀ q
 
-Along a path, with G the sum of the g from its beginning, the state after node i is
-
-    exp(G_i) S₀ + Σ_j exp(G_i - G_j) k_j δ_jᵀ    over i and its ancestors j
-
-So the δ of all nodes solve one triangular system, and the state after any node follows from what the pass has computed.
+The δ of all nodes solve one triangular system, and the state after any node follows from them (`writes`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Writes:
-    """What m nodes write to a state. keys [heads, m, k]; deltas [heads, m, v]; decays, totals [heads, m]: g and G."""
-
-    keys: Tensor
-    deltas: Tensor
-    decays: Tensor
-    totals: Tensor
-
-    def joined(self, others: Writes) -> Writes:
-        """Those of further nodes behind these."""
-        pairs = ((self.keys, others.keys), (self.deltas, others.deltas), (self.decays, others.decays))
-        keys, deltas, decays = (torch.cat(pair, dim=1) for pair in pairs)
-        return Writes(keys, deltas, decays, torch.cat((self.totals, others.totals), dim=1))
-
-    def state_after(self, state: Tensor, path: Tensor) -> Tensor:
-        """[heads, k, v] after the nodes `path`, int64 [p], from the first to the last; `state` is that before them."""
-        totals = self.totals.index_select(1, path)
-        last = totals[:, -1:]
-        keys = self.keys.index_select(1, path) * (last - totals).exp()[..., None]
-        return last.exp()[..., None] * state + keys.transpose(1, 2) @ self.deltas.index_select(1, path)
+from offload_runtime.model.linear_attention.writes import Writes, path_totals
 
 
 def over_tree(
@@ -59,11 +32,8 @@ def over_tree(
     columns are the rows. earlier: the writes of the first m - n nodes.
     """
     n = query.shape[1]
-    decays = decay if earlier is None else torch.cat((earlier.decays, decay), dim=1)
-    totals = decays @ visible.to(decays.dtype).T
+    totals, factors = path_totals(decay, earlier, visible)
     known = 0 if earlier is None else earlier.totals.shape[1]
-    all_totals = totals if earlier is None else torch.cat((earlier.totals, totals), dim=1)
-    factors = (totals[:, :, None] - all_totals[:, None, :]).masked_fill(~visible, -torch.inf).exp()
     keys = key if earlier is None else torch.cat((earlier.keys, key), dim=1)
     weights = beta[..., None] * factors * (key @ keys.transpose(1, 2))  # of the δ of ancestors, in each node's own
     targets = beta[..., None] * (value - totals.exp()[..., None] * (key @ state))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
-from offload_runtime.model.linear_attention.delta_rule import Writes
+from offload_runtime.model.linear_attention.writes import Written
 from offload_runtime.model.rows import PassRows
 from scheduler.plan.memory import STATE_SNAPSHOTS
 from sequoia_tree.uploads import upload
@@ -26,7 +26,7 @@ from sequoia_tree.uploads import upload
 @dataclass(frozen=True)
 class State:
     """The state of one layer after some text. inputs: the last inputs of each convolution, [1, channels, kernel - 1].
-    memory: [heads, k, v]. Empty before the first token."""
+    memory: [heads, k, v], None for convolutions alone. Empty before the first token."""
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
     memory: Tensor | None = None
@@ -36,12 +36,12 @@ class State:
 class Pending:
     """What a layer computed for rows that are not committed. after_text: the state after the pass's rows of text.
 
-    inputs: of each convolution, [1, channels, nodes]. writes: of all nodes.
+    inputs: of each convolution, [1, channels, nodes]. written: by all nodes.
     """
 
     after_text: State
     inputs: dict[int, Tensor] = field(default_factory=dict)
-    writes: Writes | None = None
+    written: Written | None = None
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,15 @@ class Branches:
     """The nodes of one text's tree so far: those of this pass are the last `count`.
 
     chain: rows of text before them in this pass. visible: bool [count, nodes], as of `PassRows`. parents: int64
-    [nodes], the node that each continues; -1 for the text.
+    [nodes], the node that each continues; -1 for the text. of_prompt: bool [count], whether a node is a token of the
+    prompt: its last one is the root of the first tree.
     """
 
     chain: int
     count: int
     visible: Tensor
     parents: Tensor
+    of_prompt: Tensor
 
     def windows(self, kernel: int) -> Tensor:
         """int64 [count, kernel]: for each node of the pass, the columns that its convolution sees, itself last.
@@ -104,19 +106,21 @@ class BranchingLayer(LinearAttentionLayer):
         if pending is None:
             return
         state = pending.after_text
-        if path is not None and pending.writes is not None and state.memory is not None:
+        if path is not None and pending.inputs:
             inputs = {
                 convolution: torch.cat((state.inputs[convolution], nodes.index_select(2, path)), dim=2)[
                     :, :, -state.inputs[convolution].shape[2] :
                 ]
                 for convolution, nodes in pending.inputs.items()
             }
-            state = State(inputs, pending.writes.state_after(state.memory, path))
+            written, memory = pending.written, state.memory
+            memory = memory if written is None or memory is None else written.state_after(memory, path)
+            state = State(inputs, memory)
         self.states[number] = state
 
 
 @dataclass
-class _CurrentPass:
+class CurrentPass:
     """texts: for each, its rows in the pass, its number, and its branches. layer, convolution: those that run now."""
 
     texts: Sequence[tuple[slice, int, Branches]]
@@ -124,7 +128,7 @@ class _CurrentPass:
     convolution: int = 0
 
 
-_current: ContextVar[_CurrentPass] = ContextVar("current_linear_pass")
+_current: ContextVar[CurrentPass] = ContextVar("current_linear_pass")
 
 
 class SequenceStates:
@@ -132,6 +136,7 @@ class SequenceStates:
 
     def __init__(self, layers: Sequence[BranchingLayer], number: int):
         self._layers, self._number = layers, number
+        self.prompt = sys.maxsize  # tokens that were given, not written
         self._branches: Branches | None = None
         self._snapshots: list[tuple[int, list[State]]] = []  # (tokens, states), from the first
 
@@ -149,7 +154,7 @@ class SequenceStates:
         else:
             parents = positions.new_empty(0)
         known = parents if before is None or chain else torch.cat((before.parents, parents))
-        self._branches = Branches(chain, len(visible), visible, known)
+        self._branches = Branches(chain, len(visible), visible, known, rows.row_positions[chain:] < self.prompt)
         return self._branches
 
     def commit(self, length: int, rows: Sequence[int]) -> None:
@@ -202,7 +207,7 @@ class SequenceStates:
             layer.pending[self._number] = None
 
 
-def current_pass() -> _CurrentPass | None:
+def current_pass() -> CurrentPass | None:
     """The pass that runs in this thread; None outside of passes."""
     return _current.get(None)
 
@@ -210,7 +215,7 @@ def current_pass() -> _CurrentPass | None:
 @contextmanager
 def linear_pass(texts: Sequence[tuple[slice, int, Branches]]) -> Iterator[None]:
     """Within the block, wrapped functions follow these branches."""
-    token = _current.set(_CurrentPass(texts))
+    token = _current.set(CurrentPass(texts))
     try:
         yield
     finally:

@@ -135,7 +135,7 @@ def test_what_turns_it_off(options, size):
 
 
 def test_a_recurrent_model_decodes_plainly_and_says_why():
-    prepared = prepare(Options(checkpoint("mamba2"), "auto", device="cpu"))
+    prepared = prepare(Options(checkpoint("mamba"), "auto", device="cpu"))
     assert prepared.plan.tree_size == 1 and "recurrent state" in prepared.draft_note
 
 

@@ -110,10 +110,11 @@ OTHER_TEXTS: dict[str, tuple[str, str]] = {
 # What older versions of transformers build otherwise, or not at all.
 NEW_IN_5_23 = {"cohere_compass", "granite4_vision", "hunyuan_vl"}
 
-# Families whose text model keeps a state, which cannot branch, or only with a new transformers.
-RECURRENT = {"lfm2_vl", "lfm3_vl", "nemotron_h_omni"}
+# Families whose text model keeps a state, which branches only with a new transformers.
+RECURRENT = set()
 if not can_branch("qwen3_5_text"):
-    RECURRENT |= {"minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5", "qwen3_5_moe"}
+    RECURRENT = {"lfm2_vl", "lfm3_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "nemotron_h_omni", "qwen3_5",
+                 "qwen3_5_moe"}  # fmt: skip
 # Not built here: transformers needs packages that this project has no use for.
 NOT_BUILT = {"gemma3n"}
 # Their text models are refused.

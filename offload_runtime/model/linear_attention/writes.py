@@ -1,0 +1,63 @@
+"""What the nodes of a tree write to a recurrent state, kept until verification has chosen a path.
+
+Along a path, with G the sum of the decays g from its beginning, the state after node i is
+
+    exp(G_i) S₀ + Σ_j exp(G_i - G_j) k_j δ_jᵀ    over i and its ancestors j
+
+for every rule that decays a state and adds outer products to it; the rules differ in what δ is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Written(Protocol):
+    """What a layer keeps of all nodes so far."""
+
+    def state_after(self, state: Tensor, path: Tensor) -> Tensor:
+        """The state after the nodes `path`, int64 [p], from the first to the last; `state` is that before them."""
+
+
+@dataclass(frozen=True)
+class Writes:
+    """Of m nodes. keys [groups, m, k]; deltas [heads, m, v]; decays, totals: g and G, [heads, m].
+
+    A group of heads has the same keys.
+    """
+
+    keys: Tensor
+    deltas: Tensor
+    decays: Tensor
+    totals: Tensor
+
+    def joined(self, others: Writes) -> Writes:
+        """Those of further nodes behind these."""
+        pairs = ((self.keys, others.keys), (self.deltas, others.deltas), (self.decays, others.decays))
+        keys, deltas, decays = (torch.cat(pair, dim=1) for pair in pairs)
+        return Writes(keys, deltas, decays, torch.cat((self.totals, others.totals), dim=1))
+
+    def state_after(self, state: Tensor, path: Tensor) -> Tensor:
+        """As of `Written`; states are [heads, k, v]."""
+        totals = self.totals.index_select(1, path)
+        last = totals[:, -1:]
+        keys = self.keys.index_select(1, path).transpose(1, 2)
+        deltas = self.deltas.index_select(1, path) * (last - totals).exp()[..., None]
+        added = keys[:, None] @ deltas.unflatten(0, (len(keys), -1))
+        return last.exp()[..., None] * state + added.flatten(0, 1)
+
+
+def path_totals(decay: Tensor, earlier: Writes | None, visible: Tensor) -> tuple[Tensor, Tensor]:
+    """G of the last nodes, [heads, n], and exp(G_i - G_j) of these and all m, [heads, n, m]; 0 where j is no ancestor.
+
+    decay: [heads, n]. visible: bool [n, m], whether a node is the row's own or one of its ancestors.
+    """
+    decays = decay if earlier is None else torch.cat((earlier.decays, decay), dim=1)
+    totals = decays @ visible.to(decays.dtype).T
+    all_totals = totals if earlier is None else torch.cat((earlier.totals, totals), dim=1)
+    differences = totals[:, :, None] - all_totals[:, None, :]
+    return totals, differences.masked_fill(~visible, -torch.inf).exp()
