@@ -17,6 +17,15 @@ SHARED_ROWS = "some layers read what others have cached"
 
 
 @dataclass(frozen=True)
+class HeadSizes:
+    """Of a draft head, which reads hidden states of its target: values of a row that it takes from the target, and
+    values of a row that it reads in one pass and gives for the next (`width`)."""
+
+    captured: int
+    width: int
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """One decoder layer: its name, the bytes of its flat buffer in the compute dtype, and its bytes on disk.
 
@@ -110,6 +119,7 @@ class ModelSpec:
     states: StateSizes | None = None  # of recurrent layers that follow the branches of a tree
     index: IndexSizes | None = None  # of layers whose attention selects rows by an index
     not_read: str = ""  # "images are not read", where only the text part of a multimodal model is run
+    head: HeadSizes | None = None  # of a draft head, whose embeddings and output layer are the target's
     extension: str | None = None  # what raised max_positions above the config's: "64, extended 4 times by yarn..."
 
     def with_decoded(self, count: int) -> ModelSpec:

@@ -30,7 +30,7 @@ from loaders.checkpoint.refused import WHAT_RUNS
 from loaders.checkpoint.rope_scaling import RopeScaling, no_rotations
 from loaders.errors import OffloadError, UnsupportedModelError
 from loaders.formats import read_format
-from loaders.formats.weights import told_apart
+from loaders.formats.weights import Format, told_apart
 from loaders.modules import dense_experts
 from loaders.modules.conversion import transposed_names
 from loaders.modules.experts import Experts, find_experts
@@ -146,7 +146,7 @@ def build_skeleton(
     config's own scaling.
     """
     config = _load_config(Path(directory), rope_scaling)
-    with _explained(directory), _own_attention_explained(directory, attn_implementation), torch.device("meta"):
+    with explained(directory), _own_attention_explained(directory, attn_implementation), torch.device("meta"):
         if has_text_part(config):
             model = text_part(config, dtype, attn_implementation)
         else:
@@ -156,14 +156,18 @@ def build_skeleton(
     model.eval().requires_grad_(False)
     if dense_experts.grouped_products_wait(torch.device(device), dtype):
         model.set_experts_implementation(dense_experts.NAME)
-    with _explained(directory):
-        _compute_buffers(model, torch.device(device))
+    with explained(directory):
+        compute_buffers(model, torch.device(device))
         model.tie_weights()
     source = model_source(directory)
     packing = read_format(read_config(directory), source.config_file)
     if packing is None and not (checkpoint or source.is_downloaded()):
         return _divide(model, dtype, {})
-    checkpoint = checkpoint or source.checkpoint()
+    return laid_out(model, dtype, checkpoint or source.checkpoint(), packing)
+
+
+def laid_out(model: PreTrainedModel, dtype: torch.dtype, checkpoint: Checkpoint, packing: Format | None) -> Skeleton:
+    """The skeleton of a model on meta, whose tensors are those of `checkpoint`, quantized as `packing` says."""
     contents = told_apart(packing, checkpoint)
     untie_what_differs(model, {**contents.plain, **(checkpoint.adapter.replaced if checkpoint.adapter else {})})
     packed = packed_parameters(model, contents) if packing else {}
@@ -178,7 +182,7 @@ def _load_config(directory: Path, rope_scaling: RopeScaling | None) -> Pretraine
             f"{directory}: transformers {transformers.__version__} has no model type {model_type!r}. Code that comes "
             "with a model is never run; a newer transformers may know it: pip install -U transformers"
         )
-    with _explained(directory):
+    with explained(directory):
         config = model_source(directory).transformers_config()
         if rope_scaling:
             config = _scaled(config, rope_scaling)
@@ -203,7 +207,7 @@ def _scaled(config: PretrainedConfig, rope_scaling: RopeScaling) -> PretrainedCo
 
 
 @contextmanager
-def _explained(directory: Path | str) -> Iterator[None]:
+def explained(directory: Path | str) -> Iterator[None]:
     """Turn what transformers raises on a config it cannot use into an error for the user."""
     try:
         yield
@@ -231,7 +235,7 @@ def _own_attention_explained(directory: Path | str, attn_implementation: str) ->
 
 
 @torch.no_grad()
-def _compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
+def compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
     """Give the non-persistent buffers, which no file holds, the values `from_pretrained` gives them."""
     for tensor in model.state_dict(keep_vars=True).values():
         tensor._is_hf_initialized = True  # initialize_weights() then leaves them alone

@@ -184,7 +184,8 @@ class Decoder:
             request = writer.request
             situation = Situation(request.sampling, len(writer.text), request.repeatable, len(writers))
             unread = len(writer.text) - self._sequences.cached(writer)
-            turns.append(_Turn(writer, unread, self._policy.method(situation)))
+            drafts = self._draft is None or self._draft.can_follow(unread)
+            turns.append(_Turn(writer, unread, self._policy.method(situation) if drafts else PLAIN))
         left = self._target.most_rows
         for turn in sorted(turns, key=lambda turn: turn.unread) if in_pieces else ():
             rows = turn.unread - 1 + turn.method.most_nodes
@@ -200,9 +201,11 @@ class Decoder:
             request, text, place = turn.writer.request, turn.writer.text, turn.writer.place
             if turn.reads is None:
                 growth = turn.method.growing(text, request.sampling, request.generator, place)
+                if self._draft and self._draft.must_read(turn.unread + turn.method.most_nodes, place):
+                    growth = _after(self._draft.following(text, place), growth)
                 growths.append(or_error(growth))
             elif self._draft and turn.reads:
-                growths.append(self._draft.reading(text[: len(text) - turn.unread + turn.reads], place))
+                growths.append(self._draft.following(text[: len(text) - turn.unread + turn.reads], place))
             else:
                 growths.append(_nothing())
         for turn, result in zip(turns, run_growths(growths, self._draft.run if self._draft else None)):
@@ -218,7 +221,8 @@ class Decoder:
         if not in_pieces:
             (turn,) = turns
             if turn.drawn:
-                turn.logits = target.score(turn.writer.text, turn.drawn, turn.writer.place)
+                follow = partial(self._follow, turn.writer)
+                turn.logits = target.score(turn.writer.text, turn.drawn, turn.writer.place, follow)
             return
         taking_part = [turn for turn in turns if turn.drawn or turn.reads]
         parts = [
@@ -229,6 +233,11 @@ class Decoder:
         ]
         for turn, logits in zip(taking_part, target.run(parts) if parts else ()):
             turn.logits = logits
+
+    def _follow(self, writer: Writer) -> None:
+        """Between two passes over one text: the draft reads along, if it must."""
+        if self._draft and self._draft.must_read(self._target.most_rows, writer.place):
+            run_growths([self._draft.following(writer.text, writer.place)], self._draft.run)
 
     def _finished(self, turn: _Turn, clock: _Clock) -> Step | OffloadError:
         try:
@@ -330,6 +339,11 @@ class Decoder:
 def _all_stop(writers: Sequence[Writer]) -> bool:
     """Whether nobody waits for the pass any more."""
     return all(writer.request.should_stop() for writer in writers)
+
+
+def _after(first: Growth[object], then: Growth[DraftTree]) -> Growth[DraftTree]:
+    yield from first
+    return (yield from then)
 
 
 def _nothing() -> Growth[None]:

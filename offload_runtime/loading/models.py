@@ -13,6 +13,7 @@ from loaders.io.reader import WeightReader
 from loaders.modules.skeleton import Skeleton, UnitLayout, build_skeleton
 from loaders.quantize.interrupts import interrupts_deferred
 from offload_runtime.errors import MachineError, UnsupportedModelError
+from offload_runtime.loading.heads import drafting, head_skeleton, making
 from offload_runtime.model.attention import ATTENTION_NAME
 from offload_runtime.model.cached_rows.travelling_rows import RowsOnHost
 from offload_runtime.model.cuda_graphs import CudaGraphs
@@ -90,7 +91,12 @@ def _as_cuda_numbers(preparation: Preparation) -> Preparation:
 
 def _load_on(device: torch.device, preparation: Preparation, progress: Progress | None) -> LoadedModels:
     target_skeleton = _skeleton(preparation.target, device)
-    draft_skeleton = _skeleton(preparation.draft, device) if preparation.draft else None
+    head = draft_skeleton = None
+    if preparation.draft and preparation.draft.head:
+        head = head_skeleton(preparation.draft, target_skeleton, device)
+        draft_skeleton = head.skeleton
+    elif preparation.draft:
+        draft_skeleton = _skeleton(preparation.draft, device)
     preparation = preparation.replanned(
         target=_exact(preparation.target.spec, target_skeleton),
         draft=_exact(preparation.draft.spec, draft_skeleton) if preparation.draft and draft_skeleton else None,
@@ -105,15 +111,16 @@ def _load_on(device: torch.device, preparation: Preparation, progress: Progress 
         ExitStack() as resources,
     ):
         load = _Loader(plan, preparation.options.io, memory, resources, progress)
-        draft = None
+        draft_model = None
         if preparation.draft and draft_skeleton:
-            resident = (Tier.DEVICE,) * len(draft_skeleton.layers)
-            draft_model = load(preparation.draft, draft_skeleton, resident, plan.decoded.draft)
-            draft = Draft(draft_model, preparation.target.spec.vocab_size, plan.rows)
+            resident, make = (Tier.DEVICE,) * len(draft_skeleton.layers), making(head, plan) if head else Model
+            draft_model = load(preparation.draft, draft_skeleton, resident, plan.decoded.draft, make=make)
         on_host = plan.kv == "host"
         target = Target(load(preparation.target, target_skeleton, plan.tiers, plan.decoded.target, on_host), plan.rows)
-        if draft:
-            _refuse_states(target.model, draft.model)
+        draft = None
+        if draft_model:
+            _refuse_states(target.model, draft_model)
+            draft = drafting(draft_model, target, target_skeleton, memory, plan)
         for role, model in (("target", target.model), ("draft", draft.model if draft else None)):
             if model and role in plan.graphs and not model.cache.has_states:
                 model.pad_passes(Padding.of(plan.tree_size, plan.cache_rows), CudaGraphs(device))
@@ -173,6 +180,7 @@ class _Loader:
         tiers: tuple[Tier, ...],
         dequantized: int,
         kv_on_host: bool = False,
+        make: Callable[..., Model] = Model,
     ) -> Model:
         plan = self.plan
         reader = self.resources.enter_context(
@@ -192,7 +200,7 @@ class _Loader:
             files.spec.kv_bits is not None,
         )
         reading, dequantizing = (self._progressing(f"{stage} {files.spec.name}") for stage in ("loading", "decoding"))
-        model = Model(skeleton, files.checkpoint, placement, reader, self.memory, reading, dequantizing)
+        model = make(skeleton, files.checkpoint, placement, reader, self.memory, reading, dequantizing)
         self.resources.callback(model.close)
         return model
 

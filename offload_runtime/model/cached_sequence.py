@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
+from offload_runtime.model.heads.text_features import TextFeatures
 from offload_runtime.model.linear_attention.states import SequenceStates
 
 
@@ -32,15 +33,19 @@ class CachedSequence:
     states: of recurrent layers that branch; they go back to snapshots, so a truncated text may be shorter than asked
     for. Other recurrent states cannot go back to an earlier token, and can absorb several tokens at once only from
     their initial value: rolling back or truncating resets them.
+    features: hidden states at the committed rows, for a draft head; None without one.
     """
 
     def __init__(self, store: RowStore, first_row: int, most_rows: int, states: SequenceStates | None = None):
         self._store, self.first_row, self.most_rows, self.states = store, first_row, most_rows, states
+        self.features: TextFeatures | None = None
         self.length = 0
         self.end = 0
 
     def advance(self, rows: int) -> None:
         """The model has appended `rows` rows in every layer."""
+        if self.features is not None:
+            self.features.passed(self.end, rows)
         self.end += rows
         assert self.end <= self.most_rows
 
@@ -50,6 +55,8 @@ class CachedSequence:
         assert not self._store.is_recurrent or len(rows) == self.end - self.length, "the state has absorbed every row"
         if self.states is not None:
             self.states.commit(self.length, rows)
+        if self.features is not None:
+            self.features.commit(self.length, rows)
         in_place = next((i for i, row in enumerate(rows) if row != i), len(rows))
         if in_place < len(rows):
             first = self.first_row + self.length
@@ -78,6 +85,8 @@ class CachedSequence:
         if self.states is not None:
             length = self.states.truncate(self.length, length)
         self.length = self.end = min(length, self.length)
+        if self.features is not None:
+            self.features.truncate(self.length)
 
     def restart(self) -> None:
         """Begin again with an empty text, where states cannot go back."""
@@ -96,3 +105,5 @@ class CachedSequence:
             length = self.states.take_from(other.states, length)
         self._store.copy(other.first_row, self.first_row, length)
         self.length = self.end = length
+        if self.features is not None and other.features is not None:
+            self.features.take_from(other.features, length)

@@ -19,9 +19,7 @@ from loaders.checkpoint.recurrent import can_branch
 from loaders.checkpoint.refused import WHAT_RUNS
 from loaders.dequantize.at_load import decode_layer, fill_decoded
 from loaders.dequantize.hooks import decode_before_use, scratch_bytes
-from loaders.io.expert_parts import split_experts
 from loaders.io.reader import WeightReader
-from loaders.io.sources import map_sources
 from loaders.modules.experts import Experts, choice_among, position_of_choice, routed_among
 from loaders.modules.layout import Layout
 from loaders.modules.skeleton import Skeleton, UnitLayout, make_parameters
@@ -39,7 +37,7 @@ from offload_runtime.model.rows import PassRows, SharedRows, text_rows
 from scheduler.plan.padding import Padding
 from scheduler.plan.placement import Tier
 from scheduler.streaming.device_memory import DeviceMemory
-from scheduler.streaming.layer_memory import LayerMemory, Progress, UnitBytes
+from scheduler.streaming.layer_memory import LayerMemory, Progress, units_of
 from sequoia_tree.uploads import upload
 
 Parameters = tuple[nn.Parameter, ...]
@@ -69,6 +67,7 @@ class Model:
     ):
         self._model, self._memory = skeleton.model, memory
         self.should_stop: Callable[[], bool] = never
+        self.before_pass: Callable[[], None] | None = None
         self.device = memory.device
         self.config = skeleton.config
         self.vocab_size: int = skeleton.config.vocab_size
@@ -83,7 +82,7 @@ class Model:
         how = (sequences, travelling, branching, placement.rows_in_8_bits)
         self.cache = TreeCache(skeleton.config, placement.capacity, memory.add, *how)
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
-        layers, placed = _unit_bytes(skeleton, checkpoint), (*placement.tiers, Tier.DEVICE)
+        layers, placed = units_of(skeleton, checkpoint), (*placement.tiers, Tier.DEVICE)
         limit = placement.pinned_limit
         try:
             self._weights = LayerMemory(layers, placed, placement.slots, reader, memory, on_reading, limit)
@@ -160,6 +159,8 @@ class Model:
         if not self._hooks:
             raise RuntimeError("the model is closed")
         assert len(tokens) == rows.count
+        if self.before_pass:
+            self.before_pass()
         self._lengths.begin_pass(min(rows.keys, self._last_position + 1))
         logits = self._padded_logits(tokens, rows, logits_to_keep)
         if logits is None:
@@ -344,15 +345,6 @@ class Model:
     def _release(self, module: nn.Module, args: Any, output: Any) -> None:
         assert self._weights.ring is not None
         self._weights.ring.release()
-
-
-def _unit_bytes(skeleton: Skeleton, checkpoint: Checkpoint) -> list[UnitBytes]:
-    layers = (*skeleton.layers, skeleton.embeddings_and_head)
-    of_layers, of_embeddings_and_head = map_sources(skeleton, checkpoint)
-    return [
-        UnitBytes(layer.layout.nbytes, ranges, split_experts(layer, ranges))
-        for layer, ranges in zip(layers, (*of_layers, of_embeddings_and_head))
-    ]
 
 
 def _cache_argument(model: nn.Module, cache: TreeCache) -> str:

@@ -36,10 +36,11 @@ def run_parts(model: Model, parts: Sequence[PassPart], most_rows: int) -> list[T
 
     Parts of several texts share a pass as long as it has at most `most_rows` rows.
     """
-    return [logits for together in _passes(parts, most_rows) for logits in _run(model, together)]
+    return [logits for together in passes(parts, most_rows) for logits in run_together(model, together)]
 
 
-def _passes(parts: Sequence[PassPart], most_rows: int) -> Iterator[Sequence[PassPart]]:
+def passes(parts: Sequence[PassPart], most_rows: int) -> Iterator[Sequence[PassPart]]:
+    """The parts of one pass at a time: as many as have at most `most_rows` rows together."""
     together: list[PassPart] = []
     for part in parts:
         if together and sum(other.rows.count for other in together) + part.rows.count > most_rows:
@@ -49,7 +50,8 @@ def _passes(parts: Sequence[PassPart], most_rows: int) -> Iterator[Sequence[Pass
     yield together
 
 
-def _run(model: Model, parts: Sequence[PassPart]) -> Sequence[Tensor]:
+def run_together(model: Model, parts: Sequence[PassPart]) -> Sequence[Tensor]:
+    """Logits ``[wanted, vocab]`` of each part, of one pass."""
     if len(parts) == 1:
         wanted = parts[0].wanted
         return [model.forward(parts[0].tokens, parts[0].rows, max(1, wanted))[:wanted]]

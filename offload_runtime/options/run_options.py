@@ -31,6 +31,9 @@ from scheduler.plan.request import KV_PLACES
 
 DEMO_PAIR = Path(__file__).resolve().parents[1] / "demo_pair"
 DEMO_TARGET, DEMO_DRAFT = DEMO_PAIR / "target", DEMO_PAIR / "draft"
+MTP: Literal["mtp"] = "mtp"
+Draft = Path | Literal["auto", "mtp"] | None
+"""As `Options.draft` is."""
 
 # The rules that may verify each kind of tree, the default first: a rule must match how the tokens were drawn.
 _DRAWN = ("top-down", "traversal", "match")
@@ -69,8 +72,9 @@ class RunOptions:
         )
     )
     draft: str | Path | None = option(
-        "a small model with the same tokens, in the same way (org/name:Q8_0); none: plain decoding; "
-        "auto: a known draft that is in the hub's cache, else n-gram lookup in the text",
+        "a small model with the same tokens, in the same way (org/name:Q8_0); mtp: the head for multi-token prediction "
+        "in the model's own files; none: plain decoding; auto: that head or a known draft that is in the hub's cache, "
+        "whichever is faster, else n-gram lookup in the text",
         "MODEL",
         default="auto",
         flags=("--draft", "-d"),
@@ -163,13 +167,14 @@ class Options(RunOptions):
     """The user's options as checked paths and values (see `resolved`).
 
     model, draft: directories, GGUF files, or hub names, which `located` replaces by paths in the hub's cache; sources
-    then says which files are missing. draft: None for none; "auto" for a known one on this machine, or else n-gram
-    lookup in the text. adapter: a directory. share_layers: the files hold only the target's first few layers, and the
-    others repeat them in turn. rope_scaling: applies to the draft, too, if it has fewer positions than the target.
+    then says which files are missing. draft: None for none; "mtp" for the head in the model's files; "auto" for that or
+    a known one on this machine, or else n-gram lookup in the text. adapter: a directory. share_layers: the files hold
+    only the target's first few layers, and the others repeat them in turn. rope_scaling: applies to the draft, too, if
+    it has fewer positions than the target.
     """
 
     model: Path
-    draft: Path | Literal["auto"] | None = None
+    draft: Draft = None
     _: KW_ONLY
     adapter: Path | None = None
     quantized_directory: Path | None = None
@@ -233,8 +238,10 @@ def resolve_model(model: str | Path) -> Path:
     return path if hub_name(path) else local_model(path)
 
 
-def resolve_draft(model: Path, draft: str | Path | None) -> Path | Literal["auto"] | None:
+def resolve_draft(model: Path, draft: str | Path | None) -> Draft:
     """The draft's directory or name; "auto" gives the bundled pair's, and is left to `prepare` for other models."""
+    if draft == MTP:
+        return MTP
     if draft == AUTO:
         return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else AUTO
     return None if draft in (None, "none") else resolve_model(draft)

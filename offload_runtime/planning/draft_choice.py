@@ -1,7 +1,7 @@
-"""`--draft auto`: the known draft with the target's tokens that is predicted fastest. Imports no torch.
+"""`--draft auto`: the head in the target's files, or the known draft with its tokens, whichever is predicted fastest.
 
-Only a draft that is already in the hub's cache is used. If there is none, the best of the others is proposed, nothing
-is downloaded, and n-gram lookup in the text drafts instead (see `ngram_lookup`).
+Imports no torch. Only a draft that is already in the hub's cache is used. If there is none, the best of the others is
+proposed, nothing is downloaded, and n-gram lookup in the text drafts instead (see `ngram_lookup`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from loaders.checkpoint.model_source import read_vocabulary
 from loaders.checkpoint.spec import ModelSpec
 from loaders.hub.cache import cached_model
+from loaders.sizes import format_size
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import DoesNotFitError, OffloadError
 from offload_runtime.planning.draft_table import FAMILIES, Candidate, family_of
@@ -35,25 +36,33 @@ Read = Callable[[Path], ModelSpec]
 
 @dataclass(frozen=True)
 class DraftChoice:
-    """directory: of the chosen draft, or None. note: one line for the user: the reason, and what would be faster."""
+    """directory: of the chosen draft, or None. head: the head in the model's own files is chosen.
+
+    note: one line for the user: the reason, what would be faster, or what is saved.
+    """
 
     directory: Path | None = None
     note: str | None = None
+    head: bool = False
 
 
 @dataclass(frozen=True)
 class _Rated:
-    """A candidate with its seconds per token and its gain over plain decoding; None if not known."""
+    """A draft with its seconds per token and its gain over plain decoding; None if not known.
 
-    candidate: Candidate
+    candidate: its row in the table; None for the head in the model's own files.
+    """
+
+    candidate: Candidate | None
     directory: Path | None
     seconds_per_token: float | None
     gain: float | None
+    nbytes: int
 
     @property
     def rank(self) -> tuple[float, int]:
         """Fastest first; smallest first if the machine's speed is not known."""
-        return self.seconds_per_token or 0.0, self.candidate.millions
+        return self.seconds_per_token or 0.0, self.nbytes
 
     @property
     def pays(self) -> bool:
@@ -67,19 +76,23 @@ def choose_draft(
     limits: Limits,
     read: Read,
     locate: Locate = cached_model,
+    head: ModelSpec | None = None,
 ) -> DraftChoice:
     """The draft to use with `target`, if one of its family is on this machine; otherwise at most a proposal.
 
-    vocabulary: of the target, if it is known.
+    vocabulary: of the target, if it is known. head: of the target's own files, if they hold one.
     """
     if not target.can_branch:
         return DraftChoice(note=RECURRENT_NOTE)
     family = vocabulary and family_of(vocabulary, str(target.directory))
-    if not vocabulary or not family:
-        return DraftChoice(note=UNKNOWN_NOTE)
-    rated = list(_rated(FAMILIES[family].candidates, vocabulary, target, machine, limits, read, locate))
+    candidates = FAMILIES[family].candidates if family else ()
+    rated = list(_rated(candidates, vocabulary or {}, target, machine, limits, read, locate))
+    if head is not None:
+        rated += _rated_head(head, target, machine, limits)
     present = sorted((one for one in rated if one.directory), key=lambda one: one.rank)
     if present and present[0].pays:
+        if head is not None and present[0].candidate is None:
+            return DraftChoice(note=head_note(head, target, vocabulary), head=True)
         return DraftChoice(present[0].directory)
     absent = sorted((one for one in rated if not one.directory and one.pays), key=lambda one: one.rank)
     return DraftChoice(note=_proposal(absent[0]) if absent and not present else UNKNOWN_NOTE)
@@ -110,20 +123,43 @@ def _rated(
                 continue
         if weight_bytes(spec) > _LARGEST_SHARE * weight_bytes(target):
             continue
-        try:
-            plan = fitting_plan(target, spec, machine, limits)
-        except DoesNotFitError:
-            continue
-        cost = plan.target_cost(target)
-        if not cost.is_known or not cost.knows_computing:
-            yield _Rated(candidate, directory, None, None)
-            continue
-        predicted = predict(plan, target, spec, acceptance)
-        plain = predicted.plain.total
-        yield _Rated(candidate, directory, predicted.seconds_per_token, plain / predicted.seconds_per_token)
+        if predicted := _predicted(spec, acceptance, target, machine, limits):
+            yield _Rated(candidate, directory, *predicted, weight_bytes(spec))
+
+
+def _rated_head(head: ModelSpec, target: ModelSpec, machine: Machine, limits: Limits) -> Iterator[_Rated]:
+    acceptance = expected_acceptance(target.directory, head).by_child
+    if predicted := _predicted(head, acceptance, target, machine, limits):
+        yield _Rated(None, target.directory, *predicted, weight_bytes(head))
+
+
+def _predicted(
+    draft: ModelSpec, acceptance: tuple[float, ...], target: ModelSpec, machine: Machine, limits: Limits
+) -> tuple[float | None, float | None] | None:
+    """Seconds per token and the gain over plain decoding, None where speeds are not known; None if it does not fit."""
+    try:
+        plan = fitting_plan(target, draft, machine, limits)
+    except DoesNotFitError:
+        return None
+    cost = plan.target_cost(target)
+    if not cost.is_known or not cost.knows_computing:
+        return None, None
+    predicted = predict(plan, target, draft, acceptance)
+    return predicted.seconds_per_token, predicted.plain.total / predicted.seconds_per_token
+
+
+def head_note(head: ModelSpec, target: ModelSpec, vocabulary: dict[str, int] | None) -> str | None:
+    """What a head takes beside the smallest draft model that is known for the target; None if none is known."""
+    family = vocabulary and family_of(vocabulary, str(target.directory))
+    if not family:
+        return None
+    least = min(FAMILIES[family].candidates, key=lambda candidate: candidate.millions)
+    sizes = [format_size(weight_bytes(spec)) for spec in (head, least.spec(target.dtype))]
+    return f"The head in the model's own files takes {sizes[0]}, {least.name} as the draft would take {sizes[1]}."
 
 
 def _proposal(rated: _Rated) -> str:
+    assert rated.candidate is not None
     name = rated.candidate.name
     gigabytes = rated.candidate.millions * 2 / 1000
     gain = f"make this about {rated.gain:.1f} x as fast" if rated.gain else "speed this up"

@@ -4,17 +4,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from loaders.checkpoint.mtp import has_known_head
 from loaders.checkpoint.spec import ModelSpec
 from loaders.sizes import parse_size
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
 from offload_runtime.options.fields import values_of
-from offload_runtime.options.run_options import AUTO, Options, located
-from offload_runtime.planning.draft_choice import DraftChoice, choose_draft
+from offload_runtime.options.run_options import AUTO, MTP, Options, located
+from offload_runtime.planning.draft_choice import DraftChoice, choose_draft, head_note
 from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, expected_acceptance
 from offload_runtime.planning.parallel_choice import best_parallel_plan
 from offload_runtime.planning.quantized_directory import Packing
-from offload_runtime.planning.read_models import ModelFiles, read_draft, read_target, smaller_targets, vocabulary_of
+from offload_runtime.planning.read_models import (
+    ModelFiles,
+    read_draft,
+    read_mtp_head,
+    read_target,
+    smaller_targets,
+    vocabulary_of,
+)
 from scheduler.machine.capability import check_build
 from scheduler.machine.data_sheets import planned_machine, recognised, with_data_sheet
 from scheduler.machine.machine import Machine, has_nvidia_card, read_machine
@@ -73,9 +81,12 @@ def prepare(options: Options) -> Preparation:
         options = located(options)
         target, packing = read_target(options, machine)
         machine = with_known_figures(machine, target.spec.dtype)
-        choice = _choose(options, target.spec, machine, limits)
+        choice = _choose(options, target, machine, limits)
         draft = acceptance = None
-        if choice.directory is not None:
+        if choice.head:
+            draft = read_mtp_head(target)
+            acceptance = expected_acceptance(options.model, draft.spec)
+        elif choice.directory is not None:
             draft = read_draft(options, choice.directory, machine, target.spec)
             if options.draft != AUTO:  # else the choice has compared them
                 _check_tokens(options, target.spec, draft.spec)
@@ -92,15 +103,24 @@ def prepare(options: Options) -> Preparation:
         raise UsageError(str(error)) from error
 
 
-def _choose(options: Options, target: ModelSpec, machine: Machine, limits: Limits) -> DraftChoice:
+def _choose(options: Options, target: ModelFiles, machine: Machine, limits: Limits) -> DraftChoice:
     """The draft that the user named, the automatic choice, or none."""
+    spec = target.spec
     if options.draft is None or options.tree == "none":
         return DraftChoice()
-    if options.draft != AUTO:
+    if options.draft not in (AUTO, MTP):
         return DraftChoice(options.draft)
-    vocabulary = vocabulary_of(options, options.model) if target.can_branch else None
+    vocabulary = vocabulary_of(options, options.model) if spec.can_branch else None
+    if options.draft == MTP:
+        return DraftChoice(note=head_note(read_mtp_head(target).spec, spec, vocabulary), head=True)
+    head = read_mtp_head(target).spec if has_known_head(spec.model_type, target.checkpoint) else None
     return choose_draft(
-        target, vocabulary, machine, limits, lambda directory: read_draft(options, directory, machine, target).spec
+        spec,
+        vocabulary,
+        machine,
+        limits,
+        lambda directory: read_draft(options, directory, machine, spec).spec,
+        head=head,
     )
 
 

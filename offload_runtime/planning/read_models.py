@@ -8,9 +8,11 @@ from typing import Any
 
 from loaders.adapters.adapter import read_adapter
 from loaders.checkpoint.model_source import model_source
+from loaders.checkpoint.mtp import as_head, head_checkpoint, head_values
 from loaders.checkpoint.read_spec import read_config, read_spec
 from loaders.checkpoint.rope_scaling import RopeScaling, is_rotary
 from loaders.checkpoint.spec import ModelSpec
+from loaders.formats import read_format
 from loaders.gguf.config import gguf_config, model_tensors
 from loaders.gguf.header import GgufFile
 from loaders.gguf.model import is_gguf
@@ -23,7 +25,7 @@ from loaders.quantize.recipe import BITS, Quantization
 from loaders.safetensors_files.headers import Checkpoint
 from loaders.text_part import used_names
 from offload_runtime.errors import UnsupportedModelError
-from offload_runtime.options.run_options import Options
+from offload_runtime.options.run_options import MTP, Options
 from offload_runtime.planning.compute_dtype import compute_dtype
 from offload_runtime.planning.quantized_directory import Packing
 from scheduler.machine.machine import Machine
@@ -33,13 +35,15 @@ from scheduler.machine.machine import Machine
 class ModelFiles:
     """One model and its headers.
 
-    source: the model on the hub, if it was given by name. rope_scaling: replaces that of its config.
+    source: the model on the hub, if it was given by name. rope_scaling: replaces that of its config. head: what kind of
+    draft head this is, "mtp"; None for a model.
     """
 
     spec: ModelSpec
     checkpoint: Checkpoint
     source: HubModel | None = None
     rope_scaling: RopeScaling | None = None
+    head: str | None = None
 
     @property
     def missing_bytes(self) -> int:
@@ -68,6 +72,16 @@ def read_draft(options: Options, directory: Path, machine: Machine, target: Mode
     if options.rope_scaling and draft.spec.max_positions < target.max_positions and is_rotary(draft.spec.model_type):
         return read_model(options, directory, machine, options.rope_scaling)
     return draft
+
+
+def read_mtp_head(target: ModelFiles) -> ModelFiles:
+    """The head for multi-token prediction in the target's files. Raises UnsupportedModelError where there is none."""
+    spec = target.spec
+    config = read_config(spec.directory)
+    checkpoint = head_checkpoint(target.checkpoint, spec.name)
+    packing = read_format(config, model_source(spec.directory).config_file)
+    head = read_spec(spec.directory, spec.dtype, checkpoint, head_values(config, checkpoint, packing))
+    return ModelFiles(as_head(head, spec), checkpoint, head=MTP)
 
 
 def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing | None]:

@@ -35,10 +35,11 @@ def open_prompt_cache(
     pace = None if plan.slots else _seconds_per_token(cost, plan.rows)  # no disk is slower than streaming all layers
     identity = model_identity(preparation.target, plan.device)
     stored = [StoredRows(target, identity, folder, pace, notes)]
-    if models.draft and preparation.draft and not models.draft.model.cache.has_states:
+    draft = models.draft if preparation.draft and not preparation.draft.head else None  # a head's rows lack features
+    if draft and preparation.draft and not draft.model.cache.has_states:
         pace = _seconds_per_token(plan.draft_cost(preparation.draft.spec), plan.rows)
         identity = model_identity(preparation.draft, plan.device)
-        stored.append(StoredRows(models.draft.model, identity, folder, pace, notes))
+        stored.append(StoredRows(draft.model, identity, folder, pace, notes))
     return PromptCache(stored, notes, between)
 
 

@@ -55,6 +55,18 @@ class Draft:
         assert logits is not None
         return logits
 
+    def following(self, text: Sequence[int], sequence: int = 0) -> Growth[object]:
+        """Read along with the target, which writes no tree after this text now."""
+        return self.reading(text, sequence)
+
+    def can_follow(self, unread: int) -> bool:
+        """Whether it can draft after a text of which the target has `unread` tokens to read, the root among them."""
+        return True
+
+    def must_read(self, coming: int, sequence: int) -> bool:
+        """Whether it has to read a text before a pass of the target over `coming` more rows of it."""
+        return False
+
     def nodes(self, tokens: Tensor, depths: Tensor, visible: Tensor, sequence: int = 0) -> PassPart:
         """r new nodes with these `tokens`; the cache holds the tree's earlier nodes.
 

@@ -1,7 +1,7 @@
 """The target: one pass over the text that it has not read yet, followed by a whole tree."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -99,15 +99,27 @@ class Target:
         return self._states[sequence].text_rows
 
     @torch.inference_mode()
-    def score(self, text: Sequence[int], drawn: DraftTree, sequence: int = 0) -> Tensor:
-        """Float logits ``[n, vocab]`` after every node of the tree, whose root is the last token of `text`."""
+    def score(
+        self,
+        text: Sequence[int],
+        drawn: DraftTree,
+        sequence: int = 0,
+        between: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Float logits ``[n, vocab]`` after every node of the tree, whose root is the last token of `text`.
+
+        between: called after every pass that only reads, before the next one.
+        """
         cached = self.model.cache.sequences[sequence]
         cached.truncate(len(text) - 1)
         surplus = max(0, len(text) - cached.length + drawn.tree.size - 1 - self.most_rows)
         passes = 1 + -(-surplus // self.most_rows)
         with self._stepping(len(text) - cached.length, passes):
-            if surplus:
-                self.model.read(text[cached.length : cached.length + surplus], self.most_rows, sequence)
+            end = cached.length + surplus
+            while cached.length < end:
+                self.model.read(text[cached.length : end][: self.most_rows], self.most_rows, sequence)
+                if between:
+                    between()
             part = self.tree_part(text, drawn, sequence)
             return self.model.forward(part.tokens, part.rows, part.wanted)
 

@@ -1,14 +1,16 @@
 """Memory needed besides the target's layers, item by item, in bytes."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from loaders.checkpoint.spec import ITEMSIZE, ModelSpec
+from loaders.checkpoint.spec import ITEMSIZE, HeadSizes, ModelSpec
 from loaders.io.direct import CHUNK_BYTES, DISK_BLOCK, THREADS
 from loaders.modules import expert_memory
 from loaders.sizes import GIB, MIB
 from scheduler.machine.machine import Machine
-from scheduler.plan.padding import Padding
+from scheduler.plan.padding import WIDTHS, Padding
 from scheduler.plan.staging import BOUNCE_BYTES, staging_buffers
 
 # Kept out of the budget. On a GPU: the CUDA context with its kernels and matrix-product workspaces, and 5 % of the
@@ -124,15 +126,20 @@ def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem
     target, *drafts = models
     return (
         PlanItem("embeddings, norm and head", target.embeddings_and_head_bytes),
-        *(PlanItem(f"draft {draft.name} ({draft.short_form})", weight_bytes(draft)) for draft in drafts),
+        *(PlanItem(_draft_name(draft), weight_bytes(draft)) for draft in drafts),
         *_kv_items(models, shape),
         *_states(models, shape),
+        *_features(models, shape),
         PlanItem(f"workspace, {_rows(shape.rows)}", workspace_bytes(models, shape)),
         *_expert_products(models, device),
         *_graphs(models, device, shape),
         *_decoded_weights(models),
         _read_buffers(models, device),
     )
+
+
+def _draft_name(draft: ModelSpec) -> str:
+    return f"{'' if draft.head else 'draft '}{draft.name} ({draft.short_form})"
 
 
 def _kv_items(models: Models, shape: PassShape) -> Iterator[PlanItem]:
@@ -163,6 +170,36 @@ def _states(models: Models, shape: PassShape) -> Iterator[PlanItem]:
         yield PlanItem(f"recurrent states, with {STATE_SNAPSHOTS} earlier ones", nbytes)
 
 
+@dataclass(frozen=True)
+class HeadRows:
+    """Rows of the buffers of a draft head: of a pass, of the target or of the head; of a text's features that wait to
+    be read, of each of `texts` texts; nodes of a tree of each that the head runs over."""
+
+    of_pass: int
+    waiting: int
+    columns: int
+    texts: int
+
+    @classmethod
+    def of(cls, rows: int, tree_size: int, texts: int) -> HeadRows:
+        """For passes of at most `rows` rows. One row of a text is kept that was read: the last, which is read again."""
+        of_pass = max(rows, WIDTHS[-1])  # a replayed pass is padded
+        return cls(of_pass, of_pass + 1, tree_size, texts)
+
+    def nbytes(self, sizes: HeadSizes, itemsize: int) -> int:
+        """Of all buffers: hidden states of the target, features of texts, and hidden states of the head."""
+        captured = (self.of_pass + self.texts * self.waiting) * sizes.captured
+        return (captured + (self.of_pass + self.texts * (self.columns + 1)) * sizes.width) * itemsize
+
+
+def _features(models: Models, shape: PassShape) -> Iterator[PlanItem]:
+    """What a draft head reads of the target's hidden states, and its own."""
+    rows = HeadRows.of(shape.rows, shape.tree_size, shape.texts)
+    for model in models:
+        if model.head is not None:
+            yield PlanItem("hidden states for the draft head", rows.nbytes(model.head, ITEMSIZE[model.dtype]))
+
+
 def kv_bytes(models: Models, shape: PassShape) -> int:
     """One text's part of all KV caches, with the keys of indexers."""
     return sum(model.kv_bytes_per_token + _index_bytes(model) for model in models) * shape.cache_rows
@@ -181,7 +218,8 @@ def replayed(models: Models, device: str, shape: PassShape) -> tuple[str, ...]:
     """The roles whose passes are replayed as CUDA graphs: models resident on the GPU, none of them recurrent."""
     if device != "cuda" or any(model.recurrent for model in models):
         return ()
-    return ROLES[shape.streams or shape.kv_on_host : len(models)]
+    count = sum(model.head is None for model in models)  # the passes of a draft head, of a layer or two, are not
+    return ROLES[shape.streams or shape.kv_on_host : count]
 
 
 def _graphs(models: Models, device: str, shape: PassShape) -> Iterator[PlanItem]:

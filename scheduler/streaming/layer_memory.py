@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from loaders.io.byte_ranges import bytes_on_disk
+from loaders.io.expert_parts import split_experts
 from loaders.io.reader import WeightReader
+from loaders.io.sources import map_sources
 from loaders.io.spans import Span, spans
+from loaders.modules.skeleton import Skeleton
 from loaders.quantize.interrupts import interrupts_deferred
+from loaders.safetensors_files.headers import Checkpoint
 from scheduler.plan.placement import Tier
 from scheduler.streaming.bounce import Link
 from scheduler.streaming.device_memory import DeviceMemory
@@ -23,7 +27,17 @@ from scheduler.streaming.run_ahead import RunAhead
 from scheduler.streaming.streams import Streams, streams_of
 from scheduler.streaming.tier_buffers import TierBuffers, UnitBytes, allocate_tiers
 
-__all__ = ["LayerMemory", "Progress", "UnitBytes"]
+__all__ = ["LayerMemory", "Progress", "UnitBytes", "units_of"]
+
+
+def units_of(skeleton: Skeleton, checkpoint: Checkpoint) -> list[UnitBytes]:
+    """Every layer, then what lies outside the layers. Raises what `map_sources` raises."""
+    layers = (*skeleton.layers, skeleton.embeddings_and_head)
+    of_layers, of_embeddings_and_head = map_sources(skeleton, checkpoint)
+    return [
+        UnitBytes(layer.layout.nbytes, ranges, split_experts(layer, ranges))
+        for layer, ranges in zip(layers, (*of_layers, of_embeddings_and_head))
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Drafting with a head, which reads hidden states of the target beside its tokens."""

@@ -1,0 +1,217 @@
+"""Heads for multi-token prediction: the text is the target's own, and the head computes what transformers' own does."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from offload_runtime import OffloadRuntime
+from offload_runtime.errors import UnsupportedModelError
+from offload_runtime.model.heads.text_features import TextFeatures
+from offload_runtime.speculation.heads.head_draft import HeadDraft
+from sequoia_tree import chain, expected_tokens
+from tests.offload_runtime.exactness import test_sampling_exactness as sampling
+from tests.offload_runtime.exactness import test_shared_texts as shared
+from tests.samples.mtp_models import FAMILIES, add_head, head_logits, model_with_head, save_known
+from tests.samples.tiny_models import PROMPT, checkpoint, greedy, make_checkpoint, streaming_runtime
+
+NEW_TOKENS = 64
+OPTIONS = {"context_length": 128, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
+CLOSE = 2e-3  # of logits up to 10 or so, in float32: recurrent layers and routers of experts make differences larger
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@contextmanager
+def read_texts(draft: HeadDraft) -> Iterator[list[tuple[list[int], torch.Tensor]]]:
+    """Collects what a head has read of texts, and the logits that it gave there."""
+    read, reading = [], draft.reading
+
+    def noted(text, sequence=0):
+        logits = yield from reading(text, sequence)
+        read.append((list(text[: draft.model.cache.sequences[sequence].length + 1]), logits[0].clone()))
+        return logits
+
+    draft.reading = noted
+    try:
+        yield read
+    finally:
+        del draft.reading
+
+
+def difference(directory, text: list[int], logits: torch.Tensor) -> float:
+    return (logits - head_logits(directory, text)[-1]).abs().max().item()
+
+
+@every_family
+def test_streamed_text_equals_generate_and_the_head_reads_what_was_accepted(family):
+    """The head's logits after every text are those of transformers' own head over that text alone, whatever trees were
+    grown and cut in between."""
+    directory = model_with_head(family)
+    expected = greedy(directory, PROMPT, NEW_TOKENS)
+    with streaming_runtime(directory, "mtp", **OPTIONS) as runtime:
+        assert runtime.plan.slots and not runtime.plan.draft.endswith("None")
+        with read_texts(runtime._models.draft) as read:
+            reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+        assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
+    assert reply.token_ids == expected
+    assert 1 < reply.stats.tokens_per_pass <= 5
+    assert len(read) == reply.stats.passes - 1, "all but the first pass, which gives the first features, have a tree"
+    assert max(difference(directory, text, logits) for text, logits in read[::5]) < CLOSE
+
+
+@every_family
+@pytest.mark.parametrize("tree", ["adaptive", "auto"])
+def test_resident_text_equals_generate(family, tree):
+    directory = model_with_head(family)
+    with OffloadRuntime.from_pretrained(directory, "mtp", device="cpu", **{**OPTIONS, "tree": tree}) as runtime:
+        reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+    assert reply.token_ids == greedy(directory, PROMPT, NEW_TOKENS)
+
+
+def test_a_model_without_a_head_is_refused_by_name():
+    with pytest.raises(UnsupportedModelError, match="no head for multi-token prediction"):
+        OffloadRuntime.from_pretrained(checkpoint("llama"), "mtp", device="cpu")
+
+
+VOCABULARY = 32
+CYCLE = torch.randperm(VOCABULARY, generator=torch.Generator().manual_seed(3))
+ROUND = CYCLE[:4].tolist()  # a prompt that goes round it
+
+
+@pytest.fixture(scope="module")
+def by_features(tmp_path_factory) -> Path:
+    """A model that goes round a cycle, and a head that sees the features alone: from the token before, it knows which
+    token it reads, and so the next one. It is always right, if its features are those of the right row."""
+    step = torch.zeros(VOCABULARY, VOCABULARY)
+    step[CYCLE.roll(-1), CYCLE] = 1.0
+    return save_known(tmp_path_factory.mktemp("cycle"), 9 * step, torch.zeros_like(step), step)
+
+
+@pytest.mark.parametrize("tree", ["chain", "sequoia", "adaptive"])
+def test_a_perfect_head_that_sees_features_alone_has_every_path_accepted(by_features, tree):
+    options = {"context_length": 128, "tree": tree, "tree_size": 12 if tree != "chain" else 5, "tree_depth": 4}
+    with OffloadRuntime.from_pretrained(by_features, "mtp", device="cpu", **options) as runtime:
+        reply = runtime.generate(ROUND, max_new_tokens=41, temperature=0)
+        assert reply.token_ids == greedy(by_features, ROUND, 41)
+        assert reply.stats.passes == 1 + 8, "the first gives the features, all others five tokens"
+        again = runtime.generate(ROUND, max_new_tokens=40, temperature=0)
+    assert again.token_ids == reply.token_ids[:40] and again.stats.passes == 8, "the prompt's features are kept"
+
+
+def test_features_of_the_wrong_row_are_found_out_by_acceptance_and_the_text_stays(by_features, monkeypatch):
+    of = TextFeatures.of
+    monkeypatch.setattr(TextFeatures, "of", lambda self, begin, count: of(self, max(begin - 1, 0), count))
+    with OffloadRuntime.from_pretrained(by_features, "mtp", device="cpu", **OPTIONS) as runtime:
+        reply = runtime.generate(ROUND, max_new_tokens=40, temperature=0)
+    assert reply.token_ids == greedy(by_features, ROUND, 40)
+    assert reply.stats.passes > 30, "with the right ones there are 9; a wrong child may be right by chance"
+
+
+def test_features_of_drafted_tokens_are_the_heads_own_at_their_parents(by_features, monkeypatch):
+    """With those of another node only first children are right: two tokens a pass, not five."""
+
+    def of_the_text(self, tokens, depths, visible, sequence=0):
+        part = nodes(self, tokens, depths, visible, sequence)
+        return replace(part, features=self.model.outputs[sequence, :1].expand(len(part.tokens), -1))
+
+    nodes = HeadDraft.nodes
+    monkeypatch.setattr(HeadDraft, "nodes", of_the_text)
+    options = {**OPTIONS, "tree": "chain", "tree_size": 5}
+    with OffloadRuntime.from_pretrained(by_features, "mtp", device="cpu", **options) as runtime:
+        reply = runtime.generate(ROUND, max_new_tokens=41, temperature=0)
+    assert reply.token_ids == greedy(by_features, ROUND, 41)
+    assert 1 + 13 <= reply.stats.passes <= 1 + 20
+
+
+def test_tokens_per_pass_are_those_that_the_acceptance_predicts(tmp_path):
+    """A sampled text, whose head leans towards the wrong token by a known amount wherever it is."""
+    generator = torch.Generator().manual_seed(5)
+    values = 1.2 * torch.randn(VOCABULARY, generator=generator)
+    table = torch.stack([values.roll(token) for token in range(VOCABULARY)], dim=1)  # the same after every token
+    lean = torch.eye(VOCABULARY) * 0.85 + torch.eye(VOCABULARY).roll(1, dims=0) * (1 - 0.85**2) ** 0.5
+    model = save_known(tmp_path, table, lean, torch.zeros_like(lean))
+    p, q = (logits.softmax(0) for logits in (table[:, 0], (table @ lean)[:, 0]))
+    acceptance = torch.minimum(p, q).sum().item()
+    assert 0.5 < acceptance < 0.9
+    options = {"context_length": 1024, "tree": "chain", "tree_size": 4, "tree_depth": 3, "verification": "top-down"}
+    with OffloadRuntime.from_pretrained(model, "mtp", device="cpu", **options) as runtime:
+        reply = runtime.generate([3, 9], max_new_tokens=1000, temperature=1, seed=1)
+    predicted = expected_tokens(chain(4), [acceptance])
+    passes = reply.stats.passes - 1  # the first has no tree
+    spread = (sum((tokens - predicted) ** 2 for tokens in range(1, 5)) / 4) ** 0.5  # of one pass, at most about this
+    assert abs((1000 - 1) / passes - predicted) < 3 * spread / passes**0.5
+
+
+@pytest.mark.parametrize("tree", ["sequoia", "adaptive"])
+def test_sampled_texts_follow_the_targets_distribution(tree):
+    """The joint distribution of the first three tokens, by chi-square."""
+    directory = add_head(make_checkpoint("llama", 9, False, sampling.TINY))
+    options = {"device": "cpu", "context_length": 32, "tree": tree, **sampling.BUSHY}
+    with OffloadRuntime.from_pretrained(directory, "mtp", **options) as runtime:
+        counts, single_passes = sampling.sampled(runtime, range(sampling.TEXTS))
+    assert sampling.agreement(counts, sampling.joint_distribution()) > 1e-3
+    assert single_passes > 0.02, "trees were drafted and accepted"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_texts_that_share_passes_are_their_own(streamed):
+    directory = model_with_head("mellum")
+    if streamed:
+        loaded = streaming_runtime(directory, "mtp", **shared.TREE, tree="sequoia")
+    else:
+        loaded = OffloadRuntime.from_pretrained(directory, "mtp", device="cpu", **shared.TREE, tree="adaptive")
+    with loaded as runtime:
+        assert runtime.parallel == shared.PLACES
+        for prompts in (shared.PROMPTS, shared.PROMPTS_ALIKE):
+            with read_texts(runtime._models.draft) as read:
+                texts = shared.written(runtime, prompts)
+            for prompt, text in zip(prompts, texts):
+                assert text == greedy(directory, prompt, shared.NEW_TOKENS)[: len(text)]
+            assert max(difference(directory, text, logits) for text, logits in read[::7]) < CLOSE
+
+
+def test_long_prompts_are_read_in_pieces_and_the_head_follows():
+    directory, prompt = model_with_head("mellum"), [*PROMPT] * 8
+    options = {**OPTIONS, "context_length": 160, "tree_size": 6}
+    with streaming_runtime(directory, "mtp", **options) as runtime:
+        assert runtime.plan.rows < len(prompt) // 2
+        with read_texts(runtime._models.draft) as read:
+            reply = runtime.generate(prompt, max_new_tokens=12, temperature=0)
+            assert reply.token_ids == greedy(directory, prompt, 12)
+            turn = [*prompt, *reply.token_ids, 5, 6, 7]
+            assert runtime.generate(turn, max_new_tokens=12, temperature=0).token_ids == greedy(directory, turn, 12)
+    whole = [(text, logits) for text, logits in read if len(text) > len(prompt)]
+    assert max(difference(directory, text, logits) for text, logits in whole[::4]) < CLOSE
+
+
+def test_a_head_that_writes_rows_of_the_target_is_found_out(monkeypatch):
+    """The control of the tests above: they see it if drafting touches what the target has cached."""
+    directory = model_with_head("mellum")
+    with OffloadRuntime.from_pretrained(directory, "mtp", device="cpu", **OPTIONS) as runtime:
+        target, run = runtime._models.target.model, HeadDraft.run
+
+        def writes(self, parts):
+            for rows in target.cache.tables().values():
+                rows[:, 3] = 0.0
+            return run(self, parts)
+
+        monkeypatch.setattr(HeadDraft, "run", writes)
+        reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+    assert reply.token_ids != greedy(directory, PROMPT, NEW_TOKENS)
+
+
+def test_planned_memory_is_what_is_used():
+    directory = model_with_head("mellum")
+    with OffloadRuntime.from_pretrained(directory, "mtp", device="cpu", **OPTIONS, parallel=2) as runtime:
+        runtime.generate(PROMPT, max_new_tokens=8, temperature=0)
+        items = {item.name: item.device_bytes for item in runtime.plan.items}
+        loaded = sum(items.values()) - items["read buffers"]
+        assert runtime._models.memory.peak_bytes == loaded
+        draft = runtime._models.draft.model
+        features = [sequence.features for sequence in runtime._models.target.model.cache.sequences]
+        texts, states = [each._kept for each in features], features[0]._states
+        buffers = [states.rows, draft.own.rows, draft.outputs, *texts]
+        assert items["hidden states for the draft head"] == sum(buffer.nbytes for buffer in buffers)
