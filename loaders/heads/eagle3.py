@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
 
 from loaders.heads.eagle3_config import Eagle3Config
+from loaders.modules.heads import HeadInputs
 
 _LAYERS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
     "llama": (LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding),
@@ -95,12 +96,17 @@ class Eagle3Head(PreTrainedModel):
         self.norm = norm_class(hidden, eps=eps)
         self.rotary_emb = rotary_class(config)
         self.token_ids: Tensor | None = None
+        self.inputs = HeadInputs()
         self._shared: tuple[nn.Module | None, nn.Module | None] = (None, None)
         self.post_init()
 
     def share(self, embeddings: nn.Module, output: nn.Module) -> None:
         """Use the target's embeddings and output layer where the head has none of its own."""
         self._shared = embeddings, output
+
+    def get_decoder(self) -> nn.Module:
+        """What gives the normalized states, for those who tap them."""
+        return self.norm
 
     def fuse(self, states: Tensor) -> Tensor:
         """[n, taps * target hidden], the target's hidden states side by side, to features [n, hidden]."""
@@ -142,13 +148,17 @@ class Eagle3Head(PreTrainedModel):
     def forward(
         self,
         input_ids: Tensor,
-        features: Tensor,
         position_ids: Tensor,
         past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        features: Tensor | None = None,
     ) -> HeadOutput:
-        """input_ids, position_ids: int64 [1, n]. features: [1, n, hidden], from `fuse` or from the rows above."""
+        """input_ids, position_ids: int64 [1, n]. features: [1, n, hidden], from `fuse` or from the rows above; where
+        they are not given, `inputs` has them."""
+        if features is None:
+            assert self.inputs.features is not None
+            features = self.inputs.features[None]
         embedded = self.embed(input_ids)
         masks = self._masks(embedded, position_ids, past_key_values)
         hidden = self.run_layers(embedded, features, position_ids, masks, past_key_values)

@@ -35,7 +35,8 @@ _UNUSED = re.compile(r"verifier_(norm|lm_head)\.weight$|rotary_emb\.inv_freq$") 
 class HeadFiles:
     """A head on disk. config: see there. checkpoint: its tensors by the names of its module.
 
-    token_ids: int64 [draft vocab], the target's tokens that its own stand for; None where they are the same.
+    token_ids: int64 [draft vocab], the target's tokens that its own stand for; None where they are the same, or not
+    downloaded yet.
     """
 
     directory: Path
@@ -91,9 +92,9 @@ def read_head(directory: Path, target: TargetFacts, checkpoint: Checkpoint | Non
     head = read_eagle3(file, config, target) if kind is Kind.EAGLE3 else read_dflash(file, config, kind, target)
     tensors, maps = _by_module(checkpoint.tensors)
     _check_presence(directory, head, tensors)
-    token_ids = (
-        read_vocabulary_map(maps or tensors, head.draft_vocab_size, head.vocab_size) if head.maps_tokens else None
-    )
+    token_ids = None
+    if head.maps_tokens and (not maps or all(tensor.file.exists() for tensor in maps.values())):
+        token_ids = read_vocabulary_map(maps or tensors, head.draft_vocab_size, head.vocab_size)
     return HeadFiles(directory, kind, head, replace(checkpoint, tensors=tensors), token_ids)
 
 

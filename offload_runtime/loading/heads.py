@@ -5,13 +5,14 @@ from functools import partial
 
 import torch
 
+from loaders.heads.skeleton import eagle3_skeleton
 from loaders.modules.heads import HeadSkeleton, mtp_skeleton
 from loaders.modules.skeleton import Skeleton
 from offload_runtime.model.heads.capture import HiddenStates, tapped
 from offload_runtime.model.heads.head_model import HeadModel
 from offload_runtime.model.heads.text_features import TextFeatures
 from offload_runtime.model.model import Model
-from offload_runtime.planning.read_models import ModelFiles
+from offload_runtime.planning.read_models import HEAD_FILES, ModelFiles
 from offload_runtime.speculation.draft import Draft
 from offload_runtime.speculation.heads.head_draft import HeadDraft
 from offload_runtime.speculation.target import Target
@@ -23,6 +24,8 @@ from scheduler.streaming.device_memory import DeviceMemory
 def head_skeleton(files: ModelFiles, target: Skeleton, device: torch.device) -> HeadSkeleton:
     """The head in these files, which shares modules of the target's skeleton."""
     dtype = getattr(torch, files.spec.dtype)
+    if files.head == HEAD_FILES:
+        return eagle3_skeleton(target, files.spec.directory, dtype, device)
     return mtp_skeleton(target, files.spec.directory, dtype, device, files.checkpoint)
 
 

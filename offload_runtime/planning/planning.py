@@ -88,7 +88,7 @@ def prepare(options: Options) -> Preparation:
             acceptance = expected_acceptance(options.model, draft.spec)
         elif choice.directory is not None:
             draft = read_draft(options, choice.directory, machine, target.spec)
-            if options.draft != AUTO:  # else the choice has compared them
+            if options.draft != AUTO and not draft.head:  # else the choice has compared them; a head has no tokens
                 _check_tokens(options, target.spec, draft.spec)
             acceptance = expected_acceptance(options.model, draft.spec)
         elif options.draft == AUTO and options.tree == "auto":

@@ -17,6 +17,9 @@ from loaders.gguf.config import gguf_config, model_tensors
 from loaders.gguf.header import GgufFile
 from loaders.gguf.model import is_gguf
 from loaders.gguf.vocabulary import gguf_vocabulary, has_gguf_vocabulary
+from loaders.heads.head_files import is_head, read_head
+from loaders.heads.head_spec import head_spec
+from loaders.heads.target_facts import TargetFacts
 from loaders.hub.find import fetch_vocabulary
 from loaders.hub.headers import on_the_hub, read_hub_checkpoint, read_hub_gguf
 from loaders.hub.model import HubModel
@@ -30,13 +33,16 @@ from offload_runtime.planning.compute_dtype import compute_dtype
 from offload_runtime.planning.quantized_directory import Packing
 from scheduler.machine.machine import Machine
 
+HEAD_FILES = "files"
+"""A draft head in files of its own."""
+
 
 @dataclass(frozen=True)
 class ModelFiles:
     """One model and its headers.
 
     source: the model on the hub, if it was given by name. rope_scaling: replaces that of its config. head: what kind of
-    draft head this is, "mtp"; None for a model.
+    draft head this is, "mtp" or `HEAD_FILES`; None for a model.
     """
 
     spec: ModelSpec
@@ -67,11 +73,23 @@ def read_model(
 
 
 def read_draft(options: Options, directory: Path, machine: Machine, target: ModelSpec) -> ModelFiles:
-    """A draft's files. Its context is extended like the target's if it would be shorter."""
+    """A draft's files, of a model or of a head. Its context is extended like the target's if it would be shorter."""
+    if is_head(directory):
+        return _read_head(options, directory, target)
     draft = read_model(options, directory, machine)
     if options.rope_scaling and draft.spec.max_positions < target.max_positions and is_rotary(draft.spec.model_type):
         return read_model(options, directory, machine, options.rope_scaling)
     return draft
+
+
+def _read_head(options: Options, directory: Path, target: ModelSpec) -> ModelFiles:
+    """A draft head in files of its own. Raises DraftMismatchError for one of another target."""
+    source = _source(options, directory)
+    files = read_head(directory, TargetFacts.of(target), _checkpoint(options, directory))
+    spec = head_spec(files, target)
+    return ModelFiles(
+        replace(spec, name=source.label if source else spec.name), files.checkpoint, source, head=HEAD_FILES
+    )
 
 
 def read_mtp_head(target: ModelFiles) -> ModelFiles:

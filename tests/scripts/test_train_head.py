@@ -93,7 +93,7 @@ def _by_passes(head: Eagle3Head, states: torch.Tensor, tokens: torch.Tensor, row
     features = head.fuse(states[:, : row + 1])
     for last in range(step + 1):
         count = row + 1 + last
-        out = head(tokens[:, 1 : 1 + count], features, torch.arange(count)[None])
+        out = head(tokens[:, 1 : 1 + count], torch.arange(count)[None], features=features)
         features = torch.cat((features, out.features[:, -1:]), dim=1)
     return out.logits[0, -1].log_softmax(-1)
 

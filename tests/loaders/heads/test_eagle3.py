@@ -89,11 +89,11 @@ def test_equals_the_paper_row_by_row(flags: dict[str, Any]) -> None:
     features = head.fuse(states)
     wanted = torch.stack([reference.fuse(one) for one in states])
     torch.testing.assert_close(features, wanted)
-    out = head(tokens[None], features[None], torch.arange(ROWS)[None])
+    out = head(tokens[None], torch.arange(ROWS)[None], features=features[None])
     rows = [reference.row(head.embed(tokens[i]), wanted[i], i, list(range(i))) for i in range(ROWS)]
     torch.testing.assert_close(out.logits[0], torch.stack([logits for logits, _ in rows]), atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(out.features[0], torch.stack([below for _, below in rows]), atol=2e-5, rtol=1e-4)
-    shifted = head(tokens[None], features.roll(1, 0)[None], torch.arange(ROWS)[None])
+    shifted = head(tokens[None], torch.arange(ROWS)[None], features=features.roll(1, 0)[None])
     assert (shifted.logits - out.logits).abs().max() > 0.1, "features of another row are noticed"
 
 
