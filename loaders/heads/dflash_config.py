@@ -124,6 +124,8 @@ def _layer(fields: Fields) -> dict[str, Any]:
     for name in ("architectures", "auto_map", "dflash_config", "block_size", "num_target_layers"):
         values.pop(name, None)
     values["tie_word_embeddings"] = False
+    if "sliding_attention" in (values.get("layer_types") or ()):
+        values["use_sliding_window"] = True  # without it transformers drops the window
     check_config(fields.file, values)
     checked = Fields(fields.file, values)
     for name in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "num_hidden_layers"):

@@ -104,10 +104,6 @@ class Eagle3Head(PreTrainedModel):
         """Use the target's embeddings and output layer where the head has none of its own."""
         self._shared = embeddings, output
 
-    def get_decoder(self) -> nn.Module:
-        """What gives the normalized states, for those who tap them."""
-        return self.norm
-
     def fuse(self, states: Tensor) -> Tensor:
         """[n, taps * target hidden], the target's hidden states side by side, to features [n, hidden]."""
         if self.input_norm is not None:

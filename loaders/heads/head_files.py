@@ -91,6 +91,8 @@ def read_head(directory: Path, target: TargetFacts, checkpoint: Checkpoint | Non
     head: Eagle3Config | DflashConfig
     head = read_eagle3(file, config, target) if kind is Kind.EAGLE3 else read_dflash(file, config, kind, target)
     tensors, maps = _by_module(checkpoint.tensors)
+    if kind is not Kind.EAGLE3:  # a copy of the target's
+        tensors.pop(EMBEDDINGS, None)
     _check_presence(directory, head, tensors)
     token_ids = None
     if head.maps_tokens and (not maps or all(tensor.file.exists() for tensor in maps.values())):

@@ -184,7 +184,7 @@ class Decoder:
             request = writer.request
             situation = Situation(request.sampling, len(writer.text), request.repeatable, len(writers))
             unread = len(writer.text) - self._sequences.cached(writer)
-            drafts = self._draft is None or self._draft.can_follow(unread)
+            drafts = self._draft is None or self._draft.can_follow(unread, len(writer.text))
             turns.append(_Turn(writer, unread, self._policy.method(situation) if drafts else PLAIN))
         left = self._target.most_rows
         for turn in sorted(turns, key=lambda turn: turn.unread) if in_pieces else ():

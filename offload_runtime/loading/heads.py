@@ -5,15 +5,18 @@ from functools import partial
 
 import torch
 
-from loaders.heads.skeleton import eagle3_skeleton
+from loaders.heads.dflash import DflashHead
+from loaders.heads.skeleton import skeleton_of_files
 from loaders.modules.heads import HeadSkeleton, mtp_skeleton
 from loaders.modules.skeleton import Skeleton
+from offload_runtime.model.heads.block_model import BlockModel
 from offload_runtime.model.heads.capture import HiddenStates, tapped
 from offload_runtime.model.heads.head_model import HeadModel
 from offload_runtime.model.heads.text_features import TextFeatures
 from offload_runtime.model.model import Model
 from offload_runtime.planning.read_models import HEAD_FILES, ModelFiles
 from offload_runtime.speculation.draft import Draft
+from offload_runtime.speculation.heads.block_draft import BlockDraft
 from offload_runtime.speculation.heads.head_draft import HeadDraft
 from offload_runtime.speculation.target import Target
 from scheduler.plan.memory import HeadRows
@@ -25,13 +28,14 @@ def head_skeleton(files: ModelFiles, target: Skeleton, device: torch.device) -> 
     """The head in these files, which shares modules of the target's skeleton."""
     dtype = getattr(torch, files.spec.dtype)
     if files.head == HEAD_FILES:
-        return eagle3_skeleton(target, files.spec.directory, dtype, device)
+        return skeleton_of_files(target, files.spec.directory, dtype, device)
     return mtp_skeleton(target, files.spec.directory, dtype, device, files.checkpoint)
 
 
 def making(head: HeadSkeleton, plan: Plan) -> Callable[..., Model]:
     """Makes the head's model, from the arguments of `Model`."""
-    return partial(HeadModel, head, _rows(plan))
+    kind: type[HeadModel] = BlockModel if isinstance(head.skeleton.model, DflashHead) else HeadModel
+    return partial(kind, head, _rows(plan))
 
 
 def drafting(model: Model, target: Target, skeleton: Skeleton, memory: DeviceMemory, plan: Plan) -> Draft:
@@ -48,6 +52,8 @@ def drafting(model: Model, target: Target, skeleton: Skeleton, memory: DeviceMem
     for sequence in target.model.cache.sequences:
         sequence.features = TextFeatures(states, rows.waiting, memory)
     target.model.before_pass = states.begin
+    if isinstance(model, BlockModel):
+        return BlockDraft(model, target.model, vocab_size, plan.rows)
     return HeadDraft(model, target.model, vocab_size, plan.rows)
 
 

@@ -59,8 +59,8 @@ class Draft:
         """Read along with the target, which writes no tree after this text now."""
         return self.reading(text, sequence)
 
-    def can_follow(self, unread: int) -> bool:
-        """Whether it can draft after a text of which the target has `unread` tokens to read, the root among them."""
+    def can_follow(self, unread: int, length: int) -> bool:
+        """Whether it can draft after a text of `length` tokens, of which the target has `unread` to read."""
         return True
 
     def must_read(self, coming: int, sequence: int) -> bool:

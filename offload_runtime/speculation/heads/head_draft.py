@@ -39,9 +39,9 @@ class HeadDraft(Draft):
         super().__init__(model, vocab_size, most_rows)
         self._target = target
 
-    def can_follow(self, unread: int) -> bool:
+    def can_follow(self, unread: int, length: int) -> bool:
         """Only a text of which the target has read all but the last token: else there are no features to go on from."""
-        return unread <= 1
+        return unread <= 1 < length
 
     def must_read(self, coming: int, sequence: int) -> bool:
         """Whether a pass of the target over `coming` more rows of a text needs the room of what waits to be read."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from loaders.heads.dflash import DflashHead, may_see
+from loaders.heads.dflash import DflashHead, _predicate
 from tests.samples.head_samples import write_dflash
 
 TEXT = 11
@@ -24,6 +24,9 @@ class Rows:
             values = torch.cat((self.kept[layer][1], values), dim=2)
         self.kept[layer] = keys, values
         return keys, values
+
+    def get_mask_sizes(self, rows: int, layer: int) -> tuple[int, int]:
+        return self.kept[layer][0].shape[2] + rows, 0
 
 
 def norm(values: Tensor, weight: Tensor) -> Tensor:
@@ -104,12 +107,12 @@ def test_equals_the_papers(fields: dict[str, Any], second: bool, tmp_path: Any) 
     cache = Rows()
     head.absorb(states[:7], torch.arange(7), cache)
     head.absorb(states[7:], torch.arange(7, TEXT), cache)
-    block, columns = torch.arange(TEXT, TEXT + 5), torch.arange(TEXT + 5)
-    config = head.head
-    masks = [may_see(block, columns, *one)[None, None] for one in zip(config.windows, config.causal)]
-    got = head.block(torch.tensor([12]), block, masks, cache)
+    block = torch.tensor([[12, 95, 95, 95, 95]]), torch.arange(TEXT, TEXT + 5)[None]
+    logits = head(*block, past_key_values=cache).logits[0]
+    assert head.states is not None
+    got = head.states[1:]
     torch.testing.assert_close(got, reference(head, table.weight, states, 12), atol=2e-5, rtol=1e-4)
-    torch.testing.assert_close(head.logits(got), output(got))
+    torch.testing.assert_close(logits[1:], output(got))
     assert (got - reference(head, table.weight, states, 13)).abs().max() > 0.05, "another anchor is noticed"
 
 
@@ -117,22 +120,27 @@ def test_equals_the_papers(fields: dict[str, Any], second: bool, tmp_path: Any) 
 def test_successors_depend_on_the_token_before(tmp_path: Any) -> None:
     head = write_dflash(tmp_path, second=True)
     assert head.candidate_selector is not None
-    logits, state = torch.randn(96), torch.randn(32)
-    after = head.successors(logits, state, torch.tensor([5, 60, 5]))
-    unary, candidates = logits.topk(7)
+    logits, states, places = torch.randn(4, 96), torch.randn(4, 32), torch.tensor([1, 1, 3])
+    after = head.successors(logits, states, places, torch.tensor([5, 60, 5]))
     weights = head.candidate_selector.state_dict()
-    projected = weights["hidden_projection.weight"] @ state
-    for row, before in enumerate((5, 60, 5)):
+    for row, (place, before) in enumerate(((1, 5), (1, 60), (3, 5))):
+        unary, candidates = logits[place].topk(7)
+        projected = weights["hidden_projection.weight"] @ states[place]
         context = weights["predecessor_codebook.weight"][before] * projected
         wanted = unary + weights["successor_codebook.weight"][candidates] @ context
         torch.testing.assert_close(after[row, candidates], wanted)
     assert after.isfinite().sum() == 21 and not torch.equal(after[0], after[1])
     first = write_dflash(tmp_path / "first")
-    assert torch.equal(first.successors(logits, state, torch.tensor([5, 60])), logits.expand(2, -1))
+    assert torch.equal(first.successors(logits, states, places, torch.tensor([5, 60, 5])), logits[places])
 
 
 def test_what_a_place_may_see() -> None:
     rows, columns = torch.arange(4, 7), torch.arange(7)
+
+    def may_see(rows: Tensor, columns: Tensor, *kind: Any) -> Tensor:
+        zero = torch.zeros(1, 1, dtype=torch.int64)
+        return _predicate(*kind)(zero, zero, rows[:, None], columns[None])
+
     assert may_see(rows, columns, None, False).all()
     assert may_see(rows, columns, None, True).tolist() == [[c <= r for c in range(7)] for r in range(4, 7)]
     assert may_see(rows, columns, 2, False).tolist() == [[abs(c - r) < 2 for c in range(7)] for r in range(4, 7)]

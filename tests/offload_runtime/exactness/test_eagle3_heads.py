@@ -99,9 +99,11 @@ def test_features_of_another_row_are_noticed(written, monkeypatch: pytest.Monkey
     monkeypatch.setattr(TextFeatures, "of", lambda self, begin, count: of(self, max(begin - 1, 0), count))
     directory, head = written("specforge")
     target = checkpoint("llama")
-    with OffloadRuntime.from_pretrained(target, directory, device="cpu", **OPTIONS) as runtime:
-        with read_texts(runtime._models.draft) as read:
-            reply = runtime.generate(PROMPT, max_new_tokens=16, temperature=0)
+    with (
+        OffloadRuntime.from_pretrained(target, directory, device="cpu", **OPTIONS) as runtime,
+        read_texts(runtime._models.draft) as read,
+    ):
+        reply = runtime.generate(PROMPT, max_new_tokens=16, temperature=0)
     assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)[:16], "a bad draft changes no text"
     assert furthest(head, target, read) > 100 * CLOSE
 
@@ -160,5 +162,5 @@ def test_a_head_of_another_target_is_refused(written) -> None:
 def test_a_weight_without_a_place_is_refused(tmp_path: Path) -> None:
     write_eagle3(tmp_path)
     change(tmp_path, **{"extra.weight": torch.zeros(3, 3)})
-    with pytest.raises(UnsupportedModelError, match="extra.weight is no weight of an EAGLE-3 head"):
+    with pytest.raises(UnsupportedModelError, match=r"extra\.weight is no weight of the EAGLE-3 head"):
         OffloadRuntime.from_pretrained(checkpoint("llama"), tmp_path, device="cpu")

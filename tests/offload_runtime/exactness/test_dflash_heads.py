@@ -1,0 +1,178 @@
+"""Block drafts: the text is the target's, and a tree's levels are drawn from the places of one block."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from loaders.heads.dflash import DflashHead
+from loaders.heads.target_facts import TargetFacts
+from offload_runtime import OffloadRuntime
+from offload_runtime.model.heads.text_features import TextFeatures
+from offload_runtime.speculation import methods
+from tests.offload_runtime.exactness.test_draft_heads import read_texts
+from tests.offload_runtime.exactness.test_sampling_exactness import (
+    TREES,
+    VOCABULARY,
+    agreement,
+    assert_found,
+    drop_improbable,
+    joint_distribution,
+    sampled,
+)
+from tests.offload_runtime.exactness.test_sampling_exactness import target as tiny_target
+from tests.samples.head_samples import change, write_dflash
+from tests.samples.tiny_models import PROMPT, checkpoint, greedy, reference, streaming_runtime
+
+NEW_TOKENS, CLOSE = 64, 1e-3
+OPTIONS = {"context_length": 128, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
+HEADS = {
+    "DFlash": {},
+    "DFlash that slides": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
+    "DFlash 2": {"second": True, "is_causal": False, "output_multiplier": 0.5, "final_logit_softcapping": 8.0},
+    "speculators": {"layout": "speculators", "sample_from_anchor": True},
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory):
+    """The directory and the module of each head."""
+
+    @cache
+    def write(name: str) -> tuple[Path, DflashHead]:
+        directory = tmp_path_factory.mktemp("head")
+        return directory, write_dflash(directory, **HEADS[name])
+
+    return write
+
+
+class Rows:
+    """A cache that appends."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *args: object) -> tuple[Tensor, Tensor]:
+        if layer in self.kept:
+            keys = torch.cat((self.kept[layer][0], keys), dim=2)
+            values = torch.cat((self.kept[layer][1], values), dim=2)
+        self.kept[layer] = keys, values
+        return keys, values
+
+    def get_mask_sizes(self, rows: int, layer: int) -> tuple[int, int]:
+        return (self.kept[layer][0].shape[2] if layer in self.kept else 0) + rows, 0
+
+
+@torch.no_grad()
+def head_logits(head: DflashHead, directory: Path, text: list[int]) -> Tensor:
+    """Of the first place after a text, by one pass of target and head over all of it, [vocab]."""
+    model, states = reference(directory), {}
+    hooks = [
+        layer.register_forward_hook(lambda module, args, out, number=number: states.__setitem__(number + 1, out))
+        for number, layer in enumerate(model.model.layers)
+    ]
+    model(torch.tensor([text]))
+    for hook in hooks:
+        hook.remove()
+    head.share(model.get_input_embeddings(), model.get_output_embeddings())
+    rows, length = Rows(), len(text) - 1
+    taken = torch.cat([states[tap][0, :-1] for tap in head.head.taps], dim=-1)
+    head.absorb(taken, torch.arange(length), rows)
+    block = torch.tensor([[text[-1], *[95] * 4]])
+    logits = head(block, torch.arange(length, length + 5)[None], past_key_values=rows).logits[0]
+    skipped = 0 if head.head.from_anchor else 1
+    assert head.states is not None
+    first = torch.zeros(1, dtype=torch.int64)
+    return head.successors(logits[skipped:], head.states[skipped:], first, block[0, :1])[0]
+
+
+def furthest(head: DflashHead, directory: Path, read: list[tuple[list[int], Tensor]]) -> float:
+    """The largest difference of logits that both find possible; inf where they differ in that."""
+    worst = 0.0
+    for text, logits in read:
+        wanted = head_logits(head, directory, text)
+        possible = wanted.isfinite()
+        if not torch.equal(possible, logits.isfinite()):
+            return float("inf")
+        worst = max(worst, (logits - wanted)[possible].abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_streamed_text_equals_generate_and_the_block_follows_what_was_accepted(name: str, written) -> None:
+    directory, head = written(name)
+    target = checkpoint("llama")
+    with streaming_runtime(target, directory, **OPTIONS) as runtime:
+        assert runtime.plan.slots and str(directory.name) in runtime.plan.draft
+        with read_texts(runtime._models.draft) as read:
+            reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+        assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
+    assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)
+    assert len(read) == reply.stats.passes - 1
+    assert furthest(head, target, read[::6]) < CLOSE
+
+
+def test_features_of_another_row_are_noticed(written, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = TextFeatures.of
+    monkeypatch.setattr(TextFeatures, "of", lambda self, begin, count: of(self, max(begin - 1, 0), count))
+    directory, head = written("DFlash")
+    target = checkpoint("llama")
+    with (
+        OffloadRuntime.from_pretrained(target, directory, device="cpu", **OPTIONS) as runtime,
+        read_texts(runtime._models.draft) as read,
+    ):
+        reply = runtime.generate(PROMPT, max_new_tokens=16, temperature=0)
+    assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)[:16], "a bad draft changes no text"
+    assert furthest(head, target, read) > 100 * CLOSE
+
+
+@pytest.mark.parametrize("tree", ["adaptive", "auto", "chain"])
+@pytest.mark.parametrize("name", ["DFlash", "DFlash 2"])
+def test_resident_text_equals_generate(name: str, tree: str, written) -> None:
+    directory, _ = written(name)
+    target = checkpoint("qwen3")
+    options = {**OPTIONS, "tree": tree, "tree_depth": 7}  # deeper than the block
+    with OffloadRuntime.from_pretrained(target, directory, device="cpu", **options) as runtime:
+        reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+    assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def tiny_heads(tmp_path_factory: pytest.TempPathFactory):
+    """Heads for the target whose joint distribution is enumerated; with a block that is not as deep as the tree."""
+
+    @cache
+    def write(second: bool) -> Path:
+        directory = tmp_path_factory.mktemp("tiny")
+        facts = TargetFacts("target", 1, 16, VOCABULARY)
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+        own = {"mask_token_id": 5, "block_size": 2, "target_layer_ids": [0]}
+        selector = {"selector_top_k": 5} if second else {}
+        head = write_dflash(directory, second=second, target=facts, vocab_size=VOCABULARY, **sizes, **own, **selector)
+        change(directory, **{"norm.weight": 0.3 * head.norm.weight.detach()})  # so that it is often right
+        (directory / "acceptance.json").write_text(json.dumps({"positional": [0.4, 0.3, 0.2]}))
+        return directory
+
+    return write
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("tree", ["sequoia", "sequoia by traversal", "adaptive"])
+def test_text_follows_the_distribution_of_the_target(tree: str, second: bool, tiny_heads) -> None:
+    with OffloadRuntime.from_pretrained(
+        tiny_target(), tiny_heads(second), device="cpu", context_length=32, **TREES[tree]
+    ) as runtime:
+        counts, single_passes = sampled(runtime, range(300))
+    assert agreement(counts, joint_distribution()) > 1e-4
+    assert 0.05 < single_passes < 0.95
+
+
+def test_children_that_are_not_drawn_from_their_place_are_found(tiny_heads, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "draw_without_replacement", drop_improbable)
+    with OffloadRuntime.from_pretrained(
+        tiny_target(), tiny_heads(False), device="cpu", context_length=32, **TREES["sequoia"]
+    ) as runtime:
+        assert_found(runtime, 600)
