@@ -5,7 +5,6 @@ Names of tensors become those of the modules in `eagle3.py` and `dflash.py`.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loaders.checkpoint.model_source import model_source
-from loaders.checkpoint.spec import DTYPE_NAMES, ITEMSIZE, aligned
+from loaders.checkpoint.spec import DTYPE_NAMES, ITEMSIZE
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.heads.dflash_config import DflashConfig, read_dflash
 from loaders.heads.eagle3_config import Eagle3Config, read_eagle3
@@ -54,12 +53,6 @@ class HeadFiles:
     def own_output(self) -> bool:
         """Whether it has an output layer of its own; else it uses the target's."""
         return OUTPUT in self.checkpoint.tensors
-
-    def nbytes(self, dtype: str) -> int:
-        """Bytes of its weights on the device, computed in `dtype` ("bfloat16", ...)."""
-        sizes = (math.prod(tensor.shape) * ITEMSIZE[dtype] for tensor in self.checkpoint.tensors.values())
-        ids = 0 if self.token_ids is None else self.token_ids.nbytes
-        return sum(map(aligned, sizes)) + ids
 
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes that its layers cache of a token."""

@@ -87,9 +87,8 @@ def _read_head(options: Options, directory: Path, target: ModelSpec) -> ModelFil
     source = _source(options, directory)
     files = read_head(directory, TargetFacts.of(target), _checkpoint(options, directory))
     spec = head_spec(files, target)
-    return ModelFiles(
-        replace(spec, name=source.label if source else spec.name), files.checkpoint, source, head=HEAD_FILES
-    )
+    spec = replace(spec, name=f"{files.kind.value} head {source.label if source else spec.name}")
+    return ModelFiles(spec, files.checkpoint, source, head=HEAD_FILES)
 
 
 def read_mtp_head(target: ModelFiles) -> ModelFiles:

@@ -80,7 +80,7 @@ class BlockDraft(HeadDraft):
     def following(self, text: Sequence[int], sequence: int = 0) -> Growth[object]:
         """Read along with the target, however far that has come."""
         self._absorb(text, sequence)
-        return
+        return None
         yield
 
     def nodes(self, tokens: Tensor, depths: Tensor, visible: Tensor, sequence: int = 0) -> PassPart:

@@ -13,7 +13,7 @@ from loaders.heads.target_facts import TargetFacts
 from offload_runtime import OffloadRuntime
 from offload_runtime.model.heads.text_features import TextFeatures
 from offload_runtime.speculation import methods
-from tests.offload_runtime.exactness.test_draft_heads import read_texts
+from tests.offload_runtime.exactness.test_eagle3_heads import read_texts
 from tests.offload_runtime.exactness.test_sampling_exactness import (
     TREES,
     VOCABULARY,

@@ -1,6 +1,8 @@
 """EAGLE-3 heads in files of their own: the text is the target's, and the head reads what it was trained to read."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from loaders.heads.eagle3 import Eagle3Head
 from loaders.heads.target_facts import TargetFacts
 from offload_runtime import OffloadRuntime
 from offload_runtime.model.heads.text_features import TextFeatures
-from tests.offload_runtime.exactness.test_draft_heads import read_texts
+from offload_runtime.speculation.heads.head_draft import HeadDraft
 from tests.offload_runtime.exactness.test_sampling_exactness import (
     TREES,
     VOCABULARY,
@@ -37,6 +39,23 @@ HEADS = {
     "two Qwen3 layers": {"layout": "speculators", "model_type": "qwen3", "num_hidden_layers": 2, "norm_output": True},
     "norms before joining": {"layout": "speculators", "fc_norm": True},
 }
+
+
+@contextmanager
+def read_texts(draft: HeadDraft) -> Iterator[list[tuple[list[int], Tensor]]]:
+    """Collects the texts that a head has read, as far as the target had, with the logits that it gave there."""
+    read, reading = [], draft.reading
+
+    def noted(text, sequence=0):
+        logits = yield from reading(text, sequence)
+        read.append((list(text)[: draft.model.cache.sequences[sequence].length + 1], logits[0].clone()))
+        return logits
+
+    draft.reading = noted
+    try:
+        yield read
+    finally:
+        del draft.reading
 
 
 @pytest.fixture(scope="module")

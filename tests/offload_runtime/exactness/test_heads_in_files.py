@@ -1,0 +1,100 @@
+"""What heads in files of their own have in common: texts side by side, long prompts, memory, the plan."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from loaders.checkpoint.spec import aligned
+from offload_runtime import OffloadRuntime
+from offload_runtime.chat import main as chat
+from tests.offload_runtime.exactness import test_dflash_heads as dflash
+from tests.offload_runtime.exactness import test_eagle3_heads as eagle3
+from tests.offload_runtime.exactness import test_shared_texts as shared
+from tests.offload_runtime.exactness.test_eagle3_heads import read_texts
+from tests.samples.head_samples import write_dflash, write_eagle3
+from tests.samples.tiny_models import PROMPT, checkpoint, greedy, streaming_runtime
+
+OPTIONS = {"context_length": 128, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
+Furthest = Callable[[list[tuple[list[int], Tensor]]], float]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory):
+    """The directory of a head of each kind, and how far logits are from those of a pass over the whole text."""
+
+    @cache
+    def write(kind: str) -> tuple[Path, Furthest]:
+        directory, target = tmp_path_factory.mktemp("head"), checkpoint("llama")
+        if kind == "EAGLE-3":
+            head = write_eagle3(directory, token_ids=torch.arange(0, 96, 2))
+            return directory, lambda read: eagle3.furthest(head, target, read)
+        block = write_dflash(directory, second=kind == "DFlash 2")
+        return directory, lambda read: dflash.furthest(block, target, read)
+
+    return write
+
+
+every_kind = pytest.mark.parametrize("kind", ["EAGLE-3", "DFlash", "DFlash 2"])
+
+
+@every_kind
+@pytest.mark.parametrize("streamed", [False, True])
+def test_texts_that_share_passes_are_their_own(kind: str, streamed: bool, written) -> None:
+    head, furthest = written(kind)
+    target = checkpoint("llama")
+    if streamed:
+        loaded = streaming_runtime(target, head, **shared.TREE, tree="sequoia")
+    else:
+        loaded = OffloadRuntime.from_pretrained(target, head, device="cpu", **shared.TREE, tree="adaptive")
+    with loaded as runtime:
+        assert runtime.parallel == shared.PLACES
+        for prompts in (shared.PROMPTS, shared.PROMPTS_ALIKE):
+            with read_texts(runtime._models.draft) as read:
+                texts = shared.written(runtime, prompts)
+            for prompt, text in zip(prompts, texts):
+                assert text == greedy(target, prompt, shared.NEW_TOKENS)[: len(text)]
+            assert furthest(read[::7]) < eagle3.CLOSE
+
+
+@every_kind
+def test_long_prompts_are_read_in_pieces_and_the_head_follows(kind: str, written) -> None:
+    head, furthest = written(kind)
+    target, prompt = checkpoint("llama"), [*PROMPT] * 8
+    with streaming_runtime(target, head, **{**OPTIONS, "context_length": 160, "tree_size": 6}) as runtime:
+        assert runtime.plan.rows < len(prompt) // 2
+        with read_texts(runtime._models.draft) as read:
+            reply = runtime.generate(prompt, max_new_tokens=12, temperature=0)
+            assert reply.token_ids == greedy(target, prompt, 12)
+            turn = [*prompt, *reply.token_ids, 5, 6, 7]
+            assert runtime.generate(turn, max_new_tokens=12, temperature=0).token_ids == greedy(target, turn, 12)
+    assert furthest([one for one in read if len(one[0]) > len(prompt)][::4]) < eagle3.CLOSE
+
+
+@every_kind
+def test_texts_of_one_token(kind: str, written) -> None:
+    head, _ = written(kind)
+    target = checkpoint("llama")
+    with OffloadRuntime.from_pretrained(target, head, device="cpu", **OPTIONS) as runtime:
+        assert runtime.generate([5], max_new_tokens=20, temperature=0).token_ids == greedy(target, (5,), 20)
+
+
+@every_kind
+def test_planned_memory_is_what_is_used(kind: str, written) -> None:
+    head, _ = written(kind)
+    with OffloadRuntime.from_pretrained(checkpoint("llama"), head, device="cpu", **OPTIONS, parallel=2) as runtime:
+        runtime.generate(PROMPT, max_new_tokens=8, temperature=0)
+        items = {item.name: item.device_bytes for item in runtime.plan.items}
+        assert runtime._models.memory.peak_bytes == sum(items.values()) - items["read buffers"]
+        weights = [one for name, one in load_file(head / "model.safetensors").items() if name not in ("d2t", "t2d")]
+        assert items[f"{kind} head {head.name} (float32)"] == sum(aligned(one.numel() * 4) for one in weights)
+
+
+def test_the_plan_names_the_head(written, capsys: pytest.CaptureFixture[str]) -> None:
+    head, _ = written("EAGLE-3")
+    assert chat(["--model", str(checkpoint("llama")), "--draft", str(head), "--device", "cpu", "--plan"]) == 0
+    assert f"EAGLE-3 head {head.name}" in capsys.readouterr().out
