@@ -18,6 +18,9 @@ from offload_runtime.model.model import Model
 from offload_runtime.model.rows import text_rows
 from offload_runtime.planning.planning import Preparation
 from offload_runtime.speculation.acceptance_store import Measurement, Setting
+from offload_runtime.speculation.draft import Draft
+from offload_runtime.speculation.growth import run_growths
+from offload_runtime.speculation.heads.head_draft import HeadDraft
 from offload_runtime.text.prompt import Prompt, encode_prompt
 from scheduler.machine.cuda import current_device
 from sequoia_tree.acceptance.acceptance import Acceptance
@@ -148,10 +151,10 @@ def observe_text(
 ) -> tuple[Acceptance, int]:
     """Acceptance over the contexts of a reply, and at how many of them both models have the same argmax."""
     assert models.draft is not None
-    target, draft, plan = models.target.model, models.draft.model, models.plan
+    target, plan = models.target.model, models.plan
     sampling, table, agreements = Sampling(**asdict(setting)), Acceptance.empty(), 0
     rows = min(plan.tree_size, plan.rows)  # the plan has room for this many logits
-    for p, q in zip(_reply_logits(target, text, plan.rows, rows), _reply_logits(draft, text, plan.rows, rows)):
+    for p, q in _both_logits(target, models.draft, text, plan.rows, rows):
         q = _fit(q, p.shape[1])
         agreements += int((p.argmax(-1) == q.argmax(-1)).sum())
         if setting.temperature == 0:
@@ -173,17 +176,49 @@ def _measured(models: LoadedModels, setting: Setting, texts: Sequence[Text], see
     return Measured(setting, tuple(by_prompt.values()), agreements / sum(len(text.reply) for text in texts))
 
 
-def _reply_logits(model: Model, text: Text, most_rows: int, most_logits: int) -> Iterator[Tensor]:
-    """Logits [n, vocab] before every token of the reply, at most `most_logits` at a time."""
-    tokens = [min(token, model.vocab_size - 1) for token in (*text.prompt, *text.reply[:-1])]
-    first = len(text.prompt) - 1
+def _both_logits(
+    target: Model, draft: Draft, text: Text, most_rows: int, most_logits: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits of target and draft before the tokens of the reply. A head reads what the target has just computed."""
+    first, tokens = len(text.prompt) - 1, [*text.prompt, *text.reply[:-1]]
+    if not isinstance(draft, HeadDraft):
+        models = (target, draft.model)
+        return zip(*(_reply_logits(model, tokens, first, most_rows, most_logits) for model in models))
+    first = max(first, 1)  # before that the target has no states
+    draft.model.cache.truncate(0)
+    read = lambda end: run_growths([draft.following(tokens[: end + 1])], draft.run)  # noqa: E731
+    of_target = _reply_logits(target, tokens, first, most_rows, most_logits, read)
+    return zip(of_target, _head_logits(draft, tokens, first, most_logits))
+
+
+def _reply_logits(
+    model: Model,
+    tokens: Sequence[int],
+    first: int,
+    most_rows: int,
+    most_logits: int,
+    read: Callable[[int], object] = lambda end: None,
+) -> Iterator[Tensor]:
+    """Logits [n, vocab] after every token from `first` on, at most `most_logits` at a time.
+
+    read: called with the number of tokens that have been read, while only reading.
+    """
+    tokens = [min(token, model.vocab_size - 1) for token in tokens]
     model.cache.truncate(0)
-    if first:
-        model.read(tokens[:first], most_rows)
+    for begin in range(0, first, most_rows):
+        model.read(tokens[begin : min(first, begin + most_rows)], most_rows)
+        read(min(first, begin + most_rows))
     for begin in range(first, len(tokens), most_logits):
         piece = torch.tensor(tokens[begin : begin + most_logits], device=model.device)
-        yield model.forward(piece, text_rows(model.cache.length, len(piece), model.device), len(piece))
+        logits = model.forward(piece, text_rows(model.cache.length, len(piece), model.device), len(piece))
         model.cache.commit(range(len(piece)))
+        yield logits
+
+
+def _head_logits(draft: HeadDraft, tokens: Sequence[int], first: int, most_logits: int) -> Iterator[Tensor]:
+    """The same of a head, after the target has read as far."""
+    for begin in range(first, len(tokens), most_logits):
+        yield draft.along(tokens, begin, min(most_logits, len(tokens) - begin))
 
 
 def _fit(logits: Tensor, vocab_size: int) -> Tensor:

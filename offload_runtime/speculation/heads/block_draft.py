@@ -18,6 +18,7 @@ from offload_runtime.model.model import Model
 from offload_runtime.model.pass_part import PassPart, passes, run_together
 from offload_runtime.model.rows import PassRows
 from offload_runtime.speculation.draft import Growth
+from offload_runtime.speculation.growth import run_growths
 from offload_runtime.speculation.heads.head_draft import HeadDraft
 
 
@@ -82,6 +83,11 @@ class BlockDraft(HeadDraft):
         self._absorb(text, sequence)
         return None
         yield
+
+    def along(self, text: Sequence[int], begin: int, count: int, sequence: int = 0) -> Tensor:
+        """As of any head; here a block for each token."""
+        ends = range(begin + 1, begin + count + 1)
+        return torch.cat([run_growths([self.reading(text[:end], sequence)], self.run)[0] for end in ends])
 
     def nodes(self, tokens: Tensor, depths: Tensor, visible: Tensor, sequence: int = 0) -> PassPart:
         """New nodes, as of any draft; what they see does not matter."""

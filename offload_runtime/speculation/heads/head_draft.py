@@ -19,6 +19,7 @@ from offload_runtime.model.model import Model
 from offload_runtime.model.pass_part import PassPart, passes, run_together
 from offload_runtime.model.rows import PassRows, text_rows
 from offload_runtime.speculation.draft import Draft, Growth
+from offload_runtime.speculation.growth import run_growths
 from sequoia_tree.uploads import upload
 
 
@@ -77,6 +78,22 @@ class HeadDraft(Draft):
         if min(len(text) - 1, self._target.cache.sequences[sequence].length) < 1:
             return None
         return (yield from self.reading(text, sequence))
+
+    def along(self, text: Sequence[int], begin: int, count: int, sequence: int = 0) -> Tensor:
+        """The logits ``[count, vocab]`` after the tokens from `begin` (at least 1) on, which the target has read.
+
+        For measurements: in trees, nodes read the head's own hidden states.
+        """
+        run_growths([self.following(text[:begin], sequence)], self.run)
+        cached = self._cached(sequence)
+        cached.truncate(begin - 1)
+        rows = text_rows(begin - 1, count, self.model.device, cached.first_row)
+        features = self.model.project(self._features(sequence).of(begin - 1, count))
+        tokens = upload(text[begin : begin + count], self.model.device)
+        logits = self.run([HeadPart(tokens, rows, count, features, self.model.outputs[sequence, :count])])[0]
+        cached.commit(range(count))
+        self._features(sequence).taken = cached.length
+        return logits
 
     def nodes(self, tokens: Tensor, depths: Tensor, visible: Tensor, sequence: int = 0) -> PassPart:
         """New nodes, as of any draft. Their features are the hidden states of their parents."""

@@ -12,12 +12,13 @@ from torch import Tensor
 from loaders.checkpoint.spec import aligned
 from offload_runtime import OffloadRuntime
 from offload_runtime.chat import main as chat
+from offload_runtime.measure_acceptance.measure import Text, _both_logits
 from tests.offload_runtime.exactness import test_dflash_heads as dflash
 from tests.offload_runtime.exactness import test_eagle3_heads as eagle3
 from tests.offload_runtime.exactness import test_shared_texts as shared
 from tests.offload_runtime.exactness.test_eagle3_heads import read_texts
 from tests.samples.head_samples import write_dflash, write_eagle3
-from tests.samples.tiny_models import PROMPT, checkpoint, greedy, streaming_runtime
+from tests.samples.tiny_models import PROMPT, checkpoint, greedy, reference, streaming_runtime
 
 OPTIONS = {"context_length": 128, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
 Furthest = Callable[[list[tuple[list[int], Tensor]]], float]
@@ -92,6 +93,23 @@ def test_planned_memory_is_what_is_used(kind: str, written) -> None:
         assert runtime._models.memory.peak_bytes == sum(items.values()) - items["read buffers"]
         weights = [one for name, one in load_file(head / "model.safetensors").items() if name not in ("d2t", "t2d")]
         assert items[f"{kind} head {head.name} (float32)"] == sum(aligned(one.numel() * 4) for one in weights)
+
+
+@every_kind
+def test_distributions_along_a_text_are_those_of_the_head(kind: str, written) -> None:
+    """As they are measured: next to the target's, piece by piece."""
+    head, furthest = written(kind)
+    text = Text(0, list(PROMPT), [7, 30, 2, 61, 9, 9, 14, 80, 3])
+    whole = [*PROMPT, *text.reply]
+    with OffloadRuntime.from_pretrained(checkpoint("llama"), head, device="cpu", **OPTIONS) as runtime:
+        models = runtime._models
+        pieces = list(_both_logits(models.target.model, models.draft, text, 5, 4))
+    assert [len(piece) for piece, _ in pieces] == [4, 4, 1]
+    rows = torch.cat([piece for _, piece in pieces])
+    ends = range(len(PROMPT), len(whole))
+    assert furthest([(whole[:end], row) for end, row in zip(ends, rows)]) < eagle3.CLOSE
+    own = reference(checkpoint("llama"))(torch.tensor([whole])).logits[0, len(PROMPT) - 1 : -1]
+    torch.testing.assert_close(torch.cat([piece for piece, _ in pieces]), own.detach(), atol=1e-3, rtol=1e-3)
 
 
 def test_the_plan_names_the_head(written, capsys: pytest.CaptureFixture[str]) -> None:
