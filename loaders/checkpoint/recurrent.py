@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from math import prod
 from typing import Any
 
 from loaders.checkpoint.spec import StateSizes
@@ -22,7 +23,8 @@ RECURRENT_MODELS = {
 _DELTA_RULE = {"olmo_hybrid", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"}
 _MAMBA_2 = {"bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"}
 _CONVOLUTIONS = {"lfm2", "lfm2_moe", "lfm3"}
-BRANCHING_MODELS = _DELTA_RULE | _MAMBA_2 | _CONVOLUTIONS
+_CHANNEL_DELTA_RULE = {"bailing_hybrid", "glm5_next_text", "kimi_linear"}
+BRANCHING_MODELS = _DELTA_RULE | _CHANNEL_DELTA_RULE | _MAMBA_2 | _CONVOLUTIONS
 BRANCHING_SINCE = (5, 23)  # of transformers: earlier ones keep these states otherwise
 
 _CONVOLUTION = re.compile(r"(conv1d|\bconv)\.weight$")
@@ -58,12 +60,13 @@ def state_sizes(config: dict[str, Any], layers: Sequence[Sequence[StoredTensor]]
         return None
     inputs = convolutions.channels * itemsize
     memory = convolutions.layers * widths.heads * widths.key * widths.value * _STATE_ITEM_BYTES
-    row = widths.groups * widths.key + widths.heads * (widths.value + 2)
+    row = widths.groups * widths.key + widths.heads * (widths.value + 2) + 2 * widths.decays
     return StateSizes(
         memory + (convolutions.kernel - 1) * inputs,
         convolutions.layers * row * _STATE_ITEM_BYTES + inputs,
         widths.heads,
         widths.key + widths.value,
+        widths.decays,
     )
 
 
@@ -78,12 +81,14 @@ class _Convolutions:
 
 @dataclass(frozen=True)
 class _Widths:
-    """Of one layer: a state is ``[heads, key, value]``; groups: of heads that have the same keys."""
+    """Of one layer: a state is ``[heads, key, value]``; groups: of heads that have the same keys.
+    decays: where every channel of the keys has its own."""
 
     heads: int
     key: int
     value: int
     groups: int
+    decays: int = 0
 
 
 def _widths(
@@ -91,6 +96,8 @@ def _widths(
 ) -> _Widths | None:
     if config["model_type"] in _CONVOLUTIONS or not convolutions.layers:  # without these, all layers attend
         return _Widths(0, 0, 0, 0)
+    if config["model_type"] in _CHANNEL_DELTA_RULE:
+        return _channel_delta_rule(layers, convolutions)
     return _mamba_2(config, layers, convolutions) if config["model_type"] in _MAMBA_2 else _delta_rule(config)
 
 
@@ -101,11 +108,23 @@ def _delta_rule(config: dict[str, Any]) -> _Widths | None:
     return _Widths(heads, key, value, groups=heads) if heads * key * value else None
 
 
+def _channel_delta_rule(layers: Sequence[Sequence[StoredTensor]], convolutions: _Convolutions) -> _Widths | None:
+    """A convolution has the channels of queries, keys and values, all as wide."""
+    heads = _decay_rates(layers)
+    width = convolutions.channels // convolutions.layers // (3 * heads) if heads else 0
+    return _Widths(heads, width, width, groups=heads, decays=heads * width) if width else None
+
+
+def _decay_rates(layers: Sequence[Sequence[StoredTensor]]) -> int:
+    """The heads of a layer: each has a rate at which its state decays."""
+    return max((prod(t.shape) for tensors in layers for t in tensors if t.name.endswith("A_log")), default=0)
+
+
 def _mamba_2(
     config: dict[str, Any], layers: Sequence[Sequence[StoredTensor]], convolutions: _Convolutions
 ) -> _Widths | None:
     """A convolution has the channels of all values, and of the keys and queries of every group."""
-    heads = max((t.shape[0] for tensors in layers for t in tensors if t.name.endswith("A_log")), default=0)
+    heads = _decay_rates(layers)
     groups = _stated(config, "mamba_n_groups", "mamba_ngroups", "n_groups")
     key = _stated(config, "mamba_d_state", "ssm_state_size", "state_size")
     values = convolutions.channels // convolutions.layers - 2 * groups * key

@@ -60,13 +60,15 @@ class LayerSpec:
 class StateSizes:
     """Of all recurrent layers that branch: bytes of the states of one text, and bytes that an uncommitted row adds.
 
-    heads, width: of one layer; width is that of a key and a value together.
+    heads, width: of one layer; width is that of a key and a value together. decays: of one layer, where every channel
+    of the keys has its own.
     """
 
     nbytes: int
     row_bytes: int
     heads: int
     width: int
+    decays: int = 0
 
 
 @dataclass(frozen=True)

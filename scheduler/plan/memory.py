@@ -49,6 +49,9 @@ LOGITS_ITEM_BYTES = 4
 STATE_SNAPSHOTS = 4
 # Rows x heads x width of a recurrent layer, in float32: what its chunked form holds. Nodes x nodes x heads: of a tree.
 STATE_COPIES, TREE_COPIES, STATE_ITEM_BYTES = 6, 4, 4
+# Rows of a chunk of Kimi's delta rule, which holds the decays between any two of them for every channel of the keys,
+# and as much for each of the two products with these.
+STATE_CHUNK, CHANNEL_COPIES = 64, 3
 # The driver's memory for one layer in one CUDA graph: some 45 kernels of transformers' code, about 20 kB each.
 # Assumed from reports about whole graphs; not measured here.
 GRAPH_LAYER_BYTES = 1 * MIB
@@ -314,5 +317,6 @@ def _activation_bytes(spec: ModelSpec, shape: PassShape) -> int:
     recurrent = 0
     if spec.states is not None:
         chunks, trees = shape.rows * spec.states.width * STATE_COPIES, shape.tree_size**2 * TREE_COPIES
-        recurrent = spec.states.heads * (chunks + trees) * STATE_ITEM_BYTES
+        channels = min(shape.rows, STATE_CHUNK) * STATE_CHUNK * spec.states.decays * CHANNEL_COPIES
+        recurrent = (spec.states.heads * (chunks + trees) + channels) * STATE_ITEM_BYTES
     return shape.rows * ((per_row + masks) * ITEMSIZE[spec.dtype] + scores) + recurrent

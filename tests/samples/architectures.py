@@ -125,11 +125,22 @@ STATES: dict[str, Changes] = {
 # Models whose recurrent layers follow the branches of a tree.
 BRANCHING: dict[str, Changes] = {
     "bamba": {**_CHUNKS, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "attn_layer_indices": [1]},
+    "bailing_hybrid": {
+        **FEW_EXPERTS,
+        **{"kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4},
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    },
     "falcon_h1": {**_CHUNKS, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_d_ssm": 64},
     "granitemoehybrid": {
         **_CHUNKS,
         **{"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "shared_intermediate_size": 16},
         "layer_types": ["mamba", "attention", "mamba"],
+    },
+    "kimi_linear": {
+        **FEW_EXPERTS,
+        **LATENT,
+        **{"q_lora_rank": None, "linear_num_heads": 4, "linear_head_dim": 8},
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
     },
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {**FEW_EXPERTS, "layer_types": ["conv", "full_attention", "conv"]},

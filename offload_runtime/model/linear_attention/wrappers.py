@@ -13,12 +13,15 @@ from typing import Any
 from torch import nn
 
 from offload_runtime.model.linear_attention.convolutions import over_convolution
+from offload_runtime.model.linear_attention.wrapped_channel_delta_rule import over_channel_delta_rule
 from offload_runtime.model.linear_attention.wrapped_delta_rule import over_delta_rule
 from offload_runtime.model.linear_attention.wrapped_state_space import over_state_space
 
 _WRAPPERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "causal_conv1d_fn": over_convolution,
+    "chunk_kimi_delta_attention": over_channel_delta_rule,
     "mamba2_chunk_scan": over_state_space,
+    "recurrent_kimi_delta_attention": over_channel_delta_rule,
     "torch_chunk_gated_delta_rule": over_delta_rule,
     "torch_recurrent_gated_delta_rule": over_delta_rule,
 }

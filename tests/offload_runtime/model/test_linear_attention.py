@@ -50,7 +50,7 @@ def test_going_back_reads_from_the_last_state_that_was_kept(architecture: str, t
         assert reply.token_ids == greedy(target, prompt, 12)
 
 
-@pytest.mark.parametrize("architecture", ["qwen3_next", "falcon_h1", "mamba2"])
+@pytest.mark.parametrize("architecture", ["qwen3_next", "falcon_h1", "kimi_linear", "mamba2"])
 def test_texts_that_share_passes_keep_states_apart(architecture: str) -> None:
     target, prompts = checkpoint(architecture), [[*LONG[:50], 3 + number] for number in range(5)]
     with streaming_runtime(target, perturbed(target, 0.02), parallel=3, **TREE) as runtime:
@@ -85,12 +85,15 @@ def keep_the_state(writes, state: torch.Tensor, path: torch.Tensor) -> torch.Ten
         ("states.Branches.windows", see_siblings),
         ("states.BranchingLayer.commit", keep_the_text_alone),
         ("writes.Writes.state_after", keep_the_state),
+        ("channel_delta_rule.ChannelWrites.state_after", keep_the_state),
     ],
 )
-@pytest.mark.parametrize("architecture", ["qwen3_next", "nemotron_h", "falcon_h1", "lfm2"])
+@pytest.mark.parametrize("architecture", ["qwen3_next", "nemotron_h", "falcon_h1", "kimi_linear", "lfm2"])
 def test_mistakes_are_found(architecture: str, place: str, mistake, monkeypatch: pytest.MonkeyPatch) -> None:
-    if architecture == "lfm2" and mistake is keep_the_state:
-        pytest.skip("convolutions alone")
+    if mistake is keep_the_state and (
+        architecture == "lfm2" or (architecture == "kimi_linear") != ("Channel" in place)
+    ):
+        pytest.skip("writes otherwise")
     monkeypatch.setattr(f"offload_runtime.model.linear_attention.{place}", mistake)
     target = checkpoint(architecture)
     with streaming_runtime(target, perturbed(target, 0.02), **TREE) as runtime:
@@ -98,12 +101,12 @@ def test_mistakes_are_found(architecture: str, place: str, mistake, monkeypatch:
 
 
 TINY = {name: value for name, value in sampling.TINY.items() if name != "rope_parameters"} | {"num_hidden_layers": 3}
+OTHERWISE = {"kimi_linear": {"num_key_value_heads": 2}, **dict.fromkeys(("bamba", "mamba2"), {"hidden_size": 32})}
 
 
-@pytest.mark.parametrize("architecture", ["qwen3_5_text", "olmo_hybrid", "bamba", "mamba2", "lfm2"])
+@pytest.mark.parametrize("architecture", ["qwen3_5_text", "olmo_hybrid", "bamba", "mamba2", "kimi_linear", "lfm2"])
 def test_sampled_texts_follow_the_distribution(architecture: str) -> None:
-    wide = {"hidden_size": 32} if "mba" in architecture else {}  # half of what the states of Mamba 2 are made of
-    target = checkpoint(architecture, seed=9, **TINY | wide)
+    target = checkpoint(architecture, seed=9, **TINY | OTHERWISE.get(architecture, {}))
     distribution = np.ones([sampling.VOCABULARY] * sampling.TOKENS)
     for tokens in product(range(sampling.VOCABULARY), repeat=sampling.TOKENS):
         for place in range(sampling.TOKENS):
@@ -140,6 +143,7 @@ SIZES = {  # layers, heads, key and value widths, channels of a convolution, its
     "bamba": (2, 8, 8, 8, 8 * 8 + 2 * 8, 4),
     "falcon_h1": (3, 8, 8, 8, 8 * 8 + 2 * 8, 4),
     "zamba2": (5, 8, 8, 8, 8 * 8 + 2 * 8, 4),
+    "kimi_linear": (2, 4, 8, 8, 3 * 4 * 8, 4),
     "lfm2": (2, 0, 0, 0, 32, 3),
 }
 
@@ -150,7 +154,8 @@ def test_the_plan_counts_states_of_other_kinds(architecture: str) -> None:
     states = read_spec(checkpoint(architecture), "float32").states
     assert states is not None
     assert states.nbytes == layers * (heads * key * value + channels * (kernel - 1)) * 4
-    assert states.row_bytes == layers * ((key if heads else 0) + heads * (value + 2) + channels) * 4
+    keys = {"kimi_linear": heads * 3 * key, "lfm2": 0}.get(architecture, key)  # Kimi's with their decays
+    assert states.row_bytes == layers * (keys + heads * (value + 2) + channels) * 4
 
 
 def test_states_are_as_large_as_planned() -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from offload_runtime.model.linear_attention import decayed_sums, delta_rule
-from offload_runtime.model.linear_attention.writes import Writes
+from offload_runtime.model.linear_attention import channel_delta_rule, decayed_sums, delta_rule
+from offload_runtime.model.linear_attention.writes import Written
 
 HEADS, GROUPS, KEY, VALUE = 6, 3, 5, 4
 MOST_NODES = 40
@@ -31,7 +31,7 @@ def read(state: Tensor, query: Tensor) -> Tensor:
 
 def delta_step(state: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     query, key, value, decay, beta = inputs
-    state = state * decay[:, None, None].exp()
+    state = state * decay.reshape(HEADS, -1, 1).exp()  # one for all, or one for each channel of the keys
     delta = beta[:, None] * (value - read(state, key))
     state = state + key[:, :, None] * delta[:, None]
     return state, read(state, query)
@@ -51,12 +51,18 @@ def delta_inputs(count: int, random: Callable[..., Tensor]) -> tuple[Tensor, ...
     return random(HEADS, count, KEY), key, random(HEADS, count, VALUE), decay, beta
 
 
+def channel_inputs(count: int, random: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+    query, key, value, _, beta = delta_inputs(count, random)
+    return query, key, value, -random(HEADS, count, KEY).abs(), beta
+
+
 def sums_inputs(count: int, random: Callable[..., Tensor]) -> tuple[Tensor, ...]:
     query, key = random(GROUPS, count, KEY), random(GROUPS, count, KEY)
     return query, key, random(HEADS, count, VALUE), -random(HEADS, count).abs()
 
 
-RULES: dict[str, tuple[Callable[..., tuple[Tensor, Writes]], Callable[..., tuple[Tensor, ...]], Step]] = {
+RULES: dict[str, tuple[Callable[..., tuple[Tensor, Written]], Callable[..., tuple[Tensor, ...]], Step]] = {
+    "channel delta rule": (channel_delta_rule.over_tree, channel_inputs, delta_step),
     "delta rule": (delta_rule.over_tree, delta_inputs, delta_step),
     "decayed sums": (decayed_sums.over_tree, sums_inputs, sums_step),
 }
