@@ -75,7 +75,7 @@ class CachedSequence:
     def begin(self, prompt: int, common: int) -> None:
         """Switch to a text with a prompt of `prompt` tokens, which begins with the first `common` committed ones."""
         if self.states is not None:
-            self.states.prompt = prompt
+            common = self.states.begin(prompt, self.length, common)
         self.truncate(common)
 
     def truncate(self, length: int) -> None:

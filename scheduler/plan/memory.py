@@ -46,7 +46,7 @@ KV_BUFFERS = 2
 LOGITS_COPIES = 3
 LOGITS_ITEM_BYTES = 4
 # Earlier states of each text that recurrent layers can go back to, beside those after the text and the pass's text.
-STATE_SNAPSHOTS = 4
+STATE_SNAPSHOTS = 6
 # Rows x heads x width of a recurrent layer, in float32: what its chunked form holds. Nodes x nodes x heads: of a tree.
 STATE_COPIES, TREE_COPIES, STATE_ITEM_BYTES = 6, 4, 4
 # Rows of a chunk of Kimi's delta rule, which holds the decays between any two of them for every channel of the keys,

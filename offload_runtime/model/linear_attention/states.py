@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
+from offload_runtime.model.linear_attention.snapshots import Snapshots
 from offload_runtime.model.linear_attention.writes import Written
 from offload_runtime.model.rows import PassRows
-from scheduler.plan.memory import STATE_SNAPSHOTS
 from sequoia_tree.uploads import upload
 
 
@@ -73,10 +73,14 @@ class Branches:
 
 
 class BranchingLayer(LinearAttentionLayer):
-    """The states of one layer, of each text by its number. transformers' code sees no state: the wrappers know it."""
+    """The states of one layer, of each text by its number. transformers' code sees no state: the wrappers know it.
+
+    differs: whether transformers computes the tokens of a prompt otherwise than those that it writes.
+    """
 
     def __init__(self, sequences: int, **kwargs: Any):
         super().__init__(**kwargs)
+        self.differs = False
         self.record_past = True  # otherwise a pass over one row takes another way
         self.states = [State() for _ in range(sequences)]
         self.pending: list[Pending | None] = [None] * sequences
@@ -136,9 +140,9 @@ class SequenceStates:
 
     def __init__(self, layers: Sequence[BranchingLayer], number: int):
         self._layers, self._number = layers, number
-        self.prompt = sys.maxsize  # tokens that were given, not written
+        self._prompt = sys.maxsize  # tokens that were given, not written
         self._branches: Branches | None = None
-        self._snapshots: list[tuple[int, list[State]]] = []  # (tokens, states), from the first
+        self.snapshots: Snapshots[list[State]] = Snapshots()
 
     def branches(self, rows: PassRows) -> Branches:
         """Those of a pass over these rows, which the next pass over the same tree continues."""
@@ -154,7 +158,7 @@ class SequenceStates:
         else:
             parents = positions.new_empty(0)
         known = parents if before is None or chain else torch.cat((before.parents, parents))
-        self._branches = Branches(chain, len(visible), visible, known, rows.row_positions[chain:] < self.prompt)
+        self._branches = Branches(chain, len(visible), visible, known, rows.row_positions[chain:] < self._prompt)
         return self._branches
 
     def commit(self, length: int, rows: Sequence[int]) -> None:
@@ -168,39 +172,60 @@ class SequenceStates:
             self._drop()
             return
         if chain and self._layers[0].pending[self._number] is not None:
-            self._keep(length + chain)
+            states = [pending.after_text for layer in self._layers if (pending := layer.pending[self._number])]
+            self._keep(length + chain, states)
         nodes = [row - chain for row in rows[chain:]]
         path = upload(nodes, branches.parents.device) if nodes else None
         for layer in self._layers:
             layer.commit(self._number, path)
+        self._keep(length + len(rows), self._now())
 
     def rollback(self) -> None:
         """Drop what is not committed."""
         self._branches = None
         self._drop()
 
+    def begin(self, prompt: int, length: int, common: int) -> int:
+        """A text with a prompt of `prompt` tokens begins like the `length` committed ones, for `common` tokens.
+
+        If it goes on from their end, another may come back to there. Returns how many of them can be used: what was
+        written is part of the prompt now.
+        """
+        common = min(common, self._usable)
+        self._prompt = prompt
+        if 0 < length <= common:
+            self.snapshots.add(length, self._now(), ends_turn=True)
+        return common
+
     def truncate(self, length: int, to: int) -> int:
         """Go back from `length` committed tokens to at most `to`; returns how many are left."""
         self.rollback()
         if to >= length:
             return length
-        while self._snapshots and self._snapshots[-1][0] > to:
-            self._snapshots.pop()
-        left, states = self._snapshots[-1] if self._snapshots else (0, [State()] * len(self._layers))
+        snapshot = self.snapshots.back_to(to)
+        states = snapshot.states if snapshot else [State()] * len(self._layers)
         for layer, state in zip(self._layers, states):
             layer.states[self._number] = state
-        return left
+        return snapshot.length if snapshot else 0
 
     def take_from(self, other: SequenceStates, length: int) -> int:
         """Begin like another text: with its longest snapshot of at most `length` tokens, and those before it."""
         self.rollback()
-        self._snapshots = [snapshot for snapshot in other._snapshots if snapshot[0] <= length]
-        return self.truncate(sys.maxsize, length)
+        self.snapshots.take_from(other.snapshots)
+        self._prompt = other._prompt
+        return self.truncate(sys.maxsize, min(length, self._usable))
 
-    def _keep(self, length: int) -> None:
-        """A snapshot after the rows of text of a pass: at the end of a prompt, or of a piece of one."""
-        states = [pending.after_text for layer in self._layers if (pending := layer.pending[self._number])]
-        self._snapshots = [*self._snapshots[1 - STATE_SNAPSHOTS :], (length, states)]
+    @property
+    def _usable(self) -> int:
+        """Tokens after which a state is that of a prompt."""
+        return self._prompt if any(layer.differs for layer in self._layers) else sys.maxsize
+
+    def _keep(self, length: int, states: list[State]) -> None:
+        """The last token of a prompt is read as the root of a tree, or with the prompt."""
+        self.snapshots.add(length, states, ends_turn=length in (self._prompt - 1, self._prompt))
+
+    def _now(self) -> list[State]:
+        return [layer.states[self._number] for layer in self._layers]
 
     def _drop(self) -> None:
         for layer in self._layers:

@@ -30,6 +30,8 @@ def over_state_space(function: Function) -> Function:
         current = current_pass()
         if current is None:
             return function(x, dt, A, B, C, chunk_size=chunk_size, **kwargs)
+        assert current.layer is not None
+        current.layer.differs = _limits(kwargs) is not None
 
         def read(rows: slice, memory: Tensor | None) -> tuple[Tensor, Tensor]:
             states = None if memory is None else memory.transpose(1, 2)[None]
@@ -65,5 +67,10 @@ def _steps(dt: Tensor, of_prompt: Tensor, how: dict[str, Any]) -> Tensor:
     if (bias := how.get("dt_bias")) is not None:
         dt = dt + bias.to(dt.dtype)
     dt = functional.softplus(dt) if how.get("dt_softplus") else dt
+    limits = _limits(how)
+    return dt if limits is None else torch.where(of_prompt[:, None], dt.clamp(*limits), dt)
+
+
+def _limits(how: dict[str, Any]) -> tuple[float, float] | None:
     low, high = how.get("dt_limit", (0.0, float("inf")))
-    return dt if low <= 0 and high == float("inf") else torch.where(of_prompt[:, None], dt.clamp(low, high), dt)
+    return None if low <= 0 and high == float("inf") else (low, high)
