@@ -106,3 +106,8 @@ def planes(bits: int) -> tuple[int, ...]:
 def plane_bytes(bits: int, count: int) -> int:
     """Bytes of `count` numbers, a multiple of 8, in their planes."""
     return bits * count // 8
+
+
+def can_encode(count: int, inputs: int) -> bool:
+    """Whether a matrix of `count` weights, `inputs` a row, has whole groups and blocks, and not too many."""
+    return count > 0 and inputs % GROUP == 0 and count % BLOCK == 0 and count < 1 << 28

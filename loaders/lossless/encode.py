@@ -50,11 +50,6 @@ class _Divided:
     apart: Tensor
 
 
-def can_encode(count: int, inputs: int) -> bool:
-    """Whether a matrix of `count` weights, `inputs` a row, has whole groups and blocks, and not too many."""
-    return count > 0 and inputs % GROUP == 0 and count % BLOCK == 0 and count < 1 << 28
-
-
 @torch.inference_mode()
 def encode(weights: Tensor, bins: Bins) -> Encoded:
     """Encode a bfloat16 or float16 matrix for which `can_encode`."""

@@ -12,6 +12,7 @@ from typing import Any
 from loaders.errors import ModelFilesError
 from loaders.json_files import read_json
 from loaders.quantize.recipe import CLIPPINGS, GROUP_SIZES, Quantization
+from loaders.safetensors_files.headers import Checkpoint
 
 REPORT_FILE = "quantization_report.json"
 
@@ -27,7 +28,10 @@ class KindErrors:
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """`kinds` is keyed by a matrix's name in its layer, "mlp.down_proj"; `worst_in` names one: "model.layers.3.…"."""
+    """`kinds` is keyed by a matrix's name in its layer, "mlp.down_proj"; `worst_in` names one: "model.layers.3.…".
+
+    Where weights were packed without loss, there are no kinds, and no errors.
+    """
 
     source: str
     fingerprint: str
@@ -38,6 +42,8 @@ class QuantizationReport:
     kinds: Mapping[str, KindErrors]
 
     def __str__(self) -> str:
+        if not self.kinds:
+            return self.label
         return (
             f"{self.label}: error {self.mean:.2%} of the weights' norm on average, "
             f"worst {self.worst:.2%} in {self.worst_in}"
@@ -88,12 +94,15 @@ def _kind_errors(value: Mapping[str, Any]) -> KindErrors:
 
 def quantization_fingerprint(quantization: Quantization) -> str:
     """A hash of the source files and of how they are quantized; it changes when a file is rewritten."""
-    source = quantization.source
+    bits = quantization.bits
+    return fingerprint(quantization.source, [bits, GROUP_SIZES[bits], CLIPPINGS[bits]])
+
+
+def fingerprint(source: Checkpoint, how: list[Any]) -> str:
+    """A hash of the source files and of `how` they are packed."""
     files = [*source.files, source.directory / "config.json"]
     described = [
-        quantization.bits,
-        GROUP_SIZES[quantization.bits],
-        CLIPPINGS[quantization.bits],
+        *how,
         [(file.name, *_state(file)) for file in files],
         sorted((tensor.name, tensor.dtype, tensor.shape, tensor.offset) for tensor in source.tensors.values()),
     ]

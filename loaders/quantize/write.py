@@ -6,16 +6,13 @@ block per thread, however large the model is.
 
 from __future__ import annotations
 
-import fcntl
 import itertools
-import json
 import math
 import os
-import shutil
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +31,11 @@ from loaders.quantize.journal import JOURNAL_FILE, PackingJournal
 from loaders.quantize.recipe import Matrix, Quantization
 from loaders.quantize.report import QuantizationReport
 from loaders.quantize.rounding import Errors, pack_rows
+from loaders.quantize.work_directory import allocated, clear, put_in_place, work_directory, write_others
 from loaders.safetensors_files.headers import STORED_ITEMSIZE, StoredTensor
 from loaders.safetensors_files.shards import SHARD_BYTES, check_space, header, write_index
 
 BLOCK_BYTES = 1 << 20
-SMALL_FILE_BYTES = 100_000_000
-# Files copied beside the weights, by suffix: tokenizer, generation config and chat template. Never code.
-COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*/*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*")
-NOT_COPIED = {"config.json", "acceptance.json"}
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of the source that are done, and all of its bytes."""
@@ -82,10 +76,10 @@ def write_quantized(
     Raises ModelFilesError if the disk is too full, a weight is not finite, `directory` holds something else, or another
     process is writing there.
     """
-    with _work_directory(directory) as work:
+    with work_directory(directory) as work:
         check_space(
             work,
-            max(0, quantization.nbytes - _allocated(work)),
+            max(0, quantization.nbytes - allocated(work)),
             f"int{quantization.bits} weights are kept on disk for the next starts: free some space, or choose another "
             "disk with --quantized-directory DIR.",
         )
@@ -93,41 +87,20 @@ def write_quantized(
         layout = {"fingerprint": fingerprint, "shard_bytes": shard_bytes, "piece_bytes": BLOCK_BYTES, "version": 1}
         journal = PackingJournal(work, layout)
         goes_on = bool(journal.done) and _are_whole(shards)
-        _clear(work, keep=shards if goes_on else ())
+        clear(work, keep=[*(shards if goes_on else ()), work / JOURNAL_FILE])
         journal.begin(keep=goes_on)
         report = QuantizationReport.of(
             quantization, fingerprint, _write_shards(quantization, shards, journal, progress)
         )
         write_index(work, shards)
-        _write_others(quantization, work)
+        write_others(
+            quantization.source.directory, quantization.config(read_config(quantization.source.directory)), work
+        )
         report.write(work)
         with interrupts_deferred():
             journal.remove()
-            _put_in_place(work, directory)
+            put_in_place(work, directory)
     return report
-
-
-def _put_in_place(work: Path, directory: Path) -> None:
-    try:
-        work.rename(directory)
-    except OSError as error:
-        raise ModelFilesError(
-            f"{directory}: the packed weights cannot be put there ({error.strerror}). It must be empty, or not "
-            "exist: choose another with --quantized-directory DIR."
-        ) from error
-
-
-def begun_bytes(directory: Path) -> int:
-    """Bytes that an interrupted call for `directory` has left on disk."""
-    return _allocated(_partial(directory))
-
-
-def _partial(directory: Path) -> Path:
-    return directory.with_name(f".{directory.name}.partial")
-
-
-def _allocated(work: Path) -> int:
-    return sum(file.stat().st_blocks * 512 for file in work.glob("*.safetensors"))
 
 
 def _are_whole(shards: Mapping[Path, list[StoredTensor]]) -> bool:
@@ -137,53 +110,6 @@ def _are_whole(shards: Mapping[Path, list[StoredTensor]]) -> bool:
 
 def _shard_bytes(shard: Sequence[StoredTensor]) -> int:
     return len(header(shard)) + sum(tensor.nbytes for tensor in shard)
-
-
-def _clear(work: Path, keep: Collection[Path]) -> None:
-    for left in work.iterdir():
-        if left in keep or left.name == JOURNAL_FILE:
-            continue
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
-
-
-@contextmanager
-def _work_directory(directory: Path) -> Iterator[Path]:
-    """A temporary directory beside `directory`, removed at the end unless renamed or interrupted.
-
-    It is locked while the process lives. Raises ModelFilesError if another process holds it, or on disk errors.
-    """
-    work = _partial(directory)
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(work, os.O_RDONLY)
-    except OSError as error:
-        raise ModelFilesError(
-            f"{work}: cannot be made ({error.strerror}). Choose another with --quantized-directory DIR."
-        ) from error
-    try:
-        if not _locked(descriptor, work):
-            raise ModelFilesError(
-                f"{directory}: another process is packing these weights. Wait until it is done, then start again."
-            )
-        try:
-            yield work
-        except Exception:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _locked(descriptor: int, directory: Path) -> bool:
-    """Lock an open directory; False where another process has it, or has just renamed it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(descriptor), directory.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
 
 
 def _write_shards(
@@ -221,7 +147,7 @@ def _write_shards(
         closing(FileTable(quantization.source.files, direct)) as sources,
         closing(_Outputs(shards)) as outputs,
         closing(Workers(1 + cores(), longest)) as workers,  # more than the cores, since some wait for the disk
-        _one_thread_an_operation(),
+        one_thread_an_operation(),
     ):
         for matrix in quantization.matrices:
             place = places[f"{matrix.module}.weight_shape"]
@@ -247,7 +173,7 @@ def packing_seconds(quantization: Quantization, begun: int = 0) -> float:
     """
     rows = torch.randn(256, 1024, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     best = float("inf")
-    with _one_thread_an_operation():
+    with one_thread_an_operation():
         for _ in range(5):
             started = time.perf_counter()
             pack_rows(rows, quantization.bits, 32)
@@ -257,7 +183,7 @@ def packing_seconds(quantization: Quantization, begun: int = 0) -> float:
 
 
 @contextmanager
-def _one_thread_an_operation() -> Iterator[None]:
+def one_thread_an_operation() -> Iterator[None]:
     """Within the block, new threads compute without OpenMP teams: there is one thread per core already."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -349,16 +275,3 @@ def _write_at(path: Path, descriptor: int, offset: int, content: memoryview) -> 
                 "another disk with --quantized-directory DIR."
             ) from error
         content, offset = content[count:], offset + count
-
-
-def _write_others(quantization: Quantization, directory: Path) -> None:
-    """config.json, and what belongs to the model besides its weights."""
-    source = quantization.source.directory
-    config = quantization.config(read_config(source))
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for file in sorted(file for pattern in COPIED for file in source.glob(pattern)):
-        is_small = file.is_file() and file.stat().st_size <= SMALL_FILE_BYTES
-        if is_small and file.name not in NOT_COPIED and not file.name.endswith(".index.json"):
-            copy = directory / file.relative_to(source)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)

@@ -107,7 +107,7 @@ def _load(preparation: Preparation, progress: Progress) -> "OffloadRuntime":
 
 
 def _load_shown(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
-    from loaders.quantize.write import begun_bytes
+    from loaders.quantize.work_directory import begun_bytes
     from offload_runtime.options.progress import LoadingBar
 
     packing = preparation.packing if _packs(preparation) else None
@@ -131,9 +131,13 @@ def _packs(preparation: Preparation) -> bool:
 
 
 def _packing_time(packing: "Packing") -> str:
-    from loaders.quantize.write import begun_bytes, cores, packing_seconds
+    from loaders.quantize.lossless_recipe import LosslessRecipe
+    from loaders.quantize.work_directory import begun_bytes
+    from loaders.quantize.write import cores, packing_seconds
+    from loaders.quantize.write_lossless import encoding_seconds
 
-    seconds = packing_seconds(packing.quantization, begun_bytes(packing.directory))
+    recipe, begun = packing.quantization, begun_bytes(packing.directory)
+    seconds = encoding_seconds(recipe, begun) if isinstance(recipe, LosslessRecipe) else packing_seconds(recipe, begun)
     return f"{duration(seconds)} on {cores()} cores"
 
 

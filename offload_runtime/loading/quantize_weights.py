@@ -3,13 +3,15 @@
 import torch
 from torch import nn
 
-from loaders.modules.skeleton import build_skeleton
+from loaders.modules.skeleton import Skeleton, build_skeleton
+from loaders.quantize.lossless_recipe import LosslessRecipe
+from loaders.quantize.recipe import Quantization
 from loaders.quantize.write import write_quantized
+from loaders.quantize.write_lossless import as_model_allows, write_lossless
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.loading.models import Progress
 from offload_runtime.model.attention import ATTENTION_NAME
 from offload_runtime.planning.planning import Preparation, prepare
-from offload_runtime.planning.quantized_directory import Packing
 
 
 def with_packed_files(preparation: Preparation, progress: Progress | None = None) -> Preparation:
@@ -20,21 +22,25 @@ def with_packed_files(preparation: Preparation, progress: Progress | None = None
     packing = preparation.packing
     if packing is None or packing.report:
         return preparation
-    _check_model(packing)
-    stage = f"packing {preparation.target.spec.name} to {preparation.options.quantize}"
+    skeleton = build_skeleton(packing.quantization.source.directory, torch.bfloat16, "cpu", ATTENTION_NAME)
+    stage = f"packing {preparation.target.spec.name} to {preparation.options.packed_as}"
     step = (lambda done, total: progress(stage, done, total)) if progress else None
-    write_quantized(packing.quantization, packing.directory, packing.fingerprint, step)
+    if isinstance(packing.quantization, LosslessRecipe):
+        recipe = as_model_allows(packing.quantization, skeleton)
+        write_lossless(recipe, packing.directory, packing.fingerprint, step)
+    else:
+        _check_model(packing.quantization, skeleton)
+        write_quantized(packing.quantization, packing.directory, packing.fingerprint, step)
     return prepare(preparation.options)
 
 
-def _check_model(packing: Packing) -> None:
+def _check_model(quantization: Quantization, skeleton: Skeleton) -> None:
     """Reject at once, not after minutes of quantizing, a model that cannot be built or has weights in other modules.
 
     This runtime could dequantize those, but other programs expect quantized weights in linear modules only.
     """
-    directory = packing.quantization.source.directory
-    modules = dict(build_skeleton(directory, torch.bfloat16, "cpu", ATTENTION_NAME).model.named_modules())
-    for matrix in packing.quantization.matrices:
+    directory, modules = quantization.source.directory, dict(skeleton.model.named_modules())
+    for matrix in quantization.matrices:
         module = modules.get(matrix.module)  # None: fused experts, or a name that only occurs in the files
         if module is not None and not isinstance(module, nn.Linear):
             raise UnsupportedModelError(

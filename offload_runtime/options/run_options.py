@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from loaders.adapters.locate import with_adapter
 from loaders.checkpoint.local_models import local_model
 from loaders.checkpoint.rope_scaling import RopeScaling
+from loaders.formats.lossless import METHOD as LOSSLESS
 from loaders.hub.find import find_model
 from loaders.hub.model import HubModel
 from loaders.hub.names import hub_name, model_path
@@ -53,6 +54,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 IOMode = Literal["auto", "direct", "buffered"]
 IO_MODES = get_args(IOMode)
 AUTO: Literal["auto"] = "auto"
+PLAIN_LINK, PACKED_LINK = LINKS = ("plain", "packed")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,12 @@ class RunOptions:
     quantize: str | None = option(
         "pack the model's weights to 8 or 4 bits, once: the first start writes them to disk, later ones find them",
         choices=tuple(BITS),
+    )
+    link: str = option(
+        "how 16-bit weights cross the link: plain; or packed without loss, in 0.7 of their bytes, which the first "
+        "start writes to disk",
+        choices=LINKS,
+        default=PLAIN_LINK,
     )
     quantized_directory: str | Path | None = option("where packed weights are kept", "DIR", Path, unsaid="the cache")
     context_length: int | None = option("most tokens of prompts and replies together", "N", whole_number(1))
@@ -198,9 +206,14 @@ class Options(RunOptions):
                 f"{self.adapter}: an adapter is merged into weights as they are read, so not with --quantize: merge it "
                 "with PEFT first, and pack the result"
             )
-        if self.quantized_directory is not None and self.quantize is None:
+        if self.link == PACKED_LINK and (self.quantize or self.adapter or self.share_layers):
             raise UsageError(
-                f"{self.quantized_directory} is for packed weights: say which with --quantize int4 or int8"
+                "--link packed packs the weights of a model as they are: not with --quantize or an adapter"
+            )
+        if self.quantized_directory is not None and self.packed_as is None:
+            raise UsageError(
+                f"{self.quantized_directory} is for packed weights: say which with --quantize int4 or int8, or with "
+                "--link packed"
             )
         if self.prompt_cache is None and self.prompt_cache_size is not None:
             raise UsageError("prompt_cache_size is for a prompt cache: say where with --prompt-cache DIR")
@@ -215,6 +228,11 @@ class Options(RunOptions):
             raise UsageError(
                 f"{self.verification} cannot verify {self.tree} trees exactly; {', '.join(TREE_RULES[self.tree])} can"
             )
+
+    @property
+    def packed_as(self) -> str | None:
+        """What the target's weights are packed to before they are loaded; None where they are used as they are."""
+        return LOSSLESS if self.link == PACKED_LINK else self.quantize
 
     @property
     def rule(self) -> str:

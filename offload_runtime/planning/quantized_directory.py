@@ -1,35 +1,41 @@
 """The directory of a model's quantized weights. Imports no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loaders.cache_directory import cache_directory
 from loaders.checkpoint.read_spec import read_config
+from loaders.formats.lossless import METHOD as LOSSLESS
 from loaders.hub.names import directory_name
+from loaders.lossless.bins import RUNS
+from loaders.quantize import lossless_recipe
+from loaders.quantize.lossless_recipe import LosslessRecipe
 from loaders.quantize.recipe import BITS, Quantization
-from loaders.quantize.report import QuantizationReport, quantization_fingerprint, read_report
-from loaders.safetensors_files.headers import read_checkpoint
+from loaders.quantize.report import QuantizationReport, fingerprint, quantization_fingerprint, read_report
+from loaders.safetensors_files.headers import Checkpoint, read_checkpoint
 from loaders.sizes import format_size
 from offload_runtime.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Packing:
-    """The quantization of a model and its directory. report: on the existing files; None if there are none yet."""
+    """How a model is packed, and its directory. report: on the existing files; None if there are none yet."""
 
-    quantization: Quantization
+    quantization: Quantization | LosslessRecipe
     fingerprint: str
     directory: Path
     report: QuantizationReport | None
 
     @classmethod
     def of(cls, model: Path, name: str, directory: Path | None) -> "Packing":
-        """For the model in `model`, as "int8" or "int4", in `directory` or the user's cache.
+        """For the model in `model`, as "int8", "int4" or "lossless", in `directory` or the user's cache.
 
         Raises UnsupportedModelError if it cannot be quantized, UsageError if `directory` holds other files.
         """
-        quantization = Quantization.of(read_checkpoint(model), read_config(model), BITS[name])
-        mark = quantization_fingerprint(quantization)
+        quantization = recipe_of(name, read_checkpoint(model), read_config(model))
+        mark = _fingerprint(quantization)
         directory = directory or _cached(f"{directory_name(model)}-{name}-{mark}")
         report = read_report(directory)
         if report is None and directory.exists() and not _is_empty(directory):
@@ -52,6 +58,19 @@ class Packing:
             return f"{self.report}; found in {self.directory}"
         size = format_size(self.quantization.nbytes)
         return f"{self.quantization.label}: {size}, packed at the first start and kept in {self.directory}"
+
+
+def recipe_of(name: str, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Quantization | LosslessRecipe:
+    """How weights are packed as "int8", "int4" or "lossless". Raises UnsupportedModelError if they cannot be."""
+    if name == LOSSLESS:
+        return LosslessRecipe.of(checkpoint, config)
+    return Quantization.of(checkpoint, config, BITS[name])
+
+
+def _fingerprint(recipe: Quantization | LosslessRecipe) -> str:
+    if isinstance(recipe, Quantization):
+        return quantization_fingerprint(recipe)
+    return fingerprint(recipe.source, [LOSSLESS, lossless_recipe.BITS, RUNS[lossless_recipe.BITS]])
 
 
 _ELSEWHERE = "--quantized-directory DIR chooses another."

@@ -24,13 +24,14 @@ from loaders.hub.find import fetch_vocabulary
 from loaders.hub.headers import on_the_hub, read_hub_checkpoint, read_hub_gguf
 from loaders.hub.model import HubModel
 from loaders.hub.names import directory_name
+from loaders.quantize.lossless_recipe import LosslessRecipe
 from loaders.quantize.recipe import BITS, Quantization
 from loaders.safetensors_files.headers import Checkpoint
 from loaders.text_part import used_names
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.options.run_options import MTP, Options
 from offload_runtime.planning.compute_dtype import compute_dtype
-from offload_runtime.planning.quantized_directory import Packing
+from offload_runtime.planning.quantized_directory import Packing, recipe_of
 from scheduler.machine.machine import Machine
 
 HEAD_FILES = "files"
@@ -103,16 +104,17 @@ def read_mtp_head(target: ModelFiles) -> ModelFiles:
 
 def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing | None]:
     """The target's files, or the quantized ones: existing files, or those to be written, with their sizes."""
-    if options.quantize is None:
+    packed_as = options.packed_as
+    if packed_as is None:
         files = read_model(options, options.model, machine, options.rope_scaling)
         return replace(files, spec=_with_row_bits(options, files.spec)), None
     _refuse_gguf(options.model)
     source = _source(options, options.model)
     name = source.label if source else directory_name(options.model)
     if source and source.missing_bytes:  # quantized files are looked for after the download
-        files, packing = _described(options, _quantization(options, options.quantize), options.model, machine), None
+        files, packing = _described(options, _quantization(options, packed_as), options.model, machine), None
     else:
-        packing = Packing.of(options.model, options.quantize, options.quantized_directory)
+        packing = Packing.of(options.model, packed_as, options.quantized_directory)
         if packing.report:
             files = read_model(options, packing.directory, machine, options.rope_scaling)
         else:
@@ -138,7 +140,7 @@ def smaller_targets(
     options: Options, machine: Machine, names: Iterable[str] = tuple(BITS)
 ) -> Iterator[tuple[str, ModelSpec]]:
     """For each of `names` in `BITS`: the option that quantizes the target and the resulting spec, if possible."""
-    if options.quantize is not None or options.adapter is not None:
+    if options.packed_as is not None or options.adapter is not None:
         return
     for name in names:
         try:
@@ -163,15 +165,19 @@ def _with_row_bits(options: Options, spec: ModelSpec) -> ModelSpec:
 
 def _refuse_gguf(model: Path) -> None:
     if is_gguf(model):
-        raise UnsupportedModelError(f"{model}: a GGUF file is run as it is; --quantize packs safetensors checkpoints.")
+        raise UnsupportedModelError(
+            f"{model}: a GGUF file is run as it is; --quantize and --link packed pack safetensors checkpoints."
+        )
 
 
-def _quantization(options: Options, name: str) -> Quantization:
+def _quantization(options: Options, name: str) -> Quantization | LosslessRecipe:
     _refuse_gguf(options.model)
-    return Quantization.of(_checkpoint(options, options.model), read_config(options.model), BITS[name])
+    return recipe_of(name, _checkpoint(options, options.model), read_config(options.model))
 
 
-def _described(options: Options, quantization: Quantization, directory: Path, machine: Machine) -> ModelFiles:
+def _described(
+    options: Options, quantization: Quantization | LosslessRecipe, directory: Path, machine: Machine
+) -> ModelFiles:
     """The files that quantizing will write to `directory`."""
     config = quantization.config(read_config(options.model))
     checkpoint = quantization.checkpoint(directory)

@@ -12,8 +12,8 @@ from loaders.dequantize.lossless.plain import approximated, restored
 from loaders.dequantize.plain import decode
 from loaders.formats.schemes import Lossless
 from loaders.lossless import encode as encoding
-from loaders.lossless.bins import KINDS, Bins
-from loaders.lossless.encode import Encoded, can_encode, encode
+from loaders.lossless.bins import KINDS, Bins, can_encode
+from loaders.lossless.encode import Encoded, encode
 from loaders.lossless.planes import from_planes, into_planes
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}

@@ -205,7 +205,10 @@ def test_what_is_said_is_kept_whichever_way_it_is_said(tmp_path: Path) -> None:
     assert (kept.model, kept.draft, kept.quantized_directory) == (tmp_path, None, Path("q"))
     assert (kept.prompt_cache, kept.prompt_cache_size) == (Path("p"), 2 << 30)
     assert kept.rope_scaling == RopeScaling.parse("yarn:4") and kept.template_arguments == {"a": 1}
+    packed = resolved(replace(said, quantize=None, link="packed"))  # the two exclude each other
+    assert packed.link == "packed" and packed.packed_as == "lossless" and kept.packed_as == "int4"
     converted = {
+        "link",
         "model",
         "draft",
         "adapter",
