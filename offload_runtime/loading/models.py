@@ -30,7 +30,6 @@ from offload_runtime.speculation.target import Target
 from scheduler.machine.capability import check_kernels
 from scheduler.machine.cuda import as_cuda_numbers, current_device
 from scheduler.plan.expert_choice import ExpertChoice
-from scheduler.plan.padding import Padding
 from scheduler.plan.pass_cost import PassCost
 from scheduler.plan.plan import Plan, Tier
 from scheduler.streaming.bandwidth import with_speed
@@ -123,7 +122,7 @@ def _load_on(device: torch.device, preparation: Preparation, progress: Progress 
             draft = drafting(draft_model, target, target_skeleton, memory, plan)
         for role, model in (("target", target.model), ("draft", draft.model if draft else None)):
             if model and role in plan.graphs and not model.cache.has_states:
-                model.pad_passes(Padding.of(plan.tree_size, plan.cache_rows), CudaGraphs(device))
+                model.pad_passes(plan.padding, CudaGraphs(device))
         check_interrupts()
         return LoadedModels(plan, target, draft, memory, resources.pop_all())
 

@@ -42,10 +42,14 @@ from sequoia_tree.uploads import upload
 
 @dataclass(frozen=True)
 class Places:
-    """The cache rows that a pass of fixed shape writes, int64 [w], and how many leading rows it attends to."""
+    """The cache rows that a pass of fixed shape writes, int64 [w], and how many it attends to.
+
+    read: which ones, int64 [keys]; None: the leading ones.
+    """
 
     rows: Tensor
     keys: int
+    read: Tensor | None = None
 
 
 # Stands for layers that cache nothing: without attention, or sharing another layer's keys. Not in transformers 5.17.
@@ -201,9 +205,11 @@ class TreeCache(Cache):
         assert text.end + count <= text.most_rows
         return slice(text.first_row + text.end, text.first_row + text.end + count)
 
-    def read_rows(self, count: int) -> tuple[slice, Sequence[slice]]:
-        """The rows of the cache that attention is given in the current pass over `count` tokens, and those among them
-        that it needs."""
+    def read_rows(self, count: int) -> tuple[slice | Tensor, Sequence[slice]]:
+        """The rows of the cache that attention is given in the current pass over `count` tokens, int64 [k] if they are
+        apart, and those among them that it needs."""
+        if self.places is not None and self.places.read is not None:
+            return self.places.read, (slice(self.places.keys),)
         if self._shared is not None:
             return slice(self._shared.width), [keys for _, keys in self._shared.spans]
         first = self.current.first_row if self.places is None else 0
@@ -241,8 +247,12 @@ class TreeCache(Cache):
             raise
         finally:
             self.current, self._shared, self._written = self.sequences[0], None, None
-        for text, sequence in zip(texts, sequences):
-            sequence.advance(text.count)
+        self.advance_texts(rows)
+
+    def advance_texts(self, rows: PassRows | SharedRows) -> None:
+        """A pass over these rows has succeeded."""
+        for text in rows.texts if isinstance(rows, SharedRows) else (rows,):
+            self.sequences[text.first_row // self.capacity].advance(text.count)
         self._has_run = True
 
     def _travel(self, texts: Sequence[PassRows], sequences: Sequence[CachedSequence]) -> AbstractContextManager[None]:

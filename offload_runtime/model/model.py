@@ -32,7 +32,7 @@ from offload_runtime.model.kv_cache import TreeCache
 from offload_runtime.model.length_rotations import TextLengths
 from offload_runtime.model.linear_attention.wrappers import let_branch
 from offload_runtime.model.model_placement import ModelPlacement
-from offload_runtime.model.padded_passes import NotReplayable, PaddedPasses, Runner
+from offload_runtime.model.padded_passes import GatheredPasses, NotReplayable, PaddedPasses, Runner, padded_passes
 from offload_runtime.model.rows import PassRows, SharedRows, text_rows
 from scheduler.plan.padding import Padding
 from scheduler.plan.placement import Tier
@@ -103,7 +103,7 @@ class Model:
         self.layer_modules = tuple(layer.module for layer in skeleton.layers)
         self.layers_begun = 0  # in all passes so far; other threads may read it while a pass runs
         self.padded_total = 0
-        self._padded: PaddedPasses | None = None
+        self._padded: PaddedPasses | GatheredPasses | None = None
         self._in_one_piece = False  # whether the current pass must not be interrupted
 
     def pad_passes(self, padding: Padding, run: Runner) -> None:
@@ -112,7 +112,7 @@ class Model:
         `should_stop` is checked before such a pass, not between its layers.
         """
         assert self._weights.ring is None, "a streamed layer lies in another slot in every pass"
-        self._padded = PaddedPasses(self._compute, self.cache, self.device, padding, run)
+        self._padded = padded_passes(self._compute, self.cache, self.device, padding, run)
 
     @property
     def replays(self) -> bool:
@@ -170,7 +170,7 @@ class Model:
             with attending(rows), self.cache.one_pass(rows):
                 logits = self._compute(tokens, rows.row_positions, logits_to_keep)
         else:
-            self.cache.advance(len(tokens))
+            self.cache.advance_texts(rows)
         self._learn_from_pass(len(tokens))
         return logits
 
@@ -190,9 +190,7 @@ class Model:
     def _padded_logits(
         self, tokens: Tensor, rows: PassRows | SharedRows, logits_to_keep: int | Tensor
     ) -> Tensor | None:
-        """The logits of a pass in a fixed shape; None if no shape fits, as for passes that texts share."""
-        if isinstance(rows, SharedRows) or isinstance(logits_to_keep, Tensor):
-            return None
+        """The logits of a pass in a fixed shape; None if no shape fits."""
         if self._padded is None or self._lengths.vary or not self._padded.takes(rows):
             return None
         self._poll()

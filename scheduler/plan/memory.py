@@ -226,7 +226,8 @@ def replayed(models: Models, device: str, shape: PassShape) -> tuple[str, ...]:
 
 
 def _graphs(models: Models, device: str, shape: PassShape) -> Iterator[PlanItem]:
-    roles, padding = replayed(models, device, shape), Padding.of(shape.tree_size, shape.cache_rows)
+    roles = replayed(models, device, shape)
+    padding = Padding.of_texts(shape.texts, shape.tree_size, shape.nodes, shape.cache_rows)
     if roles:
         nbytes = sum(_graph_bytes(model, shape, padding) for role, model in zip(ROLES, models) if role in roles)
         yield PlanItem(f"CUDA graphs, {_rows(padding.widths[-1])}", nbytes)
@@ -234,11 +235,13 @@ def _graphs(models: Models, device: str, shape: PassShape) -> Iterator[PlanItem]
 
 def _graph_bytes(spec: ModelSpec, shape: PassShape, padding: Padding) -> int:
     """The graphs of one key length, their memory pool, and their static inputs and outputs."""
-    rows = padding.widths[-1]
-    pool = _activation_bytes(spec, replace(shape, rows=rows, texts=1)) + _expert_bytes(spec)
+    rows, keys = padding.widths[-1], padding.key_lengths[-1]
+    widest = replace(shape, rows=rows, texts=1, context_length=keys - shape.tree_size - 1)
+    pool = _activation_bytes(spec, widest) + _expert_bytes(spec)
     logits = 2 * rows * spec.vocab_size * ITEMSIZE[spec.dtype]  # in the pool, and a copy
-    masks = rows * (padding.columns + 2 * shape.cache_rows)  # booleans: as given, and expanded over the cache
-    return pool + logits + masks + len(padding.widths) * len(spec.layers) * GRAPH_LAYER_BYTES
+    masks = rows * (padding.columns + 2 * keys)  # booleans: as given, and expanded over the cache
+    gathered = keys * (spec.kv_layer_bytes + _index_bytes(spec)) if shape.texts > 1 else 0  # of one layer
+    return pool + logits + masks + gathered + len(padding.widths) * len(spec.layers) * GRAPH_LAYER_BYTES
 
 
 def _expert_products(models: Models, device: str) -> Iterator[PlanItem]:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 WIDTHS = (1, 8, 32, 64, 128)
 # Shorter texts also attend to this many key positions: for an 8B model, 1 % of the bytes of its weights.
 SHORTEST_KEYS = 1024
+# Where texts share a pass, every row is compared with the keys of all of them. Beyond those of so many whole texts,
+# that would take longer than launching each kernel for itself.
+MOST_WHOLE_TEXTS = 4
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,17 @@ class Padding:
     widths: tuple[int, ...]
     key_lengths: tuple[int, ...]
     columns: int
+
+    @classmethod
+    def of_texts(cls, texts: int, tree_size: int, nodes: int, cache_rows: int) -> Padding:
+        """For a cache of `texts` texts with a tree of `tree_size` each, and passes over `nodes` of all of them.
+
+        >>> Padding.of_texts(3, 8, 20, 400)
+        Padding(widths=(1, 8, 24), key_lengths=(1024, 1200), columns=24)
+        """
+        if texts == 1:
+            return cls.of(tree_size, cache_rows)
+        return cls.of(max(nodes, texts), min(texts, MOST_WHOLE_TEXTS) * cache_rows)
 
     @classmethod
     def of(cls, tree_size: int, cache_rows: int) -> Padding:

@@ -19,7 +19,7 @@ from loaders.checkpoint.spec import ITEMSIZE, LayerSpec, ModelSpec
 from loaders.dequantize import plain_cost
 from scheduler.machine.machine import Machine
 from scheduler.plan.memory import KV_BUFFERS, WRITTEN_OUT_ATTENTION
-from scheduler.plan.padding import WIDTHS
+from scheduler.plan.padding import MOST_WHOLE_TEXTS, WIDTHS
 from scheduler.plan.placement import Tier
 from scheduler.plan.simulation import PassSeconds, Stage, simulate
 from scheduler.plan.staging import STAGING_BUFFERS, pageable_layers
@@ -198,9 +198,13 @@ class PassCost:
         return moving + touched * layer.decoded_bytes / ITEMSIZE[self.spec.dtype] * DECODED_VALUE_SECONDS
 
     def _attention_seconds(self, rows: int, context: int, texts: int) -> float:
-        """One layer's attention: each text's share of the rows over its own context and itself."""
+        """One layer's attention: each text's share of the rows over its own context and itself.
+
+        A replayed pass over several texts gathers their keys, and compares its rows with all of them.
+        """
         spec, machine = self.spec, self.machine
-        scores = rows * (context + rows / texts)
+        gathers = texts > 1 and self._is_replayed(rows, texts)
+        scores = rows * (context + rows / texts) * (texts if gathers else 1)
         multiplying = self._over(4 * scores * spec.hidden_size, machine.attention_flops or machine.flops)
         index_bytes = spec.index.token_bytes if spec.index is not None else 0
         stored, read = (
@@ -208,17 +212,23 @@ class PassCost:
             for nbytes in (spec.kv_bytes_per_token, spec.computed_kv_bytes_per_token + index_bytes)
         )
         attending = max(multiplying, self._over(read, machine.memory_bandwidth))
+        if gathers:
+            attending += self._over(2 * stored, machine.memory_bandwidth)
         if spec.computed_rows:
             attending += self._over(stored + DEQUANTIZED_ROW_MOVES * read, machine.memory_bandwidth)
         if spec.model_type not in WRITTEN_OUT_ATTENTION:
             return attending
         return attending + self._over(spec.num_heads * scores * WRITTEN_OUT_SCORE_BYTES, machine.memory_bandwidth)
 
+    def _is_replayed(self, rows: int, texts: int) -> bool:
+        on_gpu = self.machine.device == "cuda" and not self.slots and not self.kv_on_host
+        return on_gpu and rows <= WIDTHS[-1] and texts <= MOST_WHOLE_TEXTS
+
     def _launch_seconds(self, rows: int, layer: LayerSpec, texts: int) -> float:
         if not self.knows_computing:
             return 0.0
         on_gpu = self.machine.device == "cuda"
-        if on_gpu and not self.slots and rows <= WIDTHS[-1] and texts == 1:  # passes of several are not replayed
+        if self._is_replayed(rows, texts):
             return REPLAYED_LAYER_SECONDS
         matrices = LAYER_MATRICES + EXPERT_MATRICES * layer.experts if layer.packed_bytes else 0
         operations = matrices * plain_cost.LAUNCHES if on_gpu and self.machine.no_kernels else 0

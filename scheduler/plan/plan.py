@@ -22,6 +22,7 @@ from scheduler.plan.memory import (
     weight_bytes,
     workspace_bytes,
 )
+from scheduler.plan.padding import Padding
 from scheduler.plan.pass_cost import PassCost, resident_cost
 from scheduler.plan.placement import Placement, Tier, bytes_in, device_bytes, host_bytes, place_on_device, place_on_host
 from scheduler.plan.remedies import Shortage, refusal
@@ -44,7 +45,7 @@ class Plan:
     lie in host memory if `kv` is "host"; then `kv_token_bytes` cross the link in every pass for each token of every
     text. `kv_stays`: why they are on the device though "host" was asked for. The target's rows have `kv_bits`, those of
     its computation if it is None. Every reading thread reads
-    `read_chunk_bytes` at once. `graphs`: those of "target" and "draft" whose passes, of one text,
+    `read_chunk_bytes` at once. `graphs`: those of "target" and "draft" whose passes, as far as `padding` goes,
     are replayed as CUDA graphs.
     `streamed_bytes` counts, per pass, host layers as they cross the link and disk layers as they are read.
     `token_bytes` is the same for a pass over one token that leaves out experts it is not routed to; `seconds_per_pass`
@@ -133,6 +134,11 @@ class Plan:
     def kv_streamed_bytes(self) -> int:
         """KV rows that cross the link in a pass, once every text fills its context."""
         return self.texts * self.context_length * self.kv_token_bytes
+
+    @property
+    def padding(self) -> Padding:
+        """The shapes of passes that are replayed."""
+        return Padding.of_texts(self.texts, self.tree_size, self.nodes, self.cache_rows)
 
     @property
     def pinned_limit(self) -> int | None:

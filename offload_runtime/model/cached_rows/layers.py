@@ -46,12 +46,15 @@ class TreeCacheLayer(CacheLayerMixin):
         """Append ``[1, heads, n, head_dim]`` to the text of the pass; return views of its rows up to the new end.
 
         Where texts share the pass: append to each, return the whole cache. In a pass of fixed shape: write to the rows
-        in `places`, return views of the rows that it attends to.
+        in `places`, return those that it attends to, as views or gathered.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._write(self._cache.form.stored(key_states, value_states))
         rows, needed = self._cache.read_rows(key_states.shape[2])
+        if isinstance(rows, Tensor):
+            gathered = {name: table.index_select(2, rows) for name, table in self.tables.items()}
+            return self._cache.form.read(gathered, needed)
         keys, values = self._cache.form.read(self.tables, needed)
         return keys[:, :, rows], values[:, :, rows]
 
@@ -65,7 +68,7 @@ class TreeCacheLayer(CacheLayerMixin):
             self.index = self._allocate(idx_k)
         self._put(self.index, idx_k)
         rows, _ = self._cache.read_rows(idx_k.shape[2])
-        return self.index[:, :, rows]
+        return self.index.index_select(2, rows) if isinstance(rows, Tensor) else self.index[:, :, rows]
 
     def _write(self, rows: Tables) -> None:
         """Put the rows of the pass to their places."""
