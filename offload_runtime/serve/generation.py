@@ -30,7 +30,7 @@ class Generation:
             asked = self._read(parse_object(body), self._offer)
             for text in asked.texts:
                 self._offer.check_length(text)
-            with Job(self._engine, asked.texts) as job:
+            with Job(self._engine, asked.texts, asked.stream) as job:
                 leaving = asyncio.create_task(job.leave_with(receive))
                 try:
                     await job.begin()
@@ -46,7 +46,7 @@ class Generation:
 
     async def _whole(self, asked: Asked, job: Job) -> JsonResponse:
         while not job.is_done:
-            await job.step(QUIET)
+            await job.steps(QUIET)
         return JsonResponse(asked.form.whole(job.replies))
 
     async def _stream(self, asked: Asked, job: Job, scope: Scope, send: Send) -> None:
@@ -55,8 +55,9 @@ class Generation:
         await stream.send(_frames(asked.form.opening(job.replies)) or KEEP_ALIVE)
         try:
             while not job.is_done:
-                came = await job.step(QUIET)
-                await stream.send(KEEP_ALIVE if came is None else _frames(asked.form.step(*came)))
+                steps = await job.steps(QUIET)
+                events = (event for step in steps for event in asked.form.step(*step))
+                await stream.send(_frames(events) if steps else KEEP_ALIVE)
         except ApiError as error:
             scope[OUTCOME] = "failed"
             await stream.send(_frames(asked.form.failed(error)))

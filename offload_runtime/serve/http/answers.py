@@ -10,6 +10,7 @@ from starlette.types import Send
 from offload_runtime.serve.api.asked import Event
 
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients skip
 
 
@@ -24,7 +25,7 @@ class JsonResponse(Response):
 
 def to_json(content: Mapping[str, Any]) -> str:
     """JSON on one line."""
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _ENCODER.encode(content)
 
 
 def frame(event: Event) -> bytes:
