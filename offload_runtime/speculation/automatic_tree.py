@@ -11,16 +11,17 @@ import torch
 from offload_runtime.model.model import Model
 from offload_runtime.model.rows import text_rows
 from offload_runtime.speculation.draft import Draft
-from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
+from offload_runtime.speculation.learned_acceptance import MOST_LEARNT, LearnedAcceptance
 from offload_runtime.speculation.methods import PLAIN, Method, adaptive_method, static_method
 from offload_runtime.speculation.target import Target
-from offload_runtime.speculation.tree_policy import NEWS, PassFacts, Situation, TextFacts, most_nodes
+from offload_runtime.speculation.tree_policy import NEWS, PassFacts, Situation, TextFacts, most_kept, most_nodes
 from offload_runtime.speculation.verification import Scored
 from scheduler.plan.plan import Plan
 from sequoia_tree.acceptance.acceptance import Acceptance
 from sequoia_tree.choice.choose import Choice, Chooser, Correction, Yield, damped
 from sequoia_tree.choice.contest import Contest, Pace
 from sequoia_tree.choice.pass_times import PassTimes
+from sequoia_tree.shaping.by_sampling import BySampling
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.verification.verify import AcceptedPath
 
@@ -67,9 +68,9 @@ class AutomaticTree:
         # Where weights stream, passes are long enough to be predicted well, and too long to be spent on trials.
         self._streams = plan.slots > 0
         self._pass_times, self._level_times = PassTimes(floor=plan.seconds_per_pass or 0.0), PassTimes()
-        self._settings: dict[tuple[Sampling, int], _Setting] = {}
-        self._corrections: dict[Sampling, dict[str, Correction]] = {}
-        self._planned: dict[Sampling, Method] = {}
+        self._settings: BySampling[_Setting] = BySampling(most_kept(plan))
+        self._corrections: BySampling[dict[str, Correction]] = BySampling(MOST_LEARNT)
+        self._planned: BySampling[Method] = BySampling(most_kept(plan))
 
     def method(self, situation: Situation) -> Method:
         if not self._level_times.known:
@@ -78,9 +79,7 @@ class AutomaticTree:
         sampling = situation.sampling
         if times_known and not (situation.repeatable and sampling.temperature):
             return self._choose(situation)
-        if sampling not in self._planned:
-            self._planned[sampling] = self._as_planned(situation)
-        return self._planned[sampling]
+        return self._planned.obtain(lambda: self._as_planned(situation), sampling)
 
     def learn(self, method: Method, scored: Scored, accepted_path: AcceptedPath) -> None:
         if method.draft_rows:
@@ -89,7 +88,7 @@ class AutomaticTree:
     def passed(self, facts: PassFacts) -> None:
         if facts.rows <= self._plan.rows:  # else it took several passes
             self._pass_times.add(facts.rows, facts.target_seconds)
-        settings = [self._settings.get((text.sampling, facts.sharing)) for text in facts.texts]
+        settings = [self._settings.get(text.sampling, facts.sharing) for text in facts.texts]
         usual = not facts.is_fresh
         for text, setting in zip(facts.texts, settings):
             usual = usual and (not text.method.draft_rows or setting is None or setting.drafted)
@@ -130,12 +129,7 @@ class AutomaticTree:
 
     def _choose(self, situation: Situation) -> Method:
         sampling = situation.sampling
-        key = sampling, situation.sharing
-        if key not in self._settings:
-            corrections = self._corrections.setdefault(sampling, _corrections())
-            chooser = Chooser(most_nodes(self._plan, situation), self._max_depth, plain=self._streams)
-            self._settings[key] = _Setting(chooser, corrections, situation.sharing)
-        setting = self._settings[key]
+        setting = self._settings.obtain(lambda: self._new_setting(situation), sampling, situation.sharing)
         if setting.chooser.due:
             started = time.perf_counter()
             self._choose_tree(setting, sampling, situation.text_length)
@@ -143,6 +137,11 @@ class AutomaticTree:
         if not setting.tree.draft_rows:
             return setting.plain
         return setting.tree if self._streams or setting.contest.drafts() else setting.plain
+
+    def _new_setting(self, situation: Situation) -> _Setting:
+        corrections = self._corrections.obtain(_corrections, situation.sampling)
+        chooser = Chooser(most_nodes(self._plan, situation), self._max_depth, plain=self._streams)
+        return _Setting(chooser, corrections, situation.sharing)
 
     def _choose_tree(self, setting: _Setting, sampling: Sampling, text_length: int) -> None:
         known = self._known.now(sampling)

@@ -11,6 +11,7 @@ from offload_runtime.speculation.verification import Scored
 from sequoia_tree.acceptance.acceptance import MAX_CHILDREN, Acceptance
 from sequoia_tree.acceptance.families import families
 from sequoia_tree.acceptance.observe import observe, observe_greedy
+from sequoia_tree.shaping.by_sampling import BySampling
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.uploads import upload
 from sequoia_tree.verification.verify import AcceptedPath
@@ -20,6 +21,7 @@ _BORROWED = 300.0
 # Positions after which only every eighth pass is evaluated: the rest is not worth the time.
 _ENOUGH = 2000.0
 _SPARSELY = 8
+MOST_LEARNT = 256  # samplings of which it is remembered what was learnt, a few kilobytes each
 
 
 class LearnedAcceptance:
@@ -28,7 +30,7 @@ class LearnedAcceptance:
     def __init__(self, target: Path, draft: Path):
         """Raises ModelFilesError where the file beside the draft's weights is damaged."""
         self._measured = acceptance_store.load(target, draft)
-        self._now: dict[Sampling, Acceptance] = {}
+        self._now: BySampling[Acceptance] = BySampling(MOST_LEARNT)
         self._passes = 0
 
     def measured(self, sampling: Sampling) -> Acceptance:
@@ -41,9 +43,7 @@ class LearnedAcceptance:
 
     def now(self, sampling: Sampling) -> Acceptance:
         """What is known now; the same object until something is learnt."""
-        if sampling not in self._now:
-            self._now[sampling] = self.measured(sampling)
-        return self._now[sampling]
+        return self._now.obtain(lambda: self.measured(sampling), sampling)
 
     def learn(self, scored: Scored, accepted_path: AcceptedPath) -> None:
         """Record the positions on the accepted path whose children were drawn without replacement."""
@@ -54,7 +54,8 @@ class LearnedAcceptance:
         nodes = np.array([0, *accepted_path.path])
         nodes = nodes[scored.drawn.distribution_rows[nodes] >= 0]
         if len(nodes):
-            self._now[sampling] = self.now(sampling) + (_drawn if sampling.temperature else _greedy)(scored, nodes)
+            seen = (_drawn if sampling.temperature else _greedy)(scored, nodes)
+            self._now.put(self.now(sampling) + seen, sampling)
 
 
 @torch.inference_mode()

@@ -114,7 +114,7 @@ def test_a_pair_that_became_known_gets_adaptive_trees(monkeypatch, eager):
     with open_runtime() as runtime:
         set_times(runtime, link_bound)
         assert "adaptive" not in write(runtime, max_new_tokens=8).stats.methods, "the pair is hardly known yet"
-        (setting,) = runtime._decoder._policy._settings.values()
+        ((_, setting),) = runtime._decoder._policy._settings.items()
         for _ in range(5):
             setting.corrections["static"].add(1.0, 4.0)
         reply = write(runtime)
@@ -167,7 +167,7 @@ def test_what_the_draft_has_to_catch_up_with_is_not_a_trees_usual_time():
         set_times(runtime, compute_bound, level=0.01)
         write(runtime)
         policy = runtime._decoder._policy
-        (((sampling, _), setting),) = policy._settings.items()
+        ((sampling, setting),) = policy._settings.items()
         text = TextFacts(setting.tree, sampling, tokens=1, nodes=2, fresh_text=0)
         facts = PassFacts((text,), draft_seconds=9.0, target_seconds=1.0)
         assert not setting.drafted

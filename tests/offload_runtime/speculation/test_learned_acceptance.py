@@ -176,7 +176,7 @@ def test_a_runtime_learns_while_it_writes(temperature, monkeypatch):
     options = {"device": "cpu", "context_length": 128, "tree": "adaptive", "tree_size": 12, "tree_depth": 3}
     with OffloadRuntime.from_pretrained(target, perturbed(target, 0.02), **options) as runtime:
         reply = runtime.generate(PROMPT, max_new_tokens=40, temperature=temperature)
-        (known,) = runtime._decoder._policy._known._now.values()
+        ((_, known),) = runtime._decoder._policy._known._now.items()
     passes, accepted = reply.stats.passes, reply.stats.accepted
     assert passes < known.positions <= passes + accepted
     assert known.scale_positions == (0 if temperature else known.positions)

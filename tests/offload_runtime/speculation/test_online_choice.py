@@ -99,7 +99,7 @@ def test_adaptive_trees_are_thought_better_by_what_was_measured(
     policy = automatic(Known(1000.0))
     setting = automatic_tree._Setting(Chooser(PLAN.tree_size, 4), automatic_tree._corrections(), 1)
     setting.corrections["static"] = SimpleNamespace(factor=static)  # type: ignore[assignment]
-    policy._settings[sampling, 1] = setting
+    policy._settings.put(setting, sampling, 1)
     policy.method(Situation(sampling, 10))
     assert built == [kind]
 
