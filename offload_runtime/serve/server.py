@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 
 from offload_runtime.errors import UsageError
 from offload_runtime.serve.engine import Engine
+from offload_runtime.serve.http.protocol import TimedProtocol
 
 BACKLOG = 128
 MOST_CONNECTIONS = 512  # below the usual limit of 1,024 open files, of which weights need some
@@ -41,7 +42,14 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 SETTINGS: Any = {  # of uvicorn: nothing but HTTP/1.1, no word about the server, no trust in headers of proxies
-    **{"lifespan": "off", "ws": "none", "http": "h11", "loop": "asyncio", "log_config": None, "access_log": False},
+    **{
+        "lifespan": "off",
+        "ws": "none",
+        "http": TimedProtocol,
+        "loop": "asyncio",
+        "log_config": None,
+        "access_log": False,
+    },
     **{"server_header": False, "proxy_headers": False},
 }
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import re
+import time
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -15,7 +16,8 @@ MOST_DEPTH = 64
 MOST_CONTAINERS = 1 << 15  # objects and lists: every message, part of a message, and level of a schema is one
 MOST_VALUES = 1 << 21  # a prompt of token ids has one value per token
 MOST_DIGITS = 40  # Python takes quadratic time for long numbers
-PATIENCE = 30.0  # seconds between two pieces of a body
+PATIENCE = 30.0  # seconds between two pieces of a body, and for all of it beside what SLOWEST allows
+SLOWEST = 8192  # bytes a second, on average: who sends less only keeps the connection
 
 _STRING = re.compile(rb'"[^"]*"?')
 _BRACKETS = b"[]{}"
@@ -30,14 +32,15 @@ async def read_body(request: Request) -> bytes:
         raise _too_long()
     pieces: list[bytes] = []
     size = 0
-    stream = request.stream().__aiter__()
+    stream, began = request.stream().__aiter__(), time.monotonic()
     while True:
+        left = PATIENCE + size / SLOWEST - (time.monotonic() - began)
         try:
-            piece = await asyncio.wait_for(stream.__anext__(), PATIENCE)
+            piece = await asyncio.wait_for(stream.__anext__(), max(0.0, min(left, PATIENCE)))
         except StopAsyncIteration:
             return b"".join(pieces)
         except asyncio.TimeoutError:
-            raise ApiError(408, f"no more of the body came for {PATIENCE:.0f} s", code="timeout") from None
+            raise ApiError(408, f"the body came too slowly: {size} bytes of it are here", code="timeout") from None
         size += len(piece)
         if size > MOST_BYTES:
             raise _too_long()
