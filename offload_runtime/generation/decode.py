@@ -109,6 +109,7 @@ class Decoder:
     ):
         self._target, self._draft, self._policy = target, draft, policy or PlainDecoding()
         self._sequences = Sequences(self._models(), stored)
+        self._pass_seconds = 0.0  # of the latest pass
 
     @property
     def places(self) -> int:
@@ -125,11 +126,12 @@ class Decoder:
         stopped = [writer for writer in writers if len(writers) > 1 and writer.request.should_stop()]
         active = self._ready([writer for writer in writers if writer not in stopped])
         done: dict[Writer, Step | OffloadError] = dict.fromkeys(stopped, _STOPPED)
-        if active:
-            self._sequences.take_up(active)
+        if active := self._sequences.take_up(active, self._pass_seconds):
             for model in self._models():
                 model.should_stop = partial(_all_stop, active)
+            began = time.perf_counter()
             done |= zip(active, self._pass(active, in_pieces or len(writers) > 1))
+            self._pass_seconds = time.perf_counter() - began
         return [done.get(writer, _WAITING) for writer in writers]
 
     def leave(self, writer: Writer) -> None:

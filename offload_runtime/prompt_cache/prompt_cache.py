@@ -48,13 +48,17 @@ class PromptCache:
         self._wake, self._ending = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
-    def extend(self, text: Sequence[int], number: int, should_stop: Callable[[], bool] = never) -> None:
-        """Give sequence `number`, whose rows are those of the beginning of `text`, what is stored of the rest."""
+    def loading(self, text: Sequence[int], number: int, should_stop: Callable[[], bool] = never) -> Iterator[None]:
+        """Gives sequence `number`, whose rows are those of the beginning of `text`, what is stored of the rest.
+
+        Piece by piece, one with each step of the iterator; nothing else may change the sequence meanwhile.
+        """
         if self._is_paused:
             return
         most = len(text) - 1  # the last token is read in any case: the next one follows from it
-        for stored in self._stored:
-            stored.extend(text, number, most, should_stop)
+        for stored in [*self._stored]:
+            if stored in self._stored:  # its model was not dropped meanwhile
+                yield from stored.loading(text, number, most, should_stop)
             most = min(most, self._stored[0].model.cache.sequences[number].length)
         self._notes.warn()
 

@@ -70,23 +70,32 @@ class StoredRows:
         """Whether there can be no rows of this model."""
         return self._own.is_symlink() or not self._own.is_dir()
 
-    def extend(self, text: Sequence[int], number: int, most: int, should_stop: Callable[[], bool]) -> None:
+    def loading(self, text: Sequence[int], number: int, most: int, should_stop: Callable[[], bool]) -> Iterator[None]:
         """Make sequence `number`, which begins like `text`, longer by what is stored; at most `most` tokens long.
 
-        Ends early where that would take longer than reading the rest through the model.
+        Yields after every file. Ends early where that would take longer than reading the rest through the model.
         """
         sequence = self.model.cache.sequences[number]
         most = min(most, self.model.fixed_rows)
         if most - sequence.length < LEAST_READ or self.nothing_stored:
             return
-        used, began, first = [], time.perf_counter(), sequence.length
-        for piece in self._pieces(text[:most], sequence.length):
-            if should_stop() or self._is_slow(time.perf_counter() - began, sequence.length - first):
-                break
-            if piece.end > sequence.length and not self._read(piece, number):
-                break
-            used.append(piece.path)
-        mark_used(used, time.time_ns())
+        self._tables()  # allocates them before time is taken: gigabytes take seconds, which are no sign of a slow disk
+        used: list[Path] = []
+        first, seconds, began = sequence.length, 0.0, time.perf_counter()
+        try:
+            for piece in self._pieces(text[:most], sequence.length):
+                seconds += time.perf_counter() - began
+                if should_stop() or self._is_slow(seconds, sequence.length - first):
+                    break
+                began = time.perf_counter()
+                if piece.end > sequence.length and not self._read(piece, number):
+                    break
+                used.append(piece.path)
+                seconds += time.perf_counter() - began
+                yield
+                began = time.perf_counter()
+        finally:
+            mark_used(used, time.time_ns())
 
     def missing(self, text: Sequence[int], number: int) -> list[Block]:
         """The blocks of a text whose rows sequence `number` holds and no file does; notes that the others were used."""

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +93,14 @@ def test_several_texts_at_once(tmp_path: Path) -> None:
 def test_the_draft_does_not_read_again_either(tmp_path: Path) -> None:
     for least in (0, len(TEXT) - 1):
         with start(checkpoint("llama"), tmp_path, "sequoia") as runtime:
-            draft, extend = runtime._models.draft.model, runtime._stored.extend
+            draft, loading = runtime._models.draft.model, runtime._stored.loading
             lengths = []
 
-            def extended(*arguments, draft=draft, extend=extend, lengths=lengths) -> None:
-                extend(*arguments)
+            def loaded(*arguments, draft=draft, loading=loading, lengths=lengths) -> Iterator[None]:
+                yield from loading(*arguments)
                 lengths.append(draft.cache.length)
 
-            runtime._stored.extend = extended
+            runtime._stored.loading = loaded
             runtime.generate(TEXT, max_new_tokens=1, temperature=0)
             assert lengths == [least]
 
