@@ -326,7 +326,7 @@ def _buffer_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
 
 
 def _decode_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
-    """Dequantized bytes of the largest module's quantized weights.
+    """Dequantized bytes of the largest module's quantized weights, and those of the modules around it.
 
     A layer's experts are one module: names that differ only in a number belong together.
     """
@@ -336,5 +336,7 @@ def _decode_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
             name = LAYER_NUMBER.sub("", tensor.name, count=1)
             numbered = NUMBER.search(name)
             owner = name[: numbered.start()] if numbered else name.rpartition(".")[0]
+            owner = owner.removesuffix(".conv1d")  # which the module around it reads
             sizes[owner] += aligned(math.prod(tensor.shape) * ITEMSIZE[dtype])
-    return max(sizes.values(), default=0)
+    around = {name: sum(sizes[other] for other in sizes if name.startswith(f"{other}.")) for name in sizes}
+    return max((nbytes + around[name] for name, nbytes in sizes.items()), default=0)

@@ -20,11 +20,14 @@ from loaders.modules.experts import choice_among, position_of_choice
 from loaders.modules.quantized import Packed
 from loaders.modules.skeleton import DecodedParameter
 
+Owned = tuple[nn.Module, str, DecodedParameter]  # the module that holds a parameter, and its name there
+
 
 @dataclass(frozen=True, eq=False)
 class _Target:
     """A parameter of a module: its quantized form, its view of the scratch memory, and the tensor the module uses."""
 
+    holder: nn.Module
     leaf: str
     packed: Packed
     out: Tensor
@@ -32,33 +35,51 @@ class _Target:
 
 
 def scratch_bytes(parameters: Iterable[DecodedParameter]) -> int:
-    """Bytes that `decode_before_use` needs: the dequantized parameters of the largest module."""
-    owners = _by_module(parameters).values()
-    return max((sum(aligned(parameter.nbytes) for _, parameter in owned) for owned in owners), default=0)
+    """Bytes that `decode_before_use` needs: the dequantized parameters of the largest module and of those around it."""
+    owners = _by_user(parameters)
+    begins = _begins(owners)
+    return max((begins[user] + _nbytes(owned) for user, owned in owners.items()), default=0)
 
 
 def decode_before_use(parameters: Iterable[DecodedParameter], scratch: Tensor) -> list[RemovableHandle]:
     """Register hooks that dequantize every module's parameters into `scratch` (uint8, on the device)."""
     handles: list[RemovableHandle] = []
-    for module, owned in _by_module(parameters).items():
-        targets, begin = [], 0
-        for leaf, parameter in owned:
+    owners = _by_user(parameters)
+    begins = _begins(owners)
+    for module, owned in owners.items():
+        targets, begin = [], begins[module]
+        for holder, leaf, parameter in owned:
             prepare(parameter.packed.scheme, scratch.device)
             memory = scratch[begin : begin + parameter.nbytes].view(parameter.dtype)
             view = parameter.packed.view(memory)
-            targets.append(_Target(leaf, parameter.packed, view, nn.Parameter(view, requires_grad=False)))
+            targets.append(_Target(holder, leaf, parameter.packed, view, nn.Parameter(view, requires_grad=False)))
             begin += aligned(parameter.nbytes)
         handles.append(module.register_forward_pre_hook(_decode(targets, module), with_kwargs=True))
-        handles.append(module.register_forward_hook(_forget(targets, module)))
+        handles.append(module.register_forward_hook(_forget(targets)))
     return handles
 
 
-def _by_module(parameters: Iterable[DecodedParameter]) -> dict[nn.Module, list[tuple[str, DecodedParameter]]]:
-    owners: dict[nn.Module, list[tuple[str, DecodedParameter]]] = defaultdict(list)
+def _by_user(parameters: Iterable[DecodedParameter]) -> dict[nn.Module, list[Owned]]:
+    owners: dict[nn.Module, list[Owned]] = defaultdict(list)
     for parameter in parameters:
-        for module, leaf in parameter.holders:
-            owners[module].append((leaf, parameter))
+        users = parameter.users or (module for module, _ in parameter.holders)
+        for user, (holder, leaf) in zip(users, parameter.holders):
+            owners[user].append((holder, leaf, parameter))
     return owners
+
+
+def _begins(owners: dict[nn.Module, list[Owned]]) -> dict[nn.Module, int]:
+    """Where each module's part of the scratch memory begins: behind those of the modules that call it meanwhile."""
+    begins = dict.fromkeys(owners, 0)
+    for outer, owned in owners.items():
+        for inner in outer.modules():
+            if inner is not outer and inner in begins:
+                begins[inner] += _nbytes(owned)
+    return begins
+
+
+def _nbytes(owned: list[Owned]) -> int:
+    return sum(aligned(parameter.nbytes) for _, _, parameter in owned)
 
 
 def _decode(targets: list[_Target], module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
@@ -68,17 +89,17 @@ def _decode(targets: list[_Target], module: nn.Module) -> Callable[[nn.Module, A
         chosen = choice_among(args, kwargs, at)
         for target in targets:
             decode_stack(target.packed, target.out, chosen if target.packed.experts else None)
-            module._parameters[target.leaf] = target.parameter
+            target.holder._parameters[target.leaf] = target.parameter
 
     return hook
 
 
-def _forget(targets: list[_Target], module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
+def _forget(targets: list[_Target]) -> Callable[[nn.Module, Any, Any], None]:
     """Unbind the parameters: the scratch memory is reused, so a later read must fail rather than be wrong."""
-    absent = [(target.leaf, module._parameters[target.leaf]) for target in targets]
+    absent = [(target.holder, target.leaf, target.holder._parameters[target.leaf]) for target in targets]
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        for leaf, meta in absent:
-            module._parameters[leaf] = meta
+        for holder, leaf, meta in absent:
+            holder._parameters[leaf] = meta
 
     return hook

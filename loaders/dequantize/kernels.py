@@ -11,7 +11,7 @@ from torch import Tensor
 from loaders.dequantize import triton_floats, triton_ggml, triton_integers
 from loaders.dequantize.launch import MatrixStack
 from loaders.dequantize.lossless import kernels as lossless
-from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Mxfp4, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Mxfp4, Pieces, Scaled, Scheme, Words
 
 KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], MatrixStack], None]] = {
     Awq: triton_integers.awq,
@@ -23,6 +23,7 @@ KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], MatrixStack], None]]
     Codebook: triton_floats.codebook,
     Ggml: triton_ggml.ggml,
     Lossless: lossless.lossless,
+    Pieces: triton_ggml.pieces,
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loaders.dequantize.ggml.pieces import pieces
 from loaders.dequantize.ggml.plain import ggml
 from loaders.dequantize.lossless.plain import lossless
 from loaders.dequantize.side_by_side import block_values, for_each
@@ -27,7 +28,7 @@ from loaders.dequantize.values import (
     powers_of_two,
     scale_values,
 )
-from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Mxfp4, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Mxfp4, Pieces, Scaled, Scheme, Words
 
 ONES = {4: 0x11111111, 8: 0x01010101}  # a one in each field of a word
 
@@ -221,6 +222,7 @@ DECODERS: Mapping[type, Callable[[Any, Operands, Tensor], None]] = {
     Codebook: codebook,
     Ggml: ggml,
     Lossless: lossless,
+    Pieces: pieces,
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from loaders.dequantize.ggml.codebooks import has_codebook, tables_of
 from loaders.dequantize.plain import decode
 from loaders.dequantize.toolchain import why_no_kernels
-from loaders.formats.schemes import Ggml, Scaled, Scheme
+from loaders.formats.schemes import Ggml, Pieces, Scaled, Scheme
 from loaders.modules.experts import routed_among
 from loaders.modules.quantized import Packed
 
@@ -21,8 +21,9 @@ Fused = Callable[..., None]
 
 def prepare(scheme: Scheme, device: torch.device) -> None:
     """Copy what dequantizing looks up to the device beforehand: a copy could not be captured in a graph."""
-    if isinstance(scheme, Ggml) and has_codebook(scheme.kind):
-        tables_of(scheme.kind, device)
+    for each in (piece.scheme for piece in scheme.pieces) if isinstance(scheme, Pieces) else [scheme]:
+        if isinstance(each, Ggml) and has_codebook(each.kind):
+            tables_of(each.kind, device)
 
 
 def decode_stack(packed: Packed, out: Tensor, chosen: Tensor | None = None) -> None:

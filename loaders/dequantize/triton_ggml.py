@@ -13,11 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from loaders.dequantize.ggml import plain
 from loaders.dequantize.ggml.codebooks import has_codebook, tables_of
+from loaders.dequantize.ggml.pieces import placed
 from loaders.dequantize.ggml.triton_blocks import large_block, six_bits, small_block, ternary, three_bits, two_bits
 from loaders.dequantize.ggml.triton_codebooks import four_bits, one_bit_groups, three_bit_groups, two_bit_groups
 from loaders.dequantize.launch import BLOCK, MatrixStack, at, block_of, grid, member_size, no_tensor, store
-from loaders.formats.schemes import Ggml
+from loaders.formats.schemes import Ggml, Pieces
 from loaders.gguf.types import BLOCKS
 
 
@@ -49,10 +51,11 @@ def _block_value(stored_at, halves_at, book_at, block, i, inside, KIND: tl.const
 
 @triton.jit
 def _decode(
-    stored_at, halves_at, book_at, out_at, routed_at, rows, columns, pairs, less, row_size,
+    stored_at, halves_at, book_at, out_at, routed_at, rows, columns, pairs, less, row_size, tiles, groups,
     together, out_expert, out_matrix, out_row, out_column,
     KIND: tl.constexpr, PER_BLOCK: tl.constexpr, BLOCK_BYTES: tl.constexpr, PAIRED: tl.constexpr,
-    HAS_LESS: tl.constexpr, PER_HIT: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    HAS_LESS: tl.constexpr, TILED: tl.constexpr, PER_HIT: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     matrix = tl.program_id(2).to(tl.int64)
     if PER_HIT > 0:  # noqa: SIM102
@@ -70,12 +73,18 @@ def _decode(
     if PAIRED:
         in_head = row % (2 * pairs)
         row = row - in_head + in_head % 2 * pairs + in_head // 2
+    if TILED:
+        width = columns // (tiles * groups)
+        column = (column // width % groups * tiles + column // (width * groups)) * width + column % width
     place = at(out_at, matrix, row, column, together, out_expert, out_matrix, out_row, out_column)
     store(place, value, inside, tl.float32)
 
 
 def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
     """`out`: a vector is a matrix with one column."""
+    if scheme.negated_log:  # of short vectors; the logarithm of another library would differ in its last bit
+        plain.ggml(scheme, operands, out.tensor)
+        return
     stored = operands["blocks"]
     per_block, block_bytes = BLOCKS.get(scheme.kind, (1, 0))
     _decode[grid(out)](
@@ -89,12 +98,22 @@ def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: MatrixStack) -> None
         out.rows // scheme.paired_heads // 2 if scheme.paired_heads else 1,
         scheme.less,
         member_size(stored, out.count) // out.rows,
+        max(scheme.tiles, 1),
+        max(scheme.groups, 1),
         *out.place,
         KIND=scheme.kind,
         PER_BLOCK=per_block,
         BLOCK_BYTES=block_bytes,
         PAIRED=scheme.paired_heads > 0,
         HAS_LESS=scheme.less != 0,
+        TILED=scheme.tiles > 0,
         PER_HIT=out.per_hit,
         **BLOCK,
     )
+
+
+def pieces(scheme: Pieces, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
+    """One launch for each piece."""
+    for piece in scheme.pieces:
+        rows = placed(scheme, piece.placement, out.tensor)
+        ggml(piece.scheme, {"blocks": operands[piece.role]}, MatrixStack.of(rows, out.routed))

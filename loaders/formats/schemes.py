@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from loaders.gguf.placement import Placement
+
 
 @dataclass(frozen=True)
 class Awq:
@@ -121,7 +123,9 @@ class Ggml:
     """blocks uint8 [..., N, bytes of a row] of ggml's type `kind` ("Q4_K"), or float values of any shape.
 
     `paired_heads`: the number of heads whose rows are stored in the order 0, n, 1, n + 1, … where n is half of them.
-    `less` is subtracted from every value.
+    `less` is subtracted from every value. `negated_log`: a value is then the logarithm of the negative. `tiles`: the
+    columns are of heads in so many tiles, each with one head of every one of `groups`; in the weight, the heads of a
+    group are together.
     """
 
     input_major: ClassVar[bool] = False
@@ -129,6 +133,9 @@ class Ggml:
     kind: str
     paired_heads: int = 0
     less: float = 0.0
+    negated_log: bool = False
+    tiles: int = 0
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,4 +151,26 @@ class Lossless:
     dtype: str
 
 
-Scheme = Awq | Gptq | Words | Scaled | Mxfp4 | Fp4 | Codebook | Ggml | Lossless
+@dataclass(frozen=True)
+class Piece:
+    """Part of a weight: the blocks under the role `role`, which `scheme` dequantizes, and where their rows belong."""
+
+    role: str
+    scheme: Ggml
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A weight made of several tensors in ggml's blocks, or of one in another order: W [N, K], a vector, or [N, 1, K].
+
+    `by_expert`: each of these has a first dimension for the experts, and so have all blocks.
+    """
+
+    by_rows: ClassVar[bool] = False
+    pieces: tuple[Piece, ...]
+    by_expert: bool = False
+    input_major: bool = False
+
+
+Scheme = Awq | Gptq | Words | Scaled | Mxfp4 | Fp4 | Codebook | Ggml | Lossless | Pieces

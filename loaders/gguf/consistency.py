@@ -18,36 +18,42 @@ _BEGIN_AND_END = ("bos", "eos", "eot", "unknown", "padding")
 _FLOAT32, _WHOLE = 6, (4, 5)  # types of items
 
 
-def check_consistent(gguf: GgufFile, metadata: Metadata) -> None:
-    """Check the metadata against the tensors and each other. Raises ModelFilesError, which quotes both sides."""
+def check_consistent(gguf: GgufFile, metadata: Metadata, plain_attention: bool = True) -> None:
+    """Check the metadata against the tensors and each other. Raises ModelFilesError, which quotes both sides.
+
+    plain_attention: the sizes of attention's matrices follow from the heads.
+    """
     numbers = {int(match[1]) for name in gguf.tensors if (match := re.match(r"blk\.(\d{1,6})\.", name))}
     layers, stated = max(numbers, default=-1) + 1, metadata.integer("block_count")
     if stated != layers or len(numbers) != layers:
         raise _contradiction(metadata, f"block_count is {stated}", f"its tensors are of {len(numbers)} layers")
-    for name, outputs, inputs in _matrices(metadata):
+    for name, outputs, inputs in _matrices(metadata, plain_attention):
         tensor = gguf.tensors.get(name)
         if tensor is not None and tensor.values[-2:] != (outputs, inputs):
             raise _contradiction(metadata, f"{name} has to be {[outputs, inputs]}", f"it is {list(tensor.values)}")
     _check_vocabulary(gguf, metadata)
 
 
-def _matrices(metadata: Metadata) -> Iterator[tuple[str, int, int]]:
+def _matrices(metadata: Metadata, plain_attention: bool) -> Iterator[tuple[str, int, int]]:
     """Name, outputs and inputs of the matrices whose sizes follow from the metadata."""
     width, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
     shared, size = metadata.integer("attention.head_count_kv", heads), metadata.head_dim
-    if (other := metadata.integer("attention.value_length", size)) != size:
+    if plain_attention and (other := metadata.integer("attention.value_length", size)) != size:
         raise _contradiction(metadata, f"attention.key_length is {size}", f"attention.value_length is {other}")
     if heads % shared:
         raise _contradiction(metadata, f"attention.head_count is {heads}", f"{shared} heads of keys do not divide it")
-    inner = metadata.integer("feed_forward_length")
+    inner = metadata.inner
     inner_of_expert = metadata.integer("expert_feed_forward_length", inner)
-    fused = "blk.0.attn_qkv.weight" in metadata.gguf.tensors
-    shapes = {
+    fused = "blk.0.ffn_gate.weight" not in metadata.gguf.tensors and "blk.0.attn_qkv.weight" in metadata.gguf.tensors
+    attention = {
         "attn_q": (heads * size, width),
         "attn_k": (shared * size, width),
         "attn_v": (shared * size, width),
         "attn_qkv": ((heads + 2 * shared) * size, width),
         "attn_output": (width, heads * size),
+    }
+    shapes = {
+        **(attention if plain_attention else {}),
         "ffn_gate": (inner, width),
         "ffn_up": (2 * inner if fused else inner, width),
         "ffn_down": (width, inner),

@@ -17,6 +17,7 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.foreign_files import check_content
 from loaders.gguf.content import DISK, Content
 from loaders.gguf.names import split_names
+from loaders.gguf.placement import Part, Placement, Whole
 from loaders.gguf.types import BLOCKS, READABLE, TYPE_NAMES, VALUES
 from loaders.message_text import quoted
 from loaders.safetensors_files.headers import StoredTensor
@@ -38,28 +39,45 @@ class GgufTensor(StoredTensor):
     """A tensor as stored: a quantized one is "U8" [..., bytes of a row]. `values` is its dequantized shape.
 
     What dequantizing has to undo: in `paired_heads` heads the first row is followed by the middle one, the second by
-    the one after the middle, and so on; `less` has been added to all values.
+    the one after the middle, and so on; `less` has been added to all values; of `negated_log`, the negative exponential
+    is stored; of the columns, heads in groups of `tiles` are stored as in `Placement`. part: where the values belong if
+    they are not a whole weight as it is stored.
     """
 
     kind: str = ""  # ggml's name: "Q4_K"
     values: tuple[int, ...] = ()
     paired_heads: int = 0
     less: float = 0.0
+    negated_log: bool = False
+    tiles: int = 0
+    groups: int = 0
+    part: Part | None = None
 
     @property
     def is_packed(self) -> bool:
         """Whether it has to be dequantized before use."""
-        return self.kind not in VALUES or self.paired_heads > 0 or self.less != 0
+        changed = self.paired_heads > 0 or self.less != 0 or self.negated_log or self.tiles > 0
+        return changed or self.kind not in VALUES or self.part is not None
 
-    def as_part(self, name: str, paired_heads: int, less: float) -> GgufTensor:
-        """This tensor under the model's name for it."""
-        return replace(self, name=name, paired_heads=paired_heads, less=less)
+    def named(self, name: str, negated_log: bool = False, shape: tuple[int, ...] = ()) -> GgufTensor:
+        """This tensor under the model's name for it. shape: of floats, another way to count the same values."""
+        found = replace(self, name=name, negated_log=negated_log)
+        return replace(found, shape=shape, values=shape) if shape and self.kind in VALUES else found
 
-    def slice(self, name: str, index: int) -> GgufTensor:
-        """Slice `index` of the first dimension, along which tensors are stacked."""
-        nbytes = self.nbytes // self.values[0]
-        part = replace(self, name=name, shape=self.shape[1:], values=self.values[1:])
-        return replace(part, offset=self.offset + index * nbytes, nbytes=nbytes)
+    def part_of(self, whole: Whole, role: str, placement: Placement) -> GgufTensor:
+        """This tensor as a part of a weight, in which no other part has this role."""
+        return replace(self, name=f"{whole.name}.{role}", part=Part(whole, placement))
+
+    def rows(self, begin: int, end: int) -> GgufTensor:
+        """Rows [begin, end) of a matrix. Raises ModelFilesError if it has not so many."""
+        if not 0 <= begin <= end <= self.values[0]:
+            raise ModelFilesError(
+                f"{self.file}: {self.name} has {self.values[0]} rows, but by the metadata it must have {end}. The file "
+                "is damaged; download it again."
+            )
+        row = self.nbytes // self.values[0]
+        shape, values = ((end - begin, *sizes[1:]) for sizes in (self.shape, self.values))
+        return replace(self, shape=shape, values=values, offset=self.offset + begin * row, nbytes=(end - begin) * row)
 
 
 @dataclass(frozen=True)

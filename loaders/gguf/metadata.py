@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from loaders.errors import ModelFilesError
-from loaders.gguf.header import GgufFile
+from loaders.gguf.header import GgufArray, GgufFile
+
+MOST_LAYERS = 1 << 12  # in a list with a number for each
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,45 @@ class Metadata:
             raise ModelFilesError(f"{self.gguf.file}: {self.prefix}.{name} is {value:.6g}, which no model has.")
         return value
 
+    def natural(self, name: str, default: int) -> int:
+        """A count, which may be 0."""
+        value: int = self.gguf.get(f"{self.prefix}.{name}", int, default)
+        if not 0 <= value < 1 << 31:
+            raise ModelFilesError(f"{self.gguf.file}: {self.prefix}.{name} is {value}, which is no count.")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        value: bool = self.gguf.get(f"{self.prefix}.{name}", bool, default)
+        return value
+
+    def integers(self, name: str, default: list[int]) -> list[int]:
+        """A list of numbers."""
+        value = self.optional(name)
+        if value is None:
+            return default
+        if not isinstance(value, GgufArray) or value.count > MOST_LAYERS:
+            raise ModelFilesError(f"{self.gguf.file}: {self.prefix}.{name} is no list of numbers.")
+        found = self.gguf.items(value)
+        if not all(type(each) is int and 0 <= each < 1 << 31 for each in found):
+            raise ModelFilesError(f"{self.gguf.file}: {self.prefix}.{name} lists {found!r:.60}, which no model has.")
+        return found
+
     def optional(self, name: str) -> Any:
         return self.gguf.metadata.get(f"{self.prefix}.{name}")
+
+    @property
+    def layers(self) -> int:
+        """How many layers the text goes through: not those that predict further tokens, which come last."""
+        count, more = self.integer("block_count"), self.natural("nextn_predict_layers", 0)
+        if more >= count:
+            raise ModelFilesError(f"{self.gguf.file}: {more} of {count} layers are to predict further tokens.")
+        return count - more
+
+    @property
+    def inner(self) -> int:
+        """The width of feed-forward networks; of the experts, in files of models that have nothing else."""
+        name = "feed_forward_length"
+        return self.integer(name if self.optional(name) is not None else f"expert_{name}")
 
     @property
     def head_dim(self) -> int:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from loaders.errors import ModelFilesError
-from loaders.gguf.config import gguf_config, model_tensors
+from loaders.gguf.config import gguf_config
 from loaders.gguf.header import GgufFile, read_gguf
 from loaders.gguf.names import is_model_name, split_names
+from loaders.gguf.tensors import model_tensors
 from loaders.safetensors_files.headers import Checkpoint
 from loaders.unchanged import kept_while_unchanged
 

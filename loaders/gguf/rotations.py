@@ -15,7 +15,16 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 MAX_FACTORS = 1 << 16
 BASES = (10.0, 1e12)  # RoPE base; published models have 1,000 to 4.6e10
 SLOWER = (1e-3, 1e6)  # frequency divisors
-SCALING = {"type", "factor", "original_context_length", "finetuned", "yarn_beta_fast", "yarn_beta_slow"}
+SCALING = {
+    "type",
+    "factor",
+    "original_context_length",
+    "finetuned",
+    "yarn_beta_fast",
+    "yarn_beta_slow",
+    "yarn_attn_factor",
+}
+OF_FAMILIES = {"phi3": {"attn_factor"}, "deepseek2": {"yarn_log_multiplier"}}  # read by the families themselves
 
 
 def rotations(metadata: Metadata, partial: bool = False) -> dict[str, Any]:
@@ -56,6 +65,8 @@ def linear_or_yarn(metadata: Metadata, default_theta: float) -> dict[str, Any]:
             for name in ("beta_fast", "beta_slow")
             if metadata.optional(f"rope.scaling.yarn_{name}") is not None
         }
+        if metadata.optional("rope.scaling.yarn_attn_factor") is not None:
+            parameters["attention_factor"] = metadata.real("rope.scaling.yarn_attn_factor", None, *SLOWER)
     return parameters
 
 
@@ -63,7 +74,7 @@ def _refuse_unknown_scaling(metadata: Metadata) -> None:
     """Reject settings that we do not read: ignoring them would change the results."""
     start = f"{metadata.prefix}.rope.scaling."
     names = {key.removeprefix(start) for key in metadata.gguf.metadata if key.startswith(start)}
-    if unknown := sorted(names - (SCALING | {"attn_factor"} if metadata.prefix == "phi3" else SCALING)):
+    if unknown := sorted(names - SCALING - OF_FAMILIES.get(metadata.prefix, set())):
         raise UnsupportedModelError(
             f"{metadata.gguf.file}: {start}{unknown[0][:60]} is not known of {metadata.prefix} models. "
             "Use the original checkpoint in safetensors instead."

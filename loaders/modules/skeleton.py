@@ -54,6 +54,7 @@ class DecodedParameter:
     packed: Packed
     dtype: torch.dtype
     holders: tuple[tuple[nn.Module, str], ...]
+    users: tuple[nn.Module, ...] = ()  # of each holder, the module that reads it: usually the holder itself
 
     @property
     def nbytes(self) -> int:
@@ -267,7 +268,7 @@ def _divide(
         members[homes.pop() if len(homes) == 1 else ""].append(names)
     dtypes = _dtypes(model, dtype)
     parameters = {
-        names[0]: DecodedParameter(names[0], item, dtypes[names[0]], tuple(_holder(model, name) for name in names))
+        names[0]: _decoded_parameter(model, names, item, dtypes[names[0]])
         for groups in members.values()
         for names in groups
         if (item := by_any_name(packed, names))
@@ -371,6 +372,18 @@ def _layer(
 def _slot(module: nn.Module, name: str) -> Slot:
     holder, leaf = _holder(module, name)
     return (holder._parameters if leaf in holder._parameters else holder._buffers), leaf
+
+
+def _decoded_parameter(model: nn.Module, names: list[str], packed: Packed, dtype: torch.dtype) -> DecodedParameter:
+    holders, users = tuple(_holder(model, name) for name in names), tuple(_user(model, name) for name in names)
+    return DecodedParameter(names[0], packed, dtype, holders, users)
+
+
+def _user(module: nn.Module, name: str) -> nn.Module:
+    """The module whose forward reads a parameter: of a convolution, the one around it, which does not call it."""
+    owner, _, _ = name.rpartition(".")
+    found = module.get_submodule(owner)
+    return module.get_submodule(owner.rpartition(".")[0]) if isinstance(found, nn.Conv1d) else found
 
 
 def _holder(module: nn.Module, name: str) -> tuple[nn.Module, str]:

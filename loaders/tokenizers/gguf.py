@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from loaders.errors import ModelFilesError
-from loaders.gguf.config import family_of
+from loaders.gguf.families.known import family_of
 from loaders.gguf.header import GgufArray, GgufFile
 from loaders.tokenizers.chat_templates import gguf_chat_template
 from loaders.tokenizers.gguf_byte_level import byte_level_tokenizer

@@ -13,9 +13,10 @@ from loaders.checkpoint.read_spec import read_config, read_spec
 from loaders.checkpoint.rope_scaling import RopeScaling, is_rotary
 from loaders.checkpoint.spec import ModelSpec
 from loaders.formats import read_format
-from loaders.gguf.config import gguf_config, model_tensors
+from loaders.gguf.config import gguf_config
 from loaders.gguf.header import GgufFile
 from loaders.gguf.model import is_gguf
+from loaders.gguf.tensors import model_tensors
 from loaders.gguf.vocabulary import gguf_vocabulary, has_gguf_vocabulary
 from loaders.heads.head_files import is_head, read_head
 from loaders.heads.head_spec import head_spec

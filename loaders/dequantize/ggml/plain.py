@@ -43,7 +43,7 @@ VALUES: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: Tensor) -> None:
-    """`out` has any shape; its last dimension is a row, and a vector is one row."""
+    """`out` has any shape and strides; its last dimension is a row, and a vector is one row."""
 
     def decode_part(part: tuple[Tensor, Tensor]) -> None:
         source, target = part
@@ -53,25 +53,45 @@ def ggml(scheme: Ggml, operands: Mapping[str, Tensor], out: Tensor) -> None:
             values = source.to(torch.float32)
         if scheme.less:
             values = values - scheme.less
+        if scheme.negated_log:
+            values = values.neg().log_()
+        if scheme.tiles:
+            target = target.unflatten(-1, (scheme.groups, scheme.tiles, -1)).transpose(-3, -2)
         target.copy_(values.view(target.shape))
 
     for_each(decode_part, _parts(operands["blocks"], out, scheme.paired_heads), out)
 
 
 def _parts(stored: Tensor, out: Tensor, paired_heads: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows of `stored` that are dequantized at once, and the views their values go to, in the same order.
-
-    Paired rows of a head are [pairs, 2, row] on disk, [2, pairs, row] in the model.
-    """
+    """Rows of `stored` that are dequantized at once, and the views their values go to, in the same order."""
     most = block_values(out)
-    if not paired_heads:
-        source, target = stored.reshape(-1, stored.shape[-1]), out.view(-1, out.shape[-1])
+    if paired_heads:
+        yield from _paired_parts(stored, out, paired_heads, most)
+        return
+    if out.is_contiguous() or out.dim() < 3:
+        out = out.view(-1, out.shape[-1])
+    elif out.numel() <= most:
+        yield stored, out
+        return
+    for source, target in _matrices(stored, out):
         step = max(most // target.shape[-1], 1)
         yield from zip(source.split(step), target.split(step))
+
+
+def _matrices(stored: Tensor, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The matrices of a stack of any number of dimensions."""
+    if out.dim() == 2:
+        yield stored.reshape(len(out), -1), out
         return
-    pairs = len(out) // paired_heads // 2
-    source, target = stored.view(paired_heads, pairs, 2, -1), out.view(paired_heads, 2, pairs, -1).transpose(1, 2)
-    heads = max(most // (2 * pairs * target.shape[-1]), 1)
-    step = max(most // (2 * target.shape[-1]), 1) if heads == 1 else pairs
-    for some, their in zip(source.split(heads), target.split(heads)):
+    for source, target in zip(stored.reshape(len(out), -1), out):
+        yield from _matrices(source, target)
+
+
+def _paired_parts(stored: Tensor, out: Tensor, heads: int, most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Paired rows of a head are [pairs, 2, row] on disk, [2, pairs, row] in the model."""
+    pairs = len(out) // heads // 2
+    source, target = stored.view(heads, pairs, 2, -1), out.view(heads, 2, pairs, -1).transpose(1, 2)
+    together = max(most // (2 * pairs * target.shape[-1]), 1)
+    step = max(most // (2 * target.shape[-1]), 1) if together == 1 else pairs
+    for some, their in zip(source.split(together), target.split(together)):
         yield from zip(some.split(step, dim=1), their.split(step, dim=1))

@@ -14,7 +14,7 @@ from loaders.checkpoint.read_spec import read_spec
 from loaders.dequantize.at_load import fill_decoded
 from loaders.dequantize.hooks import scratch_bytes
 from loaders.errors import ModelFilesError
-from loaders.gguf import config as gguf_config
+from loaders.gguf.families import known
 from loaders.gguf.header import read_gguf
 from loaders.modules.skeleton import build_skeleton
 from offload_runtime import OffloadRuntime
@@ -78,8 +78,8 @@ def _keeps(found, prefix):
 @pytest.mark.parametrize(("family", "case"), [("llama", "Q8_0"), ("llama", "F16"), ("gemma2", "gemma2")])
 def test_what_decoding_undoes_matters(family, case, monkeypatch):
     """The control: rows left in pairs, or norms with 1 added, give another text."""
-    known = gguf_config.FAMILIES[family]
-    monkeypatch.setitem(gguf_config.FAMILIES, family, replace(known, paired=False, norms_plus_one=False))
+    changed = replace(known.FAMILIES[family], paired=False, norms_plus_one=False)
+    monkeypatch.setitem(known.FAMILIES, family, changed)
     assert text_of(gguf_model(case)) != greedy(gguf_model(case).parent / "decoded", PROMPT, NEW_TOKENS)
 
 

@@ -15,9 +15,10 @@ import pytest
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.gguf import header as gguf_header
-from loaders.gguf.config import gguf_config, model_tensors
+from loaders.gguf.config import gguf_config
 from loaders.gguf.header import read_gguf
 from loaders.gguf.model import read_gguf_checkpoint, read_gguf_config
+from loaders.gguf.tensors import model_tensors
 from loaders.hub import download as hub_download
 from loaders.hub import headers as hub_headers
 from loaders.hub.download import begun_bytes, download

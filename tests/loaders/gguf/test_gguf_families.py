@@ -1,0 +1,230 @@
+"""Families whose tensors converters split, interleave, transpose or reorder: text is that of the decoded weights."""
+
+import os
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
+
+from loaders.checkpoint.model_source import model_source
+from loaders.checkpoint.read_spec import read_config, read_spec
+from loaders.dequantize.hooks import scratch_bytes
+from loaders.dequantize.plain import decode
+from loaders.errors import ModelFilesError
+from loaders.formats.gguf import GgufFormat
+from loaders.formats.schemes import Pieces
+from loaders.gguf.families import known
+from loaders.gguf.header import GgufTensor, read_gguf
+from loaders.gguf.placement import Placement
+from loaders.gguf.tensors import model_tensors
+from loaders.modules.layout import TORCH_DTYPES
+from loaders.modules.skeleton import build_skeleton
+from scheduler.plan.plan import Tier
+from tests.samples.gguf_families import SAMPLES, family_file, gguf, write
+from tests.samples.tiny_models import PROMPT, greedy, perturbed, streaming_runtime
+
+NEW_TOKENS = 64
+TREE = {"context_length": 112, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
+KNOWN = [case for case, sample in SAMPLES.items() if sample.model_type in CONFIG_MAPPING]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+every_case = pytest.mark.parametrize("case", KNOWN)
+NOT_COMPARED = {"quantization_config", "dtype", "architectures", "pad_token_id", "eos_token_id", "rope_parameters"}
+NOT_THERE = {"qwen35moe": {"intermediate_size"}}  # there is nothing of this width
+
+
+@every_case
+def test_streamed_text_is_that_of_the_decoded_weights(case):
+    """Every other case with a tree from a draft that is sometimes right, the others plainly."""
+    file = family_file(case)
+    draft = perturbed(file.parent / "decoded", 0.02) if KNOWN.index(case) % 2 else "none"
+    with streaming_runtime(file, draft, dtype="float32", **TREE) as runtime:
+        assert set(runtime.plan.tiers) == {Tier.DISK}
+        reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+        assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
+    assert reply.token_ids == greedy(file.parent / "decoded", PROMPT, NEW_TOKENS)
+
+
+@every_case
+def test_the_config_is_the_original_s(case):
+    values = read_config(family_file(case))
+    found, original = AutoConfig.for_model(**values), AutoConfig.from_pretrained(family_file(case).parent / "decoded")
+    assert type(found) is type(original) and original.architectures == values["architectures"]
+    for name in values.keys() - NOT_COMPARED - NOT_THERE.get(case, set()):
+        value = getattr(original, name)
+        assert getattr(found, name) == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), name
+    for name, value in original.rope_parameters.items():
+        assert found.rope_parameters[name] == value or name == "mrope_section"
+
+
+@every_case
+def test_sizes_are_those_of_the_skeleton(case):
+    file = family_file(case)
+    for dtype in ("float32", "bfloat16"):
+        spec, skeleton = read_spec(file, dtype), build_skeleton(file, getattr(torch, dtype), "cpu", "eager")
+        assert [layer.nbytes for layer in spec.layers] == [layer.layout.nbytes for layer in skeleton.layers]
+        assert (spec.decode_bytes, spec.embeddings_and_head_bytes) == (
+            scratch_bytes(skeleton.packed),
+            skeleton.embeddings_and_head.layout.nbytes,
+        )
+
+
+def operands_of(weight) -> dict[str, torch.Tensor]:
+    found = {}
+    for role, tensor in weight.operands.items():
+        with tensor.file.open("rb") as stream:
+            stream.seek(tensor.offset)
+            content = bytearray(stream.read(tensor.nbytes))
+        found[role] = torch.frombuffer(content, dtype=TORCH_DTYPES[tensor.dtype]).view(tensor.shape)
+    return found
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: PyTorch for CUDA brings it")
+@every_case
+def test_the_fused_kernel_places_what_plain_torch_places(case):
+    """And leaves experts alone that no token is routed to."""
+    from loaders.dequantize.kernels import decode_fused
+
+    tensors = model_tensors(read_gguf(family_file(case)))
+    weights = [w for w in GgufFormat("Q8_0").weights(tensors) if isinstance(w.scheme, Pieces) or w.scheme.tiles]
+    assert weights or case == "deepseek v3 before"
+    for weight in weights[:12]:
+        operands = operands_of(weight)
+        expected, found = torch.empty(weight.shape), torch.full(weight.shape, torch.nan, device=DEVICE)
+        decode(weight.scheme, operands, expected)
+        assert not expected.isnan().any()
+        on_device = {role: tensor.to(DEVICE) for role, tensor in operands.items()}
+        decode_fused(weight.scheme, on_device, found)
+        assert torch.equal(found.cpu(), expected), weight.name
+        if isinstance(weight.scheme, Pieces) and weight.scheme.by_expert:
+            routed = torch.zeros(weight.shape[0], dtype=torch.uint8, device=DEVICE)
+            routed[1] = 1
+            decode_fused(weight.scheme, on_device, found.fill_(torch.nan), routed)
+            assert torch.equal(found[1].cpu(), expected[1]) and found[[0, 2, 3]].isnan().all()
+
+
+CONTROLS = {
+    "gpt-oss": ("ffn_gate_exps", lambda place: Placement(end=64)),
+    "deepseek v3": ("attn_v_b", lambda place: replace(place, begin=0, end=8)),
+    "qwen3next": ("attn_gate", lambda place: replace(place, begin=place.begin - 8, end=place.end - 8)),
+    "qwen35": ("attn_gate", lambda place: replace(place, tiles=place.groups, groups=place.tiles)),
+}
+
+
+@pytest.mark.parametrize("case", CONTROLS)
+def test_where_values_belong_matters(case, monkeypatch):
+    """The control: other rows give another text."""
+    leaf, change = CONTROLS[case]
+    part_of = GgufTensor.part_of
+
+    def moved(tensor, whole, role, placement):
+        return part_of(tensor, whole, role, change(placement) if leaf in tensor.name else placement)
+
+    monkeypatch.setattr(GgufTensor, "part_of", moved)
+    file = family_file(case)
+    with streaming_runtime(file, dtype="float32", context_length=112, tree="none") as runtime:
+        text = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0).token_ids
+    assert text != greedy(file.parent / "decoded", PROMPT, NEW_TOKENS)
+
+
+@pytest.mark.parametrize("change", [{"norms_plus_one": False}, {"own_norms": frozenset()}])
+def test_what_was_added_to_norms_matters(change, monkeypatch):
+    monkeypatch.setitem(known.FAMILIES, "qwen35", replace(known.FAMILIES["qwen35"], **change))
+    file = family_file("qwen35")
+    with streaming_runtime(file, dtype="float32", context_length=112, tree="none") as runtime:
+        text = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0).token_ids
+    assert text != greedy(file.parent / "decoded", PROMPT, NEW_TOKENS)
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
+    """As files of GLM 4.5 and Qwen 3.5 have them after the others."""
+    sample = SAMPLES["glm4moe"]
+
+    def with_one_more(config, name, tensor):
+        yield name, tensor
+        if name.startswith("model.layers.2."):
+            yield name.replace(".2.", ".3."), tensor
+        if name.endswith("layers.2.input_layernorm.weight"):
+            yield "blk.3.nextn.enorm.weight", tensor
+
+    def metadata(config):
+        return {**sample.metadata(config), "block_count": 4, "nextn_predict_layers": 1}
+
+    file = write(replace(sample, convert=with_one_more, metadata=metadata), tmp_path)
+    assert read_config(file)["num_hidden_layers"] == 3
+    names = model_tensors(read_gguf(file))
+    assert any("layers.2." in name for name in names) and not any("layers.3." in name for name in names)
+    with streaming_runtime(file, dtype="float32", context_length=112, tree="none") as runtime:
+        text = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0).token_ids
+    assert text == greedy(file.parent / "decoded", PROMPT, NEW_TOKENS)
+
+
+def rewritten(case: str, target: Path, change) -> Path:
+    """A case's file with tensors or values changed."""
+    reader = gguf.GGUFReader(family_file(case))
+    values = {
+        name: (field.contents(), field.types)
+        for name, field in reader.fields.items()
+        if not name.startswith("GGUF.") and name != "general.architecture"
+    }
+    tensors = {t.name: (t.data, t.tensor_type) for t in reader.tensors}
+    change(values, tensors)
+    writer = gguf.GGUFWriter(target / "model.gguf", SAMPLES[case].architecture)
+    for name, (value, types) in values.items():
+        writer.add_key_value(name, value, types[0])
+    for name, (data, kind) in tensors.items():
+        writer.add_tensor(name, data, raw_dtype=kind)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    return target / "model.gguf"
+
+
+UINT32 = [gguf.GGUFValueType.UINT32]
+DAMAGED = {
+    "half of the experts": (
+        "glm4moe",
+        lambda v, t: t.pop("blk.1.ffn_up_exps.weight"),
+        "holds .*gate_up_proj.gate",
+    ),
+    "keys without values": ("deepseek v3", lambda v, t: t.pop("blk.0.attn_v_b.weight"), "kv_b_proj.weight needs"),
+    "another number of experts": (
+        "gpt-oss",
+        lambda v, t: v.update({"gpt-oss.expert_count": (5, UINT32)}),
+        "must have .experts, outputs, inputs. for 5 experts",
+    ),
+    "more layers ahead than there are": (
+        "glm4moe",
+        lambda v, t: v.update({"glm4moe.nextn_predict_layers": (3, UINT32)}),
+        "3 of 3 layers are to predict",
+    ),
+    "heads of another width": (
+        "qwen3next",
+        lambda v, t: v.update({"qwen3next.ssm.state_size": (16, UINT32)}),
+        "in_proj_qkvz|rows, but by the metadata",
+    ),
+    "more groups than heads": (
+        "qwen35",
+        lambda v, t: v.update({"qwen35.ssm.group_count": (4, UINT32)}),
+        "rows|part of",
+    ),
+    "a latent of another width": (
+        "deepseek v3",
+        lambda v, t: v.update({"deepseek2.attention.key_length_mla": (20, UINT32)}),
+        "kv_b_proj",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_parts_that_cannot_be_a_whole_are_refused(case, tmp_path):
+    family, change, fault = DAMAGED[case]
+    file = rewritten(family, tmp_path, change)
+    with pytest.raises(ModelFilesError, match=fault) as caught:
+        read_spec(file)
+        build_skeleton(file, torch.float32, "cpu", "eager", model_source(file).checkpoint())
+    assert str(file) in str(caught.value)
