@@ -20,6 +20,8 @@ FAMILIES: dict[str, tuple[str, bool]] = {
     "glm4_moe": ("num_nextn_predict_layers", False),
     "glm4_moe_lite": ("num_nextn_predict_layers", False),
     "mellum": ("num_nextn_predict_layers", True),
+    "exaone_moe": ("", True),
+    "solar_open": ("num_nextn_predict_layers", False),
     "qwen3_next": ("", True),
     "qwen3_5_text": ("mtp_num_hidden_layers", True),
     "qwen3_5_moe_text": ("mtp_num_hidden_layers", True),

@@ -5,6 +5,7 @@ tree.
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from offload_runtime.model.host_reads import HostRead, no_host_reads
 from offload_runtime.speculation.tree_policy import Situation
 from offload_runtime.speculation.verification import Scored, verify
 from sequoia_tree.shaping.settings import Sampling
-from tests.samples.tiny_models import PROMPT, checkpoint, perturbed
+from tests.samples.mtp_models import add_head
+from tests.samples.tiny_models import PROMPT, checkpoint, make_checkpoint, perturbed
 
 ANSWERS = ("tolist", "item", "cpu", "nonzero", "__bool__", "__int__", "__index__")
 WAITS = {**{getattr(Tensor, name): name for name in ANSWERS}, torch.nonzero: "nonzero", torch.tensor: "tensor"}
@@ -43,18 +45,22 @@ class Waits(TorchFunctionMode):
 
 
 @contextmanager
-def decoding(tree: str, depth: int, **options: Any) -> Iterator[tuple[OffloadRuntime, list[int]]]:
+def decoding(
+    tree: str, depth: int, pair: tuple[Path, Path | str] | None = None, **options: Any
+) -> Iterator[tuple[OffloadRuntime, list[int]]]:
     options = {"tree": tree, "tree_size": 24, "tree_depth": depth, "context_length": 128, **options}
-    target = checkpoint("llama")
-    with OffloadRuntime.from_pretrained(target, perturbed(target, 0.02), device="cpu", **options) as runtime:
+    target, draft = pair or (checkpoint("llama"), perturbed(checkpoint("llama"), 0.02))
+    with OffloadRuntime.from_pretrained(target, draft, device="cpu", **options) as runtime:
         reply = runtime.generate(PROMPT, max_new_tokens=4, temperature=0.7, seed=0)
         yield runtime, [*PROMPT, *reply.token_ids]
 
 
-def waits_of_a_step(tree: str, depth: int, temperature: float, penalty: float = 1.0) -> dict[str, Counter]:
+def waits_of_a_step(
+    tree: str, depth: int, temperature: float, penalty: float = 1.0, pair: tuple[Path, Path | str] | None = None
+) -> dict[str, Counter]:
     """Of growing a tree, of scoring it, and of the accepted path on it, for a text that is in the caches."""
     sampling, generator = Sampling(temperature, repetition_penalty=penalty), torch.Generator().manual_seed(1)
-    with decoding(tree, depth) as (runtime, text):
+    with decoding(tree, depth, pair) as (runtime, text):
         models, waits = runtime._models, {}
         method = runtime._decoder._policy.method(Situation(sampling, len(text)))
         with Waits() as waits["grow"]:
@@ -76,6 +82,13 @@ def test_the_device_is_waited_for_once_a_tree(tree, penalty, temperature):
     assert +waits["grow"] == answers[tree]
     assert +waits["score"] == {}
     assert waits_of_a_step(tree, 3, temperature, penalty)["grow"] == waits["grow"]
+
+
+@pytest.mark.parametrize("tree", ["sequoia", "adaptive"])
+def test_a_head_has_the_device_waited_for_no_more_often_than_a_draft_model(tree):
+    target = add_head(make_checkpoint("llama", 2, False, {}))
+    waits, of_model = waits_of_a_step(tree, 8, 0.7, pair=(target, "mtp")), waits_of_a_step(tree, 8, 0.7)
+    assert +waits["grow"] == +of_model["grow"] and +waits["score"] == {}
 
 
 @pytest.mark.parametrize("tree", ["sequoia", "adaptive", "specinfer"])

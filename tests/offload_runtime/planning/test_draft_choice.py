@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loaders.checkpoint.model_source import read_vocabulary
-from loaders.checkpoint.spec import ModelSpec
+from loaders.checkpoint.spec import HeadSizes, ModelSpec
 from loaders.hub import cache as hub_cache
 from loaders.hub.cache import cached_model
 from loaders.sizes import GIB
@@ -135,6 +135,41 @@ def test_without_one_in_the_cache_the_fastest_is_proposed(target: ModelSpec, pre
     choice = choose(target, present())
     assert choice.directory is None and choice.note is not None and "\n" not in choice.note
     assert choice.note.startswith("--draft meta-llama/Llama-3.") and "x as fast (a download of " in choice.note
+
+
+def head_of(target: ModelSpec, layers: int) -> ModelSpec:
+    """A head as large as so many layers of the target."""
+    one = target.layers[0]
+    return replace(
+        target,
+        name=f"the head of {target.name}",
+        layers=tuple(replace(one, name=str(number)) for number in range(layers)),
+        embeddings_and_head_bytes=2 * target.hidden_size**2 * 2,
+        kv_bytes_per_token=layers * target.kv_layer_bytes,
+        head=HeadSizes(target.hidden_size, target.hidden_size),
+    )
+
+
+def test_the_models_own_head_is_taken_where_it_is_faster(target: ModelSpec, present: Callable, monkeypatch) -> None:
+    """The same acceptance: then what takes less time to draft is faster, which a head of one layer is beside 8 billion
+    parameters, and one of twenty layers is not beside one billion."""
+    monkeypatch.setattr(draft_choice, "assumed_acceptance", lambda size: (0.69, 0.05))
+    vocabulary = read_vocabulary(target.directory)
+    for layers, name, head in ((1, EIGHT, True), (20, ONE, False)):
+        choice = choose_draft(
+            target, vocabulary, fast_gpu(), Limits(), spec_of, present(name), head=head_of(target, layers)
+        )
+        assert choice.head == head and (choice.directory is None) == head
+        if head:
+            assert choice.note == (
+                "The head in the model's own files takes 1.98 GB, meta-llama/Llama-3.2-1B-Instruct as the draft would "
+                "take 2.47 GB."
+            )
+
+
+def test_a_head_is_taken_where_no_draft_is_known(target: ModelSpec) -> None:
+    choice = choose_draft(target, None, fast_gpu(), Limits(), spec_of, lambda name: None, head=head_of(target, 1))
+    assert choice == DraftChoice(head=True)
 
 
 def test_what_the_table_says_is_checked_token_by_token(target: ModelSpec, present: Callable) -> None:
