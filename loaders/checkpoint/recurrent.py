@@ -24,7 +24,8 @@ _DELTA_RULE = {"olmo_hybrid", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"}
 _MAMBA_2 = {"bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"}
 _CONVOLUTIONS = {"lfm2", "lfm2_moe", "lfm3"}
 _CHANNEL_DELTA_RULE = {"bailing_hybrid", "glm5_next_text", "kimi_linear"}
-BRANCHING_MODELS = _DELTA_RULE | _CHANNEL_DELTA_RULE | _MAMBA_2 | _CONVOLUTIONS
+_LIGHTNING = {"minimax"}
+BRANCHING_MODELS = _DELTA_RULE | _CHANNEL_DELTA_RULE | _MAMBA_2 | _CONVOLUTIONS | _LIGHTNING
 BRANCHING_SINCE = (5, 23)  # of transformers: earlier ones keep these states otherwise
 
 _CONVOLUTION = re.compile(r"(conv1d|\bconv)\.weight$")
@@ -55,6 +56,9 @@ def state_sizes(config: dict[str, Any], layers: Sequence[Sequence[StoredTensor]]
         channels=sum(shape[0] for of_layer in shapes for shape in of_layer),
         kernel=max((shape[2] for of_layer in shapes for shape in of_layer), default=1),
     )
+    if config["model_type"] in _LIGHTNING:
+        gates = sum(any("output_gate" in t.name for t in tensors) for tensors in layers)
+        convolutions = _Convolutions(layers=gates, channels=0, kernel=1)
     widths = _widths(config, layers, convolutions)
     if widths is None:
         return None
@@ -72,7 +76,7 @@ def state_sizes(config: dict[str, Any], layers: Sequence[Sequence[StoredTensor]]
 
 @dataclass(frozen=True)
 class _Convolutions:
-    """layers: those that have any. channels: of all of them together."""
+    """layers: recurrent ones, all of which have convolutions, or none. channels: of all of them together."""
 
     layers: int
     channels: int
@@ -96,6 +100,10 @@ def _widths(
 ) -> _Widths | None:
     if config["model_type"] in _CONVOLUTIONS or not convolutions.layers:  # without these, all layers attend
         return _Widths(0, 0, 0, 0)
+    if config["model_type"] in _LIGHTNING:
+        heads = _stated(config, "num_attention_heads")
+        width = _stated(config, "head_dim") or (_stated(config, "hidden_size") // heads if heads else 0)
+        return _Widths(heads, width, width, groups=heads) if width else None
     if config["model_type"] in _CHANNEL_DELTA_RULE:
         return _channel_delta_rule(layers, convolutions)
     return _mamba_2(config, layers, convolutions) if config["model_type"] in _MAMBA_2 else _delta_rule(config)

@@ -35,7 +35,7 @@ _SENSES = ("vision_config", "audio_config")
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("bloom", "mpt", "cpmant", "openai-gpt", "xlnet", "xlm"), _NO_POSITIONS),
     **dict.fromkeys(("falcon", "gptj", "gpt_neo", "reformer"), _OWN_ATTENTION),
-    **dict.fromkeys(("minimax", "rwkv", "xlstm"), _OWN_CACHE),
+    **dict.fromkeys(("rwkv", "xlstm"), _OWN_CACHE),
     **dict.fromkeys(
         ("deepseek_v4", "glm5_next", "glm5_next_text", "qwen4_exp_text"), _INDEXED
     ),

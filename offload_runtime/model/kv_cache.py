@@ -111,7 +111,7 @@ class TreeCache(Cache):
             numbers = count_up()
             layers = [TravellingLayer(self, next(numbers)) if _has_rows(layer) else layer for layer in layers]
             self.travelling = travelling(next(numbers), self.rows)
-        super().__init__(layers=layers)
+        Cache.__init__(self, layers=layers)  # a class of one model lies between
 
     def _layer(self, number: int, layer: Any, branching: int) -> Any:
         """The layer to use instead of transformers' `layer`. branching: the texts that a recurrent one may hold."""

@@ -76,11 +76,10 @@ class Model:
         sequences = placement.sequences if self._lengths.are_fixed_to(placement.longest_text) else 1
         travelling = partial(placement.travelling.rows, memory) if placement.travelling else None
         branching = can_branch(skeleton.config.model_type)
-        if branching:
-            let_branch(skeleton.model)
+        cache_class = let_branch(skeleton.model) if branching else TreeCache
         follow_rows(skeleton.model)
         how = (sequences, travelling, branching, placement.rows_in_8_bits)
-        self.cache = TreeCache(skeleton.config, placement.capacity, memory.add, *how)
+        self.cache = cache_class(skeleton.config, placement.capacity, memory.add, *how)
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
         layers, placed = units_of(skeleton, checkpoint), (*placement.tiers, Tier.DEVICE)
         limit = placement.pinned_limit

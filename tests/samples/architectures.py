@@ -146,6 +146,10 @@ BRANCHING: dict[str, Changes] = {
     "lfm2_moe": {**FEW_EXPERTS, "layer_types": ["conv", "full_attention", "conv"]},
     "lfm3": {"sliding_window": BORDER, "layer_types": ["conv", "sliding_attention", "full_attention"]},
     "mamba2": {**_CHUNKS, "state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "minimax": {
+        **FEW_EXPERTS,
+        **{"block_size": BORDER, "layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+    },
     "nemotron_h": {
         **_CHUNKS,
         "num_hidden_layers": 5,

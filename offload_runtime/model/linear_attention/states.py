@@ -110,7 +110,7 @@ class BranchingLayer(LinearAttentionLayer):
         if pending is None:
             return
         state = pending.after_text
-        if path is not None and pending.inputs:
+        if path is not None:
             inputs = {
                 convolution: torch.cat((state.inputs[convolution], nodes.index_select(2, path)), dim=2)[
                     :, :, -state.inputs[convolution].shape[2] :

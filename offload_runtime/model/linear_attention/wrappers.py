@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from offload_runtime.model.kv_cache import TreeCache
 from offload_runtime.model.linear_attention.convolutions import over_convolution
 from offload_runtime.model.linear_attention.wrapped_channel_delta_rule import over_channel_delta_rule
 from offload_runtime.model.linear_attention.wrapped_delta_rule import over_delta_rule
@@ -27,12 +28,21 @@ _WRAPPERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
 }
 
 
-def let_branch(model: nn.Module) -> None:
-    """Wrap the functions over sequences of the modules that the model's layers come from, once."""
-    for module in {sys.modules[type(part).__module__] for part in model.modules()}:
+def let_branch(model: nn.Module) -> type[TreeCache]:
+    """Wrap the functions over sequences of the modules that the model's layers come from, once.
+
+    Returns the class of the cache that the model takes.
+    """
+    modules = {sys.modules[type(part).__module__] for part in model.modules()}
+    if any(hasattr(module, "MiniMaxCache") for module in modules):
+        from offload_runtime.model.linear_attention import lightning  # imports transformers' module of that one model
+
+        return lightning.let_lightning_branch(model)
+    for module in modules:
         for name, wrap in _WRAPPERS.items():
             function = getattr(module, name, None)
             if function is not None and not hasattr(function, "branches"):
                 wrapped = wrap(function)
                 wrapped.branches = True  # type: ignore[attr-defined]
                 setattr(module, name, wrapped)
+    return TreeCache

@@ -50,7 +50,7 @@ def test_going_back_reads_from_the_last_state_that_was_kept(architecture: str, t
         assert reply.token_ids == greedy(target, prompt, 12)
 
 
-@pytest.mark.parametrize("architecture", ["qwen3_next", "falcon_h1", "kimi_linear", "mamba2"])
+@pytest.mark.parametrize("architecture", ["qwen3_next", "falcon_h1", "kimi_linear", "mamba2", "minimax"])
 def test_texts_that_share_passes_keep_states_apart(architecture: str) -> None:
     target, prompts = checkpoint(architecture), [[*LONG[:50], 3 + number] for number in range(5)]
     with streaming_runtime(target, perturbed(target, 0.02), parallel=3, **TREE) as runtime:
@@ -88,12 +88,14 @@ def keep_the_state(writes, state: torch.Tensor, path: torch.Tensor) -> torch.Ten
         ("channel_delta_rule.ChannelWrites.state_after", keep_the_state),
     ],
 )
-@pytest.mark.parametrize("architecture", ["qwen3_next", "nemotron_h", "falcon_h1", "kimi_linear", "lfm2"])
+@pytest.mark.parametrize("architecture", ["qwen3_next", "nemotron_h", "falcon_h1", "kimi_linear", "lfm2", "minimax"])
 def test_mistakes_are_found(architecture: str, place: str, mistake, monkeypatch: pytest.MonkeyPatch) -> None:
     if mistake is keep_the_state and (
         architecture == "lfm2" or (architecture == "kimi_linear") != ("Channel" in place)
     ):
         pytest.skip("writes otherwise")
+    if mistake is see_siblings and architecture == "minimax":
+        pytest.skip("no convolutions")
     monkeypatch.setattr(f"offload_runtime.model.linear_attention.{place}", mistake)
     target = checkpoint(architecture)
     with streaming_runtime(target, perturbed(target, 0.02), **TREE) as runtime:
@@ -104,7 +106,9 @@ TINY = {name: value for name, value in sampling.TINY.items() if name != "rope_pa
 OTHERWISE = {"kimi_linear": {"num_key_value_heads": 2}, "bamba": {"hidden_size": 32}, "mamba2": {"hidden_size": 32}}
 
 
-@pytest.mark.parametrize("architecture", ["qwen3_5_text", "olmo_hybrid", "bamba", "mamba2", "kimi_linear", "lfm2"])
+@pytest.mark.parametrize(
+    "architecture", ["qwen3_5_text", "olmo_hybrid", "bamba", "mamba2", "kimi_linear", "lfm2", "minimax"]
+)
 def test_sampled_texts_follow_the_distribution(architecture: str) -> None:
     target = checkpoint(architecture, seed=9, **TINY | OTHERWISE.get(architecture, {}))
     distribution = np.ones([sampling.VOCABULARY] * sampling.TOKENS)
@@ -145,6 +149,7 @@ SIZES = {  # layers, heads, key and value widths, channels of a convolution, its
     "zamba2": (5, 8, 8, 8, 8 * 8 + 2 * 8, 4),
     "kimi_linear": (2, 4, 8, 8, 3 * 4 * 8, 4),
     "lfm2": (2, 0, 0, 0, 32, 3),
+    "minimax": (2, 4, 8, 8, 0, 1),
 }
 
 
@@ -154,7 +159,7 @@ def test_the_plan_counts_states_of_other_kinds(architecture: str) -> None:
     states = read_spec(checkpoint(architecture), "float32").states
     assert states is not None
     assert states.nbytes == layers * (heads * key * value + channels * (kernel - 1)) * 4
-    keys = {"kimi_linear": heads * 3 * key, "lfm2": 0}.get(architecture, key)  # Kimi's with their decays
+    keys = {"kimi_linear": heads * 3 * key, "lfm2": 0, "minimax": heads * key}.get(architecture, key)
     assert states.row_bytes == layers * (keys + heads * (value + 2) + channels) * 4
 
 
