@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -11,13 +12,16 @@ from loaders.safetensors_files.headers import StoredTensor
 
 # An indexer scores all earlier tokens for each row, and attention takes only the best of them (arXiv 2512.02556).
 INDEXED_MODELS = {
-    "axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text", "mistral_large4_text",
+    "axk2", "deepseek_v32", "deepseek_v4", "dots3_note_text", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text",
+    "mistral_large4_text",
 }  # fmt: skip
 INDEXED_SINCE = (5, 23)  # of transformers: earlier ones keep the keys of indexers otherwise, or do not know them
 
 _KEY_PROJECTIONS = (".indexer.wk.weight", ".indexer.k_proj.weight", ".index_k_proj.weight")
 
 
+# What compressors project of each token, and the width of the entries that stand for blocks.
+_POOLED = re.compile(r"\.compressor\.(indexer\.)?((wkv|wgate|kv_proj|gate_proj)\.weight|(norm|kv_norm)\.weight)$")
 _BY_HEAD = {"minimax_m3_vl_text"}  # each of their heads selects for some heads of attention
 
 
@@ -35,11 +39,14 @@ def index_sizes(
     config: Mapping[str, Any], layers: Sequence[Sequence[StoredTensor]], itemsize: int
 ) -> IndexSizes | None:
     """The sizes of a model's index; None if no layer has any. layers: the tensors of each."""
-    widths = [tensor.shape[0] for tensors in layers for tensor in tensors if is_index_key(tensor.name)]
+    tensors = [tensor for one in layers for tensor in one]
+    widths = [tensor.shape[0] for tensor in tensors if is_index_key(tensor.name)]
+    pooled = [tensor.shape[0] for tensor in tensors if _POOLED.search(tensor.name)]
     heads = _heads(config)
-    if not widths or not heads:
+    if not heads or not (widths or pooled):
         return None
-    return IndexSizes(sum(widths) * itemsize, heads, heads if config["model_type"] in _BY_HEAD else 1)
+    masks = heads if config["model_type"] in _BY_HEAD else 1
+    return IndexSizes(sum(widths + pooled) * itemsize, heads, masks, bool(pooled))
 
 
 def is_index_key(name: str) -> bool:

@@ -26,9 +26,11 @@ from loaders.hub.names import directory_name
 from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 from loaders.text_part import NOT_READ, layers_for_images, text_values
 
-# The projections whose outputs attention caches per token; the last two are those of multi-head latent attention.
+# The projections whose outputs attention caches per token: keys, values, those of multi-head latent attention, and
+# those that are both key and value.
 LATENT_PROJECTIONS = (".kv_a_proj_with_mqa.weight", ".wkv_a_with_mqa.weight")
 CACHED_PROJECTIONS = (".k_proj.weight", ".v_proj.weight", *LATENT_PROJECTIONS)
+SHARED_PROJECTIONS = (".attn.wkv.weight", ".self_attn.kv_proj.weight")
 
 # Tensors that files may hold and models do not use: buffers that are now computed, and multi-token prediction.
 UNUSED = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$|^mtp\.")
@@ -159,7 +161,7 @@ def _sizes(
         (t.shape for t in embeddings_and_head if len(t.shape) == 2), key=math.prod, default=(None, None)
     )
     widest = max((max(t.shape) for t in layers[0] if len(t.shape) == 2), default=None)
-    cached = [sum(t.shape[0] for t in tensors if _is_cached(t)) for tensors in layers]
+    cached = [sum(_cached_values(t) for t in tensors) for tensors in layers]
     hidden_size = numbers.get("hidden_size", "n_embd", "d_model", default=width)
     if not any(cached) and not is_recurrent(numbers.text):
         cached = [numbers.cached_per_layer(hidden_size)] * len(layers)
@@ -179,9 +181,13 @@ def _sizes(
     }
 
 
-def _is_cached(tensor: StoredTensor) -> bool:
-    cached = len(tensor.shape) == 2 and tensor.name.endswith(CACHED_PROJECTIONS)
-    return cached and not is_index_key(tensor.name)
+def _cached_values(tensor: StoredTensor) -> int:
+    """The values of each token that attention caches of what a tensor projects."""
+    if len(tensor.shape) != 2 or is_index_key(tensor.name):
+        return 0
+    if tensor.name.endswith(SHARED_PROJECTIONS):
+        return 2 * tensor.shape[0]
+    return tensor.shape[0] if tensor.name.endswith(CACHED_PROJECTIONS) else 0
 
 
 def _has_kv_sources(text: dict[str, Any]) -> bool:

@@ -37,7 +37,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("falcon", "gptj", "gpt_neo", "reformer"), _OWN_ATTENTION),
     **dict.fromkeys(("rwkv", "xlstm"), _OWN_CACHE),
     **dict.fromkeys(
-        ("deepseek_v4", "glm5_next", "glm5_next_text", "qwen4_exp_text"), _INDEXED
+        ("glm5_next", "glm5_next_text", "qwen4_exp_text"), _INDEXED
     ),
     **dict.fromkeys(("blt", "hrm_text", "longcat_flash"), _SEVERAL_STACKS),
     "doge": "each of its attention heads masks rows of its own, which the branches of a tree would share",

@@ -127,7 +127,7 @@ def tree_attention(
         _attend, scale=query.shape[-1] ** -0.5 if scaling is None else scaling, softcap=softcap, sinks=s_aux
     )
     rows = _current_rows.get(None)
-    if not isinstance(rows, SharedRows):
+    if not isinstance(rows, SharedRows) or key.shape[2] > rows.width:  # then entries of all texts follow their keys
         return attend(query, key, value, attention_mask, position_bias), None
     assert position_bias is None
     texts = [

@@ -56,8 +56,8 @@ class Places:
 _NO_CACHE: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
 # Also cache the keys of an indexer. Not in transformers 5.17.
 _INDEXED: tuple[type, ...] = (cache_utils.DynamicIndexedLayer,) if hasattr(cache_utils, "DynamicIndexedLayer") else ()
-# Layers of single models that keep rows and the keys of an indexer alone.
-_KEPT_BY_ROWS = {"minimax_m3_sparse"}
+# Layers of single models that keep nothing but what `TreeCacheLayer` keeps of each row.
+_KEPT_BY_ROWS = {"compressed_sparse_attention", "heavily_compressed_attention", "minimax_m3_sparse"}
 
 
 class TreeCache(Cache):

@@ -55,6 +55,24 @@ class PassRows:
         """bool [n, past + m]: whether a key belongs to the text up to the row."""
         return torch.cat((self.visible.new_ones(self.count, self.past), self.visible), dim=1)
 
+    @property
+    def text_end(self) -> int:
+        """The first key that may belong to a branch: those before it are text, at the positions that they lie at."""
+        return self.past + self.chain
+
+    @cached_property
+    def path_columns(self) -> Tensor:
+        """int64 [nodes, m + 1]: for each row of the pass behind its text, the key at each position from `past` on.
+
+        Arbitrary where its path has none.
+        """
+        visible, count = self.visible[self.chain :], len(self.positions)
+        places = torch.where(visible, self.positions - self.past, count)
+        keys = torch.arange(self.past, self.keys, device=self.positions.device)
+        return torch.full((len(visible), count + 1), self.past, device=keys.device).scatter_(
+            1, places, keys.expand(visible.shape)
+        )
+
     def allowed(self, mask_function: Callable) -> Tensor:
         """bool [n, past + m]: which keys each row may attend to, given transformers' predicate."""
         allowed = _permitted(mask_function, self.row_positions, self.column_positions).clone()

@@ -36,7 +36,7 @@ SHARED_MASKS = 2
 ALIGNED_ROWS = 8
 # Rows x keys x heads, for models that need eager attention (soft-capped scores, sinks): the scores in compute dtype and
 # in float32, and their softmax. Other models use fused kernels, which hold only tiles.
-WRITTEN_OUT_ATTENTION = {"gemma2", "gpt_oss"}
+WRITTEN_OUT_ATTENTION = {"deepseek_v4", "gemma2", "gpt_oss", "hy_v4"}
 SCORES_BYTES = 4 + 4 + 4
 # Rows x keys x heads of an indexer, in float32: the scores, and those that are not negative.
 INDEX_SCORES_BYTES = 4 + 4
@@ -218,8 +218,8 @@ def _rows(count: int) -> str:
 
 
 def replayed(models: Models, device: str, shape: PassShape) -> tuple[str, ...]:
-    """The roles whose passes are replayed as CUDA graphs: models resident on the GPU, none of them recurrent."""
-    if device != "cuda" or any(model.recurrent for model in models):
+    """The roles whose passes are replayed as CUDA graphs: models resident on the GPU, whose shapes are fixed."""
+    if device != "cuda" or any(model.recurrent or (model.index and model.index.pools) for model in models):
         return ()
     count = sum(model.head is None for model in models)  # the passes of a draft head, of a layer or two, are not
     return ROLES[shape.streams or shape.kv_on_host : count]

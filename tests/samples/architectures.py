@@ -93,6 +93,16 @@ INDEX: Changes = {**FEW_EXPERTS, **LATENT, "index_topk": BORDER, "index_head_dim
 
 INDEXED: dict[str, Changes] = {
     **dict.fromkeys(("axk2", "deepseek_v32"), INDEX),
+    "deepseek_v4": {
+        **{**FEW_EXPERTS, "num_hidden_layers": 4, "num_key_value_heads": 1, "head_dim": 16, "q_lora_rank": 24},
+        **{"qk_rope_head_dim": 8, "sliding_window": BORDER, "o_groups": 2, "o_lora_rank": 8, "hc_mult": 2},
+        **{"index_n_heads": 16, "index_head_dim": 16, "index_topk": 3, "num_hash_layers": 1},
+        "layer_types": [
+            *("heavily_compressed_attention", "compressed_sparse_attention"),
+            *("sliding_attention", "compressed_sparse_attention"),
+        ],
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": BORDER},
+    },
     "dots3_note_text": {
         **INDEX,
         **{"num_hidden_layers": 4, "sliding_window": BORDER, "shared_experts_intermediate_size": 16},

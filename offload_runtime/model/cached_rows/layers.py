@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class TreeCacheLayer(CacheLayerMixin):
     """Keys and values of one layer, with the texts one after the other.
 
-    tables: what the cache's form stores, each ``[1, heads, rows, any]``. index: the keys that an indexer selects rows
-    by, ``[1, 1, rows, index_head_dim]``, always on the device and as they are computed; None where there are none.
+    tables: what the cache's form stores, each ``[1, heads, rows, any]``. beside: what else rows consist of, always on
+    the device and as it is computed: the keys that an indexer selects rows by, what is pooled to entries for blocks.
     Initially zero: a pass of fixed shape reads rows that were never written, and 0 × NaN would be NaN.
     """
 
@@ -27,7 +27,7 @@ class TreeCacheLayer(CacheLayerMixin):
         super().__init__()
         self._cache = cache
         self.tables: Tables = {}
-        self.index: Tensor | None = None
+        self.beside: dict[str, Tensor] = {}
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows = self._cache.form.stored(key_states, value_states)
@@ -64,11 +64,15 @@ class TreeCacheLayer(CacheLayerMixin):
 
     def update_index(self, idx_k: Tensor) -> Tensor:
         """`update_indexer`, as MiniMax M3 calls it: ``[1, 1, n, index_head_dim]`` and ``[1, 1, keys, ...]``."""
-        if self.index is None:
-            self.index = self._allocate(idx_k)
-        self._put(self.index, idx_k)
-        rows, _ = self._cache.read_rows(idx_k.shape[2])
-        return self.index.index_select(2, rows) if isinstance(rows, Tensor) else self.index[:, :, rows]
+        return self.append("index", idx_k)
+
+    def append(self, name: str, new: Tensor) -> Tensor:
+        """Append ``[1, heads, n, any]`` to a table beside keys and values; return a view, of the rows as `update`."""
+        if name not in self.beside:
+            self.beside[name] = self._allocate(new)
+        self._put(self.beside[name], new)
+        rows, _ = self._cache.read_rows(new.shape[2])
+        return self.beside[name].index_select(2, rows) if isinstance(rows, Tensor) else self.beside[name][:, :, rows]
 
     def _write(self, rows: Tables) -> None:
         """Put the rows of the pass to their places."""
@@ -84,7 +88,7 @@ class TreeCacheLayer(CacheLayerMixin):
 
     def at_rest(self) -> Tables:
         """All that rows consist of, where it lies between two passes; nothing before the first pass."""
-        return self._tables_at_rest() if self.index is None else {**self._tables_at_rest(), "index": self.index}
+        return {**self._tables_at_rest(), **self.beside}
 
     def _tables_at_rest(self) -> Tables:
         return self.tables

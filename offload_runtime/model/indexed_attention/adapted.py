@@ -8,8 +8,13 @@ from typing import Any
 from torch import nn
 
 from offload_runtime.model.indexed_attention.key_blocks import SelectsKeyBlocks
+from offload_runtime.model.indexed_attention.pooled_rows import PoolsBlocks
 
-_OF_CLASS: dict[str, Callable[[nn.Module], Callable[..., Any]]] = {"MiniMaxM3VLIndexer": SelectsKeyBlocks}
+_OF_CLASS: dict[str, Callable[[nn.Module], Callable[..., Any]]] = {
+    "DeepseekV4CSACompressor": PoolsBlocks,
+    "DeepseekV4HCACompressor": PoolsBlocks,
+    "MiniMaxM3VLIndexer": SelectsKeyBlocks,
+}
 
 
 def follow_rows(model: nn.Module) -> None:

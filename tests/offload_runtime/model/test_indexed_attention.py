@@ -16,6 +16,8 @@ from offload_runtime import OffloadRuntime
 from offload_runtime.model import attention
 from offload_runtime.model.cached_rows.layers import TreeCacheLayer
 from offload_runtime.model.indexed_attention import key_blocks
+from offload_runtime.model.indexed_attention.pooled_rows import Pool
+from scheduler.plan.memory import PassShape, replayed
 from tests.fakes.recorded_work import RecordedWork
 from tests.offload_runtime.exactness import test_kv_on_host as on_host
 from tests.offload_runtime.exactness import test_sampling_exactness as sampling
@@ -28,6 +30,7 @@ from tests.samples.architectures import BORDER, INDEXED
 from tests.samples.tiny_models import checkpoint, greedy, perturbed, reference, streaming_runtime
 
 TREE = {"context_length": 160, "tree": "sequoia", "tree_size": 8, "tree_depth": 4}
+POOLING = {"deepseek_v4"}  # the number of entries differs from pass to pass
 TINY = {**sampling.TINY, "num_hidden_layers": 2, "num_key_value_heads": 2, "index_topk": 2}
 LONG = [(7 * i * i) % 90 + 5 for i in range(70)]
 
@@ -88,6 +91,44 @@ def test_blocks_of_rows_in_the_cache_or_with_siblings_are_found(architecture, na
     assert error_of_a_wide_tree(checkpoint(architecture)) > 1e-2
 
 
+def see_the_last_rows(pool, rows):
+    nodes = torch.arange(rows.keys - rows.count + rows.chain, rows.keys)
+    return nodes, nodes[:, None] + pool._back(nodes)
+
+
+def see_all_entries(pool, rows, pooled, table, right=Pool._of_one):
+    values, visible = right(pool, rows, pooled, table)
+    ended = (rows.column_positions[-visible.shape[1] :] + 1) % pool._rate == 0
+    return values, visible | ended
+
+
+def select_everything(stand_in, hidden_states, q_residual, position_ids, entries):
+    return entries.bias
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ("Pool._of_nodes", see_the_last_rows),
+        ("Pool._of_one", see_all_entries),
+        ("PoolsBlocks._selected", select_everything),
+    ],
+    ids=lambda mistake: mistake[0],
+)
+@pytest.mark.parametrize("architecture", known(["deepseek_v4"]))
+def test_blocks_pooled_or_seen_across_branches_are_found(architecture, mistake, monkeypatch) -> None:
+    place, wrong = mistake
+    monkeypatch.setattr(f"offload_runtime.model.indexed_attention.pooled_rows.{place}", wrong)
+    assert error_of_a_wide_tree(checkpoint(architecture)) > 1e-2
+
+
+@pytest.mark.parametrize("architecture", known(POOLING))
+def test_passes_whose_shapes_differ_are_not_replayed(architecture: str) -> None:
+    shape = PassShape(context_length=64, tree_size=8, rows=16, streams=False)
+    assert replayed((read_spec(checkpoint("deepseek_v32")),), "cuda", shape)
+    assert not replayed((read_spec(checkpoint(architecture)),), "cuda", shape)
+
+
 def blind_to_branches(forward):
     def changed(hidden_states, q_resid, embeddings, mask, *args, **kwargs):
         return forward(hidden_states, q_resid, embeddings, torch.zeros_like(mask), *args, **kwargs)
@@ -109,7 +150,7 @@ def test_an_index_that_is_not_moved_with_its_rows_is_found(architecture, monkeyp
     assert reply.token_ids != greedy(target, LONG, 64)
 
 
-@pytest.mark.parametrize("architecture", known(INDEXED))
+@pytest.mark.parametrize("architecture", known(INDEXED.keys() - POOLING))
 def test_passes_can_be_replayed(architecture: str) -> None:
     with loaded(checkpoint(architecture)) as model:
         expected = passes(model)
@@ -135,7 +176,7 @@ def test_the_plan_counts_the_index(architecture: str, parallel: int) -> None:
         assert sum(rows.nbytes for name, rows in tables.items() if name.startswith("index")) > 0
 
 
-@pytest.mark.parametrize("architecture", known(["deepseek_v32", "glm_moe_dsa"]))
+@pytest.mark.parametrize("architecture", known(["deepseek_v32", "deepseek_v4", "glm_moe_dsa"]))
 def test_the_index_stays_on_the_device_where_rows_lie_in_host_memory(architecture: str) -> None:
     with on_host.runtime(architecture, "cpu") as one:
         expected = on_host.written(one, temperature=0.0)
@@ -145,7 +186,7 @@ def test_the_index_stays_on_the_device_where_rows_lie_in_host_memory(architectur
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("architecture", known(["deepseek_v32", "glm_moe_dsa"]))
+@pytest.mark.parametrize("architecture", known(["deepseek_v32", "deepseek_v4"]))
 def test_a_restart_finds_the_index_with_the_rows(architecture: str, tmp_path: Path) -> None:
     restarts.assert_restarts(checkpoint(architecture), tmp_path, tree="sequoia")
 
