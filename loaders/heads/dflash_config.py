@@ -85,6 +85,7 @@ def read_dflash(file: Path, config: Mapping[str, Any], kind: Kind, target: Targe
     inner = fields.below("transformer_layer_config") if from_speculators else fields
     layer = _layer(inner)
     own = fields if from_speculators else _beside(fields)
+    check_sizes(file, target, fields.whole("target_hidden_size", layer["hidden_size"]), layer["vocab_size"])
     windows, causal = _attention(inner, own, from_speculators)
     head = DflashConfig(
         file=file,
@@ -103,7 +104,6 @@ def read_dflash(file: Path, config: Mapping[str, Any], kind: Kind, target: Targe
     )
     if head.second and head.maps_tokens:
         raise fields.unsupported("DFlash 2 with a vocabulary that is a part of the target's")
-    check_sizes(file, target, fields.whole("target_hidden_size", head.hidden_size), head.vocab_size)
     if target.hidden_size != head.hidden_size:  # its embeddings and head are the target's
         raise fields.unsupported(f"hidden_size is {head.hidden_size}, the target's {target.hidden_size}")
     return head

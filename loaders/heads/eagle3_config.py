@@ -78,12 +78,14 @@ def read_eagle3(file: Path, config: Mapping[str, Any], target: TargetFacts) -> E
     inner = Fields(file, layer)
     for name in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"):
         inner.whole(name)
+    target_hidden_size = fields.whole("target_hidden_size", layer["hidden_size"])
+    check_sizes(file, target, target_hidden_size, layer["vocab_size"])
     eagle = fields if from_speculators else fields.below("eagle_config")
     head = Eagle3Config(
         file=file,
         layer=layer,
         taps=check_taps(file, _taps(fields, eagle, from_speculators, target), target),
-        target_hidden_size=fields.whole("target_hidden_size", layer["hidden_size"]),
+        target_hidden_size=target_hidden_size,
         draft_vocab_size=fields.whole("draft_vocab_size", layer["vocab_size"], most=layer["vocab_size"]),
         norm_before_residual=fields.flag("norm_before_residual"),
         norm_before_fc=fields.flag("norm_before_fc"),
@@ -94,7 +96,6 @@ def read_eagle3(file: Path, config: Mapping[str, Any], target: TargetFacts) -> E
         raise fields.unsupported("norm_before_fc and fc_norm exclude each other, both are true")
     if not from_speculators:
         _refuse_variants(eagle)
-    check_sizes(file, target, head.target_hidden_size, head.vocab_size)
     return head
 
 

@@ -20,6 +20,7 @@ from loaders.gguf.tensors import model_tensors
 from loaders.gguf.vocabulary import gguf_vocabulary, has_gguf_vocabulary
 from loaders.heads.head_files import is_head, read_head
 from loaders.heads.head_spec import head_spec
+from loaders.heads.kinds import refuse_other_heads
 from loaders.heads.target_facts import TargetFacts
 from loaders.hub.find import fetch_vocabulary
 from loaders.hub.headers import on_the_hub, read_hub_checkpoint, read_hub_gguf
@@ -76,8 +77,10 @@ def read_model(
 
 def read_draft(options: Options, directory: Path, machine: Machine, target: ModelSpec) -> ModelFiles:
     """A draft's files, of a model or of a head. Its context is extended like the target's if it would be shorter."""
-    if is_head(directory):
-        return _read_head(options, directory, target)
+    if not is_gguf(directory):
+        if is_head(directory):
+            return _read_head(options, directory, target)
+        refuse_other_heads(directory, _checkpoint(options, directory).tensors)
     draft = read_model(options, directory, machine)
     if options.rope_scaling and draft.spec.max_positions < target.max_positions and is_rotary(draft.spec.model_type):
         return read_model(options, directory, machine, options.rope_scaling)
