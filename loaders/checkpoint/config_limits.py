@@ -52,10 +52,16 @@ def check_config(file: Path, config: Mapping[str, Any]) -> None:
     for values in (config, text or {}):
         _check_kinds(file, values)
         for name, value in _leaves(values):
-            _check_number(file, name, value, least=1 if name in _POSITIVE and name in values else -1)
+            positive = name in values and name in _POSITIVE and not (name == "head_dim" and is_unrotated(values))
+            _check_number(file, name, value, least=1 if positive else -1)
     merged = {**config, **(text or {})}
     _check_windows(file, merged)
     _check_experts(file, merged)
+
+
+def is_unrotated(values: Mapping[str, Any]) -> bool:
+    """Whether a config states that no part of a key is rotated; then `head_dim`, which is that part's, may be 0."""
+    return values.get("qk_rope_head_dim") == 0
 
 
 def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

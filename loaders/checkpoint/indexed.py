@@ -12,8 +12,8 @@ from loaders.safetensors_files.headers import StoredTensor
 
 # An indexer scores all earlier tokens for each row, and attention takes only the best of them (arXiv 2512.02556).
 INDEXED_MODELS = {
-    "axk2", "deepseek_v32", "deepseek_v4", "dots3_note_text", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text",
-    "mistral_large4_text",
+    "axk2", "deepseek_v32", "deepseek_v4", "dots3_note_text", "glm5_next_text", "glm_moe_dsa", "hy_v4",
+    "minimax_m3_vl_text", "mistral_large4_text", "qwen4_exp_text",
 }  # fmt: skip
 INDEXED_SINCE = (5, 23)  # of transformers: earlier ones keep the keys of indexers otherwise, or do not know them
 
@@ -22,6 +22,7 @@ _KEY_PROJECTIONS = (".indexer.wk.weight", ".indexer.k_proj.weight", ".index_k_pr
 
 # What compressors project of each token, and the width of the entries that stand for blocks.
 _POOLED = re.compile(r"\.compressor\.(indexer\.)?((wkv|wgate|kv_proj|gate_proj)\.weight|(norm|kv_norm)\.weight)$")
+_GATES, _QUERIES_AND_KEYS = ".index_kpool_compress_gate", ".index_qk_proj.weight"  # of GLM-5.3; of Qwen4-exp
 _BY_HEAD = {"minimax_m3_vl_text"}  # each of their heads selects for some heads of attention
 
 
@@ -42,6 +43,8 @@ def index_sizes(
     tensors = [tensor for one in layers for tensor in one]
     widths = [tensor.shape[0] for tensor in tensors if is_index_key(tensor.name)]
     pooled = [tensor.shape[0] for tensor in tensors if _POOLED.search(tensor.name)]
+    pooled += [2 * tensor.shape[0] for tensor in tensors if tensor.name.endswith(_GATES)]  # and an entry
+    pooled += [2 * _width(config) for tensor in tensors if tensor.name.endswith(_QUERIES_AND_KEYS)]  # a key, an entry
     heads = _heads(config)
     if not heads or not (widths or pooled):
         return None
@@ -58,5 +61,10 @@ def _heads(config: Mapping[str, Any]) -> int:
     """The heads of an indexer; 0 where the config states none."""
     nested = config.get("sparse_attention_config")  # as MiniMax publishes it
     stated = nested.get("sparse_num_index_heads") if isinstance(nested, dict) else None
-    heads = config.get("index_n_heads", stated)
+    heads = config.get("index_n_heads", config.get("indexer_n_heads", stated))
     return heads if type(heads) is int and heads > 0 else 0
+
+
+def _width(config: Mapping[str, Any]) -> int:
+    width = config.get("indexer_head_dim")
+    return width if type(width) is int and width > 0 else 0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.checkpoint.config_defaults import completed
-from loaders.checkpoint.config_limits import check_config
+from loaders.checkpoint.config_limits import check_config, is_unrotated
 from loaders.checkpoint.expert_names import is_by_expert, stated_experts
 from loaders.checkpoint.indexed import index_sizes, is_index_key
 from loaders.checkpoint.model_source import model_source
@@ -139,7 +139,8 @@ class _Numbers:
 
     def head_size(self, hidden_size: int) -> int:
         """The values of one head's key."""
-        return self.get("head_dim", default=max(1, hidden_size // self.heads))
+        default = max(1, hidden_size // self.heads)
+        return default if is_unrotated(self.text) else self.get("head_dim", default=default)
 
     def cached_per_layer(self, hidden_size: int) -> int:
         """The values that attention caches per token and layer, for models with fused query, key and value weights."""
@@ -161,7 +162,7 @@ def _sizes(
         (t.shape for t in embeddings_and_head if len(t.shape) == 2), key=math.prod, default=(None, None)
     )
     widest = max((max(t.shape) for t in layers[0] if len(t.shape) == 2), default=None)
-    cached = [sum(_cached_values(t) for t in tensors) for tensors in layers]
+    cached = [0 if _is_linear(tensors) else sum(_cached_values(t) for t in tensors) for tensors in layers]
     hidden_size = numbers.get("hidden_size", "n_embd", "d_model", default=width)
     if not any(cached) and not is_recurrent(numbers.text):
         cached = [numbers.cached_per_layer(hidden_size)] * len(layers)
@@ -179,6 +180,11 @@ def _sizes(
         "max_positions": positions,
         "extension": extension,
     }
+
+
+def _is_linear(tensors: list[StoredTensor]) -> bool:
+    """Whether what stands in a layer's place of attention keeps a state (Kimi's delta rule), and no rows."""
+    return any(tensor.name.endswith(".self_attn.A_log") for tensor in tensors)
 
 
 def _cached_values(tensor: StoredTensor) -> int:

@@ -20,7 +20,7 @@ RECURRENT_MODELS = {
     "qwen3_5_moe_text", "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya",
 }  # fmt: skip
 
-_DELTA_RULE = {"olmo_hybrid", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"}
+_DELTA_RULE = {"olmo_hybrid", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "qwen4_exp_text"}
 _MAMBA_2 = {"bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"}
 _CONVOLUTIONS = {"lfm2", "lfm2_moe", "lfm3"}
 _CHANNEL_DELTA_RULE = {"bailing_hybrid", "glm5_next_text", "kimi_linear"}

@@ -16,7 +16,6 @@ WHAT_RUNS = (
 _NO_POSITIONS = "it takes no positions or no cache from outside, so it cannot run over a tree"
 _OWN_ATTENTION = "transformers runs it through attention of its own, which takes no tree"
 _OWN_CACHE = "it insists on a cache of its own, which cannot be cut back"
-_INDEXED = "its attention picks rows of the whole cache by an index, which the branches of a tree would share"
 _SEVERAL_STACKS = "its layers are not one stack that is run once"
 _CONVOLUTIONS = "its convolutions over keys and values do not come out as transformers' own when streamed"
 _NEEDS_INPUT = "transformers runs it with an image or with sound alone"
@@ -36,9 +35,6 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("bloom", "mpt", "cpmant", "openai-gpt", "xlnet", "xlm"), _NO_POSITIONS),
     **dict.fromkeys(("falcon", "gptj", "gpt_neo", "reformer"), _OWN_ATTENTION),
     **dict.fromkeys(("rwkv", "xlstm"), _OWN_CACHE),
-    **dict.fromkeys(
-        ("glm5_next", "glm5_next_text", "qwen4_exp_text"), _INDEXED
-    ),
     **dict.fromkeys(("blt", "hrm_text", "longcat_flash"), _SEVERAL_STACKS),
     "doge": "each of its attention heads masks rows of its own, which the branches of a tree would share",
     **dict.fromkeys(("inkling_text", "inkling2_text"), _CONVOLUTIONS),
@@ -75,6 +71,8 @@ def why_refused(config: Mapping[str, Any]) -> str | None:
         model_type, reason = known, REFUSED[known]
     elif indexes(text_values(config)["model_type"]) and not can_index():
         reason = "its indexed attention runs from transformers {}.{} on".format(*INDEXED_SINCE)
+    elif text_values(config).get("ple_layer_ids"):
+        reason = "a layer of it looks up n-grams of tokens in tables of tens of gigabytes, which are not read by rows"
     elif model_type not in NOT_READ and (senses := [key for key in _SENSES if config.get(key) is not None]):
         reason = f"it is multimodal ({senses[0]}), and its text part is not among those that are known to run alone"
     elif classifier := _classifier(config):

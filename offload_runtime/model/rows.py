@@ -73,6 +73,12 @@ class PassRows:
             1, places, keys.expand(visible.shape)
         )
 
+    def columns_at(self, positions: Tensor) -> Tensor:
+        """The keys at positions, int64 [n, any], of each row's own path; arbitrary where it has none."""
+        text, nodes = positions[: self.chain], positions[self.chain :]
+        own = self.path_columns.gather(1, (nodes - self.past).clamp(0, len(self.positions)))
+        return torch.cat((text, torch.where(nodes < self.past, nodes, own)))
+
     def allowed(self, mask_function: Callable) -> Tensor:
         """bool [n, past + m]: which keys each row may attend to, given transformers' predicate."""
         allowed = _permitted(mask_function, self.row_positions, self.column_positions).clone()

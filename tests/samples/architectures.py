@@ -170,6 +170,12 @@ BRANCHING: dict[str, Changes] = {
     "qwen3_5_moe_text": {**FEW_EXPERTS, **_LINEAR},
     "qwen3_5_text": _LINEAR,
     "qwen3_next": {**FEW_EXPERTS, **_LINEAR},
+    "qwen4_exp_text": {
+        **{**FEW_EXPERTS, **_LINEAR, "num_hidden_layers": 4, "hc_count": 2, "hc_lowrank": 8},
+        **{"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": BORDER},
+        **{"indexer_compress_ratio": 4},
+        "layer_types": ["linear_attention", "indexed_attention", "linear_attention", "indexed_attention"],
+    },
     "zamba2": {
         **_CHUNKS,
         "num_hidden_layers": 5,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from offload_runtime.model.attention import current_rows
 from offload_runtime.model.cached_rows.travelling_rows import Tables, TravellingRows
 
 if TYPE_CHECKING:
@@ -92,6 +93,15 @@ class TreeCacheLayer(CacheLayerMixin):
 
     def _tables_at_rest(self) -> Tables:
         return self.tables
+
+    @property
+    def indexer_position_ids(self) -> Tensor:
+        """int64 ``[3, 1, keys]``: the positions of all keys of the pass, as Qwen4-exp asks its first indexed layer."""
+        return current_rows().column_positions.expand(3, 1, -1)
+
+    @indexer_position_ids.setter
+    def indexer_position_ids(self, positions: Tensor) -> None:
+        """It also hands over those of the keys and of the rows of the pass, which are known."""
 
     def get_seq_length(self) -> int:
         return self._cache.current.end

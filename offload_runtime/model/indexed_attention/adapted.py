@@ -7,13 +7,16 @@ from typing import Any
 
 from torch import nn
 
+from offload_runtime.model.indexed_attention.compressed_keys import Compresses
 from offload_runtime.model.indexed_attention.key_blocks import SelectsKeyBlocks
-from offload_runtime.model.indexed_attention.pooled_rows import PoolsBlocks
+from offload_runtime.model.indexed_attention.pooled_keys import SelectsGatedBlocks, SelectsMeanBlocks
 
 _OF_CLASS: dict[str, Callable[[nn.Module], Callable[..., Any]]] = {
-    "DeepseekV4CSACompressor": PoolsBlocks,
-    "DeepseekV4HCACompressor": PoolsBlocks,
+    "DeepseekV4CSACompressor": Compresses,
+    "DeepseekV4HCACompressor": Compresses,
+    "Glm5NextTextIndexer": SelectsGatedBlocks,
     "MiniMaxM3VLIndexer": SelectsKeyBlocks,
+    "Qwen4ExpTextQSAIndexer": SelectsMeanBlocks,
 }
 
 

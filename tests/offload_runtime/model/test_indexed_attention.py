@@ -10,12 +10,13 @@ import torch
 from transformers import AutoConfig
 
 from loaders.checkpoint import indexed
+from loaders.checkpoint.indexed import can_index
 from loaders.checkpoint.read_spec import read_spec
 from loaders.errors import UnsupportedModelError
 from offload_runtime import OffloadRuntime
 from offload_runtime.model import attention
 from offload_runtime.model.cached_rows.layers import TreeCacheLayer
-from offload_runtime.model.indexed_attention import key_blocks
+from offload_runtime.model.indexed_attention import key_blocks, pooled_keys
 from offload_runtime.model.indexed_attention.pooled_rows import Pool
 from scheduler.plan.memory import PassShape, replayed
 from tests.fakes.recorded_work import RecordedWork
@@ -30,7 +31,7 @@ from tests.samples.architectures import BORDER, INDEXED
 from tests.samples.tiny_models import checkpoint, greedy, perturbed, reference, streaming_runtime
 
 TREE = {"context_length": 160, "tree": "sequoia", "tree_size": 8, "tree_depth": 4}
-POOLING = {"deepseek_v4"}  # the number of entries differs from pass to pass
+POOLING = {"deepseek_v4", "qwen4_exp_text"}  # the number of entries differs from pass to pass
 TINY = {**sampling.TINY, "num_hidden_layers": 2, "num_key_value_heads": 2, "index_topk": 2}
 LONG = [(7 * i * i) % 90 + 5 for i in range(70)]
 
@@ -40,7 +41,7 @@ def error_of_a_wide_tree(target: Path) -> float:
         return wide_tree_error(runtime, reference(target))
 
 
-@pytest.mark.parametrize("architecture", known(INDEXED))
+@pytest.mark.parametrize("architecture", known(INDEXED.keys() | POOLING))
 def test_long_texts_around_the_number_of_selected_rows(architecture: str) -> None:
     target = checkpoint(architecture)
     with streaming_runtime(target, perturbed(target, 0.02), **TREE) as runtime:
@@ -96,29 +97,35 @@ def see_the_last_rows(pool, rows):
     return nodes, nodes[:, None] + pool._back(nodes)
 
 
-def see_all_entries(pool, rows, pooled, table, right=Pool._of_one):
-    values, visible = right(pool, rows, pooled, table)
-    ended = (rows.column_positions[-visible.shape[1] :] + 1) % pool._rate == 0
-    return values, visible | ended
+def see_all_entries(pool, rows, pooled, table, by_key, right=Pool._of_one):
+    values, visible, begins = right(pool, rows, pooled, table, by_key)
+    return values, visible | ((begins + pool.rate) % pool.rate == 0), begins
 
 
 def select_everything(stand_in, hidden_states, q_residual, position_ids, entries):
     return entries.bias
 
 
+def select_all_keys(scores, entries, rate, blocks, right=pooled_keys.selected_keys):
+    return right(scores, entries, rate, scores.shape[-1])
+
+
 @pytest.mark.parametrize(
-    "mistake",
+    ("architecture", "place", "wrong"),
     [
-        ("Pool._of_nodes", see_the_last_rows),
-        ("Pool._of_one", see_all_entries),
-        ("PoolsBlocks._selected", select_everything),
+        ("deepseek_v4", "pooled_rows.Pool._of_nodes", see_the_last_rows),
+        ("deepseek_v4", "pooled_rows.Pool._of_one", see_all_entries),
+        ("deepseek_v4", "compressed_keys.Compresses._selected", select_everything),
+        ("qwen4_exp_text", "pooled_rows.Pool._of_nodes", see_the_last_rows),
+        ("qwen4_exp_text", "pooled_rows.Pool._of_one", see_all_entries),
+        ("qwen4_exp_text", "pooled_keys.selected_keys", select_all_keys),
     ],
-    ids=lambda mistake: mistake[0],
+    ids=lambda value: getattr(value, "__name__", value),
 )
-@pytest.mark.parametrize("architecture", known(["deepseek_v4"]))
-def test_blocks_pooled_or_seen_across_branches_are_found(architecture, mistake, monkeypatch) -> None:
-    place, wrong = mistake
-    monkeypatch.setattr(f"offload_runtime.model.indexed_attention.pooled_rows.{place}", wrong)
+def test_blocks_pooled_or_seen_across_branches_are_found(architecture, place, wrong, monkeypatch) -> None:
+    if not can_index():
+        pytest.skip("not in the installed transformers, or otherwise")
+    monkeypatch.setattr(f"offload_runtime.model.indexed_attention.{place}", wrong)
     assert error_of_a_wide_tree(checkpoint(architecture)) > 1e-2
 
 
@@ -161,13 +168,14 @@ def test_passes_can_be_replayed(architecture: str) -> None:
     assert largest_difference(ours, expected) <= 1e-5
 
 
-@pytest.mark.parametrize("architecture", known(INDEXED))
+@pytest.mark.parametrize("architecture", known(INDEXED.keys() | POOLING))
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_the_plan_counts_the_index(architecture: str, parallel: int) -> None:
     target = checkpoint(architecture)
     spec = read_spec(target)
     assert spec.index is not None
-    assert spec.index.heads == AutoConfig.from_pretrained(target).get_text_config(decoder=True).index_n_heads
+    config = AutoConfig.from_pretrained(target).get_text_config(decoder=True)
+    assert spec.index.heads == getattr(config, "index_n_heads", getattr(config, "indexer_n_heads", None))
     options = {**TREE, "tree": "none", "parallel": parallel}
     with OffloadRuntime.from_pretrained(target, "none", "cpu", **options) as runtime:
         runtime.generate(LONG, max_new_tokens=2, temperature=0)

@@ -20,7 +20,7 @@ from tests.samples.tiny_models import PROMPT, streaming_runtime
 NEW_TOKENS = 14
 TREE = {"context_length": 128, "tree": "sequoia", "tree_size": 6, "tree_depth": 3}
 # Rotary positions in rows, sliding windows, chunks, latent attention, experts stored transposed.
-LONGER = ("gemma3", "glm4v_moe", "kimi_k25", "llama4", "mistral3", "qwen2_5_vl", "qwen3_5", "qwen3_vl_moe")
+LONGER = ("gemma3", "glm4v_moe", "glm5_next", "kimi_k25", "llama4", "mistral3", "qwen2_5_vl", "qwen3_5", "qwen3_vl_moe")
 
 
 def known(families):

@@ -43,6 +43,11 @@ TEXTS: dict[str, Changes] = {
     "gemma4_text": {**SWEEP["gemma4_text"], "pad_token_id": 0},
     "gemma4_unified_text": {**_MIXED, "global_head_dim": 8, "pad_token_id": 0},
     "glm4v_moe_text": {**FEW_EXPERTS, **_WHOLE_ROWS},
+    "glm5_next_text": {
+        **{**INDEX, "num_hidden_layers": 4, "index_kpool": 4, "hc_mult": 2, "qk_rope_head_dim": 0},
+        **{"linear_head_dim": 8, "linear_num_heads": 4, "indexer_types": ["full", "full", "shared", "full"]},
+        "layer_types": ["linear_attention", "indexed_attention", "indexed_attention", "linear_attention"],
+    },
     "glm_ocr_text": _WHOLE_ROWS,
     "hunyuan_vl_text": {"rope_parameters": {**_ROTARY, "mrope_section": [1, 1, 1, 1]}},
     "mistral": {"sliding_window": BORDER},
@@ -113,13 +118,13 @@ NEW_IN_5_23 = {"cohere_compass", "granite4_vision", "hunyuan_vl"}
 # Families whose text model keeps a state, which branches only with a new transformers.
 RECURRENT = set()
 if not can_branch("qwen3_5_text"):
-    RECURRENT = {"lfm2_vl", "lfm3_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "nemotron_h_omni", "qwen3_5",
-                 "qwen3_5_moe"}  # fmt: skip
+    RECURRENT |= {"lfm2_vl", "lfm3_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "nemotron_h_omni", "qwen3_5",
+                  "qwen3_5_moe"}  # fmt: skip
 # Not built here: transformers needs packages that this project has no use for.
 NOT_BUILT = {"gemma3n"}
 # Their text models are refused.
 TEXT_REFUSED = {
-    "glm5_next", "inkling2", "inkling_mm_model", "qwen4_exp", "unlimited_ocr",
+    "inkling2", "inkling_mm_model", "unlimited_ocr",
 }  # fmt: skip
 
 FAMILIES: tuple[str, ...] = (*sorted(NOT_READ.keys() - NOT_BUILT - TEXT_REFUSED), *OTHER_TEXTS)
