@@ -5,8 +5,8 @@
 
 The head learns the target's distributions by KL divergence, over several steps in which it reads its own output as in a
 tree. Embeddings and output layer are the target's; with --draft-vocabulary N the head can propose the N tokens that are
-most frequent in the text, and its file holds their rows of the output layer. Text in the target's own words trains
-best: conversations that it has written.
+most frequent in the text, and its file holds their rows of the output layer. The authors of EAGLE train on text that
+the target has written.
 
 `--draft HEAD` then drafts with it. An interrupted run goes on from its checkpoint in --work-dir.
 """
