@@ -76,12 +76,16 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Quantization:
-    """A checkpoint of which some tensors are quantized; everything else is copied."""
+    """A checkpoint of which some tensors are quantized; everything else is copied.
+
+    calibration: the mark of the text with which matrices are rounded; empty where each is rounded by itself.
+    """
 
     source: Checkpoint
     bits: int
     matrices: tuple[Matrix, ...]
     kept: tuple[StoredTensor, ...]
+    calibration: str = ""
 
     @classmethod
     def of(cls, source: Checkpoint, config: Mapping[str, Any], bits: int) -> Quantization:
@@ -106,11 +110,11 @@ class Quantization:
 
     @property
     def label(self) -> str:
-        """ "int8, groups of 128" """
+        """ "int8, groups of 128, calibrated" """
         sizes = sorted({matrix.group_size for matrix in self.matrices if matrix.has_groups})
         groups = [f"groups of {' and '.join(map(str, reversed(sizes)))}"] if sizes else []
         rows = [] if all(matrix.has_groups for matrix in self.matrices) else ["whole rows"]
-        return f"int{self.bits}, {' and '.join(groups + rows)}"
+        return f"int{self.bits}, {' and '.join(groups + rows)}{', calibrated' if self.calibration else ''}"
 
     def shards(self, directory: Path, shard_bytes: int = SHARD_BYTES) -> dict[Path, list[StoredTensor]]:
         """The files of the result with each tensor's offset; one layer after the other."""

@@ -95,7 +95,8 @@ def _kind_errors(value: Mapping[str, Any]) -> KindErrors:
 def quantization_fingerprint(quantization: Quantization) -> str:
     """A hash of the source files and of how they are quantized; it changes when a file is rewritten."""
     bits = quantization.bits
-    return fingerprint(quantization.source, [bits, GROUP_SIZES[bits], CLIPPINGS[bits]])
+    calibration = [quantization.calibration] if quantization.calibration else []
+    return fingerprint(quantization.source, [bits, GROUP_SIZES[bits], CLIPPINGS[bits], *calibration])
 
 
 def fingerprint(source: Checkpoint, how: list[Any]) -> str:

@@ -46,11 +46,18 @@ def pack_rows(rows: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor,
     the dtype of the rows; and the errors, which are not finite where the rows are not.
     """
     groups = rows.view(-1, group_size)
-    extremes = _extremes(groups)
+    extremes = extremes_of(groups)
     scales = (extremes * _best_clippings(groups, extremes, bits) / _low(bits)).to(rows.dtype)
     words = torch.empty(rows.shape[0], rows.shape[1] * bits // WORD_BITS, dtype=torch.int32)
     errors = _round(groups, scales, words.view(-1), bits)
     return words, scales.view(rows.shape[0], -1), errors
+
+
+def codes_to_words(codes: Tensor, bits: int) -> Tensor:
+    """int8 [n, K] from -2^(bits-1) on, which is overwritten, as int32 words [n, K*bits/32]."""
+    words = torch.empty(len(codes), codes.shape[1] * bits // WORD_BITS, dtype=torch.int32)
+    words.view(-1).copy_(_words(codes.view(-1), torch.empty_like(codes).view(-1), bits))
+    return words
 
 
 def _low(bits: int) -> int:
@@ -69,7 +76,7 @@ def _scratch(groups: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(min(len(groups), max(1, SERIAL_VALUES // groups.shape[1])), groups.shape[1], dtype=dtype)
 
 
-def _extremes(groups: Tensor) -> Tensor:
+def extremes_of(groups: Tensor) -> Tensor:
     """The value of largest magnitude of each group [G, size], large enough for an exact scale: float32 [G]."""
     largest, smallest = torch.empty(2, len(groups))
     in_float = _scratch(groups)

@@ -26,6 +26,8 @@ from loaders.errors import ModelFilesError
 from loaders.io.direct import FileTable, Workers
 from loaders.io.reader import choose_io
 from loaders.modules.layout import TORCH_DTYPES
+from loaders.quantize.calibrated.calibration import Calibration
+from loaders.quantize.calibrated.stage import ResultTable, calibrate
 from loaders.quantize.interrupts import interrupts_deferred
 from loaders.quantize.journal import JOURNAL_FILE, PackingJournal
 from loaders.quantize.recipe import Matrix, Quantization
@@ -69,8 +71,11 @@ def write_quantized(
     fingerprint: str,
     progress: Progress | None = None,
     shard_bytes: int = SHARD_BYTES,
+    calibration: Calibration | None = None,
 ) -> QuantizationReport:
     """Quantize the checkpoint into `directory`, which appears once it is complete, and report the errors.
+
+    With a calibration the layers' matrices, once each is rounded by itself, are rounded again with the text's inputs.
 
     After an interruption or a crash the partial result is kept beside it, and the next call resumes from there.
     Raises ModelFilesError if the disk is too full, a weight is not finite, `directory` holds something else, or another
@@ -89,9 +94,8 @@ def write_quantized(
         goes_on = bool(journal.done) and _are_whole(shards)
         clear(work, keep=[*(shards if goes_on else ()), work / JOURNAL_FILE])
         journal.begin(keep=goes_on)
-        report = QuantizationReport.of(
-            quantization, fingerprint, _write_shards(quantization, shards, journal, progress)
-        )
+        errors = _write_shards(quantization, shards, journal, progress, calibration)
+        report = QuantizationReport.of(quantization, fingerprint, errors)
         write_index(work, shards)
         write_others(
             quantization.source.directory, quantization.config(read_config(quantization.source.directory)), work
@@ -117,6 +121,7 @@ def _write_shards(
     shards: Mapping[Path, list[StoredTensor]],
     journal: PackingJournal,
     progress: Progress | None,
+    calibration: Calibration | None,
 ) -> dict[str, float]:
     """Write all files; returns the relative error of each matrix by the name of its module."""
     places = {tensor.name: tensor for shard in shards.values() for tensor in shard}
@@ -141,19 +146,24 @@ def _write_shards(
                 progress(done, total)
 
     left = [block for block in blocks if block.number not in journal.done]
-    for number, errors in journal.done.items():
-        count(blocks[number], errors)
+    for block in blocks:
+        if block.number in journal.done:
+            count(block, journal.done[block.number])
     with (
         closing(FileTable(quantization.source.files, direct)) as sources,
         closing(_Outputs(shards)) as outputs,
         closing(Workers(1 + cores(), longest)) as workers,  # more than the cores, since some wait for the disk
-        one_thread_an_operation(),
     ):
         for matrix in quantization.matrices:
             place = places[f"{matrix.module}.weight_shape"]
             outputs.write(place, 0, memoryview(b"".join(n.to_bytes(8, "little") for n in matrix.stored.shape)))
         try:
-            workers.run(left, work)
+            with one_thread_an_operation():
+                workers.run(left, work)
+            if calibration:
+                table = ResultTable(places, journal, len(blocks), outputs.write, outputs.sync)
+                for module, error in calibrate(quantization, calibration, table).items():
+                    sums[module] = [error]
         except BaseException:
             journal.flush(outputs.sync)
             raise

@@ -112,7 +112,8 @@ def _load_shown(preparation: Preparation, screen: "Screen") -> "OffloadRuntime":
 
     packing = preparation.packing if _packs(preparation) else None
     if packing:
-        screen.note(f"packing takes about {_packing_time(packing)}; after Ctrl-C the next start goes on from there")
+        takes = _packing_time(packing, preparation.plan.device)
+        screen.note(f"packing takes about {takes}; after Ctrl-C the next start goes on from there")
     try:
         with LoadingBar(screen.console, screen.quiet) as progress:
             runtime = _load(preparation, progress)
@@ -130,15 +131,21 @@ def _packs(preparation: Preparation) -> bool:
     return preparation.packing is not None and not preparation.packing.report
 
 
-def _packing_time(packing: "Packing") -> str:
+def _packing_time(packing: "Packing", device: str) -> str:
+    from loaders.quantize.calibrated.stage import calibration_seconds
     from loaders.quantize.lossless_recipe import LosslessRecipe
     from loaders.quantize.work_directory import begun_bytes
     from loaders.quantize.write import cores, packing_seconds
     from loaders.quantize.write_lossless import encoding_seconds
 
     recipe, begun = packing.quantization, begun_bytes(packing.directory)
-    seconds = encoding_seconds(recipe, begun) if isinstance(recipe, LosslessRecipe) else packing_seconds(recipe, begun)
-    return f"{duration(seconds)} on {cores()} cores"
+    if isinstance(recipe, LosslessRecipe):
+        return f"{duration(encoding_seconds(recipe, begun))} on {cores()} cores"
+    seconds = packing_seconds(recipe, begun)
+    if not recipe.calibration:
+        return f"{duration(seconds)} on {cores()} cores"
+    seconds += calibration_seconds(recipe, device)
+    return f"{duration(seconds)} on {'the GPU' if device == 'cuda' else f'{cores()} cores'}"
 
 
 def _chat(loading: Loading, arguments: argparse.Namespace, screen: "Screen") -> int:

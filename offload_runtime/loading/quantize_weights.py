@@ -3,12 +3,15 @@
 import torch
 from torch import nn
 
+from loaders.checkpoint.model_source import load_tokenizer, model_source
 from loaders.modules.skeleton import Skeleton, build_skeleton
+from loaders.quantize.calibrated.calibration import Calibration
+from loaders.quantize.calibrated.text import calibration_text, windows
 from loaders.quantize.lossless_recipe import LosslessRecipe
 from loaders.quantize.recipe import Quantization
 from loaders.quantize.write import write_quantized
 from loaders.quantize.write_lossless import as_model_allows, write_lossless
-from offload_runtime.errors import UnsupportedModelError
+from offload_runtime.errors import UnsupportedModelError, UsageError
 from offload_runtime.loading.models import Progress
 from offload_runtime.model.attention import ATTENTION_NAME
 from offload_runtime.planning.planning import Preparation, prepare
@@ -30,8 +33,24 @@ def with_packed_files(preparation: Preparation, progress: Progress | None = None
         write_lossless(recipe, packing.directory, packing.fingerprint, step)
     else:
         _check_model(packing.quantization, skeleton)
-        write_quantized(packing.quantization, packing.directory, packing.fingerprint, step)
+        calibration = _calibration(preparation, progress)
+        write_quantized(packing.quantization, packing.directory, packing.fingerprint, step, calibration=calibration)
     return prepare(preparation.options)
+
+
+def _calibration(preparation: Preparation, progress: Progress | None) -> Calibration | None:
+    """The tokens of the text with which the model is rounded. Raises ModelFilesError for a text that is too short."""
+    options, source = preparation.options, preparation.options.calibration
+    if source is None:
+        return None
+    if not model_source(options.model).has_tokenizer():
+        raise UsageError(f"--calibration {source}: {options.model} has no tokenizer to read text with")
+    tokenizer, text = load_tokenizer(options.model), calibration_text(source)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokens = torch.tensor(windows(ids, preparation.target.spec.max_positions, str(source)))
+    stage = f"rounding {preparation.target.spec.name} with a text"
+    step = (lambda done, total: progress(stage, done, total)) if progress else None
+    return Calibration(tokens, torch.device(preparation.plan.device), step)
 
 
 def _check_model(quantization: Quantization, skeleton: Skeleton) -> None:

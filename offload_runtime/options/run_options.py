@@ -102,6 +102,11 @@ class RunOptions:
         default=PLAIN_LINK,
     )
     quantized_directory: str | Path | None = option("where packed weights are kept", "DIR", Path, unsaid="the cache")
+    calibration: str | Path | None = option(
+        "with --quantize: round with a text, so that less is lost (GPTQ): a file like what the model is for, or "
+        "bundled, Python's documentation",
+        "FILE",
+    )
     context_length: int | None = option("most tokens of prompts and replies together", "N", whole_number(1))
     rope_scaling: RopeScaling | str | Mapping[str, Any] | None = option(
         "extend the context: yarn:4, linear:2, dynamic:2; yarn:4:32768 says what the model was made for; none; or "
@@ -214,6 +219,10 @@ class Options(RunOptions):
             raise UsageError(
                 f"{self.quantized_directory} is for packed weights: say which with --quantize int4 or int8, or with "
                 "--link packed"
+            )
+        if self.calibration is not None and self.quantize is None:
+            raise UsageError(
+                f"--calibration {self.calibration} is for packing: say to what with --quantize int4 or int8"
             )
         if self.prompt_cache is None and self.prompt_cache_size is not None:
             raise UsageError("prompt_cache_size is for a prompt cache: say where with --prompt-cache DIR")

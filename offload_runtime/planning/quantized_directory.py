@@ -1,7 +1,7 @@
 """The directory of a model's quantized weights. Imports no torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from loaders.formats.lossless import METHOD as LOSSLESS
 from loaders.hub.names import directory_name
 from loaders.lossless.bins import RUNS
 from loaders.quantize import lossless_recipe
+from loaders.quantize.calibrated.text import calibration_mark, calibration_text
 from loaders.quantize.lossless_recipe import LosslessRecipe
 from loaders.quantize.recipe import BITS, Quantization
 from loaders.quantize.report import QuantizationReport, fingerprint, quantization_fingerprint, read_report
@@ -29,12 +30,16 @@ class Packing:
     report: QuantizationReport | None
 
     @classmethod
-    def of(cls, model: Path, name: str, directory: Path | None) -> "Packing":
+    def of(cls, model: Path, name: str, directory: Path | None, calibration: str | Path | None = None) -> "Packing":
         """For the model in `model`, as "int8", "int4" or "lossless", in `directory` or the user's cache.
+
+        calibration: the file of the text with which it is rounded, or "bundled".
 
         Raises UnsupportedModelError if it cannot be quantized, UsageError if `directory` holds other files.
         """
         quantization = recipe_of(name, read_checkpoint(model), read_config(model))
+        if calibration and isinstance(quantization, Quantization):
+            quantization = replace(quantization, calibration=calibration_mark(calibration_text(calibration)))
         mark = _fingerprint(quantization)
         directory = directory or _cached(f"{directory_name(model)}-{name}-{mark}")
         report = read_report(directory)

@@ -118,7 +118,7 @@ def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing
     if source and source.missing_bytes:  # quantized files are looked for after the download
         files, packing = _described(options, _quantization(options, packed_as), options.model, machine), None
     else:
-        packing = Packing.of(options.model, packed_as, options.quantized_directory)
+        packing = Packing.of(options.model, packed_as, options.quantized_directory, options.calibration)
         if packing.report:
             files = read_model(options, packing.directory, machine, options.rope_scaling)
         else:

@@ -45,9 +45,9 @@ def packings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     done: list[Path] = []
     write = pack_weights.write_quantized
 
-    def noted(quantization, directory, *arguments):
+    def noted(quantization, directory, *arguments, **named):
         done.append(directory)
-        return write(quantization, directory, *arguments)
+        return write(quantization, directory, *arguments, **named)
 
     monkeypatch.setattr(pack_weights, "write_quantized", noted)
     return done
@@ -190,6 +190,34 @@ def test_a_model_that_does_not_fit_is_offered_packed(tmp_path):
     with pytest.raises(DoesNotFitError) as refused:
         prepare(Options(tmp_path / "model", device_memory=1, quantize="int4", **limits))
     assert not any("--quantize" in option for option in refused.value.options)
+
+
+def test_a_calibrated_model_is_found_again_by_its_text(tmp_path, packings, capsys):
+    directory, file = tmp_path / "model", tmp_path / "text"
+    write_random_checkpoint({**SHAPES["tiny"], "num_hidden_layers": 2}, directory)
+    byte_level().save_pretrained(directory)
+    file.write_text("It was a dark and stormy night, and nobody had told the rain. " * 40)
+    line = ["-m", str(directory), "--quantize", "int4", "-p", "hi", "--max-new-tokens", "2", "--seed", "1"]
+    calibrated = [*line, "--calibration", str(file)]
+    assert main([*calibrated, "--plan"]) == 0
+    assert "calibrated" in capsys.readouterr().out and not packings
+    assert main(calibrated) == 0
+    output = capsys.readouterr().err
+    assert "packing takes about" in output and "calibrated" in output
+    assert main(calibrated) == 0 and len(packings) == 1
+    assert main(line) == 0 and len(packings) == 2
+    file.write_text("Another text. " * 200)
+    assert main(calibrated) == 0 and len({*packings}) == 3
+    file.write_text("Too short.")
+    assert main(calibrated) != 0
+    assert "tokens, but --calibration needs at least" in capsys.readouterr().err
+
+
+def test_a_calibration_needs_a_tokenizer_and_something_to_pack(source):
+    with pytest.raises(UsageError, match="has no tokenizer to read text with"):
+        text(source, calibration="bundled")
+    with pytest.raises(UsageError, match="--calibration bundled is for packing"):
+        options(source, quantize=None, calibration="bundled")
 
 
 def test_the_command_line_states_the_error_once_and_again(tmp_path, capsys):
