@@ -76,3 +76,33 @@ def test_a_text_that_is_removed_ends_and_frees_its_place(runtime: OffloadRuntime
         passes.remove(text)
         assert text.reply.finish_reason == "interrupted" and text.reply.token_ids
         assert passes.free == runtime.parallel and passes.step() == []
+
+
+def test_rows_of_a_text_that_leaves_in_mid_pass_are_anothers_in_the_next(expected) -> None:
+    """The pass that the others share goes on; the text that waited takes part in the very next one."""
+    options = {"context_length": 64, "tree": "none", "parallel": 2}
+    asked: list[bool] = []
+
+    def leaves() -> bool:
+        asked.append(len(asked) > 2)  # from the pass's third look on, between two of its layers
+        return asked[-1]
+
+    def request(number: int, **more: object) -> GenerationRequest:
+        return GenerationRequest.of(PROMPTS[number], max_new_tokens=NEW_TOKENS, temperature=0, **more)
+
+    with (
+        OffloadRuntime.from_pretrained(checkpoint("llama"), None, "cpu", **options) as loaded,
+        loaded.shared_passes() as passes,
+    ):
+        leaving, staying = passes.add(request(0, should_stop=leaves)), passes.add(request(1))
+        passes.step()
+        assert asked[0] is False and asked[-1] is True and len(staying.reply.token_ids) == 1
+        place = leaving.writer(loaded._decoder).sequence
+        passes.remove(leaving)
+        late = passes.add(request(2))
+        passes.step()
+        assert late.writer(loaded._decoder).sequence == place
+        assert len(late.reply.token_ids) == 1 and len(staying.reply.token_ids) == 2
+        while passes.texts:
+            passes.step()
+    assert [staying.reply.token_ids, late.reply.token_ids] == expected[1:3]
