@@ -37,7 +37,7 @@ def gguf_config(gguf: GgufFile) -> Config:
         "intermediate_size": metadata.inner,
         "num_hidden_layers": metadata.layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": metadata.integer("attention.head_count_kv", heads),
+        "num_key_value_heads": max(metadata.kv_heads),
         "head_dim": metadata.head_dim,
         "max_position_embeddings": metadata.integer("context_length"),
         "rms_norm_eps": metadata.real("attention.layer_norm_rms_epsilon", least=1e-12, most=1e-2),

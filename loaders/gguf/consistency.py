@@ -37,14 +37,15 @@ def check_consistent(gguf: GgufFile, metadata: Metadata, plain_attention: bool =
 def _matrices(metadata: Metadata, plain_attention: bool) -> Iterator[tuple[str, int, int]]:
     """Name, outputs and inputs of the matrices whose sizes follow from the metadata."""
     width, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
-    shared, size = metadata.integer("attention.head_count_kv", heads), metadata.head_dim
+    shared, size = max(metadata.kv_heads), metadata.head_dim
     if plain_attention and (other := metadata.integer("attention.value_length", size)) != size:
         raise _contradiction(metadata, f"attention.key_length is {size}", f"attention.value_length is {other}")
     if heads % shared:
         raise _contradiction(metadata, f"attention.head_count is {heads}", f"{shared} heads of keys do not divide it")
     inner = metadata.inner
     inner_of_expert = metadata.integer("expert_feed_forward_length", inner)
-    fused = "blk.0.ffn_gate.weight" not in metadata.gguf.tensors and "blk.0.attn_qkv.weight" in metadata.gguf.tensors
+    in_one = "blk.0.ffn_gate.weight" not in metadata.gguf.tensors and "blk.0.ffn_up.weight" in metadata.gguf.tensors
+    fused = in_one and not any(name.endswith("_exps.weight") for name in metadata.gguf.tensors)
     attention = {
         "attn_q": (heads * size, width),
         "attn_k": (shared * size, width),
@@ -52,11 +53,14 @@ def _matrices(metadata: Metadata, plain_attention: bool) -> Iterator[tuple[str, 
         "attn_qkv": ((heads + 2 * shared) * size, width),
         "attn_output": (width, heads * size),
     }
-    shapes = {
-        **(attention if plain_attention else {}),
+    mlp = {
         "ffn_gate": (inner, width),
         "ffn_up": (2 * inner if fused else inner, width),
         "ffn_down": (width, inner),
+    }
+    shapes = {
+        **(attention if plain_attention else {}),
+        **(mlp if len({*metadata.inners}) == 1 else {}),
         "ffn_gate_exps": (inner_of_expert, width),
         "ffn_up_exps": (inner_of_expert, width),
         "ffn_down_exps": (width, inner_of_expert),

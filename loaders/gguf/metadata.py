@@ -68,9 +68,29 @@ class Metadata:
 
     @property
     def inner(self) -> int:
-        """The width of feed-forward networks; of the experts, in files of models that have nothing else."""
+        """The width of feed-forward networks, the largest if several; of the experts, where there is nothing else."""
+        return max(self.inners)
+
+    @property
+    def inners(self) -> list[int]:
+        """The width in each layer."""
         name = "feed_forward_length"
-        return self.integer(name if self.optional(name) is not None else f"expert_{name}")
+        return self.for_each_layer(name if self.optional(name) is not None else f"expert_{name}")
+
+    @property
+    def kv_heads(self) -> list[int]:
+        """The heads of keys and values in each layer; 0 where there are none."""
+        return self.for_each_layer("attention.head_count_kv", self.integer("attention.head_count"))
+
+    def for_each_layer(self, name: str, default: int | None = None) -> list[int]:
+        """A number for each layer, or one for all. Raises ModelFilesError, also if none is positive."""
+        count = self.integer("block_count")
+        if not isinstance(self.optional(name), GgufArray):
+            return [self.integer(name, default)] * min(count, MOST_LAYERS)
+        found = self.integers(name, [])
+        if len(found) != count or not any(found):
+            raise ModelFilesError(f"{self.gguf.file}: {self.prefix}.{name}: {len(found)} numbers for {count} layers.")
+        return found
 
     @property
     def head_dim(self) -> int:

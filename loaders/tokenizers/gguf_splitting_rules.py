@@ -37,6 +37,11 @@ QWEN3_5 = (
 SEED_CODER = (rf"{_WORDS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}",)
 TEKKEN = (rf"{'|'.join(_BY_CASE)}|\p{{N}}|{_MARKS}[\r\n/]*|{_SPACES}",)
 GPT4O = (rf"{'|'.join(f'{word}{_CONTRACTIONS}?' for word in _BY_CASE)}|\p{{N}}{{1,3}}|{_MARKS}[\r\n/]*|{_SPACES}",)
+_NO_HAN_BY_CASE = (
+    word.replace(_UPPER, f"{_UPPER}&&[^\\p{{Han}}]").replace(_LOWER, f"{_LOWER}&&[^\\p{{Han}}]") for word in _BY_CASE
+)
+_KIMI_WORDS = "|".join(f"{word}{_CONTRACTIONS}?" for word in _NO_HAN_BY_CASE)
+KIMI_K2 = (rf"\p{{Han}}+|{_KIMI_WORDS}|\p{{N}}{{1,3}}|{_MARKS}[\r\n]*|{_SPACES}",)
 MINICPM5 = (r"\p{N}{1,3}", rf"{_WORDS}|\p{{N}}+|{_MARKS}[\r\n]*|{_SPACES}")
 BAILING = (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",)
 DEEPSEEK_LLM = (
@@ -76,6 +81,7 @@ RULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("bloom", "poro-chat", "gpt3-finnish"), BLOOM),
     "viking": (*BLOOM, r"\p{N}"),
     "qwen35": QWEN3_5,
+    "kimi-k2": KIMI_K2,
     "tekken": TEKKEN,
     "seed-coder": SEED_CODER,
     "minicpm5": MINICPM5,

@@ -8,6 +8,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,7 @@ class Sample:
     convert: Converter
     kind_of: Callable[[str], str] = lambda name: "F32"
     plus_one: Callable[[str], bool] = lambda name: False
+    more: Callable[[PretrainedConfig], dict[str, np.ndarray]] = lambda config: {}  # tensors that the model has not
 
 
 def as_it_is(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -90,8 +92,8 @@ def general(config: PretrainedConfig) -> Metadata:
         "rope.freq_base": rotary.get("rope_theta"),
         "expert_count": getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None),
         "expert_used_count": getattr(config, "num_experts_per_tok", None),
-        "attention.key_length": getattr(config, "head_dim", None),
-        "attention.value_length": getattr(config, "head_dim", None),
+        "attention.key_length": config.to_dict().get("head_dim"),
+        "attention.value_length": config.to_dict().get("head_dim"),
     }
     if rotary.get("rope_type") == "yarn":
         found |= {
@@ -104,7 +106,7 @@ def general(config: PretrainedConfig) -> Metadata:
 
 def write(sample: Sample, directory: Path) -> Path:
     """The GGUF file; beside it, under "decoded", the same model with its weights as they are decoded, in float32."""
-    source = make_checkpoint(sample.model_type, 2, False, sample.changes)
+    source = make_checkpoint(sample.model_type, 2, False, deepcopy(sample.changes))
     config, tensors = AutoConfig.from_pretrained(source), load_file(source / "model.safetensors")
     number = next(n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == sample.architecture)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers + 1)
@@ -113,7 +115,7 @@ def write(sample: Sample, directory: Path) -> Path:
         if value is not None:
             _add(writer, f"{sample.architecture}.{key}", value)
     for name in ("bos", "eos"):
-        if (token := getattr(config, f"{name}_token_id")) is not None:
+        if type(token := getattr(config, f"{name}_token_id")) is int:
             writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
     decoded: Tensors = {}
     for name, tensor in with_experts_stacked(tensors).items():
@@ -127,6 +129,8 @@ def write(sample: Sample, directory: Path) -> Path:
             values[places.flatten()] = found.flatten()
         change = undo(name, sample)
         _split(decoded, name, (change(values) if change else values).view(tensor.shape))
+    for name, values in sample.more(config).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -321,6 +325,64 @@ def qwen35_metadata(config: PretrainedConfig) -> Metadata:
     return {**delta_rule(config), "rope.dimension_sections": [*config.rope_parameters["mrope_section"], 0]}
 
 
+def nothing(config: PretrainedConfig) -> Metadata:
+    return {}
+
+
+def in_pairs(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Rows of queries and keys in the order in which they are rotated together."""
+    if ".q_proj." not in name and ".k_proj." not in name:
+        yield name, tensor
+        return
+    heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
+    yield name, tensor.reshape(heads, 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
+
+
+def granite_moe(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if name.endswith("input_linear.weight"):
+        layer = name.split(".")[2]
+        gate, up = tensor.chunk(2, dim=1)
+        yield f"blk.{layer}.ffn_gate_exps.weight", gate
+        yield f"blk.{layer}.ffn_up_exps.weight", up
+    else:
+        yield from in_pairs(config, name, tensor)
+
+
+MULTIPLIERS = {
+    **{"attention_multiplier": 0.3, "embedding_multiplier": 1.5, "residual_multiplier": 0.7, "logits_scaling": 2.0},
+}
+
+
+def multipliers(config: PretrainedConfig) -> Metadata:
+    return {
+        "attention.scale": config.attention_multiplier,
+        "embedding_scale": config.embedding_multiplier,
+        "residual_scale": config.residual_multiplier,
+        "logit_scale": config.logits_scaling,
+    }
+
+
+def gemma4_metadata(config: PretrainedConfig) -> Metadata:
+    slides = [kind == "sliding_attention" for kind in config.layer_types]
+    first_shared = config.num_hidden_layers - config.num_kv_shared_layers
+    width, layers = config.intermediate_size, range(config.num_hidden_layers)
+    values = config.to_dict()
+    narrow, wide = values["head_dim"], next(iter(values["per_layer_config"].values()))["head_dim"]
+    return {
+        "attention.sliding_window": config.sliding_window,
+        "attention.sliding_window_pattern": slides,
+        "attention.shared_kv_layers": config.num_kv_shared_layers,
+        "attention.key_length": wide,
+        "attention.value_length": wide,
+        "attention.key_length_swa": narrow,
+        "attention.value_length_swa": narrow,
+        "embedding_length_per_layer_input": config.hidden_size_per_layer_input,
+        "feed_forward_length": [width if layer < first_shared else 2 * width for layer in layers],
+        "rope.freq_base_swa": 10_000.0,
+        "rope.dimension_count": wide,
+    }
+
+
 def rotary_part(config: PretrainedConfig) -> int:
     return math.floor(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
 
@@ -441,6 +503,84 @@ SAMPLES: dict[str, Sample] = {
         qwen35,
         few_bits,
         offset_norms,
+    ),
+    "smollm3": Sample(
+        "smollm3",
+        "smollm3",
+        {"rope_parameters": PLAIN, "num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]},
+        nothing,
+        in_pairs,
+        few_bits,
+    ),
+    "olmo2": Sample("olmo2", "olmo2", {"rope_parameters": PLAIN}, nothing, as_it_is, few_bits),
+    "olmo3": Sample(
+        "olmo3",
+        "olmo2",
+        {},
+        lambda c: {
+            "attention.sliding_window": c.sliding_window,
+            "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in c.layer_types],
+        },
+        as_it_is,
+    ),
+    "seed_oss": Sample("seed_oss", "seed_oss", {"rope_parameters": PLAIN}, nothing, as_it_is, few_bits),
+    "granite": Sample("granite", "granite", {"rope_parameters": PLAIN, **MULTIPLIERS}, multipliers, in_pairs, few_bits),
+    "granitemoe": Sample(
+        "granitemoe", "granitemoe", {"rope_parameters": PLAIN, **MULTIPLIERS}, multipliers, granite_moe, few_bits
+    ),
+    "glm4": Sample(
+        "glm4",
+        "glm4",
+        HALF,
+        lambda c: {"rope.dimension_count": rotary_part(c)},
+        as_it_is,
+        few_bits,
+    ),
+    "ernie4_5": Sample("ernie4_5", "ernie4_5", {"rope_parameters": PLAIN}, nothing, as_it_is, few_bits),
+    "ernie4_5-moe": Sample(
+        "ernie4_5_moe",
+        "ernie4_5-moe",
+        {"rope_parameters": PLAIN},
+        lambda c: {
+            "expert_count": c.moe_num_experts,
+            "expert_used_count": c.moe_k,
+            "expert_feed_forward_length": c.moe_intermediate_size,
+            "expert_shared_count": c.moe_num_shared_experts,
+            "leading_dense_block_count": c.moe_layer_start_index,
+            "interleave_moe_layer_step": c.moe_layer_interval,
+        },
+        lambda c, name, tensor: iter([(name, tensor.squeeze(0) if "correction_bias" in name else tensor)]),
+        few_bits,
+    ),
+    "hunyuan-dense": Sample(
+        "hunyuan_v1_dense", "hunyuan-dense", {"rope_parameters": PLAIN}, nothing, as_it_is, few_bits
+    ),
+    "hunyuan-moe": Sample(
+        "hunyuan_v1_moe",
+        "hunyuan-moe",
+        {"rope_parameters": PLAIN, "moe_topk": 2},
+        lambda c: {"expert_used_count": c.moe_topk, "expert_feed_forward_length": c.intermediate_size},
+        as_it_is,
+        few_bits,
+    ),
+    "dots1": Sample(
+        "dots1",
+        "dots1",
+        {"rope_parameters": PLAIN, "sliding_window": None, "layer_types": ["full_attention"] * 3},
+        experts,
+        as_it_is,
+        few_bits,
+    ),
+    "gemma4": Sample(
+        "gemma4_text",
+        "gemma4",
+        {"global_head_dim": 16, "tie_word_embeddings": True, "use_double_wide_mlp": True}
+        | {"num_hidden_layers": 4, "num_kv_shared_layers": 2}
+        | {"layer_types": ["sliding_attention", "full_attention"] * 2},
+        gemma4_metadata,
+        as_it_is,
+        few_bits,
+        more=lambda config: {"rope_freqs.weight": np.array([1.0] * 2 + [1e30] * 6, np.float32)},
     ),
 }
 _DIRECTORY = tempfile.TemporaryDirectory(prefix="tiny-gguf-families-")

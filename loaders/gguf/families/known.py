@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from loaders.errors import UnsupportedModelError
 from loaders.gguf.families.architecture import GgufArchitecture
 from loaders.gguf.families.dense import DENSE
 from loaders.gguf.families.experts import EXPERTS
+from loaders.gguf.families.gemma4 import ARCHITECTURE as GEMMA4
 from loaders.gguf.families.latent import V2, V3, is_sigmoid
+from loaders.gguf.families.more_dense import MORE_DENSE, OLMO3, slides
+from loaders.gguf.families.more_experts import MORE_EXPERTS
 from loaders.gguf.families.recurrent import RECURRENT, RECURRENT_WITH_EXPERTS
 from loaders.gguf.header import GgufFile
 
-FAMILIES: dict[str, GgufArchitecture] = {**DENSE, **RECURRENT}
+FAMILIES: dict[str, GgufArchitecture] = {**DENSE, "gemma4": GEMMA4, **MORE_DENSE, **RECURRENT}
 # Mixtures of experts; some architectures have both.
-MIXTURES: dict[str, GgufArchitecture] = {**EXPERTS, **RECURRENT_WITH_EXPERTS, "deepseek2": V3}
-IN_OLDER_FORM: dict[str, GgufArchitecture] = {"deepseek2": V2}
+MIXTURES: dict[str, GgufArchitecture] = {
+    **EXPERTS,
+    **RECURRENT_WITH_EXPERTS,
+    "deepseek2": V3,
+    **MORE_EXPERTS,
+}
+# Another model under the same name, and what tells it.
+VARIANTS: dict[str, tuple[Callable[[GgufFile], bool], GgufArchitecture]] = {
+    "deepseek2": (lambda gguf: not is_sigmoid(gguf), V2),
+    "olmo2": (slides, OLMO3),
+}
 
 
 def family_of(gguf: GgufFile) -> GgufArchitecture:
@@ -27,4 +41,5 @@ def family_of(gguf: GgufFile) -> GgufArchitecture:
             f"files; {', '.join(FAMILIES)} can, and with experts {', '.join(MIXTURES)}. Use the original checkpoint in "
             "safetensors instead."
         )
-    return IN_OLDER_FORM[name] if name in IN_OLDER_FORM and not is_sigmoid(gguf) else family
+    is_variant, variant = VARIANTS.get(name, (None, family))
+    return variant if is_variant and is_variant(gguf) else family
