@@ -15,7 +15,7 @@ from offload_runtime.measure_acceptance.options import parse_arguments, settings
 from offload_runtime.measure_acceptance.written import WrittenReplies
 from offload_runtime.options.arguments import model_options
 from offload_runtime.options.command_line import run_command
-from offload_runtime.options.run_options import DEMO_TARGET
+from offload_runtime.options.run_options import AUTO, DEMO_TARGET, MTP
 from offload_runtime.planning.planning import Preparation, prepare
 from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, PairAcceptance, cache_file, save, write
 
@@ -31,22 +31,23 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     options = model_options(arguments)
-    if not isinstance(options.draft, Path) or options.tree == "none":
-        raise UsageError("acceptance is that of a draft: name one with --draft DIR")
+    if options.draft in (None, AUTO) or options.tree == "none":
+        raise UsageError("acceptance is that of a draft: name one with --draft DIR, or the model's own head with mtp")
     options = fetched(options, arguments.yes, arguments.quiet)
-    assert isinstance(options.draft, Path)
-    file = _file(arguments.output, options.draft)
-    cached = cache_file(options.model, options.draft)
+    draft = options.model if options.draft == MTP else options.draft  # its own head lies in the model's files
+    assert isinstance(draft, Path)
+    file = _file(arguments.output, draft)
+    cached = cache_file(options.model, draft)
     replies = WrittenReplies(cached and cached.with_suffix(".replies"))
     measured = _measure(arguments, prepare(options), replies)
     pair = PairAcceptance(
         target=directory_name(options.model),
-        draft=directory_name(options.draft),
+        draft=f"the head of {directory_name(draft)}" if options.draft == MTP else directory_name(draft),
         measurements={one.setting: one.measurement for one in measured},
     )
     # Printed first: a long measurement must not be lost if it cannot be written.
     _print(measured, pair, arguments.json)
-    kept_in = _keep(pair, file, options.model, options.draft)
+    kept_in = _keep(pair, file, options.model, draft)
     replies.remove()
     if not arguments.quiet:
         print(f"kept in {kept_in}", file=sys.stderr)

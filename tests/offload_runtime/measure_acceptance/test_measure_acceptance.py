@@ -19,6 +19,7 @@ from offload_runtime.speculation import acceptance_store as store
 from offload_runtime.speculation.acceptance_store import Setting
 from sequoia_tree.acceptance.acceptance import Acceptance
 from sequoia_tree.acceptance.observe import observe_greedy
+from tests.samples.mtp_models import save_known
 from tests.samples.tiny_models import checkpoint, perturbed, reference, weights_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -100,6 +101,18 @@ def test_greedy_figures_are_those_of_transformers(capsys):
 def test_a_draft_that_is_the_target_is_always_accepted(capsys):
     for found in figures(capsys, "--temperature", "0", "0.8", drafter=target()):
         assert found["acceptance"][0] == pytest.approx(1, abs=1e-5) and found["agreement"] == 1
+
+
+def test_the_models_own_head_is_measured_and_the_plan_finds_it(capsys, tmp_path):
+    """A head that knows the next token from the token before: always right, once the text goes round the cycle."""
+    step = torch.eye(32).roll(1, dims=0)
+    model = save_known(tmp_path, 9 * step, torch.zeros_like(step), step)
+    options = Options(model, "mtp", device="cpu", context_length=64)
+    assert not prepare(options).acceptance.measured
+    for found in figures(capsys, "--temperature", "0", "0.6", model=model, drafter="mtp"):
+        assert found["acceptance"][0] > 0.8, "the first token after a prompt does not go round"
+    known = prepare(options).acceptance
+    assert known.measured and known.by_child[0] > 0.6
 
 
 def test_a_streamed_target_gives_the_same_figures(capsys):
