@@ -4,7 +4,7 @@ In 8 bits, each head's part of a row, ``x [head_dim]``, is stored as whole numbe
 their scale ``s = max |x| / 127`` in the compute dtype (symmetric "absmax" quantization, as of blocks of weights in
 Q8_0). A pass stores its own rows first and attends to what is stored, its own rows included; so a row is the same
 whether a prompt or the node of a tree wrote it, and whatever memory it has come from. With as many bits, E4M3 numbers
-lose four times as much of the distribution (docs/measured.md).
+lose two to four times as much of the distribution (docs/measured.md).
 """
 
 from collections.abc import Callable, Sequence
