@@ -124,6 +124,7 @@ class ModelSpec:
     index: IndexSizes | None = None  # of layers whose attention selects rows by an index
     not_read: str = ""  # "images are not read", where only the text part of a multimodal model is run
     head: HeadSizes | None = None  # of a draft head, whose embeddings and output layer are the target's
+    copy_bits: int | None = None  # of a low-bit copy of the target, which drafts over the target's own KV rows
     extension: str | None = None  # what raised max_positions above the config's: "64, extended 4 times by yarn..."
 
     def with_decoded(self, count: int) -> ModelSpec:

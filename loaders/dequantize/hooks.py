@@ -41,8 +41,13 @@ def scratch_bytes(parameters: Iterable[DecodedParameter]) -> int:
     return max((begins[user] + _nbytes(owned) for user, owned in owners.items()), default=0)
 
 
-def decode_before_use(parameters: Iterable[DecodedParameter], scratch: Tensor) -> list[RemovableHandle]:
-    """Register hooks that dequantize every module's parameters into `scratch` (uint8, on the device)."""
+def decode_before_use(
+    parameters: Iterable[DecodedParameter], scratch: Tensor, unless: Callable[[], bool] = bool
+) -> list[RemovableHandle]:
+    """Register hooks that dequantize every module's parameters into `scratch` (uint8, on the device).
+
+    unless: where it says so, other weights are bound already, and nothing is dequantized.
+    """
     handles: list[RemovableHandle] = []
     owners = _by_user(parameters)
     begins = _begins(owners)
@@ -54,7 +59,7 @@ def decode_before_use(parameters: Iterable[DecodedParameter], scratch: Tensor) -
             view = parameter.packed.view(memory)
             targets.append(_Target(holder, leaf, parameter.packed, view, nn.Parameter(view, requires_grad=False)))
             begin += aligned(parameter.nbytes)
-        handles.append(module.register_forward_pre_hook(_decode(targets, module), with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(_decode(targets, module, unless), with_kwargs=True))
         handles.append(module.register_forward_hook(_forget(targets)))
     return handles
 
@@ -82,10 +87,14 @@ def _nbytes(owned: list[Owned]) -> int:
     return sum(aligned(parameter.nbytes) for _, _, parameter in owned)
 
 
-def _decode(targets: list[_Target], module: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
+def _decode(
+    targets: list[_Target], module: nn.Module, unless: Callable[[], bool]
+) -> Callable[[nn.Module, Any, Any], None]:
     at = position_of_choice(module)
 
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if unless():
+            return
         chosen = choice_among(args, kwargs, at)
         for target in targets:
             decode_stack(target.packed, target.out, chosen if target.packed.experts else None)

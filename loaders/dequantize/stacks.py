@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from loaders.dequantize.ggml.codebooks import has_codebook, tables_of
+from loaders.dequantize.lossless.plain import approximate
 from loaders.dequantize.plain import decode
 from loaders.dequantize.toolchain import why_no_kernels
 from loaders.formats.schemes import Ggml, Pieces, Scaled, Scheme
+from loaders.lossless.bins import Bins
 from loaders.modules.experts import routed_among
 from loaders.modules.quantized import Packed
 
@@ -62,6 +64,16 @@ def _among(operand: Tensor, part: slice) -> Tensor:
 
 def _numbers(chosen: Tensor, experts: int) -> list[int]:
     return [number for number in chosen.unique().tolist() if 0 <= number < experts]
+
+
+def approximate_code(bins: Bins, code: Tensor, top: Tensor, out: Tensor) -> None:
+    """Fill `out` (flat, any float dtype) with weights of which only `code` and `top` are known, on their device."""
+    if out.is_cuda and fused_kernels():
+        from loaders.dequantize.lossless.kernels import approximate as fused
+
+        fused(bins, code, top, out)
+        return
+    approximate(bins, code, top, out)
 
 
 def decode_rows(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor) -> None:

@@ -51,6 +51,14 @@ class _Divided:
 
 
 @torch.inference_mode()
+def code_of(weights: Tensor, bins: Bins) -> tuple[Tensor, Tensor]:
+    """`Encoded.code` and `Encoded.top` alone, with one dimension each, on the device of the weights."""
+    bits = weights.view(torch.int16).flatten()
+    divided = [_divide(bits[part], bins) for part in _parts(len(bits))]
+    return into_planes(torch.cat([one.codes for one in divided]), bins.bits), torch.cat([one.tops for one in divided])
+
+
+@torch.inference_mode()
 def encode(weights: Tensor, bins: Bins) -> Encoded:
     """Encode a bfloat16 or float16 matrix for which `can_encode`."""
     bits = weights.contiguous().view(torch.int16).flatten()
@@ -88,9 +96,9 @@ def _divide(bits: Tensor, bins: Bins) -> _Divided:
     finite = magnitudes.masked_fill(magnitudes >= kind.infinity, 0).view(-1, GROUP)
     tops = ((finite.amax(1) >> kind.shift) + 1 - kind.base).clamp_(0, 255)
     distances = ((tops + kind.base << kind.shift)[:, None] - 1 - magnitudes.view(-1, GROUP)).flatten()
-    ends = torch.tensor(bins.starts[1:], dtype=torch.int32)
-    numbers = torch.bucketize(distances, ends, right=True, out_int32=True)
-    rests = distances - torch.tensor(bins.starts, dtype=torch.int32)[numbers]
+    starts = torch.tensor(bins.starts, dtype=torch.int32, device=bits.device)
+    numbers = torch.bucketize(distances, starts[1:], right=True, out_int32=True)
+    rests = distances - starts[numbers]
     is_zero = magnitudes == 0
     apart = (magnitudes >= kind.infinity) | (distances < 0) | (rests >= bins.zero)
     apart &= ~is_zero

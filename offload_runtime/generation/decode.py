@@ -143,7 +143,8 @@ class Decoder:
         self._sequences.forget()
 
     def _models(self) -> list[Model]:
-        return [self._target.model, *([self._draft.model] if self._draft else [])]
+        models = [self._target.model, *([self._draft.model] if self._draft else [])]
+        return list(dict.fromkeys(models))  # a target may draft for itself
 
     def _ready(self, writers: Sequence[Writer]) -> list[Writer]:
         """All but those that had better wait: another text is reading what they begin with, and they can copy it."""
@@ -318,8 +319,10 @@ class Decoder:
 
     def _drop_draft(self, draft: Draft, writer: Writer) -> None:
         """Continue without a draft that gives NaN at the root; the reply stays exact."""
-        fault = describe_fault(draft.model, writer.text, writer.place)
-        self._sequences.drop(draft.model)
+        with draft.running():
+            fault = describe_fault(draft.model, writer.text, writer.place)
+        if draft.model is not self._target.model:
+            self._sequences.drop(draft.model)
         self._draft, self._policy = None, PlainDecoding()
         warnings.warn(
             f"the draft computes values that are not finite ({fault}): the reply goes on without it. Its files may be "

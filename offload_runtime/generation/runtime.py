@@ -87,7 +87,7 @@ class OffloadRuntime:
         self._preparation, self._progress, self._tightened = preparation, progress, False
         self._directory = preparation.target.spec.directory
         draft = preparation.draft_directory
-        self._known = LearnedAcceptance(options.model, draft) if draft else None
+        self._known = LearnedAcceptance(options.model, draft) if preparation.draft else None
         self._resources = ExitStack()
         # also when this object is collected, or the program ends
         self._close = weakref.finalize(self, _close_in, os.getpid(), self._resources)

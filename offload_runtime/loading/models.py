@@ -4,9 +4,11 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
+from loaders.checkpoint.low_bit_copy import copy_of
 from loaders.checkpoint.spec import LayerSpec, ModelSpec
 from loaders.dequantize.hooks import scratch_bytes
 from loaders.io.reader import WeightReader
@@ -18,6 +20,8 @@ from offload_runtime.model.attention import ATTENTION_NAME
 from offload_runtime.model.cached_rows.travelling_rows import RowsOnHost
 from offload_runtime.model.cuda_graphs import CudaGraphs
 from offload_runtime.model.kv_cache import shares_rows
+from offload_runtime.model.low_bits.copies import copied_bytes
+from offload_runtime.model.low_bits.self_drafting import SelfDraftingModel
 from offload_runtime.model.model import Model
 from offload_runtime.model.model_placement import ModelPlacement
 from offload_runtime.model.pass_overhead import measure_passes
@@ -26,6 +30,7 @@ from offload_runtime.planning.host_shortage import host_shortage_explained
 from offload_runtime.planning.planning import Preparation, with_known_figures
 from offload_runtime.planning.read_models import ModelFiles
 from offload_runtime.speculation.draft import Draft
+from offload_runtime.speculation.self_draft import SelfDraft
 from offload_runtime.speculation.target import Target
 from scheduler.machine.capability import check_kernels
 from scheduler.machine.cuda import as_cuda_numbers, current_device
@@ -94,11 +99,12 @@ def _load_on(device: torch.device, preparation: Preparation, progress: Progress 
     if preparation.draft and preparation.draft.head:
         head = head_skeleton(preparation.draft, target_skeleton, device)
         draft_skeleton = head.skeleton
-    elif preparation.draft:
+    elif preparation.draft and not preparation.draft.spec.copy_bits:
         draft_skeleton = _skeleton(preparation.draft, device)
+    target_spec = _exact(preparation.target.spec, target_skeleton)
     preparation = preparation.replanned(
-        target=_exact(preparation.target.spec, target_skeleton),
-        draft=_exact(preparation.draft.spec, draft_skeleton) if preparation.draft and draft_skeleton else None,
+        target=target_spec,
+        draft=_exact_draft(preparation.draft, draft_skeleton, target_spec, target_skeleton),
         machine=with_speed(preparation.machine, preparation.target.spec.dtype, measure_passes),
     )
     plan, memory = preparation.plan, DeviceMemory(device)
@@ -114,13 +120,17 @@ def _load_on(device: torch.device, preparation: Preparation, progress: Progress 
         if preparation.draft and draft_skeleton:
             resident, make = (Tier.DEVICE,) * len(draft_skeleton.layers), making(head, plan) if head else Model
             draft_model = load(preparation.draft, draft_skeleton, resident, plan.decoded.draft, make=make)
-        on_host = plan.kv == "host"
-        target = Target(load(preparation.target, target_skeleton, plan.tiers, plan.decoded.target, on_host), plan.rows)
-        draft = None
+        bits = preparation.draft.spec.copy_bits if preparation.draft else None
+        make = partial(SelfDraftingModel, bits) if bits else Model
+        placed = (plan.tiers, plan.decoded.target, plan.kv == "host")
+        target = Target(load(preparation.target, target_skeleton, *placed, make=make), plan.rows)
+        draft: Draft | None = None
+        if isinstance(target.model, SelfDraftingModel):
+            draft = SelfDraft(target.model, target.model.vocab_size, plan.rows)
         if draft_model:
             _refuse_states(target.model, draft_model)
             draft = drafting(draft_model, target, target_skeleton, memory, plan)
-        for role, model in (("target", target.model), ("draft", draft.model if draft else None)):
+        for role, model in (("target", target.model), ("draft", draft_model)):
             if model and role in plan.graphs and not model.cache.has_states:
                 model.pad_passes(plan.padding, CudaGraphs(device))
         check_interrupts()
@@ -140,6 +150,21 @@ def _refuse_states(*models: Model) -> None:
 def _skeleton(files: ModelFiles, device: torch.device) -> Skeleton:
     dtype = getattr(torch, files.spec.dtype)
     return build_skeleton(files.spec.directory, dtype, device, ATTENTION_NAME, files.checkpoint, files.rope_scaling)
+
+
+def _exact_draft(
+    draft: ModelFiles | None, skeleton: Skeleton | None, target: ModelSpec, target_skeleton: Skeleton
+) -> ModelSpec | None:
+    """The draft's spec with exact sizes, those of its own skeleton or of a copy of the target's."""
+    if draft is None:
+        return None
+    if skeleton is not None:
+        return _exact(draft.spec, skeleton)
+    assert draft.spec.copy_bits is not None
+    copied, bits = copy_of(target, draft.spec.copy_bits), draft.spec.copy_bits
+    sizes = [copied_bytes((layer.decoded or layer).layout, bits) for layer in target_skeleton.layers]
+    layers = tuple(replace(layer, nbytes=size, packed_bytes=size) for layer, size in zip(copied.layers, sizes))
+    return replace(copied, layers=layers)
 
 
 def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:

@@ -15,7 +15,7 @@ from offload_runtime.measure_acceptance.options import parse_arguments, settings
 from offload_runtime.measure_acceptance.written import WrittenReplies
 from offload_runtime.options.arguments import model_options
 from offload_runtime.options.command_line import run_command
-from offload_runtime.options.run_options import AUTO, DEMO_TARGET, MTP
+from offload_runtime.options.run_options import AUTO, COPIES, DEMO_TARGET, MTP
 from offload_runtime.planning.planning import Preparation, prepare
 from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, PairAcceptance, cache_file, save, write
 
@@ -31,7 +31,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     options = model_options(arguments)
-    if options.draft in (None, AUTO) or options.tree == "none":
+    if options.draft in (None, AUTO, *COPIES.values()) or options.tree == "none":
         raise UsageError("acceptance is that of a draft: name one with --draft DIR, or the model's own head with mtp")
     options = fetched(options, arguments.yes, arguments.quiet)
     draft = options.model if options.draft == MTP else options.draft  # its own head lies in the model's files

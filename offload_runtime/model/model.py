@@ -104,6 +104,7 @@ class Model:
         self.padded_total = 0
         self._padded: PaddedPasses | GatheredPasses | None = None
         self._in_one_piece = False  # whether the current pass must not be interrupted
+        self._runs_copy = False  # whether the current layer has other weights bound than those of the target
 
     def pad_passes(self, padding: Padding, run: Runner) -> None:
         """From now on, passes that fit the widest shape are padded and run by `run`.
@@ -268,7 +269,8 @@ class Model:
         fill_decoded(skeleton, self._weights.resident[len(skeleton.layers)])
         self._bind_resident(layers, dequantized, on_dequantizing)
         self._hooks += self._add_hooks(skeleton.layers)
-        self._hooks += decode_before_use(quantized, self._memory.empty(scratch_bytes(quantized)))
+        scratch = self._memory.empty(scratch_bytes(quantized))
+        self._hooks += decode_before_use(quantized, scratch, lambda: self._runs_copy)
 
     def _bind_resident(self, layers: Sequence[UnitLayout], dequantized: int, on_dequantizing: Progress | None) -> None:
         """Dequantize the first layers, one at a time: the quantized bytes of each are freed before the next."""

@@ -33,8 +33,10 @@ from scheduler.plan.request import KV_PLACES
 DEMO_PAIR = Path(__file__).resolve().parents[1] / "demo_pair"
 DEMO_TARGET, DEMO_DRAFT = DEMO_PAIR / "target", DEMO_PAIR / "draft"
 MTP: Literal["mtp"] = "mtp"
-Draft = Path | Literal["auto", "mtp"] | None
+Draft = Path | Literal["auto", "mtp", "self:3", "self:4", "self:5"] | None
 """As `Options.draft` is."""
+
+COPIES: dict[str, Draft] = {"self": "self:4", "self:3": "self:3", "self:4": "self:4", "self:5": "self:5"}
 
 # The rules that may verify each kind of tree, the default first: a rule must match how the tokens were drawn.
 _DRAWN = ("top-down", "traversal", "match")
@@ -75,7 +77,8 @@ class RunOptions:
     )
     draft: str | Path | None = option(
         "a small model with the same tokens, in the same way (org/name:Q8_0); mtp: the head for multi-token prediction "
-        "in the model's own files; none: plain decoding; auto: that head or a known draft that is in the hub's cache, "
+        "in the model's own files; self: a low-bit copy of the model itself (self:3, self:4, self:5 say of how many "
+        "bits); none: plain decoding; auto: that head or a known draft that is in the hub's cache, "
         "whichever is faster, else n-gram lookup in the text",
         "MODEL",
         default="auto",
@@ -269,6 +272,10 @@ def resolve_draft(model: Path, draft: str | Path | None) -> Draft:
     """The draft's directory or name; "auto" gives the bundled pair's, and is left to `prepare` for other models."""
     if draft == MTP:
         return MTP
+    if draft in COPIES:
+        return COPIES[str(draft)]
+    if str(draft).startswith("self:"):
+        raise UsageError(f"--draft {draft}: a copy of the model has 3, 4 or 5 bits a weight: {', '.join(COPIES)}")
     if draft == AUTO:
         return DEMO_DRAFT if model.resolve() == DEMO_TARGET.resolve() else AUTO
     return None if draft in (None, "none") else resolve_model(draft)

@@ -21,6 +21,7 @@ from sequoia_tree.choice.choose import reach_by_size
 _MEASURED = "measured for this pair"
 _PUBLISHED = "published for Llama-3, by the draft's size"
 _PUBLISHED_OF_HEADS = "published for DeepSeek-V3's head"
+_MEASURED_OF_COPIES = "measured for a copy of the bundled model"
 
 
 def forecast(preparation: Preparation) -> Iterator[str]:
@@ -37,6 +38,8 @@ def _with_draft(preparation: Preparation, acceptance: ExpectedAcceptance) -> Ite
     plan, target, draft = preparation.plan, preparation.target.spec, preparation.draft
     by_child = acceptance.verified_by(preparation.options.rule)
     published = _PUBLISHED_OF_HEADS if draft and draft.head else _PUBLISHED
+    if draft and draft.spec.copy_bits:
+        published = _MEASURED_OF_COPIES
     source = _MEASURED if acceptance.measured else published
     if draft and is_predictable(plan, target):
         link = "link" if plan.device == "cuda" else "disk"
@@ -47,7 +50,7 @@ def _with_draft(preparation: Preparation, acceptance: ExpectedAcceptance) -> Ite
         yield f"Expected: {tokens:.1f} tokens per pass with a static tree, by the acceptance {source}."
         if plan.seconds_per_pass:
             yield f"With the draft about {_pace(tokens / plan.seconds_per_pass)} tokens/s, less the time of drafting."
-    if not acceptance.measured:
+    if not acceptance.measured and not (draft and draft.spec.copy_bits):
         command = command_name("sequoia-measure-acceptance", "offload_runtime.measure_acceptance")
         yield f"Not measured for this pair yet: {command}"
 

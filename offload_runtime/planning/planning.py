@@ -4,15 +4,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from loaders.checkpoint.low_bit_copy import copy_of
 from loaders.checkpoint.mtp import has_known_head
 from loaders.checkpoint.spec import ModelSpec
 from loaders.sizes import parse_size
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
 from offload_runtime.options.fields import values_of
-from offload_runtime.options.run_options import AUTO, MTP, Options, located
+from offload_runtime.options.run_options import AUTO, COPIES, MTP, Options, located
 from offload_runtime.planning.draft_choice import DraftChoice, choose_draft, head_note
-from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, expected_acceptance
+from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, assumed_for, expected_acceptance
 from offload_runtime.planning.parallel_choice import best_parallel_plan
 from offload_runtime.planning.quantized_directory import Packing
 from offload_runtime.planning.read_models import (
@@ -53,8 +54,8 @@ class Preparation:
 
     @property
     def draft_directory(self) -> Path | None:
-        """The directory of the draft in use."""
-        return self.draft.spec.directory if self.draft else None
+        """The directory of the draft in use; None without one, and for a copy of the target, which has no files."""
+        return self.draft.spec.directory if self.draft and not self.draft.spec.copy_bits else None
 
     def replanned(
         self,
@@ -83,7 +84,10 @@ def prepare(options: Options) -> Preparation:
         machine = with_known_figures(machine, target.spec.dtype)
         choice = _choose(options, target, machine, limits)
         draft = acceptance = None
-        if choice.head:
+        if options.draft in COPIES.values() and options.tree != "none":
+            draft = replace(target, spec=copy_of(target.spec, int(str(options.draft)[-1])))
+            acceptance = assumed_for(draft.spec)
+        elif choice.head:
             draft = read_mtp_head(target)
             acceptance = expected_acceptance(options.model, draft.spec)
         elif choice.directory is not None:
@@ -106,9 +110,10 @@ def prepare(options: Options) -> Preparation:
 def _choose(options: Options, target: ModelFiles, machine: Machine, limits: Limits) -> DraftChoice:
     """The draft that the user named, the automatic choice, or none."""
     spec = target.spec
-    if options.draft is None or options.tree == "none":
+    if options.draft is None or options.tree == "none" or options.draft in COPIES.values():
         return DraftChoice()
     if options.draft not in (AUTO, MTP):
+        assert isinstance(options.draft, Path)
         return DraftChoice(options.draft)
     vocabulary = vocabulary_of(options, options.model) if spec.can_branch else None
     if options.draft == MTP:

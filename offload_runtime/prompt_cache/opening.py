@@ -35,7 +35,8 @@ def open_prompt_cache(
     pace = None if plan.slots else _seconds_per_token(cost, plan.rows)  # no disk is slower than streaming all layers
     identity = model_identity(preparation.target, plan.device)
     stored = [StoredRows(target, identity, folder, pace, notes)]
-    draft = models.draft if preparation.draft and not preparation.draft.head else None  # a head's rows lack features
+    has_own_rows = preparation.draft and not preparation.draft.head and not preparation.draft.spec.copy_bits
+    draft = models.draft if has_own_rows else None  # a head's rows lack features
     if draft and preparation.draft and not draft.model.cache.has_states:
         pace = _seconds_per_token(plan.draft_cost(preparation.draft.spec), plan.rows)
         identity = model_identity(preparation.draft, plan.device)

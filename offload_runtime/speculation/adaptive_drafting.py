@@ -9,8 +9,8 @@ from torch import Tensor
 from offload_runtime.model.pass_part import PassPart
 from offload_runtime.speculation.draft import Draft, Growth, draft_distribution, joined
 from offload_runtime.speculation.draft_tree import DraftTree
+from offload_runtime.speculation.lookup.text_candidates import RepeatedText, with_candidates
 from offload_runtime.speculation.static_drafting import likeliest
-from offload_runtime.speculation.text_candidates import RepeatedText, with_candidates
 from sequoia_tree.drafting.adaptive import Frontier, Grown
 from sequoia_tree.shaping.contexts import Contexts, Text
 from sequoia_tree.shaping.settings import Sampling

@@ -176,7 +176,8 @@ class AutomaticTree:
     def _calibrate(self) -> None:
         """Time the draft, and a target that does not stream, at a few sizes."""
         largest = max(1, self._plan.tree_size - 1)
-        _time_passes(self._draft.model, largest, self._level_times.add)
+        with self._draft.running():
+            _time_passes(self._draft.model, largest, self._level_times.add)
         if not self._plan.slots:
             _time_passes(self._target.model, largest, self._pass_times.add)
 

@@ -1,6 +1,7 @@
 """The draft: a resident model that extends the nodes of a tree while it is built."""
 
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -58,6 +59,10 @@ class Draft:
     def following(self, text: Sequence[int], sequence: int = 0) -> Growth[object]:
         """Read along with the target, which writes no tree after this text now."""
         return self.reading(text, sequence)
+
+    def running(self) -> AbstractContextManager[None]:
+        """Within the block, passes of `model` are the draft's, also where the target's model drafts for itself."""
+        return nullcontext()
 
     def can_follow(self, unread: int, length: int) -> bool:
         """Whether it can draft after a text of `length` tokens, of which the target has `unread` to read."""

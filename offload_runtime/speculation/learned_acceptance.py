@@ -27,9 +27,12 @@ MOST_LEARNT = 256  # samplings of which it is remembered what was learnt, a few 
 class LearnedAcceptance:
     """Acceptance tables by sampling. A pass only influences later passes, so outputs stay exact."""
 
-    def __init__(self, target: Path, draft: Path):
-        """Raises ModelFilesError where the file beside the draft's weights is damaged."""
-        self._measured = acceptance_store.load(target, draft)
+    def __init__(self, target: Path, draft: Path | None):
+        """draft: None for one without files, of which nothing is stored.
+
+        Raises ModelFilesError where the file beside the draft's weights is damaged.
+        """
+        self._measured = acceptance_store.load(target, draft) if draft else None
         self._now: BySampling[Acceptance] = BySampling(MOST_LEARNT)
         self._passes = 0
 

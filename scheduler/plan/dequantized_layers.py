@@ -52,6 +52,8 @@ def _fitting(spec: ModelSpec, room: int) -> tuple[int, int]:
 
     With the last one, the buffer for dequantizing before use is no longer needed either.
     """
+    if spec.copy_bits:
+        return 0, room
     packed = [number for number, layer in enumerate(spec.layers, start=1) if layer.packed_bytes]
     count, left = 0, room
     for number in packed:

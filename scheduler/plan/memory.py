@@ -142,7 +142,8 @@ def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem
 
 
 def _draft_name(draft: ModelSpec) -> str:
-    return f"{'' if draft.head else 'draft '}{draft.name} ({draft.short_form})"
+    own = draft.head or draft.copy_bits
+    return f"{'' if own else 'draft '}{draft.name}{'' if draft.copy_bits else f' ({draft.short_form})'}"
 
 
 def _kv_items(models: Models, shape: PassShape) -> Iterator[PlanItem]:
@@ -221,7 +222,7 @@ def replayed(models: Models, device: str, shape: PassShape) -> tuple[str, ...]:
     """The roles whose passes are replayed as CUDA graphs: models resident on the GPU, whose shapes are fixed."""
     if device != "cuda" or any(model.recurrent or (model.index and model.index.pools) for model in models):
         return ()
-    count = sum(model.head is None for model in models)  # the passes of a draft head, of a layer or two, are not
+    count = sum(model.head is None and not model.copy_bits for model in models)  # a head has a layer or two
     return ROLES[shape.streams or shape.kv_on_host : count]
 
 

@@ -25,6 +25,7 @@ from loaders.dequantize.launch import BLOCK
 from loaders.dequantize.lossless import kernels as lossless
 from loaders.formats.schemes import Ggml
 from loaders.gguf.types import BLOCKS
+from loaders.lossless.bins import KINDS, Bins
 from tests.samples.packed_weights import WEIGHTS, packed_weight
 
 POINTERS = {
@@ -88,6 +89,9 @@ def variants() -> dict[str, list[Variant]]:
         blocks = torch.zeros(4, 2 * nbytes, dtype=torch.uint8)
         out = torch.empty(4, 2 * values, dtype=torch.bfloat16)
         decode_fused(Ggml(kind, paired_heads=1, less=1.0), {"blocks": blocks}, out)
+    for bits in (3, 4, 5):
+        bins, code = Bins(KINDS["BF16"], bits), torch.zeros(32 * bits, dtype=torch.uint8)
+        lossless.approximate(bins, code, torch.zeros(8, dtype=torch.uint8), torch.empty(256, dtype=torch.bfloat16))
     scheme, stored, shape, _ = packed_weight("awq")  # of experts, those that are chosen
     stacked = {role: torch.stack([tensor] * 2) for role, tensor in stored.items()}
     decode_fused(scheme, stacked, torch.empty(2, *shape, dtype=torch.float16), torch.ones(2, dtype=torch.uint8))

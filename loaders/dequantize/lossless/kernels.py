@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from loaders.dequantize.launch import DTYPES, MatrixStack, at, member_size, no_tensor, store
+from loaders.dequantize.lossless.plain import FLOATS
 from loaders.formats.schemes import Lossless
 from loaders.lossless.bins import BLOCK as WEIGHTS
 from loaders.lossless.bins import GROUP, KINDS, Bins
@@ -112,8 +114,7 @@ def _apart(
 def lossless(scheme: Lossless, operands: Mapping[str, Tensor], matrix: MatrixStack) -> None:
     """operands: the fields of `loaders.lossless.encode.Encoded`, [members, …] where they are stacked."""
     bins, weights = Bins(KINDS[scheme.dtype], scheme.bits), matrix.rows * matrix.columns
-    (width_1, count_1), *others = bins.runs
-    (width_2, count_2), (width_3, _) = others if len(others) == 2 else ((width_1, 0), *others)
+    (width_1, count_1), (width_2, count_2), (width_3, _) = _three_runs(bins)
     more = [width.bit_length() - 1 - bins.fixed for width in (width_1, width_2, width_3, bins.widths[-1])]
     further, apart = operands["further"], operands["apart"]
     routed = no_tensor(matrix.routed, operands["top"])
@@ -130,3 +131,42 @@ def lossless(scheme: Lossless, operands: Mapping[str, Tensor], matrix: MatrixSta
         operands["apart_at"], apart, matrix.tensor, routed, weights, matrix.columns, entries, *matrix.place,
         KEPT=DTYPES[apart.dtype], PER_HIT=matrix.per_hit, WEIGHTS=WEIGHTS, num_warps=1,
     )  # fmt: skip
+
+
+@triton.jit
+def _approximate(
+    code_at, top_at, out_at, weights, base, low_middle,
+    BITS: tl.constexpr, SHIFT: tl.constexpr, LOW: tl.constexpr,
+    WIDTH_1: tl.constexpr, COUNT_1: tl.constexpr, WIDTH_2: tl.constexpr, COUNT_2: tl.constexpr, WIDTH_3: tl.constexpr,
+    KEPT: tl.constexpr, GROUP: tl.constexpr, WEIGHTS: tl.constexpr,
+):  # fmt: skip
+    """Of each weight the middle of its bin."""
+    weight = tl.program_id(0).to(tl.int64) * WEIGHTS + tl.arange(0, WEIGHTS)
+    code = _numbers(code_at, weights, weight, BITS)
+    number = code & LOW
+    width = tl.where(number < COUNT_1, WIDTH_1, tl.where(number < COUNT_1 + COUNT_2, WIDTH_2, WIDTH_3))
+    middle = _start_of(number, WIDTH_1, COUNT_1, WIDTH_2, COUNT_2, WIDTH_3) + width // 2
+    middle = tl.where(number == LOW, low_middle, middle)
+    top = (tl.load(top_at + weight // GROUP).to(tl.int32) + base) << SHIFT
+    pattern = tl.maximum(top, low_middle + 1) - 1 - middle
+    pattern |= (code >> (BITS - 1)) << 15
+    value = pattern.to(tl.int16).to(KEPT, bitcast=True).to(tl.float32)
+    store(out_at + weight, value, weight < weights, KEPT)
+
+
+def approximate(bins: Bins, code: Tensor, top: Tensor, out: Tensor) -> None:
+    """Fill `out` (flat, any float dtype) with weights of which only `code` and `top` are known."""
+    (width_1, count_1), (width_2, count_2), (width_3, _) = _three_runs(bins)
+    with torch.cuda.device_of(out):
+        _approximate[(out.numel() // WEIGHTS,)](
+            code, top, out, out.numel(), bins.kind.base, bins.middles[-1],
+            BITS=bins.bits, SHIFT=bins.kind.shift, LOW=bins.low,
+            WIDTH_1=width_1, COUNT_1=count_1, WIDTH_2=width_2, COUNT_2=count_2, WIDTH_3=width_3,
+            KEPT=DTYPES[FLOATS[bins.kind.name]], GROUP=GROUP, WEIGHTS=WEIGHTS, num_warps=1,
+        )  # fmt: skip
+
+
+def _three_runs(bins: Bins) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    first, *others = bins.runs
+    second, third = others if len(others) == 2 else ((first[0], 0), *others)
+    return first, second, third

@@ -16,6 +16,7 @@ from loaders.formats.schemes import Lossless
 from loaders.lossless.bins import BLOCK, GROUP, KINDS, PADDING, Bins
 from loaders.lossless.planes import from_planes
 
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16}
 SIGN = 0x8000
 SHARE = 4  # of the values that other formats decode at a time: 35 bytes for each are in use meanwhile
 
@@ -36,6 +37,17 @@ def lossless(scheme: Lossless, operands: Mapping[str, Tensor], out: Tensor) -> N
     for_each(restore, (slice(begin, min(begin + step, len(flat))) for begin in range(0, len(flat), step)), out)
     places = operands["apart_at"].clamp(0, len(flat) - 1).to(torch.int64)
     flat.index_copy_(0, places, apart.to(flat.dtype))
+
+
+def approximate(bins: Bins, code: Tensor, top: Tensor, out: Tensor) -> None:
+    """Fill `out` (flat, any float dtype) with weights of which only `code` and `top` are known."""
+    operands, dtype = {"code": code, "top": top}, FLOATS[bins.kind.name]
+    step = max(block_values(out) // SHARE // BLOCK, 1) * BLOCK
+
+    def fill(part: slice) -> None:
+        out[part].copy_(approximated(bins, operands, part.start, part.stop).view(dtype))
+
+    for_each(fill, (slice(begin, min(begin + step, len(out))) for begin in range(0, len(out), step)), out)
 
 
 def restored(bins: Bins, operands: Mapping[str, Tensor], begin: int, end: int) -> Tensor:

@@ -10,8 +10,12 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="triton is not installed: PyTorch for CUDA brings it")
 
 from loaders.dequantize.kernels import decode_fused
+from loaders.dequantize.lossless.kernels import approximate as fused_approximate
+from loaders.dequantize.lossless.plain import approximate
 from loaders.dequantize.plain import decode
 from loaders.dequantize.stacks import fused_kernels
+from loaders.lossless.bins import KINDS, Bins
+from loaders.lossless.encode import code_of
 from tests.samples.packed_weights import WEIGHTS, packed_weight
 
 OF_ANY_SIZE = [case for case in WEIGHTS if case.startswith("lossless")]  # padded where they are stacked
@@ -76,3 +80,17 @@ def test_where_the_kernels_cannot_run_plain_torch_decodes():
     """Whatever it is that stops them: here, a PyTorch that was built without CUDA."""
     with pytest.warns(UserWarning, match="dequantized by plain torch, which is slower: AssertionError"):
         assert fused_kernels.__wrapped__() is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [3, 4, 5])
+def test_approximated_weights_equal_plain_torch(kind, bits):
+    dtype, bins = {"BF16": torch.bfloat16, "F16": torch.float16}[kind], Bins(KINDS[kind], bits)
+    weights = torch.randn(8, 256, generator=torch.Generator().manual_seed(bits)) / 50
+    weights[0] *= 1e-6  # float16 ends below such bins
+    code, top = code_of(weights.to(dtype), bins)
+    for out in (torch.empty(2048, device=DEVICE), torch.empty(2048, dtype=dtype, device=DEVICE)):
+        expected = torch.empty(2048, dtype=out.dtype)
+        approximate(bins, code, top, expected)
+        fused_approximate(bins, code.to(DEVICE), top.to(DEVICE), out.fill_(torch.nan))
+        assert torch.equal(out.cpu(), expected)

@@ -23,6 +23,7 @@ KERNELS = (
     "triton_floats._codebook",
     "kernels._lossless",
     "kernels._apart",
+    "kernels._approximate",
 )
 
 

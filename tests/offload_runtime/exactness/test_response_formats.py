@@ -22,7 +22,7 @@ from offload_runtime import GenerationRequest, OffloadRuntime
 from offload_runtime.errors import UsageError
 from offload_runtime.grammar.masks import Masks
 from offload_runtime.grammar.response_format import grammar_of
-from offload_runtime.speculation import ngram_lookup
+from offload_runtime.speculation.lookup import ngram_lookup
 from tests.offload_runtime.exactness.test_demo_pair import PAIR, model, tokenizer
 from tests.offload_runtime.exactness.test_sampling_exactness import (
     TOKENS,

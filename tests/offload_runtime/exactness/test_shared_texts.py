@@ -15,7 +15,7 @@ from offload_runtime.model.cached_sequence import CachedSequence
 from offload_runtime.model.kv_cache import TreeCache
 from offload_runtime.model.pass_part import PassPart
 from offload_runtime.model.rows import SharedRows
-from offload_runtime.speculation.ngram_lookup import NgramTrees
+from offload_runtime.speculation.lookup.ngram_lookup import NgramTrees
 from tests.chi_square import p_value
 from tests.offload_runtime.exactness import test_sampling_exactness as alone
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime

@@ -26,7 +26,7 @@ VALUES: dict[str, Any] = {
     **{"context_length": 9, "rope_scaling": "yarn:4", "tree": "chain", "verification": "match", "tree_size": 3},
     **{"quantize": "int4", "quantized_directory": "q", "chat_template": "t.jinja", "io": "direct", "tree_depth": 2},
     **{"offline": True, "template_arguments": {"a": 1}, "progress": print, "parallel": 3, "kv": "host"},
-    **{"prompt_cache": "p", "prompt_cache_size": "2GiB", "kv_bits": 8},
+    **{"prompt_cache": "p", "prompt_cache_size": "2GiB", "kv_bits": 8, "calibration": "c"},
 }
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -205,7 +205,7 @@ def test_what_is_said_is_kept_whichever_way_it_is_said(tmp_path: Path) -> None:
     assert (kept.model, kept.draft, kept.quantized_directory) == (tmp_path, None, Path("q"))
     assert (kept.prompt_cache, kept.prompt_cache_size) == (Path("p"), 2 << 30)
     assert kept.rope_scaling == RopeScaling.parse("yarn:4") and kept.template_arguments == {"a": 1}
-    packed = resolved(replace(said, quantize=None, link="packed"))  # the two exclude each other
+    packed = resolved(replace(said, quantize=None, calibration=None, link="packed"))  # the two exclude each other
     assert packed.link == "packed" and packed.packed_as == "lossless" and kept.packed_as == "int4"
     converted = {
         "link",
@@ -224,7 +224,7 @@ def test_what_is_said_is_kept_whichever_way_it_is_said(tmp_path: Path) -> None:
     line = "--template-arg a=1 --rope-scaling yarn:4 --tree chain --verification match --tree-size 3 --tree-depth 2"
     line += f" -m {tmp_path} -d none --device cpu --device-memory 1GiB --host-memory 5 --dtype float32 --offline"
     line += " --quantize int4 --quantized-directory q --context-length 9 --chat-template t.jinja --parallel 3 --kv host"
-    line += " --prompt-cache p --prompt-cache-size 2GiB --kv-bits 8"
+    line += " --prompt-cache p --prompt-cache-size 2GiB --kv-bits 8 --calibration c"
     by_flags = model_options(parse_chat_arguments(line.split()))
     assert replace(by_flags, io="direct", device_memory="1GiB") == kept
 

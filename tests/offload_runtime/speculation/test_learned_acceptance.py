@@ -13,7 +13,7 @@ from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, Measur
 from offload_runtime.speculation.draft import joined
 from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
-from offload_runtime.speculation.text_candidates import Candidates, with_candidates
+from offload_runtime.speculation.lookup.text_candidates import Candidates, with_candidates
 from offload_runtime.speculation.verification import Scored
 from sequoia_tree import Tree
 from sequoia_tree.acceptance.acceptance import Acceptance

@@ -8,10 +8,10 @@ import torch
 from offload_runtime import OffloadRuntime
 from offload_runtime.options.run_options import Options
 from offload_runtime.planning.planning import prepare
-from offload_runtime.speculation import ngram_lookup as repeated_text_trees
 from offload_runtime.speculation import verification
 from offload_runtime.speculation.draft_tree import DraftTree
-from offload_runtime.speculation.ngram_lookup import NAME, Chances, NgramTrees, repetition
+from offload_runtime.speculation.lookup import ngram_lookup as repeated_text_trees
+from offload_runtime.speculation.lookup.ngram_lookup import NAME, Chances, NgramTrees, repetition
 from offload_runtime.speculation.tree_policy import Situation
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.verification.sampling import draw

@@ -6,8 +6,8 @@ import pytest
 
 from offload_runtime.speculation import automatic_tree, tree_policy
 from offload_runtime.speculation.automatic_tree import AutomaticTree
+from offload_runtime.speculation.lookup.ngram_lookup import NgramTrees
 from offload_runtime.speculation.methods import PLAIN, Method
-from offload_runtime.speculation.ngram_lookup import NgramTrees
 from offload_runtime.speculation.tree_policy import FixedTree, PassFacts, Situation, TextFacts
 from sequoia_tree.acceptance.acceptance import Acceptance
 from sequoia_tree.choice.choose import Chooser

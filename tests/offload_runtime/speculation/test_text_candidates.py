@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from offload_runtime import OffloadRuntime
-from offload_runtime.speculation import adaptive_drafting, text_candidates, verification
+from offload_runtime.speculation import adaptive_drafting, verification
 from offload_runtime.speculation.draft_tree import DraftTree
-from offload_runtime.speculation.text_candidates import Candidates, RepeatedText, with_candidates
+from offload_runtime.speculation.lookup import text_candidates
+from offload_runtime.speculation.lookup.text_candidates import Candidates, RepeatedText, with_candidates
 from sequoia_tree import Tree
 from sequoia_tree.verification.sampling import draw
 from sequoia_tree.verification.verify import AcceptedPath

@@ -1,0 +1,118 @@
+"""Low-bit copies of streamed layers: a code for each matrix, and everything small as it is, all on the device."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from loaders.checkpoint.spec import aligned
+from loaders.dequantize.stacks import approximate_code
+from loaders.lossless.bins import BLOCK, GROUP, KINDS, Bins, plane_bytes
+from loaders.lossless.encode import code_of
+from loaders.modules.layout import Layout, TensorPlace
+from loaders.modules.skeleton import UnitLayout, make_parameters
+from scheduler.streaming.device_memory import DeviceMemory
+
+LEAST_CODED = 1 << 12  # values; smaller tensors are kept as they are
+
+
+@dataclass(frozen=True)
+class _Code:
+    code: Tensor
+    top: Tensor
+
+
+class LowBitCopies:
+    """Copies of some layers in `bits` bits a weight. They are filled one by one, and bound one at a time: all are
+    decoded into the same memory, in the dtype of the layer.
+
+    layers: by their numbers, as they are once they are dequantized.
+    """
+
+    def __init__(self, layers: Mapping[int, UnitLayout], bits: int, memory: DeviceMemory):
+        self._layers, self._bits = layers, bits
+        nbytes = {number: copied_bytes(layer.layout, bits) for number, layer in layers.items()}
+        self._buffers = {number: memory.empty(count) for number, count in nbytes.items()}
+        largest = max((layer.layout.nbytes for layer in layers.values()), default=0)
+        self._scratch = memory.empty(largest)
+        self._parts: dict[int, dict[str, _Code | Tensor]] = {}
+        self._views: dict[Layout, dict[str, Tensor]] = {}
+        self._parameters: dict[Layout, tuple[nn.Parameter, ...]] = {}
+
+    def views(self, number: int) -> dict[str, Tensor]:
+        """Where the tensors of a layer are decoded to, by name; also memory to prepare them in."""
+        layout = self._layers[number].layout
+        if layout not in self._views:
+            self._views[layout] = layout.views(self._scratch[: layout.nbytes])
+        return self._views[layout]
+
+    @torch.inference_mode()
+    def fill(self, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Make the copy of a layer with these tensors."""
+        parts: dict[str, _Code | Tensor] = {}
+        places = self._slices(number)
+        for place, (first, second) in places:
+            given = flat(tensors[place.name])
+            if second is None:
+                first.view(place.dtype).copy_(given)
+                parts[place.name] = first.view(place.dtype)
+            else:
+                bins = self._bins(place)
+                code, top = code_of(given.to(torch.float16 if bins.kind.name == "F16" else torch.bfloat16), bins)
+                first.copy_(code)
+                second.copy_(top)
+                parts[place.name] = _Code(first, second)
+        self._parts[number] = parts
+
+    def bind(self, number: int) -> None:
+        """Decode the copy of a layer, and let its module compute with it until other weights are bound."""
+        layer = self._layers[number]
+        views, parts = self.views(number), self._parts[number]
+        for place in layer.layout.places:
+            part, out = parts[place.name], flat(views[place.name])
+            if isinstance(part, _Code):
+                approximate_code(self._bins(place), part.code, part.top, out)
+            else:
+                out.copy_(part)
+        if layer.layout not in self._parameters:
+            self._parameters[layer.layout] = make_parameters(layer.layout, self._scratch[: layer.layout.nbytes])
+        layer.bind(self._parameters[layer.layout])
+
+    def _bins(self, place: TensorPlace) -> Bins:
+        return Bins(KINDS["F16" if place.dtype == torch.float16 else "BF16"], self._bits)
+
+    def _slices(self, number: int) -> Iterator[tuple[TensorPlace, tuple[Tensor, Tensor | None]]]:
+        """The memory of each tensor: of its code and its tops, or of the tensor as it is."""
+        buffer, begin = self._buffers[number], 0
+        for place in self._layers[number].layout.places:
+            if not is_coded(place):
+                yield place, (buffer[begin : begin + place.nbytes], None)
+                begin += aligned(place.nbytes)
+                continue
+            count = place.nbytes // place.dtype.itemsize
+            code, top = plane_bytes(self._bits, count), count // GROUP
+            yield place, (buffer[begin : begin + code], buffer[begin + code : begin + code + top])
+            begin += aligned(code + top)
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """The values in the order in which they lie in memory, which may be that of the last two dimensions exchanged."""
+    return (tensor if tensor.is_contiguous() else tensor.mT).view(-1)
+
+
+def is_coded(place: TensorPlace) -> bool:
+    """Whether a tensor is copied in few bits: a matrix, or several, of whole blocks."""
+    count = math.prod(place.shape)
+    return len(place.shape) > 1 and place.dtype.is_floating_point and count % BLOCK == 0 and count >= LEAST_CODED
+
+
+def copied_bytes(layout: Layout, bits: int) -> int:
+    """Bytes of the copy of a layer, without the memory that it is decoded into."""
+    return sum(_copied_bytes(place, bits) for place in layout.places)
+
+
+def _copied_bytes(place: TensorPlace, bits: int) -> int:
+    count = math.prod(place.shape)
+    return aligned(plane_bytes(bits, count) + count // GROUP if is_coded(place) else place.nbytes)

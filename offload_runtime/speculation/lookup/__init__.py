@@ -1,0 +1,1 @@
+"""Drafting by looking up what followed before where the text repeats itself."""
