@@ -32,8 +32,8 @@ NO_POSITION_LIMIT = 2**31 - 1  # for configs that state none
 
 # Models with position embeddings in a table, or with none.
 NOT_ROTARY = {
-    "biogpt", "codegen", "ctrl", "falcon_mamba", "gpt-sw3", "gpt2", "gpt_bigcode", "jamba", "mamba", "mamba2",
-    "nemotron_h", "opt", "xglm",
+    "biogpt", "codegen", "ctrl", "falcon_mamba", "gpt-sw3", "gpt2", "gpt_bigcode", "jamba", "kimi_linear", "mamba",
+    "mamba2", "nemotron_h", "opt", "xglm",
 }  # fmt: skip
 # Their max_position_embeddings already count a linear factor.
 _COUNTED = {"gemma3", "gemma3_text"}
