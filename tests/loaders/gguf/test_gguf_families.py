@@ -94,6 +94,10 @@ def operands_of(weight) -> dict[str, torch.Tensor]:
     return found
 
 
+# Families that no weight of is put together from parts, or in another order than it is stored in.
+AS_STORED = ("smollm3", "olmo2", "olmo3", "seed_oss", "granite", "glm4", "ernie4_5", "hunyuan-dense", "gemma4")
+
+
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: PyTorch for CUDA brings it")
 @every_case
 def test_the_fused_kernel_places_what_plain_torch_places(case):
@@ -102,7 +106,7 @@ def test_the_fused_kernel_places_what_plain_torch_places(case):
 
     tensors = model_tensors(read_gguf(family_file(case)))
     weights = [w for w in GgufFormat("Q8_0").weights(tensors) if isinstance(w.scheme, Pieces) or w.scheme.tiles]
-    assert weights or case == "deepseek v3 before"
+    assert bool(weights) == (case not in AS_STORED)
     for weight in weights[:12]:
         operands = operands_of(weight)
         expected, found = torch.empty(weight.shape), torch.full(weight.shape, torch.nan, device=DEVICE)
