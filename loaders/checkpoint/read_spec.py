@@ -30,6 +30,7 @@ from loaders.text_part import NOT_READ, layers_for_images, text_values
 # those that are both key and value.
 LATENT_PROJECTIONS = (".kv_a_proj_with_mqa.weight", ".wkv_a_with_mqa.weight")
 CACHED_PROJECTIONS = (".k_proj.weight", ".v_proj.weight", *LATENT_PROJECTIONS)
+EXPANDING_PROJECTION = ".kv_b_proj.weight"
 SHARED_PROJECTIONS = (".attn.wkv.weight", ".self_attn.kv_proj.weight")
 
 # Tensors that files may hold and models do not use: buffers that are now computed, and multi-token prediction.
@@ -176,6 +177,7 @@ def _sizes(
         "kv_bytes_per_token": sum(cached) * ITEMSIZE[dtype],
         "largest_kv_bytes": max(cached) * ITEMSIZE[dtype],
         "kv_heads": sum(_cached_heads(*layer, head_size) for layer in zip(layers, cached)),
+        "expanded_bytes": max(_expanded_values(tensors, numbers) for tensors in layers) * ITEMSIZE[dtype],
         "shares_kv": bool(numbers.text.get("num_kv_shared_layers")) or _has_kv_sources(numbers.text),
         "max_positions": positions,
         "extension": extension,
@@ -194,6 +196,15 @@ def _cached_values(tensor: StoredTensor) -> int:
     if tensor.name.endswith(SHARED_PROJECTIONS):
         return 2 * tensor.shape[0]
     return tensor.shape[0] if tensor.name.endswith(CACHED_PROJECTIONS) else 0
+
+
+def _expanded_values(tensors: list[StoredTensor], numbers: _Numbers) -> int:
+    """Of each token in the cache of latent attention: what is projected from it for all heads, and the keys."""
+    projected = sum(tensor.shape[0] for tensor in tensors if tensor.name.endswith(EXPANDING_PROJECTION))
+    if not projected:
+        return 0
+    of_keys = [numbers.text.get(name) for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
+    return projected + numbers.heads * sum(width for width in of_keys if type(width) is int)
 
 
 def _has_kv_sources(text: dict[str, Any]) -> bool:

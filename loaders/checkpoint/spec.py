@@ -119,6 +119,7 @@ class ModelSpec:
     largest_kv_bytes: int = 0  # per token, of the layer that caches most; 0: all cache as much
     kv_heads: int = 0  # keys and values of one head that all layers together cache per token
     computed_rows: RowSizes | None = None  # where KV rows are stored in 8 bits: as attention reads them
+    expanded_bytes: int = 0  # per token: keys and values of a layer that latent attention expands for a pass
     shares_kv: bool = False  # some layers read what others have cached
     states: StateSizes | None = None  # of recurrent layers that follow the branches of a tree
     index: IndexSizes | None = None  # of layers whose attention selects rows by an index

@@ -318,9 +318,10 @@ def _activation_bytes(spec: ModelSpec, shape: PassShape) -> int:
         masks += (
             spec.index.masks * MASK_COPIES * shape.texts * keys
         )  # with the selected rows alone, and what they are selected from
+    expanded = shape.texts * keys * spec.expanded_bytes
     recurrent = 0
     if spec.states is not None:
         chunks, trees = shape.rows * spec.states.width * STATE_COPIES, shape.tree_size**2 * TREE_COPIES
         channels = min(shape.rows, STATE_CHUNK) * STATE_CHUNK * spec.states.decays * CHANNEL_COPIES
         recurrent = (spec.states.heads * (chunks + trees) + channels) * STATE_ITEM_BYTES
-    return shape.rows * ((per_row + masks) * ITEMSIZE[spec.dtype] + scores) + recurrent
+    return shape.rows * ((per_row + masks) * ITEMSIZE[spec.dtype] + scores) + expanded + recurrent

@@ -13,6 +13,7 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.modules.skeleton import build_skeleton
 from loaders.safetensors_files.headers import read_checkpoint
 from tests.samples.model_samples import SMALL, save_small_model
+from tests.samples.tiny_models import checkpoint, reference
 
 # Numbers cached per token by all layers: two layers of 2 × 2 heads of 16, where nothing else is said.
 CACHED = {"gpt_neox": 256, "gpt2": 256, "deepseek_v3": 2 * (16 + 8), "qwen3_next": 64, "mamba2": 0}
@@ -171,3 +172,17 @@ def test_a_spec_needs_no_torch(llama):
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", code, llama], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3", "glm4_moe_lite"])
+def test_latent_attention_counts_what_it_expands(family):
+    """Of one token of one layer: what transformers' own module allocates, and what it keeps alive meanwhile."""
+    directory = checkpoint(family)
+    model = reference(directory)
+    attention, config = model.model.layers[1].self_attn, model.config
+    latents, rotated = torch.randn(1, 1, 5, config.kv_lora_rank), torch.randn(1, 1, 5, config.qk_rope_head_dim)
+    with torch.no_grad():
+        keys, values = attention.expand_kv(latents, rotated)
+    allocated = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in (keys, values)}
+    assert len(allocated) == 2 and read_spec(directory, "float32").expanded_bytes * 5 == sum(allocated.values())
+    assert read_spec(checkpoint("llama"), "float32").expanded_bytes == 0

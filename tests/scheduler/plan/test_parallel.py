@@ -12,7 +12,7 @@ from scheduler.plan.memory import GRAPH_LAYER_BYTES, PassShape, workspace_bytes
 from scheduler.plan.pass_cost import LAYER_SECONDS, REPLAYED_LAYER_SECONDS, resident_cost
 from scheduler.plan.plan import Limits, Plan, make_plan
 from scheduler.plan.table import format_plan
-from tests.plan_samples import LLAMA2_70B, LLAMA3_8B_INT4, LLAMA_68M, SMALLEST, TINY, TINY_DRAFT, cpu, gpu
+from tests.plan_samples import LLAMA2_70B, LLAMA3_8B, LLAMA3_8B_INT4, LLAMA_68M, SMALLEST, TINY, TINY_DRAFT, cpu, gpu
 
 KV = 327_680 + 6144  # bytes per token of both models
 CARD = gpu(46 * GIB)
@@ -198,3 +198,12 @@ def test_graphs_of_several_texts_hold_the_gathered_rows_of_four() -> None:
     gathered = keys * LLAMA3_8B_INT4.kv_layer_bytes
     least = masks + gathered + len(LLAMA3_8B_INT4.layers) * GRAPH_LAYER_BYTES  # of the second width
     assert least < item(several, "CUDA graphs") - item(one, "CUDA graphs") < 1.1 * least
+
+
+def test_what_latent_attention_expands_is_workspace_for_every_row_of_the_cache() -> None:
+    latent, shape = replace(LLAMA3_8B, expanded_bytes=448), PassShape(context_length=1000, tree_size=23, rows=64)
+    more = workspace_bytes((latent,), shape) - workspace_bytes((LLAMA3_8B,), shape)
+    assert more == 448 * shape.cache_rows
+    several = replace(shape, texts=3)
+    more = workspace_bytes((latent,), several) - workspace_bytes((LLAMA3_8B,), several)
+    assert more == 3 * 448 * several.cache_rows
