@@ -33,6 +33,10 @@ class TreeCacheLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows = self._cache.form.stored(key_states, value_states)
         self.tables = {name: self._allocate(table) for name, table in rows.items()}
+        self._initialized(key_states)
+
+    def _initialized(self, like: Tensor) -> None:
+        self.keys = self.values = like.new_empty(0)  # Llama 3.2 asks each layer for their size; rows lie in tables
         self.is_initialized = True
 
     def _allocate(self, like: Tensor) -> Tensor:
@@ -135,7 +139,7 @@ class TravellingLayer(TreeCacheLayer):
         self._number = number
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.is_initialized = True
+        self._initialized(key_states)
 
     def _write(self, rows: Tables) -> None:
         self.tables = self._rows.arrive(self._number, rows)
