@@ -180,6 +180,6 @@ def test_texts_that_depend_on_each_other_are_found(pair: tuple[str, OffloadRunti
             logits[1] = logits[0].roll(1, -1)
         return logits
 
-    run = pass_part._run
-    monkeypatch.setattr(pass_part, "_run", of_the_first)
+    run = pass_part.run_together
+    monkeypatch.setattr(pass_part, "run_together", of_the_first)
     assert agreement(sampled_pairs(loaded, 250), alone.joint_distribution()) < 1e-8
