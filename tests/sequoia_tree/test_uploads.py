@@ -105,6 +105,8 @@ def test_the_runtime_reserves_before_it_loads(monkeypatch):
     calls = []
     monkeypatch.setattr(loading, "reserve_uploads", lambda device: calls.append("reserve"))
     load = loading._Loader.__call__
-    monkeypatch.setattr(loading._Loader, "__call__", lambda *arguments: calls.append("load") or load(*arguments))
+    monkeypatch.setattr(
+        loading._Loader, "__call__", lambda *given, **named: calls.append("load") or load(*given, **named)
+    )
     with OffloadRuntime.from_pretrained(checkpoint("llama"), "none", device="cpu", context_length=32):
         assert calls == ["reserve", "load"]

@@ -91,7 +91,10 @@ def test_trees_write_the_models_own_text(architecture, decide, forced):
             assert again.token_ids == expected[4:8]
 
 
-@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case[0] in EXPERTS])
+COMPUTE_ALL = {"llama4_text"}  # with every expert, and leave out what was not chosen afterwards
+
+
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case[0] in {*EXPERTS} - COMPUTE_ALL])
 def test_packed_experts_are_fetched_packed(case, forced):
     forced(only_routed)
     directory = packed_model(case)
