@@ -56,23 +56,28 @@ def parse_object(text: bytes, unique_names: bool = False) -> dict[str, Any]:
 
 
 def read_regular(file: Path, most_bytes: int = MOST_BYTES) -> bytes:
-    """The content of a regular file of at most `most_bytes`. Never blocks on a FIFO. Raises OSError, ValueError."""
+    """The content of a regular file of at most `most_bytes`. Never blocks on a FIFO. Raises OSError, ValueError.
+
+    It is opened as an object, which is closed however Ctrl-C hits; a descriptor just returned by `os.open` is not.
+    """
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
-    except ValueError as error:  # a zero byte in the name
-        raise FileNotFoundError(errno.ENOENT, str(error)) from error
-    try:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is not a regular file")
-        if status.st_size > most_bytes:
-            raise ValueError(f"it is larger than {most_bytes:,} bytes")
-        with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            return stream.read(most_bytes)
-    finally:
-        os.close(descriptor)
+        _check_regular(Path(file).stat(), most_bytes)  # opening a FIFO would block
+    except ValueError as error:
+        if "null" not in str(error):
+            raise
+        raise FileNotFoundError(errno.ENOENT, str(error)) from error  # a zero byte in the name
+    with Path(file).open("rb") as stream:
+        _check_regular(os.fstat(stream.fileno()), most_bytes)
+        return stream.read(most_bytes)
+
+
+def _check_regular(status: os.stat_result, most_bytes: int) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    if status.st_size > most_bytes:
+        raise ValueError(f"it is larger than {most_bytes:,} bytes")
 
 
 def _whole_number(digits: str) -> int:
