@@ -13,7 +13,6 @@ from loaders.lossless.bins import BLOCK, GROUP, KINDS, PADDING, RUNS, Bins, plan
 from loaders.safetensors_files.headers import StoredTensor
 
 METHOD = "lossless"
-ROLES = ("code", "top", "begin", "fixed", "further", "apart_at", "apart")  # the fields of `loaders.lossless.Encoded`
 
 
 @dataclass(frozen=True)

@@ -181,15 +181,21 @@ def packing_seconds(quantization: Quantization, begun: int = 0) -> float:
 
     Measured by quantizing random weights, which takes about 0.1 s.
     """
+    values = sum(math.prod(matrix.stored.shape) for matrix in quantization.matrices)
+    pace = seconds_each(lambda rows: pack_rows(rows, quantization.bits, 32))
+    return max(0.0, 1 - begun / quantization.nbytes) * values * pace
+
+
+def seconds_each(pack: Callable[[Tensor], object]) -> float:
+    """Seconds for each weight that `pack` takes on all of these cores, each with rows of its own; the best of five."""
     rows = torch.randn(256, 1024, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     best = float("inf")
     with one_thread_an_operation():
         for _ in range(5):
             started = time.perf_counter()
-            pack_rows(rows, quantization.bits, 32)
+            pack(rows)
             best = min(best, time.perf_counter() - started)
-    values = sum(math.prod(matrix.stored.shape) for matrix in quantization.matrices)
-    return max(0.0, 1 - begun / quantization.nbytes) * values / rows.numel() * best / cores()
+    return best / rows.numel() / cores()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import time
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +27,9 @@ from loaders.quantize.lossless_recipe import BITS, LEAST_SAVED, LosslessRecipe, 
 from loaders.quantize.recipe import EXPERT
 from loaders.quantize.report import QuantizationReport
 from loaders.quantize.work_directory import allocated, clear, put_in_place, work_directory, write_others
-from loaders.quantize.write import cores, one_thread_an_operation
+from loaders.quantize.write import cores, one_thread_an_operation, seconds_each
 from loaders.safetensors_files.headers import StoredTensor, read_header, read_tensor_bytes
-from loaders.safetensors_files.shards import check_space, described, header, write_index
+from loaders.safetensors_files.shards import check_space, described, header, lay_out, write_index
 
 STORED_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 OF_FILE = "packed_without_loss_of"  # names the source whose layers a partial directory holds
@@ -162,8 +162,8 @@ def _read(tensor: StoredTensor) -> Tensor:
 
 def _write_unit(file: Path, tensors: Tensors) -> None:
     """Write a file that appears once it is on disk. Raises ModelFilesError."""
-    shard = [described(name, STORED_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
-    shard.sort(key=lambda tensor: -tensor.nbytes % 8)  # those that would misalign others come last
+    stored = (described(name, STORED_DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items())
+    [shard] = lay_out(stored, file.parent, shard_bytes=sys.maxsize).values()
     partial = file.with_suffix(".part")
     try:
         with partial.open("wb") as stream:
@@ -185,12 +185,6 @@ def encoding_seconds(recipe: LosslessRecipe, begun: int = 0) -> float:
 
     Measured by packing random weights, which takes about 0.1 s.
     """
-    rows = torch.randn(256, 1024, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    best = float("inf")
-    with one_thread_an_operation():
-        for _ in range(3):
-            started = time.perf_counter()
-            encode(rows, Bins(KINDS["BF16"], BITS))
-            best = min(best, time.perf_counter() - started)
     weights = sum(math.prod(matrix.shape) for matrix in recipe.matrices)
-    return max(0.0, 1 - begun / recipe.nbytes) * weights / rows.numel() * best / cores()
+    pace = seconds_each(lambda rows: encode(rows, Bins(KINDS["BF16"], BITS)))
+    return max(0.0, 1 - begun / recipe.nbytes) * weights * pace

@@ -13,6 +13,7 @@ from loaders.dequantize.plain import decode
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.quantize import lossless_recipe, write_lossless
 from loaders.quantize.work_directory import begun_bytes
+from loaders.safetensors_files.headers import STORED_ITEMSIZE, read_checkpoint
 from offload_runtime import OffloadRuntime
 from offload_runtime.errors import UsageError
 from offload_runtime.options.run_options import DEMO_TARGET, Options
@@ -76,6 +77,8 @@ def test_packed_models_write_the_models_own_text(family, dtype, tmp_path):
         packed_weights(packed_directory()),
     )
     assert weights
+    stored = read_checkpoint(packed_directory()).tensors.values()
+    assert all(tensor.offset % STORED_ITEMSIZE[tensor.dtype] == 0 for tensor in stored)
     for name, weight in weights.items():
         out = torch.empty(weight.shape, dtype=dtype)
         decode(weight.scheme, {role: after[stored.name] for role, stored in weight.operands.items()}, out)
