@@ -13,6 +13,7 @@ from typing import Any
 
 from loaders.checkpoint.config_limits import check_config
 from loaders.heads.fields import Fields
+from loaders.heads.head_config import HeadConfig
 from loaders.heads.kinds import Kind
 from loaders.heads.target_facts import TargetFacts, check_sizes, check_taps
 
@@ -31,21 +32,17 @@ class Dflash2Config:
 
 
 @dataclass(frozen=True)
-class DflashConfig:
+class DflashConfig(HeadConfig):
     """A block draft: mask tokens after the last token of the text, all read in one pass over the target's states.
 
-    taps: the hidden states of the target that are read, each after so many layers. block_size: with the last token of
-    the text. from_anchor: the place of that token predicts the next one, so a block gives one more.
+    block_size: with the last token of the text. from_anchor: the place of that token predicts the next one, so a block
+    gives one more.
     window: the sliding window of each layer, None where there is none. causal: layers that see no later mask token.
     multiplier, softcap: applied to logits.
     """
 
-    file: Path
-    layer: Mapping[str, Any]
-    taps: tuple[int, ...]
     block_size: int
     mask_token: int
-    draft_vocab_size: int
     from_anchor: bool
     windows: tuple[int | None, ...]
     causal: tuple[bool, ...]
@@ -55,27 +52,9 @@ class DflashConfig:
     second: Dflash2Config | None = None
 
     @property
-    def hidden_size(self) -> int:
-        return int(self.layer["hidden_size"])
-
-    @property
-    def vocab_size(self) -> int:
-        """Of the target."""
-        return int(self.layer["vocab_size"])
-
-    @property
-    def layers(self) -> int:
-        return int(self.layer["num_hidden_layers"])
-
-    @property
     def depth(self) -> int:
         """Tokens that a block proposes one after the other."""
         return self.block_size if self.from_anchor else self.block_size - 1
-
-    @property
-    def maps_tokens(self) -> bool:
-        """Whether its vocabulary is a part of the target's."""
-        return self.draft_vocab_size != self.vocab_size
 
 
 def read_dflash(file: Path, config: Mapping[str, Any], kind: Kind, target: TargetFacts) -> DflashConfig:

@@ -13,6 +13,7 @@ from typing import Any
 
 from loaders.checkpoint.config_limits import check_config
 from loaders.heads.fields import Fields
+from loaders.heads.head_config import HeadConfig
 from loaders.heads.target_facts import TargetFacts, check_sizes, check_taps
 
 LAYER_TYPES = ("llama", "qwen3")
@@ -22,48 +23,24 @@ _OFF = ("use_mtp_layernorm", "next_layer_regular", "has_lm_head_bias")
 
 
 @dataclass(frozen=True)
-class Eagle3Config:
+class Eagle3Config(HeadConfig):
     """A head of decoder layers, the first of which reads embedding and hidden state side by side.
 
-    taps: the hidden states of the target that the head reads, each after so many of its layers.
-    layer: the config of the layers as transformers knows it. draft_vocab_size: tokens that it can propose.
     norm_before_residual: the residual of the first layer begins at the normalized hidden state.
     norm_before_fc: one norm over all taps before they are joined; fc_norm: one for each of them.
     norm_output: what the next row reads is normalized.
     """
 
-    file: Path
-    layer: Mapping[str, Any]
-    taps: tuple[int, ...]
     target_hidden_size: int
-    draft_vocab_size: int
     norm_before_residual: bool = False
     norm_before_fc: bool = False
     fc_norm: bool = False
     norm_output: bool = False
 
     @property
-    def hidden_size(self) -> int:
-        return int(self.layer["hidden_size"])
-
-    @property
-    def vocab_size(self) -> int:
-        """Of the target."""
-        return int(self.layer["vocab_size"])
-
-    @property
-    def layers(self) -> int:
-        return int(self.layer["num_hidden_layers"])
-
-    @property
     def max_positions(self) -> int:
         """Positions that its rotations were made for."""
         return int(self.layer.get("max_position_embeddings") or _DEFAULT_POSITIONS)
-
-    @property
-    def maps_tokens(self) -> bool:
-        """Whether its vocabulary is a part of the target's."""
-        return self.draft_vocab_size != self.vocab_size
 
 
 def read_eagle3(file: Path, config: Mapping[str, Any], target: TargetFacts) -> Eagle3Config:
