@@ -126,6 +126,7 @@ def _load_on(device: torch.device, preparation: Preparation, progress: Progress 
         target = Target(load(preparation.target, target_skeleton, *placed, make=make), plan.rows)
         draft: Draft | None = None
         if isinstance(target.model, SelfDraftingModel):
+            _refuse_states(target.model)
             draft = SelfDraft(target.model, target.model.vocab_size, plan.rows)
         if draft_model:
             _refuse_states(target.model, draft_model)
