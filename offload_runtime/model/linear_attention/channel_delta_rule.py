@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from offload_runtime.model.linear_attention.writes import corrected
+
 _BLOCK = 1 << 21  # factors held at once: 8 MiB in float32, and as much for their products
 
 
@@ -57,7 +59,6 @@ def over_tree(
     that after the text. visible: bool [n, m], whether a node is the row's own or one of its ancestors; the last n
     columns are the rows. earlier: the writes of the first m - n nodes.
     """
-    n, known = key.shape[1], 0 if earlier is None else earlier.keys.shape[1]
     decays = decay if earlier is None else torch.cat((earlier.decays, decay), dim=1)
     totals = visible.to(decays.dtype) @ decays
     all_totals = totals if earlier is None else torch.cat((earlier.totals, totals), dim=1)
@@ -65,10 +66,7 @@ def over_tree(
     corrections, reads = _decayed_products(key, query, keys, totals, all_totals, visible)
     of_text, corrections = totals.exp(), beta[..., None] * corrections
     targets = beta[..., None] * (value - (key * of_text) @ state)
-    if earlier is not None:
-        targets = targets - corrections[:, :, :known] @ earlier.deltas
-    system = corrections[:, :, known:].tril(-1) if n > 1 else torch.zeros_like(corrections[:, :, known:])
-    deltas = torch.linalg.solve_triangular(system, targets, upper=False, unitriangular=True)
+    deltas = corrected(targets, corrections, None if earlier is None else earlier.deltas)
     writes = ChannelWrites(key, deltas, decay, totals)
     writes = writes if earlier is None else earlier.joined(writes)
     return (query * of_text) @ state + reads @ writes.deltas, writes

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from offload_runtime.model.linear_attention.writes import Writes, path_totals
+from offload_runtime.model.linear_attention.writes import Writes, corrected, path_totals
 
 
 def over_tree(
@@ -31,16 +31,11 @@ def over_tree(
     that after the text. visible: bool [n, m], whether a node is the row's own or one of its ancestors; the last n
     columns are the rows. earlier: the writes of the first m - n nodes.
     """
-    n = query.shape[1]
     totals, factors = path_totals(decay, earlier, visible)
-    known = 0 if earlier is None else earlier.totals.shape[1]
     keys = key if earlier is None else torch.cat((earlier.keys, key), dim=1)
     weights = beta[..., None] * factors * (key @ keys.transpose(1, 2))  # of the δ of ancestors, in each node's own
     targets = beta[..., None] * (value - totals.exp()[..., None] * (key @ state))
-    if earlier is not None:
-        targets = targets - weights[:, :, :known] @ earlier.deltas
-    system = weights[:, :, known:].tril(-1) if n > 1 else torch.zeros_like(weights[:, :, known:])
-    deltas = torch.linalg.solve_triangular(system, targets, upper=False, unitriangular=True)
+    deltas = corrected(targets, weights, None if earlier is None else earlier.deltas)
     writes = Writes(key, deltas, decay, totals)
     writes = writes if earlier is None else earlier.joined(writes)
     read = (query @ keys.transpose(1, 2)) * factors

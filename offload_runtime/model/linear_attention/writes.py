@@ -51,6 +51,20 @@ class Writes:
         return last.exp()[..., None] * state + added.flatten(0, 1)
 
 
+def corrected(targets: Tensor, weights: Tensor, earlier: Tensor | None) -> Tensor:
+    """The δ ``[heads, n, v]`` of n nodes, each its target less the weighted δ of its ancestors: one triangular system.
+
+    targets: [heads, n, v]. weights: [heads, n, m], of all m nodes, 0 where one is no ancestor; the last n columns are
+    the nodes. earlier: the δ of the first m - n nodes.
+    """
+    n, known = targets.shape[1], 0 if earlier is None else earlier.shape[1]
+    if earlier is not None:
+        targets = targets - weights[:, :, :known] @ earlier
+    own = weights[:, :, known:]
+    system = own.tril(-1) if n > 1 else torch.zeros_like(own)
+    return torch.linalg.solve_triangular(system, targets, upper=False, unitriangular=True)
+
+
 def path_totals(decay: Tensor, earlier: Writes | None, visible: Tensor) -> tuple[Tensor, Tensor]:
     """G of the last nodes, [heads, n], and exp(G_i - G_j) of these and all m, [heads, n, m]; 0 where j is no ancestor.
 
