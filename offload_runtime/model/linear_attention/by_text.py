@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,30 @@ Branch = Callable[[slice, Tensor | None, Branches, Any], tuple[Tensor, Any, Tens
 
 Given the state before the tree, its branches, and what earlier nodes have written.
 """
+
+
+def branch_over(
+    rule: Callable[..., tuple[Tensor, Any]], unit: Callable[[Tensor], Tensor] | None, tensors: Sequence[Tensor]
+) -> Branch:
+    """The branch of a delta rule `over_tree`, in float32.
+
+    unit: normalizes queries and keys, if anything does. tensors: query, key, value, decay, beta of all rows of the
+    pass, each ``[1, rows, heads, ...]``; several heads of values may have the same query and key.
+    """
+
+    def branch(rows: slice, memory: Tensor | None, branches: Branches, earlier: Any) -> tuple[Tensor, Any, Tensor]:
+        q, k, v, decay, rate = (tensor[0, rows].transpose(0, 1).float() for tensor in tensors)
+        groups = len(v) // len(k)
+        if groups > 1:
+            q, k = q.repeat_interleave(groups, 0), k.repeat_interleave(groups, 0)
+        if unit is not None:
+            q, k = unit(q), unit(k)
+        memory = v.new_zeros(len(v), k.shape[2], v.shape[2]) if memory is None else memory.float()
+        q = q * q.shape[-1] ** -0.5
+        out, writes = rule(q, k, v, decay, rate, memory, branches.visible, earlier)
+        return out.transpose(0, 1)[None].to(tensors[0].dtype), writes, memory
+
+    return branch
 
 
 def by_text(current: CurrentPass, read: Read, branch: Branch) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offload_runtime.model.linear_attention.by_text import by_text
-from offload_runtime.model.linear_attention.channel_delta_rule import ChannelWrites, over_tree
-from offload_runtime.model.linear_attention.states import Branches, current_pass
+from offload_runtime.model.linear_attention.by_text import branch_over, by_text
+from offload_runtime.model.linear_attention.channel_delta_rule import over_tree
+from offload_runtime.model.linear_attention.states import current_pass
 from scheduler.plan.memory import STATE_CHUNK
 
 Function = Callable[..., tuple[Tensor, Tensor | None]]
@@ -40,19 +40,8 @@ def over_channel_delta_rule(function: Function) -> Function:
             assert states is not None
             return torch.cat(outputs, dim=1), states[0]
 
-        def branch(
-            rows: slice, memory: Tensor | None, branches: Branches, earlier: ChannelWrites | None
-        ) -> tuple[Tensor, ChannelWrites, Tensor]:
-            nodes = (tensor[0, rows].transpose(0, 1).float() for tensor in (query, key, value, g, beta))
-            q, k, v, decay, rate = nodes
-            if kwargs.get("use_qk_l2norm_in_kernel", False):
-                q, k = _unit(q), _unit(k)
-            memory = v.new_zeros(len(v), k.shape[2], v.shape[2]) if memory is None else memory.float()
-            q = q * q.shape[-1] ** -0.5
-            out, writes = over_tree(q, k, v, decay, rate, memory, branches.visible, earlier)
-            return out.transpose(0, 1)[None].to(query.dtype), writes, memory
-
-        out = by_text(current, read, branch)
+        unit = _unit if kwargs.get("use_qk_l2norm_in_kernel", False) else None
+        out = by_text(current, read, branch_over(over_tree, unit, (query, key, value, g, beta)))
         return out, out.new_empty(0)
 
     return over_rows

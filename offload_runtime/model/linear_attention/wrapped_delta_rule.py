@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offload_runtime.model.linear_attention.by_text import by_text
+from offload_runtime.model.linear_attention.by_text import branch_over, by_text
 from offload_runtime.model.linear_attention.delta_rule import over_tree
-from offload_runtime.model.linear_attention.states import Branches, current_pass
-from offload_runtime.model.linear_attention.writes import Writes
+from offload_runtime.model.linear_attention.states import current_pass
 
 Function = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -35,21 +34,8 @@ def over_delta_rule(function: Function) -> Function:
             assert last is not None
             return out, last[0]
 
-        def branch(
-            rows: slice, memory: Tensor | None, branches: Branches, earlier: Writes | None
-        ) -> tuple[Tensor, Writes, Tensor]:
-            nodes = (tensor[0, rows].transpose(0, 1).float() for tensor in (query, key, value, g, beta))
-            q, k, v, decay, rate = nodes
-            groups = len(v) // len(k)
-            q, k = q.repeat_interleave(groups, 0), k.repeat_interleave(groups, 0)
-            if kwargs.get("use_qk_l2norm_in_kernel", False):
-                q, k = unit(q), unit(k)
-            memory = v.new_zeros(len(v), k.shape[2], v.shape[2]) if memory is None else memory.float()
-            q = q * q.shape[-1] ** -0.5
-            out, writes = over_tree(q, k, v, decay, rate, memory, branches.visible, earlier)
-            return out.transpose(0, 1)[None].to(query.dtype), writes, memory
-
-        return by_text(current, read, branch), None
+        norm = unit if kwargs.get("use_qk_l2norm_in_kernel", False) else None
+        return by_text(current, read, branch_over(over_tree, norm, (query, key, value, g, beta))), None
 
     return over_rows
 
