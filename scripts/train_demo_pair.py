@@ -32,6 +32,7 @@ from demo_corpus import Message, build_corpus
 from demo_measurement import WINDOW, held_out_loss, next_token_loss
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from toolkit.muon import Muon
+from toolkit.training import load_run, rate_at, save_run
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -177,11 +178,6 @@ def distillation_loss(teacher: LlamaForCausalLM) -> Loss:
     return loss
 
 
-def rate_at(step: int, steps: int, warm_up: int = 20) -> float:
-    """Share of the full learning rate: short warm-up, constant, then a linear fall to zero."""
-    return min(1.0, (step + 1) / warm_up, (steps - step) / (steps * DECAY_SHARE))
-
-
 def train(model: LlamaForCausalLM, stream: torch.Tensor, run: Run) -> None:
     """Train in place, going on from the run's checkpoint where there is one."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
@@ -191,11 +187,11 @@ def train(model: LlamaForCausalLM, stream: torch.Tensor, run: Run) -> None:
         torch.optim.Adam(others, lr=VECTOR_RATE * run.rate_scale, betas=(0.9, 0.95)),
     ]
     full_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    first = load_checkpoint(model, optimizers, run.checkpoint)
+    first = load_run(model, optimizers, run.checkpoint)
     began, recent = time.perf_counter(), 0.0
     for step in range(first, run.steps):
         for optimizer, rate in zip(optimizers, full_rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * rate_at(step, run.steps)
+            optimizer.param_groups[0]["lr"] = rate * rate_at(step, run.steps, DECAY_SHARE)
         loss = run.loss(model, training_batch(stream, step, run.steps, run.seed).to(model.device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)
@@ -206,7 +202,7 @@ def train(model: LlamaForCausalLM, stream: torch.Tensor, run: Run) -> None:
         if (step + 1) % 20 == 0 or step + 1 == run.steps:
             report(run, step + 1, recent, (time.perf_counter() - began) / (step + 1 - first))
         if (step + 1) % 100 == 0 or step + 1 == run.steps:
-            save_checkpoint(model, optimizers, step + 1, run.checkpoint)
+            save_run(model, optimizers, step + 1, run.checkpoint)
 
 
 def report(run: Run, done: int, loss: float, step_seconds: float) -> None:
@@ -217,25 +213,6 @@ def report(run: Run, done: int, loss: float, step_seconds: float) -> None:
         file=sys.stderr,
         flush=True,
     )
-
-
-def save_checkpoint(model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], step: int, path: Path) -> None:
-    """Write weights, optimizer state and the number of finished steps, replacing the file in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}
-    torch.save(state, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
-
-
-def load_checkpoint(model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], path: Path) -> int:
-    """Restore a checkpoint and return the number of finished steps; 0 where there is none."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location=model.device, weights_only=True)
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return int(state["step"])
 
 
 # ---- files and command line

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 from toolkit.muon import Muon
+from toolkit.training import load_run, rate_at, save_run
 from torch import Tensor
 
 from heads.target_states import TargetStates
 from heads.unrolled import StepResult, log_target_of, unrolled
 from loaders.heads.eagle3 import Eagle3Head
 
-_WARM_UP, _DECAY_SHARE = 20, 0.5  # steps; last part of a run, in which the learning rate falls to 0
+_DECAY_SHARE = 0.5
 _MATRIX_RATE, _VECTOR_RATE = 0.02, 3e-3
 _REPORTED_EVERY, _SAVED_EVERY = 10, 50
 
@@ -53,11 +54,11 @@ def train(head: Eagle3Head, target: TargetStates, tokens: Tensor, run: Run) -> N
         torch.optim.Adam(vectors, lr=_VECTOR_RATE * run.rate, betas=(0.9, 0.95)),
     ]
     full_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    first = _load(head, optimizers, run.checkpoint)
+    first = load_run(head, optimizers, run.checkpoint)
     began, recent = time.perf_counter(), 0.0
     for step in range(first, run.steps):
         for optimizer, rate in zip(optimizers, full_rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * rate_at(step, run.steps)
+            optimizer.param_groups[0]["lr"] = rate * rate_at(step, run.steps, _DECAY_SHARE)
         results = results_of(head, target, batch_of(tokens, step, run), run.unroll)
         loss = weighted(results, run.decay)
         loss.backward()
@@ -69,7 +70,7 @@ def train(head: Eagle3Head, target: TargetStates, tokens: Tensor, run: Run) -> N
         if (step + 1) % _REPORTED_EVERY == 0 or step + 1 == run.steps:
             _report(run, step + 1, recent, results, (time.perf_counter() - began) / (step + 1 - first))
         if (step + 1) % _SAVED_EVERY == 0 or step + 1 == run.steps:
-            _save(head, optimizers, step + 1, run.checkpoint)
+            save_run(head, optimizers, step + 1, run.checkpoint)
 
 
 def results_of(head: Eagle3Head, target: TargetStates, tokens: Tensor, steps: int) -> list[StepResult]:
@@ -103,11 +104,6 @@ def held_out(head: Eagle3Head, target: TargetStates, tokens: Tensor, run: Run, b
     ]
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Share of the full learning rate: short warm-up, constant, then a linear fall to zero."""
-    return min(1.0, (step + 1) / _WARM_UP, (steps - step) / (steps * _DECAY_SHARE))
-
-
 def _report(run: Run, done: int, loss: float, results: Sequence[StepResult], step_seconds: float) -> None:
     agreed = " ".join(f"{result.agreed:.3f}" for result in results)
     left = (run.steps - done) * step_seconds / 60
@@ -116,22 +112,3 @@ def _report(run: Run, done: int, loss: float, results: Sequence[StepResult], ste
         file=sys.stderr,
         flush=True,
     )
-
-
-def _save(head: Eagle3Head, optimizers: Sequence[torch.optim.Optimizer], step: int, path: Path) -> None:
-    """Write weights, optimizer state and the number of finished steps, replacing the file in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"head": head.state_dict(), "optimizers": [one.state_dict() for one in optimizers], "step": step}
-    torch.save(state, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
-
-
-def _load(head: Eagle3Head, optimizers: Sequence[torch.optim.Optimizer], path: Path) -> int:
-    """Restore a checkpoint and return the number of finished steps; 0 where there is none."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location=head.device, weights_only=True)
-    head.load_state_dict(state["head"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return int(state["step"])
