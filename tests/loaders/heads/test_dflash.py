@@ -7,26 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from loaders.heads.dflash import DflashHead, _predicate
+from tests.samples.head_readings import Rows
 from tests.samples.head_samples import write_dflash
 
 TEXT = 11
-
-
-class Rows:
-    """A cache that appends."""
-
-    def __init__(self) -> None:
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any) -> tuple[Tensor, Tensor]:
-        if layer in self.kept:
-            keys = torch.cat((self.kept[layer][0], keys), dim=2)
-            values = torch.cat((self.kept[layer][1], values), dim=2)
-        self.kept[layer] = keys, values
-        return keys, values
-
-    def get_mask_sizes(self, rows: int, layer: int) -> tuple[int, int]:
-        return self.kept[layer][0].shape[2] + rows, 0
 
 
 def norm(values: Tensor, weight: Tensor) -> Tensor:

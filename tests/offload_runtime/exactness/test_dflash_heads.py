@@ -24,6 +24,8 @@ from tests.offload_runtime.exactness.test_sampling_exactness import (
     sampled,
 )
 from tests.offload_runtime.exactness.test_sampling_exactness import target as tiny_target
+from tests.samples.head_readings import Rows, tapped_states
+from tests.samples.head_readings import furthest as furthest_of
 from tests.samples.head_samples import change, write_dflash
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, reference, streaming_runtime
 
@@ -49,38 +51,13 @@ def written(tmp_path_factory: pytest.TempPathFactory):
     return write
 
 
-class Rows:
-    """A cache that appends."""
-
-    def __init__(self) -> None:
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *args: object) -> tuple[Tensor, Tensor]:
-        if layer in self.kept:
-            keys = torch.cat((self.kept[layer][0], keys), dim=2)
-            values = torch.cat((self.kept[layer][1], values), dim=2)
-        self.kept[layer] = keys, values
-        return keys, values
-
-    def get_mask_sizes(self, rows: int, layer: int) -> tuple[int, int]:
-        return (self.kept[layer][0].shape[2] if layer in self.kept else 0) + rows, 0
-
-
 @torch.no_grad()
 def head_logits(head: DflashHead, directory: Path, text: list[int]) -> Tensor:
     """Of the first place after a text, by one pass of target and head over all of it, [vocab]."""
-    model, states = reference(directory), {}
-    hooks = [
-        layer.register_forward_hook(lambda module, args, out, number=number: states.__setitem__(number + 1, out))
-        for number, layer in enumerate(model.model.layers)
-    ]
-    model(torch.tensor([text]))
-    for hook in hooks:
-        hook.remove()
+    model = reference(directory)
     head.share(model.get_input_embeddings(), model.get_output_embeddings())
     rows, length = Rows(), len(text) - 1
-    taken = torch.cat([states[tap][0, :-1] for tap in head.head.taps], dim=-1)
-    head.absorb(taken, torch.arange(length), rows)
+    head.absorb(tapped_states(directory, text, head.head.taps), torch.arange(length), rows)
     block = torch.tensor([[text[-1], *[95] * 4]])
     logits = head(block, torch.arange(length, length + 5)[None], past_key_values=rows).logits[0]
     skipped = 0 if head.head.from_anchor else 1
@@ -90,15 +67,8 @@ def head_logits(head: DflashHead, directory: Path, text: list[int]) -> Tensor:
 
 
 def furthest(head: DflashHead, directory: Path, read: list[tuple[list[int], Tensor]]) -> float:
-    """The largest difference of logits that both find possible; inf where they differ in that."""
-    worst = 0.0
-    for text, logits in read:
-        wanted = head_logits(head, directory, text)
-        possible = wanted.isfinite()
-        if not torch.equal(possible, logits.isfinite()):
-            return float("inf")
-        worst = max(worst, (logits - wanted)[possible].abs().max().item())
-    return worst
+    """As of `head_readings`, from the head over the text alone."""
+    return furthest_of(lambda text: head_logits(head, directory, text), read)
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -26,6 +26,8 @@ from tests.offload_runtime.exactness.test_sampling_exactness import (
     sampled,
 )
 from tests.offload_runtime.exactness.test_sampling_exactness import target as tiny_target
+from tests.samples.head_readings import furthest as furthest_of
+from tests.samples.head_readings import tapped_states
 from tests.samples.head_samples import change, write_eagle3
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, reference, streaming_runtime
 
@@ -73,30 +75,16 @@ def written(tmp_path_factory: pytest.TempPathFactory):
 @torch.no_grad()
 def head_logits(head: Eagle3Head, directory: Path, text: list[int]) -> Tensor:
     """After the last token of a text, by one pass of target and head over all of it, [vocab]."""
-    model, states = reference(directory), {}
-    hooks = [
-        layer.register_forward_hook(lambda module, args, out, number=number: states.__setitem__(number + 1, out))
-        for number, layer in enumerate(model.model.layers)
-    ]
-    model(torch.tensor([text]))
-    for hook in hooks:
-        hook.remove()
+    model = reference(directory)
     head.share(model.get_input_embeddings(), model.get_output_embeddings())
-    features = head.fuse(torch.cat([states[tap][0, :-1] for tap in head.head.taps], dim=-1))
+    features = head.fuse(tapped_states(directory, text, head.head.taps))
     positions = torch.arange(len(text) - 1)
     return head(torch.tensor([text[1:]]), positions[None], features=features[None]).logits[0, -1]
 
 
 def furthest(head: Eagle3Head, directory: Path, read: list[tuple[list[int], Tensor]]) -> float:
-    """The largest difference of logits that both find possible; inf where they differ in that."""
-    worst = 0.0
-    for text, logits in read:
-        wanted = head_logits(head, directory, text)
-        possible = wanted.isfinite()
-        if not torch.equal(possible, logits.isfinite()):
-            return float("inf")
-        worst = max(worst, (logits - wanted)[possible].abs().max().item())
-    return worst
+    """As of `head_readings`, from the head over the text alone."""
+    return furthest_of(lambda text: head_logits(head, directory, text), read)
 
 
 @pytest.mark.parametrize("name", HEADS)
