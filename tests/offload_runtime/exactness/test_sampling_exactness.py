@@ -148,6 +148,22 @@ def agreement(counts: torch.Tensor, distribution: torch.Tensor) -> float:
     return min(1.0, len(values) * min(values))
 
 
+def assert_follows(model: Path) -> None:
+    """That texts of any model of this vocabulary, with trees of the draft, follow its own distribution."""
+    distribution = torch.ones([VOCABULARY] * TOKENS, dtype=torch.float64)
+    for tokens in product(range(VOCABULARY), repeat=TOKENS):
+        for place in range(TOKENS):
+            with torch.inference_mode():
+                text = torch.tensor([[*PROMPT, *tokens[:place]]])
+                logits = reference(model)(text, use_cache=False).logits[0, -1].double()
+            distribution[tokens] *= logits.softmax(-1)[tokens[place]]
+    options = {"device": "cpu", "context_length": 32, **TREES["sequoia by traversal"]}
+    with OffloadRuntime.from_pretrained(model, draft(), **options) as runtime:
+        counts, single_passes = sampled(runtime, range(400))
+    assert agreement(counts, distribution) > 1e-4
+    assert 0.05 < single_passes < 0.95
+
+
 SAMPLINGS = [
     ("none", {}),
     ("chain", {"temperature": 0.6, "top_p": 0.9}),

@@ -1,10 +1,8 @@
 """Attention that selects rows by an index: every node of a tree has its own selection, among its own ancestors."""
 
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig
@@ -202,18 +200,7 @@ def test_a_restart_finds_the_index_with_the_rows(architecture: str, tmp_path: Pa
 def test_sampled_texts_follow_the_distribution() -> None:
     """Of every text of a few tokens, of which each row selects two."""
     target = checkpoint("deepseek_v32", seed=9, **TINY)
-    distribution = np.ones([sampling.VOCABULARY] * sampling.TOKENS)
-    for tokens in product(range(sampling.VOCABULARY), repeat=sampling.TOKENS):
-        for place in range(sampling.TOKENS):
-            with torch.inference_mode():
-                text = torch.tensor([[*sampling.PROMPT, *tokens[:place]]])
-                logits = reference(target)(text, use_cache=False).logits[0, -1].double()
-            distribution[tokens] *= float(logits.softmax(-1)[tokens[place]])
-    options = {"device": "cpu", "context_length": 32, **sampling.TREES["sequoia by traversal"]}
-    with OffloadRuntime.from_pretrained(target, sampling.draft(), **options) as runtime:
-        counts, single_passes = sampling.sampled(runtime, range(400))
-    assert sampling.agreement(counts, torch.from_numpy(distribution)) > 1e-4
-    assert 0.05 < single_passes < 0.95
+    sampling.assert_follows(target)
 
 
 def test_an_older_transformers_is_refused_by_name(monkeypatch) -> None:

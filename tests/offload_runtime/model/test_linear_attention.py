@@ -1,8 +1,5 @@
 """Recurrent layers that branch: each node of a tree follows its own path, and texts go back to earlier states."""
 
-from itertools import product
-
-import numpy as np
 import pytest
 import torch
 
@@ -13,7 +10,7 @@ from offload_runtime import OffloadRuntime
 from offload_runtime.model.linear_attention.states import Branches, BranchingLayer
 from tests.offload_runtime.exactness import test_sampling_exactness as sampling
 from tests.samples.architectures import BRANCHING
-from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, reference, streaming_runtime
+from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 TREE = {"context_length": 160, "tree": "sequoia", "tree_size": 8, "tree_depth": 4}
 CHUNK = 64  # of the chunked form in transformers
@@ -111,18 +108,7 @@ OTHERWISE = {"kimi_linear": {"num_key_value_heads": 2}, "bamba": {"hidden_size":
 )
 def test_sampled_texts_follow_the_distribution(architecture: str) -> None:
     target = checkpoint(architecture, seed=9, **TINY | OTHERWISE.get(architecture, {}))
-    distribution = np.ones([sampling.VOCABULARY] * sampling.TOKENS)
-    for tokens in product(range(sampling.VOCABULARY), repeat=sampling.TOKENS):
-        for place in range(sampling.TOKENS):
-            with torch.inference_mode():
-                text = torch.tensor([[*sampling.PROMPT, *tokens[:place]]])
-                logits = reference(target)(text, use_cache=False).logits[0, -1].double()
-            distribution[tokens] *= float(logits.softmax(-1)[tokens[place]])
-    options = {"device": "cpu", "context_length": 32, **sampling.TREES["sequoia by traversal"]}
-    with OffloadRuntime.from_pretrained(target, sampling.draft(), **options) as runtime:
-        counts, single_passes = sampling.sampled(runtime, range(400))
-    assert sampling.agreement(counts, torch.from_numpy(distribution)) > 1e-4
-    assert 0.05 < single_passes < 0.95
+    sampling.assert_follows(target)
 
 
 def test_with_an_earlier_transformers_they_decode_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
