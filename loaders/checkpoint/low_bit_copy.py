@@ -8,8 +8,8 @@ from loaders.checkpoint.spec import ITEMSIZE, LayerSpec, ModelSpec, aligned
 from loaders.errors import UnsupportedModelError
 from loaders.lossless.bins import GROUP, RUNS
 
-BITS = tuple(RUNS)
-DEFAULT_BITS = 4
+# The names of copies, and their bits a weight.
+COPIES = {"self": 4, **{f"self:{bits}": bits for bits in RUNS}}
 
 
 def copy_of(target: ModelSpec, bits: int) -> ModelSpec:

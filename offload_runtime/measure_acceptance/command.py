@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loaders.checkpoint.low_bit_copy import COPIES
 from loaders.hub.names import directory_name
 from offload_runtime.errors import UsageError
 from offload_runtime.loading.fetching import fetched
@@ -15,7 +16,7 @@ from offload_runtime.measure_acceptance.options import parse_arguments, settings
 from offload_runtime.measure_acceptance.written import WrittenReplies
 from offload_runtime.options.arguments import model_options
 from offload_runtime.options.command_line import run_command
-from offload_runtime.options.run_options import AUTO, COPIES, DEMO_TARGET, MTP
+from offload_runtime.options.run_options import AUTO, DEMO_TARGET, MTP
 from offload_runtime.planning.planning import Preparation, prepare
 from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, PairAcceptance, cache_file, save, write
 
@@ -31,7 +32,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     options = model_options(arguments)
-    if options.draft in (None, AUTO, *COPIES.values()) or options.tree == "none":
+    if options.draft in (None, AUTO, *COPIES) or options.tree == "none":
         raise UsageError("acceptance is that of a draft: name one with --draft DIR, or the model's own head with mtp")
     options = fetched(options, arguments.yes, arguments.quiet)
     draft = options.model if options.draft == MTP else options.draft  # its own head lies in the model's files

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from loaders.adapters.locate import with_adapter
 from loaders.checkpoint.local_models import local_model
+from loaders.checkpoint.low_bit_copy import COPIES
 from loaders.checkpoint.rope_scaling import RopeScaling
 from loaders.formats.lossless import METHOD as LOSSLESS
 from loaders.hub.find import find_model
@@ -33,10 +34,8 @@ from scheduler.plan.request import KV_PLACES
 DEMO_PAIR = Path(__file__).resolve().parents[1] / "demo_pair"
 DEMO_TARGET, DEMO_DRAFT = DEMO_PAIR / "target", DEMO_PAIR / "draft"
 MTP: Literal["mtp"] = "mtp"
-Draft = Path | Literal["auto", "mtp", "self:3", "self:4", "self:5"] | None
+Draft = Path | str | None  # "auto", "mtp", a name in COPIES
 """As `Options.draft` is."""
-
-COPIES: dict[str, Draft] = {"self": "self:4", "self:3": "self:3", "self:4": "self:4", "self:5": "self:5"}
 
 # The rules that may verify each kind of tree, the default first: a rule must match how the tokens were drawn.
 _DRAWN = ("top-down", "traversal", "match")
@@ -273,7 +272,7 @@ def resolve_draft(model: Path, draft: str | Path | None) -> Draft:
     if draft == MTP:
         return MTP
     if draft in COPIES:
-        return COPIES[str(draft)]
+        return str(draft)
     if str(draft).startswith("self:"):
         raise UsageError(f"--draft {draft}: a copy of the model has 3, 4 or 5 bits a weight: {', '.join(COPIES)}")
     if draft == AUTO:

@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loaders.checkpoint.low_bit_copy import copy_of
+from loaders.checkpoint.low_bit_copy import COPIES, copy_of
 from loaders.checkpoint.mtp import has_known_head
 from loaders.checkpoint.spec import ModelSpec
 from loaders.sizes import parse_size
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
 from offload_runtime.options.fields import values_of
-from offload_runtime.options.run_options import AUTO, COPIES, MTP, Options, located
+from offload_runtime.options.run_options import AUTO, MTP, Options, located
 from offload_runtime.planning.draft_choice import DraftChoice, choose_draft, head_note
 from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, assumed_for, expected_acceptance
 from offload_runtime.planning.parallel_choice import best_parallel_plan
@@ -84,8 +84,8 @@ def prepare(options: Options) -> Preparation:
         machine = with_known_figures(machine, target.spec.dtype)
         choice = _choose(options, target, machine, limits)
         draft = acceptance = None
-        if options.draft in COPIES.values() and options.tree != "none":
-            draft = replace(target, spec=copy_of(target.spec, int(str(options.draft)[-1])))
+        if options.draft in COPIES and options.tree != "none":
+            draft = replace(target, spec=copy_of(target.spec, COPIES[str(options.draft)]))
             acceptance = assumed_for(draft.spec)
         elif choice.head:
             draft = read_mtp_head(target)
@@ -110,7 +110,7 @@ def prepare(options: Options) -> Preparation:
 def _choose(options: Options, target: ModelFiles, machine: Machine, limits: Limits) -> DraftChoice:
     """The draft that the user named, the automatic choice, or none."""
     spec = target.spec
-    if options.draft is None or options.tree == "none" or options.draft in COPIES.values():
+    if options.draft is None or options.tree == "none" or options.draft in COPIES:
         return DraftChoice()
     if options.draft not in (AUTO, MTP):
         assert isinstance(options.draft, Path)
