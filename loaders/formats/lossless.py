@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from loaders.errors import ModelFilesError
 from loaders.formats.schemes import Lossless
 from loaders.formats.weights import PackedWeight, Settings, Tensors, base_names, take
-from loaders.lossless.bins import BLOCK, GROUP, KINDS, PADDING, RUNS, Bins, plane_bytes
+from loaders.lossless.bins import BLOCK, GROUP, KINDS, PADDING, RUNS, Bins, stored_shapes
 from loaders.safetensors_files.headers import StoredTensor
 
 METHOD = "lossless"
@@ -45,10 +45,10 @@ class LosslessFormat:
         apart = take(tensors, f"{name}.apart", KINDS, because=because)
         bins = Bins(KINDS[apart.dtype], self.bits)
         operands = {
-            "code": take(tensors, f"{name}.code", ["U8"], (plane_bytes(self.bits, count),), because=because),
-            "top": top,
-            "begin": take(tensors, f"{name}.begin", ["I32"], (count // BLOCK,), because=because),
-            "fixed": take(tensors, f"{name}.fixed", ["U8"], (plane_bytes(bins.fixed, count),), because=because),
+            **{
+                role: take(tensors, f"{name}.{role}", [dtype], stored, because=because)
+                for role, (dtype, stored) in stored_shapes(bins, *shape).items()
+            },
             "further": _some(take(tensors, f"{name}.further", ["U8"], because=because), PADDING),
             "apart_at": _some(take(tensors, f"{name}.apart_at", ["I32"], apart.shape, because=because), 1),
             "apart": apart,

@@ -108,6 +108,17 @@ def plane_bytes(bits: int, count: int) -> int:
     return bits * count // 8
 
 
+def stored_shapes(bins: Bins, rows: int, columns: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of those fields of `Encoded` that the size of a matrix determines, by name."""
+    count = rows * columns
+    return {
+        "code": ("U8", (plane_bytes(bins.bits, count),)),
+        "top": ("U8", (rows, columns // GROUP)),
+        "begin": ("I32", (count // BLOCK,)),
+        "fixed": ("U8", (plane_bytes(bins.fixed, count),)),
+    }
+
+
 def can_encode(count: int, inputs: int) -> bool:
     """Whether a matrix of `count` weights, `inputs` a row, has whole groups and blocks, and not too many."""
     return count > 0 and inputs % GROUP == 0 and count % BLOCK == 0 and count < 1 << 28

@@ -16,7 +16,7 @@ from typing import Any
 from loaders.checkpoint.read_spec import LAYER_NUMBER
 from loaders.errors import UnsupportedModelError
 from loaders.formats.lossless import METHOD, LosslessFormat
-from loaders.lossless.bins import BLOCK, GROUP, KINDS, PADDING, Bins, can_encode, plane_bytes
+from loaders.lossless.bins import KINDS, PADDING, Bins, can_encode, stored_shapes
 from loaders.quantize.recipe import EXPERT, KEPT, TRANSPOSED_MODELS
 from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 from loaders.safetensors_files.shards import described, lay_out
@@ -105,10 +105,8 @@ def stack_of(tensor: StoredTensor) -> tuple[int, ...] | str:
 
 def _expected(matrix: StoredTensor) -> Iterator[StoredTensor]:
     count, bins = math.prod(matrix.shape), Bins(KINDS[matrix.dtype], BITS)
-    yield described(f"{matrix.name}.code", "U8", (plane_bytes(BITS, count),))
-    yield described(f"{matrix.name}.top", "U8", (matrix.shape[0], matrix.shape[1] // GROUP))
-    yield described(f"{matrix.name}.begin", "I32", (count // BLOCK,))
-    yield described(f"{matrix.name}.fixed", "U8", (plane_bytes(bins.fixed, count),))
+    for role, (dtype, shape) in stored_shapes(bins, *matrix.shape).items():
+        yield described(f"{matrix.name}.{role}", dtype, shape)
     yield described(f"{matrix.name}.further", "U8", (int(count * EXPECTED_FURTHER / 8) + PADDING,))
     yield described(f"{matrix.name}.apart_at", "I32", (1,))
     yield described(f"{matrix.name}.apart", matrix.dtype, (1,))
