@@ -3,8 +3,8 @@
     python scripts/benchmark_throughput.py --help
 
 The model is loaded once for one text, and once for the most texts; within the second, 1, 2, 4, … texts are written side
-by side. Measured from the pass in which all of them are being written to the one in which the first of them ends, so
-that neither prompts nor a shrinking number of texts count.
+by side. Measured from the pass in which all of them are being written to the one in which the first of them has its
+tokens (end tokens are not written before), so that neither prompts nor a shrinking number of texts count.
 """
 
 import argparse
@@ -114,6 +114,7 @@ def _measured(
     sampling = sampling_options(arguments).as_arguments()
     default = NEW_TOKENS if arguments.shape is None else SHAPE_NEW_TOKENS
     sampling["max_new_tokens"] = sampling["max_new_tokens"] or default
+    sampling["min_new_tokens"] = sampling["max_new_tokens"]  # a text that ends early would cut the run to a pass or two
     with OffloadRuntime(preparation) as runtime:
         _shared(runtime, prompts[:1], sampling)  # warms up
         for count in texts:
