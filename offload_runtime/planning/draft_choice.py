@@ -1,4 +1,4 @@
-"""`--draft auto`: the head in the target's files, or the known draft with its tokens, whichever is predicted fastest.
+"""`--draft auto`: a head of the target, or the known draft with its tokens, whichever is predicted fastest.
 
 Imports no torch. Only a draft that is already in the hub's cache is used. If there is none, the best of the others is
 proposed, nothing is downloaded, and n-gram lookup in the text drafts instead (see `ngram_lookup`).
@@ -16,7 +16,7 @@ from loaders.hub.cache import cached_model
 from loaders.sizes import format_size
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import DoesNotFitError, OffloadError
-from offload_runtime.planning.draft_table import FAMILIES, Candidate, family_of
+from offload_runtime.planning.draft_table import FAMILIES, Candidate, family_of, heads_of
 from offload_runtime.planning.expected_acceptance import assumed_acceptance, expected_acceptance
 from offload_runtime.planning.kv_choice import fitting_plan
 from offload_runtime.planning.prediction import predict
@@ -25,6 +25,7 @@ from scheduler.plan.memory import weight_bytes
 from scheduler.plan.plan import Limits
 
 RECURRENT_NOTE = "The model keeps a recurrent state, which cannot branch over a tree of drafts: plain decoding."
+HEAD_NOTE = "--draft {} drafts with a head that is published for this model, in less memory than a draft model."
 UNKNOWN_NOTE = "No draft is known that would help here; --draft MODEL names one."
 _LARGEST_SHARE = 0.5  # of the target's bytes; a larger draft never pays off
 
@@ -50,7 +51,7 @@ class DraftChoice:
 class _Rated:
     """A draft with its seconds per token and its gain over plain decoding; None if not known.
 
-    candidate: its row in the table; None for the head in the model's own files.
+    candidate: its row in the table; None for a head, of which this has the spec.
     """
 
     candidate: Candidate | None
@@ -58,6 +59,7 @@ class _Rated:
     seconds_per_token: float | None
     gain: float | None
     nbytes: int
+    head: ModelSpec | None = None
 
     @property
     def rank(self) -> tuple[float, int]:
@@ -87,15 +89,17 @@ def choose_draft(
     family = vocabulary and family_of(vocabulary, str(target.directory))
     candidates = FAMILIES[family].candidates if family else ()
     rated = list(_rated(candidates, vocabulary or {}, target, machine, limits, read, locate))
-    if head is not None:
-        rated += _rated_head(head, target, machine, limits)
+    for one in (head, *_heads_here(target, read, locate)):
+        rated += _rated_head(one, target, machine, limits) if one else ()
     present = sorted((one for one in rated if one.directory), key=lambda one: one.rank)
     if present and present[0].pays:
-        if head is not None and present[0].candidate is None:
-            return DraftChoice(note=head_note(head, target, vocabulary), head=True)
-        return DraftChoice(present[0].directory)
+        best, own = present[0], head is not None and present[0].head is head
+        note = head_note(best.head, target, vocabulary) if best.head else None
+        return DraftChoice(None if own else best.directory, note, own)
     absent = sorted((one for one in rated if not one.directory and one.pays), key=lambda one: one.rank)
-    return DraftChoice(note=_proposal(absent[0]) if absent and not present else UNKNOWN_NOTE)
+    proposals = [_proposal(absent[0])] if absent and not present else []
+    proposals += [HEAD_NOTE.format(name) for name in heads_of(target.name)[:1] if not locate(name)]
+    return DraftChoice(note=" ".join(proposals) or UNKNOWN_NOTE)
 
 
 def _rated(
@@ -127,10 +131,21 @@ def _rated(
             yield _Rated(candidate, directory, *predicted, weight_bytes(spec))
 
 
+def _heads_here(target: ModelSpec, read: Read, locate: Locate) -> Iterator[ModelSpec]:
+    """The published heads of the target that are on this machine, undamaged, and made for a target of these sizes."""
+    for directory in filter(None, map(locate, heads_of(target.name))):
+        try:
+            head = read(directory)
+        except OffloadError:
+            continue
+        if head.head is not None:
+            yield head
+
+
 def _rated_head(head: ModelSpec, target: ModelSpec, machine: Machine, limits: Limits) -> Iterator[_Rated]:
     acceptance = expected_acceptance(target.directory, head).by_child
     if predicted := _predicted(head, acceptance, target, machine, limits):
-        yield _Rated(None, target.directory, *predicted, weight_bytes(head))
+        yield _Rated(None, head.directory, *predicted, weight_bytes(head), head)
 
 
 def _predicted(
@@ -155,7 +170,8 @@ def head_note(head: ModelSpec, target: ModelSpec, vocabulary: dict[str, int] | N
         return None
     least = min(FAMILIES[family].candidates, key=lambda candidate: candidate.millions)
     sizes = [format_size(weight_bytes(spec)) for spec in (head, least.spec(target.dtype))]
-    return f"The head in the model's own files takes {sizes[0]}, {least.name} as the draft would take {sizes[1]}."
+    name = "The head in the model's own files" if head.directory == target.directory else f"The {head.name}"
+    return f"{name} takes {sizes[0]}, {least.name} as the draft would take {sizes[1]}."
 
 
 def _proposal(rated: _Rated) -> str:

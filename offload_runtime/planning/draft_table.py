@@ -1,7 +1,7 @@
-"""Known drafts by family of models with the same tokens: the data of `--draft auto`. Imports no torch.
+"""Known drafts by family of models with the same tokens, and heads by target: the data of `--draft auto`. No torch.
 
-A family is recognised by a few characteristic tokens and their ids. `draft_choice` decides which draft is used, after
-comparing all tokens.
+A family is recognised by a few characteristic tokens and their ids, the target of a head by its name. `draft_choice`
+decides which draft is used, after comparing all tokens, or all sizes of a head.
 """
 
 from __future__ import annotations
@@ -159,3 +159,44 @@ def family_of(vocabulary: Mapping[str, int], name: str) -> str | None:
         if family.word in name.lower() and all(vocabulary.get(t) == i for t, i in family.landmarks.items()):
             return key
     return None
+
+
+# By the target's name, as speculators, SpecForge and DFlash list them: safetensors, in layouts that are read here.
+HEADS: dict[str, tuple[str, ...]] = {
+    "llama-3.1-8b-instruct": (
+        "RedHatAI/Llama-3.1-8B-Instruct-speculator.eagle3",
+        "lmsys/SGLang-EAGLE3-Llama-3.1-8B-Instruct-SpecForge",
+        "z-lab/LLaMA3.1-8B-Instruct-DFlash-UltraChat",
+    ),
+    "llama-3.3-70b-instruct": (
+        "RedHatAI/Llama-3.3-70B-Instruct-speculator.eagle3",
+        "lmsys/SGLang-EAGLE3-Llama-3.3-70B-Instruct-SpecForge",
+    ),
+    "qwen3-4b": ("z-lab/Qwen3-4B-DFlash-b16",),
+    "qwen3-8b": ("RedHatAI/Qwen3-8B-speculator.eagle3", "z-lab/Qwen3-8B-DFlash-b16"),
+    "qwen3-14b": ("RedHatAI/Qwen3-14B-speculator.eagle3",),
+    "qwen3-32b": ("RedHatAI/Qwen3-32B-speculator.eagle3",),
+    "qwen3-30b-a3b-instruct-2507": (
+        "RedHatAI/Qwen3-30B-A3B-Instruct-2507-speculator.eagle3",
+        "lmsys/SGLang-EAGLE3-Qwen3-30B-A3B-Instruct-2507-SpecForge-Nex",
+    ),
+    "qwen3-235b-a22b": ("RedHatAI/Qwen3-235B-A22B-speculator.eagle3",),
+    "qwen3-235b-a22b-instruct-2507": (
+        "RedHatAI/Qwen3-235B-A22B-Instruct-2507-speculator.eagle3",
+        "lmsys/SGLang-EAGLE3-Qwen3-235B-A22B-Instruct-2507-SpecForge-Meituan",
+    ),
+    "qwen3-coder-30b-a3b-instruct": (
+        "lmsys/SGLang-EAGLE3-Qwen3-Coder-30B-A3B-Instruct-SpecForge",
+        "z-lab/Qwen3-Coder-30B-A3B-DFlash",
+    ),
+    "gpt-oss-20b": ("RedHatAI/gpt-oss-20b-speculator.eagle3", "z-lab/gpt-oss-20b-DFlash"),
+    "gpt-oss-120b": ("z-lab/gpt-oss-120b-DFlash",),
+}
+_OTHER_RELEASES = ("base", "instruct", "thinking", "2507")  # after a name in `HEADS`: another model of the same sizes
+
+
+def heads_of(name: str) -> tuple[str, ...]:
+    """The heads published for the model of this name, quantized or not; the name says which of its releases it is."""
+    plain = name.lower()
+    key = max((key for key in HEADS if key in plain), key=len, default="")
+    return () if not key or any(word in plain.split(key)[-1] for word in _OTHER_RELEASES) else HEADS[key]

@@ -83,7 +83,7 @@ def prepare(options: Options) -> Preparation:
         target, packing = read_target(options, machine)
         machine = with_known_figures(machine, target.spec.dtype)
         choice = _choose(options, target, machine, limits)
-        draft = acceptance = None
+        draft, acceptance, note = None, None, choice.note
         if options.draft in COPIES and options.tree != "none":
             draft = replace(target, spec=copy_of(target.spec, COPIES[str(options.draft)]))
             acceptance = assumed_for(draft.spec)
@@ -94,11 +94,13 @@ def prepare(options: Options) -> Preparation:
             draft = read_draft(options, choice.directory, machine, target.spec)
             if options.draft != AUTO and not draft.head:  # else the choice has compared them; a head has no tokens
                 _check_tokens(options, target.spec, draft.spec)
+            if options.draft != AUTO and draft.head:
+                note = head_note(draft.spec, target.spec, vocabulary_of(options, options.model))
             acceptance = expected_acceptance(options.model, draft.spec)
         elif options.draft == AUTO and options.tree == "auto":
             limits = replace(limits, repeat_text=True)
         plan = _plan(options, target, draft, machine, limits, acceptance)
-        preparation = Preparation(options, target, draft, machine, limits, acceptance, plan, choice.note, packing)
+        preparation = Preparation(options, target, draft, machine, limits, acceptance, plan, note, packing)
         if Tier.DISK not in plan.tiers or target.missing_bytes:
             return preparation
         rate = read_bandwidth(packing.files_at_hand if packing else target.checkpoint.files, plan.read_chunk_bytes)

@@ -19,7 +19,7 @@ from offload_runtime.errors import DraftMismatchError, ModelFilesError
 from offload_runtime.options.run_options import DEMO_TARGET, Options
 from offload_runtime.planning import draft_choice
 from offload_runtime.planning.draft_choice import DraftChoice, choose_draft
-from offload_runtime.planning.draft_table import FAMILIES, Candidate, Family, family_of
+from offload_runtime.planning.draft_table import FAMILIES, HEADS, Candidate, Family, family_of, heads_of
 from offload_runtime.planning.expected_acceptance import assumed_acceptance
 from offload_runtime.planning.planning import prepare
 from offload_runtime.speculation import acceptance_store
@@ -31,6 +31,7 @@ from sequoia_tree.acceptance.acceptance import Acceptance
 from sequoia_tree.shapes.construct import DEFAULT_ACCEPTANCE
 from tests.plan_samples import LLAMA3_70B, cpu, gpu
 from tests.samples.gguf_samples import write_gguf
+from tests.samples.head_samples import write_eagle3
 from tests.samples.tiny_models import checkpoint
 
 LLAMA_3 = FAMILIES["Llama 3"]
@@ -172,6 +173,59 @@ def test_a_head_is_taken_where_no_draft_is_known(target: ModelSpec) -> None:
     assert choice == DraftChoice(head=True)
 
 
+def published(target: ModelSpec, name: str, locate: Callable[[str], Path | None], layers: int = 1) -> DraftChoice:
+    """The choice for a target of this name, whose published heads are as large as so many of its layers."""
+    named = replace(target, name=name)
+
+    def read(directory: Path) -> ModelSpec:
+        if not any(directory.as_posix().endswith(head) for head in heads_of(name)):
+            return spec_of(directory)
+        return replace(head_of(named, layers), name=f"EAGLE-3 head {directory.name}", directory=directory)
+
+    return choose_draft(named, read_vocabulary(target.directory), fast_gpu(), Limits(), read, locate)
+
+
+def test_a_published_head_in_the_cache_is_taken_where_it_is_faster(
+    target: ModelSpec, present: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draft_choice, "assumed_acceptance", lambda size: (0.69, 0.05))
+    head = HEADS["llama-3.3-70b-instruct"][0]
+    choice = published(target, "Llama-3.3-70B-Instruct", present(EIGHT, head))
+    assert choice.directory == present(head)(head) and not choice.head
+    assert choice.note == (
+        "The EAGLE-3 head Llama-3.3-70B-Instruct-speculator.eagle3 takes 1.98 GB, meta-llama/Llama-3.2-1B-Instruct as "
+        "the draft would take 2.47 GB."
+    )
+    large = published(target, "Llama-3.3-70B-Instruct", present(ONE, head), layers=20)
+    assert large.directory == present(ONE)(ONE) and large.note is None
+    assert published(target, "Llama-3.1-70B-Instruct", present(EIGHT, head)).directory is None, "not of this target"
+
+
+def test_a_published_head_that_is_not_here_is_named(target: ModelSpec, present: Callable) -> None:
+    named = "--draft RedHatAI/Llama-3.3-70B-Instruct-speculator.eagle3 drafts with a head that is published for this"
+    note = published(target, "Llama-3.3-70B-Instruct", present()).note
+    assert note.startswith("--draft meta-llama/Llama-3.") and named in note and "\n" not in note
+    assert published(target, "Llama-3.3-70B-Instruct", present(ONE)).note is None, "a draft that pays is here"
+    unknown = replace(target, name="Llama-3.3-70B-Instruct")
+    assert choose_draft(unknown, None, fast_gpu(), Limits(), spec_of, present()).note.startswith(named)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Meta-Llama-3.1-8B-Instruct-Q4_K_M", "llama-3.1-8b-instruct"),
+        ("Qwen/Qwen3-8B-AWQ", "qwen3-8b"),
+        ("Qwen3-235B-A22B-Instruct-2507-FP8", "qwen3-235b-a22b-instruct-2507"),
+        ("openai/gpt-oss-20b", "gpt-oss-20b"),
+        ("Qwen3-4B-Instruct-2507", None),
+        ("Qwen3-8B-Base", None),
+        ("Qwen3-0.6B", None),
+    ],
+)
+def test_the_target_of_a_head_is_told_by_its_name(name: str, key: str | None) -> None:
+    assert heads_of(name) == (HEADS[key] if key else ())
+
+
 def test_what_the_table_says_is_checked_token_by_token(target: ModelSpec, present: Callable) -> None:
     locate = present(ONE)
     other = {**vocabulary_of(LLAMA_3), "!": 7}
@@ -269,6 +323,23 @@ def test_auto_finds_the_draft_in_the_hubs_cache(tiny_pair: tuple[Path, Path], mo
     monkeypatch.setenv("HF_HUB_CACHE", str(target))
     without = prepare(Options(target, "auto", device="cpu"))
     assert without.draft is None and without.plan.tree_size > 1
+
+
+def test_auto_takes_a_published_head_in_the_hubs_cache_unless_it_is_for_other_sizes(
+    tiny_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, draft = tiny_pair
+    name = "RedHatAI/Qwen3-8B-speculator.eagle3"
+    monkeypatch.setattr(draft_choice, "_predicted", lambda spec, *rest: (1.0 if spec.head else 2.0, 2.0))
+    local = target.rename(tmp_path / "Qwen3-8B")
+    write_eagle3(tmp_path / "head", own_output=False)
+    head = cache_with(tmp_path / "hub", name, tmp_path / "head", {})
+    prepared = prepare(Options(local, "auto", device="cpu"))
+    assert prepared.draft_directory == head and prepared.draft_note.startswith("The EAGLE-3 head ")
+    assert prepared.draft_note == prepare(Options(local, head, device="cpu")).draft_note, "also where it is named"
+    config = json.loads((head / "config.json").read_text())
+    (head / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+    assert prepare(Options(local, "auto", device="cpu")).draft_directory == draft
 
 
 def test_a_gguf_file_s_family_is_told_by_the_tokens_it_lists(
