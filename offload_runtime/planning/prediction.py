@@ -67,7 +67,7 @@ def predict(
     plain = cost.seconds(1, 1, context)
     tree = Choice("none", 1, 0, 1.0, pass_seconds(1), 1.0)
     if draft is not None and plan.tree_depth:
-        drafting = plan.draft_cost(draft)
+        drafting = plan.draft_cost(draft, target)
         most = min(plan.tree_size, plan.nodes // texts)
         tree = choose(
             {STATIC: Yield(tuple(acceptance))},

@@ -38,7 +38,7 @@ def open_prompt_cache(
     has_own_rows = preparation.draft and not preparation.draft.head and not preparation.draft.spec.copy_bits
     draft = models.draft if has_own_rows else None  # a head's rows lack features
     if draft and preparation.draft and not draft.model.cache.has_states:
-        pace = _seconds_per_token(plan.draft_cost(preparation.draft.spec), plan.rows)
+        pace = _seconds_per_token(plan.draft_cost(preparation.draft.spec, preparation.target.spec), plan.rows)
         identity = model_identity(preparation.draft, plan.device)
         stored.append(StoredRows(draft.model, identity, folder, pace, notes))
     return PromptCache(stored, notes, between)

@@ -125,25 +125,24 @@ def host_budget(machine: Machine, cap: int | None) -> int:
 
 
 def fixed_items(models: Models, device: str, shape: PassShape) -> tuple[PlanItem, ...]:
-    """All but the target's layers: embeddings and head, draft, KV caches, workspace, read buffers."""
+    """All but the target's layers and their copies: embeddings and head, draft, KV caches, workspace, read buffers."""
     target, *drafts = models
     return (
         PlanItem("embeddings, norm and head", target.embeddings_and_head_bytes),
-        *(PlanItem(_draft_name(draft), weight_bytes(draft)) for draft in drafts),
+        *(PlanItem(_draft_name(draft), weight_bytes(draft)) for draft in drafts if not draft.copy_bits),
         *_kv_items(models, shape),
         *_states(models, shape),
         *_features(models, shape),
         PlanItem(f"workspace, {_rows(shape.rows)}", workspace_bytes(models, shape)),
         *_expert_products(models, device),
         *_graphs(models, device, shape),
-        *_decoded_weights(models),
+        *_decoded_weights(models, shape),
         _read_buffers(models, device),
     )
 
 
 def _draft_name(draft: ModelSpec) -> str:
-    own = draft.head or draft.copy_bits
-    return f"{'' if own else 'draft '}{draft.name}{'' if draft.copy_bits else f' ({draft.short_form})'}"
+    return f"{'' if draft.head else 'draft '}{draft.name} ({draft.short_form})"
 
 
 def _kv_items(models: Models, shape: PassShape) -> Iterator[PlanItem]:
@@ -259,9 +258,9 @@ def _expert_bytes(spec: ModelSpec) -> int:
     return max(by_layer, default=0)
 
 
-def _decoded_weights(models: Models) -> Iterator[PlanItem]:
-    """Quantized weights are dequantized just before use, one module at a time."""
-    if nbytes := sum(model.decode_bytes for model in models):
+def _decoded_weights(models: Models, shape: PassShape) -> Iterator[PlanItem]:
+    """Quantized weights are dequantized just before use, one module at a time, and copies of streamed layers whole."""
+    if nbytes := sum(model.decode_bytes for model in models if shape.streams or not model.copy_bits):
         yield PlanItem("weights decoded for use", nbytes)
 
 

@@ -50,9 +50,15 @@ def host_bytes(layers: Sequence[LayerSpec], tiers: Sequence[Tier]) -> int:
     return sum(dict(sizes).values())
 
 
-def device_bytes(layers: Sequence[LayerSpec], placement: Placement) -> int:
-    """Bytes of resident layers and ring slots."""
-    return bytes_in(layers, placement.tiers, Tier.DEVICE) + placement.slots * placement.slot_bytes
+def device_bytes(layers: Sequence[LayerSpec], placement: Placement, copies: Sequence[int] = ()) -> int:
+    """Bytes of resident layers, ring slots, and the copies of streamed layers."""
+    resident = bytes_in(layers, placement.tiers, Tier.DEVICE)
+    return resident + placement.slots * placement.slot_bytes + copied_bytes(placement.tiers, copies)
+
+
+def copied_bytes(tiers: Sequence[Tier], copies: Sequence[int]) -> int:
+    """Bytes of the low-bit copies of streamed layers. copies: of each layer's; none if the target has no copy."""
+    return sum(nbytes for nbytes, tier in zip(copies, tiers) if tier is not Tier.DEVICE)
 
 
 def wanted_slots(layers: Sequence[LayerSpec]) -> int:
@@ -67,16 +73,16 @@ def wanted_slots(layers: Sequence[LayerSpec]) -> int:
     return 3 if uneven or largest < SMALL_UNIT_BYTES else 2
 
 
-def place_on_device(layers: Sequence[LayerSpec], room: int) -> Placement:
+def place_on_device(layers: Sequence[LayerSpec], room: int, copies: Sequence[int] = ()) -> Placement:
     """Place layers in `room` bytes of the device and the others on DISK; the smallest ring if nothing fits.
 
     Takes the placement with the most resident bytes that fits: more room then never streams more, even if layers differ
-    in size.
+    in size. copies: bytes that each layer takes on the device while it streams, beside the ring.
     """
     wanted, smallest = wanted_slots(layers), _placement(layers, 0, 2)
-    if room < min(device_bytes(layers, smallest), sum(layer.nbytes for layer in layers)):
+    if room < min(device_bytes(layers, smallest, copies), sum(layer.nbytes for layer in layers)):
         return smallest
-    fitting = [one for one in _candidates(tuple(layers), wanted) if one[1] <= room]
+    fitting = [one for one in _candidates(tuple(layers), wanted, tuple(copies)) if one[1] <= room]
     return max(fitting, key=lambda one: one[2])[0] if fitting else smallest
 
 
@@ -104,10 +110,10 @@ def place_on_host(
 
 
 @lru_cache(maxsize=8)  # a plan compares trees of many sizes, which leave different room for the same layers
-def _candidates(layers: tuple[LayerSpec, ...], slots: int) -> list[tuple[Placement, int, int]]:
+def _candidates(layers: tuple[LayerSpec, ...], slots: int, copies: tuple[int, ...]) -> list[tuple[Placement, int, int]]:
     """(placement, bytes on the device, resident bytes) for every number of resident layers, the most first."""
     placements = [_placement(layers, resident, slots) for resident in range(len(layers), -1, -1)]
-    return [(one, device_bytes(layers, one), bytes_in(layers, one.tiers, Tier.DEVICE)) for one in placements]
+    return [(one, device_bytes(layers, one, copies), bytes_in(layers, one.tiers, Tier.DEVICE)) for one in placements]
 
 
 def _placement(layers: Sequence[LayerSpec], resident: int, slots: int) -> Placement:

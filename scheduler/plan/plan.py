@@ -24,12 +24,21 @@ from scheduler.plan.memory import (
 )
 from scheduler.plan.padding import Padding
 from scheduler.plan.pass_cost import PassCost, resident_cost
-from scheduler.plan.placement import Placement, Tier, bytes_in, device_bytes, host_bytes, place_on_device, place_on_host
+from scheduler.plan.placement import (
+    Placement,
+    Tier,
+    bytes_in,
+    copied_bytes,
+    device_bytes,
+    host_bytes,
+    place_on_device,
+    place_on_host,
+)
 from scheduler.plan.remedies import Shortage, refusal
 from scheduler.plan.request import Limits, PlanRequest
 from scheduler.plan.staging import disk_staging_bytes, pageable_layers
 
-__all__ = ["Limits", "Plan", "PlanItem", "Tier", "make_plan"]
+__all__ = ["Limits", "Plan", "PlanItem", "Tier", "find_plan", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -150,8 +159,13 @@ class Plan:
         spec, kv_bytes = spec.with_decoded(self.decoded.target), self.texts * self.cache_rows * self.kv_token_bytes
         return _cost(spec, self.tiers, self.slots, self.machine, kv_bytes)
 
-    def draft_cost(self, spec: ModelSpec) -> PassCost:
-        """The cost model of the passes of the draft, which is resident."""
+    def draft_cost(self, spec: ModelSpec, target: ModelSpec) -> PassCost:
+        """The cost model of the passes of the draft, which is resident. A copy runs layers that are resident as the
+        target has them."""
+        if spec.copy_bits:
+            pairs = zip(spec.layers, target.layers, self.tiers, strict=True)
+            layers = tuple(own if tier is Tier.DEVICE else copied for copied, own, tier in pairs)
+            return resident_cost(replace(spec, layers=layers), self.machine)
         return resident_cost(spec.with_decoded(self.decoded.draft), self.machine)
 
     def as_dict(self) -> dict[str, Any]:
@@ -195,6 +209,12 @@ def make_plan(
     return outcome
 
 
+def find_plan(spec: ModelSpec, draft: ModelSpec | None, machine: Machine, limits: Limits) -> Plan | None:
+    """Like `make_plan`, but None if nothing fits: looking for what would takes some hundred times as long."""
+    outcome = _solve(PlanRequest(spec, draft, machine, limits))
+    return None if isinstance(outcome, Shortage) else outcome
+
+
 def _solve(request: PlanRequest) -> Plan | Shortage:
     """The first attempt that fits, else the smallest shortage."""
     shortages: list[Shortage] = []
@@ -236,8 +256,8 @@ def _place(request: PlanRequest, shape: PassShape) -> Placement:
     """Place layers in the memory that the fixed items leave."""
     layers, items = request.spec.layers, request.fixed_items(shape)
     device_room = request.device_budget - sum(item.device_bytes for item in items)
-    placement = place_on_device(layers, device_room)
-    if request.machine.device == "cpu" or device_bytes(layers, placement) > device_room:
+    placement = place_on_device(layers, device_room, request.copies)
+    if request.machine.device == "cpu" or device_bytes(layers, placement, request.copies) > device_room:
         return placement
     room = request.host_budget - sum(item.host_bytes for item in items)
     return place_on_host(layers, placement, room, disk_staging_bytes)
@@ -281,6 +301,7 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded:
         workspace_bytes=workspace_bytes(request.models, shape),
         items=(
             *_layer_items(spec, placement, _left_to_layers(request.machine, on_host), decoded.target),
+            *_copies(request, tiers),
             *as_loaded.fixed_items(shape),
             *(() if decoded == NONE_DECODED else (loading_item(request),)),
         ),
@@ -329,6 +350,12 @@ def _layer_items(spec: ModelSpec, placement: Placement, machine: Machine, decode
         )
     if Tier.DISK in tiers and machine.device == "cuda":
         yield PlanItem("staging, read ahead from disk", host_bytes=disk_staging_bytes(spec.layers, tiers))
+
+
+def _copies(request: PlanRequest, tiers: Sequence[Tier]) -> Iterator[PlanItem]:
+    if nbytes := copied_bytes(tiers, request.copies):
+        assert request.draft is not None
+        yield PlanItem(request.draft.name, nbytes)
 
 
 def _pageable_bytes(spec: ModelSpec, tiers: tuple[Tier, ...], limit: int | None) -> int:

@@ -112,6 +112,11 @@ class PlanRequest:
         return 1 if not self.spec.can_branch else self.limits.parallel or 1
 
     @property
+    def copies(self) -> tuple[int, ...]:
+        """Bytes on the device of each layer's low-bit copy, which it has only where it streams; () without a copy."""
+        return tuple(layer.nbytes for layer in self.draft.layers) if self.draft and self.draft.copy_bits else ()
+
+    @property
     def kv_on_host(self) -> bool:
         """Whether the target's KV rows lie in host memory: asked for, and possible."""
         return self.limits.kv == "host" and self.kv_stays is None
