@@ -77,7 +77,7 @@ class RunOptions:
     draft: str | Path | None = option(
         "a small model with the same tokens, in the same way (org/name:Q8_0); mtp: the head for multi-token prediction "
         "in the model's own files; self: a low-bit copy of the model itself (self:3, self:4, self:5 say of how many "
-        "bits); none: plain decoding; auto: that head or a known draft that is in the hub's cache, "
+        "bits); none: plain decoding; auto: that head, such a copy or a known draft that is in the hub's cache, "
         "whichever is faster, else n-gram lookup in the text",
         "MODEL",
         default="auto",

@@ -1,23 +1,26 @@
-"""`--draft auto`: a head of the target, or the known draft with its tokens, whichever is predicted fastest.
+"""`--draft auto`: a head of the target, a low-bit copy of it, or a known draft with its tokens, whichever is predicted
+fastest.
 
-Imports no torch. Only a draft that is already in the hub's cache is used. If there is none, the best of the others is
-proposed, nothing is downloaded, and n-gram lookup in the text drafts instead (see `ngram_lookup`).
+Imports no torch. Only a draft that is already in the hub's cache is used; if none is, the best of the others is
+proposed, and nothing is downloaded. If nothing pays, n-gram lookup in the text drafts (see `ngram_lookup`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loaders.checkpoint.low_bit_copy import copy_of
 from loaders.checkpoint.model_source import read_vocabulary
 from loaders.checkpoint.spec import ModelSpec
 from loaders.hub.cache import cached_model
+from loaders.lossless.bins import RUNS
 from loaders.sizes import format_size
 from loaders.tokenizers.vocabulary import check_same_vocabulary
-from offload_runtime.errors import DoesNotFitError, OffloadError
+from offload_runtime.errors import OffloadError
 from offload_runtime.planning.draft_table import FAMILIES, Candidate, family_of, heads_of
-from offload_runtime.planning.expected_acceptance import assumed_acceptance, expected_acceptance
+from offload_runtime.planning.expected_acceptance import assumed_acceptance, assumed_for, expected_acceptance
 from offload_runtime.planning.kv_choice import fitting_plan
 from offload_runtime.planning.prediction import predict
 from scheduler.machine.machine import Machine
@@ -37,7 +40,8 @@ Read = Callable[[Path], ModelSpec]
 
 @dataclass(frozen=True)
 class DraftChoice:
-    """directory: of the chosen draft, or None. head: the head in the model's own files is chosen.
+    """directory: of the chosen draft, or None. head: the head in the model's own files is chosen. copy_bits: bits a
+    weight of the low-bit copy that is chosen, or None.
 
     note: one line for the user: the reason, what would be faster, or what is saved.
     """
@@ -45,13 +49,14 @@ class DraftChoice:
     directory: Path | None = None
     note: str | None = None
     head: bool = False
+    copy_bits: int | None = None
 
 
 @dataclass(frozen=True)
 class _Rated:
     """A draft with its seconds per token and its gain over plain decoding; None if not known.
 
-    candidate: its row in the table; None for a head, of which this has the spec.
+    candidate: its row in the table; None for a head, of which this has the spec, and for a copy, of so many bits.
     """
 
     candidate: Candidate | None
@@ -60,6 +65,7 @@ class _Rated:
     gain: float | None
     nbytes: int
     head: ModelSpec | None = None
+    copy_bits: int | None = None
 
     @property
     def rank(self) -> tuple[float, int]:
@@ -91,15 +97,20 @@ def choose_draft(
     rated = list(_rated(candidates, vocabulary or {}, target, machine, limits, read, locate))
     for one in (head, *_heads_here(target, read, locate)):
         rated += _rated_head(one, target, machine, limits) if one else ()
-    present = sorted((one for one in rated if one.directory), key=lambda one: one.rank)
-    if present and present[0].pays:
-        best, own = present[0], head is not None and present[0].head is head
+    copies = _rated_copies(target, machine, limits)
+    present = sorted((one for one in (*rated, *copies) if one.directory), key=lambda one: one.rank)
+    best = present[0] if present and present[0].pays else None
+    if best and not best.copy_bits:
+        own = head is not None and best.head is head
         note = head_note(best.head, target, vocabulary) if best.head else None
         return DraftChoice(None if own else best.directory, note, own)
     absent = sorted((one for one in rated if not one.directory and one.pays), key=lambda one: one.rank)
-    proposals = [_proposal(absent[0])] if absent and not present else []
-    proposals += [HEAD_NOTE.format(name) for name in heads_of(target.name)[:1] if not locate(name)]
-    return DraftChoice(note=" ".join(proposals) or UNKNOWN_NOTE)
+    published = [HEAD_NOTE.format(name) for name in heads_of(target.name)[:1] if not locate(name)]
+    if best:
+        notes = [_copy_note(best, present[1:]), *_faster(best, absent), *published]
+        return DraftChoice(note=" ".join(notes), copy_bits=best.copy_bits)
+    proposals = [_proposal(absent[0])] if absent and not any(one.directory for one in rated) else []
+    return DraftChoice(note=" ".join((*proposals, *published)) or UNKNOWN_NOTE)
 
 
 def _rated(
@@ -148,13 +159,32 @@ def _rated_head(head: ModelSpec, target: ModelSpec, machine: Machine, limits: Li
         yield _Rated(None, head.directory, *predicted, weight_bytes(head), head)
 
 
+def _rated_copies(target: ModelSpec, machine: Machine, limits: Limits) -> Iterator[_Rated]:
+    """Copies of the target, where it streams and the machine's speed is known: otherwise they only take memory.
+
+    What they take could hold layers, so their gain is over the plan without any draft.
+    """
+    if target.recurrent:
+        return
+    plain = fitting_plan(target, None, machine, limits)
+    if plain is None or not plain.slots:
+        return
+    for bits in RUNS:
+        copy = copy_of(target, bits)
+        if weight_bytes(copy) + copy.decode_bytes > plain.device_budget:
+            continue
+        predicted = _predicted(copy, assumed_for(copy).by_child, target, machine, limits)
+        if predicted and predicted[0] is not None and plain.seconds_per_pass:
+            gain = plain.seconds_per_pass / predicted[0]
+            yield _Rated(None, target.directory, predicted[0], gain, weight_bytes(copy), copy_bits=bits)
+
+
 def _predicted(
     draft: ModelSpec, acceptance: tuple[float, ...], target: ModelSpec, machine: Machine, limits: Limits
 ) -> tuple[float | None, float | None] | None:
     """Seconds per token and the gain over plain decoding, None where speeds are not known; None if it does not fit."""
-    try:
-        plan = fitting_plan(target, draft, machine, limits)
-    except DoesNotFitError:
+    plan = fitting_plan(target, draft, machine, limits)
+    if plan is None:
         return None
     cost = plan.target_cost(target)
     if not cost.is_known or not cost.knows_computing:
@@ -172,6 +202,22 @@ def head_note(head: ModelSpec, target: ModelSpec, vocabulary: dict[str, int] | N
     sizes = [format_size(weight_bytes(spec)) for spec in (head, least.spec(target.dtype))]
     name = "The head in the model's own files" if head.directory == target.directory else f"The {head.name}"
     return f"{name} takes {sizes[0]}, {least.name} as the draft would take {sizes[1]}."
+
+
+def _copy_note(best: _Rated, others: Sequence[_Rated]) -> str:
+    """Why a copy drafts, and what the next best would take."""
+    seconds = best.seconds_per_token or 0.0
+    note = f"A {best.copy_bits}-bit copy of the model drafts: {seconds:.2g} s per token predicted"
+    if other := next((one for one in others if not one.copy_bits and one.seconds_per_token), None):
+        name = other.candidate.name if other.candidate else "a head"
+        note += f", {other.seconds_per_token:.2g} with {name}"
+    return f"{note}, {seconds * (best.gain or 1.0):.2g} without a draft."
+
+
+def _faster(best: _Rated, absent: Sequence[_Rated]) -> Iterator[str]:
+    """A proposal of a draft that is predicted to be faster than the best one here."""
+    if absent and best.seconds_per_token and (seconds := absent[0].seconds_per_token or 0.0) < best.seconds_per_token:
+        yield _proposal(replace(absent[0], gain=best.seconds_per_token / seconds if seconds else None))
 
 
 def _proposal(rated: _Rated) -> str:

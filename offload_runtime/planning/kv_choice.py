@@ -11,7 +11,7 @@ from offload_runtime.planning.best_plan import best_plan
 from offload_runtime.planning.prediction import is_predictable, predict
 from scheduler.errors import DoesNotFitError
 from scheduler.machine.machine import Machine
-from scheduler.plan.plan import Limits, Plan, make_plan
+from scheduler.plan.plan import Limits, Plan, find_plan
 
 # Rows in host memory must be predicted to be this much faster: for the texts of one context, some percent are the
 # difference between a context that is half full and one that is nearly full.
@@ -39,14 +39,12 @@ def best_kv_plan(
     return on_host if paces[1] >= GAIN * paces[0] else here
 
 
-def fitting_plan(target: ModelSpec, draft: ModelSpec | None, machine: Machine, limits: Limits) -> Plan:
-    """Like `make_plan`, with the KV rows in host memory where nothing fits with them on the device."""
-    try:
-        return make_plan(target, draft, machine, limits)
-    except DoesNotFitError:
-        if limits.kv is not None:
-            raise
-        return make_plan(target, draft, machine, replace(limits, kv="host"))
+def fitting_plan(target: ModelSpec, draft: ModelSpec | None, machine: Machine, limits: Limits) -> Plan | None:
+    """Like `find_plan`, with the KV rows in host memory where nothing fits with them on the device."""
+    plan = find_plan(target, draft, machine, limits)
+    if plan is not None or limits.kv is not None:
+        return plan
+    return find_plan(target, draft, machine, replace(limits, kv="host"))
 
 
 def _fitting(

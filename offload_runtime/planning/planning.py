@@ -84,8 +84,8 @@ def prepare(options: Options) -> Preparation:
         machine = with_known_figures(machine, target.spec.dtype)
         choice = _choose(options, target, machine, limits)
         draft, acceptance, note = None, None, choice.note
-        if options.draft in COPIES and options.tree != "none":
-            draft = replace(target, spec=copy_of(target.spec, COPIES[str(options.draft)]))
+        if choice.copy_bits is not None:
+            draft = replace(target, spec=copy_of(target.spec, choice.copy_bits))
             acceptance = assumed_for(draft.spec)
         elif choice.head:
             draft = read_mtp_head(target)
@@ -112,8 +112,10 @@ def prepare(options: Options) -> Preparation:
 def _choose(options: Options, target: ModelFiles, machine: Machine, limits: Limits) -> DraftChoice:
     """The draft that the user named, the automatic choice, or none."""
     spec = target.spec
-    if options.draft is None or options.tree == "none" or options.draft in COPIES:
+    if options.draft is None or options.tree == "none":
         return DraftChoice()
+    if options.draft in COPIES:
+        return DraftChoice(copy_bits=COPIES[str(options.draft)])
     if options.draft not in (AUTO, MTP):
         assert isinstance(options.draft, Path)
         return DraftChoice(options.draft)

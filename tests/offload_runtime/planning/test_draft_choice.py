@@ -11,16 +11,19 @@ from pathlib import Path
 import pytest
 
 from loaders.checkpoint.model_source import read_vocabulary
-from loaders.checkpoint.spec import HeadSizes, ModelSpec
+from loaders.checkpoint.spec import HeadSizes, ModelSpec, StateSizes
 from loaders.hub import cache as hub_cache
 from loaders.hub.cache import cached_model
 from loaders.sizes import GIB
+from offload_runtime.chat.status import start_notes
 from offload_runtime.errors import DraftMismatchError, ModelFilesError
 from offload_runtime.options.run_options import DEMO_TARGET, Options
-from offload_runtime.planning import draft_choice
+from offload_runtime.planning import draft_choice, planning
+from offload_runtime.planning import expected_acceptance as expected
 from offload_runtime.planning.draft_choice import DraftChoice, choose_draft
 from offload_runtime.planning.draft_table import FAMILIES, HEADS, Candidate, Family, family_of, heads_of
 from offload_runtime.planning.expected_acceptance import assumed_acceptance
+from offload_runtime.planning.forecast import forecast
 from offload_runtime.planning.planning import prepare
 from offload_runtime.speculation import acceptance_store
 from offload_runtime.speculation.acceptance_store import Measurement, PairAcceptance, Setting
@@ -274,6 +277,37 @@ def test_a_draft_that_does_not_pay_is_not_taken(
     assert choose(target, locate) == DraftChoice(note=draft_choice.UNKNOWN_NOTE)
 
 
+def l40() -> Machine:
+    return planned_machine("L40", cpu(64 * GIB), 256 * GIB)
+
+
+def test_a_copy_is_taken_where_nothing_faster_is_here(target: ModelSpec, present: Callable) -> None:
+    choice = choose(target, present(), l40())
+    assert (choice.copy_bits, choice.directory, choice.head) == (3, None, False), "more bits do not fit"
+    assert choice.note is not None and "\n" not in choice.note
+    assert choice.note.startswith("A 3-bit copy of the model drafts: ") and " without a draft. --draft " in choice.note
+
+
+def test_a_copy_is_compared_with_drafts_in_the_cache(target: ModelSpec, present: Callable, monkeypatch) -> None:
+    assert choose(target, present(ONE), l40()).directory.name == ONE.split("/")[1]
+    monkeypatch.setattr(expected, "_COPY_ACCEPTED", {3: 0.9, 4: 0.9, 5: 0.9})
+    monkeypatch.setattr(draft_choice, "assumed_acceptance", lambda millions: (0.3, 0.1))
+    choice = choose(target, present(EIGHT), l40())
+    assert choice.copy_bits == 3 and f" with {EIGHT}, " in choice.note and "download" not in choice.note
+
+
+def test_no_copy_where_it_would_not_help(target: ModelSpec, present: Callable, monkeypatch) -> None:
+    locate = present()
+    assert choose(target, locate, gpu(48 * GIB)).copy_bits is None, "the machine's speed is not known"
+    small = replace(target, layers=target.layers[:8])
+    assert choose(small, locate, l40()).copy_bits is None, "it fits whole"
+    states = StateSizes(1, 1, 1, 1)
+    recurrent = replace(target, recurrent=True, states=states)
+    assert recurrent.can_branch and choose(recurrent, locate, l40()).copy_bits is None
+    monkeypatch.setattr(expected, "_COPY_ACCEPTED", {3: 0.001, 4: 0.001, 5: 0.001})
+    assert choose(target, locate, l40()).copy_bits is None, "layers in its place would save more"
+
+
 def test_a_recurrent_target_and_an_unknown_one_get_none(target: ModelSpec, present: Callable, tmp_path: Path) -> None:
     assert "recurrent state" in choose(replace(target, recurrent=True), present(ONE)).note
     unknown = replace(target, directory=write_vocabulary(tmp_path / "unknown", {"a": 0}))
@@ -340,6 +374,16 @@ def test_auto_takes_a_published_head_in_the_hubs_cache_unless_it_is_for_other_si
     config = json.loads((head / "config.json").read_text())
     (head / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
     assert prepare(Options(local, "auto", device="cpu")).draft_directory == draft
+
+
+def test_the_copy_that_auto_chooses_is_planned(tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    target, _ = tiny_pair
+    choice = DraftChoice(note="why", copy_bits=5)
+    monkeypatch.setattr(planning, "choose_draft", lambda *args, **kwargs: choice)
+    prepared = prepare(Options(target, "auto", device="cpu"))
+    assert prepared.draft.spec.copy_bits == 5 and prepared.draft_note == "why" and prepared.draft_directory is None
+    assert "5-bit copy" in prepared.plan.draft and prepared.acceptance == expected.assumed_for(prepared.draft.spec)
+    assert "why" in list(start_notes(prepared)) and "why" in list(forecast(prepared))
 
 
 def test_a_gguf_file_s_family_is_told_by_the_tokens_it_lists(
