@@ -22,6 +22,7 @@ from offload_runtime.speculation.target import Target
 from offload_runtime.speculation.tree_policy import PassFacts, PlainDecoding, Situation, TextFacts, TreePolicy
 from offload_runtime.speculation.verification import Scored, verify
 from offload_runtime.text.tools.tool_call import ToolCall
+from sequoia_tree.drafting.end_tokens import up_to_end
 from sequoia_tree.tree import Tree
 from sequoia_tree.verification.logprobs import TokenLogprobs, token_logprobs
 
@@ -203,7 +204,7 @@ class Decoder:
         for turn in turns:
             request, text, place = turn.writer.request, turn.writer.text, turn.writer.place
             if turn.reads is None:
-                growth = turn.method.growing(text, request.sampling, request.generator, place)
+                growth = turn.method.growing(text, request.sampling, request.generator, place, request.end_token_ids)
                 if self._draft and self._draft.must_read(turn.unread + turn.method.most_nodes, place):
                     growth = _after(self._draft.following(text, place), growth)
                 growths.append(or_error(growth))
@@ -359,8 +360,7 @@ def _nothing() -> Growth[None]:
 
 def cut(tokens: list[int], end_token_ids: frozenset[int], most_tokens: int) -> tuple[list[int], str | None]:
     """The tokens up to and including the first end token, at most `most_tokens`; and the finish reason, if any."""
-    kept = tokens[:most_tokens]
-    end = next((i for i, token in enumerate(kept) if token in end_token_ids), None)
-    if end is not None:
-        return kept[: end + 1], "stop"
+    kept = up_to_end(tokens[:most_tokens], end_token_ids)
+    if kept and kept[-1] in end_token_ids:
+        return kept, "stop"
     return kept, "length" if len(tokens) >= most_tokens else None

@@ -12,6 +12,7 @@ from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.lookup.text_candidates import RepeatedText, with_candidates
 from offload_runtime.speculation.static_drafting import likeliest
 from sequoia_tree.drafting.adaptive import Frontier, Grown
+from sequoia_tree.drafting.end_tokens import Endings
 from sequoia_tree.shaping.contexts import Contexts, Text
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.tree import Tree
@@ -33,6 +34,7 @@ class AdaptiveDrafting:
         self._draft, self._size, self._children = draft, size, children
         self._expansions = depth - 1
         self._width = max(1, (size - 1) // max(1, self._expansions))
+        self._endings = Endings(draft.model.device)
         self._by_sequence: dict[int, tuple[Frontier, RepeatedText]] = {}
 
     @property
@@ -41,14 +43,20 @@ class AdaptiveDrafting:
         return (1, *[self._width] * self._expansions)
 
     def growing(
-        self, text: Sequence[int], sampling: Sampling, generator: torch.Generator, sequence: int, costs: Costs
+        self,
+        text: Sequence[int],
+        sampling: Sampling,
+        generator: torch.Generator,
+        sequence: int,
+        ends: frozenset[int],
+        costs: Costs,
     ) -> Growth[DraftTree]:
-        """The best nodes under `text`, whose last token is the root."""
+        """The best nodes under `text`, whose last token is the root; none is behind one of `ends`."""
         draft, (frontier, repeated) = self._draft, self._state(sequence)
         known = Text.of(text, draft.model.device) if sampling.rules else None
         draw = draw_without_replacement if sampling.temperature else likeliest
-        frontier.restart(text[-1])
         logits = yield from draft.reading(text, sequence)
+        frontier.restart(text[-1], self._endings.table(ends, logits.shape[-1]))
         distributions = []
         for expansion in range(self._expansions + 1):
             if expansion > 0:
@@ -58,7 +66,7 @@ class AdaptiveDrafting:
             distributions.append(draft_distribution(logits, sampling, contexts))
             tokens = draw(distributions[-1], frontier.children, generator)
             frontier.open(tokens, costs(distributions[-1], tokens))
-        candidates = repeated.candidates(text, self._size, self._expansions + 1)
+        candidates = repeated.candidates(text, self._size, self._expansions + 1, ends)
         grown = frontier.best(self._size - 1 - candidates.most)
         return with_candidates(_draft_tree(grown, joined(distributions, sampling)), candidates)
 

@@ -19,8 +19,8 @@ from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.tree import Tree
 from sequoia_tree.verification.sampling import draw_with_replacement, draw_without_replacement
 
-Growing = Callable[[Sequence[int], Sampling, torch.Generator, int], Growth[DraftTree]]
-"""Text, sampling, random numbers, and the sequence of the draft's cache that holds the text."""
+Growing = Callable[[Sequence[int], Sampling, torch.Generator, int, frozenset[int]], Growth[DraftTree]]
+"""Text, sampling, random numbers, the sequence of the draft's cache that holds the text, and the text's end tokens."""
 Shape = Callable[[ArrayLike, int, int], Tree]  # acceptance by child number, nodes, depth limit
 
 SHAPES: dict[str, Shape] = {
@@ -50,13 +50,21 @@ class Method:
     predicted_tokens: float | None = None
     predicted_seconds: float | None = None
 
-    def grow(self, text: Sequence[int], sampling: Sampling, generator: torch.Generator) -> DraftTree:
-        """The tree of one text, which the draft's cache holds as its first."""
+    def grow(
+        self,
+        text: Sequence[int],
+        sampling: Sampling,
+        generator: torch.Generator,
+        ends: frozenset[int] = frozenset(),
+    ) -> DraftTree:
+        """The tree of one text, which the draft's cache holds as its first; no node is behind one of `ends`."""
         run = self.draft.run if self.draft else None
-        return run_growths([self.growing(text, sampling, generator, 0)], run)[0]
+        return run_growths([self.growing(text, sampling, generator, 0, ends)], run)[0]
 
 
-def _root_only(text: Sequence[int], sampling: Sampling, generator: torch.Generator, sequence: int) -> Growth[DraftTree]:
+def _root_only(
+    text: Sequence[int], sampling: Sampling, generator: torch.Generator, sequence: int, ends: frozenset[int]
+) -> Growth[DraftTree]:
     return DraftTree.root_only(text[-1])
     yield  # asks for no pass
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from offload_runtime.speculation.draft import Draft, Growth, draft_distribution, joined
 from offload_runtime.speculation.draft_tree import DraftTree
+from sequoia_tree.drafting.end_tokens import Endings
 from sequoia_tree.shaping.contexts import Text
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.tree import Tree
@@ -46,6 +47,7 @@ class StaticDrafting:
     def __init__(self, draft: Draft, tree: Tree, drawing: Drawing):
         self.tree = tree
         self._draft, self._drawing = draft, drawing
+        self._endings = Endings(draft.model.device)
         self._levels = _levels(tree, draft.model.device)
         inner = _inner_nodes(tree)
         self._distribution_rows = np.full(tree.size, -1)
@@ -59,16 +61,23 @@ class StaticDrafting:
         return tuple(len(level.parents) for level in self._levels)
 
     def growing(
-        self, text: Sequence[int], sampling: Sampling, generator: torch.Generator, sequence: int = 0
+        self,
+        text: Sequence[int],
+        sampling: Sampling,
+        generator: torch.Generator,
+        sequence: int = 0,
+        ends: frozenset[int] = frozenset(),
     ) -> Growth[DraftTree]:
-        """The tree with its tokens; the root is the last of `text`. Nodes for which no token was left are removed.
+        """The tree with its tokens; the root is the last of `text`.
 
-        The host waits for the device once, for the tokens.
+        Nodes for which no token was left, and those behind one of `ends`, are removed. The host waits for the device
+        once, for the tokens.
         """
         draft = self._draft
         known = Text.of(text, draft.model.device) if sampling.rules else None
         tokens = torch.full((self.tree.size,), text[-1], device=draft.model.device)
         logits = yield from draft.reading(text, sequence)
+        ending = self._endings.table(ends, logits.shape[-1])
         distributions = []
         for depth, level in enumerate(self._levels):
             if depth > 0:
@@ -76,7 +85,8 @@ class StaticDrafting:
             contexts = known.at(level.ancestors, tokens, depth) if known else None
             distributions.append(draft_distribution(logits, sampling, contexts))
             children = self._children(distributions[-1], level.width, sampling, generator)
-            children = children.masked_fill(tokens[level.parents, None] < 0, -1)  # no parent, no children
+            if depth > 0:
+                children = children.masked_fill(ending[tokens[level.parents, None]], -1)
             tokens[level.children] = children[level.child_rows, level.child_numbers]
         return self._without_missing(tokens.tolist(), joined(distributions, sampling) if distributions else None)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from scheduler.machine.machine import Machine
 from scheduler.plan.pass_cost import LAUNCH_SECONDS
 
-GROWTH_LAUNCHES = 31  # per level: distribution, noise, highest keys, frontier
+GROWTH_LAUNCHES = 33  # per level: distribution, noise, highest keys, frontier
 VERIFICATION_LAUNCHES, EXPANSION_LAUNCHES = 90, 14
 # Per token of the vocabulary. Of a drafted row: log-softmax (12 bytes), probabilities (16), float64 noise (24), keys
 # (20), their top-k in about three reads (24). Of a verified node: the target's distribution (40), then its

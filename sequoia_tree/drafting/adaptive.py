@@ -6,7 +6,8 @@ sibling to sibling, so that tree does not depend on the order of expansion. Each
 nodes at once: the draft runs over all of them together, the host decides nothing, and all steps have the same shape.
 
 Exact under ratio tests: a priority depends on tokens already drawn and on the distributions there, never on its own
-token; and whether a node is kept depends on higher priorities only, of which none belongs to a node below it.
+token; and whether a node is kept depends on higher priorities only, of which none belongs to a node below it. That
+holds for end tokens too, which are never expanded: what is expanded in their place has lower priorities.
 """
 
 from __future__ import annotations
@@ -53,13 +54,14 @@ class Frontier:
         self._no_token = torch.full((), -1, device=device)
         self._numbers = torch.arange(capacity, device=device)
         self._priorities = torch.empty(capacity, dtype=torch.float64, device=device)  # logarithms, as in `_slots`
-        self._slots = torch.empty(capacity, children, dtype=torch.float64, device=device)  # lowest once taken
+        self._slots = torch.empty(capacity, children, dtype=torch.float64, device=device)
+        self._closed = torch.ones(capacity, children, dtype=torch.bool, device=device)  # expanded, or never to be
         self._offers = torch.zeros(capacity, children, dtype=torch.int64, device=device)
         self._ties = torch.arange(1, children + 1, dtype=torch.float64, device=device) * _TIE
 
-    def restart(self, root_token: int) -> None:
-        """Begin a tree: the root is the first node to expand."""
-        self.begin, self.end, self._root_token = 0, 1, root_token
+    def restart(self, root_token: int, ending: Tensor) -> None:
+        """Begin a tree: the root is the first node to expand. ending: bool [vocab + 1], `Endings.table`."""
+        self.begin, self.end, self._root_token, self._ending = 0, 1, root_token, ending
         self.tokens[:1].fill_(root_token)  # assigning to an element would have the host wait for a GPU
         self.depths[:1].fill_(0)
         self.ancestors[0] = self._own[0]
@@ -76,13 +78,15 @@ class Frontier:
         slots = torch.sub(self._priorities[expansion, None], costs, out=self._slots[expansion])
         # Where tokens end does not depend on their values: the distribution has no further token.
         slots.sub_(self._ties).masked_fill_(tokens < 0, _NONE)
+        torch.take(self._ending, tokens, out=self._closed[expansion])
 
     def expand(self) -> None:
         """Turn the best open slots into the nodes of the next expansion step."""
-        expansion, slots = slice(self.end, self.end + self.width), self._slots.view(-1)
+        expansion = slice(self.end, self.end + self.width)
+        slots = self._slots.masked_fill(self._closed, _NONE).view(-1)
         priorities, chosen = self._priorities[expansion], self._slot_of[expansion]
         torch.topk(slots, self.width, sorted=False, out=(priorities, chosen))
-        slots.index_fill_(0, chosen, _NONE)
+        self._closed.view(-1).index_fill_(0, chosen, True)
         torch.where(priorities > _NONE, self._offers.view(-1)[chosen], self._no_token, out=self.tokens[expansion])
         parents = (chosen // self.children).clamp_(max=self.end - 1)  # of nodes without a token, any
         torch.add(self.depths[parents], 1, out=self.depths[expansion])
@@ -94,7 +98,7 @@ class Frontier:
 
         Siblings are in drawing order. Waits for the device once.
         """
-        slots, taken = self._with_taken()
+        slots, taken = self._slots.view(-1), self._taken()
         none = len(slots)
         priorities, chosen = slots.topk(min(count, none), sorted=False)
         # In the order of (parent's expanded number, child number), parents come before their children.
@@ -108,12 +112,9 @@ class Frontier:
         parents_, tokens_, expanded_ = ([root, *rest] for root, rest in zip(roots, kept))
         return Grown(parents_, tokens_, expanded_)
 
-    def _with_taken(self) -> tuple[Tensor, Tensor]:
-        """Per slot: its priority, including slots already expanded, and the number of its expanded node (-1: none)."""
+    def _taken(self) -> Tensor:
+        """Per slot, the number of its expanded node; -1 for none."""
         nodes = slice(1, self.end)
-        slot_of, priorities = self._slot_of[nodes], self._priorities[nodes]
         # Nodes without a token may share a slot with one that has one: the larger value is its.
-        slots = self._slots.view(-1).scatter_reduce(0, slot_of, priorities, "amax")
-        numbers = torch.where(priorities > _NONE, self._numbers[nodes], -1)
-        taken = torch.full_like(self._offers, -1).view(-1).scatter_reduce_(0, slot_of, numbers, "amax")
-        return slots, taken
+        numbers = torch.where(self._priorities[nodes] > _NONE, self._numbers[nodes], -1)
+        return torch.full_like(self._offers, -1).view(-1).scatter_reduce_(0, self._slot_of[nodes], numbers, "amax")

@@ -21,6 +21,7 @@ from offload_runtime.speculation.tree_policy import PassFacts, Situation, most_n
 from offload_runtime.speculation.verification import Scored
 from scheduler.plan.plan import Plan
 from sequoia_tree.choice.pass_times import PassTimes
+from sequoia_tree.drafting.end_tokens import up_to_end
 from sequoia_tree.drafting.suffix import LONGEST_MATCH, SuffixMatcher
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.tree import Tree
@@ -146,17 +147,20 @@ class NgramTrees:
         sampling: Sampling,
         generator: torch.Generator,
         sequence: int,
+        ends: frozenset[int],
         fixed: bool,
         most_nodes: int,
         sharing: int,
     ) -> Growth[DraftTree]:
-        return self._tree(text, sequence, fixed, most_nodes, sharing)
+        return self._tree(text, sequence, ends, fixed, most_nodes, sharing)
         yield  # asks for no pass
 
-    def _tree(self, text: Sequence[int], sequence: int, fixed: bool, most_nodes: int, sharing: int) -> DraftTree:
+    def _tree(
+        self, text: Sequence[int], sequence: int, ends: frozenset[int], fixed: bool, most_nodes: int, sharing: int
+    ) -> DraftTree:
         self._latest.pop(sequence, None)
         most = min(most_nodes - 1, self._plan.tree_depth * _OCCURRENCES)
-        found = self._find(text, sequence)
+        found = [(length, up_to_end(followed, ends)) for length, followed in self._find(text, sequence)]
         if not found or most < 1:
             return DraftTree.root_only(text[-1])
         repeated = repetition(found, self._prior if fixed else self._chances, most)

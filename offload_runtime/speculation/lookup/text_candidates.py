@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from offload_runtime.speculation.draft_tree import DraftTree
+from sequoia_tree.drafting.end_tokens import up_to_end
 from sequoia_tree.drafting.suffix import SuffixMatcher
 from sequoia_tree.tree import Tree
 
@@ -27,12 +28,15 @@ class RepeatedText:
     def __init__(self) -> None:
         self._matcher = SuffixMatcher()
 
-    def candidates(self, text: Sequence[int], tree_size: int, tree_depth: int) -> Candidates:
-        """Candidates for a tree of `tree_size` nodes: the longer the match, the more of them."""
+    def candidates(
+        self, text: Sequence[int], tree_size: int, tree_depth: int, ends: frozenset[int] = frozenset()
+    ) -> Candidates:
+        """Candidates for a tree of `tree_size` nodes, up to one of `ends`: the longer the match, the more of them."""
         self._matcher.follow(text)
         length, _ = self._matcher.match()
         most = min(2 * length, tree_size // _SHARE) if length >= LEAST_MATCH else 0
-        return Candidates(self._matcher.continuation(most + tree_depth) if most else [], most)
+        tokens = up_to_end(self._matcher.continuation(most + tree_depth), ends) if most else []
+        return Candidates(tokens, min(most, len(tokens)))
 
 
 def with_candidates(drawn: DraftTree, candidates: Candidates) -> DraftTree:

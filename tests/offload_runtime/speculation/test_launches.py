@@ -23,7 +23,7 @@ from sequoia_tree.verification.sampling import draw_without_replacement, log_pro
 from tests.pretend_cuda import Counts, PretendCuda, pretend_cuda
 
 CUDA, VOCABULARY = torch.device("cuda"), 96
-SAMPLING = Sampling(temperature=0.6)
+SAMPLING, ENDS = Sampling(temperature=0.6), frozenset([7])
 SHARP = [0.7 * 0.3**child for child in range(32)]
 FLAT = [0.6, 0.12, 0.05, 0.03, 0.02, 0.015, *[0.012 * 0.9**child for child in range(50)]]  # up to 32 children
 
@@ -105,9 +105,9 @@ def drafting(cuda: PretendCuda, size: int, depth: int, temperature: float = 0.6)
     growing = AdaptiveDrafting(draft, size, depth, children=16)
     costs = DrawnCosts.measured(Acceptance.from_positional(SHARP, 1000), CUDA) if temperature else LikeliestCosts(1.0)
     sampling, generator = Sampling(temperature=temperature), torch.Generator(CUDA).manual_seed(1)
-    run_growths([growing.growing([1, 2, 3], sampling, generator, 0, costs)], draft.run)
+    run_growths([growing.growing([1, 2, 3], sampling, generator, 0, ENDS, costs)], draft.run)
     with cuda.counting() as counts:
-        (drawn,) = run_growths([growing.growing([1, 2, 3], sampling, generator, 0, costs)], draft.run)
+        (drawn,) = run_growths([growing.growing([1, 2, 3], sampling, generator, 0, ENDS, costs)], draft.run)
     assert drawn.tree.size == size
     return counts
 

@@ -79,6 +79,16 @@ def test_greedy_text_is_the_targets_own(streamed):
         assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
 
 
+def test_nothing_is_proposed_behind_an_end_token():
+    with OffloadRuntime.from_pretrained(target(), tree_size=12, **OPTIONS) as runtime:
+        set_times(runtime, lambda rows: 1.0)
+        sampling = Sampling(temperature=0)
+        method = runtime._decoder._policy.method(Situation(sampling, len(LOOPING)))
+        drawn = [method.grow(LOOPING, sampling, None, ends) for ends in (frozenset(), frozenset([PROMPT[1]]))]
+    assert drawn[0].tokens[1:4] == list(PROMPT[:3])
+    assert drawn[1].tokens[1:] == list(PROMPT[:2])
+
+
 def test_nothing_is_proposed_where_computing_is_the_limit():
     with OffloadRuntime.from_pretrained(target(), **OPTIONS) as runtime:
         set_times(runtime, lambda rows: 1.0 * rows)

@@ -36,6 +36,11 @@ def test_a_text_that_repeats_itself_is_continued_as_before():
     assert repeated.candidates(text[:6], 64, 3) == Candidates([], 0), "another text"
 
 
+def test_candidates_end_with_the_text():
+    text = [1, 2, 3, 4, 5, 9, 8, 7, 2, 3, 4, 5]
+    assert RepeatedText().candidates(text, 64, 3, frozenset([8])) == Candidates([9, 8], 2)
+
+
 @pytest.mark.parametrize(
     "tokens, most, parents, chain",
     [
