@@ -13,11 +13,12 @@ from torch import Tensor
 
 from loaders.dequantize.side_by_side import block_values, for_each
 from loaders.formats.schemes import Lossless
-from loaders.lossless.bins import BLOCK, GROUP, KINDS, PADDING, Bins
+from loaders.lossless.bins import BLOCK, GROUP, KINDS, PADDING, Bins, planes
 from loaders.lossless.planes import from_planes
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16}
 SIGN = 0x8000
+NUMBERS = {4: torch.int32, 2: torch.int64, 1: torch.complex128}  # of 16 bits for each weight of a byte, by its bits
 SHARE = 4  # of the values that other formats decode at a time: 35 bytes for each are in use meanwhile
 
 
@@ -42,7 +43,7 @@ def lossless(scheme: Lossless, operands: Mapping[str, Tensor], out: Tensor) -> N
 def approximate(bins: Bins, code: Tensor, top: Tensor, out: Tensor) -> None:
     """Fill `out` (flat, any float dtype) with weights of which only `code` and `top` are known."""
     operands, dtype = {"code": code, "top": top}, FLOATS[bins.kind.name]
-    step = max(block_values(out) // SHARE // BLOCK, 1) * BLOCK
+    step = max(block_values(out) // BLOCK, 1) * BLOCK
 
     def fill(part: slice) -> None:
         out[part].copy_(approximated(bins, operands, part.start, part.stop).view(dtype))
@@ -67,10 +68,30 @@ def approximated(bins: Bins, operands: Mapping[str, Tensor], begin: int, end: in
 
     Where float16 ends below a group's bins, the group is approximated as if its top were a little higher.
     """
-    count = operands["top"].numel() * GROUP
-    codes = from_planes(operands["code"], bins.bits, count, begin, end).to(torch.int32)
-    below = _table(_below_top(bins, bins.middles), codes.device)[codes]
-    return _from_tops(bins, operands["top"], below, begin, end, least=bins.middles[-1] + 1).to(torch.int16)
+    count, first, patterns = operands["top"].numel() * GROUP, 0, None
+    for width, table in zip(planes(bins.bits), _by_byte(bins, operands["code"].device)):
+        stored = operands["code"][first + begin * width // 8 : first + end * width // 8]
+        part = table.index_select(0, stored.to(torch.int64)).view(torch.int16)
+        patterns = part if patterns is None else patterns.add_(part)
+        first += count * width // 8
+    assert patterns is not None
+    return _from_tops(bins, operands["top"], patterns, begin, end, least=bins.middles[-1] + 1)
+
+
+@cache
+def _by_byte(bins: Bins, device: torch.device) -> tuple[Tensor, ...]:
+    """For each plane, by byte: what its weights add to their tops, int16 [256, weights in a byte], as single numbers.
+
+    One lookup for all weights of a byte takes a tenth of the time of one each.
+    """
+    of_code, done, tables = _below_top(bins, bins.middles), 0, []
+    for width in planes(bins.bits):
+        fields = [[(byte >> at & (1 << width) - 1) << done for at in range(0, 8, width)] for byte in range(256)]
+        added = torch.tensor(of_code, dtype=torch.int32)[torch.tensor(fields)]
+        added -= of_code[0] if done else 0  # the first plane counts what is the same for all codes
+        tables.append(added.to(torch.int16).view(NUMBERS[width]).flatten().to(device))
+        done += width
+    return tuple(tables)
 
 
 @cache
@@ -86,7 +107,7 @@ def _table(values: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def _from_tops(bins: Bins, stored: Tensor, below: Tensor, begin: int, end: int, least: int = 0) -> Tensor:
-    tops = stored.view(-1)[begin // GROUP : end // GROUP].to(torch.int32)
+    tops = stored.view(-1)[begin // GROUP : end // GROUP].to(below.dtype)
     tops += bins.kind.base
     tops <<= bins.kind.shift
     tops.clamp_(min=least)
