@@ -19,10 +19,12 @@ SHARED_ROWS = "some layers read what others have cached"
 @dataclass(frozen=True)
 class HeadSizes:
     """Of a draft head, which reads hidden states of its target: values of a row that it takes from the target, and
-    values of a row that it reads in one pass and gives for the next (`width`)."""
+    values of a row that it reads in one pass and gives for the next (`width`). by_level: each level of a tree takes a
+    pass; else one pass over a block gives them all."""
 
     captured: int
     width: int
+    by_level: bool = True
 
 
 @dataclass(frozen=True)

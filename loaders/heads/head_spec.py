@@ -41,7 +41,7 @@ def head_spec(files: HeadFiles, target: ModelSpec) -> ModelSpec:
         largest_kv_bytes=kv_bytes // head.layers,
         max_positions=max(target.max_positions, int(head.layer.get("max_position_embeddings") or 0)),
         recurrent=False,
-        head=HeadSizes(len(head.taps) * width, head.hidden_size),
+        head=HeadSizes(len(head.taps) * width, head.hidden_size, by_level=isinstance(head, Eagle3Config)),
     )
 
 

@@ -112,7 +112,7 @@ class Model:
         `should_stop` is checked before such a pass, not between its layers.
         """
         assert self._weights.ring is None, "a streamed layer lies in another slot in every pass"
-        self._padded = padded_passes(self._compute, self.cache, self.device, padding, run)
+        self._padded = padded_passes(self._compute_padded, self.cache, self.device, padding, run)
 
     @property
     def replays(self) -> bool:
@@ -215,6 +215,10 @@ class Model:
             **{self._cache_argument: self.cache},
         )
         return output.logits[0] if isinstance(logits_to_keep, Tensor) else output.logits[0, -logits_to_keep:]
+
+    def _compute_padded(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The logits of all rows of a pass in a fixed shape; what it reads and writes stays where it is."""
+        return self._compute(tokens, positions)
 
     @contextmanager
     def _uninterrupted(self) -> Iterator[None]:

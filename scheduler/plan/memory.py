@@ -218,10 +218,13 @@ def _rows(count: int) -> str:
 
 
 def replayed(models: Models, device: str, shape: PassShape) -> tuple[str, ...]:
-    """The roles whose passes are replayed as CUDA graphs: models resident on the GPU, whose shapes are fixed."""
+    """The roles whose passes are replayed as CUDA graphs: models resident on the GPU, whose shapes are fixed.
+
+    Block drafts are not: one pass of a few layers serves a whole tree, and their mask follows the block's length.
+    """
     if device != "cuda" or any(model.recurrent or (model.index and model.index.pools) for model in models):
         return ()
-    count = sum(model.head is None and not model.copy_bits for model in models)  # a head has a layer or two
+    count = sum((model.head is None or model.head.by_level) and not model.copy_bits for model in models)
     return ROLES[shape.streams or shape.kv_on_host : count]
 
 
@@ -240,8 +243,9 @@ def _graph_bytes(spec: ModelSpec, shape: PassShape, padding: Padding) -> int:
     pool = _activation_bytes(spec, widest) + _expert_bytes(spec)
     logits = 2 * rows * spec.vocab_size * ITEMSIZE[spec.dtype]  # in the pool, and a copy
     masks = rows * (padding.columns + 2 * keys)  # booleans: as given, and expanded over the cache
+    features = rows * spec.head.width * ITEMSIZE[spec.dtype] if spec.head else 0
     gathered = keys * (spec.kv_layer_bytes + _index_bytes(spec)) if shape.texts > 1 else 0  # of one layer
-    return pool + logits + masks + gathered + len(padding.widths) * len(spec.layers) * GRAPH_LAYER_BYTES
+    return pool + logits + masks + features + gathered + len(padding.widths) * len(spec.layers) * GRAPH_LAYER_BYTES
 
 
 def _expert_products(models: Models, device: str) -> Iterator[PlanItem]:
