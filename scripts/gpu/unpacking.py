@@ -1,27 +1,97 @@
 """(d) Dequantizing, as every pass does with quantized weights that stream."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
-from decode_speed import best_seconds, cases, output
+from torch import Tensor
 
 from gpu.bench import Bench, Budget
 from gpu.report import Record
 from loaders.dequantize.plain import decode
 from loaders.dequantize.stacks import fused_kernels
+from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
+from loaders.gguf.types import BLOCKS
 
 SECTION = "d"
+GROUP = 128
+REPEATS = 7
+Stored = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and type of a weight's stored tensors."""
 
 
 def run(bench: Bench, budget: Budget) -> Iterator[Record]:
     rows, columns = bench.scale.packed_weight
     fused = fused_kernels() if bench.is_cuda else None
-    for form, scheme, operands, _ in cases(rows, columns, bench.device):
+    for form, (scheme, stored) in forms(rows, columns).items():
         budget.need(1.0 if bench.is_cuda else 0.0)
-        out = output(scheme, rows, columns, torch.bfloat16, bench.device)
+        operands = {role: _random(shape, dtype, bench.device) for role, (shape, dtype) in stored.items()}
+        out = _output(scheme, rows, columns, bench.device)
         what = {"form": form, "rows": rows, "columns": columns, "nbytes": out.nbytes}
         ways = {"fused_seconds": fused, "plain_seconds": decode}
-        runs = {name: partial(way, scheme, operands, out) if way else None for name, way in ways.items()}
-        took = {name: best_seconds(run, bench.device) if run else None for name, run in runs.items()}
+        took = {name: _least(bench, partial(way, scheme, operands, out)) if way else None for name, way in ways.items()}
         yield Record("Unpacking", SECTION, {**what, **took})
+
+
+def forms(rows: int, columns: int) -> dict[str, tuple[Scheme, Stored]]:
+    """Every form in which files hold a matrix, by name."""
+    groups, byte, half, word = columns // GROUP, torch.uint8, torch.float16, torch.int32
+    float8 = torch.float8_e4m3fn
+    int4: Stored = {"weight_packed": ((rows, columns // 8), word), "weight_scale": ((rows, groups), torch.bfloat16)}
+    by_group: Stored = {"qzeros": ((groups, rows // 8), word), "scales": ((groups, rows), half)}
+    int8: Stored = {"weight": ((rows, columns), torch.int8), "weight_scale": ((rows, 1), torch.bfloat16)}
+    blocks: Stored = {"weight": ((rows, columns), float8), "weight_scale": ((rows // GROUP, groups), torch.float32)}
+    mx: Stored = {"blocks": ((1, rows, columns // 32, 16), byte), "scales": ((1, rows, columns // 32), byte)}
+    nv: Stored = {
+        **{"weight": ((rows, columns // 2), byte), "weight_scale": ((rows, columns // 16), float8)},
+        "global_scale": ((1,), torch.float32),
+    }
+    codes: Stored = {
+        **{"weight": ((rows * columns // 2, 1), byte), "weight.quant_map": ((16,), torch.float32)},
+        "weight.absmax": ((rows * columns // 64,), torch.float32),
+    }
+    return {
+        "compressed-tensors int4": (Words(4, GROUP, ordered=True), int4),
+        "AWQ": (Awq(GROUP), {"qweight": ((columns, rows // 8), word), **by_group}),
+        "GPTQ": (
+            Gptq(4, GROUP, zeros_less_one=True, ordered=True),
+            {"qweight": ((columns // 8, rows), word), **by_group},
+        ),
+        "int8 rows": (Scaled(1, columns), int8),
+        "FP8 blocks": (Scaled(GROUP, GROUP, in_float32=True), blocks),
+        "MXFP4": (Mxfp4(), mx),
+        "NVFP4": (Fp4(16, divides=True), nv),
+        "codebook of 16": (Codebook(64, "float16"), codes),
+        **{
+            f"GGUF {kind}": (Ggml(kind), {"blocks": ((rows, columns // values * nbytes), byte)})
+            for kind, (values, nbytes) in BLOCKS.items()
+        },
+    }
+
+
+def _random(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
+    """Random bytes: what they decode to means nothing, and takes as long."""
+    return torch.randint(0, 256, (*shape[:-1], shape[-1] * dtype.itemsize), dtype=torch.uint8, device=device).view(
+        dtype
+    )
+
+
+def _output(scheme: Scheme, rows: int, columns: int, device: str) -> Tensor:
+    """Memory for one weight, in the runtime's layout."""
+    make = partial(torch.empty, dtype=torch.bfloat16, device=device)
+    if isinstance(scheme, Mxfp4):
+        return make(1, rows, columns).mT
+    return make(columns, rows).mT if scheme.input_major else make(rows, columns)
+
+
+def _least(bench: Bench, compute: Callable[[], object]) -> float:
+    """Seconds, the least of several runs after one that warms up."""
+    times = []
+    for _ in range(1 + REPEATS):
+        bench.synchronize()
+        begin = time.perf_counter()
+        compute()
+        bench.synchronize()
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])

@@ -1,19 +1,16 @@
 """Blocks of a weight decoded by several threads: the same values, every block once, errors out of any thread."""
 
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 from loaders.dequantize import plain
 from loaders.dequantize.side_by_side import BLOCK_VALUES, for_each
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
-
-from decode_speed import cases, output
+from loaders.formats.schemes import Ggml
+from loaders.gguf.types import BLOCKS
+from tests.samples.packed_weights import WEIGHTS, packed_weight
 
 OUT = torch.empty(1)
 
@@ -28,19 +25,23 @@ def three_threads() -> Iterator[None]:
 
 
 def test_every_format_is_decoded_alike(three_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BLOCK_VALUES, "cpu", 1 << 13)
+    monkeypatch.setitem(BLOCK_VALUES, "cpu", 1 << 10)
     used: set[str] = set()
     copy = torch.Tensor.copy_
     monkeypatch.setattr(
         torch.Tensor, "copy_", lambda *given: (used.add(threading.current_thread().name), copy(*given))[1]
     )
-    for name, scheme, operands, _ in cases(256, 512, "cpu"):
-        together, alone = (output(scheme, 256, 512, torch.float32, "cpu") for _ in range(2))
+    weights = {case: packed_weight(case)[:3] for case in WEIGHTS}
+    for kind, (values, nbytes) in BLOCKS.items():
+        blocks = torch.randint(0, 256, (64, 512 // values * nbytes), dtype=torch.uint8)
+        weights[kind] = Ggml(kind), {"blocks": blocks}, (64, 512)
+    for name, (scheme, operands, shape) in weights.items():
+        together, alone = (torch.empty(shape) for _ in range(2))
         plain.decode(scheme, operands, together)
         torch.set_num_threads(1)
         plain.decode(scheme, operands, alone)
         torch.set_num_threads(3)
-        assert torch.equal(together, alone), name
+        assert torch.equal(together.view(torch.int32), alone.view(torch.int32)), name  # random blocks hold NaN, too
     assert len(used) > 1, "several threads had a part in it"
 
 
