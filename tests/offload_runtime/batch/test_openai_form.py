@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai.types import Completion
-from openai.types.chat import ChatCompletion
 
 from offload_runtime import OffloadRuntime
 from offload_runtime.batch import command, main
@@ -137,6 +135,9 @@ def test_answers_are_those_of_the_model_in_forms_that_openai_reads(tmp_path: Pat
     status = {name: row["response"]["status_code"] for name, row in answers.items()}
     assert status == {"chat": 200, "text": 200, "two": 200, "bad": 400, "long": 400}
     assert "the context holds" in answers["long"]["error"]["message"] and answers["chat"]["error"] is None
+    from openai.types import Completion
+    from openai.types.chat import ChatCompletion
+
     chat = ChatCompletion.model_validate(answers["chat"]["response"]["body"])
     text = Completion.model_validate(answers["text"]["response"]["body"])
     two = ChatCompletion.model_validate(answers["two"]["response"]["body"])

@@ -1,17 +1,20 @@
 """Tools by OpenAI's and Anthropic's SDKs, over the server with a model of its own."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
-import openai
 import pytest
 
 from offload_runtime import OffloadRuntime
 from tests.fakes.served import PATIENCE, Served
 from tests.samples.calling_model import PIECES, save_caller
 from tests.samples.tool_templates import tool
+
+if TYPE_CHECKING:
+    import openai
 
 QUESTION: Any = {"role": "user", "content": "hello"}
 TOOLS: Any = [tool("add", a="integer"), tool("flip", up="boolean")]
@@ -32,6 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def client(server: Served) -> Iterator[openai.OpenAI]:
+    import openai
+
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as client:
         yield client
 
@@ -65,6 +70,8 @@ def test_calls_in_a_stream(client: openai.OpenAI) -> None:
 
 
 def test_a_call_is_forced_or_not_made(client: openai.OpenAI) -> None:
+    import openai
+
     (choice,) = ask(client, tool_choice=FLIP).choices
     (call,) = choice.message.tool_calls
     assert call.function.name == "flip" and {*map(type, json.loads(call.function.arguments).values())} <= {bool}
@@ -77,6 +84,8 @@ def test_a_call_is_forced_or_not_made(client: openai.OpenAI) -> None:
 
 def test_the_same_by_anthropic_s(server: Served) -> None:
     tools: Any = [{"name": one["function"]["name"], "input_schema": one["function"]["parameters"]} for one in TOOLS]
+    import anthropic
+
     with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=PATIENCE) as client:
         text, use = client.messages.create(
             model="m", max_tokens=90, messages=[QUESTION], tools=tools, extra_body=GREEDY

@@ -1,12 +1,17 @@
 """Anthropic's own SDK against the server."""
 
-from collections.abc import Iterator
+from __future__ import annotations
 
-import anthropic
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.fakes.calling_runtime import ADD, CallingRuntime
 from tests.fakes.served import Served
+
+if TYPE_CHECKING:
+    import anthropic  # at run time where it is used: it takes over a second to import
 
 TOOLS: list[anthropic.types.ToolParam] = [
     {"name": "add", "input_schema": {"type": "object", "properties": {"a": {"type": "integer"}}}}
@@ -22,6 +27,8 @@ def server() -> Iterator[Served]:
 
 @pytest.fixture
 def client(server: Served) -> Iterator[anthropic.Anthropic]:
+    import anthropic
+
     with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
         yield client
 
@@ -57,6 +64,8 @@ def test_tokens_are_counted(client: anthropic.Anthropic) -> None:
 
 
 def test_errors_are_the_sdk_s(client: anthropic.Anthropic) -> None:
+    import anthropic
+
     with pytest.raises(anthropic.BadRequestError, match=r"tools\[0\]\.type"):
         client.messages.create(
             model="m",
