@@ -17,8 +17,7 @@ import copy
 import math
 import os
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,10 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 import torch
 import torch.nn.functional as F
 from demo_corpus import Message, build_corpus
-from demo_measurement import WINDOW, held_out_loss, next_token_loss
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from toolkit.muon import Muon
-from toolkit.training import load_run, rate_at, save_run
+from toolkit.training import Run, batch_of, encoded, train
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
@@ -53,10 +50,10 @@ CHAT_TEMPLATE = (
     "<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-LONG_WINDOW, CONTEXT = 2048, 4096  # tokens: longest training window, advertised context
-STEP_TOKENS = 2048  # tokens per optimizer step
+WINDOW, LONG_WINDOW, CONTEXT = 512, 2048, 4096  # tokens: training windows, advertised context
+STEP_TOKENS, BATCH_TOKENS = 2048, 4096  # per optimizer step, and per batch of held-out text
 LONG_SHARE, DECAY_SHARE = 0.1, 0.35  # last parts of a run: long windows; falling learning rate
-MATRIX_RATE, VECTOR_RATE, DISTILL_RATE_SCALE = 0.02, 3e-3, 0.7
+DISTILL_RATE = 0.7
 
 Loss = Callable[[LlamaForCausalLM, torch.Tensor], torch.Tensor]
 
@@ -74,18 +71,6 @@ class Shape:
 
 TARGET = Shape(layers=5, hidden=256, heads=4, kv_heads=2, ffn=640)
 DRAFT = Shape(layers=1, hidden=128, heads=4, kv_heads=2, ffn=384)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run: what is minimised, for how many steps, where its checkpoint lies."""
-
-    name: str
-    steps: int
-    seed: int
-    checkpoint: Path
-    loss: Loss
-    rate_scale: float = 1.0
 
 
 # ---- tokenizer and data
@@ -120,25 +105,18 @@ def train_tokenizer(conversations: list[list[Message]]) -> PreTrainedTokenizerFa
     return fast
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, conversations: list[list[Message]]) -> torch.Tensor:
-    """All conversations through the chat template, one after the other: int64 [tokens]."""
-    texts = tokenizer.apply_chat_template(conversations, tokenize=False)
-    return torch.tensor([token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids])
-
-
 def training_batch(stream: torch.Tensor, step: int, steps: int, seed: int) -> torch.Tensor:
-    """The windows of one step, int64 [rows, window + 1]: each epoch is a new permutation at a new offset.
-
-    Long windows come last, so that the model also meets the distances of a longer context.
-    """
+    """The windows of one step, int64 [rows, window + 1]; long ones come last, to meet a longer context's distances."""
     window = LONG_WINDOW if step >= steps * (1 - LONG_SHARE) else WINDOW
-    rows = STEP_TOKENS // window
-    windows = (len(stream) - 1) // window - 1
-    epoch, index = divmod(step, windows // rows)
-    generator = torch.Generator().manual_seed(seed * 1000 + epoch)
-    offset = int(torch.randint(window, (), generator=generator))
-    order = torch.randperm(windows, generator=generator)[index * rows : (index + 1) * rows]
-    return stream[(order * window + offset)[:, None] + torch.arange(window + 1)]
+    return batch_of(stream, step, seed, STEP_TOKENS // window, window, more=1)
+
+
+def held_out_batches(stream: torch.Tensor, window: int) -> Iterator[torch.Tensor]:
+    """Consecutive windows, int64 [rows, window + 1]; the last incomplete batch is left out."""
+    rows = BATCH_TOKENS // window
+    windows = stream[: (len(stream) - 1) // window * window + 1].unfold(0, window + 1, window)
+    for first in range(0, len(windows) - rows + 1, rows):
+        yield windows[first : first + rows]
 
 
 # ---- training
@@ -178,41 +156,17 @@ def distillation_loss(teacher: LlamaForCausalLM) -> Loss:
     return loss
 
 
-def train(model: LlamaForCausalLM, stream: torch.Tensor, run: Run) -> None:
-    """Train in place, going on from the run's checkpoint where there is one."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizers = [
-        Muon(matrices, lr=MATRIX_RATE * run.rate_scale),
-        torch.optim.Adam(others, lr=VECTOR_RATE * run.rate_scale, betas=(0.9, 0.95)),
-    ]
-    full_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    first = load_run(model, optimizers, run.checkpoint)
-    began, recent = time.perf_counter(), 0.0
-    for step in range(first, run.steps):
-        for optimizer, rate in zip(optimizers, full_rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * rate_at(step, run.steps, DECAY_SHARE)
-        loss = run.loss(model, training_batch(stream, step, run.steps, run.seed).to(model.device))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(others, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        recent = loss.item() if step == first else 0.95 * recent + 0.05 * loss.item()
-        if (step + 1) % 20 == 0 or step + 1 == run.steps:
-            report(run, step + 1, recent, (time.perf_counter() - began) / (step + 1 - first))
-        if (step + 1) % 100 == 0 or step + 1 == run.steps:
-            save_run(model, optimizers, step + 1, run.checkpoint)
+def next_token_loss(model: LlamaForCausalLM, batch: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy in nats a token; batch: [rows, window + 1]."""
+    logits = model(batch[:, :-1], use_cache=False).logits
+    return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
-def report(run: Run, done: int, loss: float, step_seconds: float) -> None:
-    """One progress line to stderr."""
-    left = (run.steps - done) * step_seconds / 60
-    print(
-        f"{run.name}: step {done}/{run.steps}, loss {loss:.3f}, {step_seconds:.2f} s a step, {left:.1f} min left",
-        file=sys.stderr,
-        flush=True,
-    )
+@torch.no_grad()
+def held_out_loss(model: LlamaForCausalLM, stream: torch.Tensor, window: int = WINDOW) -> float:
+    """Mean cross-entropy in nats a token over the held-out stream, cut into windows."""
+    losses = [next_token_loss(model, batch.to(model.device)).item() for batch in held_out_batches(stream, window)]
+    return sum(losses) / len(losses)
 
 
 # ---- files and command line
@@ -257,19 +211,26 @@ def main() -> int:
     logging.disable_progress_bar()
     train_texts, held_out_texts = build_corpus(options.seed)
     tokenizer = train_tokenizer(train_texts)
-    stream, held_out = encode(tokenizer, train_texts), encode(tokenizer, held_out_texts)[: options.held_out_tokens]
+    stream, held_out = (encoded(texts, tokenizer).long() for texts in (train_texts, held_out_texts))
+    held_out = held_out[: options.held_out_tokens]
     print(f"{len(stream):,} training tokens, {len(held_out):,} held out", file=sys.stderr, flush=True)
 
-    def fit(model: LlamaForCausalLM, name: str, steps: int, loss: Loss, rate_scale: float = 1.0) -> None:
-        checkpoint = options.work_dir / f"{name}.pt"
-        train(model, stream, Run(name, steps, options.seed, checkpoint, loss, rate_scale))
+    def fit(model: LlamaForCausalLM, name: str, steps: int, loss: Loss, rate: float = 1.0) -> None:
+        run = Run(name, steps, options.work_dir / f"{name}.pt", DECAY_SHARE, rate)
+        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+        others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+
+        def loss_at(step: int) -> tuple[torch.Tensor, str]:
+            return loss(model, training_batch(stream, step, steps, options.seed).to(model.device)), ""
+
+        train(model, matrices, others, run, loss_at)
 
     target = build_model(TARGET, tokenizer, options.seed).to(options.device)
     fit(target, "target", options.target_steps, next_token_loss)
     draft = build_model(DRAFT, tokenizer, options.seed).to(options.device)
     fit(draft, "draft", options.draft_steps, next_token_loss)
     losses = {"draft before distillation": held_out_loss(draft, held_out)}
-    fit(draft, "distilled", options.distill_steps, distillation_loss(target), DISTILL_RATE_SCALE)
+    fit(draft, "distilled", options.distill_steps, distillation_loss(target), DISTILL_RATE)
 
     target = save_model(target, tokenizer, options.output / "target")
     draft = save_model(draft, tokenizer, options.output / "draft")

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "bfloat16", "float16")
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.05, 1 << 16  # of the text's tokens, from its end
 HELD_OUT_BATCHES = 8
+DECAY_SHARE = 0.5  # the last part of a run, in which the learning rates fall
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,7 +76,8 @@ def train_head(options: argparse.Namespace) -> int:
         raise UsageError("give --model, --output, and either --text or --demo-corpus")
     import torch
     from heads.files import write_head
-    from heads.training import Run, held_out, train
+    from heads.training import Windows, held_out, train
+    from toolkit.training import Run
     from transformers import AutoTokenizer
 
     torch.set_num_threads(options.threads)
@@ -86,22 +88,15 @@ def train_head(options: argparse.Namespace) -> int:
     print(f"{len(tokens):,} training tokens, {len(kept):,} held out", file=sys.stderr, flush=True)
     head, target = _untrained(options, tokens, device)
     work = options.work_dir or options.output / "checkpoint"
-    run = Run(
-        options.steps,
-        options.batch,
-        options.window,
-        options.unroll,
-        options.decay,
-        options.seed,
-        work / "head.pt",
-        options.rate,
-    )
-    if len(tokens) < (run.batch + 1) * run.window:
-        raise UsageError(f"{len(tokens):,} tokens of text are less than a step of {run.batch} windows of {run.window}")
-    train(head, target, tokens, run)
+    windows = Windows(options.batch, options.window, options.unroll, options.decay, options.seed)
+    run = Run("head", options.steps, work / "head.pt", DECAY_SHARE, options.rate)
+    if len(tokens) < (windows.batch + 1) * windows.window:
+        least = f"a step of {windows.batch} windows of {windows.window}"
+        raise UsageError(f"{len(tokens):,} tokens of text are less than {least}")
+    train(head, target, tokens, windows, run)
     dtype = getattr(torch, options.dtype)
-    write_head(head, options.output, options.layout, dtype, options.model, target.embedding_table)
-    for number, result in enumerate(held_out(head, target, kept, run, HELD_OUT_BATCHES)):
+    write_head(head, options.output, options.layout, dtype, options.model, target.embeddings.weight)
+    for number, result in enumerate(held_out(head, target, kept, windows, HELD_OUT_BATCHES)):
         print(
             f"held out, {number} tokens below the text: {result.loss:.3f} nats, same argmax {result.agreed:.3f}, "
             f"1 - total variation {result.overlap:.3f}"
@@ -111,7 +106,8 @@ def train_head(options: argparse.Namespace) -> int:
 
 def _texts(options: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase") -> "tuple[Tensor, Tensor]":
     """The tokens for training, and those that are held out."""
-    from heads.texts import encoded, tokens_of
+    from heads.texts import tokens_of
+    from toolkit.training import encoded
 
     if options.demo_corpus:
         from demo_corpus import build_corpus
@@ -145,7 +141,7 @@ def _untrained(options: argparse.Namespace, tokens: "Tensor", device: str) -> "t
         head.norm.load_state_dict(target.final_norm.state_dict())
     if head.lm_head is not None:
         head.token_ids = frequent_tokens(tokens, config.draft_vocab_size, facts.vocab_size).to(device)
-        rows = target.output_table.index_select(0, head.token_ids)
+        rows = target.output.weight.index_select(0, head.token_ids)
         head.lm_head.load_state_dict({"weight": rows})
         head.lm_head.requires_grad_(False)
     head.share(target.embeddings, target.output)

@@ -37,25 +37,13 @@ class TargetStates:
         return norm
 
     @property
-    def embeddings(self) -> nn.Module:
-        module: nn.Module = self.model.get_input_embeddings()
+    def embeddings(self) -> nn.Embedding:
+        module: nn.Embedding = self.model.get_input_embeddings()
         return module
 
     @property
-    def embedding_table(self) -> Tensor:
-        """[vocab, hidden]."""
-        table: Tensor = self.model.get_input_embeddings().weight
-        return table
-
-    @property
-    def output_table(self) -> Tensor:
-        """[vocab, hidden]."""
-        table: Tensor = self.model.get_output_embeddings().weight
-        return table
-
-    @property
-    def output(self) -> nn.Module:
-        module: nn.Module = self.model.get_output_embeddings()
+    def output(self) -> nn.Linear:
+        module: nn.Linear = self.model.get_output_embeddings()
         return module
 
     @torch.no_grad()

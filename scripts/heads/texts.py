@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,14 +27,6 @@ def tokens_of(files: Sequence[Path], tokenizer: PreTrainedTokenizerBase, most: i
             if count >= most:
                 return torch.cat(pieces)[:most]
     return torch.cat(pieces)
-
-
-def encoded(conversations: list[list[dict[str, str]]], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Conversations through the chat template, one after the other: int32 [tokens]."""
-    texts: Any = tokenizer.apply_chat_template(conversations, tokenize=False)
-    return torch.tensor(
-        [token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids], dtype=torch.int32
-    )
 
 
 def frequent_tokens(tokens: Tensor, count: int, vocab_size: int) -> Tensor:

@@ -1,23 +1,101 @@
-"""What trainings have in common: the learning rate over a run, and files that an interrupted run goes on from."""
+"""What trainings have in common: batches, the loop with its learning rates, and files that a run goes on from."""
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.muon import Muon
 
 _WARM_UP = 20  # steps
+_MATRIX_RATE, _VECTOR_RATE = 0.02, 3e-3
+_REPORTED_EVERY, _SAVED_EVERY = 20, 50
+
+Optimizers = Sequence[torch.optim.Optimizer]
 
 
-def rate_at(step: int, steps: int, decay_share: float) -> float:
-    """Share of the full learning rate: short warm-up, constant, then a linear fall to zero.
+@dataclass(frozen=True)
+class Run:
+    """steps: of the optimizers. checkpoint: the file that an interrupted run goes on from.
 
-    decay_share: the last part of the run, in which it falls.
+    rate: share of the full learning rates, which fall to zero in the last `decay_share` of the run.
     """
-    return min(1.0, (step + 1) / _WARM_UP, (steps - step) / (steps * decay_share))
+
+    name: str
+    steps: int
+    checkpoint: Path
+    decay_share: float
+    rate: float = 1.0
+
+    def rate_at(self, step: int) -> float:
+        """Share of the learning rate: short warm-up, constant, then a linear fall."""
+        return min(1.0, (step + 1) / _WARM_UP, (self.steps - step) / (self.steps * self.decay_share))
 
 
-def save_run(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int, path: Path) -> None:
+def encoded(conversations: list[list[dict[str, str]]], tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Conversations through the chat template, one after the other: int32 [tokens]."""
+    texts: Any = tokenizer.apply_chat_template(conversations, tokenize=False)
+    ids = [token for row in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in row]
+    return torch.tensor(ids, dtype=torch.int32)
+
+
+def batch_of(tokens: Tensor, step: int, seed: int, rows: int, window: int, more: int = 0) -> Tensor:
+    """The windows of one step, int64 [rows, window + more]: each epoch is a new permutation at a new offset.
+
+    more: tokens of the next window that each row ends with.
+    """
+    windows = (len(tokens) - more) // window - 1
+    epoch, index = divmod(step, max(1, windows // rows))
+    generator = torch.Generator().manual_seed(seed * 1000 + epoch)
+    offset = int(torch.randint(window, (), generator=generator))
+    order = torch.randperm(windows, generator=generator)[index * rows : (index + 1) * rows]
+    return tokens[(order * window + offset)[:, None] + torch.arange(window + more)].long()
+
+
+def train(
+    model: nn.Module,
+    matrices: list[nn.Parameter],
+    others: list[nn.Parameter],
+    run: Run,
+    loss_at: Callable[[int], tuple[Tensor, str]],
+) -> None:
+    """Train in place, going on from the run's checkpoint where there is one.
+
+    loss_at: of a step, what is minimised, and what else the line about it says.
+    """
+    optimizers = [
+        Muon(matrices, lr=_MATRIX_RATE * run.rate),
+        torch.optim.Adam(others, lr=_VECTOR_RATE * run.rate, betas=(0.9, 0.95)),
+    ]
+    full_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    first = _load(model, optimizers, run.checkpoint)
+    began, recent = time.perf_counter(), 0.0
+    for step in range(first, run.steps):
+        for optimizer, rate in zip(optimizers, full_rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * run.rate_at(step)
+        loss, said = loss_at(step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        recent = loss.item() if step == first else 0.95 * recent + 0.05 * loss.item()
+        done = step + 1
+        if done % _REPORTED_EVERY == 0 or done == run.steps:
+            each = (time.perf_counter() - began) / (done - first)
+            left = f"{each:.2f} s a step, {(run.steps - done) * each / 60:.1f} min left"
+            print(f"{run.name}: step {done}/{run.steps}, loss {recent:.3f}{said}, {left}", file=sys.stderr, flush=True)
+        if done % _SAVED_EVERY == 0 or done == run.steps:
+            _save(model, optimizers, done, run.checkpoint)
+
+
+def _save(model: nn.Module, optimizers: Optimizers, step: int, path: Path) -> None:
     """Write weights, optimizer state and the number of finished steps, replacing the file in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {"model": model.state_dict(), "optimizers": [one.state_dict() for one in optimizers], "step": step}
@@ -25,8 +103,8 @@ def save_run(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step
     path.with_suffix(".part").replace(path)
 
 
-def load_run(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], path: Path) -> int:
-    """Restore what `save_run` wrote, and return the number of finished steps; 0 where there is no file."""
+def _load(model: nn.Module, optimizers: Optimizers, path: Path) -> int:
+    """Restore what `_save` wrote, and return the number of finished steps; 0 where there is no file."""
     if not path.exists():
         return 0
     state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
