@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.plots is not None:
+    if arguments.plot is not None:
         from comparison.plots import check_matplotlib
 
         check_matplotlib()
@@ -157,10 +157,10 @@ def _show(arguments: argparse.Namespace, setup: dict[str, Any], grid: "Grid") ->
     say(lines)
     if arguments.markdown is not None:
         write_file("--markdown", arguments.markdown, "\n".join(lines) + "\n")
-    if arguments.plots is not None:
-        from comparison.plots import draw_figures
+    if arguments.plot is not None:
+        from comparison.plots import draw_figure
 
-        draw_figures(grid, arguments.plots, arguments.plot_size)
+        draw_figure(grid, arguments.plot)
 
 
 if __name__ == "__main__":

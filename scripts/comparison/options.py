@@ -31,7 +31,7 @@ another method by itself, whose passes start elsewhere, differ a little.
 examples:
   python scripts/compare_methods.py                                            the demonstration pair
   python scripts/compare_methods.py --draft-bits 4 --json cells.jsonl          the target drafts for itself, rounded
-  python scripts/compare_methods.py --resume cells.jsonl --plots docs          go on where a run was ended
+  python scripts/compare_methods.py --resume cells.jsonl --plot figure.svg     go on where a run was ended
   python scripts/compare_methods.py --resume a.jsonl b.jsonl --markdown t.md   one table of what two runs measured
   python scripts/compare_methods.py --same-contexts --passes 600 --reply-tokens 24   narrow ratios, soon
 
@@ -129,13 +129,12 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     add("--resume", metavar="FILE", type=Path, nargs="+", default=[], help=resume)
     add("--only-tables", action="store_true", help="measure nothing: show what --resume holds so far")
     beyond = (
-        "in tables and figures, count what the pass in which a text ends accepts behind its end too: nearer to the "
+        "in tables and the figure, count what the pass in which a text ends accepts behind its end too: nearer to the "
         "value for long texts where a pass accepts a large part of a reply"
     )
     add("--beyond-end", action="store_true", help=beyond)
     add("--markdown", metavar="FILE", type=Path, help="write the tables there too")
-    add("--plots", metavar="DIR", type=Path, help="write figures there (SVG; needs matplotlib)")
-    add("--plot-size", metavar="N", type=whole_number(2), help="tree size of the figures over temperature and top-p")
+    add("--plot", metavar="FILE", type=Path, help="draw tokens per pass by nodes there (SVG; needs matplotlib)")
     add_quiet(group)
 
 

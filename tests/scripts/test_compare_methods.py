@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from offload_runtime.errors import UsageError
 from offload_runtime.generation.decode import Step
 from offload_runtime.measure_acceptance.prompts import read_prompts
 from offload_runtime.options.run_options import DEMO_TARGET, Options
@@ -33,7 +34,7 @@ from comparison.estimates import paired_ratio, tokens_per_pass  # noqa: E402
 from comparison.measure import Workload, measure_cell, up_to  # noqa: E402
 from comparison.options import parse_arguments  # noqa: E402
 from comparison.pair import Pair  # noqa: E402
-from comparison.plots import draw_figures  # noqa: E402
+from comparison.plots import draw_figure  # noqa: E402
 from comparison.rounding import GRIDS, rounded_draft  # noqa: E402
 from comparison.same_contexts import SideBySide, build  # noqa: E402
 from comparison.tables import Grid  # noqa: E402
@@ -187,21 +188,22 @@ def test_resumed_lines_must_be_ours(pair, tmp_path, capsys):
     assert f"--resume {file}: line 1" in capsys.readouterr().err
 
 
-def test_figures(tmp_path):
+def test_the_figure(tmp_path):
     pytest.importorskip("matplotlib")
     kinds, methods = settings([0.5, 1.0], [0.5]), ("sequoia", "topk")
     result = measured(counted(0, 4, 2), counted(1, 9, 3))
     found = {c: replace(result, cell=c) for c in cells(methods, [2, 4], 3, kinds)}
-    drawn = draw_figures(Grid(methods, [2, 4], 3, kinds, found), tmp_path / "figures", None)
-    texts = {file.stem: file.read_text() for file in drawn}
-    assert len(texts) == 2  # for there is one top-p
-    assert "nodes of a tree" in texts["tokens-by-size"] and "4 nodes, top-p 0.5" in texts["tokens-by-temperature"]
-    assert all("sequoia" in text and "topk" in text for text in texts.values())
+    draw_figure(Grid(methods, [2, 4], 3, kinds, found), tmp_path / "figure")
+    text = (tmp_path / "figure").read_text()
+    shown = ("<svg", "nodes of a tree", "temperature 0.5, top-p 0.5", "temperature 1, top-p 0.5", "sequoia", "topk")
+    assert all(words in text for words in shown)
+    with pytest.raises(UsageError, match=r"--plot .*No such file"):
+        draw_figure(Grid(methods, [2, 4], 3, kinds, found), tmp_path / "none" / "figure")
 
 
-def test_figures_without_matplotlib(pair, monkeypatch, capsys, tmp_path):
+def test_a_figure_without_matplotlib(pair, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("comparison.plots.find_spec", lambda name: None)
-    assert compare_methods.main([*pair, *QUICK, "--plots", str(tmp_path)]) == 2
+    assert compare_methods.main([*pair, *QUICK, "--plot", str(tmp_path / "figure")]) == 2
     assert "pip install matplotlib" in capsys.readouterr().err
 
 
