@@ -83,6 +83,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-7b": _shape("qwen2", 3584, 18944, 28, 28, 4, 152064, 32768, 1e6),
     "qwen2.5-32b": _shape("qwen2", 5120, 27648, 64, 40, 8, 152064, 32768, 1e6),
     "qwen2.5-72b": _shape("qwen2", 8192, 29568, 80, 64, 8, 152064, 32768, 1e6),
+    "qwen3-0.6b": _shape("qwen3", 1024, 3072, 28, 16, 8, 151936, 40960, 1e6, head_dim=128, tie_word_embeddings=True),
+    "qwen3-32b": _shape("qwen3", 5120, 25600, 64, 64, 8, 151936, 40960, 1e6, head_dim=128),
     "mixtral-8x7b": _shape("mixtral", 4096, 14336, 32, 32, 8, 32000, 32768, 1e6, num_local_experts=8),
 }
 

@@ -8,11 +8,11 @@ from typing import Any
 from loaders.checkpoint.random_weights import SHAPES, described_checkpoint
 from loaders.checkpoint.read_spec import read_spec
 from loaders.checkpoint.spec import ModelSpec
-from loaders.quantize.recipe import BITS, Quantization
 from loaders.sizes import format_size
 from offload_runtime.planning.best_plan import best_plan
 from offload_runtime.planning.expected_acceptance import assumed_for
 from offload_runtime.planning.prediction import predict
+from offload_runtime.planning.quantized_directory import recipe_of
 from scheduler.errors import DoesNotFitError
 from scheduler.machine.machine import Machine
 from scheduler.plan.plan import Limits, Plan
@@ -36,14 +36,14 @@ def predictions(machine: Machine, dtype: str) -> Iterator[dict[str, Any]]:
 
 
 def spec_of(shape: str, form: str | None, dtype: str) -> ModelSpec:
-    """A known shape in bfloat16, or quantized ("int4"), computed in `dtype`. Nothing is written or read.
+    """A known shape in bfloat16, or packed ("int4", "lossless"), computed in `dtype`. Nothing is written or read.
 
     Only one layer is examined; the others are like it.
     """
     count = SHAPES[shape]["num_hidden_layers"]
     checkpoint, config = described_checkpoint({**SHAPES[shape], "num_hidden_layers": 1}, Path(shape))
     if form is not None:
-        packed = Quantization.of(checkpoint, config, BITS[form])
+        packed = recipe_of(form, checkpoint, config)
         checkpoint, config = packed.checkpoint(Path(shape)), packed.config(config)
     spec = read_spec(Path(shape), dtype, checkpoint, config)
     (layer,) = spec.layers

@@ -64,6 +64,11 @@ def assumed_acceptance(millions: float) -> tuple[float, ...]:
     return _with_first(1 - min(_LARGEST_REFUSED, (1 - Acceptance.prior().falling()[0]) * _REFUSED_PER_TENTH**tenths))
 
 
+def less_accepted(acceptance: ExpectedAcceptance, by: float) -> ExpectedAcceptance:
+    """The same with a first child that is accepted less often: how much a prediction depends on what is assumed."""
+    return ExpectedAcceptance(_with_first(acceptance.by_child[0] - by), False)
+
+
 def _with_first(accepted: float) -> tuple[float, ...]:
     """The published vector, scaled so that a first child is accepted as given."""
     published, refused = Acceptance.prior().falling(), 1 - accepted

@@ -23,6 +23,7 @@ PARAMETERS = {
     "llama-68m": 68.03, "llama-160m": 162.4, "tinyllama-1.1b": 1100.0, "llama-3.2-1b": 1235.8, "llama-3.2-3b": 3212.7,
     "llama-2-7b": 6738.4, "llama-2-13b": 13015.9, "llama-2-70b": 68976.6, "llama-3-8b": 8030.3, "llama-3-70b": 70553.7,
     "qwen2.5-0.5b": 494.0, "qwen2.5-7b": 7615.6, "qwen2.5-32b": 32763.9, "qwen2.5-72b": 72706.2,
+    "qwen3-0.6b": 596.0, "qwen3-32b": 32762.1,
     "mixtral-8x7b": 46702.8,
 }  # fmt: skip
 
