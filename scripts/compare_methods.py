@@ -89,6 +89,7 @@ def _setup(arguments: argparse.Namespace, pair: "Pair") -> dict[str, Any]:
         "prompts": digest(pair.prompts),
         "reply_tokens": arguments.reply_tokens,
         "seed": arguments.seed,
+        "near_end": arguments.near_end,
     }
 
 
@@ -124,7 +125,7 @@ def _measure(
     with _with_draft(arguments, pair) as complete:
         if arguments.same_contexts:
             acceptance = complete.acceptance(kinds, arguments.contexts, arguments.seed, note)
-            yield from measure_same_contexts(complete, acceptance, workload, wanted)
+            yield from measure_same_contexts(complete, acceptance, workload, wanted, arguments.near_end)
             return
         if arguments.draft_bits is not None:
             note(f"measuring acceptance of the target's own draft at {arguments.contexts} positions per sampling")
@@ -151,9 +152,7 @@ def _with_draft(arguments: argparse.Namespace, pair: "Pair") -> Iterator["Pair"]
 def _show(arguments: argparse.Namespace, setup: dict[str, Any], grid: "Grid") -> None:
     from comparison.tables import heading, tables
 
-    if arguments.beyond_end:
-        grid = grid.with_tokens_beyond_end()
-    lines = [*heading(setup, grid, arguments.beyond_end), *tables(grid)]
+    lines = [*heading(setup, grid), *tables(grid)]
     say(lines)
     if arguments.markdown is not None:
         write_file("--markdown", arguments.markdown, "\n".join(lines) + "\n")

@@ -1,7 +1,7 @@
 """The cells of the comparison, and what was measured of one."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from offload_runtime.speculation.acceptance_store import Setting
@@ -68,15 +68,14 @@ class Cell:
 class CountedReply:
     """prompt: its number. tokens: those of the text; passes: of the target.
 
-    beyond_end: tokens that the last pass accepted behind the text's end token, and that nobody sees. In a reply that
-    another method writes, passes are the contexts in it, and tokens the sum of what they yield on average.
+    In a reply that another method writes, passes are the contexts in it, and tokens the sum of what they yield on
+    average.
     """
 
     prompt: int
     seed: int
     tokens: float
     passes: int
-    beyond_end: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,12 +95,6 @@ class Measured:
     @property
     def passes(self) -> int:
         return sum(reply.passes for reply in self.replies)
-
-    def with_tokens_beyond_end(self) -> "Measured":
-        """The same with every last pass counted whole, as if no text had ended."""
-        return replace(
-            self, replies=tuple(replace(reply, tokens=reply.tokens + reply.beyond_end) for reply in self.replies)
-        )
 
     def as_record(self) -> dict[str, Any]:
         """A JSON line; `from_record` reads it back. Replies are lists in the order of `CountedReply`."""

@@ -69,9 +69,6 @@ def measure_cell(cell: Cell, steps: Steps, workload: Workload) -> Measured:
         if made[-1].finish_reason == "length" and len(made) > 1:
             made.pop()  # the context cut it short: left out
         timed += made[1:]  # the first reads the prompt too
-        tokens, last = sum(len(step.token_ids) for step in made), made[-1]
-        ended = last.finish_reason or tokens >= workload.reply_tokens
-        beyond_end = last.accepted + 1 - len(last.token_ids) if ended else 0
-        replies.append(CountedReply(prompt, seed, tokens, len(made), beyond_end))
+        replies.append(CountedReply(prompt, seed, sum(len(step.token_ids) for step in made), len(made)))
     seconds = (sum(getattr(step, name) for step in timed) for name in ("draft_seconds", "target_seconds"))
     return Measured(cell, tuple(replies), len(timed), *seconds)

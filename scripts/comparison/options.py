@@ -17,7 +17,7 @@ Every method runs through the whole runtime. A reply goes on until it has --repl
 gets it there counts whole, so that long passes are neither cut nor left out. A cell of the table goes through the
 prompts, again with other seeds if need be, until it has --passes passes and --replies replies.
     tokens per pass = tokens of all replies / passes of the target, the first one of each reply included
-Of a pass in which the text ends, the tokens up to its end count (see --beyond-end).
+Of a pass in which the text ends, the tokens up to its end count.
 Intervals (95 %) treat the prompts as independent; ratios compare replies to the same prompts with the same seeds."""
 
 EPILOG = """\
@@ -64,6 +64,8 @@ def _check_methods(parser: argparse.ArgumentParser, parsed: argparse.Namespace) 
     """Fill in methods and driver; exits where they cannot be compared in this way."""
     if parsed.driver is not None and not parsed.same_contexts:
         parser.error("argument --driver: it goes with --same-contexts")
+    if parsed.near_end is not None and not parsed.same_contexts:
+        parser.error("argument --near-end: it goes with --same-contexts")
     if parsed.same_contexts and parsed.driver is None:
         parsed.driver = REFERENCE
     reasons = {name: reason for name in METHODS if (reason := _reason_against(parsed, name))}
@@ -111,6 +113,8 @@ def _add_measurement_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--same-contexts", action="store_true", help=same)
     driver = f"the method that writes the replies of --same-contexts (default: {REFERENCE})"
     add("--driver", metavar="NAME", type=one_of(METHODS, "method"), help=driver)
+    near = "count only contexts of --same-contexts at most N tokens before the end of a text that ends"
+    add("--near-end", metavar="N", type=whole_number(1), help=near)
     add_count(add, "--passes", 200, 1, "least passes of a cell, or contexts of a size and sampling")
     add_count(add, "--replies", 16, 1, "least replies of a cell; at temperature 0 at most one to a prompt")
     add_count(add, "--reply-tokens", 128, 1, "tokens after which a reply ends")
@@ -128,11 +132,6 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--resume", metavar="FILE", type=Path, nargs="+", default=[], help=resume)
     add("--only-tables", action="store_true", help="measure nothing: show what --resume holds so far")
-    beyond = (
-        "in tables and the figure, count what the pass in which a text ends accepts behind its end too: nearer to the "
-        "value for long texts where a pass accepts a large part of a reply"
-    )
-    add("--beyond-end", action="store_true", help=beyond)
     add("--markdown", metavar="FILE", type=Path, help="write the tables there too")
     add("--plot", metavar="FILE", type=Path, help="draw tokens per pass by nodes there (SVG; needs matplotlib)")
     add_quiet(group)

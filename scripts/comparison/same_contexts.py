@@ -28,6 +28,7 @@ from offload_runtime.speculation.methods import Method, adaptive_method, static_
 from offload_runtime.speculation.target import Target
 from offload_runtime.speculation.verification import Scored, verify
 from sequoia_tree.acceptance.acceptance import Acceptance
+from sequoia_tree.drafting.end_tokens import up_to_end
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.verification.expectation import expected_yield
 from sequoia_tree.verification.verify import AcceptedPath
@@ -36,9 +37,16 @@ Generators = Mapping[str, torch.Generator]
 
 
 def measure_same_contexts(
-    pair: Pair, tables: Mapping[Setting, Acceptance], workload: Workload, wanted: Sequence[Cell]
+    pair: Pair,
+    tables: Mapping[Setting, Acceptance],
+    workload: Workload,
+    wanted: Sequence[Cell],
+    near_end: int | None = None,
 ) -> Iterator[Measured]:
-    """The cells, those of one size and setting together; all have the same driver. Raises an OffloadError."""
+    """The cells, those of one size and setting together; all have the same driver. Raises an OffloadError.
+
+    near_end: only contexts at most so many tokens before a text's end count.
+    """
     for size, same_size in groupby(sorted(wanted, key=lambda cell: cell.size), key=lambda cell: cell.size):
         cells = list(same_size)
         with pair.models(size, cells[0].depth) as models:
@@ -46,15 +54,19 @@ def measure_same_contexts(
             for setting in dict.fromkeys(cell.setting for cell in cells):
                 here = [cell for cell in cells if cell.setting == setting]
                 side_by_side = SideBySide.of(pair, models, tables[setting], here)
-                yield from _measure(side_by_side, pair.prompts, workload, here)
+                yield from _measure(side_by_side, pair.prompts, workload, here, near_end)
 
 
 @dataclass(frozen=True)
 class Pass:
-    """yields: tokens that each method yields, the bonus token included. token_ids: those that the driver wrote."""
+    """yields: tokens that each method adds to the text, the bonus token included. token_ids: those of the driver.
+
+    ended: whether the text ended with an end token.
+    """
 
     yields: dict[str, float]
     token_ids: list[int]
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,7 @@ class SideBySide:
             yields, accepted = self._pass(text, generators)
             tokens, finish_reason = cut(accepted, self.end_token_ids, self.context_length - len(text))
             text += tokens
-            yield Pass(yields, tokens)
+            yield Pass(yields, tokens, finish_reason == "stop")
 
     def _generators(self, seed: int) -> Generators:
         """By method. The driver's is the runtime's for this seed; the others know nothing of what it wrote."""
@@ -103,9 +115,7 @@ class SideBySide:
         yields = {}
         for _, names in groupby(self.methods, _tree):
             scored, found = self._try([*names], text, generators)
-            yields.update(
-                {name: _yield(scored, self.methods[name].rule, accepted_path) for name, accepted_path in found.items()}
-            )
+            yields.update({name: self._yield(scored, self.methods[name].rule, path) for name, path in found.items()})
         accepted_path, drawn = list(found.values())[-1], scored.drawn  # the driver comes last
         self.target.commit(accepted_path.path)
         self.draft.commit(drawn.draft_columns(accepted_path.path))
@@ -115,9 +125,23 @@ class SideBySide:
         """One tree of methods that share it, after the last one is rolled back, and the accepted path of each."""
         for model in self._models():
             model.cache.rollback()
-        drawn = self.methods[names[-1]].grow(text, self.sampling, generators[names[-1]])
+        drawn = self.methods[names[-1]].grow(text, self.sampling, generators[names[-1]], self.end_token_ids)
         scored = Scored.of(drawn, self.target.score(text, drawn), text, self.sampling)
         return scored, {name: verify(scored, self.methods[name].rule, generators[name]) for name in names}
+
+    def _yield(self, scored: Scored, rule: str, accepted_path: AcceptedPath) -> float:
+        """Expected tokens up to the text's end, of a rule that has an expectation, else those of its accepted path.
+
+        Nodes that the draft did not draw are matched once the rule has ended: of those the accepted path's count.
+        """
+        drawn, path = scored.drawn, accepted_path.path
+        kept = len(up_to_end([*(drawn.tokens[node] for node in path), accepted_path.bonus], self.end_token_ids))
+        if scored.sampling.temperature == 0 or rule == "match":
+            return kept
+        tokens = torch.tensor(drawn.tokens[: drawn.drawn], device=scored.logits.device)
+        by_tests = sum(node < drawn.drawn for node in path)
+        matched = kept - (by_tests + 1) if by_tests < len(path) else 0
+        return expected_yield(rule, drawn.drawn_part, tokens, scored.distributions, self.end_token_ids) + matched
 
     def _models(self) -> tuple[Model, Model]:
         return self.target.model, self.draft.model
@@ -142,33 +166,41 @@ def build(name: str, draft: Draft, acceptance: Acceptance, how: Sampling, size: 
     return static_method(kind.tree, draft, acceptance.falling(), size, depth, kind.verification)
 
 
-def _yield(scored: Scored, rule: str, accepted_path: AcceptedPath) -> float:
-    """Expected tokens of a rule that has an expectation, else those of its accepted path.
-
-    Nodes that the draft did not draw are matched once the rule has ended: of those the accepted path's count.
-    """
-    if scored.sampling.temperature == 0 or rule == "match":
-        return len(accepted_path.path) + 1
-    drawn = scored.drawn
-    tokens = torch.tensor(drawn.tokens[: drawn.drawn], device=scored.logits.device)
-    matched = sum(node >= drawn.drawn for node in accepted_path.path)
-    return expected_yield(rule, drawn.drawn_part, tokens, scored.distributions) + matched
-
-
 def _measure(
-    side_by_side: SideBySide, prompts: Sequence[Sequence[int]], workload: Workload, cells: Sequence[Cell]
+    side_by_side: SideBySide,
+    prompts: Sequence[Sequence[int]],
+    workload: Workload,
+    cells: Sequence[Cell],
+    near_end: int | None,
 ) -> Iterator[Measured]:
     replies: dict[str, list[CountedReply]] = {cell.method: [] for cell in cells}
     contexts = 0
     for number, prompt, seed in workload.numbered():
+        if not contexts and number == workload.prompts:
+            raise UsageError(f"--near-end {near_end}: no text ended within --reply-tokens {workload.reply_tokens}")
         if workload.is_done(cells[0], number, contexts):
             break
         passes = list(up_to(workload.reply_tokens, side_by_side.passes(prompts[prompt], seed)))
+        if near_end is not None:
+            passes = before_end(passes, near_end)
+        if not passes:
+            continue
         contexts += len(passes)
         for name, counted in replies.items():
             counted.append(CountedReply(prompt, seed, sum(made.yields[name] for made in passes), len(passes)))
     for cell in cells:
         yield Measured(cell, tuple(replies[cell.method]))
+
+
+def before_end(passes: Sequence[Pass], most: int) -> list[Pass]:
+    """The last passes, which add at most `most` tokens in all, of a reply that ended with an end token; else none."""
+    left, near = most, list[Pass]()
+    for made in reversed(passes if passes[-1].ended else ()):
+        left -= len(made.token_ids)
+        if left < 0:
+            break
+        near.append(made)
+    return near[::-1]
 
 
 def _check_prompts(pair: Pair, models: LoadedModels) -> None:

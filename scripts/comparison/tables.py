@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,10 +32,6 @@ class Grid:
     def at(self, method: str, size: int, setting: Setting) -> Measured | None:
         return self.measured.get(cell(method, size, self.depth, setting, self.driver))
 
-    def with_tokens_beyond_end(self) -> "Grid":
-        """The same with every last pass counted whole, as if no text had ended."""
-        return replace(self, measured={cell: found.with_tokens_beyond_end() for cell, found in self.measured.items()})
-
 
 def row(measured: Measured) -> str:
     """A line for a cell that has just been measured."""
@@ -46,7 +42,7 @@ def row(measured: Measured) -> str:
     )
 
 
-def heading(setup: Mapping[str, Any], grid: Grid, beyond_end: bool) -> Iterator[str]:
+def heading(setup: Mapping[str, Any], grid: Grid) -> Iterator[str]:
     """What was compared on what, and what the figures mean."""
     drafted_by = f"itself in {setup['draft_bits']} bits" if setup.get("draft_bits") else setup["draft"]
     title = "Expected tokens per pass at the same contexts" if grid.driver else "Tokens per pass"
@@ -54,11 +50,12 @@ def heading(setup: Mapping[str, Any], grid: Grid, beyond_end: bool) -> Iterator[
     yield ""
     if grid.driver:
         yield _same_contexts(setup, grid.driver)
+        if setup.get("near_end") is not None:
+            yield f"Only contexts at most {setup['near_end']} tokens before the text's end count."
     else:
-        last = "and so does one in which the text ends" if beyond_end else "one in which the text ends up to there"
         yield (
             f"Replies of {setup['reply_tokens']} tokens, fewer where the text ended; the pass that reaches them counts "
-            f"whole, {last}. Seeds from {setup['seed']}."
+            f"whole, one in which the text ends up to there. Seeds from {setup['seed']}."
         )
     yield ""
     passes = "contexts" if grid.driver else "passes of the target, the first pass of a reply included"
@@ -75,8 +72,8 @@ def _same_contexts(setup: Mapping[str, Any], driver: str) -> str:
         f"Contexts are the starts of the passes in which `{driver}` writes replies of {setup['reply_tokens']} tokens, "
         f"fewer where the text ended (seeds from {setup['seed']}). Every method drafts there and the target scores its "
         "tree; what counts is how many tokens the method's rule yields from that tree on average over the rule's own "
-        "random numbers (at temperature 0, and where nodes are matched: how many it yields), those behind the text's "
-        "end among them. The passes of another method by itself start elsewhere, and its tokens per pass differ a "
+        "random numbers (at temperature 0, and where nodes are matched: how many it yields), up to the text's end. The "
+        "passes of another method by itself start elsewhere, and its tokens per pass differ a "
         "little from these."
     )
 

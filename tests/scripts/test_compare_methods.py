@@ -36,7 +36,7 @@ from comparison.options import parse_arguments  # noqa: E402
 from comparison.pair import Pair  # noqa: E402
 from comparison.plots import draw_figure  # noqa: E402
 from comparison.rounding import GRIDS, rounded_draft  # noqa: E402
-from comparison.same_contexts import SideBySide, build  # noqa: E402
+from comparison.same_contexts import Pass, SideBySide, before_end, build  # noqa: E402
 from comparison.tables import Grid  # noqa: E402
 from toolkit.prompts import HELD_OUT  # noqa: E402
 
@@ -65,7 +65,7 @@ def lines(file: Path, kind: str = "cell") -> list[dict]:
 
 
 def counted(prompt: int, tokens: int, passes: int, seed: int = 0) -> CountedReply:
-    return CountedReply(prompt, seed, tokens, passes, 0)
+    return CountedReply(prompt, seed, tokens, passes)
 
 
 def measured(*replies: CountedReply, method: str = "sequoia") -> Measured:
@@ -99,13 +99,12 @@ def test_a_last_pass_counts_whole_and_a_text_counts_to_its_end():
         Cell("sequoia", 16, 15, WARM), lambda prompt, seed: (step for step in replies[prompt]), workload
     )
     assert result.replies == (
-        CountedReply(0, 100, 8, 3, 0),
-        CountedReply(1, 101, 3, 2, 4),
-        CountedReply(2, 102, 2, 1, 0),
+        CountedReply(0, 100, 8, 3),
+        CountedReply(1, 101, 3, 2),
+        CountedReply(2, 102, 2, 1),
     )
     assert (result.tokens, result.passes) == (13, 6)
     assert (result.timed_passes, result.draft_seconds, result.target_seconds) == (3, 0.75, 1.5)
-    assert result.with_tokens_beyond_end().tokens == 17
     assert Measured.from_record(json.loads(json.dumps(result.as_record()))) == result
 
 
@@ -281,6 +280,33 @@ def test_the_driver_writes_what_it_writes_alone_and_yields_as_much(driver, known
     surprises = np.array([len(made.token_ids) - made.yields[driver] for made in passes])
     assert (surprises**2).mean() > 0.02
     assert abs(surprises.sum()) < 3 * math.sqrt((surprises**2).sum())
+
+
+@pytest.mark.parametrize("driver", ["sequoia", "adaptive"])
+def test_what_counts_ends_with_the_text(driver):
+    model, ends = checkpoint("llama"), frozenset(range(0, 96, 6))
+    pair = Pair(Options(model=model, draft=perturbed(model, 0.05), device="cpu"), [[5, 17, 3, 88, 41, 9]], 32)
+    with pair.models(8, 3) as models:
+        side_by_side = SideBySide.of(pair, models, Acceptance.prior(), [cell(driver, 8, 3, WARM, driver)])
+        side_by_side = replace(side_by_side, end_token_ids=ends)
+        passes = [made for seed in range(30) for made in side_by_side.passes(pair.prompts[0], seed)]
+    ended = [made for made in passes if made.ended]
+    assert len(ended) > 15 and all(made.token_ids[-1] in ends for made in ended)
+    surprises = np.array([len(made.token_ids) - made.yields[driver] for made in passes])
+    assert abs(surprises.sum()) < 3 * math.sqrt((surprises**2).sum())
+
+
+def test_contexts_near_the_end_are_the_last_ones_of_a_text_that_ends():
+    made = [Pass({}, [1] * count, False) for count in (4, 3, 2)]
+    assert before_end(made, 9) == []
+    made.append(Pass({}, [1], True))
+    assert before_end(made, 6) == made[1:] and before_end(made, 5) == made[2:] and before_end(made, 99) == made
+
+
+def test_no_text_that_ends_is_no_endless_search(pair, capsys):
+    run = [*pair, *QUICK, "--same-contexts", "--contexts", "6", "--sizes", "4", "--methods", "sequoia"]
+    assert compare_methods.main([*run, "--near-end", "8", "--temperatures", "0.8", "--top-ps", "1"]) == 2
+    assert "no text ended" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", [WARM, GREEDY])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sequoia_tree import Tree
+from sequoia_tree.drafting.end_tokens import up_to_end
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.verification.distributions import Distributions
 from sequoia_tree.verification.expectation import expected_yield
@@ -18,8 +19,9 @@ DRAWINGS = {
 }
 
 
+@pytest.mark.parametrize("ends", [(), (2,), (3,)])
 @pytest.mark.parametrize("rule", sorted(DRAWINGS))
-def test_verdicts_average_to_the_expectation(rule):
+def test_verdicts_average_to_the_expectation(rule, ends):
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(2, TREE.size, 6, generator=generator)
     draft = log_probs(logits[0], Sampling())
@@ -29,10 +31,13 @@ def test_verdicts_average_to_the_expectation(rule):
         if children:
             tokens[children] = DRAWINGS[rule](draft[node : node + 1], len(children), generator)[0]
     distributions = Distributions(lambda nodes: target[nodes], lambda nodes: probabilities(draft[nodes]), 6)
-    yields = [len(RULES[rule](TREE, tokens, distributions, generator).path) + 1 for _ in range(800)]
-    expected = expected_yield(rule, TREE, tokens, distributions)
+    yields = []
+    for _ in range(800):
+        verdict = RULES[rule](TREE, tokens, distributions, generator)
+        yields.append(len(up_to_end([*tokens[verdict.path].tolist(), verdict.bonus], ends)))
+    expected = expected_yield(rule, TREE, tokens, distributions, ends)
     spread = torch.tensor(yields, dtype=torch.float64)
-    assert expected > 1.3
+    assert expected > 1.1 and (bool(ends) == (expected < expected_yield(rule, TREE, tokens, distributions)))
     assert abs(spread.mean() - expected) < 4 * spread.std() / len(yields) ** 0.5
 
 
