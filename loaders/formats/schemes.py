@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from loaders.gguf.placement import Placement
+from loaders.gguf.placement import RowOrder
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Piece:
 
     role: str
     scheme: Ggml
-    placement: Placement
+    placement: RowOrder
 
 
 @dataclass(frozen=True)

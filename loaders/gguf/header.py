@@ -17,7 +17,7 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.foreign_files import check_content
 from loaders.gguf.content import DISK, Content
 from loaders.gguf.names import split_names
-from loaders.gguf.placement import Part, Placement, Whole
+from loaders.gguf.placement import Part, RowOrder, Whole
 from loaders.gguf.types import BLOCKS, READABLE, TYPE_NAMES, VALUES
 from loaders.message_text import quoted
 from loaders.safetensors_files.headers import StoredTensor
@@ -40,7 +40,7 @@ class GgufTensor(StoredTensor):
 
     What dequantizing has to undo: in `paired_heads` heads the first row is followed by the middle one, the second by
     the one after the middle, and so on; `less` has been added to all values; of `negated_log`, the negative exponential
-    is stored; of the columns, heads in groups of `tiles` are stored as in `Placement`. part: where the values belong if
+    is stored; of the columns, heads in groups of `tiles` are stored as in `RowOrder`. part: where the values belong if
     they are not a whole weight as it is stored.
     """
 
@@ -64,7 +64,7 @@ class GgufTensor(StoredTensor):
         found = replace(self, name=name, negated_log=negated_log)
         return replace(found, shape=shape, values=shape) if shape and self.kind in VALUES else found
 
-    def part_of(self, whole: Whole, role: str, placement: Placement) -> GgufTensor:
+    def part_of(self, whole: Whole, role: str, placement: RowOrder) -> GgufTensor:
         """This tensor as a part of a weight, in which no other part has this role."""
         return replace(self, name=f"{whole.name}.{role}", part=Part(whole, placement))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Placement:
+class RowOrder:
     """Rows of a weight [rows, columns], in the order in which a tensor holds them.
 
     Of every head, or of the whole weight if there are none, the rows begin:end:step. turned: stored as columns.
@@ -61,4 +61,4 @@ class Part:
     """What a tensor is of a weight."""
 
     whole: Whole
-    placement: Placement = Placement()
+    placement: RowOrder = RowOrder()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.checkpoint.config_limits import check_config
-from loaders.heads.fields import Fields
+from loaders.heads.fields import ConfigFields
 from loaders.heads.head_config import HeadConfig
 from loaders.heads.kinds import Kind
 from loaders.heads.target_facts import TargetFacts, check_sizes, check_taps
@@ -59,7 +59,7 @@ class DflashConfig(HeadConfig):
 
 def read_dflash(file: Path, config: Mapping[str, Any], kind: Kind, target: TargetFacts) -> DflashConfig:
     """The block draft that `config` describes, for this target; errors as `read_eagle3`."""
-    fields = Fields(file, config)
+    fields = ConfigFields(file, config)
     from_speculators = "speculators_model_type" in config
     inner = fields.below("transformer_layer_config") if from_speculators else fields
     layer = _layer(inner)
@@ -88,12 +88,12 @@ def read_dflash(file: Path, config: Mapping[str, Any], kind: Kind, target: Targe
     return head
 
 
-def _beside(fields: Fields) -> Fields:
+def _beside(fields: ConfigFields) -> ConfigFields:
     """The fields of `dflash_config`; older files have some of them at the top level."""
-    return Fields(fields.file, {**fields.values, **fields.below("dflash_config").values})
+    return ConfigFields(fields.file, {**fields.values, **fields.below("dflash_config").values})
 
 
-def _layer(fields: Fields) -> dict[str, Any]:
+def _layer(fields: ConfigFields) -> dict[str, Any]:
     values = dict(fields.values)
     model_type = values.setdefault("model_type", "qwen3")
     if model_type != "qwen3":
@@ -106,13 +106,13 @@ def _layer(fields: Fields) -> dict[str, Any]:
     if "sliding_attention" in (values.get("layer_types") or ()):
         values["use_sliding_window"] = True  # without it transformers drops the window
     check_config(fields.file, values)
-    checked = Fields(fields.file, values)
+    checked = ConfigFields(fields.file, values)
     for name in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "num_hidden_layers"):
         checked.whole(name)
     return values
 
 
-def _taps(own: Fields, from_speculators: bool) -> tuple[int, ...]:
+def _taps(own: ConfigFields, from_speculators: bool) -> tuple[int, ...]:
     """Speculators counts the layers before a tap; the authors number the layer whose output is taken, from 0."""
     name = "aux_hidden_state_layer_ids" if from_speculators else "target_layer_ids"
     stated = own.wholes(name)
@@ -121,7 +121,9 @@ def _taps(own: Fields, from_speculators: bool) -> tuple[int, ...]:
     return stated if from_speculators else tuple(layer + 1 for layer in stated)
 
 
-def _attention(inner: Fields, own: Fields, from_speculators: bool) -> tuple[tuple[int | None, ...], tuple[bool, ...]]:
+def _attention(
+    inner: ConfigFields, own: ConfigFields, from_speculators: bool
+) -> tuple[tuple[int | None, ...], tuple[bool, ...]]:
     """The window and the direction of each layer. Where nothing is stated, layers that slide are causal."""
     count = inner.whole("num_hidden_layers", most=1000)
     kinds = inner.values.get("layer_types") or ["full_attention"] * count
@@ -139,7 +141,7 @@ def _attention(inner: Fields, own: Fields, from_speculators: bool) -> tuple[tupl
     return tuple(window if slide else None for slide in slides), causal
 
 
-def _second(own: Fields, layer: Mapping[str, Any]) -> Dflash2Config:
+def _second(own: ConfigFields, layer: Mapping[str, Any]) -> Dflash2Config:
     second = Dflash2Config(
         kernel_size=own.whole("conv_kernel_size", most=_MOST_TAPS_OF_CONVOLUTION),
         group_size=own.whole("conv_group_size", most=layer["hidden_size"]),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loaders.checkpoint.config_limits import check_config
-from loaders.heads.fields import Fields
+from loaders.heads.fields import ConfigFields
 from loaders.heads.head_config import HeadConfig
 from loaders.heads.target_facts import TargetFacts, check_sizes, check_taps
 
@@ -49,10 +49,10 @@ def read_eagle3(file: Path, config: Mapping[str, Any], target: TargetFacts) -> E
     Raises ModelFilesError for wrong values, UnsupportedModelError for what is not run, DraftMismatchError for a head
     that was made for other sizes.
     """
-    fields = Fields(file, config)
+    fields = ConfigFields(file, config)
     from_speculators = "speculators_model_type" in config
     layer = _layer(fields.below("transformer_layer_config") if from_speculators else fields)
-    inner = Fields(file, layer)
+    inner = ConfigFields(file, layer)
     for name in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"):
         inner.whole(name)
     target_hidden_size = fields.whole("target_hidden_size", layer["hidden_size"])
@@ -76,7 +76,7 @@ def read_eagle3(file: Path, config: Mapping[str, Any], target: TargetFacts) -> E
     return head
 
 
-def _layer(fields: Fields) -> dict[str, Any]:
+def _layer(fields: ConfigFields) -> dict[str, Any]:
     """The config of the head's layers, checked like a model's."""
     values = dict(fields.values)
     model_type = values.setdefault("model_type", "llama")
@@ -92,7 +92,7 @@ def _layer(fields: Fields) -> dict[str, Any]:
     return values
 
 
-def _taps(fields: Fields, eagle: Fields, from_speculators: bool, target: TargetFacts) -> tuple[int, ...]:
+def _taps(fields: ConfigFields, eagle: ConfigFields, from_speculators: bool, target: TargetFacts) -> tuple[int, ...]:
     """Speculators counts the layers before a tap; SpecForge numbers the layer whose output is taken, from 0."""
     stated = eagle.wholes("eagle_aux_hidden_state_layer_ids")
     if stated is None and not from_speculators:
@@ -102,7 +102,7 @@ def _taps(fields: Fields, eagle: Fields, from_speculators: bool, target: TargetF
     return stated if from_speculators else tuple(layer + 1 for layer in stated)
 
 
-def _refuse_variants(eagle: Fields) -> None:
+def _refuse_variants(eagle: ConfigFields) -> None:
     if not eagle.flag(_ON, True):
         raise eagle.unsupported(f"eagle_config has {_ON} false")
     for name in _OFF:

@@ -15,18 +15,18 @@ MOST_TAPS = 64  # published heads read three to five layers of the target
 
 
 @dataclass(frozen=True)
-class Fields:
+class ConfigFields:
     """The fields of one object in a head's config."""
 
     file: Path
     values: Mapping[str, Any]
 
-    def below(self, name: str) -> Fields:
+    def below(self, name: str) -> ConfigFields:
         """Those of an object inside; empty where there is none."""
         inner = self.values.get(name)
         if inner is not None and not isinstance(inner, dict):
             raise self.wrong(name, "an object")
-        return Fields(self.file, inner or {})
+        return ConfigFields(self.file, inner or {})
 
     def whole(self, name: str, default: int | None = None, least: int = 1, most: int = _MOST) -> int:
         """A whole number from `least` to `most`."""

@@ -26,6 +26,7 @@ from loaders.errors import ModelFilesError
 from loaders.io.direct import FileTable, Workers
 from loaders.io.reader import choose_io
 from loaders.modules.layout import TORCH_DTYPES
+from loaders.progress import ByteProgress
 from loaders.quantize.calibrated.calibration import Calibration
 from loaders.quantize.calibrated.stage import ResultTable, calibrate
 from loaders.quantize.interrupts import interrupts_deferred
@@ -38,9 +39,6 @@ from loaders.safetensors_files.headers import STORED_ITEMSIZE, StoredTensor
 from loaders.safetensors_files.shards import SHARD_BYTES, check_space, header, write_index
 
 BLOCK_BYTES = 1 << 20
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes of the source that are done, and all of its bytes."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def write_quantized(
     quantization: Quantization,
     directory: Path,
     fingerprint: str,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
     shard_bytes: int = SHARD_BYTES,
     calibration: Calibration | None = None,
 ) -> QuantizationReport:
@@ -120,7 +118,7 @@ def _write_shards(
     quantization: Quantization,
     shards: Mapping[Path, list[StoredTensor]],
     journal: PackingJournal,
-    progress: Progress | None,
+    progress: ByteProgress | None,
     calibration: Calibration | None,
 ) -> dict[str, float]:
     """Write all files; returns the relative error of each matrix by the name of its module."""

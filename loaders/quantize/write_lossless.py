@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from loaders.lossless.encode import Encoded, encode
 from loaders.modules.conversion import TensorSlice, model_slices
 from loaders.modules.layout import TORCH_DTYPES
 from loaders.modules.skeleton import Skeleton
+from loaders.progress import ByteProgress
 from loaders.quantize.interrupts import interrupts_deferred
 from loaders.quantize.lossless_recipe import BITS, LEAST_SAVED, LosslessRecipe, stack_of, unit_of
 from loaders.quantize.recipe import EXPERT
@@ -34,8 +35,6 @@ from loaders.safetensors_files.shards import check_space, described, header, lay
 STORED_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 OF_FILE = "packed_without_loss_of"  # names the source whose layers a partial directory holds
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes of the source that are done, and all of its bytes."""
 Tensors = dict[str, Tensor]
 
 
@@ -59,7 +58,7 @@ def _is_usable(parts: Sequence[TensorSlice], packed: Collection[str]) -> bool:
 
 
 def write_lossless(
-    recipe: LosslessRecipe, directory: Path, fingerprint: str, progress: Progress | None = None
+    recipe: LosslessRecipe, directory: Path, fingerprint: str, progress: ByteProgress | None = None
 ) -> QuantizationReport:
     """Pack the checkpoint into `directory`, which appears once it is complete.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loaders.message_text import displayable
+from loaders.progress import StageProgress
 from offload_runtime.chat.status import loading_texts
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from offload_runtime.text.conversation import Conversation
     from scheduler.plan.plan import Plan
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage, the bytes loaded and the bytes in total."""
 
 THREAD = "loading"
 TICK = 0.1  # seconds between two checks whether to stop waiting
@@ -50,7 +49,7 @@ class Loading:
     once, they would land in the line being typed. A context manager that closes what was loaded.
     """
 
-    def __init__(self, load: Callable[[Progress], Loaded], plan: "Plan"):
+    def __init__(self, load: Callable[[StageProgress], Loaded], plan: "Plan"):
         self.error: BaseException | None = None
         self.notes: list[str] = []
         self._load, self._plan = load, plan

@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from loaders.progress import StageProgress
 from loaders.sizes import format_size
-from offload_runtime.chat.background import FIRST_STAGE, Loaded, Loading, Progress, without_waiting
+from offload_runtime.chat.background import FIRST_STAGE, Loaded, Loading, without_waiting
 from offload_runtime.chat.given import given_prompt
 from offload_runtime.chat.printed_plan import plan_text, print_plan
 from offload_runtime.chat.ready import can_converse
@@ -87,7 +88,7 @@ def _new_conversation(options: Options, arguments: argparse.Namespace) -> "Conve
 
 
 def _load_behind(
-    options: Options, preparation: Preparation, arguments: argparse.Namespace, progress: Progress
+    options: Options, preparation: Preparation, arguments: argparse.Namespace, progress: StageProgress
 ) -> Loaded:
     conversation = _new_conversation(options, arguments)
     return Loaded(_load(preparation, progress), conversation, Thinking(conversation, arguments.thinking))
@@ -100,7 +101,7 @@ def _load_before(options: Options, preparation: Preparation, arguments: argparse
     return Loaded(_load_shown(preparation, screen), conversation, Thinking(conversation, arguments.thinking))
 
 
-def _load(preparation: Preparation, progress: Progress) -> "OffloadRuntime":
+def _load(preparation: Preparation, progress: StageProgress) -> "OffloadRuntime":
     from offload_runtime.generation.runtime import OffloadRuntime
 
     return OffloadRuntime(preparation, progress)

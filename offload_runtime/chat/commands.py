@@ -63,7 +63,7 @@ def completions() -> Mapping[str, Iterable[str] | None]:
     }
 
 
-def run_command(chat: "Chat", line: str) -> None:
+def run_slash_command(chat: "Chat", line: str) -> None:
     """Carry out a command line. Raises UsageError for an unknown command or a wrong argument."""
     name = line.split(None, 1)[0]
     argument = line.strip().removeprefix(name)

@@ -44,7 +44,7 @@ def keep_chat(path: Path, conversation: "Conversation", sampling: SamplingOption
     content = {
         "format": FORMAT,
         "raw": conversation.raw,
-        "tokens": fingerprint(conversation.tokenizer),
+        "tokens": tokens_fingerprint(conversation.tokenizer),
         "messages": messages[:-1] if messages and messages[-1]["role"] == "user" else messages,
         "stretches": [{"text": stretch.text, "ids": stretch.ids} for stretch in conversation.stretches],
         "sampling": sampling.as_arguments(),
@@ -81,10 +81,10 @@ def load_chat(path: Path, conversation: "Conversation") -> SamplingOptions:
 
 def _same_tokens(saved: SavedChat, tokenizer: "PreTrainedTokenizerBase") -> bool:
     largest = max((token for stretch in saved.stretches for token in stretch.ids), default=0)
-    return largest < len(tokenizer) and saved.tokens == fingerprint(tokenizer)
+    return largest < len(tokenizer) and saved.tokens == tokens_fingerprint(tokenizer)
 
 
-def fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
+def tokens_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A digest of the vocabulary: tokens and their ids."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 

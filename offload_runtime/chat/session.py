@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from loaders.quantize.interrupts import interrupts_deferred
 from offload_runtime.chat.background import Loaded, Loading, WaitStopped
-from offload_runtime.chat.commands import is_command, run_command, takes_lines
+from offload_runtime.chat.commands import is_command, run_slash_command, takes_lines
 from offload_runtime.chat.context_room import MAKE_ROOM, ContextRoom
 from offload_runtime.chat.saved import keep_chat
 from offload_runtime.chat.status import plan_line, reply_line
@@ -174,7 +174,7 @@ class Chat:
             self._do(act, text)
 
     def _command(self, line: str) -> None:
-        run_command(self, line)
+        run_slash_command(self, line)
 
     def _do(self, act: Callable[[str], None], text: str) -> None:
         """Call `act`; a user's mistake becomes a message and leaves the conversation as it was."""

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from loaders.checkpoint.model_source import model_source
+from loaders.progress import StageProgress
 from loaders.tokenizers.load import check_same_tokens
 from offload_runtime.errors import OffloadError, UsageError
 from offload_runtime.generation.call_limits import CallLimits, checked_top_logprobs, seeded
@@ -33,7 +34,7 @@ from offload_runtime.generation.turns import Turns
 from offload_runtime.generation.writer import Request
 from offload_runtime.grammar.grammars import Grammars
 from offload_runtime.loading.fetching import Download
-from offload_runtime.loading.models import Progress, load_models
+from offload_runtime.loading.models import load_models
 from offload_runtime.loading.policy_choice import tree_policy
 from offload_runtime.loading.quantize_weights import with_packed_files
 from offload_runtime.model.model import never
@@ -78,7 +79,7 @@ class OffloadRuntime:
                 warnings.warn(note, stacklevel=3)
         return cls(preparation, options.progress)
 
-    def __init__(self, preparation: Preparation, progress: Progress | None = None):
+    def __init__(self, preparation: Preparation, progress: StageProgress | None = None):
         self._prompt_folder = open_folder(preparation.options)
         if preparation.draft:
             _check_draft(preparation)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from offload_runtime.errors import UsageError
 from offload_runtime.grammar.compiled import fault
-from offload_runtime.grammar.thoughts import ANSWER, Place, Thoughts
+from offload_runtime.grammar.thoughts import ANSWER, ReplyPosition, Thoughts
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -35,7 +35,7 @@ class Masks:
         vocab_size: int,
         foreign: Iterable[int] = (),
         thoughts: Thoughts | None = None,
-        begin: Place = ANSWER,
+        begin: ReplyPosition = ANSWER,
         call_end: int | None = None,
     ):
         self._matcher, self._thoughts, self._begin = matcher, thoughts, begin
@@ -75,7 +75,7 @@ class Masks:
             raise _stuck()
         self._reply, self._path = [*reply], []
 
-    def _way(self, tokens: Sequence[int]) -> tuple[Place, Sequence[int]]:
+    def _way(self, tokens: Sequence[int]) -> tuple[ReplyPosition, Sequence[int]]:
         """Where `tokens` after the reply lead, and which of them are for the parser."""
         place = self._place
         for index, token in enumerate(tokens):

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from offload_runtime.errors import UsageError
-from offload_runtime.text.reasoning_marks import FAMILIES, Family, State, begun_by, named_state
+from offload_runtime.text.reasoning_marks import FAMILIES, MarkFamily, ReplyPart, begun_by, named_state
 from offload_runtime.text.reply_sections import PROMPT_END
 
 if TYPE_CHECKING:
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
+class ReplyPosition:
     """A place in a reply. state: what the token there is part of. family: whose marks count.
 
     header: the latest header of a message, as far as it is written. first: whether the place is the first of the reply,
     where a thought may begin.
     """
 
-    state: State
-    family: Family | None = None
+    state: ReplyPart
+    family: MarkFamily | None = None
     header: tuple[int, ...] = ()
     first: bool = False
 
     @property
     def answers(self) -> bool:
         """Whether the answer has begun, or does with the next token unless that opens a thought."""
-        return self.state is State.ANSWER
+        return self.state is ReplyPart.ANSWER
 
 
-ANSWER = Place(State.ANSWER)
+ANSWER = ReplyPosition(ReplyPart.ANSWER)
 
 
 class Thoughts:
@@ -54,43 +54,45 @@ class Thoughts:
         begins = {mark for family in families for mark in family.openers}
         return frozenset(token for token, mark in self._marks.items() if mark in begins)
 
-    def begin(self, prompt: Sequence[int]) -> Place:
+    def begin(self, prompt: Sequence[int]) -> ReplyPosition:
         """The beginning of a reply. Raises UsageError if the prompt opens a thought whose end no token marks."""
         end = self._tokenizer.decode(list(prompt[-PROMPT_END:]), skip_special_tokens=False) if prompt else ""
         family, state = begun_by(str(end))
         if family is None:
-            return Place(State.ANSWER, first=True)
-        if state is State.THOUGHT and not any(mark in self._marks.values() for mark in _closing(family)):
+            return ReplyPosition(ReplyPart.ANSWER, first=True)
+        if state is ReplyPart.THOUGHT and not any(mark in self._marks.values() for mark in _closing(family)):
             raise UsageError(
                 "response_format: this model's thoughts end with text for which it has no token of its own, so it "
                 "cannot be told where the answer begins.\n  Turn thinking off (--thinking off, or template_arguments)"
             )
-        return Place(state, family)
+        return ReplyPosition(state, family)
 
-    def after(self, place: Place, token: int) -> Place:
+    def after(self, place: ReplyPosition, token: int) -> ReplyPosition:
         """The place after `token`, which is written at `place`."""
         mark = self._marks.get(token)
         if place.answers and not (place.first and token in self.openers):
             return ANSWER
         family = place.family or next(family for family in FAMILIES if mark in family.openers)
         if mark is None or not _counts(mark, family, place):
-            return replace(place, header=(*place.header, token)) if place.state is State.HEADER else place
+            return replace(place, header=(*place.header, token)) if place.state is ReplyPart.HEADER else place
         follows = family.marks[mark]
-        if follows is State.NAMED:
+        if follows is ReplyPart.NAMED:
             header = self._tokenizer.decode(list(place.header), skip_special_tokens=False)
             follows = named_state(str(header))
-        if follows is State.HEADER:
-            return Place(follows, family, (*place.header, token) if place.state is State.HEADER else (token,))
-        return Place(follows, family, place.header)
+        if follows is ReplyPart.HEADER:
+            return ReplyPosition(
+                follows, family, (*place.header, token) if place.state is ReplyPart.HEADER else (token,)
+            )
+        return ReplyPosition(follows, family, place.header)
 
 
-def _counts(mark: str, family: Family, place: Place) -> bool:
+def _counts(mark: str, family: MarkFamily, place: ReplyPosition) -> bool:
     return mark in family.marks if place.first or family.anywhere else mark in family.ends
 
 
-def _closing(family: Family) -> Collection[str]:
+def _closing(family: MarkFamily) -> Collection[str]:
     """The marks that an answer can begin after."""
-    closes = (State.ANSWER, State.NAMED)
+    closes = (ReplyPart.ANSWER, ReplyPart.NAMED)
     return [mark for mark, follows in family.marks.items() if follows in closes] if family.anywhere else family.ends
 
 

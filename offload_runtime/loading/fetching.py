@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loaders.hub.model import HubModel
+from loaders.progress import StageProgress
 from loaders.sizes import format_size
 from offload_runtime.errors import DoesNotFitError, UsageError
 from offload_runtime.options.run_options import Options, located
@@ -14,9 +15,6 @@ from offload_runtime.planning.planning import Preparation, prepare
 from scheduler.plan.table import format_plan
 
 ASK_ABOVE = 5_000_000_000  # bytes
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is downloaded, the bytes done, and the bytes in all."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Download:
             (),
         )
 
-    def run(self, progress: Progress | None = None) -> None:
+    def run(self, progress: StageProgress | None = None) -> None:
         """Download everything. If it raises ModelFilesError, the next start continues from what is there."""
         from loaders.hub.download import download
 
@@ -87,7 +85,7 @@ class _Count:
 
     stage: str
     total: int
-    progress: Progress | None
+    progress: StageProgress | None
     done: int = 0
 
     def add(self, nbytes: int) -> None:

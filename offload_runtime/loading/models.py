@@ -13,6 +13,7 @@ from loaders.checkpoint.spec import LayerSpec, ModelSpec
 from loaders.dequantize.hooks import scratch_bytes
 from loaders.io.reader import WeightReader
 from loaders.modules.skeleton import Skeleton, UnitLayout, build_skeleton
+from loaders.progress import StageProgress
 from loaders.quantize.interrupts import interrupts_deferred
 from offload_runtime.errors import MachineError, UnsupportedModelError
 from offload_runtime.loading.heads import drafting, head_skeleton, making
@@ -43,9 +44,6 @@ from sequoia_tree.uploads import reserve_uploads
 
 _log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage of loading, the bytes done, and the bytes in all."""
-
 
 @dataclass(frozen=True)
 class LoadedModels:
@@ -62,7 +60,7 @@ class LoadedModels:
             self._resources.close()
 
 
-def load_models(preparation: Preparation, progress: Progress | None) -> LoadedModels:
+def load_models(preparation: Preparation, progress: StageProgress | None) -> LoadedModels:
     """Build both skeletons, plan again with their exact sizes, and load every layer into its tier.
 
     Raises DoesNotFitError if the host now has less memory than the plan takes, ModelFilesError for damaged files.
@@ -93,7 +91,7 @@ def _as_cuda_numbers(preparation: Preparation) -> Preparation:
     return preparation.replanned(machine=with_known_figures(machine, preparation.target.spec.dtype))
 
 
-def _load_on(device: torch.device, preparation: Preparation, progress: Progress | None) -> LoadedModels:
+def _load_on(device: torch.device, preparation: Preparation, progress: StageProgress | None) -> LoadedModels:
     target_skeleton = _skeleton(preparation.target, device)
     head = draft_skeleton = None
     if preparation.draft and preparation.draft.head:
@@ -196,7 +194,7 @@ class _Loader:
     io: IOMode
     memory: DeviceMemory
     resources: ExitStack
-    progress: Progress | None
+    progress: StageProgress | None
 
     def __call__(
         self,

@@ -5,6 +5,7 @@ from torch import nn
 
 from loaders.checkpoint.model_source import load_tokenizer, model_source
 from loaders.modules.skeleton import Skeleton, build_skeleton
+from loaders.progress import StageProgress
 from loaders.quantize.calibrated.calibration import Calibration
 from loaders.quantize.calibrated.text import calibration_text, windows
 from loaders.quantize.lossless_recipe import LosslessRecipe
@@ -12,12 +13,11 @@ from loaders.quantize.recipe import Quantization
 from loaders.quantize.write import write_quantized
 from loaders.quantize.write_lossless import as_model_allows, write_lossless
 from offload_runtime.errors import UnsupportedModelError, UsageError
-from offload_runtime.loading.models import Progress
 from offload_runtime.model.attention import ATTENTION_NAME
 from offload_runtime.planning.planning import Preparation, prepare
 
 
-def with_packed_files(preparation: Preparation, progress: Progress | None = None) -> Preparation:
+def with_packed_files(preparation: Preparation, progress: StageProgress | None = None) -> Preparation:
     """The same, prepared with the quantized files, which are written if they do not exist. progress: called meanwhile.
 
     Raises what `prepare` raises, and ModelFilesError if writing fails; nothing is left behind then.
@@ -38,7 +38,7 @@ def with_packed_files(preparation: Preparation, progress: Progress | None = None
     return prepare(preparation.options)
 
 
-def _calibration(preparation: Preparation, progress: Progress | None) -> Calibration | None:
+def _calibration(preparation: Preparation, progress: StageProgress | None) -> Calibration | None:
     """The tokens of the text with which the model is rounded. Raises ModelFilesError for a text that is too short."""
     options, source = preparation.options, preparation.options.calibration
     if source is None:

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loaders.progress import StageProgress
 from offload_runtime.chat.status import duration
 from offload_runtime.generation.out_of_memory import out_of_memory_explained
 from offload_runtime.generation.runtime import OffloadRuntime
-from offload_runtime.loading.models import LoadedModels, Progress, load_models
+from offload_runtime.loading.models import LoadedModels, load_models
 from offload_runtime.measure_acceptance.written import WrittenReplies
 from offload_runtime.model.model import Model
 from offload_runtime.model.rows import text_rows
@@ -52,7 +53,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Text:
+class WrittenReply:
     """A prompt, by its number and as token ids, and the target's reply to it."""
 
     number: int
@@ -83,7 +84,7 @@ def measure(
     preparation: Preparation,
     workload: Workload,
     settings: Sequence[Setting],
-    loading: Progress,
+    loading: StageProgress,
     note: Note,
     written: WrittenReplies | None = None,
 ) -> list[Measured]:
@@ -126,7 +127,7 @@ def within_minutes(workload: Workload, settings: Sequence[Setting], speed: float
 
 def write_texts(
     runtime: OffloadRuntime, workload: Workload, setting: Setting, note: Note, replies: WrittenReplies
-) -> Iterator[Text]:
+) -> Iterator[WrittenReply]:
     """Replies to the prompts in turn until there are enough tokens; one greedy reply per prompt."""
     written = 0
     for number in count() if setting.temperature else range(len(workload.prompts)):
@@ -139,7 +140,7 @@ def write_texts(
         if reply is None:
             reply = runtime.generate(prompt, max_new_tokens=room, seed=seed, **values).token_ids
             replies.add(question, reply)
-        yield Text(number % len(workload.prompts), ids, reply)
+        yield WrittenReply(number % len(workload.prompts), ids, reply)
         written += len(reply)
         note(f"{_name(setting)}: {written}/{workload.positions} tokens written")
         if written >= workload.positions:
@@ -147,7 +148,7 @@ def write_texts(
 
 
 def observe_text(
-    models: LoadedModels, text: Text, setting: Setting, generator: torch.Generator
+    models: LoadedModels, text: WrittenReply, setting: Setting, generator: torch.Generator
 ) -> tuple[Acceptance, int]:
     """Acceptance over the contexts of a reply, and at how many of them both models have the same argmax."""
     assert models.draft is not None
@@ -164,7 +165,7 @@ def observe_text(
     return table, agreements
 
 
-def _measured(models: LoadedModels, setting: Setting, texts: Sequence[Text], seed: int, note: Note) -> Measured:
+def _measured(models: LoadedModels, setting: Setting, texts: Sequence[WrittenReply], seed: int, note: Note) -> Measured:
     generator = torch.Generator(models.target.model.device).manual_seed(seed)
     by_prompt: dict[int, Acceptance] = {}
     agreements = 0
@@ -177,7 +178,7 @@ def _measured(models: LoadedModels, setting: Setting, texts: Sequence[Text], see
 
 
 def _both_logits(
-    target: Model, draft: Draft, text: Text, most_rows: int, most_logits: int
+    target: Model, draft: Draft, text: WrittenReply, most_rows: int, most_logits: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The logits of target and draft before the tokens of the reply. A head reads what the target has just computed."""
     first, tokens = len(text.prompt) - 1, [*text.prompt, *text.reply[:-1]]

@@ -11,7 +11,7 @@ import torch
 
 from loaders.message_text import first_line
 from offload_runtime.model.host_reads import HostRead, no_host_reads
-from offload_runtime.model.padded_passes import NotReplayable, Shape
+from offload_runtime.model.padded_passes import NotReplayable, PassSize
 from scheduler.streaming.device_memory import may_capture, note_failed_capture
 
 _log = logging.getLogger(__name__)
@@ -27,15 +27,15 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device):
         self._stream = torch.cuda.Stream(device)
-        self._graphs: dict[Shape, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[PassSize, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, shape: Shape, work: Callable[[], None]) -> None:
+    def __call__(self, shape: PassSize, work: Callable[[], None]) -> None:
         if shape not in self._graphs:
             self._graphs[shape] = self._new_graph(shape, work)
         self._graphs[shape].replay()
 
-    def _new_graph(self, shape: Shape, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _new_graph(self, shape: PassSize, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """Raises NotReplayable if the work reads device results on the host, or if capturing it fails."""
         if not may_capture():
             raise NotReplayable("an earlier capture failed")

@@ -23,6 +23,7 @@ from loaders.io.reader import WeightReader
 from loaders.modules.experts import Experts, choice_among, position_of_choice, routed_among
 from loaders.modules.layout import Layout
 from loaders.modules.skeleton import Skeleton, UnitLayout, make_parameters
+from loaders.progress import ByteProgress
 from loaders.quantize.interrupts import interrupts_deferred
 from loaders.safetensors_files.headers import Checkpoint
 from offload_runtime.errors import Interrupted, UnsupportedModelError
@@ -37,7 +38,7 @@ from offload_runtime.model.rows import PassRows, SharedRows, text_rows
 from scheduler.plan.padding import Padding
 from scheduler.plan.placement import Tier
 from scheduler.streaming.device_memory import DeviceMemory
-from scheduler.streaming.layer_memory import LayerMemory, Progress, units_of
+from scheduler.streaming.layer_memory import LayerMemory, units_of
 from sequoia_tree.uploads import upload
 
 Parameters = tuple[nn.Parameter, ...]
@@ -62,8 +63,8 @@ class Model:
         placement: ModelPlacement,
         reader: WeightReader,
         memory: DeviceMemory,
-        on_reading: Progress | None = None,
-        on_dequantizing: Progress | None = None,
+        on_reading: ByteProgress | None = None,
+        on_dequantizing: ByteProgress | None = None,
     ):
         self._model, self._memory = skeleton.model, memory
         self.should_stop: Callable[[], bool] = never
@@ -266,7 +267,7 @@ class Model:
         self._model.to_empty(device="meta")
         self.cache.free()
 
-    def _bind(self, skeleton: Skeleton, dequantized: int, on_dequantizing: Progress | None) -> None:
+    def _bind(self, skeleton: Skeleton, dequantized: int, on_dequantizing: ByteProgress | None) -> None:
         """Bind the modules to their weights: resident, streamed, or dequantized before use."""
         layers = (*skeleton.layers, skeleton.embeddings_and_head)
         quantized = [parameter for layer in layers[dequantized:] for parameter in layer.packed.values()]
@@ -276,7 +277,9 @@ class Model:
         scratch = self._memory.empty(scratch_bytes(quantized))
         self._hooks += decode_before_use(quantized, scratch, lambda: self._runs_copy)
 
-    def _bind_resident(self, layers: Sequence[UnitLayout], dequantized: int, on_dequantizing: Progress | None) -> None:
+    def _bind_resident(
+        self, layers: Sequence[UnitLayout], dequantized: int, on_dequantizing: ByteProgress | None
+    ) -> None:
         """Dequantize the first layers, one at a time: the quantized bytes of each are freed before the next."""
         done, total = 0, sum(layer.layout.nbytes for layer in layers[:dequantized] if layer.decoded)
         with interrupts_deferred() as check_interrupts:

@@ -20,9 +20,9 @@ from offload_runtime.model.kv_cache import Places, TreeCache
 from offload_runtime.model.rows import PaddedRows, PassRows, SharedRows
 from scheduler.plan.padding import Padding
 
-Shape = tuple[int, int]
+PassSize = tuple[int, int]
 """Rows of a pass, and rows of the cache it attends to."""
-Runner = Callable[[Shape, Callable[[], None]], None]
+Runner = Callable[[PassSize, Callable[[], None]], None]
 """Does work that depends on the shape alone; raises NotReplayable if it turns out to depend on more."""
 
 
@@ -30,7 +30,7 @@ class NotReplayable(RuntimeError):
     """The model decides on the host what it computes, so its passes cannot be replayed."""
 
 
-def eagerly(shape: Shape, work: Callable[[], None]) -> None:
+def eagerly(shape: PassSize, work: Callable[[], None]) -> None:
     """The runner that does the work directly."""
     work()
 
@@ -84,7 +84,7 @@ class PaddedPasses:
         assert self._logits is not None
         return _kept(self._logits[: len(tokens)], logits_to_keep)
 
-    def _shape(self, rows: PassRows) -> Shape:
+    def _shape(self, rows: PassRows) -> PassSize:
         """All passes over one tree have the same key length, so that a level needs no other shape than its parents."""
         padding = self._padding
         width = next(width for width in padding.widths if width >= len(rows.visible))

@@ -57,7 +57,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Family:
+class TokenFamily:
     """Models with the same tokens. landmarks: some of these tokens, with their ids; a member has all of them.
 
     word: must occur in the target's path or name, too, if tokens alone do not distinguish the family.
@@ -72,19 +72,19 @@ _LLAMA_2_TOKENS = {"<s>": 1, "</s>": 2, "▁the": 278}
 _TINY_LLAMA = Candidate("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1100, 22, 2048, 5632, 32, 512, 32_000)
 
 # Earlier families win, so those whose landmarks include another's come before it.
-FAMILIES: dict[str, Family] = {
-    "DeepSeek-R1 distilled into Qwen": Family(
+FAMILIES: dict[str, TokenFamily] = {
+    "DeepSeek-R1 distilled into Qwen": TokenFamily(
         {"<｜User｜>": 151_644},
         (
             Candidate("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 1777, 28, 1536, 8960, 12, 512, 151_936),
             Candidate("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 7616, 28, 3584, 18_944, 28, 1024, 152_064),
         ),
     ),
-    "DeepSeek-R1 distilled into Llama": Family(
+    "DeepSeek-R1 distilled into Llama": TokenFamily(
         {"<｜User｜>": 128_011},
         (Candidate("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", 8030, 32, 4096, 14_336, 32, 2048, 128_256),),
     ),
-    "Llama 3": Family(
+    "Llama 3": TokenFamily(
         {"<|begin_of_text|>": 128_000, "<|eot_id|>": 128_009},
         (
             Candidate("meta-llama/Llama-3.2-1B-Instruct", 1236, 16, 2048, 8192, 32, 1024, 128_256, tied=True),
@@ -92,7 +92,7 @@ FAMILIES: dict[str, Family] = {
             Candidate("meta-llama/Llama-3.1-8B-Instruct", 8030, 32, 4096, 14_336, 32, 2048, 128_256),
         ),
     ),
-    "Qwen 3": Family(
+    "Qwen 3": TokenFamily(
         {"<|im_start|>": 151_644, "<think>": 151_667},
         (
             Candidate("Qwen/Qwen3-0.6B", 596, 28, 1024, 3072, 16, 2048, 151_936, tied=True),
@@ -100,7 +100,7 @@ FAMILIES: dict[str, Family] = {
             Candidate("Qwen/Qwen3-4B", 4022, 36, 2560, 9728, 32, 2048, 151_936, tied=True),
         ),
     ),
-    "Qwen 2.5": Family(
+    "Qwen 2.5": TokenFamily(
         {"<|im_start|>": 151_644, "<|im_end|>": 151_645},
         (
             Candidate("Qwen/Qwen2.5-0.5B-Instruct", 494, 24, 896, 4864, 14, 256, 151_936, tied=True),
@@ -109,30 +109,30 @@ FAMILIES: dict[str, Family] = {
             Candidate("Qwen/Qwen2.5-7B-Instruct", 7616, 28, 3584, 18_944, 28, 1024, 152_064),
         ),
     ),
-    "Gemma 3": Family(
+    "Gemma 3": TokenFamily(
         {"<bos>": 2, "<start_of_turn>": 105},
         (
             Candidate("google/gemma-3-270m-it", 268, 18, 640, 2048, 4, 512, 262_144, tied=True),
             Candidate("google/gemma-3-1b-it", 1000, 26, 1152, 6912, 4, 512, 262_144, tied=True),
         ),
     ),
-    "Gemma 2": Family(
+    "Gemma 2": TokenFamily(
         {"<bos>": 2, "<start_of_turn>": 106},
         (Candidate("google/gemma-2-2b-it", 2614, 26, 2304, 9216, 8, 2048, 256_000, tied=True),),
     ),
-    "Mistral Small 3": Family(
+    "Mistral Small 3": TokenFamily(
         {"[INST]": 3, "[SYSTEM_PROMPT]": 17},
         (Candidate("alamios/Mistral-Small-3.1-DRAFT-0.5B", 475, 24, 896, 4864, 14, 256, 131_072, tied=True),),
     ),
-    "Mistral, 32,768 tokens": Family(
+    "Mistral, 32,768 tokens": TokenFamily(
         {"[INST]": 3, "▁the": 1040},
         (Candidate("mistralai/Mistral-7B-Instruct-v0.3", 7248, 32, 4096, 14_336, 32, 2048, 32_768),),
     ),
-    "Mistral, 32,000 tokens": Family(
+    "Mistral, 32,000 tokens": TokenFamily(
         {"<s>": 1, "</s>": 2, "▁the": 272},
         (Candidate("mistralai/Mistral-7B-Instruct-v0.2", 7242, 32, 4096, 14_336, 32, 2048, 32_000),),
     ),
-    "Vicuna": Family(
+    "Vicuna": TokenFamily(
         _LLAMA_2_TOKENS,
         (
             Candidate("double7/vicuna-68m", 68, 2, 768, 3072, 12, 1536, 32_000),
@@ -141,7 +141,7 @@ FAMILIES: dict[str, Family] = {
         ),
         word="vicuna",
     ),
-    "Llama 2": Family(
+    "Llama 2": TokenFamily(
         _LLAMA_2_TOKENS,
         (
             Candidate("JackFram/llama-68m", 68, 2, 768, 3072, 12, 1536, 32_000),

@@ -34,7 +34,7 @@ class Watch(Protocol):
 
 
 @dataclass(eq=False)
-class Place:
+class TextSlot:
     """The place of one text, from when it is let in until its last step or until nobody waits for it.
 
     deliver: takes every step, and an error that ends the text; called by the engine's thread, or by `Engine.stop` and
@@ -68,8 +68,8 @@ class Engine:
         self.has_failed = False
         self.most = runtime.parallel + queue
         self._changed = threading.Condition()
-        self._waiting: deque[Place] = deque()
-        self._running: dict[RunningText, Place] = {}
+        self._waiting: deque[TextSlot] = deque()
+        self._running: dict[RunningText, TextSlot] = {}
         self._counted = self._counting = 0
         self._stopping = False
         self._seconds_per_text = FIRST_GUESS
@@ -100,7 +100,7 @@ class Engine:
         """Start the thread."""
         self._thread.start()
 
-    def let_in(self, deliveries: "Sequence[Callable[[Step | ApiError], None]]") -> list[Place]:
+    def let_in(self, deliveries: "Sequence[Callable[[Step | ApiError], None]]") -> list[TextSlot]:
         """Places for the texts of one request, all or none. Raises ApiError where the queue is full."""
         with self._changed:
             if self._stopping:
@@ -108,9 +108,9 @@ class Engine:
             if self._counted + len(deliveries) > self.most:
                 raise queue_full(self._retry_after())
             self._counted += len(deliveries)
-        return [Place(deliver) for deliver in deliveries]
+        return [TextSlot(deliver) for deliver in deliveries]
 
-    def begin(self, place: Place, request: GenerationRequest) -> "Future[None]":
+    def begin(self, place: TextSlot, request: GenerationRequest) -> "Future[None]":
         """Check and encode a text's prompt, in the thread for that: a bad one is answered before it waits for a pass.
 
         The result raises OffloadError if the request cannot run.
@@ -142,7 +142,7 @@ class Engine:
 
         return self._prompts.submit(count)
 
-    def enqueue(self, places: Sequence[Place]) -> None:
+    def enqueue(self, places: Sequence[TextSlot]) -> None:
         """Let texts that have begun wait for their turn. Raises ApiError if the server stops."""
         with self._changed:
             if self._stopping:
@@ -150,7 +150,7 @@ class Engine:
             self._waiting.extend(place for place in places if not place.left)
             self._changed.notify_all()
 
-    def leave(self, places: Iterable[Place]) -> None:
+    def leave(self, places: Iterable[TextSlot]) -> None:
         """Give up places; they count as free at once, and passes stop for their texts within one layer's time."""
         with self._changed:
             for place in places:
@@ -181,12 +181,12 @@ class Engine:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def _refuse(self, places: Sequence[Place], error: ApiError) -> None:
+    def _refuse(self, places: Sequence[TextSlot], error: ApiError) -> None:
         self.leave(places)
         for place in places:
             place.deliver(error)
 
-    def _uncount(self, place: Place) -> None:
+    def _uncount(self, place: TextSlot) -> None:
         self._counted -= place.is_counted
         place.is_counted = False
 
@@ -247,7 +247,7 @@ class Engine:
             if text.error is not None:
                 place.deliver(of_runtime(text.error))
 
-    def _end(self, text: "RunningText") -> Place:
+    def _end(self, text: "RunningText") -> TextSlot:
         """Free the place of a text before its last step is delivered: whoever gets it may ask again at once."""
         with self._changed:
             place = self._running.pop(text)

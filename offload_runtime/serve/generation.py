@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
-from offload_runtime.serve.api.asked import Asked, Event, Offer
+from offload_runtime.serve.api.asked import Asked, Offer, SseEvent
 from offload_runtime.serve.engine import Engine
 from offload_runtime.serve.errors import ApiError
 from offload_runtime.serve.http.answers import KEEP_ALIVE, EventStream, JsonResponse, frame
@@ -66,5 +66,5 @@ class Generation:
         await stream.end()
 
 
-def _frames(events: Iterable[Event]) -> bytes:
+def _frames(events: Iterable[SseEvent]) -> bytes:
     return b"".join(map(frame, events))

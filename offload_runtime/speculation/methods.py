@@ -21,9 +21,9 @@ from sequoia_tree.verification.sampling import draw_with_replacement, draw_witho
 
 Growing = Callable[[Sequence[int], Sampling, torch.Generator, int, frozenset[int]], Growth[DraftTree]]
 """Text, sampling, random numbers, the sequence of the draft's cache that holds the text, and the text's end tokens."""
-Shape = Callable[[ArrayLike, int, int], Tree]  # acceptance by child number, nodes, depth limit
+TreeMaker = Callable[[ArrayLike, int, int], Tree]  # acceptance by child number, nodes, depth limit
 
-SHAPES: dict[str, Shape] = {
+SHAPES: dict[str, TreeMaker] = {
     "sequoia": optimal_tree,
     "topk": optimal_tree,
     "chain": lambda acceptance, size, depth: chain(min(size, depth + 1)),

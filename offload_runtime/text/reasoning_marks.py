@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 
-class State(Enum):
+class ReplyPart(Enum):
     """What the text after a mark is. NAMED: an answer, a thought or a call, as the header before the mark says."""
 
     ANSWER = auto()
@@ -16,14 +16,14 @@ class State(Enum):
 
 
 @dataclass(frozen=True)
-class Family:
+class MarkFamily:
     """The marks of one family, and what follows each.
 
     label: a word that may follow the mark of a thought. anywhere: every mark counts wherever it occurs. Otherwise only
     the start of a reply can be a thought, one of `ends` ends it, and later marks are part of the answer.
     """
 
-    marks: Mapping[str, State]
+    marks: Mapping[str, ReplyPart]
     ends: tuple[str, ...] = ()
     label: str = ""
     anywhere: bool = False
@@ -36,7 +36,7 @@ class Family:
     @property
     def openers(self) -> tuple[str, ...]:
         """The marks that thoughts begin with; only the first where headers say what follows."""
-        return tuple(mark for mark, follows in self.marks.items() if follows is State.THOUGHT) or (self.opener,)
+        return tuple(mark for mark, follows in self.marks.items() if follows is ReplyPart.THOUGHT) or (self.opener,)
 
     @property
     def begins(self) -> tuple[str, ...]:
@@ -45,38 +45,43 @@ class Family:
 
     @property
     def _around_answer(self) -> tuple[str, ...]:
-        answers = (mark for mark, follows in self.marks.items() if follows is State.ANSWER)
+        answers = (mark for mark, follows in self.marks.items() if follows is ReplyPart.ANSWER)
         return tuple(mark for mark in answers if mark not in self.ends)
 
-    def awaited(self, state: State) -> tuple[str, ...]:
+    def awaited(self, state: ReplyPart) -> tuple[str, ...]:
         """The marks that count after text of this kind."""
         if self.anywhere:
             return tuple(self.marks)
-        return self.ends if state is State.THOUGHT else self._around_answer
+        return self.ends if state is ReplyPart.THOUGHT else self._around_answer
 
 
-def _pair(begin: str, end: str, *around_answer: str, label: str = "", anywhere: bool = False) -> Family:
+def _pair(begin: str, end: str, *around_answer: str, label: str = "", anywhere: bool = False) -> MarkFamily:
     return _family((begin,), (end,), *around_answer, label=label, anywhere=anywhere)
 
 
 def _family(
     begins: tuple[str, ...], ends: tuple[str, ...], *around_answer: str, label: str = "", anywhere: bool = False
-) -> Family:
-    marks = dict.fromkeys(begins, State.THOUGHT) | dict.fromkeys((*ends, *around_answer), State.ANSWER)
-    return Family(marks, ends, label, anywhere)
+) -> MarkFamily:
+    marks = dict.fromkeys(begins, ReplyPart.THOUGHT) | dict.fromkeys((*ends, *around_answer), ReplyPart.ANSWER)
+    return MarkFamily(marks, ends, label, anywhere)
 
 
 # Channels: https://cookbook.openai.com/articles/openai-harmony
-HARMONY = Family(
-    dict.fromkeys(("<|channel|>", "<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>"), State.HEADER)
-    | {"<|message|>": State.NAMED},
+HARMONY = MarkFamily(
+    dict.fromkeys(("<|channel|>", "<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>"), ReplyPart.HEADER)
+    | {"<|message|>": ReplyPart.NAMED},
     anywhere=True,
 )
 # A prompt ends within a header, so that a reply may begin with the recipient of a call.
 HARMONY_BEGINS, RECIPIENT = "<|start|>assistant", "to="
 # Messages with headers too, but a mark of its own says what a message is.
-SOLAR = Family(
-    {"<|think|>": State.THOUGHT, "<|content|>": State.ANSWER, "<|begin|>": State.HEADER, "<|end|>": State.HEADER},
+SOLAR = MarkFamily(
+    {
+        "<|think|>": ReplyPart.THOUGHT,
+        "<|content|>": ReplyPart.ANSWER,
+        "<|begin|>": ReplyPart.HEADER,
+        "<|end|>": ReplyPart.HEADER,
+    },
     anywhere=True,
 )
 FAMILIES = (
@@ -112,15 +117,15 @@ WITHIN_REPLY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|begin|>
 _ANSWER_TAGS = ("<response>", "<answer>", "<output>", "<Output>")
 
 
-def named_state(header: str) -> State:
+def named_state(header: str) -> ReplyPart:
     """What a harmony message is by its header; calls of anything but a caller's tools are not for the reader.
 
     The channel is the first word after its mark; a call's recipient may come before or after it.
     """
     channel = header.rpartition("<|channel|>")[2].split()[:1]
     if f" {RECIPIENT}functions." in header:
-        return State.CALL
-    return State.THOUGHT if channel == ["analysis"] or f" {RECIPIENT}" in header else State.ANSWER
+        return ReplyPart.CALL
+    return ReplyPart.THOUGHT if channel == ["analysis"] or f" {RECIPIENT}" in header else ReplyPart.ANSWER
 
 
 def closing(tag: str) -> str:
@@ -133,14 +138,14 @@ def answer_tags(template: str) -> tuple[str, ...]:
     return tuple(tag for tag in _ANSWER_TAGS if tag in template and closing(tag) in template)
 
 
-def begun_by(prompt: str) -> tuple[Family | None, State]:
+def begun_by(prompt: str) -> tuple[MarkFamily | None, ReplyPart]:
     """The family whose mark the prompt ends with, if the template writes one, and what the reply begins as."""
     end = prompt.rstrip()
     for family in FAMILIES:
         for mark, state in family.marks.items():
-            if state is State.THOUGHT and end.endswith((mark, mark + family.label.rstrip())):
+            if state is ReplyPart.THOUGHT and end.endswith((mark, mark + family.label.rstrip())):
                 return family, state
     head, _, header = end.removesuffix("<|message|>").rpartition("<|channel|>")
     if end.endswith("<|message|>") and head:
         return HARMONY, named_state(header)
-    return None, State.ANSWER
+    return None, ReplyPart.ANSWER

@@ -8,7 +8,7 @@ from offload_runtime.text.reasoning_marks import (
     HARMONY,
     HARMONY_BEGINS,
     RECIPIENT,
-    State,
+    ReplyPart,
     begun_by,
     closing,
     named_state,
@@ -46,12 +46,12 @@ class Splitter:
         self._at_start = self._family is None
         self._in_header = prompt.rstrip().endswith(HARMONY_BEGINS)
         self._held = ""  # possibly the beginning of a mark
-        self._header = prompt if self._state is State.CALL else ""
+        self._header = prompt if self._state is ReplyPart.CALL else ""
         self._call = ""  # the message that is a call, so far
         self._opening = ""  # start of the section after a mark: so far only space and perhaps a label
-        self._opens = self._state is State.THOUGHT
+        self._opens = self._state is ReplyPart.THOUGHT
         self._space = ""  # at the end of a thought: dropped if nothing follows
-        self._written: set[State] = set()
+        self._written: set[ReplyPart] = set()
 
     def push(self, text: str) -> Piece:
         """Add text; return what it completes."""
@@ -72,7 +72,7 @@ class Splitter:
         owners = [family for family in (self._family, *FAMILIES) if family and mark in family.marks]
         owner = owners[0]
         begins = owner.anywhere or (self._at_start and mark in owner.openers)
-        if not begins and (owner is not self._family or owner.marks[mark] is State.THOUGHT):
+        if not begins and (owner is not self._family or owner.marks[mark] is ReplyPart.THOUGHT):
             return "", ""
         held, self._held = self._held, ""
         before = self._section(held if not self._at_start else held.lstrip())
@@ -97,7 +97,7 @@ class Splitter:
         """What is dropped at the start of a section: a mark that the prompt already ends with, or an answer tag."""
         if not self._family or not self._opens or self._family.anywhere or self._opening.strip():
             return ()
-        if self._state is State.THOUGHT:
+        if self._state is ReplyPart.THOUGHT:
             return self._family.openers
         return self._tags if not self._tag_end else ()
 
@@ -105,7 +105,7 @@ class Splitter:
         """Whether the held text decides if the reply begins with a mark; such a mark is followed."""
         text = self._held.lstrip()
         if self._in_header and text.startswith(RECIPIENT):
-            self._family, self._state, self._at_start = HARMONY, State.HEADER, False
+            self._family, self._state, self._at_start = HARMONY, ReplyPart.HEADER, False
             self._held = f" {text}"
             return True
         begins = [(mark, family) for family in FAMILIES for mark in family.begins if mark not in self._tokens]
@@ -126,25 +126,25 @@ class Splitter:
             self._opens, self._opening, self._space = True, "", ""
             return "", ""
         follows = self._family.marks[mark]
-        if follows is State.NAMED:
+        if follows is ReplyPart.NAMED:
             follows = self._known(named_state(self._header))
         if follows is self._state:
-            self._header += mark if follows is State.HEADER else ""
+            self._header += mark if follows is ReplyPart.HEADER else ""
             return "", ""
         rest = self._close()
-        self._header = mark if follows is State.HEADER else self._header
+        self._header = mark if follows is ReplyPart.HEADER else self._header
         self._state, self._opens = follows, True
         return rest
 
-    def _known(self, state: State) -> State:
-        return State.THOUGHT if state is State.CALL and self._calls is None else state
+    def _known(self, state: ReplyPart) -> ReplyPart:
+        return ReplyPart.THOUGHT if state is ReplyPart.CALL and self._calls is None else state
 
     def _section(self, text: str) -> Piece:
         """The part of a text between marks that can be shown now."""
-        if self._state is State.HEADER:
+        if self._state is ReplyPart.HEADER:
             self._header += text
             return "", ""
-        if self._state is State.CALL:
+        if self._state is ReplyPart.CALL:
             self._call += text
             return "", ""
         if self._opens:
@@ -155,17 +155,17 @@ class Splitter:
             self._opens, self._opening = False, ""
         if text:
             self._written.add(self._state)
-        if self._state is State.ANSWER and not self._tag_end:
+        if self._state is ReplyPart.ANSWER and not self._tag_end:
             return "", text
         text = self._space + text
         shown = text.rstrip()
         self._space = text[len(shown) :]
-        return ("", shown) if self._state is State.ANSWER else (shown, "")
+        return ("", shown) if self._state is ReplyPart.ANSWER else (shown, "")
 
     def _behind_opening(self, text: str) -> str:
         """The text after a section's opening space and label; nothing until these are complete."""
         self._opening += text
-        label = self._family.label if self._family and self._state is State.THOUGHT else ""
+        label = self._family.label if self._family and self._state is ReplyPart.THOUGHT else ""
         opening = self._opening.lstrip()
         if label and label.startswith(opening):
             return ""
@@ -173,11 +173,11 @@ class Splitter:
 
     def _close(self) -> Piece:
         """End a section: an opening that is not a label is text."""
-        if self._state is State.CALL:
+        if self._state is ReplyPart.CALL:
             return "", self._end_call()
         opening, self._opening, self._space = self._opening.strip(), "", ""
         label = self._family.label.strip() if self._family else ""
-        is_text = self._opens and self._state is State.THOUGHT and opening != label
+        is_text = self._opens and self._state is ReplyPart.THOUGHT and opening != label
         self._opens = False
         return (opening, "") if is_text else ("", "")
 
@@ -189,8 +189,8 @@ class Splitter:
             self._calls.append(harmony_call(self._header, body))
             return ""
         except ValueError:
-            text = "\n\n" * (State.ANSWER in self._written) + body
-            self._written |= {State.ANSWER} if body else set()
+            text = "\n\n" * (ReplyPart.ANSWER in self._written) + body
+            self._written |= {ReplyPart.ANSWER} if body else set()
             return text
 
 

@@ -12,6 +12,7 @@ from loaders.io.reader import WeightReader
 from loaders.io.sources import map_sources
 from loaders.io.spans import Span, spans
 from loaders.modules.skeleton import Skeleton
+from loaders.progress import ByteProgress
 from loaders.quantize.interrupts import interrupts_deferred
 from loaders.safetensors_files.headers import Checkpoint
 from scheduler.plan.placement import Tier
@@ -19,7 +20,7 @@ from scheduler.streaming.bounce import Link
 from scheduler.streaming.device_memory import DeviceMemory
 from scheduler.streaming.expert_fetch import ExpertFetch
 from scheduler.streaming.host_memory import HostMemory, host_memory_for
-from scheduler.streaming.loading import Loader, Progress
+from scheduler.streaming.loading import Loader
 from scheduler.streaming.prefetch import nothing
 from scheduler.streaming.read_ahead import ReadAhead
 from scheduler.streaming.ring import Ring
@@ -27,7 +28,7 @@ from scheduler.streaming.run_ahead import RunAhead
 from scheduler.streaming.streams import Streams, streams_of
 from scheduler.streaming.tier_buffers import TierBuffers, UnitBytes, allocate_tiers
 
-__all__ = ["LayerMemory", "Progress", "UnitBytes", "units_of"]
+__all__ = ["LayerMemory", "UnitBytes", "units_of"]
 
 
 def units_of(skeleton: Skeleton, checkpoint: Checkpoint) -> list[UnitBytes]:
@@ -71,7 +72,7 @@ class LayerMemory:
         slots: int,
         reader: WeightReader,
         memory: DeviceMemory,
-        on_progress: Progress | None = None,
+        on_progress: ByteProgress | None = None,
         pinned_limit: int | None = None,
         streams: Streams | None = None,
         host: HostMemory | None = None,

@@ -9,15 +9,13 @@ from torch import Tensor
 from loaders.io.byte_ranges import bytes_on_disk
 from loaders.io.reader import WeightReader
 from loaders.io.spans import Span, spans
+from loaders.progress import ByteProgress
 from loaders.quantize.interrupts import interrupts_deferred
 from scheduler.plan.staging import LOADING_THREADS
 from scheduler.streaming.bounce import Link
 from scheduler.streaming.host_memory import HostBuffer, HostMemory
 from scheduler.streaming.streams import Streams
 from scheduler.streaming.tier_buffers import TierBuffers, UnitBytes
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes read so far and the bytes to read in all."""
 
 Job = Callable[[int], None]
 """One read with its copies; called with the number of the thread it runs in."""
@@ -38,7 +36,7 @@ class Loader:
         self._allocated = streams.event()
         self._sent = [streams.event() for _ in range(LOADING_THREADS)]
 
-    def load(self, layers: Sequence[UnitBytes], on_progress: Progress | None) -> None:
+    def load(self, layers: Sequence[UnitBytes], on_progress: ByteProgress | None) -> None:
         """Fill all buffers of the device and the host tier. Raises the error of a failed read; reading then stops.
 
         Pins the buffers of the host tier. If this is interrupted or fails, the reader is stopped for good.

@@ -11,8 +11,8 @@ from toolkit.memory import host_bytes, peak_host_bytes, reset_peak_host_bytes
 from toolkit.replies import TimedReply, percentile
 
 from latency.measurement import Measurement, predict_passes
+from loaders.progress import StageProgress
 from offload_runtime.generation.runtime import OffloadRuntime
-from offload_runtime.loading.models import Progress
 from offload_runtime.planning.planning import Preparation
 from offload_runtime.text.prompt import Prompt, encode_prompt
 
@@ -46,7 +46,7 @@ def measure_mode(
     mode: str,
     preparation: Preparation,
     workload: Workload,
-    loading: Progress,
+    loading: StageProgress,
     on_reply: Callable[[TimedReply], None],
 ) -> Measurement:
     """Load, run the workload and let go of the model again; `on_reply` is called as replies finish."""

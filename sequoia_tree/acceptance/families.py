@@ -15,7 +15,7 @@ from sequoia_tree.uploads import upload
 
 
 @dataclass(frozen=True)
-class Family:
+class SiblingGroup:
     """m parents, those with the most children first, and their children.
 
     parents: int64 [m]. children: int64 [m, most children], in drawing order, 0 beyond a parent's last child.
@@ -40,7 +40,7 @@ class Family:
         return self.children > 0  # no child is the root
 
 
-def families(tree: Tree, parents: NDArray[np.int64], most: int, device: torch.device) -> Iterator[Family]:
+def families(tree: Tree, parents: NDArray[np.int64], most: int, device: torch.device) -> Iterator[SiblingGroup]:
     """The given nodes as families of at most `most` parents each; nodes without children are left out."""
     counts = tree.child_count_array[parents]
     order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
@@ -52,7 +52,7 @@ def families(tree: Tree, parents: NDArray[np.int64], most: int, device: torch.de
         present = numbers < counts[piece, None]
         places = np.where(present, first[piece, None] + numbers, 0)
         children = np.where(present, tree.by_parent[places], 0)
-        yield Family(
+        yield SiblingGroup(
             upload(parents[piece], device),
             upload(children, device),
             present.sum(axis=0).tolist(),

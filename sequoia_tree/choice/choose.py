@@ -19,7 +19,7 @@ from sequoia_tree.shapes.construct import check_limits, checked_acceptance
 Floats = NDArray[np.float64]
 Seconds = Callable[[int], float]  # rows -> seconds
 
-PLAIN = "none"  # the method of plain decoding
+NO_TREE = "none"  # the method of plain decoding
 _NEAR = 1.01  # within this factor of the fastest, fewer nodes are preferred
 _KEPT = 1.03  # within this factor of the fastest, the current choice is kept
 
@@ -109,8 +109,8 @@ def choose(
     finite, and for a pass that takes 0 s.
     """
     check_limits(max_size, max_depth=max_depth)
-    if PLAIN in yields:
-        raise ValueError(f'"{PLAIN}" names plain decoding, which is always considered and has no yield')
+    if NO_TREE in yields:
+        raise ValueError(f'"{NO_TREE}" names plain decoding, which is always considered and has no yield')
     grid = tuple(sorted({min(size, max_size) for size in sizes or _default_sizes(max_size)} - {1}))
     check_limits(min(grid, default=1))
     passes = _times(pass_seconds, grid)
@@ -121,7 +121,7 @@ def choose(
             drafts = (_expansion_seconds if method == "adaptive" else _level_seconds)(drafting, level_seconds)
             choices += _best_of_each_size(method, yielded, drafting, passes + drafts, current)
     if plain or not choices:
-        choices.append(Choice(PLAIN, 1, 0, 1.0, float(_times(pass_seconds, (1,))[0]), 1.0))
+        choices.append(Choice(NO_TREE, 1, 0, 1.0, float(_times(pass_seconds, (1,))[0]), 1.0))
     return _preferred(choices, current)
 
 

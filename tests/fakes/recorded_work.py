@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from offload_runtime.model.host_reads import HostRead, no_host_reads
-from offload_runtime.model.padded_passes import NotReplayable, Shape
+from offload_runtime.model.padded_passes import NotReplayable, PassSize
 
 
 class _Recording(TorchDispatchMode):
@@ -35,14 +35,14 @@ class RecordedWork:
     """The runner. replays: how often work was not run but repeated. shapes: those recorded."""
 
     def __init__(self) -> None:
-        self._steps: dict[Shape, list[tuple[Any, tuple, dict, list[Tensor]]]] = {}
+        self._steps: dict[PassSize, list[tuple[Any, tuple, dict, list[Tensor]]]] = {}
         self.replays = 0
 
     @property
-    def shapes(self) -> set[Shape]:
+    def shapes(self) -> set[PassSize]:
         return set(self._steps)
 
-    def __call__(self, shape: Shape, work: Callable[[], None]) -> None:
+    def __call__(self, shape: PassSize, work: Callable[[], None]) -> None:
         if shape not in self._steps:
             try:
                 with no_host_reads():

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from loaders.progress import StageProgress
 from loaders.sizes import GIB
 from offload_runtime.chat import command
-from offload_runtime.chat.background import Loaded, Loading, Progress
+from offload_runtime.chat.background import Loaded, Loading
 from offload_runtime.chat.thinking import Thinking
 from offload_runtime.errors import ModelFilesError, PromptError
 from offload_runtime.options.sampling_options import SamplingOptions
@@ -155,13 +156,13 @@ class ScriptedRuntime:
         """As of the real one; nothing is held here."""
 
 
-def held_up(progress: Progress) -> None:
+def held_up(progress: StageProgress) -> None:
     """Load for as long as a test wants, by a pool as readers have: Python's own end would wait for it."""
     if file := os.environ.get("SCRIPTED_LOADING"):
         ThreadPoolExecutor(1).submit(_obey, file, progress).result()
 
 
-def _obey(file: str, progress: Progress) -> None:
+def _obey(file: str, progress: StageProgress) -> None:
     with open(file, encoding="utf-8") as orders:  # noqa: PTH123
         for order in orders:
             word, *numbers = order.split()
@@ -213,7 +214,9 @@ def _run(runtime: Callable[[], ScriptedRuntime], plan: Plan, arguments: Sequence
 
         return Conversation(runtime().tokenizer, arguments.system, arguments.raw)
 
-    def load_behind(options: object, preparation: object, arguments: argparse.Namespace, progress: Progress) -> Loaded:
+    def load_behind(
+        options: object, preparation: object, arguments: argparse.Namespace, progress: StageProgress
+    ) -> Loaded:
         held_up(progress)
         conversation = new_conversation(options, arguments)
         return Loaded(runtime(), conversation, Thinking(conversation))  # type: ignore[arg-type]

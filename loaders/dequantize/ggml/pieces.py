@@ -8,7 +8,7 @@ from torch import Tensor
 
 from loaders.dequantize.ggml.plain import ggml
 from loaders.formats.schemes import Pieces
-from loaders.gguf.placement import Placement
+from loaders.gguf.placement import RowOrder
 
 
 def pieces(scheme: Pieces, operands: Mapping[str, Tensor], out: Tensor) -> None:
@@ -17,7 +17,7 @@ def pieces(scheme: Pieces, operands: Mapping[str, Tensor], out: Tensor) -> None:
         ggml(piece.scheme, {"blocks": operands[piece.role]}, placed(scheme, piece.placement, out))
 
 
-def placed(scheme: Pieces, placement: Placement, out: Tensor) -> Tensor:
+def placed(scheme: Pieces, placement: RowOrder, out: Tensor) -> Tensor:
     """The rows of `out` that a piece belongs to, [..., rows, columns], in the order in which they are stored."""
     dimensions = out.dim() - scheme.by_expert
     rows = out.unsqueeze(-1) if dimensions == 1 else out.flatten(-2) if dimensions == 3 else out

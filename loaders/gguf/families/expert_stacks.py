@@ -6,7 +6,7 @@ from loaders.errors import ModelFilesError
 from loaders.gguf.families.architecture import Divide
 from loaders.gguf.header import GgufTensor
 from loaders.gguf.metadata import Metadata
-from loaders.gguf.placement import Placement, Whole
+from loaders.gguf.placement import RowOrder, Whole
 
 
 def joined_experts(path: str = "mlp.experts", interleaved: bool = False, transposed: bool = False) -> dict[str, Divide]:
@@ -22,7 +22,7 @@ def joined_experts(path: str = "mlp.experts", interleaved: bool = False, transpo
             shape = (experts, *(sizes[::-1] if transposed else sizes))
             weight = f"{layer}{path}.gate_up_proj{'' if inputs else '_bias'}"
             whole = Whole(weight, shape, by_expert=True, input_major=transposed and bool(inputs))
-            place = Placement(begin=int(second), step=2) if interleaved else _half(outputs, second)
+            place = RowOrder(begin=int(second), step=2) if interleaved else _half(outputs, second)
             return [tensor.part_of(whole, "up" if second else "gate", place)]
 
         return divide
@@ -40,7 +40,7 @@ def joined_experts(path: str = "mlp.experts", interleaved: bool = False, transpo
         if not transposed or not inputs:
             return [tensor.named(weight)]
         whole = Whole(weight, (experts, *inputs, outputs), by_expert=True, input_major=True)
-        return [tensor.part_of(whole, "down", Placement())]
+        return [tensor.part_of(whole, "down", RowOrder())]
 
     names = {"gate": half(False), "up": half(True), "gate_up": both, "down": down}
     return {f"ffn_{name}_exps.{suffix}": divide for name, divide in names.items() for suffix in ("weight", "bias")}
@@ -54,8 +54,8 @@ def _shared_gate(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[Ggu
 SHARED_GATE: dict[str, Divide] = {"ffn_gate_inp_shexp.weight": _shared_gate}
 
 
-def _half(outputs: int, second: bool) -> Placement:
-    return Placement(begin=outputs) if second else Placement(end=outputs)
+def _half(outputs: int, second: bool) -> RowOrder:
+    return RowOrder(begin=outputs) if second else RowOrder(end=outputs)
 
 
 def _checked(metadata: Metadata, tensor: GgufTensor) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from loaders.gguf.families.experts import SIGMOID, routed_by_sigmoid
 from loaders.gguf.families.names import CORRECTION_BIAS, MLP, MLP_NORM, ROUTER, SHARED_EXPERTS
 from loaders.gguf.header import GgufFile, GgufTensor
 from loaders.gguf.metadata import Metadata
-from loaders.gguf.placement import Placement, Whole
+from loaders.gguf.placement import RowOrder, Whole
 from loaders.gguf.rotations import linear_or_yarn
 
 LOG_MULTIPLIER = 0.1  # of YaRN, by which the metadata's value is multiplied
@@ -83,13 +83,13 @@ def _both(metadata: Metadata, layer: str) -> Whole:
 def _keys(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
     """[heads, rank, width]: the keys' half of each head, stored transposed."""
     width = _widths(metadata)[0] - metadata.integer("rope.dimension_count")
-    place = Placement(heads=metadata.integer("attention.head_count"), end=width, turned=True)
+    place = RowOrder(heads=metadata.integer("attention.head_count"), end=width, turned=True)
     return [tensor.part_of(_both(metadata, layer), "k", place)]
 
 
 def _values(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
     width = _widths(metadata)[0] - metadata.integer("rope.dimension_count")
-    place = Placement(heads=metadata.integer("attention.head_count"), begin=width)
+    place = RowOrder(heads=metadata.integer("attention.head_count"), begin=width)
     return [tensor.part_of(_both(metadata, layer), "v", place)]
 
 

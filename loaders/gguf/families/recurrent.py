@@ -10,7 +10,7 @@ from loaders.gguf.families.experts import qwen_experts
 from loaders.gguf.families.names import ATTENTION, LATER_MLP_NORM, MLP, QK_NORMS, ROUTER, SHARED_EXPERT
 from loaders.gguf.header import GgufTensor
 from loaders.gguf.metadata import Metadata
-from loaders.gguf.placement import Placement, Whole
+from loaders.gguf.placement import RowOrder, Whole
 from loaders.gguf.rotations import rotations
 
 RULE = "linear_attn."
@@ -82,7 +82,7 @@ def _queries_keys_values(metadata: Metadata, layer: str, tensor: GgufTensor) -> 
     heads, parts, row = metadata.integer("ssm.group_count"), [], 0
     for role, begin, end in zip("qkv", borders, borders[1:]):
         rows = tensor.rows(row, row + heads * (end - begin))
-        parts.append(rows.part_of(whole, role, Placement(heads=heads, begin=begin, end=end)))
+        parts.append(rows.part_of(whole, role, RowOrder(heads=heads, begin=begin, end=end)))
         row += heads * (end - begin)
     return parts
 
@@ -90,7 +90,7 @@ def _queries_keys_values(metadata: Metadata, layer: str, tensor: GgufTensor) -> 
 def _output_gate(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
     whole, borders = _of_each_key_head(metadata, layer, tensor.values[-1])
     heads = metadata.integer("ssm.group_count")
-    return [tensor.part_of(whole, "z", Placement(heads=heads, begin=borders[-2], end=borders[-1]))]
+    return [tensor.part_of(whole, "z", RowOrder(heads=heads, begin=borders[-2], end=borders[-1]))]
 
 
 def _tiled(name: str, suffix: str, from_row: bool = False) -> Divide:
@@ -105,9 +105,9 @@ def _tiled(name: str, suffix: str, from_row: bool = False) -> Divide:
         before = 2 * groups * key if from_row else 0
         shape = (rows, 1, *tensor.values[1:]) if "conv1d" in name else tensor.values
         whole = Whole(f"{layer}{RULE}{name}{suffix}", shape)
-        place = Placement(begin=before, tiles=tiles, groups=groups)
+        place = RowOrder(begin=before, tiles=tiles, groups=groups)
         tail = tensor.rows(before, rows).part_of(whole, "v", place)
-        return [tensor.rows(0, before).part_of(whole, "qk", Placement(end=before)), tail] if before else [tail]
+        return [tensor.rows(0, before).part_of(whole, "qk", RowOrder(end=before)), tail] if before else [tail]
 
     return divide
 
@@ -115,7 +115,7 @@ def _tiled(name: str, suffix: str, from_row: bool = False) -> Divide:
 def _tiled_decay(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
     groups, tiles, _, _ = _sizes(metadata)
     whole = Whole(f"{layer}{RULE}A_log", tensor.values)
-    return [replace(tensor, negated_log=True).part_of(whole, "v", Placement(tiles=tiles, groups=groups))]
+    return [replace(tensor, negated_log=True).part_of(whole, "v", RowOrder(tiles=tiles, groups=groups))]
 
 
 def _tiled_output(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:

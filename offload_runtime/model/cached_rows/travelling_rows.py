@@ -20,7 +20,7 @@ from scheduler.streaming.device_memory import DeviceMemory
 from scheduler.streaming.host_memory import HostBuffer, HostMemory, host_memory_for
 from scheduler.streaming.streams import Streams, streams_of
 
-Span = tuple[int, int]
+RowRange = tuple[int, int]
 """Rows from the first to behind the last."""
 
 
@@ -107,14 +107,14 @@ class TravellingRows:
             raise
         self._filled = [streams.event() for _ in range(KV_BUFFERS)]
         self._used = [streams.event() for _ in range(KV_BUFFERS)]
-        self._in_use: Sequence[Span] = ()
-        self._added: Sequence[Span] = ()
+        self._in_use: Sequence[RowRange] = ()
+        self._added: Sequence[RowRange] = ()
         self._next = 0  # the layer that is used next in the current pass
         self._settled = True
         self.crossed_bytes = 0  # copied to the device so far
 
     @contextmanager
-    def one_pass(self, in_use: Sequence[Span], added: Sequence[Span]) -> Iterator[None]:
+    def one_pass(self, in_use: Sequence[RowRange], added: Sequence[RowRange]) -> Iterator[None]:
         """Surrounds a pass that reads the rows `in_use` and adds the rows `added`, of all its texts."""
         self._in_use, self._added, self._next = in_use, added, 0
         self._settled = False
@@ -178,7 +178,7 @@ class TravellingRows:
                 self.crossed_bytes += part.stop - part.start
             self._filled[slot].record()
 
-    def _bytes_of(self, layer: _Layer, rows: Span) -> slice:
+    def _bytes_of(self, layer: _Layer, rows: RowRange) -> slice:
         row_bytes = len(layer.host.tensor) // self._rows
         return slice(rows[0] * row_bytes, rows[1] * row_bytes)
 

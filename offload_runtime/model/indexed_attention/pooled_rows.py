@@ -21,7 +21,7 @@ from offload_runtime.model.rows import PassRows, SharedRows
 
 _GATHERED_BYTES = 32 << 20  # of what is pooled for nodes at once
 
-Span = tuple[slice, slice]
+TextSlices = tuple[slice, slice]
 """Of a text: its rows in the pass, and its keys among those that attention is given."""
 
 
@@ -113,7 +113,7 @@ class Pool(ABC):
         return _arange(1 - self._window, 1, 1, like)
 
 
-def texts_of_pass() -> Sequence[tuple[PassRows, Span]]:
+def texts_of_pass() -> Sequence[tuple[PassRows, TextSlices]]:
     """The texts of the pass that runs in this thread."""
     rows = current_rows()
     if isinstance(rows, SharedRows):

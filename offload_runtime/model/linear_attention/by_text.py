@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offload_runtime.model.linear_attention.states import Branches, CurrentPass, State
+from offload_runtime.model.linear_attention.states import Branches, CurrentPass, LayerState
 
 Read = Callable[[slice, Tensor | None], tuple[Tensor, Tensor]]
 """Of rows of text that follow a state, None at the beginning: their outputs ``[1, rows, ...]`` and the state after."""
@@ -57,5 +57,5 @@ def by_text(current: CurrentPass, read: Read, branch: Branch) -> Tensor:
         if branches.count:
             out, pending.written, memory = branch(slice(border, rows.stop), memory, branches, pending.written)
             outputs.append(out)
-        pending.after_text = State(pending.after_text.inputs, memory)
+        pending.after_text = LayerState(pending.after_text.inputs, memory)
     return torch.cat(outputs, dim=1)

@@ -24,7 +24,7 @@ from sequoia_tree.uploads import upload
 
 
 @dataclass(frozen=True)
-class State:
+class LayerState:
     """The state of one layer after some text. inputs: the last inputs of each convolution, [1, channels, kernel - 1].
     memory: [heads, k, v], None for convolutions alone. Empty before the first token."""
 
@@ -39,7 +39,7 @@ class Pending:
     inputs: of each convolution, [1, channels, nodes]. written: by all nodes.
     """
 
-    after_text: State
+    after_text: LayerState
     inputs: dict[int, Tensor] = field(default_factory=dict)
     written: Written | None = None
 
@@ -82,7 +82,7 @@ class BranchingLayer(LinearAttentionLayer):
         super().__init__(**kwargs)
         self.differs = False
         self.record_past = True  # otherwise a pass over one row takes another way
-        self.states = [State() for _ in range(sequences)]
+        self.states = [LayerState() for _ in range(sequences)]
         self.pending: list[Pending | None] = [None] * sequences
 
     def update_conv_state(
@@ -101,7 +101,7 @@ class BranchingLayer(LinearAttentionLayer):
         pending = self.pending[number]
         if pending is None:
             state = self.states[number]
-            pending = self.pending[number] = Pending(State(dict(state.inputs), state.memory))
+            pending = self.pending[number] = Pending(LayerState(dict(state.inputs), state.memory))
         return pending
 
     def commit(self, number: int, path: Tensor | None) -> None:
@@ -119,7 +119,7 @@ class BranchingLayer(LinearAttentionLayer):
             }
             written, memory = pending.written, state.memory
             memory = memory if written is None or memory is None else written.state_after(memory, path)
-            state = State(inputs, memory)
+            state = LayerState(inputs, memory)
         self.states[number] = state
 
 
@@ -142,7 +142,7 @@ class SequenceStates:
         self._layers, self._number = layers, number
         self._prompt = sys.maxsize  # tokens that were given, not written
         self._branches: Branches | None = None
-        self.snapshots: Snapshots[list[State]] = Snapshots()
+        self.snapshots: Snapshots[list[LayerState]] = Snapshots()
 
     def branches(self, rows: PassRows) -> Branches:
         """Those of a pass over these rows, which the next pass over the same tree continues."""
@@ -203,7 +203,7 @@ class SequenceStates:
         if to >= length:
             return length
         snapshot = self.snapshots.back_to(to)
-        states = snapshot.states if snapshot else [State()] * len(self._layers)
+        states = snapshot.states if snapshot else [LayerState()] * len(self._layers)
         for layer, state in zip(self._layers, states):
             layer.states[self._number] = state
         return snapshot.length if snapshot else 0
@@ -220,11 +220,11 @@ class SequenceStates:
         """Tokens after which a state is that of a prompt."""
         return self._prompt if any(layer.differs for layer in self._layers) else sys.maxsize
 
-    def _keep(self, length: int, states: list[State]) -> None:
+    def _keep(self, length: int, states: list[LayerState]) -> None:
         """The last token of a prompt is read as the root of a tree, or with the prompt."""
         self.snapshots.add(length, states, ends_turn=length in (self._prompt - 1, self._prompt))
 
-    def _now(self) -> list[State]:
+    def _now(self) -> list[LayerState]:
         return [layer.states[self._number] for layer in self._layers]
 
     def _drop(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from offload_runtime.serve.anthropic.errors import anthropic_body
-from offload_runtime.serve.api.asked import Event
+from offload_runtime.serve.api.asked import SseEvent
 from offload_runtime.serve.api.tools import kept
 from offload_runtime.serve.errors import ApiError
 from offload_runtime.text.tools.tool_call import ToolCall
@@ -29,13 +29,13 @@ class MessageForm:
         self._open: str | None = None  # the kind of block that is being written
         self._calls = 0
 
-    def opening(self, replies: "Sequence[Reply]") -> Iterator[Event]:
+    def opening(self, replies: "Sequence[Reply]") -> Iterator[SseEvent]:
         """The message without content."""
         start: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": _usage(replies[0])}
         yield _event("message_start", message={**self._head, **start})
         yield _event("ping")
 
-    def step(self, index: int, step: "Step") -> Iterator[Event]:
+    def step(self, index: int, step: "Step") -> Iterator[SseEvent]:
         """What a step adds to the content."""
         for kind, text in (("thinking", step.reasoning), ("text", step.text)):
             if text:
@@ -46,14 +46,14 @@ class MessageForm:
         if step.finish_reason is not None:
             yield from self._close()
 
-    def closing(self, replies: "Sequence[Reply]") -> Iterator[Event]:
+    def closing(self, replies: "Sequence[Reply]") -> Iterator[SseEvent]:
         """Why the message ends, and what it took."""
         yield _event("message_delta", delta=_end(replies[0]), usage=_usage(replies[0]))
         yield _event("message_stop")
 
-    def failed(self, error: ApiError) -> Iterator[Event]:
+    def failed(self, error: ApiError) -> Iterator[SseEvent]:
         """An error in place of the rest."""
-        yield Event(anthropic_body(error), "error")
+        yield SseEvent(anthropic_body(error), "error")
 
     def whole(self, replies: "Sequence[Reply]") -> dict[str, Any]:
         """The message at once."""
@@ -67,31 +67,31 @@ class MessageForm:
             content.append({**_call_block(call), "input": json.loads(call.arguments)})
         return {**self._head, "content": content, **_end(reply), "usage": _usage(reply)}
 
-    def _text(self, kind: str, text: str) -> Iterator[Event]:
+    def _text(self, kind: str, text: str) -> Iterator[SseEvent]:
         if self._open != kind:
             yield from self._close()
             yield self._begin(kind, {"type": kind, **_EMPTY[kind]})
         yield _event("content_block_delta", index=self._index, delta={"type": _DELTAS[kind], kind: text})
 
-    def _call(self, call: ToolCall) -> Iterator[Event]:
+    def _call(self, call: ToolCall) -> Iterator[SseEvent]:
         yield from self._close()
         yield self._begin("tool_use", {**_call_block(call), "input": {}})
         delta = {"type": "input_json_delta", "partial_json": call.arguments}
         yield _event("content_block_delta", index=self._index, delta=delta)
         yield from self._close()
 
-    def _begin(self, kind: str, block: dict[str, Any]) -> Event:
+    def _begin(self, kind: str, block: dict[str, Any]) -> SseEvent:
         self._index, self._open = self._index + 1, kind
         return _event("content_block_start", index=self._index, content_block=block)
 
-    def _close(self) -> Iterator[Event]:
+    def _close(self) -> Iterator[SseEvent]:
         if self._open is not None:
             self._open = None
             yield _event("content_block_stop", index=self._index)
 
 
-def _event(kind: str, **data: Any) -> Event:
-    return Event({"type": kind, **data}, kind)
+def _event(kind: str, **data: Any) -> SseEvent:
+    return SseEvent({"type": kind, **data}, kind)
 
 
 def _call_block(call: ToolCall) -> dict[str, Any]:

@@ -18,7 +18,7 @@ MOST_TEXTS = 128  # of one request
 
 
 @dataclass(frozen=True)
-class Event:
+class SseEvent:
     """One server-sent event. data: JSON, or text as it is. name: of the event, in forms that name theirs."""
 
     data: "dict[str, Any] | str"
@@ -28,16 +28,16 @@ class Event:
 class ReplyForm(Protocol):
     """The form in which replies are given. One instance per request; it may keep what it has written."""
 
-    def opening(self, replies: "Sequence[Reply]") -> Iterable[Event]:
+    def opening(self, replies: "Sequence[Reply]") -> Iterable[SseEvent]:
         """Events before the first pass; the replies have no more than their prompts yet."""
 
-    def step(self, index: int, step: "Step") -> Iterable[Event]:
+    def step(self, index: int, step: "Step") -> Iterable[SseEvent]:
         """Events of one step of a text; its number is that of the choice."""
 
-    def closing(self, replies: "Sequence[Reply]") -> Iterable[Event]:
+    def closing(self, replies: "Sequence[Reply]") -> Iterable[SseEvent]:
         """Events after the last step of all texts."""
 
-    def failed(self, error: ApiError) -> Iterable[Event]:
+    def failed(self, error: ApiError) -> Iterable[SseEvent]:
         """Events instead of all others, after an error."""
 
     def whole(self, replies: "Sequence[Reply]") -> dict[str, Any]:
@@ -131,8 +131,8 @@ def usage(replies: "Sequence[Reply]", texts_per_prompt: int) -> dict[str, Any]:
     }
 
 
-def end_of_stream(error: ApiError | None = None) -> Iterator[Event]:
+def end_of_stream(error: ApiError | None = None) -> Iterator[SseEvent]:
     """What OpenAI's streams end with."""
     if error is not None:
-        yield Event(openai_body(error))
-    yield Event("[DONE]")
+        yield SseEvent(openai_body(error))
+    yield SseEvent("[DONE]")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from offload_runtime.generation.generation_request import GenerationRequest
-from offload_runtime.serve.api.asked import Asked, Event, Offer, end_of_stream, read_stream, usage
+from offload_runtime.serve.api.asked import Asked, Offer, SseEvent, end_of_stream, read_stream, usage
 from offload_runtime.serve.api.fields import Fields, bad, shown
 from offload_runtime.serve.api.generation_config import read_generation_config
 from offload_runtime.serve.api.messages import read_messages
@@ -124,31 +124,31 @@ class ChatForm:
         self._calls = Counter[int]()  # that each choice has so far
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def opening(self, replies: "Sequence[Reply]") -> Iterator[Event]:
+    def opening(self, replies: "Sequence[Reply]") -> Iterator[SseEvent]:
         """Who speaks."""
         for index in range(self._choices):
-            yield Event(self._chunk(index, {"role": "assistant", "content": ""}))
+            yield SseEvent(self._chunk(index, {"role": "assistant", "content": ""}))
 
-    def step(self, index: int, step: "Step") -> Iterator[Event]:
+    def step(self, index: int, step: "Step") -> Iterator[SseEvent]:
         """What a step adds, if it adds anything, and why the text has ended."""
         delta = {"reasoning_content": step.reasoning, "content": step.text, "tool_calls": self._new_calls(index, step)}
         delta = {name: value for name, value in delta.items() if value}
         logprobs = chat_logprobs(self._token_texts, [*step.logprobs]) if step.logprobs else None
         if self._shows_passes:
             chunk = self._chunk(index, delta, logprobs=logprobs)
-            yield Event({**chunk, "sequoia": step_view(step)})
+            yield SseEvent({**chunk, "sequoia": step_view(step)})
         elif delta or logprobs:
-            yield Event(self._chunk(index, delta, logprobs=logprobs))
+            yield SseEvent(self._chunk(index, delta, logprobs=logprobs))
         if step.finish_reason is not None:
-            yield Event(self._chunk(index, {}, _finish_reason(step, bool(self._calls[index]))))
+            yield SseEvent(self._chunk(index, {}, _finish_reason(step, bool(self._calls[index]))))
 
-    def closing(self, replies: "Sequence[Reply]") -> Iterator[Event]:
+    def closing(self, replies: "Sequence[Reply]") -> Iterator[SseEvent]:
         """The usage, if asked for."""
         if self._include_usage:
-            yield Event({**self._chunk_head(), "choices": [], "usage": usage(replies, self._choices)})
+            yield SseEvent({**self._chunk_head(), "choices": [], "usage": usage(replies, self._choices)})
         yield from end_of_stream()
 
-    def failed(self, error: ApiError) -> Iterator[Event]:
+    def failed(self, error: ApiError) -> Iterator[SseEvent]:
         """An error in place of the rest."""
         return end_of_stream(error)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from offload_runtime.generation.generation_request import GenerationRequest
-from offload_runtime.serve.api.asked import Asked, Event, Offer, end_of_stream, read_stream, usage
+from offload_runtime.serve.api.asked import Asked, Offer, SseEvent, end_of_stream, read_stream, usage
 from offload_runtime.serve.api.chat import HARMLESS, MOST_LOGPROBS
 from offload_runtime.serve.api.fields import Fields, bad, shown
 from offload_runtime.serve.api.sampling import read_most_tokens, read_sampling, seeds
@@ -76,11 +76,11 @@ class CompletionForm:
         self._head = {**identity, "created": int(time.time()), "model": model}
         self._written: dict[int, int] = {}  # characters of each choice that were given
 
-    def opening(self, replies: "Sequence[Reply]") -> Iterator[Event]:
+    def opening(self, replies: "Sequence[Reply]") -> Iterator[SseEvent]:
         """Nothing: a text begins with its first token."""
         return iter(())
 
-    def step(self, index: int, step: "Step") -> Iterator[Event]:
+    def step(self, index: int, step: "Step") -> Iterator[SseEvent]:
         """What a step adds, if it adds anything, and why the text has ended."""
         offset = self._written.get(index, 0)
         self._written[index] = offset + len(step.text)
@@ -88,15 +88,15 @@ class CompletionForm:
         if step.text or logprobs or step.finish_reason is not None:
             choice = {"index": index, "text": step.text, "logprobs": logprobs, "finish_reason": step.finish_reason}
             none_yet = {"usage": None} if self._include_usage else {}
-            yield Event({**self._head, "choices": [choice], **none_yet})
+            yield SseEvent({**self._head, "choices": [choice], **none_yet})
 
-    def closing(self, replies: "Sequence[Reply]") -> Iterator[Event]:
+    def closing(self, replies: "Sequence[Reply]") -> Iterator[SseEvent]:
         """The usage, if asked for."""
         if self._include_usage:
-            yield Event({**self._head, "choices": [], "usage": usage(replies, self._texts_per_prompt)})
+            yield SseEvent({**self._head, "choices": [], "usage": usage(replies, self._texts_per_prompt)})
         yield from end_of_stream()
 
-    def failed(self, error: ApiError) -> Iterator[Event]:
+    def failed(self, error: ApiError) -> Iterator[SseEvent]:
         """An error in place of the rest."""
         return end_of_stream(error)
 

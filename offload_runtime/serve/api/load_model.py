@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import Request
 from starlette.responses import Response
 
-from offload_runtime.serve.api.asked import Event, Offer
+from offload_runtime.serve.api.asked import Offer, SseEvent
 from offload_runtime.serve.api.fields import Fields
 from offload_runtime.serve.http.answers import EVENTS, frame
 from offload_runtime.serve.http.body import read_object
@@ -17,6 +17,6 @@ def load_model(offer: Offer) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         model = offer.read_model(Fields(await read_object(request)))
         ready = {"status": "ready", "model": model, "cached": True}
-        return Response(frame(Event(ready)), headers=EVENTS)
+        return Response(frame(SseEvent(ready)), headers=EVENTS)
 
     return answer

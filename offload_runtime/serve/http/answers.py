@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Send
 
-from offload_runtime.serve.api.asked import Event
+from offload_runtime.serve.api.asked import SseEvent
 
 EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -28,7 +28,7 @@ def to_json(content: Mapping[str, Any]) -> str:
     return _ENCODER.encode(content)
 
 
-def frame(event: Event) -> bytes:
+def frame(event: SseEvent) -> bytes:
     """A server-sent event."""
     data = event.data if isinstance(event.data, str) else to_json(event.data)
     named = f"event: {event.name}\n" if event.name else ""

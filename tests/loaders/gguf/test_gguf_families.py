@@ -21,7 +21,7 @@ from loaders.formats.gguf import GgufFormat
 from loaders.formats.schemes import Pieces
 from loaders.gguf.families import known
 from loaders.gguf.header import GgufTensor, read_gguf
-from loaders.gguf.placement import Placement
+from loaders.gguf.placement import RowOrder
 from loaders.gguf.tensors import model_tensors
 from loaders.modules.layout import TORCH_DTYPES
 from loaders.modules.skeleton import build_skeleton
@@ -123,7 +123,7 @@ def test_the_fused_kernel_places_what_plain_torch_places(case):
 
 
 CONTROLS = {
-    "gpt-oss": ("ffn_gate_exps", lambda place: Placement(end=64)),
+    "gpt-oss": ("ffn_gate_exps", lambda place: RowOrder(end=64)),
     "deepseek v3": ("attn_v_b", lambda place: replace(place, begin=0, end=8)),
     "qwen3next": ("attn_gate", lambda place: replace(place, begin=place.begin - 8, end=place.end - 8)),
     "qwen35": ("attn_gate", lambda place: replace(place, tiles=place.groups, groups=place.tiles)),

@@ -12,7 +12,7 @@ from torch import Tensor
 from loaders.checkpoint.spec import aligned
 from offload_runtime import OffloadRuntime
 from offload_runtime.chat import main as chat
-from offload_runtime.measure_acceptance.measure import Text, _both_logits
+from offload_runtime.measure_acceptance.measure import WrittenReply, _both_logits
 from tests.offload_runtime.exactness import test_dflash_heads as dflash
 from tests.offload_runtime.exactness import test_eagle3_heads as eagle3
 from tests.offload_runtime.exactness import test_shared_texts as shared
@@ -99,7 +99,7 @@ def test_planned_memory_is_what_is_used(kind: str, written) -> None:
 def test_distributions_along_a_text_are_those_of_the_head(kind: str, written) -> None:
     """As they are measured: next to the target's, piece by piece."""
     head, furthest = written(kind)
-    text = Text(0, list(PROMPT), [7, 30, 2, 61, 9, 9, 14, 80, 3])
+    text = WrittenReply(0, list(PROMPT), [7, 30, 2, 61, 9, 9, 14, 80, 3])
     whole = [*PROMPT, *text.reply]
     with OffloadRuntime.from_pretrained(checkpoint("llama"), head, device="cpu", **OPTIONS) as runtime:
         models = runtime._models

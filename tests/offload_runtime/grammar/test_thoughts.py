@@ -4,7 +4,7 @@ import pytest
 
 from offload_runtime.errors import UsageError
 from offload_runtime.grammar.masks import Masks
-from offload_runtime.grammar.thoughts import Place, Thoughts
+from offload_runtime.grammar.thoughts import ReplyPosition, Thoughts
 from offload_runtime.text.reasoning_marks import FAMILIES
 from offload_runtime.text.reply_text import split_reply
 from tests.offload_runtime.text.test_reasoning import QWEN, REPLIES, tokenizer_with
@@ -43,7 +43,7 @@ def test_a_thought_can_only_begin_a_reply_and_only_where_its_end_is_a_token():
     assert all_marks.openers >= {TOKENIZER.convert_tokens_to_ids(mark) for mark in ("<think>", "<|channel|>")}
     assert TOKENIZER.convert_tokens_to_ids("</think>") not in all_marks.openers
     assert len(one.openers) == 1
-    assert all_marks.begin(ids_of("x")) == Place(all_marks.begin([]).state, first=True)
+    assert all_marks.begin(ids_of("x")) == ReplyPosition(all_marks.begin([]).state, first=True)
 
 
 def test_an_opened_thought_without_a_token_for_its_end_is_refused():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from offload_runtime.model.cached_rows.travelling_rows import Span, TravellingRows
+from offload_runtime.model.cached_rows.travelling_rows import RowRange, TravellingRows
 from scheduler.streaming.device_memory import DeviceMemory
 from scheduler.streaming.streams import HostStreams
 from tests.fakes.fake_device import FakePinning, FakeStreams, fake_host
@@ -18,7 +18,7 @@ LAYERS, ROWS = 5, 24
 KEYS, VALUES = (2, 3), (2, 5)  # heads and their width, as in latent attention
 ROW_BYTES = 4 * (2 * 3 + 2 * 5)
 # Of every pass, what it reads and what it adds: two texts that take turns, share passes, and drop what was not kept.
-PASSES: list[tuple[list[Span], list[Span]]] = [
+PASSES: list[tuple[list[RowRange], list[RowRange]]] = [
     ([(0, 0)], [(0, 5)]),
     ([(12, 12)], [(12, 15)]),
     ([(0, 5), (12, 15)], [(5, 8), (15, 16)]),
@@ -53,14 +53,14 @@ class Late:
         ]
         self.wrong: list[str] = []
 
-    def run(self, number: int, in_use: list[Span], added: list[Span]) -> None:
+    def run(self, number: int, in_use: list[RowRange], added: list[RowRange]) -> None:
         """A pass: every layer is compared where it reads, and written where it adds."""
         with self.rows.one_pass(in_use, added):
             for layer, expected in enumerate(self.expected):
                 new = [torch.full_like(states, 100 * number + layer + 1) for states in expected]
                 self._layer(number, layer, arrived(self.rows, layer, new), new, in_use, added)
 
-    def _layer(self, number: int, layer: int, tables: Sequence[Tensor], new: list[Tensor], *spans: list[Span]):
+    def _layer(self, number: int, layer: int, tables: Sequence[Tensor], new: list[Tensor], *spans: list[RowRange]):
         in_use, added = spans
         before = [states.clone() for states in self.expected[layer]]
 

@@ -21,7 +21,7 @@ from offload_runtime.options.run_options import DEMO_TARGET, Options
 from offload_runtime.planning import draft_choice, planning
 from offload_runtime.planning import expected_acceptance as expected
 from offload_runtime.planning.draft_choice import DraftChoice, choose_draft
-from offload_runtime.planning.draft_table import FAMILIES, HEADS, Candidate, Family, family_of, heads_of
+from offload_runtime.planning.draft_table import FAMILIES, HEADS, Candidate, TokenFamily, family_of, heads_of
 from offload_runtime.planning.expected_acceptance import assumed_acceptance
 from offload_runtime.planning.forecast import forecast
 from offload_runtime.planning.planning import prepare
@@ -41,7 +41,7 @@ LLAMA_3 = FAMILIES["Llama 3"]
 ONE, THREE, EIGHT = (candidate.name for candidate in LLAMA_3.candidates)
 
 
-def vocabulary_of(family: Family) -> dict[str, int]:
+def vocabulary_of(family: TokenFamily) -> dict[str, int]:
     """The landmarks, and a token that all families have."""
     return {"!": 0, **family.landmarks}
 

@@ -6,7 +6,7 @@ import pytest
 
 from offload_runtime.generation.decode import Step
 from offload_runtime.generation.reply import Reply, ReplyStats
-from offload_runtime.serve.api.asked import Event
+from offload_runtime.serve.api.asked import SseEvent
 from offload_runtime.serve.api.chat import ChatForm
 from offload_runtime.serve.api.completion import CompletionForm
 from offload_runtime.serve.api.token_texts import TokenTexts
@@ -155,7 +155,7 @@ def test_an_error_ends_a_stream() -> None:
 
 @pytest.mark.parametrize("text", ["a\nb\r\n\n", 'q"\\', "\u2028é你😀", "\x00"])
 def test_frames_are_one_line(text: str) -> None:
-    sent = frame(Event({"a": text}))
+    sent = frame(SseEvent({"a": text}))
     assert sent.startswith(b"data: {") and sent.endswith(b"}\n\n")
     assert sent.count(b"\n") == 2 and b"\r" not in sent
-    assert frame(Event("x", "ping")) == b"event: ping\ndata: x\n\n"
+    assert frame(SseEvent("x", "ping")) == b"event: ping\ndata: x\n\n"
