@@ -21,6 +21,7 @@ _COUNT = re.compile(
 _MOST = (1 << 31) - 1
 _MOST_OF = {"head_dim": 1 << 16, "num_labels": 100_000}  # transformers creates a name for each label
 _MOST_LAYERS, _MOST_EXPERTS = 10_000, 1 << 16  # many models have a module for each
+_MOST_HEADS = 256  # of n-grams; published models have 16
 _POSITIVE = {
     "head_dim", "hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads",
     "num_hidden_layers", "max_position_embeddings", "n_embd", "n_head", "n_layer", "n_positions", "d_model",
@@ -57,6 +58,7 @@ def check_config(file: Path, config: Mapping[str, Any]) -> None:
     merged = {**config, **(text or {})}
     _check_windows(file, merged)
     _check_experts(file, merged)
+    _check_ngrams(file, merged)
 
 
 def is_unrotated(values: Mapping[str, Any]) -> bool:
@@ -123,6 +125,21 @@ def _check_experts(file: Path, values: Mapping[str, Any]) -> None:
         there = values.get(name)
         if type(chosen) is int and type(there) is int and chosen > there > 0:
             raise _wrong(file, "num_experts_per_tok", chosen, f"at most {there}, the number of experts")
+
+
+def _check_ngrams(file: Path, values: Mapping[str, Any]) -> None:
+    """transformers looks for a prime number for every head of every layer, one after the other from the first on."""
+    layers = values.get("ple_layer_ids")
+    if layers is None:
+        return
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        raise _wrong(file, "ple_layer_ids", layers, "a list of layers")
+    for name, default, most in (("ngram_size", 3, 9), ("heads_per_ngram", 8, _MOST_HEADS)):
+        value = values.get(name, default)
+        if type(value) is not int or not 0 < value <= most:
+            raise _wrong(file, name, value, f"a positive number of at most {most:,}")
+    if len(layers) * (values.get("ngram_size", 3) - 1) * values.get("heads_per_ngram", 8) > _MOST_HEADS:
+        raise _wrong(file, "ple_layer_ids", layers, f"so few layers that n-grams have at most {_MOST_HEADS:,} heads")
 
 
 def _wrong(file: Path, name: str, value: object, must: str) -> ModelFilesError:

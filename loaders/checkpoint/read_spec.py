@@ -18,7 +18,7 @@ from loaders.checkpoint.model_source import model_source
 from loaders.checkpoint.recurrent import can_branch, is_recurrent, state_sizes
 from loaders.checkpoint.refused import why_refused
 from loaders.checkpoint.rope_scaling import NO_POSITION_LIMIT, extended_positions
-from loaders.checkpoint.spec import DTYPE_NAMES, ITEMSIZE, LayerSpec, ModelSpec, aligned
+from loaders.checkpoint.spec import DTYPE_NAMES, ITEMSIZE, READ_BY_ROWS, LayerSpec, ModelSpec, aligned
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.formats import read_format
 from loaders.formats.weights import Contents, Format, told_apart
@@ -285,7 +285,7 @@ def _divide(
     config: dict[str, Any], directory: Path, tensors: list[StoredTensor]
 ) -> tuple[dict[str, list[StoredTensor]], list[StoredTensor]]:
     """The tensors of each decoder layer by the layer's name, and those outside; extra layers are left out."""
-    used = [tensor for tensor in tensors if not UNUSED.search(tensor.name)]
+    used = [tensor for tensor in tensors if not (UNUSED.search(tensor.name) or READ_BY_ROWS.search(tensor.name))]
     stacks: dict[str, dict[int, list[StoredTensor]]] = defaultdict(lambda: defaultdict(list))
     for tensor in used:
         if match := LAYER_NUMBER.match(tensor.name):

@@ -29,6 +29,9 @@ BRANCHING_MODELS = _DELTA_RULE | _CHANNEL_DELTA_RULE | _MAMBA_2 | _CONVOLUTIONS 
 BRANCHING_SINCE = (5, 23)  # of transformers: earlier ones keep these states otherwise
 
 _CONVOLUTION = re.compile(r"(conv1d|\bconv)\.weight$")
+_OF_NGRAMS = ".ple."  # a convolution over what a table of n-grams holds, beside the recurrent layer's own
+_NGRAM_SIZE = 3  # where a config leaves it out
+_TOKEN_BYTES = 8
 _STATE_ITEM_BYTES = 4  # states are float32
 
 
@@ -50,7 +53,8 @@ def state_sizes(config: dict[str, Any], layers: Sequence[Sequence[StoredTensor]]
 
     layers: the tensors of each. itemsize: of the compute dtype.
     """
-    shapes = [[t.shape for t in tensors if _CONVOLUTION.search(t.name) and len(t.shape) == 3] for tensors in layers]
+    found = [[t for t in tensors if _CONVOLUTION.search(t.name) and len(t.shape) == 3] for tensors in layers]
+    shapes = [[t.shape for t in tensors if _OF_NGRAMS not in t.name] for tensors in found]
     convolutions = _Convolutions(
         layers=sum(bool(of_layer) for of_layer in shapes),
         channels=sum(shape[0] for of_layer in shapes for shape in of_layer),
@@ -63,15 +67,33 @@ def state_sizes(config: dict[str, Any], layers: Sequence[Sequence[StoredTensor]]
     if widths is None:
         return None
     inputs = convolutions.channels * itemsize
+    ngrams = _of_ngrams(config, [t.shape for tensors in found for t in tensors if _OF_NGRAMS in t.name], itemsize)
     memory = convolutions.layers * widths.heads * widths.key * widths.value * _STATE_ITEM_BYTES
     row = widths.groups * widths.key + widths.heads * (widths.value + 2) + 2 * widths.decays
     return StateSizes(
-        memory + (convolutions.kernel - 1) * inputs,
-        convolutions.layers * row * _STATE_ITEM_BYTES + inputs,
+        memory + (convolutions.kernel - 1) * inputs + ngrams.nbytes,
+        convolutions.layers * row * _STATE_ITEM_BYTES + inputs + ngrams.row_bytes,
         widths.heads,
         widths.key + widths.value,
         widths.decays,
     )
+
+
+@dataclass(frozen=True)
+class _OfNgrams:
+    """What layers with n-grams keep of a text, and of each node of a tree."""
+
+    nbytes: int
+    row_bytes: int
+
+
+def _of_ngrams(config: dict[str, Any], shapes: Sequence[tuple[int, ...]], itemsize: int) -> _OfNgrams:
+    """shapes: of their convolutions, which multiply every n-th input. Tokens are kept once for each distance."""
+    size = _stated(config, "ngram_size") or _NGRAM_SIZE
+    row = sum(shape[0] for shape in shapes) * itemsize
+    kept = max((shape[2] - 1 for shape in shapes), default=0) * size
+    tokens = len(shapes) * (size - 1) * _TOKEN_BYTES
+    return _OfNgrams(kept * row + tokens * size // 2, row + tokens)
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,6 @@ def why_refused(config: Mapping[str, Any]) -> str | None:
         model_type, reason = known, REFUSED[known]
     elif indexes(text_values(config)["model_type"]) and not can_index():
         reason = "its indexed attention runs from transformers {}.{} on".format(*INDEXED_SINCE)
-    elif text_values(config).get("ple_layer_ids"):
-        reason = "a layer of it looks up n-grams of tokens in tables of tens of gigabytes, which are not read by rows"
     elif model_type not in NOT_READ and (senses := [key for key in _SENSES if config.get(key) is not None]):
         reason = f"it is multimodal ({senses[0]}), and its text part is not among those that are known to run alone"
     elif classifier := _classifier(config):

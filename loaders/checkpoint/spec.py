@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,9 @@ BUFFER_ALIGNMENT = 256
 
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Tables of which a token needs a few rows stay on disk: names of the tensors, of which one table may be several.
+READ_BY_ROWS = re.compile(r"\.ngram_embedding(\.shard_\d+)?\.weight$")
 
 # Why KV rows can neither travel with their layer nor be dequantized for it alone.
 SHARED_ROWS = "some layers read what others have cached"

@@ -36,6 +36,7 @@ from loaders.modules.conversion import transposed_names
 from loaders.modules.experts import Experts, find_experts
 from loaders.modules.layout import Layout
 from loaders.modules.quantized import Packed, by_any_name, packed_parameters
+from loaders.modules.row_tables import leave_tables_on_disk
 from loaders.modules.text_part import has_text_part, text_part
 from loaders.modules.tied import untie_what_differs
 from loaders.safetensors_files.headers import Checkpoint, StoredTensor
@@ -170,6 +171,7 @@ def build_skeleton(
 def laid_out(model: PreTrainedModel, dtype: torch.dtype, checkpoint: Checkpoint, packing: Format | None) -> Skeleton:
     """The skeleton of a model on meta, whose tensors are those of `checkpoint`, quantized as `packing` says."""
     contents = told_apart(packing, checkpoint)
+    leave_tables_on_disk(model, contents.plain, contents.packed, dtype)
     untie_what_differs(model, {**contents.plain, **(checkpoint.adapter.replaced if checkpoint.adapter else {})})
     packed = packed_parameters(model, contents) if packing else {}
     return _divide(model, dtype, packed, transposed_names(model, contents.plain))

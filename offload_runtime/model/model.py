@@ -20,8 +20,10 @@ from loaders.checkpoint.refused import WHAT_RUNS
 from loaders.dequantize.at_load import decode_layer, fill_decoded
 from loaders.dequantize.hooks import decode_before_use, scratch_bytes
 from loaders.io.reader import WeightReader
+from loaders.io.row_reader import RowReader
 from loaders.modules.experts import Experts, choice_among, position_of_choice, routed_among
 from loaders.modules.layout import Layout
+from loaders.modules.row_tables import RowTable
 from loaders.modules.skeleton import Skeleton, UnitLayout, make_parameters
 from loaders.progress import ByteProgress
 from loaders.quantize.interrupts import interrupts_deferred
@@ -93,10 +95,11 @@ class Model:
         self._routed: list[int] = []  # routed experts of each layer in the current pass
         self._reading = self._weights.reading  # at the start of the pass
         self._hooks: list[RemovableHandle] = []
+        self._tables: list[RowReader] = []
         try:
             self._bind(skeleton, placement.dequantized, on_dequantizing)
         except BaseException:
-            self._weights.close()
+            self._close_files()
             self.cache.free()
             raise
         self.layers = len(skeleton.layers)
@@ -259,13 +262,18 @@ class Model:
 
     def close(self) -> None:
         """Stop streaming and free weights and cache, even if this object is still referenced."""
-        self._weights.close()
+        self._close_files()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
         self._padded = None
         self._model.to_empty(device="meta")
         self.cache.free()
+
+    def _close_files(self) -> None:
+        self._weights.close()
+        for table in self._tables:
+            table.close()
 
     def _bind(self, skeleton: Skeleton, dequantized: int, on_dequantizing: ByteProgress | None) -> None:
         """Bind the modules to their weights: resident, streamed, or dequantized before use."""
@@ -276,6 +284,9 @@ class Model:
         self._hooks += self._add_hooks(skeleton.layers)
         scratch = self._memory.empty(scratch_bytes(quantized))
         self._hooks += decode_before_use(quantized, scratch, lambda: self._runs_copy)
+        for table in (module for module in skeleton.model.modules() if isinstance(module, RowTable)):
+            self._tables.append(RowReader(table.parts))
+            table.open(self._tables[-1].read)
 
     def _bind_resident(
         self, layers: Sequence[UnitLayout], dequantized: int, on_dequantizing: ByteProgress | None

@@ -172,8 +172,14 @@ BRANCHING: dict[str, Changes] = {
     "qwen3_next": {**FEW_EXPERTS, **_LINEAR},
     "qwen4_exp_text": {
         **{**FEW_EXPERTS, **_LINEAR, "num_hidden_layers": 4, "hc_count": 2, "hc_lowrank": 8},
-        **{"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": BORDER},
-        **{"indexer_compress_ratio": 4},
+        **{"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": BORDER},
+        **{"indexer_compress_ratio": 4, "ple_layer_ids": [1, 3], "ple_embed_dim": 32, "heads_per_ngram": 2},
+        **{
+            "ngram_vocab_size_base": 101,
+            "make_ngram_vocab_size_divisible_by": 8,
+            "split_ngram_parts": 4,
+            "eos_token_id": 41,
+        },
         "layer_types": ["linear_attention", "indexed_attention", "linear_attention", "indexed_attention"],
     },
     "zamba2": {

@@ -111,10 +111,6 @@ def test_what_cannot_run_is_refused_by_name(model_type, tmp_path):
         ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "gives scores for a text"),
         ({"model_type": "qwen2", "architectures": ["Qwen2ForRewardModel"]}, "Qwen2ForRewardModel gives scores"),
         ({"model_type": "novel_vl", "vision_config": {}}, "novel_vl cannot be run: it is multimodal"),
-        (
-            {"model_type": "qwen4_exp_text", "ple_layer_ids": [2]},
-            "qwen4_exp_text cannot be run: a layer of it looks up",
-        ),
         ({"model_type": "llava", "text_config": {"model_type": "mpt"}}, "mpt cannot be run: it takes no positions"),
     ],
 )
