@@ -86,6 +86,29 @@ def write_eagle3(
     return head
 
 
+def write_known_eagle3(directory: Path, of_token: Tensor) -> None:
+    """A head for a target of `mtp_models.save_known`, whose hidden state at a token x is ``of_token @ x``.
+
+    of_token: float [vocab, vocab], with columns of length 1. The target's hidden states are joined to nothing. Each
+    row attends to itself alone: its values take away what it reads of the row above, and put its own in that place.
+    """
+    size = len(of_token)
+    sizes = {"hidden_size": size, "vocab_size": size, "head_dim": size // 4, "num_key_value_heads": 4}
+    facts, alike = TargetFacts("target", 1, size, size), torch.full((size, size), 100.0)
+    head = write_eagle3(directory, own_output=False, target=facts, taps=(1, 1, 1), rms_norm_eps=1e-12, **sizes)
+    nothing, own = torch.zeros(size, size), torch.eye(size)
+    known = {
+        "fc.weight": torch.zeros(size, 3 * size),
+        "norm.weight": torch.ones(size),
+        **{f"midlayer.{name}.weight": torch.ones(size) for name in ("hidden_norm", "input_layernorm")},
+        **{f"midlayer.self_attn.{name}_proj.weight": torch.cat((alike, nothing), dim=1) for name in "qk"},
+        "midlayer.self_attn.v_proj.weight": torch.cat((of_token, -own), dim=1) / size**0.5,  # of normalized rows
+        "midlayer.self_attn.o_proj.weight": own,
+        "midlayer.mlp.down_proj.weight": torch.zeros_like(head.layers[0].mlp.down_proj.weight),
+    }
+    change(directory, **{name: tensor.contiguous() for name, tensor in known.items()})
+
+
 def dflash_config(layout: str = "authors", second: bool = False, **fields: Any) -> dict[str, Any]:
     """A `config.json` of a block draft."""
     layer = {**LAYER, "model_type": "qwen3", "num_hidden_layers": 2}
