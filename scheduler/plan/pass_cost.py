@@ -28,10 +28,8 @@ from scheduler.plan.staging import STAGING_BUFFERS, pageable_layers
 LAYER_SECONDS = 0.35e-3
 # In a replayed CUDA graph its some 45 kernels still take a few microseconds each: assumed, not measured.
 REPLAYED_LAYER_SECONDS = 0.1e-3
-# Dequantizing one weight on a CPU: 0.3 ns (int8) to 1.3 (AWQ) on two x86-64 cores.
+# Dequantizing one weight on a CPU: 0.3 ns (int8) to 1.3 (AWQ), 0.9 of a low-bit copy, on two x86-64 cores.
 DECODED_VALUE_SECONDS = 0.8e-9
-# The same of a low-bit copy: 4.9 to 6.3 ns there.
-COPIED_VALUE_SECONDS = 6e-9
 # One launch of plain torch while dequantizing, and the matrices of a layer and of each of its experts.
 LAUNCH_SECONDS, LAYER_MATRICES, EXPERT_MATRICES = 5e-6, 7, 3
 # Bytes that eager attention moves per score, in some ten operations, in 16 bits and in float32.
@@ -197,8 +195,7 @@ class PassCost:
         moving = self._over(touched * (layer.packed_bytes + layer.decoded_bytes), self.machine.memory_bandwidth)
         if self.machine.device == "cuda" or not self.knows_computing:
             return moving
-        seconds = COPIED_VALUE_SECONDS if self.spec.copy_bits else DECODED_VALUE_SECONDS
-        return moving + touched * layer.decoded_bytes / ITEMSIZE[self.spec.dtype] * seconds
+        return moving + touched * layer.decoded_bytes / ITEMSIZE[self.spec.dtype] * DECODED_VALUE_SECONDS
 
     def _attention_seconds(self, rows: int, context: int, texts: int) -> float:
         """One layer's attention: each text's share of the rows over its own context and itself.

@@ -93,7 +93,7 @@ class Bench:
             lambda directory: widen(source, directory, shape, idle_layers=1),
         )
 
-    def prepare(self, model: Path, draft: Path | None = None, **options: Any) -> Preparation:
+    def prepare(self, model: Path, draft: Path | str | None = None, **options: Any) -> Preparation:
         """As `planning.prepare`, on this device."""
         return prepare(Options(model=model, draft=draft, device=self.device, **options))
 

@@ -25,10 +25,10 @@ class Scale:
 
     target: config of the streamed model, `distinct_layers` of which are written. planned_draft: config of the draft
     that makes the plan leave room for trees. context: half of it is the prompt. packed_weight: rows and columns of the
-    matrices that are decoded. drafts: configs whose levels are timed at `widths`. chip, chip_draft: what
-    the demonstration pair is widened to for decoding on the device alone, end: what its target is for the whole run.
-    end_cap, offload_cap: bytes of the device for the whole run and for the comparison with another program, which takes
-    at most `offload_layers` layers. passes: timed in a row.
+    matrices that are decoded. drafts: configs whose levels are timed at `widths`. chip, chip_draft: what the
+    demonstration pair is widened to for decoding on the device alone. end, own: what its target is for the whole run,
+    and to draft for itself. end_cap, own_cap, offload_cap: bytes of the device for these, and for the comparison with
+    another program, which takes at most `offload_layers` layers. passes: timed in a row.
     """
 
     name: str
@@ -45,7 +45,9 @@ class Scale:
     chip: Wide
     chip_draft: Wide
     end: Wide
+    own: Wide
     end_cap: int
+    own_cap: int
     offload_layers: int
     offload_cap: int
     prompts: int
@@ -79,7 +81,9 @@ FULL = Scale(
     chip=Wide("llama-2-7b", {}),
     chip_draft=Wide("llama-68m", {}),
     end=Wide("llama-2-70b", {}),
+    own=Wide("llama-2-7b", {}),
     end_cap=24 * GIB,
+    own_cap=9 * GIB,
     offload_layers=80,
     offload_cap=8 * GIB,
     prompts=2,
@@ -105,7 +109,9 @@ TINY = Scale(
     chip=Wide("llama-68m", {**_WIDE, "layers": 6}),
     chip_draft=Wide("llama-68m", {"hidden": 256, "ffn": 400, "layers": 2, "heads": 8, "kv_heads": 8, "head_dim": 32}),
     end=Wide("llama-68m", {**_WIDE, "layers": 8}),
+    own=Wide("llama-68m", {**_WIDE, "layers": 12}),
     end_cap=64 * MIB,
+    own_cap=72 * MIB,
     offload_layers=4,
     offload_cap=2 * MIB,
     prompts=1,

@@ -30,7 +30,10 @@ def run(bench: Bench, budget: Budget) -> Iterator[Record]:
         out = _output(scheme, rows, columns, bench.device)
         what = {"form": form, "rows": rows, "columns": columns, "nbytes": out.nbytes}
         ways = {"fused_seconds": fused, "plain_seconds": decode}
-        took = {name: _least(bench, partial(way, scheme, operands, out)) if way else None for name, way in ways.items()}
+        took = {
+            name: least_seconds(bench, partial(way, scheme, operands, out)) if way else None
+            for name, way in ways.items()
+        }
         yield Record("Unpacking", SECTION, {**what, **took})
 
 
@@ -85,7 +88,7 @@ def _output(scheme: Scheme, rows: int, columns: int, device: str) -> Tensor:
     return make(columns, rows).mT if scheme.input_major else make(rows, columns)
 
 
-def _least(bench: Bench, compute: Callable[[], object]) -> float:
+def least_seconds(bench: Bench, compute: Callable[[], object]) -> float:
     """Seconds, the least of several runs after one that warms up."""
     times = []
     for _ in range(1 + REPEATS):

@@ -76,8 +76,13 @@ def test_every_section_runs_in_miniature(tmp_path: Path, capsys: pytest.CaptureF
     assert [record["rows"] for record in kinds(report, "DraftLevel")] == [1, 4]
     compared = [record for record in kinds(report, "Decoding") if record["compared"]]
     assert len(compared) >= 4 and all(record["equal_tokens"] == record["compared"] for record in compared)
-    small, wide = kinds(report, "Decoding")[-2:]
+    small, wide = [record for record in kinds(report, "Decoding") if record["section"] == "g"][-2:]
     assert wide["streamed_bytes"] > 0 and wide["tokens_per_pass"] == small["tokens_per_pass"]
+    assert {"copy in 4 bits", "without loss, 5-bit codes"} <= {record["form"] for record in unpacking}
+    plain, *drafted = [record for record in kinds(report, "Decoding") if record["section"] == "h"]
+    assert len(drafted) == 5 and all(record["reference"] == plain["mode"] and record["compared"] for record in drafted)
+    streamed = {record["mode"]: record["streamed_bytes"] for record in (plain, *drafted)}
+    assert 0 < streamed["plain, packed link"] < streamed["plain, plain link"]
     assert str(tmp_path) in capsys.readouterr().out
 
 
