@@ -39,11 +39,12 @@ def packed(layer: LayerSpec, nbytes: int) -> LayerSpec:
 
 
 LLAMA2_70B = model("Llama-2-70b", [1_711_309_824] * 80, 1_048_592_384, 327_680)
-LLAMA3_70B = replace(LLAMA2_70B, name="Llama-3-70B", embeddings_and_head_bytes=4_202_708_992, vocab_size=128_256)
+LLAMA3_70B = model("Llama-3-70B", [1_711_309_824] * 80, 4_202_708_992, 327_680, vocab_size=128_256)
 LLAMA3_70B_INT4 = replace(
     LLAMA3_70B,
     name="Llama-3-70B-int4",
     layers=tuple(packed(layer, 444_500_000) for layer in LLAMA3_70B.layers),
+    disk_bytes=LLAMA3_70B.embeddings_and_head_bytes + 80 * 444_500_000,
     decode_bytes=28_672 * 8192 * 2,
 )
 LLAMA3_8B = model(
@@ -51,7 +52,10 @@ LLAMA3_8B = model(
     intermediate_size=14_336, num_heads=32,
 )  # fmt: skip
 LLAMA3_8B_INT4 = replace(
-    LLAMA3_8B, name="Llama-3-8B-int4", layers=tuple(packed(layer, 113_000_000) for layer in LLAMA3_8B.layers)
+    LLAMA3_8B,
+    name="Llama-3-8B-int4",
+    layers=tuple(packed(layer, 113_000_000) for layer in LLAMA3_8B.layers),
+    disk_bytes=LLAMA3_8B.embeddings_and_head_bytes + 32 * 113_000_000,
 )
 LLAMA_68M = model("llama-68m", [19_000_000] * 2, 98_000_000, 6144, hidden_size=768, intermediate_size=3072)
 TINY = model(

@@ -23,6 +23,8 @@ _KEY_PROJECTIONS = (".indexer.wk.weight", ".indexer.k_proj.weight", ".index_k_pr
 # What compressors project of each token, and the width of the entries that stand for blocks.
 _POOLED = re.compile(r"\.compressor\.(indexer\.)?((wkv|wgate|kv_proj|gate_proj)\.weight|(norm|kv_norm)\.weight)$")
 _GATES, _QUERIES_AND_KEYS = ".index_kpool_compress_gate", ".index_qk_proj.weight"  # of GLM-5.3; of Qwen4-exp
+_RATES = ("compress_rate_csa", "index_kpool", "indexer_compress_ratio")
+_DEFAULT_RATES = {"deepseek_v4": 4, "glm5_next_text": 16}
 _BY_HEAD = {"minimax_m3_vl_text"}  # each of their heads selects for some heads of attention
 
 
@@ -49,7 +51,8 @@ def index_sizes(
     if not heads or not (widths or pooled):
         return None
     masks = heads if config["model_type"] in _BY_HEAD else 1
-    return IndexSizes(sum(widths + pooled) * itemsize, heads, masks, bool(pooled))
+    rate = _rate(config) if pooled and not widths else 1
+    return IndexSizes(sum(widths + pooled) * itemsize, heads, masks, bool(pooled), rate)
 
 
 def is_index_key(name: str) -> bool:
@@ -63,6 +66,15 @@ def _heads(config: Mapping[str, Any]) -> int:
     stated = nested.get("sparse_num_index_heads") if isinstance(nested, dict) else None
     heads = config.get("index_n_heads", config.get("indexer_n_heads", stated))
     return heads if type(heads) is int and heads > 0 else 0
+
+
+def _rate(config: Mapping[str, Any]) -> int:
+    """The tokens of a block that one entry of the index stands for; where it is not stated, transformers' default."""
+    by_kind = config.get("compress_rates")
+    sparse = by_kind.get("compressed_sparse_attention") if isinstance(by_kind, dict) else None
+    stated = (sparse, *(config.get(name) for name in _RATES))
+    rate = next((rate for rate in stated if rate is not None), _DEFAULT_RATES.get(config["model_type"], 1))
+    return rate if type(rate) is int and rate > 0 else 1
 
 
 def _width(config: Mapping[str, Any]) -> int:

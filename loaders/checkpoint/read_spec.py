@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.formats import read_format
 from loaders.formats.weights import Contents, Format, told_apart
 from loaders.hub.names import directory_name
+from loaders.kept_in_float32 import itemsizes
 from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 from loaders.text_part import NOT_READ, layers_for_images, text_values
 
@@ -38,6 +39,7 @@ UNUSED = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$|
 
 LAYER_NUMBER = re.compile(r"(.*?\.)?(\d{1,6})\.")  # up to the first part of a name that is a number
 NUMBER = re.compile(r"\.\d+\.")
+Itemsize = Callable[[str], int]  # the bytes of a value of a tensor of floats, by the tensor's name
 
 POSITION_LIMITS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "context_length",
@@ -66,7 +68,8 @@ def read_spec(
     dtype = _compute_dtype(dtype, _packed_dtype(config) if packing else stored_dtype)
     tensors_by_layer, embeddings_and_head = _divide(config, checkpoint.directory, _all_tensors(contents))
     experts, experts_per_token = stated_experts(text_values(config))
-    layers = tuple(_layer_spec(name, tensors, dtype, experts) for name, tensors in tensors_by_layer.items())
+    itemsize = itemsizes((config["model_type"], text_values(config)["model_type"]), dtype)
+    layers = tuple(_layer_spec(name, tensors, itemsize, experts) for name, tensors in tensors_by_layer.items())
     embeddings_and_head = [
         tensor.decoded if isinstance(tensor, _Packed) and tensor.by_rows else tensor for tensor in embeddings_and_head
     ]
@@ -79,12 +82,12 @@ def read_spec(
         dtype=dtype,
         stored_dtype=stored_dtype,
         layers=layers,
-        embeddings_and_head_bytes=_buffer_bytes(embeddings_and_head, dtype),
+        embeddings_and_head_bytes=_buffer_bytes(embeddings_and_head, itemsize),
         disk_bytes=sum(layer.disk_bytes for layer in layers) + sum(tensor.nbytes for tensor in embeddings_and_head),
         decode_bytes=max(
-            _decode_bytes(tensors, dtype) for tensors in (*tensors_by_layer.values(), embeddings_and_head)
+            _decode_bytes(tensors, itemsize) for tensors in (*tensors_by_layer.values(), embeddings_and_head)
         ),
-        embeddings_and_head_decode_bytes=_decode_bytes(embeddings_and_head, dtype),
+        embeddings_and_head_decode_bytes=_decode_bytes(embeddings_and_head, itemsize),
         **_sizes(_Numbers(directory, config), list(tensors_by_layer.values()), embeddings_and_head, dtype),
         recurrent=is_recurrent(config),
         states=state_sizes(text_values(config), list(tensors_by_layer.values()), ITEMSIZE[dtype])
@@ -315,26 +318,26 @@ def _without_tied_head(embeddings_and_head: list[StoredTensor]) -> list[StoredTe
     ]
 
 
-def _layer_spec(name: str, tensors: list[StoredTensor], dtype: str, experts: int) -> LayerSpec:
-    nbytes, disk_bytes = _buffer_bytes(tensors, dtype), sum(tensor.nbytes for tensor in tensors)
+def _layer_spec(name: str, tensors: list[StoredTensor], itemsize: Itemsize, experts: int) -> LayerSpec:
+    nbytes, disk_bytes = _buffer_bytes(tensors, itemsize), sum(tensor.nbytes for tensor in tensors)
     stored_at = min((tensor.file, tensor.offset) for tensor in tensors)
     packed = [tensor for tensor in tensors if isinstance(tensor, _Packed)]
-    decoded = sum(aligned(math.prod(tensor.shape) * ITEMSIZE[dtype]) for tensor in packed)
+    decoded = sum(aligned(math.prod(tensor.shape) * itemsize(tensor.name)) for tensor in packed)
     by_expert = [tensor for tensor in tensors if experts and is_by_expert(tensor.name, tensor.shape, experts)]
     return LayerSpec(
         name,
         nbytes,
         disk_bytes,
         stored_at,
-        _buffer_bytes(packed, dtype),
+        _buffer_bytes(packed, itemsize),
         decoded,
         experts=experts if by_expert else 0,
-        expert_bytes=_buffer_bytes(by_expert, dtype),
+        expert_bytes=_buffer_bytes(by_expert, itemsize),
         expert_disk_bytes=sum(tensor.nbytes for tensor in by_expert),
     )
 
 
-def _buffer_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
+def _buffer_bytes(tensors: Iterable[StoredTensor], itemsize: Itemsize) -> int:
     """Bytes of the flat buffer. A layer's experts are one tensor in it: names that differ only in a number add up."""
     sizes: Counter[str] = Counter()
     for tensor in tensors:
@@ -344,11 +347,11 @@ def _buffer_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
                 sizes[f"{name} {role}"] += nbytes
             continue
         is_float = tensor.dtype.startswith(("F", "BF"))
-        sizes[name] += math.prod(tensor.shape) * ITEMSIZE[dtype] if is_float else tensor.nbytes
+        sizes[name] += math.prod(tensor.shape) * itemsize(tensor.name) if is_float else tensor.nbytes
     return sum(map(aligned, sizes.values()))
 
 
-def _decode_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
+def _decode_bytes(tensors: Iterable[StoredTensor], itemsize: Itemsize) -> int:
     """Dequantized bytes of the largest module's quantized weights, and those of the modules around it.
 
     A layer's experts are one module: names that differ only in a number belong together.
@@ -360,6 +363,6 @@ def _decode_bytes(tensors: Iterable[StoredTensor], dtype: str) -> int:
             numbered = NUMBER.search(name)
             owner = name[: numbered.start()] if numbered else name.rpartition(".")[0]
             owner = owner.removesuffix(".conv1d")  # which the module around it reads
-            sizes[owner] += aligned(math.prod(tensor.shape) * ITEMSIZE[dtype])
+            sizes[owner] += aligned(math.prod(tensor.shape) * itemsize(tensor.name))
     around = {name: sum(sizes[other] for other in sizes if name.startswith(f"{other}.")) for name in sizes}
     return max((nbytes + around[name] for name, nbytes in sizes.items()), default=0)

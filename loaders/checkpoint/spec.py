@@ -82,13 +82,15 @@ class IndexSizes:
     """Of indexers that select the rows of attention: bytes of their keys per token, of all layers together.
 
     heads: of one layer, which scores all keys with each of them. masks: of one layer: selections that it makes.
-    pools: rows also keep what is pooled to entries that stand for blocks of tokens, counted with the keys.
+    pools: rows also keep what is pooled to entries that stand for blocks of tokens, counted with the keys. rate: the
+    tokens of such a block; its entry is scored in their place.
     """
 
     token_bytes: int
     heads: int
     masks: int = 1
     pools: bool = False
+    rate: int = 1
 
 
 @dataclass(frozen=True)

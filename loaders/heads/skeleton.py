@@ -13,8 +13,9 @@ from loaders.heads.eagle3 import Eagle3Head, build_eagle3
 from loaders.heads.eagle3_config import Eagle3Config
 from loaders.heads.head_files import HeadFiles, read_head, unused_tensors
 from loaders.heads.target_facts import TargetFacts
+from loaders.modules.buffers import compute_buffers
 from loaders.modules.heads import HeadInputs, HeadSkeleton
-from loaders.modules.skeleton import Skeleton, compute_buffers, explained, laid_out
+from loaders.modules.skeleton import Skeleton, explained, laid_out
 
 
 def skeleton_of_files(target: Skeleton, directory: Path, dtype: torch.dtype, device: torch.device) -> HeadSkeleton:

@@ -22,7 +22,8 @@ from loaders.errors import UnsupportedModelError
 from loaders.formats import read_format
 from loaders.formats.weights import told_apart
 from loaders.modules import dense_experts
-from loaders.modules.skeleton import Skeleton, compute_buffers, explained, laid_out
+from loaders.modules.buffers import compute_buffers
+from loaders.modules.skeleton import Skeleton, explained, laid_out
 from loaders.safetensors_files.headers import Checkpoint
 
 AFTER_NORM = -1

@@ -32,6 +32,7 @@ from loaders.errors import OffloadError, UnsupportedModelError
 from loaders.formats import read_format
 from loaders.formats.weights import Format, told_apart
 from loaders.modules import dense_experts
+from loaders.modules.buffers import compute_buffers, compute_what_is_not_stored
 from loaders.modules.conversion import transposed_names
 from loaders.modules.experts import Experts, find_experts
 from loaders.modules.layout import Layout
@@ -43,7 +44,6 @@ from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 
 # Where a tensor goes: a module's own `_parameters` or `_buffers`, and the key. Assigning there takes 1 to 1.7 µs,
 # `setattr` on the module 38 to 69.
-MOST_BUFFER_BYTES = 4 << 30  # rotary frequencies have a few kB, tables of all positions some MB
 Slot = tuple[dict[str, Any], str]
 
 
@@ -158,14 +158,16 @@ def build_skeleton(
     model.eval().requires_grad_(False)
     if dense_experts.grouped_products_wait(torch.device(device), dtype):
         model.set_experts_implementation(dense_experts.NAME)
+    source = model_source(directory)
+    packing = read_format(read_config(directory), source.config_file)
+    if checkpoint is None and (packing is not None or source.is_downloaded()):
+        checkpoint = source.checkpoint()
+    if checkpoint is not None:
+        compute_what_is_not_stored(model, checkpoint)
     with explained(directory):
         compute_buffers(model, torch.device(device))
         model.tie_weights()
-    source = model_source(directory)
-    packing = read_format(read_config(directory), source.config_file)
-    if packing is None and not (checkpoint or source.is_downloaded()):
-        return _divide(model, dtype, {})
-    return laid_out(model, dtype, checkpoint or source.checkpoint(), packing)
+    return laid_out(model, dtype, checkpoint, packing) if checkpoint is not None else _divide(model, dtype, {})
 
 
 def laid_out(model: PreTrainedModel, dtype: torch.dtype, checkpoint: Checkpoint, packing: Format | None) -> Skeleton:
@@ -235,28 +237,6 @@ def _own_attention_explained(directory: Path | str, attn_implementation: str) ->
             f"{directory}: transformers {transformers.__version__} runs this model through attention of its own, which "
             f"takes no tree. {WHAT_RUNS}."
         ) from error
-
-
-@torch.no_grad()
-def compute_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """Give the non-persistent buffers, which no file holds, the values `from_pretrained` gives them."""
-    for tensor in model.state_dict(keep_vars=True).values():
-        tensor._is_hf_initialized = True  # initialize_weights() then leaves them alone
-    buffers = list(model.named_non_persistent_buffers())
-    if (nbytes := sum(buffer.nbytes for _, buffer in buffers)) > MOST_BUFFER_BYTES:
-        raise UnsupportedModelError(
-            f"its tables of positions would take {nbytes:,} bytes: config.json states too many."
-        )
-    for name, buffer in buffers:
-        _replace_buffer(model, name, torch.empty_like(buffer, device="cpu"))
-    model.initialize_weights()
-    for name, _ in buffers:
-        _replace_buffer(model, name, model.get_buffer(name).to(device))
-
-
-def _replace_buffer(model: nn.Module, name: str, buffer: Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
-    model.get_submodule(owner)._buffers[leaf] = buffer
 
 
 def _divide(

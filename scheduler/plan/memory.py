@@ -316,8 +316,9 @@ def _activation_bytes(spec: ModelSpec, shape: PassShape) -> int:
     keys = shape.cache_rows
     masks = MASK_COPIES * keys + SHARED_MASKS * (shape.texts - 1) * keys
     scores = spec.num_heads * keys * SCORES_BYTES if spec.model_type in WRITTEN_OUT_ATTENTION else 0
-    if spec.index is not None:  # its scores take in the rows of all texts
-        scores += spec.index.heads * shape.texts * keys * INDEX_SCORES_BYTES
+    if spec.index is not None:  # its scores take in the rows of all texts, or their entries and each node's own
+        scored = keys if spec.index.rate == 1 else -(-keys // spec.index.rate) + shape.tree_size
+        scores += spec.index.heads * shape.texts * scored * INDEX_SCORES_BYTES
         masks += (
             spec.index.masks * MASK_COPIES * shape.texts * keys
         )  # with the selected rows alone, and what they are selected from

@@ -39,31 +39,30 @@ def simulate(stages: Sequence[Stage], slots: int, staging: int, gap: float = 0.0
     compute = sum(stage.compute for stage in stages)
     if not any(stage.copy or stage.fetch_copy for stage in stages):
         return PassSeconds(total=compute, disk=0.0, link=0.0, compute=compute)
-    read_ends: list[float] = []
     copied_out: list[float] = []  # of the layers read from disk
-    copy_ends: list[float] = []
     released: list[float] = []
+    read_end, copy_end = 0.0, 0.0  # of the last read and the last copy
     now, begin = 0.0, 0.0
     for _ in range(PASSES):
         begin = now = now + gap
         for stage in stages:
             if stage.copy:
-                start = max(_at(copy_ends, 1), _at(released, slots))
+                start = max(copy_end, _at(released, slots))
                 if stage.read:
-                    read_ends.append(max(_at(read_ends, 1), _at(copied_out, staging)) + stage.read)
-                    start = max(start, read_ends[-1])
-                copy_ends.append(start + stage.copy)
-                now = max(now, copy_ends[-1])
+                    read_end = max(read_end, _at(copied_out, staging)) + stage.read
+                    start = max(start, read_end)
+                copy_end = start + stage.copy
+                now = max(now, copy_end)
             if stage.fetch_copy:
-                copy_ends[-1] = max(copy_ends[-1], now) + stage.fetch_copy
+                copy_end = max(copy_end, now) + stage.fetch_copy
                 if stage.fetch_read:
-                    read_ends[-1] = max(read_ends[-1], now) + stage.fetch_read
-                now = max(copy_ends[-1], read_ends[-1] if stage.fetch_read else now)
+                    read_end = max(read_end, now) + stage.fetch_read
+                now = max(copy_end, read_end if stage.fetch_read else now)
             now += stage.compute
             if stage.copy:
                 released.append(now)
             if stage.read:
-                copied_out.append(copy_ends[-1])
+                copied_out.append(copy_end)
     return PassSeconds(
         total=now - begin,
         disk=sum(stage.read + stage.fetch_read for stage in stages),

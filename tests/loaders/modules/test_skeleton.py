@@ -1,12 +1,17 @@
 import json
+import shutil
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING
+from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from loaders.checkpoint.read_spec import read_spec
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.modules.buffers import COMPUTED
 from loaders.modules.skeleton import build_skeleton, make_parameters
 from tests.samples.model_samples import SMALL, reference, save_small_model
+from tests.samples.tiny_models import PROMPT, checkpoint, greedy, streaming_runtime
 
 
 def config_directory(directory, base, **changes):
@@ -116,3 +121,27 @@ def test_code_beside_a_known_model_is_not_run(tmp_path):
 def test_no_config(tmp_path):
     with pytest.raises(ModelFilesError, match=r"config\.json: no such file"):
         build(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_decays_that_files_lack_are_computed_as_transformers_does(tmp_path, dtype):
+    """MiniMax's, which files of its publisher need not hold; the text is that of the files that do."""
+    target = shutil.copytree(checkpoint("minimax"), tmp_path / "model")
+    tensors = load_file(target / "model.safetensors")
+    decays = {name for name in tensors if name.rpartition(".")[2] in COMPUTED}
+    assert len(decays) == 2 * 4
+    save_file({name: t for name, t in tensors.items() if name not in decays}, target / "model.safetensors")
+    expected = AutoModelForCausalLM.from_pretrained(target, dtype=getattr(torch, dtype))
+    skeleton = build(target, getattr(torch, dtype))
+    found = dict(skeleton.model.named_non_persistent_buffers())
+    for name in decays:
+        assert (
+            torch.equal(found[name], expected.get_buffer(name)) and found[name].dtype == expected.get_buffer(name).dtype
+        )
+    assert [layer.nbytes for layer in read_spec(target, dtype).layers] == [
+        layer.layout.nbytes for layer in skeleton.layers
+    ]
+    if dtype == "float32":
+        with streaming_runtime(target, context_length=64, tree="sequoia", tree_size=8, tree_depth=3) as runtime:
+            reply = runtime.generate(PROMPT, max_new_tokens=24, temperature=0)
+        assert reply.token_ids == greedy(checkpoint("minimax"), PROMPT, 24)

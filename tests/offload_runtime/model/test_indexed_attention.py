@@ -174,6 +174,7 @@ def test_the_plan_counts_the_index(architecture: str, parallel: int) -> None:
     assert spec.index is not None
     config = AutoConfig.from_pretrained(target).get_text_config(decoder=True)
     assert spec.index.heads == getattr(config, "index_n_heads", getattr(config, "indexer_n_heads", None))
+    assert spec.index.rate == (4 if architecture in POOLING else 1)
     options = {**TREE, "tree": "none", "parallel": parallel}
     with OffloadRuntime.from_pretrained(target, "none", "cpu", **options) as runtime:
         runtime.generate(LONG, max_new_tokens=2, temperature=0)

@@ -85,3 +85,10 @@ def test_the_real_ring_keeps_the_predicted_order_of_times():
     finally:
         ring.close()
     assert measured >= 0.95 * simulate(stages, 2, 2).total
+
+
+def test_a_layer_of_experts_alone_waits_for_what_its_router_names():
+    """Also as the first one, before anything was copied."""
+    seconds = simulate([Stage(0, 0, 0.1, fetch_read=0.4, fetch_copy=0.2)] * 5, 2, 2)
+    assert seconds.total == pytest.approx(5 * (0.4 + 0.1))
+    assert (seconds.disk, seconds.link) == (pytest.approx(2.0), pytest.approx(1.0))
