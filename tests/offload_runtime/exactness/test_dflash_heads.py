@@ -11,9 +11,14 @@ from torch import Tensor
 from loaders.heads.dflash import DflashHead
 from loaders.heads.target_facts import TargetFacts
 from offload_runtime import OffloadRuntime
-from offload_runtime.model.heads.text_features import TextFeatures
 from offload_runtime.speculation import methods
-from tests.offload_runtime.exactness.test_eagle3_heads import read_texts
+from tests.offload_runtime.exactness.head_texts import (
+    NEW_TOKENS,
+    OPTIONS,
+    Readings,
+    readings_of_a_wrong_row,
+    streamed_readings,
+)
 from tests.offload_runtime.exactness.test_sampling_exactness import (
     TREES,
     VOCABULARY,
@@ -27,10 +32,9 @@ from tests.offload_runtime.exactness.test_sampling_exactness import target as ti
 from tests.samples.head_readings import Rows, tapped_states
 from tests.samples.head_readings import furthest as furthest_of
 from tests.samples.head_samples import change, write_dflash
-from tests.samples.tiny_models import PROMPT, checkpoint, greedy, reference, streaming_runtime
+from tests.samples.tiny_models import PROMPT, checkpoint, greedy, reference
 
-NEW_TOKENS, CLOSE = 64, 1e-3
-OPTIONS = {"context_length": 128, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
+CLOSE = 1e-3
 HEADS = {
     "DFlash": {},
     "DFlash that slides": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
@@ -66,7 +70,7 @@ def head_logits(head: DflashHead, directory: Path, text: list[int]) -> Tensor:
     return head.successors(logits[skipped:], head.states[skipped:], first, block[0, :1])[0]
 
 
-def furthest(head: DflashHead, directory: Path, read: list[tuple[list[int], Tensor]]) -> float:
+def furthest(head: DflashHead, directory: Path, read: Readings) -> float:
     """As of `head_readings`, from the head over the text alone."""
     return furthest_of(lambda text: head_logits(head, directory, text), read)
 
@@ -75,28 +79,13 @@ def furthest(head: DflashHead, directory: Path, read: list[tuple[list[int], Tens
 def test_streamed_text_equals_generate_and_the_block_follows_what_was_accepted(name: str, written) -> None:
     directory, head = written(name)
     target = checkpoint("llama")
-    with streaming_runtime(target, directory, **OPTIONS) as runtime:
-        assert runtime.plan.slots and str(directory.name) in runtime.plan.draft
-        with read_texts(runtime._models.draft) as read:
-            reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
-        assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
-    assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)
-    assert len(read) == reply.stats.passes - 1
-    assert furthest(head, target, read[::6]) < CLOSE
+    assert furthest(head, target, streamed_readings(target, directory)[::6]) < CLOSE
 
 
 def test_features_of_another_row_are_noticed(written, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = TextFeatures.of
-    monkeypatch.setattr(TextFeatures, "of", lambda self, begin, count: of(self, max(begin - 1, 0), count))
     directory, head = written("DFlash")
     target = checkpoint("llama")
-    with (
-        OffloadRuntime.from_pretrained(target, directory, device="cpu", **OPTIONS) as runtime,
-        read_texts(runtime._models.draft) as read,
-    ):
-        reply = runtime.generate(PROMPT, max_new_tokens=16, temperature=0)
-    assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)[:16], "a bad draft changes no text"
-    assert furthest(head, target, read) > 100 * CLOSE
+    assert furthest(head, target, readings_of_a_wrong_row(target, directory, monkeypatch)) > 100 * CLOSE
 
 
 @pytest.mark.parametrize("tree", ["adaptive", "auto", "chain"])

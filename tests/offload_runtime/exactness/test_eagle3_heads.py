@@ -1,8 +1,6 @@
 """EAGLE-3 heads in files of their own: the text is the target's, and the head reads what it was trained to read."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -14,8 +12,13 @@ from loaders.errors import DraftMismatchError, UnsupportedModelError
 from loaders.heads.eagle3 import Eagle3Head
 from loaders.heads.target_facts import TargetFacts
 from offload_runtime import OffloadRuntime
-from offload_runtime.model.heads.text_features import TextFeatures
-from offload_runtime.speculation.heads.head_draft import HeadDraft
+from tests.offload_runtime.exactness.head_texts import (
+    NEW_TOKENS,
+    OPTIONS,
+    Readings,
+    readings_of_a_wrong_row,
+    streamed_readings,
+)
 from tests.offload_runtime.exactness.test_sampling_exactness import (
     TREES,
     VOCABULARY,
@@ -29,10 +32,9 @@ from tests.offload_runtime.exactness.test_sampling_exactness import target as ti
 from tests.samples.head_readings import furthest as furthest_of
 from tests.samples.head_readings import tapped_states
 from tests.samples.head_samples import change, write_eagle3
-from tests.samples.tiny_models import PROMPT, checkpoint, greedy, reference, streaming_runtime
+from tests.samples.tiny_models import PROMPT, checkpoint, greedy, reference
 
-NEW_TOKENS, CLOSE = 64, 1e-3
-OPTIONS = {"context_length": 128, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
+CLOSE = 1e-3
 IDS = torch.tensor([*range(0, 96, 3), 95])
 HEADS = {
     "specforge": {"token_ids": IDS},
@@ -41,23 +43,6 @@ HEADS = {
     "two Qwen3 layers": {"layout": "speculators", "model_type": "qwen3", "num_hidden_layers": 2, "norm_output": True},
     "norms before joining": {"layout": "speculators", "fc_norm": True},
 }
-
-
-@contextmanager
-def read_texts(draft: HeadDraft) -> Iterator[list[tuple[list[int], Tensor]]]:
-    """Collects the texts that a head has read, as far as the target had, with the logits that it gave there."""
-    read, reading = [], draft.reading
-
-    def noted(text, sequence=0):
-        logits = yield from reading(text, sequence)
-        read.append((list(text)[: draft.model.cache.sequences[sequence].length + 1], logits[0].clone()))
-        return logits
-
-    draft.reading = noted
-    try:
-        yield read
-    finally:
-        del draft.reading
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +67,7 @@ def head_logits(head: Eagle3Head, directory: Path, text: list[int]) -> Tensor:
     return head(torch.tensor([text[1:]]), positions[None], features=features[None]).logits[0, -1]
 
 
-def furthest(head: Eagle3Head, directory: Path, read: list[tuple[list[int], Tensor]]) -> float:
+def furthest(head: Eagle3Head, directory: Path, read: Readings) -> float:
     """As of `head_readings`, from the head over the text alone."""
     return furthest_of(lambda text: head_logits(head, directory, text), read)
 
@@ -91,28 +76,13 @@ def furthest(head: Eagle3Head, directory: Path, read: list[tuple[list[int], Tens
 def test_streamed_text_equals_generate_and_the_head_reads_what_was_accepted(name: str, written) -> None:
     directory, head = written(name)
     target = checkpoint("llama")
-    with streaming_runtime(target, directory, **OPTIONS) as runtime:
-        assert runtime.plan.slots and str(directory.name) in runtime.plan.draft
-        with read_texts(runtime._models.draft) as read:
-            reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
-        assert reply.stats.peak_device_bytes <= runtime.plan.device_budget
-    assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)
-    assert len(read) == reply.stats.passes - 1
-    assert furthest(head, target, read[::6]) < CLOSE
+    assert furthest(head, target, streamed_readings(target, directory)[::6]) < CLOSE
 
 
 def test_features_of_another_row_are_noticed(written, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = TextFeatures.of
-    monkeypatch.setattr(TextFeatures, "of", lambda self, begin, count: of(self, max(begin - 1, 0), count))
     directory, head = written("specforge")
     target = checkpoint("llama")
-    with (
-        OffloadRuntime.from_pretrained(target, directory, device="cpu", **OPTIONS) as runtime,
-        read_texts(runtime._models.draft) as read,
-    ):
-        reply = runtime.generate(PROMPT, max_new_tokens=16, temperature=0)
-    assert reply.token_ids == greedy(target, PROMPT, NEW_TOKENS)[:16], "a bad draft changes no text"
-    assert furthest(head, target, read) > 100 * CLOSE
+    assert furthest(head, target, readings_of_a_wrong_row(target, directory, monkeypatch)) > 100 * CLOSE
 
 
 @pytest.mark.parametrize("tree", ["adaptive", "auto", "chain"])

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from loaders.checkpoint.spec import aligned
 from offload_runtime import OffloadRuntime
@@ -15,13 +14,11 @@ from offload_runtime.chat import main as chat
 from offload_runtime.measure_acceptance.measure import WrittenReply, _both_logits
 from tests.offload_runtime.exactness import test_dflash_heads as dflash
 from tests.offload_runtime.exactness import test_eagle3_heads as eagle3
-from tests.offload_runtime.exactness import test_shared_texts as shared
-from tests.offload_runtime.exactness.test_eagle3_heads import read_texts
+from tests.offload_runtime.exactness.head_texts import OPTIONS, Readings, long_readings, shared_readings
 from tests.samples.head_samples import write_dflash, write_eagle3
-from tests.samples.tiny_models import PROMPT, checkpoint, greedy, reference, streaming_runtime
+from tests.samples.tiny_models import PROMPT, checkpoint, greedy, reference
 
-OPTIONS = {"context_length": 128, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
-Furthest = Callable[[list[tuple[list[int], Tensor]]], float]
+Furthest = Callable[[Readings], float]
 
 
 @pytest.fixture(scope="module")
@@ -47,33 +44,14 @@ every_kind = pytest.mark.parametrize("kind", ["EAGLE-3", "DFlash", "DFlash 2"])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_texts_that_share_passes_are_their_own(kind: str, streamed: bool, written) -> None:
     head, furthest = written(kind)
-    target = checkpoint("llama")
-    if streamed:
-        loaded = streaming_runtime(target, head, **shared.TREE, tree="sequoia")
-    else:
-        loaded = OffloadRuntime.from_pretrained(target, head, device="cpu", **shared.TREE, tree="adaptive")
-    with loaded as runtime:
-        assert runtime.parallel == shared.PLACES
-        for prompts in (shared.PROMPTS, shared.PROMPTS_ALIKE):
-            with read_texts(runtime._models.draft) as read:
-                texts = shared.written(runtime, prompts)
-            for prompt, text in zip(prompts, texts):
-                assert text == greedy(target, prompt, shared.NEW_TOKENS)[: len(text)]
-            assert furthest(read[::7]) < eagle3.CLOSE
+    for read in shared_readings(checkpoint("llama"), head, streamed):
+        assert furthest(read[::7]) < eagle3.CLOSE
 
 
 @every_kind
 def test_long_prompts_are_read_in_pieces_and_the_head_follows(kind: str, written) -> None:
     head, furthest = written(kind)
-    target, prompt = checkpoint("llama"), [*PROMPT] * 8
-    with streaming_runtime(target, head, **{**OPTIONS, "context_length": 160, "tree_size": 6}) as runtime:
-        assert runtime.plan.rows < len(prompt) // 2
-        with read_texts(runtime._models.draft) as read:
-            reply = runtime.generate(prompt, max_new_tokens=12, temperature=0)
-            assert reply.token_ids == greedy(target, prompt, 12)
-            turn = [*prompt, *reply.token_ids, 5, 6, 7]
-            assert runtime.generate(turn, max_new_tokens=12, temperature=0).token_ids == greedy(target, turn, 12)
-    assert furthest([one for one in read if len(one[0]) > len(prompt)][::4]) < eagle3.CLOSE
+    assert furthest(long_readings(checkpoint("llama"), head)[::4]) < eagle3.CLOSE
 
 
 @every_kind

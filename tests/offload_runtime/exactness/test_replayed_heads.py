@@ -10,6 +10,7 @@ from offload_runtime import OffloadRuntime
 from offload_runtime.model.heads.head_model import HeadModel
 from tests.offload_runtime.exactness import test_draft_heads as mtp
 from tests.offload_runtime.exactness import test_eagle3_heads as eagle3
+from tests.offload_runtime.exactness.head_texts import read_texts
 from tests.pretend_cuda import pretend_cuda
 from tests.samples.head_samples import write_dflash, write_eagle3
 from tests.samples.mtp_models import model_with_head
@@ -35,7 +36,7 @@ def differences(kind: str, tree: str, parallel: int, folder: Path) -> list[float
         before = cuda.held_bytes
         with (
             OffloadRuntime.from_pretrained(target, draft, tree=tree, parallel=parallel, **OPTIONS) as loaded,
-            eagle3.read_texts(loaded._models.draft) as read,
+            read_texts(loaded._models.draft) as read,
         ):
             replies = loaded.generate_many(PROMPTS, max_new_tokens=TOKENS, temperature=0)
             assert [reply.token_ids for reply in replies] == expected
