@@ -26,7 +26,7 @@ from loaders.formats.lossless import METHOD as LOSSLESS
 from loaders.sizes import parse_size
 from offload_runtime.errors import UsageError
 from offload_runtime.options.command_line import run_command
-from offload_runtime.options.run_options import LINKS, PACKED_LINK
+from offload_runtime.options.run_options import PACKED_LINK, PLAIN_LINK
 from offload_runtime.planning.expected_acceptance import assumed_for, less_accepted
 from offload_runtime.planning.kv_choice import best_kv_plan
 from offload_runtime.planning.prediction import predict
@@ -37,6 +37,7 @@ from scheduler.plan.plan import Limits
 
 DTYPE, CONTEXT, HOST_MEMORY = "bfloat16", 4096, "256GiB"
 RULE = "traversal"
+LINKS = (PLAIN_LINK, PACKED_LINK)
 LESS = 0.03  # of the acceptance: some standard errors of what was measured
 _COPIES = ("self:3", "self:4", "self:5")
 # Shape, GPU and drafts: a 70B that streams over PCIe 4 and 5, and a 32B beside 24 GB.
@@ -111,7 +112,7 @@ def _spec(shape: str, form: str | None = None) -> ModelSpec:
 def forecast(shape: str, link: str, draft: str, machine: Machine) -> Forecast:
     """Of a shape with a draft: a name in `COPIES`, or another shape. Raises UsageError for an unknown one.
 
-    link: how its weights cross it, one of `LINKS`.
+    link: how its weights cross it, plain or packed.
     """
     target = _spec(shape, LOSSLESS if link == PACKED_LINK else None)
     small = copy_of(target, COPIES[draft]) if draft in COPIES else _spec(draft)

@@ -21,6 +21,7 @@ from loaders.checkpoint.rope_scaling import NO_POSITION_LIMIT, extended_position
 from loaders.checkpoint.spec import DTYPE_NAMES, ITEMSIZE, READ_BY_ROWS, LayerSpec, ModelSpec, aligned
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.formats import read_format
+from loaders.formats.lossless import LosslessFormat
 from loaders.formats.weights import Contents, Format, told_apart
 from loaders.hub.names import directory_name
 from loaders.kept_in_float32 import itemsizes
@@ -82,6 +83,7 @@ def read_spec(
         dtype=dtype,
         stored_dtype=stored_dtype,
         layers=layers,
+        code_bits=packing.bits if isinstance(packing, LosslessFormat) else None,
         embeddings_and_head_bytes=_buffer_bytes(embeddings_and_head, itemsize),
         disk_bytes=sum(layer.disk_bytes for layer in layers) + sum(tensor.nbytes for tensor in embeddings_and_head),
         decode_bytes=max(

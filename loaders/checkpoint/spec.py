@@ -134,6 +134,7 @@ class ModelSpec:
     not_read: str = ""  # "images are not read", where only the text part of a multimodal model is run
     head: HeadSizes | None = None  # of a draft head, whose embeddings and output layer are the target's
     copy_bits: int | None = None  # of a low-bit copy of the target, which drafts over the target's own KV rows
+    code_bits: int | None = None  # of the codes of weights that are stored without loss
     extension: str | None = None  # what raised max_positions above the config's: "64, extended 4 times by yarn..."
 
     def with_decoded(self, count: int) -> ModelSpec:

@@ -20,8 +20,8 @@ def start_notes(preparation: "Preparation") -> Iterator[str]:
     """What a command says before it loads."""
     plan, packing = preparation.plan, preparation.packing
     packed = str(packing) if packing else None
-    notes = (plan_line(plan), plan.machine.note, packed, preparation.draft_note, plan.slow_dequantizing)
-    yield from (note for note in notes if note)
+    chosen = packed, preparation.link_note, preparation.draft_note
+    yield from filter(None, (plan_line(plan), plan.machine.note, *chosen, plan.slow_dequantizing))
 
 
 def plan_line(plan: Plan) -> str:

@@ -55,7 +55,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 IOMode = Literal["auto", "direct", "buffered"]
 IO_MODES = get_args(IOMode)
 AUTO: Literal["auto"] = "auto"
-PLAIN_LINK, PACKED_LINK = LINKS = ("plain", "packed")
+PLAIN_LINK, PACKED_LINK, AUTO_LINK = LINKS = ("plain", "packed", "auto")
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class RunOptions:
         choices=tuple(BITS),
     )
     link: str = option(
-        "how 16-bit weights cross the link: plain; or packed without loss, in 0.7 of their bytes, which the first "
-        "start writes to disk",
+        "how 16-bit weights cross the link: plain; packed without loss, in 0.7 of their bytes, which the first start "
+        "writes to disk; auto: packed if passes are predicted to be faster then, restoring the bits included",
         choices=LINKS,
         default=PLAIN_LINK,
     )
@@ -217,7 +217,7 @@ class Options(RunOptions):
             raise UsageError(
                 "--link packed packs the weights of a model as they are: not with --quantize or an adapter"
             )
-        if self.quantized_directory is not None and self.packed_as is None:
+        if self.quantized_directory is not None and self.packed_as is None and self.link != AUTO_LINK:
             raise UsageError(
                 f"{self.quantized_directory} is for packed weights: say which with --quantize int4 or int8, or with "
                 "--link packed"

@@ -26,7 +26,7 @@ _MEASURED_OF_COPIES = "measured for a copy of SmolLM2-135M"
 
 def forecast(preparation: Preparation) -> Iterator[str]:
     """Lines for the end of a plan."""
-    yield from filter(None, (preparation.machine.note, preparation.draft_note))
+    yield from filter(None, (preparation.machine.note, preparation.link_note, preparation.draft_note))
     if preparation.acceptance is not None and preparation.plan.tree_depth:
         yield from _with_draft(preparation, preparation.acceptance)
     yield from _texts_together(preparation)

@@ -11,9 +11,10 @@ from loaders.sizes import parse_size
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
 from offload_runtime.options.fields import values_of
-from offload_runtime.options.run_options import AUTO, MTP, Options, located
+from offload_runtime.options.run_options import AUTO, AUTO_LINK, MTP, Options, located
 from offload_runtime.planning.draft_choice import DraftChoice, choose_draft, head_note
 from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, assumed_for, expected_acceptance
+from offload_runtime.planning.link_choice import LinkChoice, choose_link
 from offload_runtime.planning.parallel_choice import best_parallel_plan
 from offload_runtime.planning.quantized_directory import Packing
 from offload_runtime.planning.read_models import (
@@ -38,8 +39,8 @@ CUDA_BUILD = "pip install --force-reinstall torch"
 class Preparation:
     """Everything that is decided before weights are read. acceptance: None without a draft.
 
-    draft_note: one line for the user on the automatic choice of a draft. packing: the target's quantization, if
-    requested.
+    draft_note, link_note: one line each for the user on the automatic choice of a draft and of the link. packing: the
+    target's quantization, if requested.
     """
 
     options: Options
@@ -50,6 +51,7 @@ class Preparation:
     acceptance: ExpectedAcceptance | None
     plan: Plan
     draft_note: str | None = None
+    link_note: str | None = None
     packing: Packing | None = None
 
     @property
@@ -82,6 +84,11 @@ def prepare(options: Options) -> Preparation:
         options = located(options)
         target, packing = read_target(options, machine)
         machine = with_known_figures(machine, target.spec.dtype)
+        link = LinkChoice(options.link)
+        if options.link == AUTO_LINK:
+            link = choose_link(options, target, machine, limits)
+            options = replace(options, link=link.link)
+            target, packing = read_target(options, machine)
         choice = _choose(options, target, machine, limits)
         draft, acceptance, note = None, None, choice.note
         if choice.copy_bits is not None:
@@ -100,7 +107,7 @@ def prepare(options: Options) -> Preparation:
         elif options.draft == AUTO and options.tree == "auto":
             limits = replace(limits, repeat_text=True)
         plan = _plan(options, target, draft, machine, limits, acceptance)
-        preparation = Preparation(options, target, draft, machine, limits, acceptance, plan, note, packing)
+        preparation = Preparation(options, target, draft, machine, limits, acceptance, plan, note, link.note, packing)
         if Tier.DISK not in plan.tiers or target.missing_bytes:
             return preparation
         rate = read_bandwidth(packing.files_at_hand if packing else target.checkpoint.files, plan.read_chunk_bytes)

@@ -222,7 +222,7 @@ def _run(runtime: Callable[[], ScriptedRuntime], plan: Plan, arguments: Sequence
         return Loaded(runtime(), conversation, Thinking(conversation))  # type: ignore[arg-type]
 
     seams = {
-        "prepare": lambda options: SimpleNamespace(plan=plan, draft_note=None, packing=None),
+        "prepare": lambda options: SimpleNamespace(plan=plan, draft_note=None, link_note=None, packing=None),
         "_new_conversation": new_conversation,
         "_load": lambda preparation, progress: runtime(),
         "_load_behind": load_behind,

@@ -202,7 +202,7 @@ def test_nothing_is_said_where_it_does_not_matter(spec, machine) -> None:
 @pytest.mark.parametrize("no_kernels", [REASON, None])
 def test_the_start_says_in_one_line_what_to_install(no_kernels) -> None:
     lines: list[str] = []
-    preparation = SimpleNamespace(plan=planned(no_kernels), packing=None, draft_note=None)
+    preparation = SimpleNamespace(plan=planned(no_kernels), packing=None, draft_note=None, link_note=None)
     _show_what_comes(SimpleNamespace(note=lines.append), preparation, SimpleNamespace(model="DIR"))
     about = [line for line in lines if "sudo apt install gcc python3-dev" in line]
     assert len(about) == (no_kernels is not None) and all("\n" not in line for line in about)
