@@ -62,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
             modes["tree"] = prepare(options)
         from latency.report import Report
 
-        report = Report(sys.stderr if lines.file is sys.stdout else sys.stdout, lines, arguments.markdown)
+        report = Report(sys.stderr if lines.file is sys.stdout else sys.stdout, lines)
         return _benchmark(arguments, modes, random, report, note)
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.output import environment, table, versions, written
+from toolkit.output import Form, environment, table, versions, written
 
 from loaders.sizes import GIB
 from scheduler.machine.machine import Machine
@@ -14,7 +14,7 @@ from scheduler.machine.machine import Machine
 DRY_RUN = "A dry run with tiny shapes: these figures say that the script works, and nothing else."
 
 Values = Mapping[str, Any]
-Column = Callable[[Values], str]
+Writer = Callable[[Values], str]
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,16 @@ def missing(section: str, what: str, why: str, reason: str) -> Record:
     return Record("Missing", section, {"what": what, "why": why, "reason": reason})
 
 
-def _is(key: str, form: str | Callable[[Any], str] = str, scale: float | None = None) -> Column:
+def _is(key: str, form: Form = str, scale: float | None = None) -> Writer:
     """A value as it is written, scaled before."""
-
-    def write(values: Values) -> str:
-        value = values[key]
-        return written(value if value is None or scale is None else value * scale, form)
-
-    return write
+    return lambda values: written(values[key] if values[key] is None or scale is None else values[key] * scale, form)
 
 
-def _rate(seconds: str) -> Column:
+def _rate(seconds: str) -> Writer:
     return lambda values: written(values["nbytes"] / values[seconds] / 1e9 if values[seconds] else None, ".4g")
 
 
-def _seconds(key: str) -> Column:
+def _seconds(key: str) -> Writer:
     return _is(key, ".4g")
 
 
@@ -64,10 +59,10 @@ def _yes(value: bool) -> str:
 
 
 _CAP, _STREAMED = _is("cap", "{:.4g} GiB".format, 1 / GIB), _is("streamed_bytes", ".4g", 1e-9)
-_LAYERS: Column = lambda values: f"{values['streamed_layers']}/{values['layers']}"  # noqa: E731
+_LAYERS: Writer = lambda values: f"{values['streamed_layers']}/{values['layers']}"  # noqa: E731
 
 # By kind of record: the table's title and its columns.
-TABLES: dict[str, tuple[str, dict[str, Column]]] = {
+TABLES: dict[str, tuple[str, dict[str, Writer]]] = {
     "Bandwidth": ("Bandwidths", {"path": _is("path"), "GB/s": _is("bytes_per_second", ".2f", 1e-9)}),
     # A pass of the target over a tree of `nodes` nodes, the mean of `passes` in a row; predicted before it ran.
     "StreamedPass": (

@@ -11,7 +11,7 @@ from offload_runtime.options.sampling_options import add_sampling_options
 
 DESCRIPTION = """\
 Plain streamed decoding and tree decoding, one after the other, on the same prompts and within the same limits.
-Prints a table whose every term is explained below it, and JSON lines on request. Needs no model files: without
+Prints a Markdown table whose every term is explained below it, and JSON lines on request. Needs no model files: without
 --model the bundled demonstration pair runs, and --shape makes random weights in the shape of a known model."""
 
 EXAMPLES = """examples:
@@ -68,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("output")
     json_lines = "write JSON lines; with - to stdout, and the table to stderr"
     group.add_argument("--json", metavar="FILE|-", help=json_lines)
-    group.add_argument("--markdown", action="store_true", help="write the table in Markdown")
     add_quiet(group)
     parser.set_defaults(temperature=0.0)  # greedy: both outputs must be the same
     return parser

@@ -1,35 +1,24 @@
 """What the benchmark writes: a table with its legend, what to make of it, and records for JSON lines."""
 
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 import torch
-from toolkit.output import JsonLines, nbytes, say, seconds, table_row, versions, written
+from toolkit.output import Column, JsonLines, cells, legend, nbytes, say, seconds, table_head, table_row, versions
 from toolkit.replies import TimedReply, step_seconds
 
 from latency.measure import WARM_UP_TOKENS, Workload
 from latency.measurement import Measurement
 from scheduler.plan.plan import Plan, Tier
 
-WIDTH = 8
 RESIDENT_NOTE = (
     "Nothing is streamed: a tree is made for passes that wait for the link. --device-memory SIZE lets layers stream."
 )
 LOOPS_NOTE = "The demonstration's greedy text soon repeats itself and is easy to guess; see --temperature 0.7 as well."
 RANDOM_NOTE = "Random weights: tokens per pass and tokens per second mean nothing, the seconds of passes and drafts do."
 ROUNDING_NOTE = "In {dtype} a pass over a tree rounds differently than one over a token: outputs are equal up to ties."
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table: a key of `Measurement.figures`, how its value is written, and what it means."""
-
-    title: str
-    key: str
-    form: str | Callable[[Any], str]
-    meaning: str
 
 
 COLUMNS = (
@@ -59,33 +48,21 @@ class Report:
 
     file: TextIO
     lines: JsonLines
-    markdown: bool
 
     def say(self, lines: Iterator[str] | list[str]) -> None:
         """Write lines beside the table."""
         say(lines, self.file)
 
     def begin(self) -> None:
-        self.say(["", self._row([column.title for column in COLUMNS])])
-        if self.markdown:
-            self.say([self._row(["---", *["---:"] * (len(COLUMNS) - 1)])])
+        self.say(["", *table_head([column.title for column in COLUMNS])])
 
     def row(self, figures: Mapping[str, Any]) -> None:
         """One mode's row, and its JSON line."""
-        self.say([self._row([written(figures[column.key], column.form) for column in COLUMNS])])
+        self.say([table_row(cells(COLUMNS, figures))])
         self.lines.write("mode", figures)
 
     def legend(self) -> None:
-        bullet = "-" if self.markdown else " "
-        for before, column in zip((None, *COLUMNS), COLUMNS):
-            title = f"{before.title} {column.title}" if column.title == "p95" and before else column.title
-            self.say([f"- {title}: {column.meaning}" if self.markdown else f"  {title:<12} {column.meaning}"])
-        self.say([f"{bullet} kB, MB and GB are powers of 1000; a dash says that there is nothing to measure"])
-
-    def _row(self, cells: list[str]) -> str:
-        if self.markdown:
-            return table_row(cells)
-        return " ".join([f"{cells[0]:<5}", *(f"{cell:>{WIDTH}}" for cell in cells[1:])])
+        self.say([*legend(COLUMNS), "- kB, MB and GB are powers of 1000; a dash: there is nothing to measure"])
 
 
 def reply_record(mode: str, reply: TimedReply) -> dict[str, Any]:

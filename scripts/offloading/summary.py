@@ -1,60 +1,39 @@
 """The figures of every program over its rounds, and the table of them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.output import nbytes, seconds, table, written
+from toolkit.output import Column, cells, legend, nbytes, seconds, table, written
 from toolkit.replies import percentile
 
 from offloading.job import Outcome
 from offloading.programs import Failure
 
 
-def _spread(row: Mapping[str, Any]) -> str:
-    least, most = row["pass_seconds_least"], row["pass_seconds_most"]
-    return "-" if least is None else f"{seconds(least)} to {seconds(most)}"
+def _spread(ends: Sequence[float]) -> str:
+    return " to ".join(map(seconds, ends))
 
 
-def _cell(key: str, form: str | Callable[[Any], str]) -> Callable[[Mapping[str, Any]], str]:
-    return lambda row: written(row[key], form)
+def _least(ratios: Sequence[float]) -> str:
+    return written(min(ratios, default=None), ".2f")
 
 
-# Column: how it is written from a row of `figures`, and what it means.
-COLUMNS: dict[str, tuple[Callable[[Mapping[str, Any]], str], str]] = {
-    "program": (_cell("program", str), "ours decodes plainly, without a draft"),
-    "s/pass": (
-        _cell("pass_seconds", seconds),
-        "seconds of a pass of one token, every pass cold, median over passes and rounds",
+COLUMNS = (
+    Column("program", "program", str, "ours decodes plainly, without a draft"),
+    Column("s/pass", "pass_seconds", seconds, "of one token, every pass cold, median over passes and rounds"),
+    Column("spread", "pass_spread", _spread, "fastest and slowest pass"),
+    Column("x ours", "times_ours", ".2f", "the median over ours"),
+    Column("least x", "times_ours_by_round", _least, "of that quotient within one round, whose runs follow each other"),
+    Column("first s", "first_seconds", seconds, "the pass over the prompt, with what a program does once; median"),
+    Column("load s", "load_seconds", seconds, "least over the rounds: at its first start AirLLM also writes its files"),
+    Column("writes", "written_bytes", nbytes, "files that a program makes of the model's before it can run"),
+    Column(
+        "cached", "cached_bytes", nbytes, "of the model in the page cache as a pass began, at most: what stays mapped"
     ),
-    "spread": (_spread, "fastest and slowest pass"),
-    "x ours": (_cell("times_ours", ".2f"), "the median over ours"),
-    "least x": (
-        lambda row: written(min(row["times_ours_by_round"] or [], default=None), ".2f"),
-        "the least of that quotient within one round, whose runs follow each other",
-    ),
-    "first s": (
-        _cell("first_seconds", seconds),
-        "seconds of the cold pass over the prompt, which also pays for what a program does once; median",
-    ),
-    "load s": (
-        _cell("load_seconds", seconds),
-        "seconds to load, least over the rounds: at its first start AirLLM also writes its files",
-    ),
-    "writes": (
-        _cell("written_bytes", nbytes),
-        "bytes of files that a program makes of the model's before it can run",
-    ),
-    "cached": (
-        _cell("cached_bytes", nbytes),
-        "most bytes of the model that were in the page cache as a pass of one token began: what stays mapped",
-    ),
-    "host": (_cell("peak_host_bytes", nbytes), "most resident memory, file pages that are mapped included"),
-    "tokens": (
-        _cell("same_tokens", lambda same: "equal" if same else "differ"),
-        "whether the greedy tokens are ours",
-    ),
-}
+    Column("host", "peak_host_bytes", nbytes, "most resident memory, file pages that are mapped included"),
+    Column("tokens", "same_tokens", lambda same: "equal" if same else "differ", "whether the greedy tokens are ours"),
+)
 
 
 @dataclass(frozen=True)
@@ -97,8 +76,7 @@ def figures(runs: Runs, ours: Runs) -> dict[str, Any]:
         "versions": outcomes[0].versions if outcomes else None,
         "passes": len(passes),
         "pass_seconds": runs.median,
-        "pass_seconds_least": min(passes, default=None),
-        "pass_seconds_most": max(passes, default=None),
+        "pass_spread": (min(passes), max(passes)) if passes else None,
         "times_ours": runs.median / ours.median if runs.median and ours.median and runs is not ours else None,
         "times_ours_by_round": ratios if runs is not ours else None,
         "first_seconds": percentile([outcome.first_seconds for outcome in outcomes]),
@@ -165,7 +143,7 @@ def limit_lines(limit: Limit, ours: Runs) -> Iterator[str]:
 
 def program_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Markdown, the meaning of every column below it."""
-    yield from table([*COLUMNS], [[write(row) for write, _ in COLUMNS.values()] for row in rows])
+    yield from table([column.title for column in COLUMNS], [cells(COLUMNS, row) for row in rows])
     yield ""
     for row in rows:
         if row["failure"]:
@@ -173,4 +151,4 @@ def program_table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         elif row["versions"]:
             yield f"- {row['program']}: {', '.join(f'{name} {number}' for name, number in row['versions'].items())}"
     yield ""
-    yield from (f"- {title}: {meaning}" for title, (_, meaning) in COLUMNS.items())
+    yield from legend(COLUMNS)

@@ -6,6 +6,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
@@ -60,9 +61,8 @@ def write_file(option: str, path: Path, text: str) -> None:
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table; all columns but the first are aligned to the right."""
-    yield table_row(titles)
-    yield table_row(["---", *["---:"] * (len(titles) - 1)])
+    """A Markdown table."""
+    yield from table_head(titles)
     yield from map(table_row, rows)
 
 
@@ -70,9 +70,38 @@ def table_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def written(value: Any, form: str | Callable[[Any], str]) -> str:
-    """A value in a format, a dash for None."""
+Form = str | Callable[[Any], str]
+"""How a value is written: a format, or a function."""
+Row = Mapping[str, Any]
+
+
+def written(value: Any, form: Form) -> str:
+    """A value in a form, a dash for None."""
     return "-" if value is None else form(value) if callable(form) else format(value, form)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table with a legend: which value of a row it shows, in which form, and what it means."""
+
+    title: str
+    key: str
+    form: Form
+    meaning: str
+
+
+def table_head(titles: Sequence[str]) -> Iterator[str]:
+    """The first lines of a Markdown table; all columns but the first are aligned to the right."""
+    yield table_row(titles)
+    yield table_row(["---", *["---:"] * (len(titles) - 1)])
+
+
+def cells(columns: Iterable[Column], row: Row) -> list[str]:
+    return [written(row[column.key], column.form) for column in columns]
+
+
+def legend(columns: Iterable[Column]) -> Iterator[str]:
+    yield from (f"- {column.title}: {column.meaning}" for column in columns)
 
 
 def seconds(value: float) -> str:

@@ -72,7 +72,7 @@ def test_streamed_shape_with_shared_layers(tmp_path, capsys):
 
 def test_both_modes_of_a_made_up_pair_write_the_same(tmp_path, capsys):
     arguments = ["--shape", "tiny", "--draft-shape", "tiny", "--tree-size", "6", "--work-dir", str(tmp_path / "work")]
-    code, records = run(*arguments, "--markdown", "--json", str(tmp_path / "lines"))
+    code, records = run(*arguments, "--json", str(tmp_path / "lines"))
     assert code == 0
     plain, tree = by_kind(records, "mode")
     assert (plain["mode"], tree["mode"]) == ("plain", "tree")
