@@ -71,10 +71,10 @@ def _model(arguments: argparse.Namespace, note: Note) -> Iterator[Path]:
 
 def _prepare(arguments: argparse.Namespace, model: Path) -> Preparation:
     """Plan ours. Raises UsageError where nothing would be streamed, or reads cannot pass the page cache."""
-    from offloading.run_ours import options
+    from offloading.runs import our_options
 
     context = arguments.prompt_tokens + arguments.passes + 1
-    preparation = prepare(options(model, arguments.dtype, arguments.device_memory, context))
+    preparation = prepare(our_options(model, arguments.dtype, arguments.device_memory, context))
     if arguments.device_memory is None:
         preparation = prepare(replace(preparation.options, device_memory=_least_device_memory(preparation)))
     if Tier.DISK not in preparation.plan.tiers:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from offloading.cold_passes import Greedy, device_map
+from offloading.runs import Greedy, device_map
 
 from gpu.bench import Bench, Budget
 from gpu.passes import time_passes

@@ -4,7 +4,6 @@ Programs may live in virtual environments of their own, so what they import from
 """
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -76,10 +75,6 @@ class Outcome:
 
     def write(self, file: str) -> None:
         Path(file).write_text(json.dumps(asdict(self)))
-
-
-NextToken = Callable[[Sequence[int]], int]
-"""Runs one pass over tokens behind those it was given before; the likeliest next token."""
 
 
 def written_bytes(job: Job) -> int:

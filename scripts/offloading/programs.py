@@ -8,24 +8,13 @@ from pathlib import Path
 
 from offloading.job import Job, Outcome
 
-HERE = Path(__file__).resolve().parent
 SECONDS = 600  # that a run may take
 _VERSION = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
 
 
-@dataclass(frozen=True)
-class Program:
-    """script: runs it. package: that it is installed as; None for ours."""
-
-    script: str
-    package: str | None
-
-
-PROGRAMS = {
-    "ours": Program("run_ours.py", None),
-    "accelerate": Program("run_accelerate.py", "accelerate"),
-    "airllm": Program("run_airllm.py", "airllm"),
-}
+PROGRAMS = {"ours": None, "accelerate": "accelerate", "airllm": "airllm"}
+"""The packages that programs are installed as; None for ours."""
+SCRIPT = Path(__file__).resolve().parent / "runs.py"
 
 
 @dataclass(frozen=True)
@@ -41,7 +30,7 @@ class Failure:
 
 def missing(name: str, python: Path) -> str | None:
     """How to install a program that `python` has not; None where it has it."""
-    package = PROGRAMS[name].package
+    package = PROGRAMS[name]
     if package is None:
         return None
     asked = subprocess.run([python, "-c", _VERSION, package], capture_output=True, text=True)
@@ -53,7 +42,7 @@ def run(name: str, python: Path, job: Job) -> Outcome | Failure:
     with tempfile.TemporaryDirectory() as directory:
         job_file, outcome_file, log = (Path(directory) / part for part in ("job", "outcome", "log"))
         job.write(job_file)
-        command = [python, HERE / PROGRAMS[name].script, job_file, outcome_file]
+        command: list[str | Path] = [python, SCRIPT, job_file, outcome_file, name]
         with log.open("w") as output:
             try:
                 code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, timeout=SECONDS).returncode

@@ -15,13 +15,20 @@ import compare_offloading  # noqa: E402
 from offloading import programs  # noqa: E402
 from offloading.job import Outcome  # noqa: E402
 from offloading.page_cache import cached_bytes, drop  # noqa: E402
-from offloading.programs import PROGRAMS, Failure, Program, missing  # noqa: E402
+from offloading.programs import PROGRAMS, SCRIPT, Failure, missing  # noqa: E402
 from offloading.summary import Limit, Runs, figures, program_table  # noqa: E402
 
-# Repeats the prompt's first token; keeps a file, as programs do that copy the weights.
+# Ours runs; accelerate repeats the prompt's first token and keeps a file, as programs do that copy the weights; airllm
+# fails.
 STAND_IN = """
-import json, sys
+import json, runpy, sys
 from pathlib import Path
+if sys.argv[3] == "ours":
+    runpy.run_path(SCRIPT, run_name="__main__")
+    raise SystemExit
+if sys.argv[3] == "airllm":
+    print("first")
+    raise SystemExit("no such device")
 job = json.loads(Path(sys.argv[1]).read_text())
 (Path(job["directory"]) / "copy").write_text("x" * 10)
 outcome = dict(versions={}, load_seconds=1, token_ids=job["tokens"][:1] * (1 + job["passes"]), first_seconds=2,
@@ -54,14 +61,9 @@ def test_dropped_files_leave_the_page_cache(on_disk):
 
 
 def test_ours_beside_programs_that_run_fail_and_are_missing(on_disk, monkeypatch, capsys):
-    scripts = {"runs.py": STAND_IN, "fails.py": "print('first')\nraise SystemExit('no such device')"}
-    for name, text in scripts.items():
-        (on_disk / name).write_text(text)
-    stand_ins = {
-        "accelerate": Program(str(on_disk / "runs.py"), None),
-        "airllm": Program(str(on_disk / "fails.py"), None),
-    }
-    monkeypatch.setattr(programs, "PROGRAMS", {**PROGRAMS, **stand_ins})
+    (on_disk / "runs.py").write_text(STAND_IN.replace("SCRIPT", repr(str(SCRIPT))))
+    monkeypatch.setattr(programs, "SCRIPT", on_disk / "runs.py")
+    monkeypatch.setattr(programs, "PROGRAMS", dict.fromkeys(PROGRAMS))
     arguments = ["--shape", "tiny", "--rounds", "1", "--passes", "2", "--work-dir", str(on_disk / "work"), "--quiet"]
     lines = on_disk / "lines"
     assert compare_offloading.main([*arguments, "--json", str(lines)]) == 0
@@ -78,9 +80,9 @@ def test_ours_beside_programs_that_run_fail_and_are_missing(on_disk, monkeypatch
 
 
 def test_a_program_that_is_missing_is_named_with_its_remedy(monkeypatch):
-    monkeypatch.setitem(programs.PROGRAMS, "airllm", Program("run_airllm.py", "no-such-package-anywhere"))
+    monkeypatch.setitem(programs.PROGRAMS, "airllm", "no-such-package-anywhere")
     assert missing("airllm", Path(sys.executable)) == "not installed: pip install no-such-package-anywhere"
-    monkeypatch.setitem(programs.PROGRAMS, "airllm", Program("run_airllm.py", "numpy"))
+    monkeypatch.setitem(programs.PROGRAMS, "airllm", "numpy")
     assert missing("airllm", Path(sys.executable)) is None and missing("ours", Path(sys.executable)) is None
 
 
