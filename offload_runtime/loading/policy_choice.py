@@ -2,10 +2,11 @@
 
 from offload_runtime.loading.models import LoadedModels
 from offload_runtime.options.run_options import Options
-from offload_runtime.speculation.automatic_tree import MAX_DEPTH, AutomaticTree
+from offload_runtime.speculation.automatic_tree import AutomaticTree
 from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
 from offload_runtime.speculation.lookup.ngram_lookup import NgramTrees
 from offload_runtime.speculation.tree_policy import FixedTree, PlainDecoding, TreePolicy
+from sequoia_tree.choice.choose import MAX_DEPTH
 
 
 def tree_policy(models: LoadedModels, options: Options, known: LearnedAcceptance | None) -> TreePolicy:

@@ -8,6 +8,7 @@ from offload_runtime.planning.prediction import Prediction, predict
 from scheduler.errors import DoesNotFitError
 from scheduler.machine.machine import Machine
 from scheduler.plan.plan import Limits, Plan, make_plan
+from sequoia_tree.choice.choose import MAX_DEPTH, enough_depth
 
 # Nodes of the trees that are compared. Larger trees need more workspace, so more layers stream.
 SIZES = (64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096)
@@ -22,9 +23,9 @@ def best_plan(
 
     That is the case if layers stream to a GPU of known speed, there is a draft, and the user gives no size. With
     several texts, sizes of all trees together are compared; one tree is then no larger than the best for one text.
-    acceptance: by child number. Raises what `make_plan` raises.
+    Trees are as deep as the acceptance, by child number, says. Raises what `make_plan` raises.
     """
-    plan = make_plan(target, draft, machine, limits)
+    plan = _deep(make_plan(target, draft, machine, limits), draft, limits, acceptance)
     free = draft is not None and limits.tree_size is None and machine.device == "cuda" and plan.slots > 0
     if not free or machine.flops is None or machine.link_bandwidth is None:
         return plan
@@ -56,9 +57,20 @@ def _weighed(
         if most is not None:
             sized = replace(sized, tree_size=min(size, most), nodes=size)
         try:
-            plan = make_plan(target, draft, first.machine, sized)
+            plan = _deep(make_plan(target, draft, first.machine, sized), draft, sized, acceptance)
         except DoesNotFitError:
             break
         prediction = predict(plan, target, draft, acceptance, plan.texts)
         weighed.append((replace(plan, context_wanted=first.context_wanted), prediction))
     return weighed
+
+
+def _deep(plan: Plan, draft: ModelSpec | None, limits: Limits, acceptance: tuple[float, ...]) -> Plan:
+    """The plan with as many levels as trees of its size need, if that is more; where nothing streams, levels are dear.
+
+    A limit of the user stays.
+    """
+    if draft is None or not plan.slots or limits.tree_depth is not None:
+        return plan
+    enough = enough_depth(acceptance, plan.tree_size, min(MAX_DEPTH, plan.tree_size - 1))
+    return replace(plan, tree_depth=max(plan.tree_depth, enough))

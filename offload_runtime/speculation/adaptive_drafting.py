@@ -32,7 +32,7 @@ class AdaptiveDrafting:
     def __init__(self, draft: Draft, size: int, depth: int, children: int):
         assert size >= 2 and 1 <= depth < size
         self._draft, self._size, self._children = draft, size, children
-        self._expansions = depth - 1
+        self._expansions, self._first_row = depth - 1, int(draft.root_is_text)
         self._width = max(1, (size - 1) // max(1, self._expansions))
         self._endings = Endings(draft.model.device)
         self._by_sequence: dict[int, tuple[Frontier, RepeatedText]] = {}
@@ -78,7 +78,7 @@ class AdaptiveDrafting:
         return self._by_sequence[sequence]
 
     def _expansion(self, frontier: Frontier, sequence: int) -> PassPart:
-        new, tree = slice(frontier.begin, frontier.end), slice(1, frontier.end)
+        new, tree = slice(frontier.begin, frontier.end), slice(self._first_row, frontier.end)
         return self._draft.nodes(frontier.tokens[new], frontier.depths[tree], frontier.ancestors[new, tree], sequence)
 
 

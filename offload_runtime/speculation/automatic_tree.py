@@ -25,7 +25,6 @@ from sequoia_tree.shaping.by_sampling import BySampling
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.verification.verify import AcceptedPath
 
-MAX_DEPTH = 64  # if the user gives none; drafts that are almost the target have paths this long accepted
 # Positions that must be known before adaptive trees are used; until then the static tree is better.
 LEAST_POSITIONS = 300.0
 # Assumed gain in accepted tokens of an adaptive tree over the static tree of the same size, until it is measured. With
@@ -158,7 +157,7 @@ class AutomaticTree:
             setting.tree = self._method(choice.method, sampling, known, choice.size, choice.depth)
         setting.choice = choice
         factor = yields[choice.method].factor if choice.method in yields else 0.0
-        tokens = 1 + factor * (choice.uncorrected_tokens - 1)
+        tokens = min(1 + factor * (choice.uncorrected_tokens - 1), 1.0 + choice.depth, choice.size)
         setting.tree = self._predicted(setting.tree, choice.size, tokens, setting.contest.tree, setting.sharing)
         setting.plain = self._predicted(PLAIN, 1, 1.0, setting.contest.plain, setting.sharing)
 

@@ -34,6 +34,9 @@ class Draft:
     most_rows: most rows of one pass.
     """
 
+    root_is_text = True
+    """Whether the row of a tree's root is committed with the text before it, rather than the first of the tree's."""
+
     def __init__(self, model: Model, vocab_size: int, most_rows: int):
         self.model = model
         self._vocab_size, self._most_rows = vocab_size, most_rows
@@ -75,8 +78,8 @@ class Draft:
     def nodes(self, tokens: Tensor, depths: Tensor, visible: Tensor, sequence: int = 0) -> PassPart:
         """r new nodes with these `tokens`; the cache holds the tree's earlier nodes.
 
-        depths: int64 [columns], of the earlier nodes and then the new ones. visible: bool [r, columns], whether a
-        column is the new node itself or one of its ancestors.
+        depths: int64 [columns], of the earlier nodes (the root among them unless `root_is_text`) and then the new ones.
+        visible: bool [r, columns], whether a column is the new node itself or one of its ancestors.
         """
         cached = self.model.cache.sequences[sequence]
         rows = PassRows(cached.length, cached.length - 1 + depths, visible, cached.first_row)

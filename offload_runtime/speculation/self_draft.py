@@ -21,6 +21,7 @@ class SelfDraft(Draft):
     """Drafts where the target has read all of a text but its last token: otherwise it is read without a tree first."""
 
     model: SelfDraftingModel
+    root_is_text = False  # its row must not be that of the copy
 
     def running(self) -> AbstractContextManager[None]:
         return self.model.drafting()
@@ -49,8 +50,6 @@ class SelfDraft(Draft):
     def nodes(self, tokens: Tensor, depths: Tensor, visible: Tensor, sequence: int = 0) -> PassPart:
         """New nodes, as of any draft, after the uncommitted row of the text's last token."""
         cached = self.model.cache.sequences[sequence]
-        depths = torch.cat((depths.new_zeros(1), depths))
-        visible = torch.cat((visible.new_ones(len(visible), 1), visible), dim=1)
         rows = PassRows(cached.length, cached.length + depths, visible, cached.first_row)
         return PassPart(tokens.clamp(0, self.model.vocab_size - 1), rows, len(tokens))
 

@@ -25,8 +25,8 @@ Drawing = Callable[[Tensor, int, torch.Generator], Tensor]
 class Level:
     """The nodes of one depth that have children, and where the drawn tokens go. Tensors are int64 except the masks.
 
-    parents [p]: those nodes. visible: bool [p, columns], which of the tree's cached rows each parent sees; rows of its
-    own level come last. depths [columns]: of those rows. ancestors: bool [p, n], each parent and its ancestors.
+    parents [p]: those nodes. visible: bool [p, columns], which of the draft's uncommitted rows each sees; rows of
+    its own level come last. depths [columns]: of those rows. ancestors: bool [p, n], each parent and its ancestors.
     children, child_rows, child_numbers [c]: child node, its parent's index in `parents`, its rank among its siblings
     (from 0). width: most children of a parent.
     """
@@ -48,7 +48,7 @@ class StaticDrafting:
         self.tree = tree
         self._draft, self._drawing = draft, drawing
         self._endings = Endings(draft.model.device)
-        self._levels = _levels(tree, draft.model.device)
+        self._levels = _levels(tree, draft.root_is_text, draft.model.device)
         inner = _inner_nodes(tree)
         self._distribution_rows = np.full(tree.size, -1)
         self._distribution_rows[inner] = np.arange(len(inner))
@@ -81,12 +81,13 @@ class StaticDrafting:
         distributions = []
         for depth, level in enumerate(self._levels):
             if depth > 0:
-                logits = yield draft.nodes(tokens[level.parents], level.depths, level.visible, sequence)
+                parents = tokens[level.parents]
+                logits = yield draft.nodes(parents, level.depths, level.visible, sequence)
             contexts = known.at(level.ancestors, tokens, depth) if known else None
             distributions.append(draft_distribution(logits, sampling, contexts))
             children = self._children(distributions[-1], level.width, sampling, generator)
             if depth > 0:
-                children = children.masked_fill(ending[tokens[level.parents, None]], -1)
+                children = children.masked_fill(ending[parents][:, None], -1)
             tokens[level.children] = children[level.child_rows, level.child_numbers]
         return self._without_missing(tokens.tolist(), joined(distributions, sampling) if distributions else None)
 
@@ -119,13 +120,13 @@ def _inner_nodes(tree: Tree) -> NDArray[np.int64]:
     return inner[np.argsort(tree.depth_array[inner], kind="stable")]
 
 
-def _levels(tree: Tree, device: torch.device) -> list[Level]:
+def _levels(tree: Tree, root_is_text: bool, device: torch.device) -> list[Level]:
     inner = _inner_nodes(tree)
     ancestors = tree.ancestor_mask()
     levels = []
     for depth in range(tree.depth):
         parents = inner[tree.depth_array[inner] == depth]
-        columns = inner[(tree.depth_array[inner] <= depth) & (inner > 0)]
+        columns = inner[(tree.depth_array[inner] <= depth) & (inner >= root_is_text)]
         children = np.flatnonzero(np.isin(tree.parent_array, parents))
         rows = np.searchsorted(parents, tree.parent_array[children])
         numbers = tree.child_number_array[children] - 1

@@ -17,17 +17,21 @@ GROWN_BYTES, VERIFIED_BYTES = 96, 80
 
 
 def growth_seconds(rows: int, vocab_size: int, machine: Machine) -> float:
-    """One level over `rows` rows; 0 if the device is not a GPU or its speed is unknown."""
-    return _seconds(GROWTH_LAUNCHES, rows * vocab_size * GROWN_BYTES, machine)
+    """One level over `rows` rows, and the expansion step in which its nodes are verified later.
+
+    0 if the device is not a GPU or its speed is unknown.
+    """
+    return _seconds(GROWTH_LAUNCHES + EXPANSION_LAUNCHES, rows * vocab_size * GROWN_BYTES, machine)
 
 
 def verification_seconds(nodes: int, vocab_size: int, machine: Machine) -> float:
-    """One tree. It takes as many expansion steps as its longest path has nodes and their earlier siblings: at least
-    log2(nodes), about twice that for typical trees. 0 as for `growth_seconds`, and for a tree of the root alone.
+    """One tree. It takes as many expansion steps as its longest path has nodes and their earlier siblings: one for each
+    level, which `growth_seconds` counts, and about log2(nodes) for siblings. 0 as for `growth_seconds`, and for a tree
+    of the root alone.
     """
     if nodes < 2:
         return 0.0
-    launches = VERIFICATION_LAUNCHES + EXPANSION_LAUNCHES * 2 * nodes.bit_length()
+    launches = VERIFICATION_LAUNCHES + EXPANSION_LAUNCHES * nodes.bit_length()
     return _seconds(launches, nodes * vocab_size * VERIFIED_BYTES, machine)
 
 

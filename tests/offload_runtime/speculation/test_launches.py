@@ -84,7 +84,7 @@ class RandomDraft:
     """A draft that computes nothing: logits at random, so that all launches are those of growing."""
 
     def __init__(self, rows: int):
-        self.model = SimpleNamespace(device=CUDA)
+        self.model, self.root_is_text = SimpleNamespace(device=CUDA), True
         logits = torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(0))
         self._logits = upload(logits.numpy(), CUDA)
 

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sequoia_tree import DEFAULT_ACCEPTANCE, expected_tokens, optimal_tree
-from sequoia_tree.choice.choose import Choice, Chooser, Correction, Yield, choose, damped, reach_by_size
+from sequoia_tree.choice.choose import Choice, Chooser, Correction, Yield, choose, damped, enough_depth, reach_by_size
 from sequoia_tree.choice.pass_times import PassTimes
 
 STATIC = {"static": Yield(DEFAULT_ACCEPTANCE)}
@@ -35,7 +35,7 @@ def falling_vectors(max_children=6):
 def predicted(method, yielded, pass_seconds, level_seconds, size, depth):
     """(tokens, seconds) of one size and depth, from the tree itself."""
     tree = optimal_tree(yielded.acceptance, size, depth)
-    tokens = 1 + yielded.factor * (expected_tokens(tree, yielded.acceptance) - 1)
+    tokens = min(1 + yielded.factor * (expected_tokens(tree, yielded.acceptance) - 1), depth + 1, size)
     if method == "adaptive":
         width = max(1, (size - 1) // max(1, depth - 1))
         return tokens, pass_seconds(size) + level_seconds(1) + (depth - 1) * level_seconds(width)
@@ -77,7 +77,8 @@ def test_choice_against_every_size_and_depth(acceptance, method, factor, costs, 
     if choice.size > 1:
         expected = every[choice.size, choice.depth]
         assert (choice.tokens_per_pass, choice.seconds_per_pass) == pytest.approx(expected)
-        assert choice.uncorrected_tokens == pytest.approx(1 + (expected[0] - 1) / factor)
+        uncorrected = predicted(method, Yield(acceptance), passes, levels, choice.size, choice.depth)
+        assert choice.uncorrected_tokens == pytest.approx(uncorrected[0])
     else:
         assert (choice.method, choice.depth, choice.tokens_per_pass) == ("none", 0, 1)
 
@@ -94,6 +95,21 @@ def test_reach_against_the_best_tree_of_each_size(acceptance, size, max_depth):
 def test_reach_of_any_vector_is_at_most_what_the_best_tree_has(acceptance, size, max_depth):
     best = expected_tokens(optimal_tree(acceptance, size, max_depth), acceptance)
     assert reach_by_size(acceptance, size, max_depth)[-1] <= best + 1e-12
+
+
+@settings(max_examples=40, deadline=None)
+@given(falling_vectors(), st.integers(1, 40), st.integers(0, 12))
+def test_enough_depth_is_the_least_that_brings_nearly_all(acceptance, size, max_depth):
+    depth = enough_depth(acceptance, size, max_depth)
+    tokens = [reach_by_size(acceptance, size, levels)[-1] for levels in range(max_depth + 1)]
+    assert tokens[depth] >= 0.97 * tokens[-1] - 1e-9
+    assert depth == 0 or tokens[depth - 1] < 0.97 * tokens[-1] + 1e-9
+
+
+def test_enough_depth_follows_the_acceptance():
+    depths = [enough_depth(damped([first, (1 - first) / 2]), 512) for first in (0.5, 0.75, 0.9, 0.95, 0.999)]
+    assert depths == sorted(depths) and depths[0] < 12 and depths[-1] > 180
+    assert enough_depth([0.999], 512, 7) == 7
 
 
 def test_reach_at_the_published_sizes():
