@@ -8,7 +8,7 @@ from toolkit import training
 from torch import Tensor
 
 from heads.target_states import TargetStates
-from heads.unrolled import StepResult, log_target_of, unrolled
+from heads.unrolled import StepResult, Wanted, unrolled
 from loaders.heads.eagle3 import Eagle3Head
 
 
@@ -41,11 +41,13 @@ def train(head: Eagle3Head, target: TargetStates, tokens: Tensor, windows: Windo
     training.train(head, matrices, vectors, run, loss_at)
 
 
-def results_of(head: Eagle3Head, target: TargetStates, tokens: Tensor, steps: int) -> list[StepResult]:
+def results_of(
+    head: Eagle3Head, target: TargetStates, tokens: Tensor, steps: int, overlap: bool = False
+) -> list[StepResult]:
     """The head's results over windows of text, int64 [b, n]."""
     tokens = tokens.to(head.device)
     states, logits = target(tokens)
-    return unrolled(head, states, tokens, log_target_of(logits, head.token_ids), steps)
+    return unrolled(head, states, tokens, Wanted.of(logits, head.token_ids), steps, overlap)
 
 
 def weighted(results: Sequence[StepResult], decay: float) -> Tensor:
@@ -61,7 +63,7 @@ def held_out(
     """The mean results over the first `batches` batches of consecutive windows."""
     pieces = tokens[: len(tokens) // windows.window * windows.window].long().view(-1, windows.window)
     whole = [piece for piece in pieces.split(windows.batch) if len(piece) == windows.batch]
-    every = [results_of(head, target, piece, windows.unroll) for piece in whole[:batches]]
+    every = [results_of(head, target, piece, windows.unroll, overlap=True) for piece in whole[:batches]]
     return [
         StepResult(
             torch.stack([result.loss for result in of_step]).mean(),

@@ -6,6 +6,8 @@ text's end follows nodes whose features are not the target's. It attends to the 
 0, and to its own earlier steps.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -37,10 +39,41 @@ class StepCache:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What the target says at each row of windows, among the head's tokens; computed once for all steps.
+
+    probabilities: [b, n, draft vocab]. entropy: of these in nats, [b, n]. likeliest: int64 [b, n]. counted: bool
+    [b, n], whether the target's likeliest token is one of them.
+    """
+
+    probabilities: Tensor
+    entropy: Tensor
+    likeliest: Tensor
+    counted: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, token_ids: Tensor | None) -> "Wanted":
+        """logits: the target's, [b, n, vocab]. token_ids: those that the head can propose; None: all."""
+        own = (logits if token_ids is None else logits.index_select(-1, token_ids)).float()
+        probabilities = own.softmax(-1)
+        entropy = own.logsumexp(-1) - torch.linalg.vecdot(probabilities, own)
+        likeliest = own.argmax(-1)
+        best = logits.argmax(-1)
+        counted = (best == likeliest) if token_ids is None else best == token_ids[likeliest]
+        return cls(probabilities, entropy, likeliest, counted)
+
+    def pieces(self, begin: int, count: int) -> Iterator[tuple[Tensor, ...]]:
+        """The rows of each window from `begin` on, in `count` parts."""
+        every = (self.probabilities, self.entropy, self.likeliest, self.counted)
+        return zip(*(each[:, begin:].chunk(count, dim=1) for each in every))
+
+
+@dataclass(frozen=True)
 class StepResult:
     """loss: mean KL divergence in nats a token. agreed: share of rows with the target's likeliest token.
 
-    overlap: mean of 1 - total variation, the chance that a child drawn from the head is accepted at temperature 1.
+    overlap: mean of 1 - total variation, the chance that a child drawn from the head is accepted at temperature 1;
+    NaN where it is not asked for.
     """
 
     loss: Tensor
@@ -56,12 +89,11 @@ def step_mask(rows: int, step: int, device: str) -> Tensor:
     return torch.cat([text, *[own] * step], dim=1)[None, None]
 
 
-def unrolled(head: Eagle3Head, states: Tensor, tokens: Tensor, log_target: Tensor, steps: int) -> list[StepResult]:
-    """The results of each step over windows of text.
-
-    states: the target's ``[b, n, taps * hidden]``. tokens: int64 [b, n]. log_target: the target's log-probabilities
-    of the head's tokens, ``[b, n, draft vocab]``; rows in which its likeliest token is none of them begin with NaN.
-    """
+def unrolled(
+    head: Eagle3Head, states: Tensor, tokens: Tensor, wanted: Wanted, steps: int, overlap: bool = False
+) -> list[StepResult]:
+    """The results of each step over windows of text. states: the target's ``[b, n, taps * hidden]``. tokens: int64
+    [b, n]."""
     features, cache, results = head.fuse(states), StepCache(), []
     rows = tokens.shape[1] - 1
     features, positions = features[:, :rows], torch.arange(rows, device=tokens.device)
@@ -71,41 +103,35 @@ def unrolled(head: Eagle3Head, states: Tensor, tokens: Tensor, log_target: Tenso
         features = head.run_layers(
             head.embed(following), features, (positions + step)[None], [mask] * len(head.layers), cache
         )
-        results.append(_compared(head, features[:, : rows - step], log_target[:, 1 + step :]))
+        results.append(_compared(head, features[:, : rows - step], wanted, 1 + step, overlap))
     return results
 
 
-def _compared(head: Eagle3Head, features: Tensor, log_target: Tensor) -> StepResult:
-    features, log_target = features.flatten(0, 1), log_target.flatten(0, 1)
-    pieces = -(-log_target.numel() // _MOST_LOGITS)
-    if pieces == 1:
-        parts = [_divergence(head, features, log_target)]
+def _compared(head: Eagle3Head, features: Tensor, wanted: Wanted, begin: int, overlap: bool) -> StepResult:
+    """Of features at rows from 0 on with what is wanted from row `begin` on."""
+    count = -(-features.shape[0] * features.shape[1] * wanted.probabilities.shape[-1] // _MOST_LOGITS)
+    pieces = zip(features.chunk(count, dim=1), wanted.pieces(begin, count))
+    if count == 1:
+        parts = [_divergence(head, overlap, own, *there) for own, there in pieces]
     else:
-        parts = [
-            checkpoint(_divergence, head, *piece, use_reentrant=False)
-            for piece in zip(features.chunk(pieces), log_target.chunk(pieces))
-        ]
-    loss, agreed, overlap, rows = (torch.stack(values).sum() for values in zip(*parts))
-    return StepResult(loss / rows, (agreed / rows).item(), (overlap / rows).item())
+        parts = [checkpoint(_divergence, head, overlap, own, *there, use_reentrant=False) for own, there in pieces]
+    loss, agreed, shared, rows = (torch.stack(values).sum() for values in zip(*parts))
+    return StepResult(loss / rows, (agreed / rows).item(), (shared / rows).item() if overlap else math.nan)
 
 
-def _divergence(head: Eagle3Head, features: Tensor, log_target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _divergence(
+    head: Eagle3Head,
+    overlap: bool,
+    features: Tensor,
+    probabilities: Tensor,
+    entropy: Tensor,
+    likeliest: Tensor,
+    counted: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sums over the rows that count: KL divergence, agreement, overlap, and their number."""
     log_head = head.output(features).float().log_softmax(-1)
-    counted = ~log_target[:, 0].isnan()
-    target = log_target.nan_to_num(0.0).exp()
-    divergence = (target * (log_target.nan_to_num(0.0) - log_head)).sum(-1)
+    divergence = -torch.linalg.vecdot(probabilities, log_head) - entropy
     with torch.no_grad():
-        agreed = (log_head.argmax(-1) == log_target.argmax(-1)) & counted
-        overlap = torch.minimum(log_head.exp(), target).sum(-1)
-    return (divergence * counted).sum(), agreed.sum(), (overlap * counted).sum(), counted.sum()
-
-
-def log_target_of(logits: Tensor, token_ids: Tensor | None) -> Tensor:
-    """The target's log-probabilities ``[b, n, draft vocab]`` among the head's tokens, for `unrolled`."""
-    if token_ids is None:
-        return logits.float().log_softmax(-1)
-    own = logits.index_select(-1, token_ids).float().log_softmax(-1)
-    known = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device).index_fill_(0, token_ids, True)
-    own[..., 0] = own[..., 0].masked_fill(~known[logits.argmax(-1)], torch.nan)
-    return own
+        agreed = (log_head.argmax(-1) == likeliest) & counted
+        shared = torch.minimum(log_head.exp(), probabilities).sum(-1) if overlap else entropy
+    return (divergence * counted).sum(), agreed.sum(), (shared * counted).sum(), counted.sum()

@@ -12,9 +12,10 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 sys.path.insert(0, str(SCRIPTS.parent))
 
+import heads.unrolled  # noqa: E402
 import train_head  # noqa: E402
 from heads.target_states import TargetStates  # noqa: E402
-from heads.unrolled import log_target_of, step_mask, unrolled  # noqa: E402
+from heads.unrolled import Wanted, step_mask, unrolled  # noqa: E402
 
 from loaders.checkpoint.read_spec import read_spec  # noqa: E402
 from loaders.heads.eagle3 import Eagle3Head, build_eagle3  # noqa: E402
@@ -73,7 +74,7 @@ def test_steps_are_what_a_tree_computes(tmp_path: Path) -> None:
     head = _random_head(target)
     tokens = torch.randint(0, 4096, (1, 12), generator=torch.Generator().manual_seed(0))
     states, logits = target(tokens)
-    results = unrolled(head, states, tokens, log_target_of(logits, None), 3)
+    results = unrolled(head, states, tokens, Wanted.of(logits, None), 3)
     assert len(results) == 3
     with torch.no_grad():
         for step in range(3):
@@ -81,6 +82,34 @@ def test_steps_are_what_a_tree_computes(tmp_path: Path) -> None:
             log_target = logits[0, 1 + step :].log_softmax(-1)
             wanted = (log_target.exp() * (log_target - log_head)).sum(-1).mean()
             torch.testing.assert_close(results[step].loss.detach(), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_logits_in_pieces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = TargetStates(DEMO_TARGET, (1, 3, 5), torch.float32, "cpu")
+    head = _random_head(target)
+    tokens = torch.randint(0, 4096, (2, 12), generator=torch.Generator().manual_seed(0))
+    states, logits = target(tokens)
+    wanted, found = Wanted.of(logits, None), []
+    for most in (1 << 25, 4096 * 5):
+        monkeypatch.setattr(heads.unrolled, "_MOST_LOGITS", most)
+        head.zero_grad()
+        results = unrolled(head, states, tokens, wanted, 3, overlap=True)
+        sum(result.loss for result in results).backward()
+        found.append((results, head.fc.weight.grad.clone()))
+    (whole, gradient), (parts, other) = found
+    torch.testing.assert_close(gradient, other)
+    for one, two in zip(whole, parts):
+        assert (two.loss.item(), two.agreed, two.overlap) == pytest.approx((one.loss.item(), one.agreed, one.overlap))
+
+
+def test_rows_whose_likeliest_token_the_head_lacks_do_not_count() -> None:
+    logits, ids = torch.randn(1, 400, 10, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2, 5, 8])
+    wanted = Wanted.of(logits, ids)
+    own = torch.distributions.Categorical(logits=logits[..., ids])
+    torch.testing.assert_close(wanted.probabilities, own.probs)
+    torch.testing.assert_close(wanted.entropy, own.entropy())
+    assert torch.equal(wanted.counted, torch.isin(logits.argmax(-1), ids))
+    assert torch.equal(ids[wanted.likeliest][wanted.counted], logits.argmax(-1)[wanted.counted])
 
 
 def test_text_of_later_rows_is_not_seen() -> None:
