@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
 from latency.options import parse_arguments
-from toolkit.output import JsonLines, Note, progress
+from toolkit.output import JsonLines, Note, progress, write_file
 
 from loaders.io.direct import measure_read_bandwidth
 from offload_runtime.errors import UsageError
@@ -94,7 +94,8 @@ def _benchmark(
     measured, figures = [], []
     for mode, preparation in modes.items():
         preparation = replace(preparation, options=replace(preparation.options, io=io))
-        measured.append(_measure(mode, preparation, workload, report, note, arguments.quiet))
+        draws = arguments.timeline is not None and mode == [*modes][-1]
+        measured.append(_measure(mode, preparation, workload, report, note, arguments.quiet, draws))
         plain, last = measured[0], measured[-1]
         outputs = "reference" if last is plain else compare(plain, last, greedy=arguments.temperature == 0)
         slow, fast = plain.seconds_per_token, last.seconds_per_token
@@ -106,9 +107,23 @@ def _benchmark(
     if measured[1:]:
         demonstration = random is None and arguments.model is None
         report.say(remarks(measured[-1], figures[-1], random is not None, demonstration))
+    if arguments.timeline is not None:
+        report.say([_drawn(measured[-1], arguments.timeline)])
     report.say([""])
     report.legend()
     return 1 if "differ" in figures[-1]["outputs"] and modes["plain"].plan.dtype == "float32" else 0
+
+
+def _drawn(measured: "Measurement", file: Path) -> str:
+    """Write the timeline of a mode, if it has one; a line about it. Raises UsageError."""
+    from latency.report import timeline_line
+    from latency.timeline_svg import drawn
+
+    if measured.timeline is not None:
+        plan = measured.plan
+        names = plan.model if plan.draft is None else f"{plan.model} drafted by {plan.draft}"
+        write_file("--timeline", file, drawn(measured.timeline, f"{names} on {plan.device_name}"))
+    return timeline_line(measured.mode, measured.timeline, file)
 
 
 def _workload(arguments: argparse.Namespace, preparation: Preparation) -> "Workload":
@@ -165,7 +180,13 @@ def _begin(preparation: Preparation, random: "RandomModels | None", workload: "W
 
 
 def _measure(
-    mode: str, preparation: Preparation, workload: "Workload", report: "Report", note: Note, quiet: bool
+    mode: str,
+    preparation: Preparation,
+    workload: "Workload",
+    report: "Report",
+    note: Note,
+    quiet: bool,
+    timeline: bool,
 ) -> "Measurement":
     from latency.measure import measure_mode
     from latency.report import progress_line, reply_record
@@ -179,7 +200,7 @@ def _measure(
         note(progress_line(mode, reply, done, len(workload.prompts) * workload.repeats))
 
     with LoadingBar(Console(stderr=True), quiet) as loading:
-        return measure_mode(mode, preparation, workload, loading, on_reply)
+        return measure_mode(mode, preparation, workload, loading, on_reply, timeline)
 
 
 if __name__ == "__main__":

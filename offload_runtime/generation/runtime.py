@@ -37,7 +37,7 @@ from offload_runtime.loading.fetching import Download
 from offload_runtime.loading.models import load_models
 from offload_runtime.loading.policy_choice import tree_policy
 from offload_runtime.loading.quantize_weights import with_packed_files
-from offload_runtime.model.model import never
+from offload_runtime.model.model import Model, never
 from offload_runtime.options.fields import takes_arguments_of, takes_fields_of
 from offload_runtime.options.run_options import RunOptions, check_template_arguments, resolved
 from offload_runtime.planning.planning import Preparation, prepare
@@ -87,8 +87,7 @@ class OffloadRuntime:
         options, self.packing = preparation.options, preparation.packing
         self._preparation, self._progress, self._tightened = preparation, progress, False
         self._directory = preparation.target.spec.directory
-        draft = preparation.draft_directory
-        self._known = LearnedAcceptance(options.model, draft) if preparation.draft else None
+        self._known = LearnedAcceptance(options.model, preparation.draft_directory) if preparation.draft else None
         self._resources = ExitStack()
         # also when this object is collected, or the program ends
         self._close = weakref.finalize(self, _close_in, os.getpid(), self._resources)
@@ -261,10 +260,8 @@ class OffloadRuntime:
     def generate_many(self, prompts: Iterable[Prompt], **named: Any) -> list[Reply]:
         """The whole replies to several prompts, in order, written side by side; arguments as for `stream`."""
         requests = [GenerationRequest(prompt, named) for prompt in prompts]
-        replies: dict[GenerationRequest, Reply] = {}
         with self.shared_passes() as passes:
-            for text, _ in passes.run(requests):
-                replies[text.request] = text.reply
+            replies = {text.request: text.reply for text, _ in passes.run(requests)}
         return [replies[request] for request in requests]
 
     def stream_many(self, requests: Iterable[GenerationRequest]) -> Iterator[tuple[GenerationRequest, Step]]:
@@ -284,6 +281,11 @@ class OffloadRuntime:
     def progress(self) -> PassProgress | None:
         """Progress of the target's current pass, None between passes; for display by another thread."""
         return self._models.target.progress
+
+    @property
+    def target_model(self) -> Model:
+        """The model of the target, to watch its passes."""
+        return self._models.target.model
 
     def forget(self) -> None:
         """Drop the texts in the KV caches: the next prompt is read in full, but for what a prompt cache has of it."""

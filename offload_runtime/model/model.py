@@ -260,6 +260,18 @@ class Model:
         """Within the block, streamed layers reuse the bytes in the ring: passes take the computing time alone."""
         return self._weights.ring.paused() if self._weights.ring else nullcontext()
 
+    @contextmanager
+    def watched(self, on_filled: Callable[[int, float, float], None]) -> Iterator[None]:
+        """Within the block, `on_filled` is told when each streamed layer began and ended crossing the link."""
+        ring = self._weights.ring
+        if ring:
+            ring.on_filled = on_filled
+        try:
+            yield
+        finally:
+            if ring:
+                ring.on_filled = None
+
     def close(self) -> None:
         """Stop streaming and free weights and cache, even if this object is still referenced."""
         self._close_files()

@@ -72,6 +72,8 @@ def _parts(prediction: Prediction, link: str, rule: str) -> Iterator[str]:
     yield f"  {drafting}{f', while the {link} goes on' * at_once}"
     if prediction.verification_seconds:
         yield f"  {_seconds(prediction.verification_seconds)} s of verifying"
+    if at_once:
+        yield f"  the {link} idles {prediction.link_idle:.0%} of the time, the device {prediction.device_idle:.0%}"
 
 
 def _texts_together(preparation: Preparation) -> Iterator[str]:

@@ -33,7 +33,22 @@ class Prediction:
     @property
     def seconds_per_token(self) -> float:
         """Of each text, with the tree."""
-        return (self.tree_pass.total + self.draft_seconds + self.verification_seconds) / self.tree.tokens_per_pass
+        return self._cycle / self.tree.tokens_per_pass
+
+    @property
+    def link_idle(self) -> float:
+        """The share of the time of drafting, pass and verification in which nothing crosses the link, or the disk."""
+        return max(0.0, 1 - max(self.tree_pass.link, self.tree_pass.disk) / self._cycle)
+
+    @property
+    def device_idle(self) -> float:
+        """The share of that time in which the device neither drafts, computes a pass nor verifies."""
+        busy = self.tree_pass.compute + self.draft_seconds + self.verification_seconds
+        return max(0.0, 1 - busy / self._cycle)
+
+    @property
+    def _cycle(self) -> float:
+        return max(_LEAST_SECONDS, self.tree_pass.total + self.draft_seconds + self.verification_seconds)
 
     @property
     def tokens_per_second(self) -> float:

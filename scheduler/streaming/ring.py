@@ -7,6 +7,7 @@ copy (read after write) and overwritten after the computation that used it (writ
 copies, piece by piece, so that few are in flight; the computing thread waits for this thread, never for the device.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Generic, TypeVar
@@ -29,6 +30,7 @@ class Ring(Generic[Filled]):
         Its result describes what it wrote; it is `filled[slot]` from acquiring the slot's layer to releasing it.
     restart: called when filling starts over at the first layer, out of turn, while nothing is being filled.
     will_fail: whether the source of the fills has already failed, ahead of them.
+    on_filled: set to be told each layer, and when its fill began and ended by `time.perf_counter`, in the thread.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Ring(Generic[Filled]):
         self._used_events = [self._streams.event() for _ in slots]
         self._record_all_used()  # work queued earlier may still use the slots' memory
         self.is_paused = False
+        self.on_filled: Callable[[int, float, float], None] | None = None
         self._while_open = ExitStack()
         if self._streams.is_async:
             self._while_open.enter_context(quick_thread_switching())
@@ -102,7 +105,14 @@ class Ring(Generic[Filled]):
 
     def _fill_slot(self, layer: int, slot: int) -> None:
         # slots that were created in inference mode can only be written in it
+        on_filled, begin = self.on_filled, 0.0
         with torch.inference_mode(), self._streams.copying():
             self._used_events[slot].wait()
+            if on_filled:
+                self._used_events[slot].synchronize()  # else the wait would count as the link's time
+                begin = time.perf_counter()
             self.filled[slot] = self._fill(layer, self.slots[slot])
             self._filled_events[slot].record()
+            if on_filled:
+                self._filled_events[slot].synchronize()
+                on_filled(layer, begin, time.perf_counter())

@@ -11,6 +11,7 @@ from toolkit.memory import host_bytes, peak_host_bytes, reset_peak_host_bytes
 from toolkit.replies import TimedReply, percentile
 
 from latency.measurement import Measurement, predict_passes
+from latency.timeline import record_steps
 from loaders.progress import StageProgress
 from offload_runtime.generation.runtime import OffloadRuntime
 from offload_runtime.planning.planning import Preparation
@@ -48,8 +49,12 @@ def measure_mode(
     workload: Workload,
     loading: StageProgress,
     on_reply: Callable[[TimedReply], None],
+    timeline: bool = False,
 ) -> Measurement:
-    """Load, run the workload and let go of the model again; `on_reply` is called as replies finish."""
+    """Load, run the workload and let go of the model again; `on_reply` is called as replies finish.
+
+    timeline: record one for a few more steps of the first prompt.
+    """
     gc.collect()  # what the mode before has left
     reset_peak_host_bytes()
     before = host_bytes()
@@ -76,6 +81,7 @@ def measure_mode(
             peak_device_bytes=peak_device,
             peak_host_bytes=peak_host,
             host_bytes_before_loading=before,
+            timeline=record_steps(runtime, next(workload.replies())[2]) if timeline else None,
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from toolkit.link import Link, best
 from toolkit.replies import TimedReply, percentile, step_seconds
 
+from latency.timeline import Timeline
 from loaders.checkpoint.spec import ModelSpec
 from offload_runtime.generation.decode import Step
 from offload_runtime.model.pass_overhead import measure_passes
@@ -29,6 +30,7 @@ class Measurement:
     peak_device_bytes: int
     peak_host_bytes: int
     host_bytes_before_loading: int
+    timeline: Timeline | None = None  # of a few steps, where it was asked for
 
     @property
     def steps(self) -> list[Step]:
@@ -65,6 +67,8 @@ class Measurement:
             "peak_device_bytes": self.peak_device_bytes,
             "peak_host_bytes": self.peak_host_bytes,
             "host_bytes_before_loading": self.host_bytes_before_loading,
+            "link_idle": self.timeline.link_idle if self.timeline else None,
+            "device_idle": self.timeline.device_idle if self.timeline else None,
             "past_page_cache": self.direct if Tier.DISK in self.plan.tiers else None,
             "timed_passes": len(steps),
             "speedup": speedup,

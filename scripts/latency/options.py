@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from toolkit.options import add_count, add_prompt_options, add_quiet, add_shape_options, adder
 
@@ -68,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("output")
     json_lines = "write JSON lines; with - to stdout, and the table to stderr"
     group.add_argument("--json", metavar="FILE|-", help=json_lines)
+    timeline = "draw when link, device, drafting and verification work in a few steps of the last mode, as SVG"
+    group.add_argument("--timeline", metavar="FILE", type=Path, help=timeline)
     add_quiet(group)
     parser.set_defaults(temperature=0.0)  # greedy: both outputs must be the same
     return parser

@@ -3,6 +3,7 @@
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -11,6 +12,7 @@ from toolkit.replies import TimedReply, step_seconds
 
 from latency.measure import WARM_UP_TOKENS, Workload
 from latency.measurement import Measurement
+from latency.timeline import Timeline
 from scheduler.plan.plan import Plan, Tier
 
 RESIDENT_NOTE = (
@@ -121,6 +123,14 @@ def mode_lines(m: Measurement, figures: Mapping[str, Any]) -> Iterator[str]:
             f"{seconds(figures['compute_seconds'])} s; the median pass takes {figures['limit_ratio']:.2f} x the larger "
             "of the two"
         )
+
+
+def timeline_line(mode: str, timeline: Timeline | None, file: Path) -> str:
+    """Where a timeline is, and how much of its time link and device did nothing."""
+    if timeline is None:
+        return f"{mode}: no step after the first, so there is no timeline"
+    length, link, device = timeline.end - timeline.begin, timeline.link_idle, timeline.device_idle
+    return f"{mode}: timeline of {seconds(length)} s in {file}: link idle {link:.0%}, device idle {device:.0%}"
 
 
 def compare(plain: Measurement, tree: Measurement, greedy: bool) -> str:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
+from loaders.cache_directory import write_whole
 from loaders.sizes import format_size
 from offload_runtime.errors import UsageError
 
@@ -53,9 +54,9 @@ def say(lines: Iterable[str], file: TextIO | None = None) -> None:
 
 
 def write_file(option: str, path: Path, text: str) -> None:
-    """Write a text file that an option names. Raises UsageError."""
+    """Write a text file that an option names, whole or not at all. Raises UsageError."""
     try:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise UsageError(f"{option} {path}: cannot be written ({error.strerror})") from error
 

@@ -107,13 +107,17 @@ def test_with_a_known_machine_the_parts_add_up(draft: Path, depth: int, levels: 
         preparation(draft, device_memory=1, **tree)
     known = preparation(draft, device_memory=smallest.value.needed, **tree)
     assert known.plan.slots, "else the test would say nothing of streaming"
-    first, tokens, one_pass, drafting, *packed = forecast(
+    first, tokens, one_pass, drafting, idle, *packed = forecast(
         with_speed(known, disk_bandwidth=1e6, flops=1e12, memory_bandwidth=1e10)
     )
     assert "verified by traversal" in tokens and packed[0] == "Acceptance: measured for this pair."
     numbers = [float(re.search(r"([\d.]+) s ", line)[1]) for line in (first, one_pass, drafting)]  # type: ignore[index]
     assert (numbers[1] + numbers[2]) / tokens_in(tokens) == pytest.approx(numbers[0], rel=0.02)
     assert levels in drafting
+    disk, computing = (float(re.search(rf"{name} ([\d.]+) s", one_pass)[1]) for name in ("disk", "computing"))  # type: ignore[index]
+    whole = numbers[1] + numbers[2]
+    shares = [float(share) / 100 for share in re.findall(r"(\d+)%", idle)]
+    assert shares == pytest.approx([max(0.0, 1 - disk / whole), 1 - (computing + numbers[2]) / whole], abs=0.01)
     assert any("would fit into memory whole" in line for line in packed)
     assert "disk" in one_pass and "link" not in one_pass and "computing" in one_pass and "side by side" in one_pass
 

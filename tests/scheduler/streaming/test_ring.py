@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -129,3 +130,22 @@ def test_threads_take_quick_turns_while_any_ring_copies():
         ring.close()
     finally:
         device.close()
+
+
+def test_fills_are_told_with_the_time_their_copies_took(closing):
+    """To the end of a copy that goes on after its fill has returned, without the time that its slot was in use."""
+    streams, told = FakeStreams(copy_seconds=0.02), []
+    source = torch.full((8,), 3, dtype=torch.uint8)
+    ring = closing(Ring([0, 1], slots(), lambda layer, slot: streams.copy(slot, source), streams))
+    for layer in (0, 1):
+        use(ring, layer)
+    ring.on_filled = lambda *fill: told.append(fill)
+    for layer in (0, 1) * 4:
+        ring.acquire(layer)
+        streams.compute(lambda: time.sleep(0.08))
+        ring.release()
+    ring.on_filled = None
+    assert len(told) >= 4 and {layer for layer, _, _ in told} == {0, 1}
+    assert all(one[2] <= other[1] for one, other in pairwise(told)), "one after the other"
+    taken = [end - begin for _, begin, end in told]
+    assert min(taken) >= 0.02 and sorted(taken)[len(taken) // 2] < 0.08
