@@ -5,13 +5,18 @@ ARGS   ?=
 BIN     = $(VENV)/bin
 # One thread per worker: several small tests side by side are quicker than one on all cores.
 WORKERS ?= 2
+# Rooms whose tests take milliseconds, and greedy text through the whole runtime.
+FAST    = tests/test_*.py tests/sequoia_tree tests/scheduler tests/loaders/checkpoint tests/loaders/io \
+          tests/loaders/tokenizers tests/offload_runtime/grammar tests/offload_runtime/text \
+          tests/offload_runtime/exactness/test_greedy_exactness.py
 
-.PHONY: help chat test lint pins clean
+.PHONY: help chat test fast lint pins clean
 
 help:
 	@echo "make chat   install into $(VENV) if needed, then chat with the bundled demonstration pair, trees always on"
 	@echo "            (other models: make chat ARGS='--model DIR_OR_NAME'; all options: ARGS=--help)"
 	@echo "make test   install into $(VENV) if needed, then run the whole test suite"
+	@echo "make fast   a third of its tests in three minutes of CPU time: for while you work"
 	@echo "make lint   ruff and mypy over the code"
 	@echo "make pins   whether constraints.txt can be installed, for every Python and build of PyTorch; installs nothing"
 	@echo "make clean  remove $(VENV) and caches"
@@ -21,6 +26,9 @@ chat: $(VENV)/.installed-chat
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS) $(FAST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

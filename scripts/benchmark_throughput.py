@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
 from toolkit.options import add_count, add_prompt_options, add_quiet, add_shape_options, adder, listed
-from toolkit.output import Note, progress
+from toolkit.output import Note, progress, say, table_head, table_row
 
 from offload_runtime.loading.fetching import fetched
 from offload_runtime.options.arguments import model_options, model_parser
@@ -40,6 +40,7 @@ EXAMPLES = """examples:
   python scripts/benchmark_throughput.py -m DIR -d DRAFT_DIR --texts 1,4,16
   python scripts/benchmark_throughput.py --shape llama-3.2-1b --shape-dtype float32 --device-memory 2GiB"""
 NEW_TOKENS, SHAPE_NEW_TOKENS = 64, 8
+TITLES = ("planned for", "texts", "tokens/s in all", "each", "tokens/pass each", "s/pass", "GB/pass", "× one text")
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,12 @@ def _benchmark(arguments: argparse.Namespace) -> int:
             context = arguments.prompt_tokens + (arguments.max_new_tokens or SHAPE_NEW_TOKENS)
             options = replace(options, model=random.target, draft=None, tree="none", context_length=context)
         options = fetched(replace(options, io="direct") if arguments.cold else options, arguments.yes, arguments.quiet)
-        print("| planned for | texts | tokens/s in all | each | tokens/pass each | s/pass | GB/pass | × one text |")
-        print("|---|---|---|---|---|---|---|---|")
+        say(table_head(TITLES))
         one = None
         for planned, texts in ((1, (1,)), (max(arguments.texts), arguments.texts)):
             for count, run in _measured(replace(options, parallel=planned), texts, arguments, note):
                 one = one or run.tokens / run.seconds
-                print(_row(planned, count, run, one), flush=True)
+                say([_row(planned, count, run, one)])
     return 0
 
 
@@ -159,7 +159,7 @@ def _row(planned: int, texts: int, run: Run, one: float) -> str:
         f"{run.nbytes / passes / 1e9:.3f}",
         f"{speed / one:.2f}",
     )
-    return f"| {' | '.join(cells)} |"
+    return table_row(cells)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from loaders.tokenizers import trial
 from offload_runtime.options.run_options import DEMO_TARGET
 from offload_runtime.text.prompt import encode_prompt
 
+pytestmark = pytest.mark.slow
+
 DEMO = json.loads((DEMO_TARGET / "tokenizer.json").read_text())
 
 

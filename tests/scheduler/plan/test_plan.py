@@ -36,6 +36,8 @@ from tests.plan_samples import (
     model,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def residents(plan: Plan) -> int:
     return plan.tiers.count(Tier.DEVICE)

@@ -27,6 +27,8 @@ from tests.samples.architectures import EXPERTS
 from tests.samples.packed_models import CASES, packed_model
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime, writes
 
+pytestmark = pytest.mark.slow
+
 NEW_TOKENS = 12
 FAMILIES = sorted((EXPERTS.keys() & CONFIG_MAPPING.keys()) - ALL_EXPERTS_AT_ONCE)
 SAMPLE = ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe", "aria_text"]

@@ -18,6 +18,8 @@ from sequoia_tree.verification.sampling import draw_with_replacement, draw_witho
 from sequoia_tree.verification.verify import RULES, follow, verify_greedy, verify_top_down
 from tests.chi_square import p_value
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 4
 PASSES = 600
 STAR, BUSHY = Tree([-1, 0, 0, 0, 0]), Tree([-1, 0, 0, 1, 1, 2, 0, 3])

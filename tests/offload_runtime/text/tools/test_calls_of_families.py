@@ -15,6 +15,8 @@ from offload_runtime.text.tools.tool_call import ToolCall
 from offload_runtime.text.tools.tool_definitions import Tools
 from tests.samples.tool_templates import FAMILIES, call, family_tokenizer, tool
 
+pytestmark = pytest.mark.slow
+
 TOOLS = Tools.of(
     [
         tool("add", a="integer", b="number", note="string"),
