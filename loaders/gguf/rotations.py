@@ -24,7 +24,11 @@ SCALING = {
     "yarn_beta_slow",
     "yarn_attn_factor",
 }
-OF_FAMILIES = {"phi3": {"attn_factor"}, "deepseek2": {"yarn_log_multiplier"}}  # read by the families themselves
+OF_FAMILIES = {  # read by the families themselves
+    "phi3": {"attn_factor"},
+    "deepseek2": {"yarn_log_multiplier"},
+    "mistral3": {"yarn_log_multiplier"},
+}
 
 
 def rotations(metadata: Metadata, partial: bool = False) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def gguf_name(names: Any, name: str) -> str:
     if re.match(r"blk\.|token_embd|output", name):
         return name
     base, _, leaf = name.rpartition(".")
-    if base.endswith("e_score_correction_bias") or leaf == "e_score_correction_bias":
+    if base.endswith("e_score_correction_bias") or leaf in ("e_score_correction_bias", "expert_bias"):
         return f"blk.{re.search(r'[.]([0-9]+)[.]', name)[1]}.exp_probs_b.bias"
     if leaf in ("A_log", "layer_scalar"):
         return names.get_name(name) + (".weight" if leaf == "layer_scalar" else "")
@@ -348,6 +348,57 @@ def granite_moe(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator
         yield from in_pairs(config, name, tensor)
 
 
+def granite_moe_shared(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if name.endswith("shared_mlp.input_linear.weight"):
+        layer = name.split(".")[2]
+        gate, up = tensor.chunk(2, dim=0)
+        yield f"blk.{layer}.ffn_gate_shexp.weight", gate
+        yield f"blk.{layer}.ffn_up_shexp.weight", up
+    else:
+        yield from granite_moe(config, name, tensor)
+
+
+def lfm2(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if found := re.search(r"feed_forward\.experts\.w([123])\.weight", name):
+        name = f"blk.{name.split('.')[2]}.ffn_{('gate', 'down', 'up')[int(found[1]) - 1]}_exps.weight"
+    yield name, tensor.squeeze(1) if name.endswith("conv.conv.weight") else tensor
+
+
+def lfm2_metadata(config: PretrainedConfig) -> Metadata:
+    heads = [0 if kind == "conv" else config.num_key_value_heads for kind in config.layer_types]
+    return {
+        "attention.head_count_kv": heads,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "shortconv.l_cache": config.conv_L_cache,
+        "leading_dense_block_count": getattr(config, "num_dense_layers", None),
+        "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None),
+        "expert_gating_func": 2 if hasattr(config, "num_experts") else None,
+    }
+
+
+def gemma4_experts(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    ours = {
+        "router.scale": "ffn_gate_inp.scale",
+        "router.per_expert_scale": "ffn_down_exps.scale",
+        "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+        "experts.down_proj": "ffn_down_exps.weight",
+    }
+    end = next((end for end in ours if name.endswith(end)), None)
+    yield (f"blk.{name.split('.')[2]}.{ours[end]}" if end else name), tensor
+
+
+def sections(config: PretrainedConfig) -> Metadata:
+    """Of models that read images: how rotary positions are shared among time, height and width."""
+    return {"rope.dimension_sections": [2, 1, 1, 0], "n_deepstack_layers": 3}
+
+
+def ministral3_metadata(config: PretrainedConfig) -> Metadata:
+    return {
+        "rope.scaling.yarn_log_multiplier": 1.0,
+        "attention.temperature_scale": config.rope_parameters["llama_4_scaling_beta"],
+    }
+
+
 MULTIPLIERS = {
     **{"attention_multiplier": 0.3, "embedding_multiplier": 1.5, "residual_multiplier": 0.7, "logits_scaling": 2.0},
 }
@@ -581,6 +632,82 @@ SAMPLES: dict[str, Sample] = {
         as_it_is,
         few_bits,
         more=lambda config: {"rope_freqs.weight": np.array([1.0] * 2 + [1e30] * 6, np.float32)},
+    ),
+    "gemma4 with experts": Sample(
+        "gemma4_text",
+        "gemma4",
+        {"global_head_dim": 16, "tie_word_embeddings": True, "num_kv_shared_layers": 0, "num_hidden_layers": 4}
+        | {"layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 0}
+        | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16},
+        lambda c: {
+            **gemma4_metadata(c),
+            "feed_forward_length": c.intermediate_size,
+            "expert_used_count": c.top_k_experts,
+            "expert_feed_forward_length": c.moe_intermediate_size,
+        },
+        gemma4_experts,
+        few_bits,
+        more=lambda config: {"rope_freqs.weight": np.array([1.0] * 2 + [1e30] * 6, np.float32)},
+    ),
+    "gemma": Sample(
+        "gemma",
+        "gemma",
+        {"rope_parameters": PLAIN, "tie_word_embeddings": True},
+        nothing,
+        as_it_is,
+        few_bits,
+        offset_norms,
+    ),
+    "exaone4": Sample(
+        "exaone4",
+        "exaone4",
+        {"rope_parameters": PLAIN, "sliding_window": 8, "num_hidden_layers": 4}
+        | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+        lambda c: {"attention.sliding_window": c.sliding_window},
+        as_it_is,
+        few_bits,
+    ),
+    "mistral3": Sample(
+        "ministral3",
+        "mistral3",
+        {
+            "sliding_window": None,
+            "rope_parameters": {**YARN, "original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.5}
+            | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+        ministral3_metadata,
+        in_pairs,
+        few_bits,
+    ),
+    "granitemoe with shared experts": Sample(
+        "granitemoeshared",
+        "granitemoe",
+        {"rope_parameters": PLAIN, "shared_intermediate_size": 32, **MULTIPLIERS},
+        lambda c: {**multipliers(c), "expert_shared_feed_forward_length": c.shared_intermediate_size},
+        granite_moe_shared,
+        few_bits,
+    ),
+    "olmoe": Sample("olmoe", "olmoe", {"rope_parameters": PLAIN}, nothing, as_it_is, few_bits),
+    "qwen2vl": Sample("qwen2", "qwen2vl", {"rope_parameters": PLAIN}, sections, as_it_is, few_bits),
+    "qwen3vl": Sample("qwen3", "qwen3vl", {"rope_parameters": PLAIN}, sections, as_it_is, few_bits),
+    "qwen3vlmoe": Sample(
+        "qwen3_moe",
+        "qwen3vlmoe",
+        {"rope_parameters": PLAIN, "norm_topk_prob": True},
+        lambda c: {**sections(c), "expert_feed_forward_length": c.moe_intermediate_size},
+        as_it_is,
+        few_bits,
+    ),
+    "lfm2": Sample(
+        "lfm2", "lfm2", {"rope_parameters": PLAIN, "block_auto_adjust_ff_dim": False}, lfm2_metadata, lfm2, few_bits
+    ),
+    "lfm2moe": Sample(
+        "lfm2_moe",
+        "lfm2moe",
+        {"rope_parameters": PLAIN, "num_dense_layers": 1, "tie_word_embeddings": True},
+        lfm2_metadata,
+        lfm2,
+        few_bits,
     ),
 }
 _DIRECTORY = tempfile.TemporaryDirectory(prefix="tiny-gguf-families-")

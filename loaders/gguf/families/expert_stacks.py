@@ -46,6 +46,20 @@ def joined_experts(path: str = "mlp.experts", interleaved: bool = False, transpo
     return {f"ffn_{name}_exps.{suffix}": divide for name, divide in names.items() for suffix in ("weight", "bias")}
 
 
+def joined_shared_expert(path: str) -> dict[str, Divide]:
+    """How to divide the gate and the up projection of the expert for all tokens, which are one matrix in the model."""
+
+    def half(role: str) -> Divide:
+        def divide(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
+            outputs, inputs = tensor.values[0], tensor.values[-1]
+            whole = Whole(f"{layer}{path}.weight", (2 * outputs, inputs))
+            return [tensor.part_of(whole, role, _half(outputs, role == "up"))]
+
+        return divide
+
+    return {f"ffn_{role}_shexp.weight": half(role) for role in ("gate", "up")}
+
+
 def _shared_gate(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
     """One row, stored as a vector."""
     return [tensor.named(f"{layer}mlp.shared_expert_gate.weight", shape=(1, tensor.values[-1]))]

@@ -1,10 +1,13 @@
-"""Gemma 4 without experts: two kinds of attention with heads of their own, and an embedding for each layer."""
+"""Gemma 4: two kinds of attention with heads of their own, an embedding for each layer, or experts beside its MLP."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from loaders.errors import ModelFilesError
 from loaders.gguf.families.architecture import EMBEDDINGS_AND_HEAD, Config, Divide, GgufArchitecture
 from loaders.gguf.families.dense import stated_layers
+from loaders.gguf.families.expert_stacks import joined_experts
 from loaders.gguf.families.names import GEMMA, QK_NORMS
 from loaders.gguf.header import GgufTensor
 from loaders.gguf.metadata import Metadata
@@ -39,6 +42,16 @@ def _gemma4(metadata: Metadata) -> Config:
         "final_logit_softcapping": metadata.optional("final_logit_softcapping"),
         "hidden_activation": "gelu_pytorch_tanh",
         "rope_parameters": _rotations(metadata, wide),
+    }
+
+
+def _gemma4_experts(metadata: Metadata) -> Config:
+    return {
+        **_gemma4(metadata),
+        "enable_moe_block": True,
+        "num_experts": metadata.integer("expert_count"),
+        "top_k_experts": metadata.integer("expert_used_count"),
+        "moe_intermediate_size": metadata.integer("expert_feed_forward_length"),
     }
 
 
@@ -83,6 +96,14 @@ GEMMA4 = {
     "proj": "per_layer_projection",
     "post_norm": "post_per_layer_input_norm",
 }
+ROUTED = {
+    "ffn_gate_inp": "router.proj",
+    "ffn_gate_inp.scale": "router.scale",
+    "ffn_down_exps.scale": "router.per_expert_scale",
+    "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+    "post_ffw_norm_1": "post_feedforward_layernorm_1",
+    "post_ffw_norm_2": "post_feedforward_layernorm_2",
+}
 OUTSIDE = {
     **EMBEDDINGS_AND_HEAD,
     "per_layer_token_embd": "model.embed_tokens_per_layer",
@@ -90,7 +111,7 @@ OUTSIDE = {
     "per_layer_proj_norm": "model.per_layer_projection_norm",
 }
 WITH_CACHES = {"attn_k": "k_proj", "attn_v": "v_proj", "attn_k_norm": "k_norm"}
-ARCHITECTURE = GgufArchitecture(
+DENSE = GgufArchitecture(
     "gemma4_text",
     "Gemma4ForCausalLM",
     GEMMA4,
@@ -98,4 +119,10 @@ ARCHITECTURE = GgufArchitecture(
     outside=OUTSIDE,
     divided={f"{ours}.weight": _of_layers_with_caches(name) for ours, name in WITH_CACHES.items()},
     plain_attention=False,
+)
+EXPERTS = replace(
+    DENSE,
+    layer={**GEMMA4, **ROUTED},
+    settings=_gemma4_experts,
+    divided={**DENSE.divided, **joined_experts("experts")},
 )

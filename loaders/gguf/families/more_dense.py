@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from loaders.errors import UnsupportedModelError
 from loaders.gguf.families.architecture import Config, GgufArchitecture
-from loaders.gguf.families.dense import rotated, stated_layers
+from loaders.gguf.families.dense import DENSE, rotated, stated_layers
 from loaders.gguf.families.names import ATTENTION, LATER_MLP_NORM, LLAMA, MLP, QK_NORMS
 from loaders.gguf.header import GgufFile
 from loaders.gguf.metadata import Metadata
-from loaders.gguf.rotations import rotations
+from loaders.gguf.rotations import linear_or_yarn, rotations
 
 NO_ROTATION_EVERY = 4  # layers, of SmolLM3: llama.cpp's constant
 
@@ -47,8 +48,40 @@ def granite(metadata: Metadata) -> Config:
 
 
 def _glm4(metadata: Metadata) -> Config:
+    """Raises UnsupportedModelError for GLM-4V: llama.cpp's converter stores its queries and keys in another order."""
+    if metadata.optional("rope.dimension_sections") is not None:
+        raise UnsupportedModelError(
+            f"{metadata.gguf.file}: it is of a GLM-4V model, whose queries and keys are stored in another order, which "
+            "is not undone here. Use the original checkpoint in safetensors instead."
+        )
     bias = "blk.0.attn_q.bias" in metadata.gguf.tensors
     return {"rope_parameters": rotations(metadata, partial=True), "attention_bias": bias}
+
+
+def _gemma(metadata: Metadata) -> Config:
+    return {**rotated(metadata), "hidden_act": "gelu_pytorch_tanh"}
+
+
+def _exaone4(metadata: Metadata) -> Config:
+    """Where layers have windows, every fourth has none, and rotates nothing."""
+    window = metadata.optional("attention.sliding_window")
+    kinds = ["full_attention"] * metadata.layers if window is None else stated_layers(metadata, 4)
+    return {
+        **rotated(metadata),
+        "sliding_window": window if window is None else metadata.integer("attention.sliding_window"),
+        "layer_types": kinds,
+    }
+
+
+def _ministral3(metadata: Metadata) -> Config:
+    """Queries are scaled by their position. YaRN's own factor is 1 where a multiplier is stated."""
+    parameters = linear_or_yarn(metadata, 1_000_000.0)
+    if metadata.real("rope.scaling.yarn_log_multiplier", 0.0, 0.0, 10.0):
+        parameters |= {"mscale": 1.0, "mscale_all_dim": 1.0}
+    beta = metadata.real("attention.temperature_scale", 0.0, 0.0, 10.0)
+    border = parameters.get("original_max_position_embeddings", metadata.integer("context_length"))
+    parameters |= {"llama_4_scaling_beta": beta, "original_max_position_embeddings": border}
+    return {"rope_parameters": parameters, "sliding_window": metadata.optional("attention.sliding_window")}
 
 
 POST_NORMS = {**LATER_MLP_NORM, "post_ffw_norm": "post_feedforward_layernorm"}
@@ -63,6 +96,12 @@ GLM4 = {
 OLMO3 = GgufArchitecture("olmo3", "Olmo3ForCausalLM", OLMO2, _olmo3)
 
 MORE_DENSE = {
+    # Of models that read images, the text alone: their three rows of rotary positions are equal there.
+    "qwen2vl": DENSE["qwen2"],
+    "qwen3vl": DENSE["qwen3"],
+    "gemma": GgufArchitecture("gemma", "GemmaForCausalLM", LLAMA, _gemma, norms_plus_one=True),
+    "exaone4": GgufArchitecture("exaone4", "Exaone4ForCausalLM", OLMO2, _exaone4),
+    "mistral3": GgufArchitecture("ministral3", "Ministral3ForCausalLM", LLAMA, _ministral3, paired=True),
     "smollm3": GgufArchitecture("smollm3", "SmolLM3ForCausalLM", LLAMA, _smollm3, paired=True),
     "olmo2": GgufArchitecture("olmo2", "Olmo2ForCausalLM", OLMO2, rotated),
     "seed_oss": GgufArchitecture("seed_oss", "SeedOssForCausalLM", {**ATTENTION, **LATER_MLP_NORM, **MLP}, _seed_oss),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from loaders.gguf.families.architecture import Config, GgufArchitecture
 from loaders.gguf.families.dense import rotated
-from loaders.gguf.families.expert_stacks import joined_experts
-from loaders.gguf.families.experts import GLM4_MOE, QWEN_EXPERTS, routed_by_sigmoid
+from loaders.gguf.families.expert_stacks import joined_experts, joined_shared_expert
+from loaders.gguf.families.experts import EXPERTS, GLM4_MOE, QWEN3_MOE, QWEN_EXPERTS, routed_by_sigmoid
 from loaders.gguf.families.more_dense import HUNYUAN_NORMS, granite
 from loaders.gguf.families.names import ATTENTION, LLAMA, MLP_NORM, ROUTER, SHARED_EXPERTS
-from loaders.gguf.header import GgufTensor
+from loaders.gguf.header import GgufFile, GgufTensor
 from loaders.gguf.metadata import Metadata
 
 
@@ -17,6 +17,28 @@ def _granite_moe(metadata: Metadata) -> Config:
         **granite(metadata),
         "num_local_experts": metadata.integer("expert_count"),
         "num_experts_per_tok": metadata.integer("expert_used_count"),
+    }
+
+
+def _granite_moe_shared(metadata: Metadata) -> Config:
+    return {
+        **_granite_moe(metadata),
+        "shared_intermediate_size": metadata.integer("expert_shared_feed_forward_length"),
+    }
+
+
+def has_shared_expert(gguf: GgufFile) -> bool:
+    """Whether all tokens of a Granite mixture go through an expert beside the others."""
+    return any(name.endswith("ffn_up_shexp.weight") for name in gguf.tensors)
+
+
+def _olmoe(metadata: Metadata) -> Config:
+    return {
+        **rotated(metadata),
+        "num_experts": metadata.integer("expert_count"),
+        "num_experts_per_tok": metadata.integer("expert_used_count"),
+        "norm_topk_prob": metadata.flag("expert_weights_norm", False),
+        "clip_qkv": metadata.optional("attention.clamp_kqv"),
     }
 
 
@@ -71,7 +93,18 @@ HUNYUAN_MOE = {
     **{ours: there.replace("shared_experts", "shared_mlp") for ours, there in SHARED_EXPERTS.items()},
 }
 
+GRANITE_MOE_SHARED = GgufArchitecture(
+    "granitemoeshared",
+    "GraniteMoeSharedForCausalLM",
+    {**GRANITE_MOE, "ffn_down_shexp": "shared_mlp.output_linear"},
+    _granite_moe_shared,
+    divided={**joined_experts("block_sparse_moe.experts"), **joined_shared_expert("shared_mlp.input_linear")},
+    paired=True,
+)
+
 MORE_EXPERTS = {
+    "qwen3vlmoe": EXPERTS["qwen3moe"],
+    "olmoe": GgufArchitecture("olmoe", "OlmoeForCausalLM", QWEN3_MOE, _olmoe, divided=QWEN_EXPERTS),
     "granitemoe": GgufArchitecture(
         "granitemoe",
         "GraniteMoeForCausalLM",

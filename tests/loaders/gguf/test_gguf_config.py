@@ -1,6 +1,7 @@
 """What a GGUF file says of a model, in the words of transformers: config, names, and which file is meant."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,6 @@ from loaders.checkpoint.model_source import model_source
 from loaders.checkpoint.read_spec import read_config
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.gguf.config import _ends, gguf_config
-from loaders.gguf.families.architecture import EMBEDDINGS_AND_HEAD
 from loaders.gguf.families.known import FAMILIES, MIXTURES
 from loaders.gguf.header import STRING as STRING_TYPE
 from loaders.gguf.header import GgufArray, read_gguf
@@ -65,12 +65,13 @@ def test_names_are_the_package_s(known, family):
         return
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
     names = gguf.get_tensor_name_map(number, 2)
-    for ours, theirs in EMBEDDINGS_AND_HEAD.items():
-        assert names.get_name(theirs) in (ours, None if ours == "output" else ours)  # where it is always tied
+    for ours, theirs in known[family].outside.items():  # the head is None where it is always tied
+        assert names.get_name(theirs) in (ours, None if ours == "output" else ours)
     other_words = {"mlp.e_score_correction_bias", "mlp.gate.e_score_correction_bias", "linear_attn.dt_bias"}
     other_words |= {"block_sparse_moe.router"}  # which has a module more in checkpoints
+    other_words |= {"router.scale", "router.per_expert_scale", "feed_forward.expert_bias"}
     for ours, theirs in known[family].layer.items():
-        leaf = ours.partition(".")[0]
+        leaf = re.sub(r"\.(weight|bias)$", "", ours)
         if theirs not in other_words and ours not in ("attn_kv_b", "ssm_in"):
             assert names.get_name(f"model.layers.1.{theirs}") == f"blk.1.{leaf}"
 

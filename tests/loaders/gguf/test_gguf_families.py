@@ -16,7 +16,7 @@ from loaders.checkpoint.model_source import model_source
 from loaders.checkpoint.read_spec import read_config, read_spec
 from loaders.dequantize.hooks import scratch_bytes
 from loaders.dequantize.plain import decode
-from loaders.errors import ModelFilesError
+from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.formats.gguf import GgufFormat
 from loaders.formats.schemes import Pieces
 from loaders.gguf.families import known
@@ -35,7 +35,8 @@ KNOWN = [case for case, sample in SAMPLES.items() if sample.model_type in CONFIG
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 every_case = pytest.mark.parametrize("case", KNOWN)
 NOT_COMPARED = {"quantization_config", "dtype", "architectures", "pad_token_id", "eos_token_id", "rope_parameters"}
-NOT_THERE = {"qwen35moe": {"intermediate_size"}}  # there is nothing of this width
+# There is nothing of this width; under another name.
+NOT_THERE = {"qwen35moe": {"intermediate_size"}, **dict.fromkeys(("lfm2", "lfm2moe"), frozenset({"rms_norm_eps"}))}
 
 
 @every_case
@@ -93,7 +94,10 @@ def operands_of(weight) -> dict[str, torch.Tensor]:
 
 
 # Families that no weight of is put together from parts, or in another order than it is stored in.
-AS_STORED = ("smollm3", "olmo2", "olmo3", "seed_oss", "granite", "glm4", "ernie4_5", "hunyuan-dense", "gemma4")
+AS_STORED = (
+    *("smollm3", "olmo2", "olmo3", "seed_oss", "granite", "glm4", "ernie4_5", "hunyuan-dense", "gemma4", "gemma"),
+    *("gemma4 with experts", "exaone4", "mistral3", "qwen2vl", "qwen3vl", "lfm2"),
+)
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed: PyTorch for CUDA brings it")
@@ -121,6 +125,7 @@ def test_the_fused_kernel_places_what_plain_torch_places(case):
 
 
 CONTROLS = {
+    "granitemoe with shared experts": ("ffn_up_shexp", lambda place: RowOrder(end=32)),
     "gpt-oss": ("ffn_gate_exps", lambda place: RowOrder(end=64)),
     "deepseek v3": ("attn_v_b", lambda place: replace(place, begin=0, end=8)),
     "qwen3next": ("attn_gate", lambda place: replace(place, begin=place.begin - 8, end=place.end - 8)),
@@ -144,10 +149,18 @@ def test_where_values_belong_matters(case, monkeypatch):
     assert text != greedy(file.parent / "decoded", PROMPT, NEW_TOKENS)
 
 
-@pytest.mark.parametrize("change", [{"norms_plus_one": False}, {"own_norms": frozenset()}])
-def test_what_was_added_to_norms_matters(change, monkeypatch):
-    monkeypatch.setitem(known.FAMILIES, "qwen35", replace(known.FAMILIES["qwen35"], **change))
-    file = family_file("qwen35")
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        ("qwen35", {"norms_plus_one": False}),
+        ("qwen35", {"own_norms": frozenset()}),
+        ("gemma", {"norms_plus_one": False}),
+        ("mistral3", {"paired": False}),
+    ],
+)
+def test_what_dequantizing_undoes_matters(case, change, monkeypatch):
+    monkeypatch.setitem(known.FAMILIES, case, replace(known.FAMILIES[case], **change))
+    file = family_file(case)
     with streaming_runtime(file, dtype="float32", context_length=112, tree="none") as runtime:
         text = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0).token_ids
     assert text != greedy(file.parent / "decoded", PROMPT, NEW_TOKENS)
@@ -188,12 +201,23 @@ def rewritten(case: str, target: Path, change) -> Path:
     change(values, tensors)
     writer = gguf.GGUFWriter(target / "model.gguf", SAMPLES[case].architecture)
     for name, (value, types) in values.items():
-        writer.add_key_value(name, value, types[0])
+        writer.add_key_value(name, value, *types)
     for name, (data, kind) in tensors.items():
         writer.add_tensor(name, data, raw_dtype=kind)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
     return target / "model.gguf"
+
+
+def test_glm4v_files_are_refused_by_name(tmp_path):
+    """They are of GLM 4's architecture, and would give another text."""
+    sections = ([8, 12, 12, 0], [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32])
+
+    def change(values, tensors):
+        values["glm4.rope.dimension_sections"] = sections
+
+    with pytest.raises(UnsupportedModelError, match="GLM-4V"):
+        read_config(rewritten("glm4", tmp_path, change))
 
 
 UINT32 = [gguf.GGUFValueType.UINT32]
