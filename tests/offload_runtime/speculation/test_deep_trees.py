@@ -9,7 +9,9 @@ from offload_runtime import OffloadRuntime
 from offload_runtime.planning import planning
 from offload_runtime.planning.expected_acceptance import ExpectedAcceptance
 from offload_runtime.planning.planning import prepare
+from scheduler.plan.padding import Padding
 from sequoia_tree.choice.choose import MAX_DEPTH, Chooser
+from tests.fakes.recorded_work import RecordedWork
 from tests.offload_runtime.speculation.test_automatic_tree import set_times
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
@@ -69,3 +71,15 @@ def test_the_planned_depth_follows_the_acceptance(monkeypatch):
     assert prepare(replace(options, tree_depth=3)).plan.tree_depth == 3
     resident = prepare(replace(options, device_memory=None)).plan
     assert not resident.slots and resident.tree_depth == 14, "where nothing streams, levels cost as much as passes"
+
+
+def test_all_192_levels_fit_the_padded_shapes_of_a_draft():
+    """Rows of the cache and columns of a pass reach as far as the deepest tree; each shape is recorded once."""
+    options = {**OPTIONS, "tree": "chain", "tree_size": MAX_DEPTH + 1, "tree_depth": MAX_DEPTH, "context_length": 300}
+    with OffloadRuntime.from_pretrained(target(), target(), device="cpu", **options) as runtime:
+        model, recorded = runtime._models.draft.model, RecordedWork()
+        model.pad_passes(Padding.of(MAX_DEPTH + 1, runtime.plan.cache_rows), recorded)
+        steps = list(runtime.stream(PROMPT, max_new_tokens=250, temperature=0))
+    assert steps[0].tree.depth == steps[0].accepted == MAX_DEPTH
+    assert recorded.replays > MAX_DEPTH and len(recorded.shapes) < 8
+    assert [token for step in steps for token in step.token_ids] == greedy(target(), PROMPT, 250)

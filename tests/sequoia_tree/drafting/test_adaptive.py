@@ -89,9 +89,15 @@ def test_narrow_expansions_still_grow_a_tree():
     assert sum(expanded > 0 for expanded in grown.expanded) <= 10
 
 
-def test_end_tokens_stay_where_nothing_is_left_to_expand():
-    grown = grow(expansions=3, width=30, count=20, runs_out=False, ends=frozenset(range(40)))
-    assert grown.parents == [-1, *[0] * CHILDREN] and grown.tokens[1:] == offers((), False)[0]
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_end_tokens_stay_where_nothing_is_left_to_expand(width):
+    """Steps are filled up with nodes without a token, for which any slot stands, that of an end token too."""
+    frontier = Frontier(1, width, 1, torch.device("cpu"))
+    frontier.restart(0, ending(frozenset([4])))
+    frontier.open(torch.tensor([[4]]), torch.zeros(1, 1))
+    frontier.expand()
+    frontier.open(torch.full((width, 1), -1), torch.zeros(width, 1))
+    assert frontier.best(3).tokens == [0, 4]
 
 
 def test_equal_priorities_leave_no_orphans():
