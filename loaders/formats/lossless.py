@@ -13,6 +13,7 @@ from loaders.lossless.bins import BLOCK, GROUP, KINDS, PADDING, RUNS, Bins, stor
 from loaders.safetensors_files.headers import StoredTensor
 
 METHOD = "lossless"
+CHECKSUM = "checksum"  # of a code and its rest; files of earlier versions have none
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class LosslessFormat:
             "apart_at": _some(take(tensors, f"{name}.apart_at", ["I32"], apart.shape, because=because), 1),
             "apart": apart,
         }
-        return PackedWeight(name, shape, Lossless(self.bits, apart.dtype), operands)
+        has_checksum = f"{name}.{CHECKSUM}" in tensors
+        checksum = take(tensors, f"{name}.{CHECKSUM}", ["I64"], (1,), because=because) if has_checksum else None
+        return PackedWeight(name, shape, Lossless(self.bits, apart.dtype), operands, checksum)
 
 
 def _some(tensor: StoredTensor, least: int) -> StoredTensor:

@@ -35,6 +35,12 @@ class PackedWeight:
     shape: tuple[int, ...]
     scheme: Scheme
     operands: Mapping[str, StoredTensor]
+    checksum: StoredTensor | None = None  # over all operands, where these may be kept apart; it is never streamed
+
+    @property
+    def stored(self) -> tuple[StoredTensor, ...]:
+        """All that is stored for the weight."""
+        return (*self.operands.values(), *((self.checksum,) if self.checksum else ()))
 
     @property
     def stand_in(self) -> StoredTensor:
@@ -74,11 +80,11 @@ def told_apart(packing: Format | None, checkpoint: Checkpoint) -> Contents:
     if packing is None:
         return Contents({}, checkpoint.tensors)
     packed = {weight.name: weight for weight in packing.weights(checkpoint.tensors)}
-    operands = {tensor for weight in packed.values() for tensor in weight.operands.values()}
+    of_packed = {tensor for weight in packed.values() for tensor in weight.stored}
     plain = {
         name: tensor
         for name, tensor in checkpoint.tensors.items()
-        if tensor not in operands and not BESIDE.search(name)
+        if tensor not in of_packed and not BESIDE.search(name)
     }
     if twice := packed.keys() & plain.keys():
         name = min(twice)

@@ -62,13 +62,8 @@ def _lacking(checkpoint: Checkpoint, missing: list[str]) -> str:
 def _parts_by_name(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, list[TensorSlice]]:
     """The parts of each tensor, by the name of its slot."""
     by_name: dict[str, list[TensorSlice]] = {}
-    packed = {
-        tensor
-        for layer in (*skeleton.layers, skeleton.embeddings_and_head)
-        for t in layer.stored.values()
-        for tensor in t
-    }
-    packed |= {tensor for parameter in skeleton.decoded_at_load for tensor in parameter.packed.all_stored}
+    parameters = (*skeleton.packed, *skeleton.decoded_at_load)
+    packed = {tensor for parameter in parameters for tensor in parameter.packed.all_stored}
     plain = {name: tensor for name, tensor in checkpoint.tensors.items() if tensor not in packed}
     for part in model_slices(skeleton.model, plain):
         by_name.setdefault(part.target, []).append(part)

@@ -14,6 +14,7 @@ from itertools import accumulate
 GROUP = 32  # weights with a common top, one byte: 0.25 bits a weight
 PADDING = 2  # bytes behind the last further bit: a decoder reads two at a time
 BLOCK = 256  # weights whose variable-length bits begin at a stored place: 0.125 bits a weight
+CODE = ("code", "top", "begin")  # fields of `Encoded` that can stay where they are; the others are the rest
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Packed:
 
     @property
     def all_stored(self) -> Iterator[StoredTensor]:
-        return (tensor for member in self.members for tensor in member.operands.values())
+        return (tensor for member in self.members for tensor in member.stored)
 
     def tensors(self) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
         """Role, shape and dtype of the tensors that the buffer holds instead of the parameter."""

@@ -15,14 +15,15 @@ from typing import Any
 
 from loaders.checkpoint.read_spec import LAYER_NUMBER
 from loaders.errors import UnsupportedModelError
-from loaders.formats.lossless import METHOD, LosslessFormat
+from loaders.formats.lossless import CHECKSUM, METHOD, LosslessFormat
 from loaders.lossless.bins import KINDS, PADDING, Bins, can_encode, stored_shapes
 from loaders.quantize.recipe import EXPERT, KEPT, TRANSPOSED_MODELS
 from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 from loaders.safetensors_files.shards import described, lay_out
 
 BITS = 5  # of the codes; with heavy tails they and the rest take 11.2 bits, 11.5 with 4-bit codes
-EXPECTED_FURTHER = 0.75  # bits a weight with these, with heavy tails
+EXPECTED_FURTHER = {3: 2.25, 4: 2.1, 5: 0.75}  # bits a weight by those of the codes, with heavy tails
+ORDER = "codes, then rests, with checksums"  # of a layer's file: what was packed in another one is packed anew
 LEAST_SAVED = 0.05  # a matrix that would save less stays as it is
 
 
@@ -30,21 +31,22 @@ LEAST_SAVED = 0.05  # a matrix that would save less stays as it is
 class LosslessRecipe:
     """A checkpoint whose matrices of 16 bits are packed without loss; everything else is copied.
 
-    left_out: matrices that turned out not to be packable, by what the model does with them.
+    bits: of the codes. left_out: matrices that turned out not to be packable, by what the model does with them.
     """
 
     source: Checkpoint
+    bits: int = BITS
     left_out: Collection[str] = field(default_factory=frozenset)
 
     @classmethod
-    def of(cls, source: Checkpoint, config: Mapping[str, Any]) -> LosslessRecipe:
+    def of(cls, source: Checkpoint, config: Mapping[str, Any], bits: int = BITS) -> LosslessRecipe:
         """Raises UnsupportedModelError if the weights are quantized or in other types, or most are no such matrices."""
         if config.get("quantization_config") or config.get("compression_config"):
             raise UnsupportedModelError(
                 f"{source.directory}: its weights are packed already, so they cannot be packed without loss. Run it as "
                 "it is, without --link packed."
             )
-        recipe = cls(source)
+        recipe = cls(source, bits)
         packed = sum(matrix.nbytes for matrix in recipe.matrices)
         layers = sum(tensor.nbytes for tensor in source.tensors.values() if LAYER_NUMBER.match(tensor.name))
         if 2 * packed < layers or not packed or config.get("model_type") in TRANSPOSED_MODELS:
@@ -61,7 +63,7 @@ class LosslessRecipe:
 
     @property
     def label(self) -> str:
-        return LosslessFormat(BITS).label
+        return LosslessFormat(self.bits).label
 
     @property
     def nbytes(self) -> int:
@@ -75,7 +77,7 @@ class LosslessRecipe:
 
     def config(self, source: Mapping[str, Any]) -> dict[str, Any]:
         """config.json of the result, given that of the source."""
-        return {**source, "quantization_config": {"quant_method": METHOD, "bits": BITS}}
+        return {**source, "quantization_config": {"quant_method": METHOD, "bits": self.bits}}
 
     def _is_packed(self, tensor: StoredTensor) -> bool:
         is_weight = tensor.name.endswith(".weight") and tensor.dtype in KINDS and len(tensor.shape) == 2
@@ -87,7 +89,7 @@ class LosslessRecipe:
         packed = {matrix.name for matrix in self.matrices}
         for name, tensor in self.source.tensors.items():
             if name in packed:
-                yield from _expected(tensor)
+                yield from _expected(tensor, self.bits)
             else:
                 yield tensor
 
@@ -103,10 +105,11 @@ def stack_of(tensor: StoredTensor) -> tuple[int, ...] | str:
     return tensor.shape if EXPERT.search(tensor.name) else tensor.name
 
 
-def _expected(matrix: StoredTensor) -> Iterator[StoredTensor]:
-    count, bins = math.prod(matrix.shape), Bins(KINDS[matrix.dtype], BITS)
+def _expected(matrix: StoredTensor, bits: int) -> Iterator[StoredTensor]:
+    count, bins = math.prod(matrix.shape), Bins(KINDS[matrix.dtype], bits)
     for role, (dtype, shape) in stored_shapes(bins, *matrix.shape).items():
         yield described(f"{matrix.name}.{role}", dtype, shape)
-    yield described(f"{matrix.name}.further", "U8", (int(count * EXPECTED_FURTHER / 8) + PADDING,))
+    yield described(f"{matrix.name}.further", "U8", (int(count * EXPECTED_FURTHER[bits] / 8) + PADDING,))
     yield described(f"{matrix.name}.apart_at", "I32", (1,))
     yield described(f"{matrix.name}.apart", matrix.dtype, (1,))
+    yield described(f"{matrix.name}.{CHECKSUM}", "I64", (1,))

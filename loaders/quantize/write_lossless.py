@@ -8,7 +8,8 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,14 +18,16 @@ from torch import Tensor
 
 from loaders.checkpoint.read_spec import read_config
 from loaders.errors import ModelFilesError
-from loaders.lossless.bins import KINDS, Bins
+from loaders.formats.lossless import CHECKSUM
+from loaders.lossless.bins import CODE, KINDS, Bins
+from loaders.lossless.checksum import checksum
 from loaders.lossless.encode import Encoded, encode
 from loaders.modules.conversion import TensorSlice, model_slices
 from loaders.modules.layout import TORCH_DTYPES
 from loaders.modules.skeleton import Skeleton
 from loaders.progress import ByteProgress
 from loaders.quantize.interrupts import interrupts_deferred
-from loaders.quantize.lossless_recipe import BITS, LEAST_SAVED, LosslessRecipe, stack_of, unit_of
+from loaders.quantize.lossless_recipe import LEAST_SAVED, LosslessRecipe, stack_of, unit_of
 from loaders.quantize.recipe import EXPERT
 from loaders.quantize.report import QuantizationReport
 from loaders.quantize.work_directory import allocated, clear, put_in_place, work_directory, write_others
@@ -79,7 +82,7 @@ def write_lossless(
         with one_thread_an_operation(), ThreadPoolExecutor(cores()) as pool:
             for file, unit in zip(_files(work, units), units.values()):
                 if not file.exists():
-                    _write_unit(file, _encoded_unit(unit, packed, pool))
+                    _write_unit(file, _encoded_unit(unit, packed, recipe.bits, pool))
                 done += sum(tensor.nbytes for tensor in unit)
                 if progress:
                     progress(done, total)
@@ -112,26 +115,29 @@ def _files(work: Path, units: Mapping[str, object]) -> Iterator[Path]:
     return (work / f"model-{number:05}-of-{len(units):05}.safetensors" for number in range(1, len(units) + 1))
 
 
-def _encoded_unit(unit: Sequence[StoredTensor], packed: set[str], pool: ThreadPoolExecutor) -> Tensors:
-    """The tensors of a layer as they will be stored."""
+def _encoded_unit(unit: Sequence[StoredTensor], packed: set[str], bits: int, pool: ThreadPoolExecutor) -> Tensors:
+    """The tensors of a layer as they will be stored: codes before what streams where they stay on the device."""
     matrices = [tensor for tensor in unit if tensor.name in packed]
-    encoded = dict(zip(matrices, pool.map(_encoded, matrices)))
+    encoded = dict(zip(matrices, pool.map(partial(_encoded, bits=bits), matrices)))
     stacks: dict[object, list[StoredTensor]] = defaultdict(list)
     for matrix in matrices:
         stacks[stack_of(matrix)].append(matrix)
-    results: Tensors = {tensor.name: _read(tensor) for tensor in unit if tensor.name not in packed}
+    codes: Tensors = {}
+    rests: Tensors = {tensor.name: _read(tensor) for tensor in unit if tensor.name not in packed}
     for stack in stacks.values():
         alike = _padded([encoded[matrix] for matrix in stack])
         if sum(one.nbytes for one in alike) > (1 - LEAST_SAVED) * sum(matrix.nbytes for matrix in stack):
-            results |= {matrix.name: _read(matrix) for matrix in stack}
+            rests |= {matrix.name: _read(matrix) for matrix in stack}
             continue
         for matrix, one in zip(stack, alike):
-            results |= {f"{matrix.name}.{role.name}": getattr(one, role.name) for role in fields(one)}
-    return results
+            codes[f"{matrix.name}.{CHECKSUM}"] = checksum(vars(one))
+            for role, tensor in vars(one).items():
+                (codes if role in CODE else rests)[f"{matrix.name}.{role}"] = tensor
+    return codes | rests
 
 
-def _encoded(matrix: StoredTensor) -> Encoded:
-    return encode(_read(matrix), Bins(KINDS[matrix.dtype], BITS))
+def _encoded(matrix: StoredTensor, bits: int) -> Encoded:
+    return encode(_read(matrix), Bins(KINDS[matrix.dtype], bits))
 
 
 def _padded(stack: Sequence[Encoded]) -> list[Encoded]:
@@ -185,5 +191,5 @@ def encoding_seconds(recipe: LosslessRecipe, begun: int = 0) -> float:
     Measured by packing random weights, which takes about 0.1 s.
     """
     weights = sum(math.prod(matrix.shape) for matrix in recipe.matrices)
-    pace = seconds_each(lambda rows: encode(rows, Bins(KINDS["BF16"], BITS)))
+    pace = seconds_each(lambda rows: encode(rows, Bins(KINDS["BF16"], recipe.bits)))
     return max(0.0, 1 - begun / recipe.nbytes) * weights * pace

@@ -14,6 +14,7 @@ from loaders.formats.lossless import METHOD as LOSSLESS
 from loaders.hub.find import find_model
 from loaders.hub.model import HubModel
 from loaders.hub.names import hub_name, model_path
+from loaders.quantize import lossless_recipe
 from loaders.quantize.recipe import BITS
 from loaders.sizes import parse_size
 from offload_runtime.errors import UsageError
@@ -244,6 +245,11 @@ class Options(RunOptions):
     def packed_as(self) -> str | None:
         """What the target's weights are packed to before they are loaded; None where they are used as they are."""
         return LOSSLESS if self.link == PACKED_LINK else self.quantize
+
+    @property
+    def code_bits(self) -> int:
+        """Of the codes of weights that are packed without loss: where these draft for themselves, those of the copy."""
+        return COPIES[str(self.draft)] if self.draft in COPIES else lossless_recipe.BITS
 
     @property
     def rule(self) -> str:

@@ -30,14 +30,21 @@ class Packing:
     report: QuantizationReport | None
 
     @classmethod
-    def of(cls, model: Path, name: str, directory: Path | None, calibration: str | Path | None = None) -> "Packing":
+    def of(
+        cls,
+        model: Path,
+        name: str,
+        directory: Path | None,
+        calibration: str | Path | None = None,
+        code_bits: int = lossless_recipe.BITS,
+    ) -> "Packing":
         """For the model in `model`, as "int8", "int4" or "lossless", in `directory` or the user's cache.
 
-        calibration: the file of the text with which it is rounded, or "bundled".
+        calibration: the file of the text with which it is rounded, or "bundled". code_bits: of codes without loss.
 
         Raises UnsupportedModelError if it cannot be quantized, UsageError if `directory` holds other files.
         """
-        quantization = recipe_of(name, read_checkpoint(model), read_config(model))
+        quantization = recipe_of(name, read_checkpoint(model), read_config(model), code_bits)
         if calibration and isinstance(quantization, Quantization):
             quantization = replace(quantization, calibration=calibration_mark(calibration_text(calibration)))
         mark = _fingerprint(quantization)
@@ -65,17 +72,19 @@ class Packing:
         return f"{self.quantization.label}: {size}, packed at the first start and kept in {self.directory}"
 
 
-def recipe_of(name: str, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Quantization | LosslessRecipe:
+def recipe_of(
+    name: str, checkpoint: Checkpoint, config: Mapping[str, Any], code_bits: int
+) -> Quantization | LosslessRecipe:
     """How weights are packed as "int8", "int4" or "lossless". Raises UnsupportedModelError if they cannot be."""
     if name == LOSSLESS:
-        return LosslessRecipe.of(checkpoint, config)
+        return LosslessRecipe.of(checkpoint, config, code_bits)
     return Quantization.of(checkpoint, config, BITS[name])
 
 
 def _fingerprint(recipe: Quantization | LosslessRecipe) -> str:
     if isinstance(recipe, Quantization):
         return quantization_fingerprint(recipe)
-    return fingerprint(recipe.source, [LOSSLESS, lossless_recipe.BITS, RUNS[lossless_recipe.BITS]])
+    return fingerprint(recipe.source, [LOSSLESS, recipe.bits, RUNS[recipe.bits], lossless_recipe.ORDER])
 
 
 _ELSEWHERE = "--quantized-directory DIR chooses another."

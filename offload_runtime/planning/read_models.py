@@ -118,7 +118,9 @@ def read_target(options: Options, machine: Machine) -> tuple[ModelFiles, Packing
     if source and source.missing_bytes:  # quantized files are looked for after the download
         files, packing = _described(options, _quantization(options, packed_as), options.model, machine), None
     else:
-        packing = Packing.of(options.model, packed_as, options.quantized_directory, options.calibration)
+        packing = Packing.of(
+            options.model, packed_as, options.quantized_directory, options.calibration, options.code_bits
+        )
         if packing.report:
             files = read_model(options, packing.directory, machine, options.rope_scaling)
         else:
@@ -176,7 +178,7 @@ def _refuse_gguf(model: Path) -> None:
 
 def _quantization(options: Options, name: str) -> Quantization | LosslessRecipe:
     _refuse_gguf(options.model)
-    return recipe_of(name, _checkpoint(options, options.model), read_config(options.model))
+    return recipe_of(name, _checkpoint(options, options.model), read_config(options.model), options.code_bits)
 
 
 def _described(
