@@ -25,6 +25,7 @@ from loaders.formats.lossless import LosslessFormat
 from loaders.formats.weights import Contents, Format, told_apart
 from loaders.hub.names import directory_name
 from loaders.kept_in_float32 import itemsizes
+from loaders.lossless.bins import CODE
 from loaders.safetensors_files.headers import Checkpoint, StoredTensor
 from loaders.text_part import NOT_READ, layers_for_images, text_values
 
@@ -261,6 +262,7 @@ class _Packed(StoredTensor):
 
     parts: tuple[tuple[str, int], ...] = ()
     by_rows: bool = False  # then it is dequantized at load if it is resident
+    has_code: bool = False  # which can stay on the device while the rest streams
 
     @property
     def decoded(self) -> StoredTensor:
@@ -273,9 +275,15 @@ def _all_tensors(contents: Contents) -> list[StoredTensor]:
     for weight in contents.packed.values():
         first, parts = weight.stand_in, tuple((role, tensor.nbytes) for role, tensor in weight.operands.items())
         nbytes = sum(nbytes for _, nbytes in parts)
-        by_rows = weight.scheme.by_rows
-        packed.append(_Packed(weight.name, first.file, first.dtype, weight.shape, first.offset, nbytes, parts, by_rows))
+        by_rows, has_code = weight.scheme.by_rows, weight.checksum is not None and not is_numbered(weight.name)
+        place = (weight.name, first.file, first.dtype, weight.shape, first.offset)
+        packed.append(_Packed(*place, nbytes, parts, by_rows, has_code))
     return [*contents.plain.values(), *packed]
+
+
+def is_numbered(name: str) -> bool:
+    """Whether a weight is one of several of its layer, as experts are, which are stacked."""
+    return NUMBER.search(LAYER_NUMBER.sub("", name, count=1)) is not None
 
 
 def _compute_dtype(dtype: str, stored_dtype: str) -> str:
@@ -325,6 +333,7 @@ def _layer_spec(name: str, tensors: list[StoredTensor], itemsize: Itemsize, expe
     stored_at = min((tensor.file, tensor.offset) for tensor in tensors)
     packed = [tensor for tensor in tensors if isinstance(tensor, _Packed)]
     decoded = sum(aligned(math.prod(tensor.shape) * itemsize(tensor.name)) for tensor in packed)
+    codes = [nbytes for tensor in packed if tensor.has_code for role, nbytes in tensor.parts if role in CODE]
     by_expert = [tensor for tensor in tensors if experts and is_by_expert(tensor.name, tensor.shape, experts)]
     return LayerSpec(
         name,
@@ -336,6 +345,8 @@ def _layer_spec(name: str, tensors: list[StoredTensor], itemsize: Itemsize, expe
         experts=experts if by_expert else 0,
         expert_bytes=_buffer_bytes(by_expert, itemsize),
         expert_disk_bytes=sum(tensor.nbytes for tensor in by_expert),
+        code_bytes=sum(map(aligned, codes)),
+        code_disk_bytes=sum(codes),
     )
 
 

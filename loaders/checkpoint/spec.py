@@ -37,7 +37,8 @@ class LayerSpec:
 
     `stored_at` says where those begin; random layers that repeat each other share it. `packed_bytes` of the buffer are
     quantized; `decoded_bytes` is their size in the compute dtype. `expert_bytes` of the buffer belong to single experts
-    of equal size; a pass fetches only the routed ones.
+    of equal size; a pass fetches only the routed ones. `code_bytes` of the packed ones are codes that can stay on the
+    device, and once they do, `resident_code_bytes` beside the buffer.
     """
 
     name: str
@@ -49,6 +50,9 @@ class LayerSpec:
     experts: int = 0
     expert_bytes: int = 0
     expert_disk_bytes: int = 0
+    code_bytes: int = 0
+    code_disk_bytes: int = 0
+    resident_code_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -56,10 +60,29 @@ class LayerSpec:
         return self.nbytes - self.packed_bytes + self.decoded_bytes
 
     @property
+    def device_bytes(self) -> int:
+        """Bytes of a layer that is resident, codes beside its buffer included."""
+        return self.nbytes + self.resident_code_bytes
+
+    @property
     def decoded(self) -> LayerSpec:
         """The same layer once its quantized weights are dequantized at load."""
         expert_bytes = self.expert_bytes * self.weight_bytes // self.nbytes
-        return replace(self, nbytes=self.weight_bytes, packed_bytes=0, decoded_bytes=0, expert_bytes=expert_bytes)
+        whole = replace(self, nbytes=self.weight_bytes, packed_bytes=0, decoded_bytes=0, expert_bytes=expert_bytes)
+        return replace(whole, code_bytes=0, code_disk_bytes=0, resident_code_bytes=0)
+
+    @property
+    def without_code(self) -> LayerSpec:
+        """The same layer where its codes stay on the device."""
+        return replace(
+            self,
+            nbytes=self.nbytes - self.code_bytes,
+            packed_bytes=self.packed_bytes - self.code_bytes,
+            disk_bytes=self.disk_bytes - self.code_disk_bytes,
+            code_bytes=0,
+            code_disk_bytes=0,
+            resident_code_bytes=self.code_bytes,
+        )
 
 
 @dataclass(frozen=True)

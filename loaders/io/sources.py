@@ -47,6 +47,14 @@ def map_sources(skeleton: Skeleton, checkpoint: Checkpoint) -> tuple[tuple[ByteR
     return tuple(sources), embeddings_and_head
 
 
+def code_sources(skeleton: Skeleton) -> tuple[ByteRanges, ...]:
+    """The byte ranges of each of `skeleton.codes`."""
+    return tuple(
+        _unit_ranges(code, {_full_name(code, place): _stacked(place, code.stored[place]) for place in code.stored}, {})
+        for code in skeleton.codes
+    )
+
+
 def _lacking(checkpoint: Checkpoint, missing: list[str]) -> str:
     if missing == ["lm_head.weight"]:
         return (

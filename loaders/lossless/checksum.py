@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WORDS = 1 << 18  # 8 bytes each, at a time; 24 bytes each are in use meanwhile
-STEP = 0x9E3779B97F4A7C15 - (1 << 64)  # odd, so that no word's factor is 0: of words and places, all bits count
+WORDS = 1 << 18  # 8 bytes each, at a time; 32 bytes each are in use meanwhile
+# The finalizer of SplitMix64, after "Fast splittable pseudorandom number generators" (Steele, Lea, Flood, 2014).
+STEP, ROUNDS, LAST = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)), 31
 ROLES = ("code", "top", "begin", "fixed", "further", "apart_at", "apart")
 
 
@@ -18,7 +19,7 @@ def checksum(operands: Mapping[str, Tensor]) -> Tensor:
     """Of the fields of `Encoded`, int64 [1], on their device: a sum modulo 2^64, so the order of adding is free."""
     total = torch.zeros(1, dtype=torch.int64, device=operands["code"].device)
     for role in ROLES:
-        total = total * STEP + _of_bytes(operands[role].contiguous().view(-1).view(torch.uint8))
+        total = _mixed(total + _of_bytes(operands[role].contiguous().view(-1).view(torch.uint8)))
     return total
 
 
@@ -27,7 +28,21 @@ def _of_bytes(stored: Tensor) -> Tensor:
     for begin in range(0, len(stored), 8 * WORDS):
         part = stored[begin : begin + 8 * WORDS]
         words = F.pad(part, (0, -len(part) % 8)).view(torch.int64)
-        factors = torch.arange(begin // 8, begin // 8 + len(words), device=stored.device)
-        factors.mul_(2).add_(1).mul_(STEP)
-        total += (words ^ words >> 29).mul_(factors).sum()
+        places = torch.arange(begin // 8, begin // 8 + len(words), device=stored.device)
+        total += _mixed(words + places.mul_(_signed(STEP))).sum()
     return total
+
+
+def _mixed(words: Tensor) -> Tensor:
+    """Each word spread over all of its bits, so that sums tell apart which word was at which place."""
+    for shift, factor in ROUNDS:
+        words = (words ^ _shifted(words, shift)).mul_(_signed(factor))
+    return words ^ _shifted(words, LAST)
+
+
+def _shifted(words: Tensor, shift: int) -> Tensor:
+    return (words >> shift).bitwise_and_((1 << 64 - shift) - 1)
+
+
+def _signed(word: int) -> int:
+    return word - (1 << 64) if word >> 63 else word

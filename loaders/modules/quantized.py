@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loaders.errors import ModelFilesError, UnsupportedModelError
-from loaders.formats.schemes import Codebook, Gptq, Pieces, Scheme, Words
+from loaders.formats.schemes import Codebook, Gptq, Lossless, Pieces, Scheme, Words
 from loaders.formats.weights import Contents, PackedWeight
 from loaders.modules.conversion import TensorSlice, model_slices
 from loaders.modules.layout import TORCH_DTYPES
@@ -53,6 +53,11 @@ class Packed:
         """How many experts the parameter holds, as its first dimension; 0 where it is a plain matrix."""
         of_one = isinstance(self.scheme, Pieces) and not self.scheme.by_expert
         return self.shape[0] if len(self.shape) == 3 and not of_one else 0
+
+    def has_code(self, bits: int) -> bool:
+        """Whether it is one matrix, stored without loss, whose code of so many bits can lie apart from its rest."""
+        is_coded = isinstance(self.scheme, Lossless) and self.scheme.bits == bits
+        return is_coded and not self.stacked and self.members[0].checksum is not None
 
     def members_of(self, parameter: Tensor) -> Tensor:
         """The parameter's shape split by stacked members: [experts, members of each, outputs, inputs]."""

@@ -69,7 +69,7 @@ class UnitLayout:
     `stored` lists the tensors that each slot of quantized data is read from, several where experts are stacked. The
     last `expert_places` slots of the layout hold the tensors of `experts`, each expert's in one piece. The parameters
     in `packed` are dequantized before every use. `decoded` is the layout of the layer once it is dequantized; None
-    where nothing is quantized.
+    where nothing is quantized. `code` holds the codes of the weights in `code.packed`, if they lie apart.
     """
 
     name: str
@@ -81,6 +81,7 @@ class UnitLayout:
     expert_places: int = 0
     packed: Mapping[str, DecodedParameter] = field(default_factory=dict, repr=False)
     decoded: UnitLayout | None = field(default=None, repr=False)
+    code: UnitLayout | None = field(default=None, repr=False)
 
     @property
     def dense_bytes(self) -> int:
@@ -108,6 +109,11 @@ class Skeleton:
     embeddings_and_head: UnitLayout
     tied: Mapping[str, str]
     decoded_at_load: tuple[DecodedParameter, ...] = ()
+
+    @property
+    def codes(self) -> tuple[UnitLayout, ...]:
+        """The codes of all layers that lie apart from the rests."""
+        return tuple(layer.code for layer in self.layers if layer.code)
 
     @property
     def packed(self) -> tuple[DecodedParameter, ...]:

@@ -12,6 +12,7 @@ from loaders.checkpoint.low_bit_copy import copy_of
 from loaders.checkpoint.spec import LayerSpec, ModelSpec
 from loaders.dequantize.hooks import scratch_bytes
 from loaders.io.reader import WeightReader
+from loaders.modules.codes_apart import with_codes_apart
 from loaders.modules.skeleton import Skeleton, UnitLayout, build_skeleton
 from loaders.progress import StageProgress
 from loaders.quantize.interrupts import interrupts_deferred
@@ -93,6 +94,8 @@ def _as_cuda_numbers(preparation: Preparation) -> Preparation:
 
 def _load_on(device: torch.device, preparation: Preparation, progress: StageProgress | None) -> LoadedModels:
     target_skeleton = _skeleton(preparation.target, device)
+    if preparation.draft and preparation.draft.spec.copy_bits:
+        target_skeleton = with_codes_apart(target_skeleton, preparation.draft.spec.copy_bits)
     head = draft_skeleton = None
     if preparation.draft and preparation.draft.head:
         head = head_skeleton(preparation.draft, target_skeleton, device)
@@ -161,7 +164,7 @@ def _exact_draft(
         return _exact(draft.spec, skeleton)
     assert draft.spec.copy_bits is not None
     copied, bits = copy_of(target, draft.spec.copy_bits), draft.spec.copy_bits
-    sizes = [copied_bytes((layer.decoded or layer).layout, bits) for layer in target_skeleton.layers]
+    sizes = [copied_bytes(layer, bits) for layer in target_skeleton.layers]
     layers = tuple(replace(layer, nbytes=size, packed_bytes=size) for layer, size in zip(copied.layers, sizes))
     return replace(copied, layers=layers)
 
@@ -180,7 +183,7 @@ def _exact(spec: ModelSpec, skeleton: Skeleton) -> ModelSpec:
 
 
 def _exact_layer(spec: LayerSpec, layer: UnitLayout) -> LayerSpec:
-    spec = replace(spec, nbytes=layer.layout.nbytes)
+    spec = replace(spec, nbytes=layer.layout.nbytes, resident_code_bytes=layer.code.layout.nbytes if layer.code else 0)
     if layer.decoded:  # so that `weight_bytes` are those of the dequantized layout
         spec = replace(spec, decoded_bytes=layer.decoded.layout.nbytes - layer.layout.nbytes + spec.packed_bytes)
     if not spec.experts or layer.experts is None:

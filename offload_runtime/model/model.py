@@ -19,6 +19,7 @@ from loaders.checkpoint.recurrent import can_branch
 from loaders.checkpoint.refused import WHAT_RUNS
 from loaders.dequantize.at_load import decode_layer, fill_decoded
 from loaders.dequantize.hooks import decode_before_use, scratch_bytes
+from loaders.dequantize.lossless.pairs import check_pairs
 from loaders.io.reader import WeightReader
 from loaders.io.row_reader import RowReader
 from loaders.modules.experts import Experts, choice_among, position_of_choice, routed_among
@@ -84,8 +85,8 @@ class Model:
         how = (sequences, travelling, branching, placement.rows_in_8_bits)
         self.cache = cache_class(skeleton.config, placement.capacity, memory.add, *how)
         self._cache_argument = _cache_argument(skeleton.model, self.cache)
-        layers, placed = units_of(skeleton, checkpoint), (*placement.tiers, Tier.DEVICE)
-        limit = placement.pinned_limit
+        layers, limit = units_of(skeleton, checkpoint), placement.pinned_limit
+        placed = (*placement.tiers, *[Tier.DEVICE] * (len(layers) - len(placement.tiers)))
         try:
             self._weights = LayerMemory(layers, placed, placement.slots, reader, memory, on_reading, limit)
         except BaseException:
@@ -292,7 +293,7 @@ class Model:
         layers = (*skeleton.layers, skeleton.embeddings_and_head)
         quantized = [parameter for layer in layers[dequantized:] for parameter in layer.packed.values()]
         fill_decoded(skeleton, self._weights.resident[len(skeleton.layers)])
-        self._bind_resident(layers, dequantized, on_dequantizing)
+        self._bind_resident((*layers, *skeleton.codes), dequantized, on_dequantizing)
         self._hooks += self._add_hooks(skeleton.layers)
         scratch = self._memory.empty(scratch_bytes(quantized))
         self._hooks += decode_before_use(quantized, scratch, lambda: self._runs_copy)
@@ -306,14 +307,19 @@ class Model:
         """Dequantize the first layers, one at a time: the quantized bytes of each are freed before the next."""
         done, total = 0, sum(layer.layout.nbytes for layer in layers[:dequantized] if layer.decoded)
         with interrupts_deferred() as check_interrupts:
-            for index in [*self._weights.resident]:  # nothing else refers to their buffers
+            for index in reversed([*self._weights.resident]):  # codes first; nothing else refers to their buffers
                 layer = layers[index]
+                if layer.code:
+                    layer.bind(make_parameters(layer.layout, self._weights.resident[index]))
+                    check_pairs(layer)
                 if index >= dequantized or layer.decoded is None:
                     layer.bind(make_parameters(layer.layout, self._weights.resident[index]))
                     continue
                 larger = self._memory.empty(layer.decoded.layout.nbytes)
                 decode_layer(layer, self._weights.resident[index], larger)
                 self._weights.replace(index, larger)
+                if layer.code:
+                    self._weights.replace(layers.index(layer.code), self._memory.empty(0))
                 done += layer.layout.nbytes
                 if on_dequantizing:
                     on_dequantizing(done, total)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loaders.checkpoint.low_bit_copy import copy_of
+from loaders.checkpoint.low_bit_copy import copy_of, with_resident_codes
 from loaders.checkpoint.model_source import read_vocabulary
 from loaders.checkpoint.spec import ModelSpec
 from loaders.hub.cache import cached_model
@@ -170,10 +170,11 @@ def _rated_copies(target: ModelSpec, machine: Machine, limits: Limits) -> Iterat
     if plain is None or not plain.slots:
         return
     for bits in RUNS:
-        copy = copy_of(target, bits)
+        beside = with_resident_codes(target, bits)
+        copy = copy_of(beside, bits)
         if weight_bytes(copy) + copy.decode_bytes > plain.device_budget:
             continue
-        predicted = _predicted(copy, assumed_for(copy).by_child, target, machine, limits)
+        predicted = _predicted(copy, assumed_for(copy).by_child, beside, machine, limits)
         if predicted and predicted[0] is not None and plain.seconds_per_pass:
             gain = plain.seconds_per_pass / predicted[0]
             yield _Rated(None, target.directory, predicted[0], gain, weight_bytes(copy), copy_bits=bits)

@@ -6,6 +6,7 @@ Imports no torch.
 from collections.abc import Iterator
 from dataclasses import replace
 
+from loaders.checkpoint.low_bit_copy import what_streams
 from loaders.checkpoint.spec import ITEMSIZE, ModelSpec
 from loaders.quantize.recipe import BITS
 from loaders.sizes import format_size
@@ -29,6 +30,7 @@ def forecast(preparation: Preparation) -> Iterator[str]:
     yield from filter(None, (preparation.machine.note, preparation.link_note, preparation.draft_note))
     if preparation.acceptance is not None and preparation.plan.tree_depth:
         yield from _with_draft(preparation, preparation.acceptance)
+    yield from _what_crosses(preparation)
     yield from _texts_together(preparation)
     yield from _estimates(preparation.plan)
     yield from _smaller_weights(preparation)
@@ -74,6 +76,13 @@ def _parts(prediction: Prediction, link: str, rule: str) -> Iterator[str]:
         yield f"  {_seconds(prediction.verification_seconds)} s of verifying"
     if at_once:
         yield f"  the {link} idles {prediction.link_idle:.0%} of the time, the device {prediction.device_idle:.0%}"
+
+
+def _what_crosses(preparation: Preparation) -> Iterator[str]:
+    """Which tensors cross the link as rests alone, and which whole, where the target drafts for itself."""
+    bits = preparation.draft.spec.copy_bits if preparation.draft else None
+    if bits and preparation.plan.slots:
+        yield from what_streams(preparation.target.spec, preparation.target.checkpoint, bits)
 
 
 def _texts_together(preparation: Preparation) -> Iterator[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loaders.checkpoint.low_bit_copy import COPIES, copy_of
+from loaders.checkpoint.low_bit_copy import COPIES, copy_of, with_resident_codes
 from loaders.checkpoint.mtp import has_known_head
 from loaders.checkpoint.spec import ModelSpec
 from loaders.sizes import parse_size
@@ -92,6 +92,7 @@ def prepare(options: Options) -> Preparation:
         choice = _choose(options, target, machine, limits)
         draft, acceptance, note = None, None, choice.note
         if choice.copy_bits is not None:
+            target = replace(target, spec=with_resident_codes(target.spec, choice.copy_bits))
             draft = replace(target, spec=copy_of(target.spec, choice.copy_bits))
             acceptance = assumed_for(draft.spec)
         elif choice.head:

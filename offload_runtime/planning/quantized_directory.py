@@ -73,7 +73,7 @@ class Packing:
 
 
 def recipe_of(
-    name: str, checkpoint: Checkpoint, config: Mapping[str, Any], code_bits: int
+    name: str, checkpoint: Checkpoint, config: Mapping[str, Any], code_bits: int = lossless_recipe.BITS
 ) -> Quantization | LosslessRecipe:
     """How weights are packed as "int8", "int4" or "lossless". Raises UnsupportedModelError if they cannot be."""
     if name == LOSSLESS:

@@ -42,8 +42,8 @@ def loading_item(request: PlanRequest) -> PlanItem:
     Layers still to come are held too, and can be larger than their dequantized form: float32 computed in 16 bits.
     """
     packed = [layer for model in request.models for layer in model.layers if layer.packed_bytes]
-    shrinking = sum(max(0, layer.nbytes - layer.decoded.nbytes) for layer in packed)
-    largest = max((layer.nbytes for layer in packed), default=0)
+    shrinking = sum(max(0, layer.device_bytes - layer.decoded.nbytes) for layer in packed)
+    largest = max((layer.device_bytes for layer in packed), default=0)
     return PlanItem("a packed layer, while it is decoded", largest + shrinking)
 
 
@@ -58,7 +58,7 @@ def _fitting(spec: ModelSpec, room: int) -> tuple[int, int]:
     count, left = 0, room
     for number in packed:
         layer = spec.layers[number - 1]
-        left -= layer.decoded.nbytes - layer.nbytes
+        left -= layer.decoded.nbytes - layer.device_bytes
         left += spec.decode_bytes - spec.embeddings_and_head_decode_bytes if number == packed[-1] else 0
         if left < 0:
             break

@@ -296,8 +296,8 @@ def _read_buffers(models: Models, device: str) -> PlanItem:
 
 
 def weight_bytes(spec: ModelSpec) -> int:
-    """All weights of a model in its compute dtype."""
-    return spec.embeddings_and_head_bytes + sum(layer.nbytes for layer in spec.layers)
+    """All weights of a model as they are kept in memory."""
+    return spec.embeddings_and_head_bytes + sum(layer.device_bytes for layer in spec.layers)
 
 
 def workspace_bytes(models: Models, shape: PassShape) -> int:

@@ -194,7 +194,8 @@ class PassCost:
         if self.machine.device == "cuda" and self.machine.no_kernels:  # all: to ask which would wait
             values = layer.decoded_bytes / ITEMSIZE[self.spec.dtype]
             return self._over(values * plain_cost.MOVED_BYTES, self.machine.memory_bandwidth)
-        moving = self._over(touched * (layer.packed_bytes + layer.decoded_bytes), self.machine.memory_bandwidth)
+        moved = touched * (layer.packed_bytes + layer.resident_code_bytes + layer.decoded_bytes)
+        moving = self._over(moved, self.machine.memory_bandwidth)
         if self.machine.device == "cuda" or not self.knows_computing:
             return moving
         whole = self.spec.code_bits is not None and not self.spec.copy_bits

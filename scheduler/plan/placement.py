@@ -38,8 +38,9 @@ def spread(count: int, total: int) -> list[bool]:
 
 
 def bytes_in(layers: Sequence[LayerSpec], tiers: Sequence[Tier], tier: Tier) -> int:
-    """Bytes of the layers in `tier`, in compute dtype."""
-    return sum(layer.nbytes for layer, its in zip(layers, tiers, strict=True) if its is tier)
+    """Bytes of the layers in `tier`, in compute dtype; on the device with the codes that lie beside them."""
+    sizes = (layer.device_bytes if tier is Tier.DEVICE else layer.nbytes for layer in layers)
+    return sum(nbytes for nbytes, its in zip(sizes, tiers, strict=True) if its is tier)
 
 
 def host_bytes(layers: Sequence[LayerSpec], tiers: Sequence[Tier]) -> int:
@@ -80,7 +81,7 @@ def place_on_device(layers: Sequence[LayerSpec], room: int, copies: Sequence[int
     in size. copies: bytes that each layer takes on the device while it streams, beside the ring.
     """
     wanted, smallest = wanted_slots(layers), _placement(layers, 0, 2)
-    if room < min(device_bytes(layers, smallest, copies), sum(layer.nbytes for layer in layers)):
+    if room < min(device_bytes(layers, smallest, copies), sum(layer.device_bytes for layer in layers)):
         return smallest
     fitting = [one for one in _candidates(tuple(layers), wanted, tuple(copies)) if one[1] <= room]
     return max(fitting, key=lambda one: one[2])[0] if fitting else smallest

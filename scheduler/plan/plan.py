@@ -58,7 +58,8 @@ class Plan:
     are replayed as CUDA graphs.
     `streamed_bytes` counts, per pass, host layers as they cross the link and disk layers as they are read.
     `token_bytes` is the same for a pass over one token that leaves out experts it is not routed to; `seconds_per_pass`
-    is the time of such a pass. `not_read`: "images are not read", where only the text part of a multimodal model runs.
+    is the time of such a pass. `code_bytes` of streamed layers stay on the device, counted with the draft
+    that they are. `not_read`: "images are not read", where only the text part of a multimodal model runs.
     """
 
     model: str
@@ -95,6 +96,7 @@ class Plan:
     streamed_bytes: int
     token_bytes: int
     seconds_per_pass: float | None
+    code_bytes: int = 0
     not_read: str = ""
 
     @property
@@ -310,6 +312,7 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded:
         streamed_bytes=from_host + disk_bytes,
         token_bytes=cost.streamed_bytes(1),
         seconds_per_pass=_seconds_per_pass(cost, shape.context_length),
+        code_bytes=sum(layer.resident_code_bytes for layer, tier in zip(spec.layers, tiers) if tier is not Tier.DEVICE),
         not_read=spec.not_read,
     )
 

@@ -95,6 +95,8 @@ def summary(plan: Plan) -> Iterator[str]:
             yield "Packed layers are decoded at loading, as far as memory goes; --device-memory SIZE keeps more packed."
     else:
         yield _streaming(plan)
+        if plan.code_bytes:
+            yield f"Codes of {format_size(plan.code_bytes)} stay, draft, and restore the weights from what streams."
         if plan.token_bytes < plan.streamed_bytes:
             yield _single_token(plan)
         if plan.pageable_bytes:

@@ -9,7 +9,7 @@ from torch import Tensor
 from loaders.io.byte_ranges import bytes_on_disk
 from loaders.io.expert_parts import split_experts
 from loaders.io.reader import WeightReader
-from loaders.io.sources import map_sources
+from loaders.io.sources import code_sources, map_sources
 from loaders.io.spans import Span, spans
 from loaders.modules.skeleton import Skeleton
 from loaders.progress import ByteProgress
@@ -32,12 +32,12 @@ __all__ = ["LayerMemory", "UnitBytes", "units_of"]
 
 
 def units_of(skeleton: Skeleton, checkpoint: Checkpoint) -> list[UnitBytes]:
-    """Every layer, then what lies outside the layers. Raises what `map_sources` raises."""
-    layers = (*skeleton.layers, skeleton.embeddings_and_head)
+    """Every layer, what lies outside the layers, and the codes apart. Raises what `map_sources` raises."""
+    layers = (*skeleton.layers, skeleton.embeddings_and_head, *skeleton.codes)
     of_layers, of_embeddings_and_head = map_sources(skeleton, checkpoint)
     return [
         UnitBytes(layer.layout.nbytes, ranges, split_experts(layer, ranges))
-        for layer, ranges in zip(layers, (*of_layers, of_embeddings_and_head))
+        for layer, ranges in zip(layers, (*of_layers, of_embeddings_and_head, *code_sources(skeleton)))
     ]
 
 

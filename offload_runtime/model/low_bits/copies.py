@@ -1,4 +1,7 @@
-"""Low-bit copies of streamed layers: a code for each matrix, and everything small as it is, all on the device."""
+"""Low-bit copies of streamed layers: a code for each matrix, and everything small as it is, all on the device.
+
+Weights whose rests alone stream have a code there already, which is the copy.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 from loaders.checkpoint.spec import aligned
 from loaders.dequantize.stacks import approximate_code
+from loaders.formats.schemes import Lossless, Scheme
 from loaders.lossless.bins import BLOCK, GROUP, KINDS, Bins, plane_bytes
 from loaders.lossless.encode import code_of
 from loaders.modules.layout import Layout, TensorPlace
@@ -20,6 +24,7 @@ LEAST_CODED = 1 << 12  # values; smaller tensors are kept as they are
 
 @dataclass(frozen=True)
 class _Code:
+    bins: Bins
     code: Tensor
     top: Tensor
 
@@ -28,14 +33,14 @@ class LowBitCopies:
     """Copies of some layers in `bits` bits a weight. They are filled one by one, and bound one at a time: all are
     decoded into the same memory, in the dtype of the layer.
 
-    layers: by their numbers, as they are once they are dequantized.
+    layers: by their numbers; what is copied is a layer as it is once it is dequantized.
     """
 
     def __init__(self, layers: Mapping[int, UnitLayout], bits: int, memory: DeviceMemory):
-        self._layers, self._bits = layers, bits
-        nbytes = {number: copied_bytes(layer.layout, bits) for number, layer in layers.items()}
-        self._buffers = {number: memory.empty(count) for number, count in nbytes.items()}
-        largest = max((layer.layout.nbytes for layer in layers.values()), default=0)
+        self._codes = {number: layer.code.packed if layer.code else {} for number, layer in layers.items()}
+        self._buffers = {number: memory.empty(_own_bytes(layer, bits)) for number, layer in layers.items()}
+        self._layers, self._bits = {number: layer.decoded or layer for number, layer in layers.items()}, bits
+        largest = max((layer.layout.nbytes for layer in self._layers.values()), default=0)
         self._scratch = memory.empty(largest)
         self._parts: dict[int, dict[str, _Code | Tensor]] = {}
         self._views: dict[Layout, dict[str, Tensor]] = {}
@@ -50,8 +55,11 @@ class LowBitCopies:
 
     @torch.inference_mode()
     def fill(self, number: int, tensors: Mapping[str, Tensor]) -> None:
-        """Make the copy of a layer with these tensors."""
-        parts: dict[str, _Code | Tensor] = {}
+        """Make the copy of a layer with these tensors; those whose codes are bound need not be among them."""
+        parts: dict[str, _Code | Tensor] = {
+            name: _Code(_bins_of(coded.packed.scheme), coded.packed.operands["code"], coded.packed.operands["top"])
+            for name, coded in self._codes[number].items()
+        }
         places = self._slices(number)
         for place, (first, second) in places:
             given = flat(tensors[place.name])
@@ -59,11 +67,11 @@ class LowBitCopies:
                 first.view(place.dtype).copy_(given)
                 parts[place.name] = first.view(place.dtype)
             else:
-                bins = self._bins(place)
+                bins = Bins(KINDS["F16" if place.dtype == torch.float16 else "BF16"], self._bits)
                 code, top = code_of(given.to(torch.float16 if bins.kind.name == "F16" else torch.bfloat16), bins)
                 first.copy_(code)
                 second.copy_(top)
-                parts[place.name] = _Code(first, second)
+                parts[place.name] = _Code(bins, first, second)
         self._parts[number] = parts
 
     def bind(self, number: int) -> None:
@@ -73,20 +81,19 @@ class LowBitCopies:
         for place in layer.layout.places:
             part, out = parts[place.name], flat(views[place.name])
             if isinstance(part, _Code):
-                approximate_code(self._bins(place), part.code, part.top, out)
+                approximate_code(part.bins, part.code, part.top, out)
             else:
                 out.copy_(part)
         if layer.layout not in self._parameters:
             self._parameters[layer.layout] = make_parameters(layer.layout, self._scratch[: layer.layout.nbytes])
         layer.bind(self._parameters[layer.layout])
 
-    def _bins(self, place: TensorPlace) -> Bins:
-        return Bins(KINDS["F16" if place.dtype == torch.float16 else "BF16"], self._bits)
-
     def _slices(self, number: int) -> Iterator[tuple[TensorPlace, tuple[Tensor, Tensor | None]]]:
-        """The memory of each tensor: of its code and its tops, or of the tensor as it is."""
+        """The memory of each tensor that has no code yet: of its code and its tops, or of the tensor as it is."""
         buffer, begin = self._buffers[number], 0
         for place in self._layers[number].layout.places:
+            if place.name in self._codes[number]:
+                continue
             if not is_coded(place):
                 yield place, (buffer[begin : begin + place.nbytes], None)
                 begin += aligned(place.nbytes)
@@ -108,9 +115,20 @@ def is_coded(place: TensorPlace) -> bool:
     return len(place.shape) > 1 and place.dtype.is_floating_point and count % BLOCK == 0 and count >= LEAST_CODED
 
 
-def copied_bytes(layout: Layout, bits: int) -> int:
-    """Bytes of the copy of a layer, without the memory that it is decoded into."""
-    return sum(_copied_bytes(place, bits) for place in layout.places)
+def copied_bytes(layer: UnitLayout, bits: int) -> int:
+    """Bytes of the copy of a layer, codes apart included, without the memory that it is decoded into."""
+    return _own_bytes(layer, bits) + (layer.code.layout.nbytes if layer.code else 0)
+
+
+def _own_bytes(layer: UnitLayout, bits: int) -> int:
+    coded = layer.code.packed if layer.code else {}
+    places = (layer.decoded or layer).layout.places
+    return sum(_copied_bytes(place, bits) for place in places if place.name not in coded)
+
+
+def _bins_of(scheme: Scheme) -> Bins:
+    assert isinstance(scheme, Lossless)
+    return Bins(KINDS[scheme.dtype], scheme.bits)
 
 
 def _copied_bytes(place: TensorPlace, bits: int) -> int:

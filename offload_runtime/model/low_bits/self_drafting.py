@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from loaders.dequantize.lossless.pairs import check_pairs
 from loaders.dequantize.stacks import decode_stack
 from loaders.modules.experts import Experts
 from loaders.modules.skeleton import Skeleton, UnitLayout, make_parameters
@@ -37,8 +38,7 @@ class SelfDraftingModel(Model):
             if tier is not Tier.DEVICE
         }
         try:
-            plain = {number: layer.decoded or layer for number, layer in streamed.items()}
-            self._copies = LowBitCopies(plain, bits, self._memory)
+            self._copies = LowBitCopies(streamed, bits, self._memory)
             self._copy(streamed)
         except BaseException:
             self.close()
@@ -63,7 +63,7 @@ class SelfDraftingModel(Model):
             return self._compute(tokens, rows.row_positions, logits_to_keep)
 
     def _copy(self, layers: dict[int, UnitLayout]) -> None:
-        """Stream these layers once, and copy each."""
+        """Stream these layers once, and copy each; weights whose code is here are only checked."""
         ring = self._weights.ring
         if ring is None:
             return
@@ -77,13 +77,16 @@ class SelfDraftingModel(Model):
                 check_interrupts()
 
     def _plain_tensors(self, number: int, layer: UnitLayout, slot: Tensor) -> dict[str, Tensor]:
-        """The tensors of a layer in the compute dtype, dequantized where they are quantized."""
+        """The tensors of a layer in the compute dtype, dequantized where they are quantized and no code is here."""
         given = layer.layout.views(slot)
         if layer.decoded is None:
             return given
         layer.bind(make_parameters(layer.layout, slot))
+        check_pairs(layer)
         views = self._copies.views(number)
         for name, view in views.items():
+            if layer.code and name in layer.code.packed:
+                continue
             if name in layer.packed:
                 packed = layer.packed[name].packed
                 decode_stack(packed, packed.view(view.view(-1)))

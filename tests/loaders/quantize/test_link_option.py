@@ -1,7 +1,5 @@
 """`--link packed`: the weights are restored bit for bit, whatever crosses the link, which is 0.7 of their bytes."""
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -20,25 +18,16 @@ from offload_runtime.options.run_options import DEMO_TARGET, Options
 from offload_runtime.planning.planning import prepare
 from scheduler.plan.plan import Tier
 from tests.samples.quantized_models import packed_weights, stored_tensors
+from tests.samples.sixteen_bit_models import SIZES, heavy_tailed, in_16_bits, packed_directory
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 NEW_TOKENS = 16
-SIZES = {"hidden_size": 64, "head_dim": 16, "intermediate_size": 128, "moe_intermediate_size": 64}
 FAMILIES = ("llama", "gemma3_text", "phi3", "qwen3_moe", "mixtral", "deepseek_v3", "qwen3_next", "gpt_neox")
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEQUOIA_OFFLOAD_CACHE", str(tmp_path / "cache"))
-
-
-def in_16_bits(source: Path, target: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
-    shutil.copytree(source, target)
-    for file in target.glob("*.safetensors"):
-        save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file, {"format": "pt"})
-    config = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(config | {"dtype": str(dtype).removeprefix("torch.")}))
-    return target
 
 
 @pytest.fixture
@@ -53,11 +42,6 @@ def text(source: Path, **options: object) -> tuple[list[int], int]:
         assert set(runtime.plan.tiers) == {Tier.DISK}
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
         return reply.token_ids, reply.stats.streamed_bytes // reply.stats.passes
-
-
-def packed_directory() -> Path:
-    [directory] = (cache_directory() / "quantized").iterdir()
-    return directory
 
 
 @pytest.mark.parametrize(
@@ -99,26 +83,9 @@ def test_weights_that_were_changed_change_the_text(source, tmp_path):
 
 def test_bytes_of_a_pass(source):
     """On trained weights and on random ones with heavy tails: at most 0.71 of those in 16 bits."""
-    for model in (DEMO_TARGET, _heavy_tailed(source)):
+    for model in (DEMO_TARGET, heavy_tailed(source.with_name("heavy"))):
         shares = [text(model, dtype="bfloat16", draft="none", link=link)[1] for link in ("packed", "plain")]
         assert shares[0] <= 0.71 * shares[1]
-
-
-def _heavy_tailed(source: Path) -> Path:
-    """Student's t with 5 degrees of freedom, in matrices that are large enough for their share to count."""
-    target = in_16_bits(
-        checkpoint("llama", hidden_size=256, head_dim=64, intermediate_size=512), source.with_name("heavy")
-    )
-    generator = torch.Generator().manual_seed(0)
-    for file in target.glob("*.safetensors"):
-        tensors = load_file(file)
-        for name, tensor in tensors.items():
-            if tensor.dim() == 2:
-                normal = torch.randn(6, *tensor.shape, generator=generator)
-                heavy = normal[0] / normal[1:].square().mean(0).sqrt()
-                tensors[name] = (heavy / 50).to(torch.bfloat16)
-        save_file(tensors, file, {"format": "pt"})
-    return target
 
 
 def test_packed_once_and_found_again(source, monkeypatch):
