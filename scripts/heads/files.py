@@ -10,8 +10,6 @@ from safetensors.torch import save_file
 from loaders.heads.eagle3 import Eagle3Head
 from loaders.heads.eagle3_config import Eagle3Config
 
-LAYOUTS = ("specforge", "speculators")
-
 
 def write_head(
     head: Eagle3Head, folder: Path, layout: str, dtype: torch.dtype, target: Path, embeddings: torch.Tensor

@@ -17,7 +17,6 @@ from loaders.safetensors_files.writer import TensorEntry
 from widening.placement import Placement
 
 LAYERS = "model.layers."
-ROTATED = {"self_attn.q_proj.weight": "heads", "self_attn.k_proj.weight": "kv_heads"}
 NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 WRITERS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")  # what adds to the residual stream
 

@@ -30,10 +30,6 @@ class SiblingGroup:
         """int64 [m, most children]: the children's tokens, the first child's beyond the last; of_nodes int64 [n]."""
         return of_nodes[torch.where(self.present, self.children, self.children[:, :1])]
 
-    def children_or(self, other: int) -> Tensor:
-        """`children`, with `other` beyond a parent's last child."""
-        return self.children.masked_fill(~self.present, other)
-
     @property
     def present(self) -> Tensor:
         """bool [m, most children]: which entries of `children` are children."""
