@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs 
 from toolkit.options import listed, one_of, script_parser
 from toolkit.output import nbytes, say, seconds, table, written
 
-from loaders.checkpoint.low_bit_copy import COPIES, copy_of
+from loaders.checkpoint.low_bit_copy import COPIES, copy_of, with_resident_codes
 from loaders.checkpoint.spec import ModelSpec
 from loaders.formats.lossless import METHOD as LOSSLESS
+from loaders.quantize.lossless_recipe import BITS
 from loaders.sizes import parse_size
 from offload_runtime.errors import UsageError
 from offload_runtime.options.command_line import run_command
@@ -100,13 +101,13 @@ def _machine(gpu: str, host_memory: str) -> Machine:
         raise UsageError(str(error)) from error
 
 
-def _spec(shape: str, form: str | None = None) -> ModelSpec:
+def _spec(shape: str, form: str | None = None, code_bits: int = BITS) -> ModelSpec:
     from loaders.checkpoint.random_weights import SHAPES  # imports torch
     from offload_runtime.doctor.predictions import spec_of
 
     if shape not in SHAPES:
         raise UsageError(f"there is no shape {shape!r}; there are {', '.join(SHAPES)}")
-    return spec_of(shape, form, DTYPE)
+    return spec_of(shape, form, DTYPE, code_bits)
 
 
 def forecast(shape: str, link: str, draft: str, machine: Machine) -> Forecast:
@@ -114,8 +115,12 @@ def forecast(shape: str, link: str, draft: str, machine: Machine) -> Forecast:
 
     link: how its weights cross it, plain or packed.
     """
-    target = _spec(shape, LOSSLESS if link == PACKED_LINK else None)
-    small = copy_of(target, COPIES[draft]) if draft in COPIES else _spec(draft)
+    form = LOSSLESS if link == PACKED_LINK else None
+    if draft in COPIES:
+        target = with_resident_codes(_spec(shape, form, COPIES[draft]), COPIES[draft])
+        small = copy_of(target, COPIES[draft])
+    else:
+        target, small = _spec(shape, form), _spec(draft)
     assumed = assumed_for(small)
     by_child, lower = assumed.verified_by(RULE), less_accepted(assumed, LESS).verified_by(RULE)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 from loaders.checkpoint.random_weights import SHAPES, described_checkpoint
 from loaders.checkpoint.read_spec import read_spec
 from loaders.checkpoint.spec import ModelSpec
+from loaders.quantize import lossless_recipe
 from loaders.sizes import format_size
 from offload_runtime.planning.best_plan import best_plan
 from offload_runtime.planning.expected_acceptance import assumed_for
@@ -35,15 +36,15 @@ def predictions(machine: Machine, dtype: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def spec_of(shape: str, form: str | None, dtype: str) -> ModelSpec:
+def spec_of(shape: str, form: str | None, dtype: str, code_bits: int = lossless_recipe.BITS) -> ModelSpec:
     """A known shape in bfloat16, or packed ("int4", "lossless"), computed in `dtype`. Nothing is written or read.
 
-    Only one layer is examined; the others are like it.
+    Only one layer is examined; the others are like it. code_bits: of codes without loss.
     """
     count = SHAPES[shape]["num_hidden_layers"]
     checkpoint, config = described_checkpoint({**SHAPES[shape], "num_hidden_layers": 1}, Path(shape))
     if form is not None:
-        packed = recipe_of(form, checkpoint, config)
+        packed = recipe_of(form, checkpoint, config, code_bits)
         checkpoint, config = packed.checkpoint(Path(shape)), packed.config(config)
     spec = read_spec(Path(shape), dtype, checkpoint, config)
     (layer,) = spec.layers
