@@ -59,7 +59,7 @@ Loss = Callable[[LlamaForCausalLM, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelSize:
     """Sizes of one Llama model."""
 
     layers: int
@@ -69,8 +69,8 @@ class Shape:
     ffn: int
 
 
-TARGET = Shape(layers=5, hidden=256, heads=4, kv_heads=2, ffn=640)
-DRAFT = Shape(layers=1, hidden=128, heads=4, kv_heads=2, ffn=384)
+TARGET = ModelSize(layers=5, hidden=256, heads=4, kv_heads=2, ffn=640)
+DRAFT = ModelSize(layers=1, hidden=128, heads=4, kv_heads=2, ffn=384)
 
 
 # ---- tokenizer and data
@@ -122,7 +122,7 @@ def held_out_batches(stream: torch.Tensor, window: int) -> Iterator[torch.Tensor
 # ---- training
 
 
-def build_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+def build_model(shape: ModelSize, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """A freshly initialised Llama in float32, embeddings tied."""
     torch.manual_seed(seed)
     config = LlamaConfig(

@@ -48,7 +48,7 @@ WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 
 
 @dataclass(frozen=True)
-class Wide:
+class Widened:
     """What was written: the shapes, and how many layers without effect the files hold."""
 
     placement: "Placement"
@@ -63,7 +63,7 @@ def widen(
     dtype: "torch.dtype | None" = None,
     idle_layers: int | None = None,
     seed: int = 0,
-) -> Wide:
+) -> Widened:
     """Write the checkpoint to `output`; `source` is that of the small Llama, whose dtype is kept if none is given.
 
     idle_layers: how many distinct layers without effect to write, at most and by default as many as there are.
@@ -96,7 +96,7 @@ def widen(
     for file in source.iterdir():
         if file.is_file() and file.name != "config.json" and not file.name.endswith(WEIGHT_FILES):
             shutil.copyfile(file, output / file.name)
-    return Wide(placement, kinds.count(None), sum(entry.count for entry in entries) * dtype.itemsize)
+    return Widened(placement, kinds.count(None), sum(entry.count for entry in entries) * dtype.itemsize)
 
 
 def _stored_layers(placement: "Placement", idle_layers: int | None) -> tuple[tuple[int | None, ...], list[int] | None]:

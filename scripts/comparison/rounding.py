@@ -23,7 +23,7 @@ _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".msgpack",
 
 
 @dataclass(frozen=True)
-class Grid:
+class RoundingGrid:
     """Values that a group of neighbouring weights of one row are rounded to: `levels` of them, evenly spaced.
 
     symmetric: around 0, up to the largest magnitude in the group; otherwise from its least to its largest value.
@@ -55,9 +55,9 @@ class Grid:
 
 
 GRIDS = {
-    2: Grid(levels=4, group=32, symmetric=False),
-    3: Grid(levels=8, group=64, symmetric=True),
-    4: Grid(levels=16, group=32, symmetric=False),
+    2: RoundingGrid(levels=4, group=32, symmetric=False),
+    3: RoundingGrid(levels=8, group=64, symmetric=True),
+    4: RoundingGrid(levels=16, group=32, symmetric=False),
 }
 
 
@@ -82,7 +82,7 @@ def rounded_draft(target: Path, bits: int) -> Iterator[Path]:
         yield directory
 
 
-def write_rounded(target: Path, directory: Path, grid: Grid) -> None:
+def write_rounded(target: Path, directory: Path, grid: RoundingGrid) -> None:
     """Copy a checkpoint, its tokenizer included, with the matrices of its layers rounded.
 
     Embeddings, head, norms and biases stay as they are; so does the type that the weights are stored in. Raises
@@ -102,7 +102,7 @@ def write_rounded(target: Path, directory: Path, grid: Grid) -> None:
         save_file(rounded, directory / Path(path).name, metadata={"format": "pt"})
 
 
-def _rounded(name: str, tensor: Tensor, grid: Grid) -> Tensor:
+def _rounded(name: str, tensor: Tensor, grid: RoundingGrid) -> Tensor:
     is_matrix = tensor.dim() >= 2 and tensor.is_floating_point() and not name.endswith("bias")
     if not is_matrix or not _IN_A_LAYER.search(name):
         return tensor

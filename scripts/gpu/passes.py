@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from statistics import fmean
 
-from toolkit.link import Link, measure_link
+from toolkit.link import Bandwidths, measure_link
 
 from gpu.bench import Bench, Budget, OutOfTime
 from gpu.report import Record, missing
@@ -96,7 +96,7 @@ def _all_sizes(
 
 
 def _measured(
-    bench: Bench, spec: ModelSpec, models: LoadedModels, link: Link, cap: int, text: list[int], drawn: DraftTree
+    bench: Bench, spec: ModelSpec, models: LoadedModels, link: Bandwidths, cap: int, text: list[int], drawn: DraftTree
 ) -> Record:
     """Time passes over one tree, and what bounds them; predicted by the plan's cost model before they run."""
     target, plan, nodes = models.target, models.plan, drawn.tree.size
@@ -130,7 +130,7 @@ def _measured(
     return Record("StreamedPass", SECTION, values)
 
 
-def _rate(plan: Plan, link: Link) -> float | None:
+def _rate(plan: Plan, link: Bandwidths) -> float | None:
     """The bandwidth that most of the plan's streamed bytes come with."""
     return link.disk if plan.device == "cpu" or 2 * plan.disk_bytes > plan.streamed_bytes else link.pinned
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.link import Link, measure_link
+from toolkit.link import Bandwidths, measure_link
 from toolkit.memory import host_bytes, peak_host_bytes, reset_peak_host_bytes
 from toolkit.replies import TimedReply, percentile
 
@@ -85,7 +85,7 @@ def measure_mode(
         )
 
 
-def _link(runtime: OffloadRuntime, files: Sequence[Path], direct: bool) -> Link:
+def _link(runtime: OffloadRuntime, files: Sequence[Path], direct: bool) -> Bandwidths:
     """With every slot full: a ring that still reads ahead would take its share of the bandwidth."""
     with runtime.without_streaming():
         return measure_link(runtime.plan, files, direct)

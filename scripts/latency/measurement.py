@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from toolkit.link import Link, best
+from toolkit.link import Bandwidths, best
 from toolkit.replies import TimedReply, percentile, step_seconds
 
 from latency.timeline import Timeline
@@ -23,7 +23,7 @@ class Measurement:
     mode: str
     plan: Plan
     replies: tuple[TimedReply, ...]
-    links: tuple[Link, ...]  # measured before every repeat and after the last
+    links: tuple[Bandwidths, ...]  # measured before every repeat and after the last
     direct: bool  # files are read past the page cache
     compute_seconds: float | None  # of a pass with all weights in place
     predicted: tuple[float, ...] | None  # seconds of `steps` by the cost model
@@ -38,7 +38,7 @@ class Measurement:
         return [step for reply in self.replies for step in reply.rest]
 
     @property
-    def link(self) -> Link:
+    def link(self) -> Bandwidths:
         return best(self.links)
 
     @property

@@ -19,7 +19,7 @@ COPIES = 8
 
 
 @dataclass(frozen=True)
-class Link:
+class Bandwidths:
     """Bytes per second; None where the path is not used, does not exist or refuses.
 
     disk: of reading the model's files as the run reads them. pinned, pageable: of copies from host memory to the GPU.
@@ -41,23 +41,23 @@ class Link:
         return None if None in times else sum(time for time in times if time)
 
 
-def measure_link(plan: Plan, files: Sequence[Path], direct: bool) -> Link:
+def measure_link(plan: Plan, files: Sequence[Path], direct: bool) -> Bandwidths:
     """Measure the paths that the plan's layers stream over. `direct`: the run reads past the page cache."""
     disk = _disk_bandwidth(files, direct) if Tier.DISK in plan.tiers else None
     if Tier.HOST not in plan.tiers:
-        return Link(disk)
+        return Bandwidths(disk)
     device = torch.device(plan.device)
-    return Link(disk, copy_bandwidth(device, pinned=True), copy_bandwidth(device, pinned=False))
+    return Bandwidths(disk, copy_bandwidth(device, pinned=True), copy_bandwidth(device, pinned=False))
 
 
-def best(links: Iterable[Link]) -> Link:
+def best(links: Iterable[Bandwidths]) -> Bandwidths:
     """The largest bandwidth of each path: a share of it is never flattered by a slow measurement."""
 
     def largest(rates: Iterable[float | None]) -> float | None:
         return max((rate for rate in rates if rate), default=None)
 
     links = list(links)
-    return Link(*(largest(getattr(link, name) for link in links) for name in ("disk", "pinned", "pageable")))
+    return Bandwidths(*(largest(getattr(link, name) for link in links) for name in ("disk", "pinned", "pageable")))
 
 
 def _disk_bandwidth(files: Sequence[Path], direct: bool) -> float:

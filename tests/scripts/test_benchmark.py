@@ -21,7 +21,7 @@ import benchmark_latency  # noqa: E402
 from latency import measure  # noqa: E402
 from latency.measurement import predict_passes  # noqa: E402
 from toolkit import memory  # noqa: E402
-from toolkit.link import Link, best  # noqa: E402
+from toolkit.link import Bandwidths, best  # noqa: E402
 from toolkit.replies import TimedReply  # noqa: E402
 
 QUICK = ["--repeats", "1", "--warmup", "0", "--new-tokens", "4", "--prompt-tokens", "8", "--quiet"]
@@ -167,7 +167,9 @@ def test_prompt_files(tmp_path):
 
 
 def test_the_larger_bandwidth_counts():
-    assert best([Link(disk=1.0), Link(disk=3.0, pinned=2.0), Link()]) == Link(disk=3.0, pinned=2.0)
+    assert best([Bandwidths(disk=1.0), Bandwidths(disk=3.0, pinned=2.0), Bandwidths()]) == Bandwidths(
+        disk=3.0, pinned=2.0
+    )
 
 
 def test_every_timed_pass_is_predicted_at_its_own_rows_and_context():
