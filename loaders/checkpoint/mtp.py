@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from loaders.checkpoint.spec import HeadSizes, ModelSpec
@@ -115,4 +116,8 @@ def _renamed(tensors: Mapping[str, StoredTensor], prefix: str, names: Mapping[st
         rest = name[len(prefix) :]
         begin = next((begin for begin in names if rest.startswith(begin)), None)
         if begin is not None and names[begin]:
-            yield replace(tensor, name=names[begin] + rest[len(begin) :])
+            yield tensor.renamed(partial(_moved, len(prefix + begin), names[begin]))
+
+
+def _moved(cut: int, start: str, name: str) -> str:
+    return start + name[cut:]

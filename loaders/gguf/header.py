@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ class GgufTensor(StoredTensor):
     def part_of(self, whole: Whole, role: str, placement: RowOrder) -> GgufTensor:
         """This tensor as a part of a weight, in which no other part has this role."""
         return replace(self, name=f"{whole.name}.{role}", part=Part(whole, placement))
+
+    def renamed(self, name_of: Callable[[str], str]) -> GgufTensor:
+        """This tensor, and the weight that it is a part of, under the names that `name_of` gives for their own."""
+        part = self.part and replace(self.part, whole=replace(self.part.whole, name=name_of(self.part.whole.name)))
+        return replace(self, name=name_of(self.name), part=part)
 
     def rows(self, begin: int, end: int) -> GgufTensor:
         """Rows [begin, end) of a matrix. Raises ModelFilesError if it has not so many."""

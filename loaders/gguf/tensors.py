@@ -18,7 +18,7 @@ ROTATIONS = {"rope_freqs", "rope_factors_long", "rope_factors_short"}
 
 
 def model_tensors(gguf: GgufFile) -> dict[str, GgufTensor]:
-    """The tensors by transformers' names; those of layers that predict further tokens are left out.
+    """The tensors by transformers' names; layers that predict further tokens are left out where they are no known head.
 
     Raises UnsupportedModelError for a tensor that the model lacks: ignoring it would change the results.
     """
@@ -30,7 +30,7 @@ def model_tensors(gguf: GgufFile) -> dict[str, GgufTensor]:
 def _parts(family: GgufArchitecture, metadata: Metadata, name: str, tensor: GgufTensor) -> Iterator[GgufTensor]:
     match = NAME.fullmatch(name)
     number, leaf, suffix = match.groups(default="") if match else ("", name, "")
-    if leaf in ROTATIONS or (number and int(number) >= metadata.layers):
+    if leaf in ROTATIONS or (number and int(number) >= metadata.layers and not family.predicts):
         return
     layer = f"model.layers.{int(number)}." if number else ""
     divide = family.divided.get(f"{leaf}.{suffix}" if suffix else leaf) if number else None

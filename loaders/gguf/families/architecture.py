@@ -24,7 +24,8 @@ class GgufArchitecture:
     suffix there, by its name with the suffix. divided: tensors that are no whole weight of the model as it is stored.
     paired: query and key rows are stored interleaved, as pairs that are rotated together.
     norms_plus_one: norms are stored as the factor, which is 1 more than the model's weight; not those in `own_norms`.
-    plain_attention: the widths of queries, keys and values follow from the heads.
+    plain_attention: the widths of queries, keys and values follow from the heads. predicts: the layers after those that
+    the text goes through are heads for multi-token prediction, whose tensors are named in `layer`.
     """
 
     model_type: str
@@ -37,6 +38,7 @@ class GgufArchitecture:
     norms_plus_one: bool = False
     own_norms: frozenset[str] = frozenset()
     plain_attention: bool = True
+    predicts: bool = False
 
     def names(self, leaf: str, suffix: str, in_layer: bool) -> str | None:
         """The end of transformers' name of a tensor; None if it has none."""

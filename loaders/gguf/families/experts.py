@@ -11,6 +11,7 @@ from loaders.gguf.families.names import (
     LATER_MLP_NORM,
     MLP,
     MLP_NORM,
+    NEXTN,
     QK_NORMS,
     ROUTER,
     SHARED_EXPERT,
@@ -151,7 +152,14 @@ EXPERTS = {
     "gpt-oss": GgufArchitecture(
         "gpt_oss", "GptOssForCausalLM", GPT_OSS, _gpt_oss, divided=joined_experts(interleaved=True, transposed=True)
     ),
-    "glm4moe": GgufArchitecture("glm4_moe", "Glm4MoeForCausalLM", GLM4_MOE, _glm4_moe, divided=QWEN_EXPERTS),
+    "glm4moe": GgufArchitecture(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {**GLM4_MOE, **NEXTN},
+        _glm4_moe,
+        divided=QWEN_EXPERTS,
+        predicts=True,
+    ),
     "minimax-m2": GgufArchitecture("minimax_m2", "MiniMaxM2ForCausalLM", MINIMAX_M2, _minimax_m2, divided=QWEN_EXPERTS),
     "llama4": GgufArchitecture(
         "llama4_text",

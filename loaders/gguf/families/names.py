@@ -38,3 +38,9 @@ SHARED_EXPERTS = {
 }
 SHARED_EXPERT = {name: there.replace("experts", "expert") for name, there in SHARED_EXPERTS.items()}
 CORRECTION_BIAS = {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
+# A head for multi-token prediction: what is around its layer.
+NEXTN = {
+    **{f"nextn.{name}": name for name in ("eh_proj", "enorm", "hnorm", "embed_tokens")},
+    "nextn.shared_head_head": "shared_head.head",
+    "nextn.shared_head_norm": "shared_head.norm",
+}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoConfig
 
 if not torch.cuda.is_available():
@@ -26,7 +27,9 @@ from loaders.gguf.tensors import model_tensors
 from loaders.modules.layout import TORCH_DTYPES
 from loaders.modules.skeleton import build_skeleton
 from scheduler.plan.plan import Tier
-from tests.samples.gguf_families import SAMPLES, family_file, gguf, write
+from tests.samples.gguf_families import SAMPLES, family_file, gguf, gguf_name, write
+from tests.samples.gguf_samples import with_experts_stacked
+from tests.samples.mtp_models import head_tensors
 from tests.samples.tiny_models import PROMPT, greedy, perturbed, streaming_runtime
 
 NEW_TOKENS = 64
@@ -166,27 +169,38 @@ def test_what_dequantizing_undoes_matters(case, change, monkeypatch):
     assert text != greedy(file.parent / "decoded", PROMPT, NEW_TOKENS)
 
 
-def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
-    """As files of GLM 4.5 and Qwen 3.5 have them after the others."""
-    sample = SAMPLES["glm4moe"]
-
-    def with_one_more(config, name, tensor):
-        yield name, tensor
-        if name.startswith("model.layers.2."):
-            yield name.replace(".2.", ".3."), tensor
-        if name.endswith("layers.2.input_layernorm.weight"):
-            yield "blk.3.nextn.enorm.weight", tensor
+def with_head(directory: Path) -> Path:
+    """GLM 4.5 with a head for multi-token prediction after its layers, beside the same as a checkpoint."""
+    sample, decoded = SAMPLES["glm4moe"], load_file(family_file("glm4moe").parent / "decoded" / "model.safetensors")
+    head = head_tensors(decoded, beside=False, noise=0.05)
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GLM4_MOE, 4)
+    more = {gguf_name(table, name): tensor.numpy() for name, tensor in with_experts_stacked(head).items()}
 
     def metadata(config):
         return {**sample.metadata(config), "block_count": 4, "nextn_predict_layers": 1}
 
-    file = write(replace(sample, convert=with_one_more, metadata=metadata), tmp_path)
-    assert read_config(file)["num_hidden_layers"] == 3
-    names = model_tensors(read_gguf(file))
-    assert any("layers.2." in name for name in names) and not any("layers.3." in name for name in names)
-    with streaming_runtime(file, dtype="float32", context_length=112, tree="none") as runtime:
-        text = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0).token_ids
-    assert text == greedy(file.parent / "decoded", PROMPT, NEW_TOKENS)
+    file = write(replace(sample, more=lambda config: more, metadata=metadata), directory)
+    save_file(decoded | head, directory / "decoded" / "model.safetensors", {"format": "pt"})
+    return file
+
+
+def test_a_head_in_the_file_drafts_as_that_of_the_checkpoint(tmp_path):
+    """The text is the target's, and every pass accepts what it accepts there."""
+    file = with_head(tmp_path)
+    assert read_config(file)["num_hidden_layers"] == 3 and len(read_spec(file).layers) == 3
+    options = {"dtype": "float32", "context_length": 112, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
+    expected, sampled = greedy(family_file("glm4moe").parent / "decoded", PROMPT, NEW_TOKENS), []
+    for model in (file, file.parent / "decoded"):
+        with streaming_runtime(model, "mtp", **options) as runtime:
+            assert runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0).token_ids == expected
+            steps = runtime.stream(PROMPT, max_new_tokens=NEW_TOKENS, temperature=1.0, seed=5)
+            sampled.append([(step.accepted, step.token_ids) for step in steps])
+    assert sampled[0] == sampled[1] and any(accepted for accepted, _ in sampled[0])
+
+
+def test_files_without_a_head_are_refused_by_name_as_drafts():
+    with pytest.raises(UnsupportedModelError, match="hold no head for multi-token prediction"):
+        streaming_runtime(family_file("glm4moe"), "mtp", context_length=112)
 
 
 def rewritten(case: str, target: Path, change) -> Path:
