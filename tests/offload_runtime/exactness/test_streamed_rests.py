@@ -100,6 +100,7 @@ def test_the_copy_is_the_code(source):
     with runtime(source) as running:
         target = running._models.target.model
         codes = [target._weights.resident[index] for index in sorted(target._weights.resident)[1:]]
+        assert len(codes) == target.layers
         for number, held in enumerate(codes):
             begin, end = held.data_ptr(), held.data_ptr() + held.nbytes
             parts = {name: part for name, part in target._copies._parts[number].items() if hasattr(part, "code")}
@@ -118,6 +119,8 @@ def test_layers_in_memory_and_streamed_ones(source):
         assert running.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0).token_ids == expected
     with OffloadRuntime.from_pretrained(source, "self:4", device="cpu", link="packed", **OPTIONS) as running:
         assert set(running.plan.tiers) == {Tier.DEVICE} and running.plan.decoded.target
+        resident = running._models.target.model._weights.resident
+        assert not sum(buffer.nbytes for index, buffer in resident.items() if index > len(running.plan.tiers)), "freed"
         assert running.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0).token_ids == expected
 
 
