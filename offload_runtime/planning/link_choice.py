@@ -6,6 +6,7 @@ this machine: a GPU restores them as fast as it reads its memory; a processor be
 
 from dataclasses import dataclass, replace
 
+from loaders.checkpoint.low_bit_copy import COPIES, with_resident_codes
 from loaders.checkpoint.spec import ModelSpec
 from loaders.sizes import format_size
 from offload_runtime.errors import UnsupportedModelError
@@ -38,7 +39,9 @@ def choose_link(options: Options, target: ModelFiles, machine: Machine, limits: 
         return _plain("these weights cannot be packed without loss")
     if Tier.DISK in plan.tiers and not target.missing_bytes:
         machine = replace(machine, disk_bandwidth=read_bandwidth(target.checkpoint.files, plan.read_chunk_bytes))
-    return _faster(target.spec, packed.spec, machine, limits)
+    beside = COPIES[str(options.draft)] if options.draft in COPIES and options.tree != "none" else None
+    spec = with_resident_codes(packed.spec, beside) if beside else packed.spec  # the copies themselves are alike
+    return _faster(target.spec, spec, machine, limits)
 
 
 def _faster(target: ModelSpec, packed: ModelSpec, machine: Machine, limits: Limits) -> LinkChoice:

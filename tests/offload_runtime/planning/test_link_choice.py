@@ -1,5 +1,6 @@
 """`--link auto`: packed where the link is slow beside restoring, plain where it is not, and it says why."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from loaders.checkpoint.random_weights import write_random_checkpoint
-from loaders.sizes import GIB, MIB
+from loaders.sizes import GIB, MIB, parse_size
 from offload_runtime import OffloadRuntime
 from offload_runtime.chat.status import start_notes
 from offload_runtime.options.run_options import Options
@@ -43,14 +44,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plan(monkeypatch: pytest.MonkeyPatch):
     """What is prepared on a machine whose disk gives so many bytes per second."""
 
-    def planned(model: Path, machine: Machine, disk: float = QUICK, **options: object) -> Preparation:
+    def planned(
+        model: Path, machine: Machine, disk: float = QUICK, draft: str | None = None, **options: object
+    ) -> Preparation:
         monkeypatch.setattr(planning, "read_bandwidth", lambda *arguments: disk)
         monkeypatch.setattr(link_choice, "read_bandwidth", lambda *arguments: disk)
         monkeypatch.setattr(planning, "machine_for", lambda device: machine)
         monkeypatch.setattr(planning, "check_build", lambda *arguments: None)
         monkeypatch.setattr(planning, "with_known_figures", lambda machine, dtype: machine)
         given = {"device_memory": 20 * MIB, "context_length": 64, "link": "auto", **options}
-        return prepare(Options(model, None, **given))
+        return prepare(Options(model, draft, **given))
 
     return planned
 
@@ -77,6 +80,14 @@ def test_beside_a_slow_disk_it_packs_them_and_writes_the_same_text(model: Path, 
     assert written["auto"].token_ids == written["plain"].token_ids
     packed, plain = (written[link].stats for link in ("auto", "plain"))
     assert packed.streamed_bytes / packed.passes < 0.8 * plain.streamed_bytes / plain.passes
+
+
+def test_beside_a_copy_of_the_model_its_rests_are_what_packing_leaves(model: Path, plan) -> None:
+    sizes = []
+    for draft in (None, "self:4"):
+        note = plan(model, known(cpu(8 * GIB)), SLOW, draft=draft, device_memory=13 * MIB).link_note
+        sizes.append(parse_size("".join(re.findall(r"over ([\d.]+) (\w+)", note)[1])))
+    assert sizes[1] < 0.7 * sizes[0]
 
 
 @pytest.mark.parametrize(("link", "memory", "chosen"), [(1e9, 1e12, "packed"), (5e11, 1e12, "plain")])
