@@ -66,8 +66,11 @@ def wanted_slots(layers: Sequence[LayerSpec]) -> int:
     """Two slots, or three if layers are small or differ in size.
 
     One slot is filled while the other is computed on. A copy takes longer than the computation it hides, so two slots
-    keep the link busy, and a third saves no more link time than the same bytes resident would. A third pays only if a
-    short copy can end before a long computation (layers that differ) or if jitter matters (small layers).
+    keep the link busy, and a third saves no more link time than the same bytes resident would, however long drafting
+    takes: those save it without a pause, too. Of ten layers from disk on a CPU, after pauses of 0.5 s, passes took 0.80
+    and 0.84 times as long with four slots, 0.90 and 0.88 with two slots and two resident layers, within each other's
+    quartiles; without a pause 1.03 and 0.82. A third pays only if a short copy can end before a long computation
+    (layers that differ) or if jitter matters (small layers).
     """
     largest = max(layer.nbytes for layer in layers)
     uneven = sum(layer.nbytes for layer in layers) < UNEVEN_SHARE * largest * len(layers)

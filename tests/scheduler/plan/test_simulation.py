@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scheduler.plan.placement import spread
 from scheduler.plan.simulation import Stage, simulate
 from scheduler.streaming.ring import Ring
 
@@ -65,6 +66,21 @@ def test_the_disk_is_read_while_other_units_cross_the_link():
 def test_a_single_staging_buffer_makes_disk_and_link_take_turns():
     stages = [Stage(1.0, 1.0, 0.0)] * 6
     assert simulate(stages, 2, 1).total == pytest.approx(12.0) and simulate(stages, 2, 2).total == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.2, 0.5, 1.0, 3.0])
+def test_the_same_bytes_resident_save_at_least_what_slots_do(gap):
+    """Why a plan has no more than three slots, however long drafting takes: slots gain only while it goes on. The last
+    copy is computed before resident layers that come after it, which is all that they can lose."""
+    link, compute, layers, more = 0.1, 0.01, 20, 4
+    streamed = [Stage(0, link, compute)] * layers
+    kept = [Stage(0, 0 if mark else link, compute) for mark in spread(more, layers)]
+    two, slots, resident = (
+        simulate(stages, count, 2, gap).total for stages, count in ((streamed, 2), (streamed, 2 + more), (kept, 2))
+    )
+    assert resident <= slots + compute + 1e-9 and resident <= two - more * link + compute + 1e-9
+    gained = min(gap - 2 * link, more * link) if gap > 2 * link else 0.0
+    assert slots == pytest.approx(two - gained, abs=4 * compute)
 
 
 def test_the_real_ring_keeps_the_predicted_order_of_times():
