@@ -14,6 +14,7 @@ from offload_runtime.model import model as models
 from offload_runtime.model.low_bits import self_drafting
 from offload_runtime.options.run_options import DEMO_TARGET
 from scheduler.plan.plan import Tier
+from tests.offload_runtime.exactness import test_sampling_exactness as sampling
 from tests.offload_runtime.exactness import test_shared_texts as shared
 from tests.samples.sixteen_bit_models import SIZES, changed_files, heavy_tailed, in_16_bits, packed_directory
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, make_checkpoint, streaming_runtime
@@ -81,6 +82,15 @@ def test_texts_that_share_passes_are_their_own(source):
     with runtime(source, **shared.TREE) as running:
         for prompt, written in zip(shared.PROMPTS, shared.written(running, shared.PROMPTS)):
             assert written == greedy(source, prompt, shared.NEW_TOKENS)[: len(written)]
+
+
+def test_sampled_texts_follow_the_targets_distribution(tmp_path):
+    source = in_16_bits(make_checkpoint("llama", 9, False, {**sampling.TINY, **DEEP}), tmp_path / "model")
+    with runtime(source, context_length=32, **sampling.BUSHY) as running:
+        assert Tier.DISK in running.plan.tiers and running._models.target.model._copies is not None
+        counts, single_passes = sampling.sampled(running, range(400))
+    assert sampling.agreement(counts, sampling.distribution_of(source)) > 1e-4
+    assert 0.05 < single_passes < 0.95
 
 
 def test_bytes_of_a_pass(tmp_path):

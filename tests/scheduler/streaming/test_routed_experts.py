@@ -32,6 +32,7 @@ pytestmark = pytest.mark.slow
 NEW_TOKENS = 12
 FAMILIES = sorted((EXPERTS.keys() & CONFIG_MAPPING.keys()) - ALL_EXPERTS_AT_ONCE)
 SAMPLE = ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe", "aria_text"]
+GEMMA_4 = {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 32}
 PLAIN = {"context_length": 64, "tree": "none"}
 TREE = {"context_length": 64, "tree": "sequoia", "tree_size": 6, "tree_depth": 3}
 
@@ -76,6 +77,15 @@ def test_every_family_computes_with_nothing_but_the_experts_it_hits(architecture
         assert set(runtime.plan.tiers) == {Tier.DISK}
         reply = write(runtime, 5)
     assert reply.token_ids == greedy(checkpoint(architecture), PROMPT, 5)
+    assert reply.stats.streamed_bytes < reply.stats.passes * runtime.plan.streamed_bytes
+
+
+def test_a_family_whose_experts_are_an_option_of_its_config(forced):
+    forced(only_routed)
+    directory = checkpoint("gemma4_text", **GEMMA_4)
+    with streaming_runtime(directory, **PLAIN) as runtime:
+        reply = write(runtime)
+    assert reply.token_ids == greedy(directory, PROMPT, NEW_TOKENS)
     assert reply.stats.streamed_bytes < reply.stats.passes * runtime.plan.streamed_bytes
 
 
