@@ -19,6 +19,7 @@ from loaders.modules.experts import routed_among
 from loaders.modules.quantized import Packed
 
 Fused = Callable[..., None]
+Product = Callable[[Bins, Tensor, Tensor, Tensor, Tensor | None], Tensor | None]
 
 
 def prepare(scheme: Scheme, device: torch.device) -> None:
@@ -74,6 +75,15 @@ def approximate_code(bins: Bins, code: Tensor, top: Tensor, out: Tensor) -> None
         fused(bins, code, top, out)
         return
     approximate(bins, code, top, out)
+
+
+def code_product(device: torch.device) -> Product | None:
+    """The kernel that multiplies a few rows by codes on a device, `product_kernel.multiply`; None where none works."""
+    if device.type != "cuda" or not fused_kernels():
+        return None
+    from loaders.dequantize.lossless.product_kernel import multiply
+
+    return multiply
 
 
 def decode_rows(scheme: Scheme, operands: Mapping[str, Tensor], out: Tensor) -> None:

@@ -88,7 +88,7 @@ class UnitLayout:
         """Bytes at the start of the buffer that do not belong to single experts."""
         return self.layout.places[-self.expert_places].offset if self.expert_places else self.layout.nbytes
 
-    def bind(self, parameters: tuple[nn.Parameter, ...]) -> None:
+    def bind(self, parameters: tuple[Tensor, ...]) -> None:
         """Let the module compute with `parameters`, one per slot of the layout, as `make_parameters` built them."""
         for slots, parameter in zip(self._slots, parameters):
             for tensors, key in slots:

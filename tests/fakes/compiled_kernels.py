@@ -23,6 +23,7 @@ from loaders.dequantize import triton_floats, triton_ggml, triton_integers
 from loaders.dequantize.kernels import decode_fused
 from loaders.dequantize.launch import BLOCK
 from loaders.dequantize.lossless import kernels as lossless
+from loaders.dequantize.lossless import product_kernel
 from loaders.formats.schemes import Ggml
 from loaders.gguf.types import BLOCKS
 from loaders.lossless.bins import KINDS, Bins
@@ -39,7 +40,11 @@ POINTERS = {
 }
 
 
-LAUNCHED = ("BLOCK_COLUMNS", "WEIGHTS")  # the last arguments of kernels that are launched, not called by others
+LAUNCHED = (
+    "BLOCK_COLUMNS",
+    "WEIGHTS",
+    "WORDS",
+)  # the last arguments of kernels that are launched, not called by others
 Variant = tuple[runtime.JITFunction, dict[str, str], dict[str, Any]]
 """A kernel, the types of its arguments, and the values of those that are constants."""
 
@@ -78,7 +83,7 @@ def _name(kernel: runtime.JITFunction) -> str:
 def variants() -> dict[str, list[Variant]]:
     """What all formats launch, by kernel."""
     found: dict[str, Variant] = {}
-    for module in (lossless, triton_floats, triton_ggml, triton_integers):
+    for module in (lossless, product_kernel, triton_floats, triton_ggml, triton_integers):
         for name, kernel in list(vars(module).items()):
             if isinstance(kernel, runtime.JITFunction) and kernel.arg_names[-1] in LAUNCHED:
                 setattr(module, name, Recorded(kernel, found))
@@ -92,6 +97,7 @@ def variants() -> dict[str, list[Variant]]:
     for bits in (3, 4, 5):
         bins, code = Bins(KINDS["BF16"], bits), torch.zeros(32 * bits, dtype=torch.uint8)
         lossless.approximate(bins, code, torch.zeros(8, dtype=torch.uint8), torch.empty(256, dtype=torch.bfloat16))
+    _products()
     scheme, stored, shape, _ = packed_weight("awq")  # of experts, those that are chosen
     stacked = {role: torch.stack([tensor] * 2) for role, tensor in stored.items()}
     decode_fused(scheme, stacked, torch.empty(2, *shape, dtype=torch.float16), torch.ones(2, dtype=torch.uint8))
@@ -99,6 +105,16 @@ def variants() -> dict[str, list[Variant]]:
     for variant in found.values():
         by_kernel[_name(variant[0])].append(variant)
     return by_kernel
+
+
+def _products() -> None:
+    """Launch every number of bits with every number of rows, in the three dtypes."""
+    top, dtypes = torch.zeros(8, dtype=torch.uint8), (torch.float16, torch.float32, torch.bfloat16)
+    for turn, bits in enumerate((3, 4, 5)):
+        code = torch.zeros(32 * bits, dtype=torch.uint8)
+        for (rows, *_), dtype in zip(product_kernel.SHAPES, (*dtypes[turn:], *dtypes[:turn])):
+            bins, bias = Bins(KINDS["F16" if dtype == torch.float16 else "BF16"], bits), torch.empty(8, dtype=dtype)
+            product_kernel.multiply(bins, code, top, torch.empty(rows, 32, dtype=dtype), bias if bits == 4 else None)
 
 
 def chosen(one_kernel: list[Variant], capabilities: list[int], every: bool) -> Iterator[tuple[Variant, int]]:

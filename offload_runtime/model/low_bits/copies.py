@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from loaders.checkpoint.spec import aligned
-from loaders.dequantize.stacks import approximate_code
+from loaders.dequantize.stacks import approximate_code, code_product
 from loaders.formats.schemes import Lossless, Scheme
 from loaders.lossless.bins import BLOCK, GROUP, KINDS, Bins, plane_bytes
 from loaders.lossless.encode import code_of
 from loaders.modules.layout import Layout, TensorPlace
 from loaders.modules.skeleton import UnitLayout, make_parameters
+from offload_runtime.model.low_bits.coded_weight import CodedWeight, can_multiply
 from scheduler.streaming.device_memory import DeviceMemory
 
 LEAST_CODED = 1 << 12  # values; smaller tensors are kept as they are
@@ -31,7 +32,7 @@ class _Code:
 
 class LowBitCopies:
     """Copies of some layers in `bits` bits a weight. They are filled one by one, and bound one at a time: all are
-    decoded into the same memory, in the dtype of the layer.
+    decoded into the same memory, in the dtype of the layer, but for weights that a kernel multiplies by their code.
 
     layers: by their numbers; what is copied is a layer as it is once it is dequantized.
     """
@@ -43,15 +44,15 @@ class LowBitCopies:
         largest = max((layer.layout.nbytes for layer in self._layers.values()), default=0)
         self._scratch = memory.empty(largest)
         self._parts: dict[int, dict[str, _Code | Tensor]] = {}
-        self._views: dict[Layout, dict[str, Tensor]] = {}
+        layouts = {layer.layout for layer in self._layers.values()}
+        self._views = {layout: layout.views(self._scratch[: layout.nbytes]) for layout in layouts}
         self._parameters: dict[Layout, tuple[nn.Parameter, ...]] = {}
+        self._multiply = code_product(memory.device)
+        self._coded: dict[int, dict[str, CodedWeight]] = {}
 
     def views(self, number: int) -> dict[str, Tensor]:
         """Where the tensors of a layer are decoded to, by name; also memory to prepare them in."""
-        layout = self._layers[number].layout
-        if layout not in self._views:
-            self._views[layout] = layout.views(self._scratch[: layout.nbytes])
-        return self._views[layout]
+        return self._views[self._layers[number].layout]
 
     @torch.inference_mode()
     def fill(self, number: int, tensors: Mapping[str, Tensor]) -> None:
@@ -73,12 +74,15 @@ class LowBitCopies:
                 second.copy_(top)
                 parts[place.name] = _Code(bins, first, second)
         self._parts[number] = parts
+        self._coded[number] = dict(self._coded_weights(number))
 
     def bind(self, number: int) -> None:
         """Decode the copy of a layer, and let its module compute with it until other weights are bound."""
-        layer = self._layers[number]
+        layer, coded = self._layers[number], self._coded[number]
         views, parts = self.views(number), self._parts[number]
         for place in layer.layout.places:
+            if place.name in coded:
+                continue
             part, out = parts[place.name], flat(views[place.name])
             if isinstance(part, _Code):
                 approximate_code(part.bins, part.code, part.top, out)
@@ -86,7 +90,19 @@ class LowBitCopies:
                 out.copy_(part)
         if layer.layout not in self._parameters:
             self._parameters[layer.layout] = make_parameters(layer.layout, self._scratch[: layer.layout.nbytes])
-        layer.bind(self._parameters[layer.layout])
+        places = zip(layer.layout.places, self._parameters[layer.layout])
+        layer.bind(tuple(coded.get(place.name, parameter) for place, parameter in places))
+
+    def _coded_weights(self, number: int) -> Iterator[tuple[str, CodedWeight]]:
+        """The weights of a layer that are multiplied by their code, by name."""
+        layer, parts, views = self._layers[number], self._parts[number], self.views(number)
+        if self._multiply is None:
+            return
+        for place in layer.layout.places:
+            part = parts[place.name]
+            if isinstance(part, _Code) and can_multiply(layer.module, place):
+                code = part.code, part.top
+                yield place.name, CodedWeight.of(views[place.name], part.bins, code, self._multiply)
 
     def _slices(self, number: int) -> Iterator[tuple[TensorPlace, tuple[Tensor, Tensor | None]]]:
         """The memory of each tensor that has no code yet: of its code and its tops, or of the tensor as it is."""

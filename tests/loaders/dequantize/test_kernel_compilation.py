@@ -24,6 +24,7 @@ KERNELS = (
     "kernels._lossless",
     "kernels._apart",
     "kernels._approximate",
+    "product_kernel._product",
 )
 
 
