@@ -55,11 +55,11 @@ def test_tokens_are_those_of_the_best_tree_with_the_measured_acceptance(copied: 
 
 
 def test_a_level_takes_what_its_weights_take_in_memory(copied: Forecast) -> None:
-    """Each streamed layer: its code, then its 16 bits twice. Resident ones once, and the head, of 525 million."""
+    """Each streamed layer: its code twice. Resident ones their 16 bits once, and the head, of 525 million."""
     layer, layers = 436_224_000, 32
     code = layer // 2 * 4 // 8 + layer // 2 // 32
     streamed = round(copied.streamed_bytes / layer)
-    level = (streamed * (code + 2 * layer) + (layers - streamed) * layer + 128_256 * 4096 * 2) / MEMORY
+    level = (streamed * 2 * code + (layers - streamed) * layer + 128_256 * 4096 * 2) / MEMORY
     assert 0 < streamed < layers
     assert copied.levels * level <= copied.draft_seconds < 1.1 * copied.levels * level + 5e-3
 

@@ -11,7 +11,7 @@ from tests.plan_samples import LLAMA3_8B, gpu
 
 COPY = copy_of(LLAMA3_8B, 4)
 LIMITS = Limits(context_length=1024, tree_size=64)
-SPEEDS = {"flops": 1e14, "memory_bandwidth": 1e12}
+SPEEDS = {"flops": 1e16, "memory_bandwidth": 1e12}
 
 
 def plan(gibibytes: int) -> Plan:
@@ -38,11 +38,19 @@ def test_a_model_that_fits_has_no_copy() -> None:
     assert not any("decoded for use" in item.name for item in one.items)
 
 
-def test_a_level_runs_copies_and_resident_layers_as_they_are() -> None:
-    """The copy of a layer is read, written dequantized, and read for the product; a resident layer only the last."""
+SMALL, LARGE = COPY.layers[0].nbytes, LLAMA3_8B.layers[0].nbytes
+
+
+@pytest.mark.parametrize(
+    ("rows", "experts", "moved"),
+    [(1, 0, 2 * SMALL), (64, 0, 2 * SMALL), (65, 0, SMALL + 2 * LARGE), (1, 2, SMALL + 2 * LARGE)],
+)
+def test_a_level_runs_copies_and_resident_layers_as_they_are(rows: int, experts: int, moved: int) -> None:
+    """The codes of a layer are multiplied by a few rows. Other copies are read, written dequantized, and read for the
+    product; a resident layer only the last."""
     one = replace(plan(14), machine=replace(gpu(14 * GIB), layer_seconds=1e-9, **SPEEDS))
     copies, resident = one.tiers.count(Tier.HOST), one.tiers.count(Tier.DEVICE)
-    small, large = COPY.layers[0].nbytes, LLAMA3_8B.layers[0].nbytes
     head = LLAMA3_8B.vocab_size * LLAMA3_8B.hidden_size * 2
-    expected = (copies * (small + 2 * large) + resident * large + head) / 1e12
-    assert one.draft_cost(COPY, LLAMA3_8B).seconds(1, 1, 0).total == pytest.approx(expected, rel=1e-3)
+    expected = (copies * moved + resident * LARGE + head) / 1e12
+    cost = one.draft_cost(replace(COPY, experts_per_token=experts), LLAMA3_8B)
+    assert cost.seconds(rows, 1, 0).total == pytest.approx(expected, rel=1e-3)
