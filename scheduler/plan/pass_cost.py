@@ -32,9 +32,9 @@ REPLAYED_LAYER_SECONDS = 0.1e-3
 DECODED_VALUE_SECONDS = 0.8e-9
 # The same of all bits of a weight that is stored without loss: 29.4 and 29.8 ns on one core, with 4 and 5-bit codes.
 RESTORED_VALUE_SECONDS = 30e-9
-# A product of up to so many rows with a copy's codes takes as long as reading them so many times: the integer operations
-# of the compiled kernel take 0.6 to 0.8 of the codes' time on an RTX 4090 and 5090, 1.8 on a 3090, more on data-centre
-# cards. Assumed, not measured on a GPU.
+# A product of up to so many rows with a copy's codes takes as long as reading them so many times: the integer
+# operations of the compiled kernel take 0.6 to 0.8 of the codes' time on an RTX 4090 and 5090, 1.8 on a 3090, more on
+# data-centre cards. Assumed, not measured on a GPU.
 CODE_PRODUCT_ROWS, CODE_PRODUCT_READS = 64, 2
 # One launch of plain torch while dequantizing, and the matrices of a layer and of each of its experts.
 LAUNCH_SECONDS, LAYER_MATRICES, EXPERT_MATRICES = 5e-6, 7, 3
