@@ -8,7 +8,7 @@ from typing import Any
 
 # Config names for the number of experts, by architecture.
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-EXPERTS_PER_TOKEN = (*("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k", "experts_per_token", "top_k_experts"),)
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k", "experts_per_token", "top_k_experts")
 # Model types whose code does not expose the routed experts before it computes with all of them.
 ALL_EXPERTS_AT_ONCE = {"jetmoe", "llama4", "llama4_text"}
 

@@ -77,12 +77,11 @@ def _number(part: StoredTensor) -> int:
 
 def _check(name: str, module: nn.Embedding, parts: Sequence[StoredTensor]) -> None:
     shapes = [part.shape for part in parts]
-    kinds = {(part.dtype, part.shape[1:]) for part in parts}
+    in_order = [_number(part) for part in parts] == [*range(len(parts))]
+    of_its_width = all(shape[1:] == (module.embedding_dim,) for shape in shapes)
+    of_one_type = len({part.dtype for part in parts}) == 1 and parts[0].dtype.startswith(("F", "BF"))
     rows = sum(shape[0] for shape in shapes if shape)
-    width = (module.embedding_dim,)
-    if [_number(part) for part in parts] != [*range(len(parts))] or {kind[1] for kind in kinds} != {width}:
-        rows = -1
-    if rows != module.num_embeddings or len(kinds) != 1 or not kinds.pop()[0].startswith(("F", "BF")):
+    if not (in_order and of_its_width and of_one_type and rows == module.num_embeddings):
         raise ModelFilesError(
             f"{name} must have shape [{module.num_embeddings}, {module.embedding_dim}] by config.json, but the files "
             f"hold {len(parts)} parts of it of shapes {[list(shape) for shape in shapes[:3]]}…. Config and weights are "

@@ -7,7 +7,7 @@ under test. The way back needs no second description: the same function on numbe
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -338,22 +338,23 @@ def in_pairs(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tu
     yield name, tensor.reshape(heads, 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
 
 
+def gate_and_up(name: str, halves: Sequence[Tensor], experts: str) -> Iterator[tuple[str, Tensor]]:
+    """The halves of an input projection of experts, apart."""
+    layer = name.split(".")[2]
+    for role, half in zip(("gate", "up"), halves, strict=True):
+        yield f"blk.{layer}.ffn_{role}_{experts}.weight", half
+
+
 def granite_moe(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     if name.endswith("input_linear.weight"):
-        layer = name.split(".")[2]
-        gate, up = tensor.chunk(2, dim=1)
-        yield f"blk.{layer}.ffn_gate_exps.weight", gate
-        yield f"blk.{layer}.ffn_up_exps.weight", up
+        yield from gate_and_up(name, tensor.chunk(2, dim=1), "exps")
     else:
         yield from in_pairs(config, name, tensor)
 
 
 def granite_moe_shared(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     if name.endswith("shared_mlp.input_linear.weight"):
-        layer = name.split(".")[2]
-        gate, up = tensor.chunk(2, dim=0)
-        yield f"blk.{layer}.ffn_gate_shexp.weight", gate
-        yield f"blk.{layer}.ffn_up_shexp.weight", up
+        yield from gate_and_up(name, tensor.chunk(2, dim=0), "shexp")
     else:
         yield from granite_moe(config, name, tensor)
 
