@@ -1,1 +1,1 @@
-"""GGUF files: header, config, names, and the checkpoint they make up."""
+"""GGUF files: header, config, names, and the checkpoint they make up. dequantize/ggml/ dequantizes their blocks."""

@@ -1,1 +1,1 @@
-"""Load the models, then generate: the facade and the decode loop."""
+"""Generates: the facade (runtime.py), the decode loop (decode.py), and the texts that share passes."""

@@ -18,9 +18,9 @@ from scheduler.machine.measurements import (
     speed_subject,
     with_measured_speed,
 )
-from scheduler.streaming.bounce import Link
 from scheduler.streaming.device_memory import release_cached
 from scheduler.streaming.host_memory import host_memory_for
+from scheduler.streaming.link import Link
 from scheduler.streaming.streams import streams_of
 
 COPY_BYTES = 128 * MIB

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from loaders.io.byte_ranges import ByteRanges
 from loaders.io.spans import Span, batches, joined
-from scheduler.streaming.bounce import Link
 from scheduler.streaming.host_memory import HostBuffer
+from scheduler.streaming.link import Link
 from scheduler.streaming.streams import Streams
 from scheduler.streaming.tier_buffers import TierBuffers, UnitBytes
 

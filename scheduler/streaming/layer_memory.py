@@ -16,10 +16,10 @@ from loaders.progress import ByteProgress
 from loaders.quantize.interrupts import interrupts_deferred
 from loaders.safetensors_files.headers import Checkpoint
 from scheduler.plan.placement import Tier
-from scheduler.streaming.bounce import Link
 from scheduler.streaming.device_memory import DeviceMemory
 from scheduler.streaming.expert_fetch import ExpertFetch
 from scheduler.streaming.host_memory import HostMemory, host_memory_for
+from scheduler.streaming.link import Link
 from scheduler.streaming.loading import Loader
 from scheduler.streaming.prefetch import nothing
 from scheduler.streaming.read_ahead import ReadAhead

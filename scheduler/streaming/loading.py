@@ -12,8 +12,8 @@ from loaders.io.spans import Span, spans
 from loaders.progress import ByteProgress
 from loaders.quantize.interrupts import interrupts_deferred
 from scheduler.plan.staging import LOADING_THREADS
-from scheduler.streaming.bounce import Link
 from scheduler.streaming.host_memory import HostBuffer, HostMemory
+from scheduler.streaming.link import Link
 from scheduler.streaming.streams import Streams
 from scheduler.streaming.tier_buffers import TierBuffers, UnitBytes
 

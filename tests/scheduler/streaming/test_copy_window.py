@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from scheduler.streaming import bounce, copy_window
-from scheduler.streaming.bounce import Link
+from scheduler.streaming import copy_window
 from scheduler.streaming.copy_window import CopyWindow
 from scheduler.streaming.host_memory import HostBuffer
+from scheduler.streaming.link import Link
 from tests.fakes.fake_device import FakeStreams, fake_host
 
 PIECE = 8192
@@ -86,7 +86,7 @@ class OneQueue:
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copy_window, "PIECE_BYTES", PIECE)
-    monkeypatch.setattr(bounce, "BOUNCE_CHUNK_BYTES", PIECE)
+    monkeypatch.setattr("scheduler.streaming.link.BOUNCE_CHUNK_BYTES", PIECE)
 
 
 def sent(engine: OneQueue, pinned: bool, layers: int = 3, nbytes: int = 40 * PIECE + 100) -> Tensor:

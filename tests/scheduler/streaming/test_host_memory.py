@@ -18,8 +18,8 @@ from scheduler.machine.data_sheets import planned_machine
 from scheduler.machine.machine import read_machine
 from scheduler.plan.staging import BOUNCE_BYTES
 from scheduler.streaming import bandwidth
-from scheduler.streaming.bounce import Link
 from scheduler.streaming.host_memory import HostMemory, allocate
+from scheduler.streaming.link import Link
 from tests.fakes.fake_device import FakeStreams, fake_host
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))

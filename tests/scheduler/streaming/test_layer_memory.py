@@ -18,7 +18,7 @@ from loaders.io.reader import WeightReader
 from scheduler.plan import staging
 from scheduler.plan.placement import Tier
 from scheduler.plan.staging import BOUNCE_CHUNKS, pageable_layers
-from scheduler.streaming import bounce, copy_window
+from scheduler.streaming import copy_window
 from scheduler.streaming.device_memory import DeviceMemory
 from scheduler.streaming.layer_memory import LayerMemory, UnitBytes
 from tests.fakes.fake_device import FakeStreams, fake_host
@@ -39,7 +39,7 @@ def small_pieces(monkeypatch):
     """Units are several spans, several chunks and several pieces, as large ones are."""
     monkeypatch.setattr(staging, "SPAN_BYTES", 8192)
     monkeypatch.setattr(staging, "BOUNCE_CHUNK_BYTES", 8192)
-    monkeypatch.setattr(bounce, "BOUNCE_CHUNK_BYTES", 8192)
+    monkeypatch.setattr("scheduler.streaming.link.BOUNCE_CHUNK_BYTES", 8192)
     monkeypatch.setattr(copy_window, "PIECE_BYTES", 8192)
 
 

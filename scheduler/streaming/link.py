@@ -1,4 +1,4 @@
-"""Copies from host memory to the device: directly from pinned memory, through a few pinned chunks from pageable memory.
+"""The link: copies from host memory to the device, directly from pinned memory, else through a few pinned chunks.
 
 CUDA copies pageable memory through a buffer of its own and blocks the calling thread until it is done. Here the host
 copies one part into the next pinned chunk while the previous chunk crosses the link.
