@@ -17,6 +17,7 @@ from offload_runtime.serve.options import parse_serve_arguments
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "docs" / "comparison" / "README.md"]
 STANDS_FOR = {"DIR": str(DEMO_PAIR / "target"), "SMALL_DIR": str(DEMO_PAIR / "draft")}
+WIDEST_LINE = 132  # of prose; tables and the list of changes have one line for each entry
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 NAMED = re.compile(r"`((?:loaders|scheduler|sequoia_tree|offload_runtime|scripts|tests|docs)/[\w./-]+)`")
 
@@ -72,6 +73,24 @@ def test_commands_over_a_directory_run(
     line += ["--max-new-tokens", "3"] if "-p" in line else ["--plan"]
     assert main([*line, *(["--device", "cpu"] if "--gpu" not in line else [])]) == 0
     assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("document", [one for one in DOCUMENTS if one.name != "CHANGELOG.md"], ids=lambda one: one.name)
+def test_prose_fits_in_a_line(document: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    prose = [line for line in text.splitlines() if not line.startswith(("|", "    "))]
+    assert not [line for line in prose if len(line) > WIDEST_LINE]
+
+
+def test_each_change_is_listed_once() -> None:
+    entries = [
+        line[:60] for line in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines() if line[:2] == "- "
+    ]
+    assert entries and len(entries) == len({*entries})
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
 
 def test_there_are_commands() -> None:
