@@ -87,7 +87,7 @@ class OffloadRuntime:
         options, self.packing = preparation.options, preparation.packing
         self._preparation, self._progress, self._tightened = preparation, progress, False
         self._directory = preparation.target.spec.directory
-        self._known = LearnedAcceptance(options.model, preparation.draft_directory) if preparation.draft else None
+        self._known = LearnedAcceptance(options.model, preparation.drafter) if preparation.drafter else None
         self._resources = ExitStack()
         # also when this object is collected, or the program ends
         self._close = weakref.finalize(self, _close_in, os.getpid(), self._resources)

@@ -16,9 +16,16 @@ from offload_runtime.measure_acceptance.options import parse_arguments, settings
 from offload_runtime.measure_acceptance.written import WrittenReplies
 from offload_runtime.options.arguments import model_options
 from offload_runtime.options.command_line import run_command
-from offload_runtime.options.run_options import AUTO, DEMO_TARGET, MTP
+from offload_runtime.options.run_options import AUTO, DEMO_TARGET, MTP, Options
 from offload_runtime.planning.planning import Preparation, prepare
-from offload_runtime.speculation.acceptance_store import ACCEPTANCE_FILE, PairAcceptance, cache_file, save, write
+from offload_runtime.speculation.acceptance_store import (
+    ACCEPTANCE_FILE,
+    Drafter,
+    PairAcceptance,
+    cache_file,
+    save,
+    write,
+)
 
 # Whatever needs torch is imported where it is used, so that `--help` and usage errors answer at once.
 if TYPE_CHECKING:
@@ -32,18 +39,26 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     options = model_options(arguments)
-    if options.draft in (None, AUTO, *COPIES) or options.tree == "none":
-        raise UsageError("acceptance is that of a draft: name one with --draft DIR, or the model's own head with mtp")
+    if options.draft in (None, AUTO) or options.tree == "none":
+        raise UsageError(
+            "acceptance is that of a draft: name one with --draft DIR, the model's own head with mtp, or a copy of the "
+            "model with self:4"
+        )
     options = fetched(options, arguments.yes, arguments.quiet)
-    draft = options.model if options.draft == MTP else options.draft  # its own head lies in the model's files
-    assert isinstance(draft, Path)
+    draft = _drafter(options)
     file = _file(arguments.output, draft)
     cached = cache_file(options.model, draft)
     replies = WrittenReplies(cached and cached.with_suffix(".replies"))
-    measured = _measure(arguments, prepare(options), replies)
+    preparation = prepare(options)
+    if options.draft in COPIES and not preparation.plan.slots:
+        raise UsageError(
+            f"--draft {options.draft}: all layers fit into memory here, and those draft as they are; a copy is made of "
+            "layers that stream.\n  --device-memory SIZE   makes them"
+        )
+    measured = _measure(arguments, preparation, replies)
     pair = PairAcceptance(
         target=directory_name(options.model),
-        draft=f"the head of {directory_name(draft)}" if options.draft == MTP else directory_name(draft),
+        draft=_name(options),
         measurements={one.setting: one.measurement for one in measured},
     )
     # Printed first: a long measurement must not be lost if it cannot be written.
@@ -55,10 +70,30 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _file(output: str, draft: Path) -> Path | None:
+def _drafter(options: Options) -> Drafter:
+    if options.draft in COPIES:
+        return COPIES[str(options.draft)]
+    draft = options.model if options.draft == MTP else options.draft  # its own head lies in the model's files
+    assert isinstance(draft, Path)
+    return draft
+
+
+def _name(options: Options) -> str:
+    """The draft's, for people."""
+    model = directory_name(options.model)
+    if options.draft in COPIES:
+        return f"a copy of {model} in {COPIES[str(options.draft)]} bits"
+    return f"the head of {model}" if options.draft == MTP else directory_name(Path(str(options.draft)))
+
+
+def _file(output: str, draft: Drafter) -> Path | None:
     """The file to write; None for the cache. Raises UsageError if it cannot be written."""
     if output == "cache":
         return None
+    if isinstance(draft, int):
+        raise UsageError(
+            f"--output {output}: a copy has no files that its acceptance could lie with; it is kept in the cache"
+        )
     file = draft / ACCEPTANCE_FILE if output == "beside" else Path(output)
     if not os.access(file.parent, os.W_OK):
         raise UsageError(f"--output {output}: {file.parent} is no directory that can be written to")
@@ -97,7 +132,7 @@ def _print(measured: "Sequence[Measured]", pair: PairAcceptance, as_json: bool) 
         print(line)
 
 
-def _keep(pair: PairAcceptance, file: Path | None, target: Path, draft: Path) -> Path:
+def _keep(pair: PairAcceptance, file: Path | None, target: Path, draft: Drafter) -> Path:
     """Write the tables and return their path. Raises UsageError if that fails."""
     if file is not None:
         try:

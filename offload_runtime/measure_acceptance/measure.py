@@ -22,6 +22,7 @@ from offload_runtime.speculation.acceptance_store import Measurement, Setting
 from offload_runtime.speculation.draft import Draft
 from offload_runtime.speculation.growth import run_growths
 from offload_runtime.speculation.heads.head_draft import HeadDraft
+from offload_runtime.speculation.self_draft import SelfDraft
 from offload_runtime.text.prompt import Prompt, encode_prompt
 from scheduler.machine.cuda import current_device
 from sequoia_tree.acceptance.acceptance import Acceptance
@@ -182,6 +183,8 @@ def _both_logits(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The logits of target and draft before the tokens of the reply. A head reads what the target has just computed."""
     first, tokens = len(text.prompt) - 1, [*text.prompt, *text.reply[:-1]]
+    if isinstance(draft, SelfDraft):
+        return _copy_logits(draft, target, tokens, first, most_rows, most_logits)
     if not isinstance(draft, HeadDraft):
         models = (target, draft.model)
         return zip(*(_reply_logits(model, tokens, first, most_rows, most_logits) for model in models))
@@ -192,6 +195,24 @@ def _both_logits(
     return zip(of_target, _head_logits(draft, tokens, first, most_logits))
 
 
+def _copy_logits(
+    draft: SelfDraft, target: Model, tokens: Sequence[int], first: int, most_rows: int, most_logits: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same of the target and its copy, which reads the target's rows up to each piece and its own within it.
+
+    So contexts are those of nodes at up to `most_logits` levels below what the target has read.
+    """
+    drafted: list[Tensor] = []
+
+    def draft_piece(piece: Tensor) -> None:
+        with draft.running():
+            drafted.append(target.forward(piece, text_rows(target.cache.length, len(piece), piece.device), len(piece)))
+        target.cache.rollback()  # its rows are not the target's
+
+    of_target = _reply_logits(target, tokens, first, most_rows, most_logits, before=draft_piece)
+    return ((logits, drafted.pop()) for logits in of_target)
+
+
 def _reply_logits(
     model: Model,
     tokens: Sequence[int],
@@ -199,10 +220,12 @@ def _reply_logits(
     most_rows: int,
     most_logits: int,
     read: Callable[[int], object] = lambda end: None,
+    before: Callable[[Tensor], object] = lambda piece: None,
 ) -> Iterator[Tensor]:
     """Logits [n, vocab] after every token from `first` on, at most `most_logits` at a time.
 
-    read: called with the number of tokens that have been read, while only reading.
+    read: called with the number of tokens that have been read, while only reading. before: with the tokens of every
+    piece whose logits come next.
     """
     tokens = [min(token, model.vocab_size - 1) for token in tokens]
     model.cache.truncate(0)
@@ -211,6 +234,7 @@ def _reply_logits(
         read(min(first, begin + most_rows))
     for begin in range(first, len(tokens), most_logits):
         piece = torch.tensor(tokens[begin : begin + most_logits], device=model.device)
+        before(piece)
         logits = model.forward(piece, text_rows(model.cache.length, len(piece), model.device), len(piece))
         model.cache.commit(range(len(piece)))
         yield logits

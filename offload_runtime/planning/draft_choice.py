@@ -20,7 +20,7 @@ from loaders.sizes import format_size
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import OffloadError
 from offload_runtime.planning.draft_table import FAMILIES, Candidate, family_of, heads_of
-from offload_runtime.planning.expected_acceptance import assumed_acceptance, assumed_for, expected_acceptance
+from offload_runtime.planning.expected_acceptance import assumed_acceptance, expected_acceptance
 from offload_runtime.planning.kv_choice import fitting_plan
 from offload_runtime.planning.prediction import predict
 from scheduler.machine.machine import Machine
@@ -174,7 +174,7 @@ def _rated_copies(target: ModelSpec, machine: Machine, limits: Limits) -> Iterat
         copy = copy_of(beside, bits)
         if weight_bytes(copy) + copy.decode_bytes > plain.device_budget:
             continue
-        predicted = _predicted(copy, assumed_for(copy).by_child, beside, machine, limits)
+        predicted = _predicted(copy, expected_acceptance(target.directory, copy).by_child, beside, machine, limits)
         if predicted and predicted[0] is not None and plain.seconds_per_pass:
             gain = plain.seconds_per_pass / predicted[0]
             yield _Rated(None, target.directory, predicted[0], gain, weight_bytes(copy), copy_bits=bits)

@@ -38,7 +38,7 @@ class ExpectedAcceptance:
 
 def expected_acceptance(model: Path, draft: ModelSpec) -> ExpectedAcceptance:
     """Measured near temperature 0.6, else assumed for a draft of this size."""
-    pair = acceptance_store.load(model, draft.directory)
+    pair = acceptance_store.load(model, draft.copy_bits or draft.directory)
     known = pair.nearest(TYPICAL) if pair else None
     if known:
         return ExpectedAcceptance(tuple(known[0].falling().tolist()), True)

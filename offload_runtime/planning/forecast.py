@@ -52,7 +52,7 @@ def _with_draft(preparation: Preparation, acceptance: ExpectedAcceptance) -> Ite
         yield f"Expected: {tokens:.1f} tokens per pass with a static tree, by the acceptance {source}."
         if plan.seconds_per_pass:
             yield f"With the draft about {_pace(tokens / plan.seconds_per_pass)} tokens/s, less the time of drafting."
-    if not acceptance.measured and not (draft and draft.spec.copy_bits):
+    if not acceptance.measured:
         command = command_name("sequoia-measure-acceptance", "offload_runtime.measure_acceptance")
         yield f"Not measured for this pair yet: {command}"
 

@@ -13,7 +13,7 @@ from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
 from offload_runtime.options.fields import values_of
 from offload_runtime.options.run_options import AUTO, AUTO_LINK, MTP, Options, located
 from offload_runtime.planning.draft_choice import DraftChoice, choose_draft, head_note
-from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, assumed_for, expected_acceptance
+from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, expected_acceptance
 from offload_runtime.planning.link_choice import LinkChoice, choose_link
 from offload_runtime.planning.parallel_choice import best_parallel_plan
 from offload_runtime.planning.quantized_directory import Packing
@@ -25,6 +25,7 @@ from offload_runtime.planning.read_models import (
     smaller_targets,
     vocabulary_of,
 )
+from offload_runtime.speculation.acceptance_store import Drafter
 from scheduler.machine.capability import check_build
 from scheduler.machine.data_sheets import planned_machine, recognised, with_data_sheet
 from scheduler.machine.machine import Machine, has_nvidia_card, read_machine
@@ -55,9 +56,9 @@ class Preparation:
     packing: Packing | None = None
 
     @property
-    def draft_directory(self) -> Path | None:
-        """The directory of the draft in use; None without one, and for a copy of the target, which has no files."""
-        return self.draft.spec.directory if self.draft and not self.draft.spec.copy_bits else None
+    def drafter(self) -> Drafter | None:
+        """The directory of the draft in use, or the bits of a copy of the target; None without a draft."""
+        return (self.draft.spec.copy_bits or self.draft.spec.directory) if self.draft else None
 
     def replanned(
         self,
@@ -94,7 +95,7 @@ def prepare(options: Options) -> Preparation:
         if choice.copy_bits is not None:
             target = replace(target, spec=with_resident_codes(target.spec, choice.copy_bits))
             draft = replace(target, spec=copy_of(target.spec, choice.copy_bits))
-            acceptance = assumed_for(draft.spec)
+            acceptance = expected_acceptance(options.model, draft.spec)
         elif choice.head:
             draft = read_mtp_head(target)
             acceptance = expected_acceptance(options.model, draft.spec)

@@ -12,7 +12,7 @@
 
 A file without "settings" is read, too, if it has "positional" (acceptances by child number) and perhaps the
 "temperature" that they are for. The file lies beside the draft's weights as `acceptance.json`, or in the user's cache
-under the fingerprints of both models. Imports no torch.
+under the fingerprints of both models; that of a copy of the target by its bits. Imports no torch.
 """
 
 import hashlib
@@ -36,6 +36,8 @@ _DIGITS = 6
 _SAMPLED_TENSORS, _SAMPLED_BYTES = 16, 1024  # of the weights, in the fingerprint
 _LARGEST = 1e9  # of a sampling value; top_k counts tokens
 _STATED_CONTEXTS = 1000.0  # contexts that a bare list of acceptances counts for
+
+Drafter = Path | int  # the draft's directory or file, or the bits of a copy of the target, which has no files
 
 
 @dataclass(frozen=True)
@@ -140,24 +142,26 @@ def checkpoint_fingerprint(model: Path) -> str:
     return digest.hexdigest()
 
 
-def cache_file(target: Path, draft: Path) -> Path | None:
+def cache_file(target: Path, draft: Drafter) -> Path | None:
     """The file in the user's cache (see `cache_directory`) for exactly this pair; None where the user has no cache."""
     directory = cache_directory()
     if directory is None:
         return None
-    pair = hashlib.sha256(f"{checkpoint_fingerprint(target)} {checkpoint_fingerprint(draft)}".encode()).hexdigest()
+    ours = checkpoint_fingerprint(target)
+    theirs = f"{draft} bits" if isinstance(draft, int) else checkpoint_fingerprint(draft)
+    pair = hashlib.sha256(f"{ours} {theirs}".encode()).hexdigest()
     return directory / "acceptance" / f"{pair}.json"
 
 
-def load(target: Path, draft: Path) -> PairAcceptance | None:
+def load(target: Path, draft: Drafter) -> PairAcceptance | None:
     """What is known of the pair: the user's cache, then, for other settings, the file beside the draft's weights.
 
     That file counts if it was measured with this target or names none. None if there is nothing, or if one of the
     models is not downloaded yet. Raises ModelFilesError if the file is damaged. A damaged file in the cache is ignored,
     and `save` overwrites it.
     """
-    beside = _beside(draft)
-    if any(model_source(model).awaits_download() for model in (target, draft)):
+    beside, files = (None, (target,)) if isinstance(draft, int) else (_beside(draft), (target, draft))
+    if any(model_source(model).awaits_download() for model in files):
         return None
     cached = _cached(cache_file(target, draft))
     if beside is None or beside[1] not in (None, checkpoint_fingerprint(target)):
@@ -165,7 +169,7 @@ def load(target: Path, draft: Path) -> PairAcceptance | None:
     return beside[0] if cached is None else beside[0].updated(cached)
 
 
-def save(pair: PairAcceptance, target: Path, draft: Path) -> bool:
+def save(pair: PairAcceptance, target: Path, draft: Drafter) -> bool:
     """Add `pair` to what the user's cache holds of other settings; False if that is not possible."""
     path = cache_file(target, draft)
     if path is None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from offload_runtime.speculation import acceptance_store
-from offload_runtime.speculation.acceptance_store import Setting
+from offload_runtime.speculation.acceptance_store import Drafter, Setting
 from offload_runtime.speculation.verification import Scored
 from sequoia_tree.acceptance.acceptance import MAX_CHILDREN, Acceptance
 from sequoia_tree.acceptance.families import families
@@ -27,12 +27,9 @@ MOST_LEARNT = 256  # samplings of which it is remembered what was learnt, a few 
 class LearnedAcceptance:
     """Acceptance tables by sampling. A pass only influences later passes, so outputs stay exact."""
 
-    def __init__(self, target: Path, draft: Path | None):
-        """draft: None for one without files, of which nothing is stored.
-
-        Raises ModelFilesError where the file beside the draft's weights is damaged.
-        """
-        self._measured = acceptance_store.load(target, draft) if draft else None
+    def __init__(self, target: Path, draft: Drafter):
+        """Raises ModelFilesError where the file beside the draft's weights is damaged."""
+        self._measured = acceptance_store.load(target, draft)
         self._now: BySampling[Acceptance] = BySampling(MOST_LEARNT)
         self._passes = 0
 

@@ -351,7 +351,7 @@ def tiny_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Pa
 def test_auto_finds_the_draft_in_the_hubs_cache(tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     target, draft = tiny_pair
     prepared = prepare(Options(target, "auto", device="cpu"))
-    assert prepared.draft_directory == draft and prepared.plan.draft == draft.name and prepared.draft_note is None
+    assert prepared.drafter == draft and prepared.plan.draft == draft.name and prepared.draft_note is None
     assert prepare(Options(target, None, device="cpu")).draft is None
     assert prepare(Options(target, "auto", device="cpu", tree="none")).draft is None
     monkeypatch.setenv("HF_HUB_CACHE", str(target))
@@ -369,11 +369,11 @@ def test_auto_takes_a_published_head_in_the_hubs_cache_unless_it_is_for_other_si
     write_eagle3(tmp_path / "head", own_output=False)
     head = cache_with(tmp_path / "hub", name, tmp_path / "head", {})
     prepared = prepare(Options(local, "auto", device="cpu"))
-    assert prepared.draft_directory == head and prepared.draft_note.startswith("The EAGLE-3 head ")
+    assert prepared.drafter == head and prepared.draft_note.startswith("The EAGLE-3 head ")
     assert prepared.draft_note == prepare(Options(local, head, device="cpu")).draft_note, "also where it is named"
     config = json.loads((head / "config.json").read_text())
     (head / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
-    assert prepare(Options(local, "auto", device="cpu")).draft_directory == draft
+    assert prepare(Options(local, "auto", device="cpu")).drafter == draft
 
 
 def test_the_copy_that_auto_chooses_is_planned(tiny_pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +381,7 @@ def test_the_copy_that_auto_chooses_is_planned(tiny_pair: tuple[Path, Path], mon
     choice = DraftChoice(note="why", copy_bits=5)
     monkeypatch.setattr(planning, "choose_draft", lambda *args, **kwargs: choice)
     prepared = prepare(Options(target, "auto", device="cpu"))
-    assert prepared.draft.spec.copy_bits == 5 and prepared.draft_note == "why" and prepared.draft_directory is None
+    assert prepared.draft.spec.copy_bits == 5 and prepared.draft_note == "why" and prepared.drafter == 5
     assert "5-bit copy" in prepared.plan.draft and prepared.acceptance == expected.assumed_for(prepared.draft.spec)
     assert "why" in list(start_notes(prepared)) and "why" in list(forecast(prepared))
 
