@@ -32,6 +32,7 @@ from sequoia_tree.verification.sampling import log_probs
 
 Note = Callable[[str], None]
 PROBE_TOKENS = 16  # of the reply that the speed is measured with before anything is announced
+LEVELS = 16  # of its own rows that a copy of the target reads at most, about as many as a path of accepted nodes has
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _copy_logits(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The same of the target and its copy, which reads the target's rows up to each piece and its own within it.
 
-    So contexts are those of nodes at up to `most_logits` levels below what the target has read.
+    So contexts are those of nodes at up to `LEVELS` levels below what the target has read.
     """
     drafted: list[Tensor] = []
 
@@ -209,7 +210,7 @@ def _copy_logits(
             drafted.append(target.forward(piece, text_rows(target.cache.length, len(piece), piece.device), len(piece)))
         target.cache.rollback()  # its rows are not the target's
 
-    of_target = _reply_logits(target, tokens, first, most_rows, most_logits, before=draft_piece)
+    of_target = _reply_logits(target, tokens, first, most_rows, min(most_logits, LEVELS), before=draft_piece)
     return ((logits, drafted.pop()) for logits in of_target)
 
 
