@@ -1,10 +1,7 @@
 """Serve a model over HTTP, in OpenAI's form: `python -m offload_runtime.serve --help`."""
 
-from collections.abc import Sequence
+from functools import partial
 
+from offload_runtime.start import start
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    from offload_runtime.start import start
-
-    return start("offload_runtime.serve.command", arguments)
+main = partial(start, "offload_runtime.serve.command")

@@ -51,24 +51,21 @@ def _read_prompt(fields: Fields) -> tuple[GenerationRequest, bool]:
     """The messages with tools and the switch for thoughts, and whether the reply may have several calls."""
     messages = [*read_system(fields), *read_messages(fields)]
     tools = fields.take("tools")
-    given = [_tool(tool, f"tools[{number}]") for number, tool in enumerate(tools)] if isinstance(tools, list) else tools
-    choice, several = _read_choice(fields.mapping("tool_choice"))
-    arguments = tool_arguments(given, choice, "tools")
-    if (thinking := fields.mapping("thinking")) is not None:
+    if isinstance(tools, list):
+        tools = [_tool(Fields.of(tool, f"tools[{number}]")) for number, tool in enumerate(tools)]
+    choice, several = _read_choice(fields.below("tool_choice"))
+    arguments = tool_arguments(tools, choice, "tools")
+    if (thinking := fields.below("thinking")) is not None:
         arguments["template_arguments"] = _read_thinking(thinking)
     return GenerationRequest(messages, arguments), several
 
 
-def _tool(given: object, path: str) -> dict[str, Any]:
+def _tool(fields: Fields) -> dict[str, Any]:
     """A tool in OpenAI's form."""
-    if not isinstance(given, dict):
-        raise bad(path, f"must be an object, not {shown(given)}")
-    fields = Fields(given, path)
     if (kind := fields.text("type")) not in (None, "custom"):
-        raise bad(f"{path}.type", f"{shown(kind)} is not supported: only tools of the client's own", "unsupported_tool")
-    name, description, schema = fields.text("name"), fields.text("description"), fields.mapping("input_schema")
-    if name is None:
-        raise bad(f"{path}.name", "is missing")
+        what = f"{shown(kind)} is not supported: only tools of the client's own"
+        raise bad(fields.path("type"), what, "unsupported_tool")
+    name, description, schema = fields.needed("name"), fields.text("description"), fields.mapping("input_schema")
     # They change nothing here: caching is automatic, and calls are given whole.
     fields.ignore("cache_control", "eager_input_streaming", "input_examples", "strict")
     fields.only("allowed_callers", ["direct"])
@@ -77,11 +74,10 @@ def _tool(given: object, path: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
 
 
-def _read_choice(given: Mapping[str, Any] | None) -> tuple[object, bool]:
+def _read_choice(fields: Fields | None) -> tuple[object, bool]:
     """The choice in OpenAI's form, and whether the reply may have several calls."""
-    if given is None:
+    if fields is None:
         return None, True
-    fields = Fields(given, "tool_choice")
     kind, name = fields.text("type"), fields.text("name", LONGEST_NAME)
     several = not fields.flag("disable_parallel_tool_use")
     fields.finish()
@@ -92,12 +88,9 @@ def _read_choice(given: Mapping[str, Any] | None) -> tuple[object, bool]:
     return _CHOICES[kind], several
 
 
-def _read_thinking(given: Mapping[str, Any]) -> dict[str, object]:
+def _read_thinking(fields: Fields) -> dict[str, object]:
     """Variables of chat templates. How long a model thinks is its own choice, whatever the budget."""
-    fields = Fields(given, "thinking")
-    kind = fields.text("type")
-    if kind is None or kind not in _THINKING:
-        raise bad("thinking.type", f"must be {', '.join(_THINKING)}, not {shown(kind)}")
+    kind = fields.choice("type", _THINKING)
     fields.whole("budget_tokens", 1, MOST_NEW_TOKENS)
     fields.ignore("display")
     fields.finish()
@@ -106,18 +99,16 @@ def _read_thinking(given: Mapping[str, Any]) -> dict[str, object]:
 
 def _response_format(fields: Fields) -> dict[str, Any]:
     """The argument for a schema that the reply is to follow, if there is one."""
-    given = fields.mapping("output_config")
-    if given is None:
+    config = fields.below("output_config")
+    if config is None:
         return {}
-    config = Fields(given, "output_config")
     config.ignore("effort")
-    form = config.mapping("format")
+    form = config.below("format")
     config.finish()
     if form is None:
         return {}
-    inner = Fields(form, "output_config.format")
-    kind, schema = inner.text("type"), inner.mapping("schema")
-    inner.finish()
+    kind, schema = form.text("type"), form.mapping("schema")
+    form.finish()
     if kind != "json_schema" or schema is None:
         raise bad("output_config.format", 'must be {"type": "json_schema", "schema": {…}}')
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema}}}

@@ -106,10 +106,9 @@ def _written(value: object) -> int:
 
 def read_stream(fields: Fields) -> tuple[bool, bool]:
     """Whether to answer step by step, and whether its last event gives the usage."""
-    stream, given = fields.flag("stream"), fields.mapping("stream_options")
-    if given is None:
+    stream, options = fields.flag("stream"), fields.below("stream_options")
+    if options is None:
         return stream, False
-    options = Fields(given, "stream_options")
     include_usage = options.flag("include_usage")
     options.only("include_obfuscation", False)
     options.finish()

@@ -75,10 +75,9 @@ def read_response_format(fields: Fields) -> dict[str, Any] | None:
 
 def _shows_passes(fields: Fields) -> bool:
     """Whether chunks of a stream tell of their passes, as the server's own page asks for."""
-    given = fields.mapping("sequoia")
-    if given is None:
+    options = fields.below("sequoia")
+    if options is None:
         return False
-    options = Fields(given, "sequoia")
     shows_passes = options.flag("steps")
     options.finish()
     return shows_passes

@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from offload_runtime.serve.errors import ApiError
@@ -27,6 +27,13 @@ class Fields:
         self._within = within
         self._known: set[str] = set()
 
+    @classmethod
+    def of(cls, value: object, path: str) -> "Fields":
+        """Those of the value at `path` in the body. Raises ApiError if it is no object."""
+        if not isinstance(value, dict):
+            raise bad(path, f"must be an object, not {shown(value)}")
+        return cls(value, path)
+
     def path(self, name: str) -> str:
         """The name of a field for messages."""
         return f"{self._within}.{name}" if self._within else name
@@ -41,6 +48,20 @@ class Fields:
         value = self._of_kind(name, str)
         if value is not None and longest is not None and len(value) > longest:
             raise bad(self.path(name), f"has {len(value)} characters; at most {longest} are taken")
+        return value
+
+    def needed(self, name: str, longest: int | None = None) -> str:
+        """A text that must not be left out."""
+        value = self.text(name, longest)
+        if value is None:
+            raise bad(self.path(name), "is missing")
+        return value
+
+    def choice(self, name: str, allowed: Collection[str]) -> str:
+        """One of some texts, which must not be left out."""
+        value = self.text(name)
+        if value is None or value not in allowed:
+            raise bad(self.path(name), f"must be {', '.join(allowed)}, not {shown(value)}")
         return value
 
     def flag(self, name: str) -> bool:
@@ -85,6 +106,11 @@ class Fields:
     def mapping(self, name: str) -> dict[str, Any] | None:
         """A JSON object."""
         return self._of_kind(name, dict)
+
+    def below(self, name: str) -> "Fields | None":
+        """The fields of a JSON object."""
+        given = self.mapping(name)
+        return None if given is None else Fields(given, self.path(name))
 
     def ignore(self, *names: str) -> None:
         """Drop fields that change nothing here."""
