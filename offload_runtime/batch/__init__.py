@@ -1,10 +1,7 @@
 """Offline jobs: a file of prompts in, a file of replies out: `python -m offload_runtime.batch --help`."""
 
-from collections.abc import Sequence
+from functools import partial
 
+from offload_runtime.start import start
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    from offload_runtime.start import start
-
-    return start("offload_runtime.batch.command", arguments)
+main = partial(start, "offload_runtime.batch.command")

@@ -3,11 +3,8 @@
 For bug reports, and for the first hour with a GPU. Needs no model and no GPU; the output names no user, host or path.
 """
 
-from collections.abc import Sequence
+from functools import partial
 
+from offload_runtime.start import start
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
-    from offload_runtime.start import start
-
-    return start("offload_runtime.doctor.command", arguments)
+main = partial(start, "offload_runtime.doctor.command")
