@@ -11,14 +11,13 @@ from torch import Tensor
 from loaders.dequantize import triton_floats, triton_ggml, triton_integers
 from loaders.dequantize.launch import MatrixStack
 from loaders.dequantize.lossless import kernels as lossless
-from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Mxfp4, Pieces, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Pieces, Scaled, Scheme, Words
 
 KERNELS: Mapping[type, Callable[[Any, Mapping[str, Tensor], MatrixStack], None]] = {
     Awq: triton_integers.awq,
     Gptq: triton_integers.gptq,
     Words: triton_integers.words,
     Scaled: triton_floats.scaled,
-    Mxfp4: triton_floats.mxfp4,
     Fp4: triton_floats.fp4,
     Codebook: triton_floats.codebook,
     Ggml: triton_ggml.ggml,

@@ -25,10 +25,9 @@ from loaders.dequantize.values import (
     fp8_values,
     nibbles,
     pair_values,
-    powers_of_two,
     scale_values,
 )
-from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Mxfp4, Pieces, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Pieces, Scaled, Scheme, Words
 
 ONES = {4: 0x11111111, 8: 0x01010101}  # a one in each field of a word
 
@@ -148,26 +147,13 @@ def scaled(scheme: Scaled, operands: Operands, out: Tensor) -> None:
     for_each(decode_rows, blocks(out), out)
 
 
-def mxfp4(scheme: Mxfp4, operands: Operands, out: Tensor) -> None:
-    """out [E, K, N]."""
-    stored, scales, out = operands["blocks"], operands["scales"], out.mT  # [E, N, …]
-    together = max(block_values(out) // out[0].numel(), 1)
-    experts = (slice(begin, begin + together) for begin in range(0, len(out), together))
-
-    def decode_rows(part: tuple[slice, slice]) -> None:
-        values = fp4_values(nibbles(stored[part])).to(torch.float32)
-        values *= FP4_AS_HALF_FACTOR
-        values *= powers_of_two(scales[part])[..., None]
-        store(values.flatten(2), torch.bfloat16, out[part])
-
-    for_each(decode_rows, ((some, rows) for some in experts for rows in blocks(out[0])), out)
-
-
 def fp4(scheme: Fp4, operands: Operands, out: Tensor) -> None:
-    """out [N, K]; or of fused experts [E, N, K], by column [E, K, N]."""
+    """out [N, K]; or of fused experts [E, N, K], by column or input-major [E, K, N]."""
     stored, scales = operands["weight"], operands["weight_scale"]
     if scheme.by_column:
         stored, scales, out = stored.mT, scales.mT, out.mT
+    if scheme.input_major:
+        stored, out = stored.flatten(2), out.mT
     if out.dim() == 2:
         stored, scales, out = stored[None], scales[None], out[None]
     overall = operands["global_scale"].reshape(-1, 1, 1) if "global_scale" in operands else None
@@ -183,8 +169,9 @@ def fp4(scheme: Fp4, operands: Operands, out: Tensor) -> None:
         values.unflatten(2, (-1, scheme.group_size)).mul_(scale[..., None])
         store(values, kept, out[part])
 
-    single = (slice(expert, expert + 1) for expert in range(len(out)))
-    for_each(decode_rows, ((one, rows) for one in single for rows in blocks(out[0])), out)
+    together = max(block_values(out) // out[0].numel(), 1)
+    experts = (slice(begin, begin + together) for begin in range(0, len(out), together))
+    for_each(decode_rows, ((some, rows) for some in experts for rows in blocks(out[0])), out)
 
 
 def codebook(scheme: Codebook, operands: Operands, out: Tensor) -> None:
@@ -217,7 +204,6 @@ DECODERS: Mapping[type, Callable[[Any, Operands, Tensor], None]] = {
     Gptq: gptq,
     Words: words,
     Scaled: scaled,
-    Mxfp4: mxfp4,
     Fp4: fp4,
     Codebook: codebook,
     Ggml: ggml,

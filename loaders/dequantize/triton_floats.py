@@ -12,7 +12,7 @@ from torch import Tensor
 from loaders.dequantize.launch import BLOCK, DTYPES, MatrixStack, at, block_of, grid, member_size, no_tensor, store
 from loaders.dequantize.plain import codebook_scales
 from loaders.dequantize.values import scale_values
-from loaders.formats.schemes import Codebook, Fp4, Mxfp4, Scaled
+from loaders.formats.schemes import Codebook, Fp4, Scaled
 
 
 @triton.jit
@@ -138,16 +138,10 @@ def scaled(scheme: Scaled, operands: Mapping[str, Tensor], out: MatrixStack) -> 
     )
 
 
-def mxfp4(scheme: Mxfp4, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
-    _launch_fp4(operands["blocks"], operands["scales"], None, out.turned, Fp4(32))
-
-
 def fp4(scheme: Fp4, operands: Mapping[str, Tensor], out: MatrixStack) -> None:
-    _launch_fp4(operands["weight"], operands["weight_scale"], operands.get("global_scale"), out, scheme)
-
-
-def _launch_fp4(weight: Tensor, scales: Tensor, overall: Tensor | None, out: MatrixStack, scheme: Fp4) -> None:
+    weight, scales, overall = operands["weight"], operands["weight_scale"], operands.get("global_scale")
     is_power = scales.dtype != torch.float8_e4m3fn
+    out = out.turned if scheme.input_major else out
     _fp4[grid(out)](
         weight,
         scales.view(torch.uint8),  # GPUs before Ada reject any kernel with float8 arguments

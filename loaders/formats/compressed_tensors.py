@@ -53,15 +53,12 @@ class WeightArguments:
         bits = settings.choice("num_bits", (4, 8), 8)
         is_fp4 = (kind, bits) == ("float", 4)
         strategy = _strategy(settings, FP4_STRATEGIES if is_fp4 else STRATEGIES)
-        block = settings.values.get("block_structure")
-        if strategy == "block" and not _is_block(block):
-            raise settings.unsupported(f"block_structure is {block!r:.80}; two positive numbers can be run")
         return cls(
             kind,
             bits,
             strategy,
             settings.group_size() if strategy in ("group", "tensor_group") else None,
-            (block[0], block[1]) if strategy == "block" and block else None,
+            settings.block("block_structure") if strategy == "block" else None,
             settings.choice("symmetric", (True,) if is_fp4 else (True, False), True),
         )
 
@@ -211,7 +208,3 @@ def _strategy(settings: Settings, choices: Collection[str]) -> str:
     if strategy in ("group", "tensor_group") and not grouped:
         raise settings.unsupported(f'strategy is "{strategy}", but there is no group_size')
     return strategy
-
-
-def _is_block(block: object) -> bool:
-    return isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)

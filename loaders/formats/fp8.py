@@ -23,12 +23,7 @@ class Fp8Format:
     @classmethod
     def read(cls, settings: Settings) -> Fp8Format:
         settings.choice("fmt", ("e4m3", "float8_e4m3fn"), "e4m3")
-        block = settings.values.get("weight_block_size")
-        if block is None:
-            return cls(None)
-        if not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)):
-            raise settings.unsupported(f"weight_block_size is {block!r:.80}; two positive numbers can be run")
-        return cls((block[0], block[1]))
+        return cls(None if settings.values.get("weight_block_size") is None else settings.block("weight_block_size"))
 
     @classmethod
     def read_fbgemm(cls, settings: Settings) -> Fp8Format:

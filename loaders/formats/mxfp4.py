@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loaders.errors import ModelFilesError
-from loaders.formats.schemes import Mxfp4
+from loaders.formats.schemes import Fp4
 from loaders.formats.weights import PackedWeight, Settings, Tensors, base_names, take
 
 BLOCK_BYTES = 16
@@ -35,4 +35,5 @@ class Mxfp4Format:
                 )
             experts, outputs, count, _ = blocks.shape
             scales = take(tensors, f"{base}_scales", ["U8"], blocks.shape[:-1], because=f" for {base}_blocks")
-            yield PackedWeight(base, (experts, count * BLOCK, outputs), Mxfp4(), {"blocks": blocks, "scales": scales})
+            operands = {"weight": blocks, "weight_scale": scales}
+            yield PackedWeight(base, (experts, count * BLOCK, outputs), Fp4(BLOCK, input_major=True), operands)

@@ -15,20 +15,26 @@ from typing import ClassVar
 from loaders.gguf.placement import RowOrder
 
 
+class _OfMatrix:
+    """What holds for the weights of most schemes."""
+
+    input_major: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = False
+
+
 @dataclass(frozen=True)
-class Awq:
+class Awq(_OfMatrix):
     """qweight [K, N/8] words, qzeros [K/group, N/8] words, scales [K/group, N]; W = (q - z) * scale.
 
     The nibbles of a word belong to outputs 0, 2, 4, 6, 1, 3, 5, 7.
     """
 
     input_major: ClassVar[bool] = True
-    by_rows: ClassVar[bool] = False
     group_size: int
 
 
 @dataclass(frozen=True)
-class Gptq:
+class Gptq(_OfMatrix):
     """qweight [K*bits/32, N] words, qzeros [K/group, N*bits/32] words, scales [K/group, N]; W = (q - z) * scale.
 
     `zeros_less_one`: zero points are stored minus one (the format's first version). `ordered`: input k belongs to group
@@ -36,7 +42,6 @@ class Gptq:
     """
 
     input_major: ClassVar[bool] = True
-    by_rows: ClassVar[bool] = False
     bits: int
     group_size: int
     zeros_less_one: bool
@@ -44,44 +49,29 @@ class Gptq:
 
 
 @dataclass(frozen=True)
-class Words:
+class Words(_OfMatrix):
     """weight_packed [N, K*bits/32] words, weight_scale [N, K/group], maybe weight_zero_point [N*bits/32, K/group].
 
     Values and zero points are stored plus 2^(bits-1). With a weight_g_idx, input k belongs to group weight_g_idx[k].
     """
 
-    input_major: ClassVar[bool] = False
-    by_rows: ClassVar[bool] = False
     bits: int
     group_size: int
     ordered: bool
 
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(_OfMatrix):
     """weight [N, K] int8 or float8, scale [ceil(N/rows), ceil(K/columns)], maybe zero_point of that shape, int8.
 
     W = (q - z) * scale * factor, rounded to the dtype of the scale unless `in_float32`. A scale may be a power of two,
     stored as its exponent plus 127 (uint8): its dtype is bfloat16.
     """
 
-    input_major: ClassVar[bool] = False
-    by_rows: ClassVar[bool] = False
     rows: int
     columns: int
     in_float32: bool = False
     factor: float = 1.0
-
-
-@dataclass(frozen=True)
-class Mxfp4:
-    """blocks uint8 [E, N, K/32, 16], low nibble first; scales uint8 [E, N, K/32], exponents of two plus 127.
-
-    Dequantized it is [E, K, N]: gpt-oss keeps its experts transposed.
-    """
-
-    input_major: ClassVar[bool] = True
-    by_rows: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -91,27 +81,26 @@ class Fp4:
     global_scale: float32, one for the weight, which scales are multiplied by, or divided by where it `divides`;
     exponents have none. W = value * scale in float32, rounded to bfloat16 unless `in_float32`.
     `by_column`: fused experts that are stored transposed: weight [E, K/2, N], weight_scale [E, K/group, N], and
-    dequantized [E, K, N].
+    dequantized [E, K, N]. `input_major`: gpt-oss' experts are dequantized to this as well, from weight
+    [E, N, K/32, 16] and weight_scale [E, N, K/32].
     """
 
-    input_major: ClassVar[bool] = False
     by_rows: ClassVar[bool] = False
     group_size: int
     divides: bool = False
     in_float32: bool = False
     by_column: bool = False
+    input_major: bool = False
 
 
 @dataclass(frozen=True)
-class Codebook:
+class Codebook(_OfMatrix):
     """weight uint8, two codes a byte, high one first; quant_map [16]; absmax, one per `block` values.
 
     `nested_block`: absmax is quantized itself: uint8 indices into nested_quant_map [256], times nested_absmax per block
     of those, plus `nested_offset`. Values are rounded to `dtype` ("float16", ...).
     """
 
-    input_major: ClassVar[bool] = False
-    by_rows: ClassVar[bool] = False
     block: int
     dtype: str
     nested_block: int = 0
@@ -119,7 +108,7 @@ class Codebook:
 
 
 @dataclass(frozen=True)
-class Ggml:
+class Ggml(_OfMatrix):
     """blocks uint8 [..., N, bytes of a row] of ggml's type `kind` ("Q4_K"), or float values of any shape.
 
     `paired_heads`: the number of heads whose rows are stored in the order 0, n, 1, n + 1, … where n is half of them.
@@ -128,7 +117,6 @@ class Ggml:
     group are together.
     """
 
-    input_major: ClassVar[bool] = False
     by_rows: ClassVar[bool] = True
     kind: str
     paired_heads: int = 0
@@ -139,14 +127,12 @@ class Ggml:
 
 
 @dataclass(frozen=True)
-class Lossless:
+class Lossless(_OfMatrix):
     """The fields of `loaders.lossless.encode.Encoded`, with codes of `bits` bits, for weights of the 16-bit `dtype`.
 
     `top` is [N, K / 32]; the others have one dimension.
     """
 
-    input_major: ClassVar[bool] = False
-    by_rows: ClassVar[bool] = False
     bits: int
     dtype: str
 
@@ -173,4 +159,4 @@ class Pieces:
     input_major: bool = False
 
 
-Scheme = Awq | Gptq | Words | Scaled | Mxfp4 | Fp4 | Codebook | Ggml | Lossless | Pieces
+Scheme = Awq | Gptq | Words | Scaled | Fp4 | Codebook | Ggml | Lossless | Pieces

@@ -117,6 +117,13 @@ class Settings:
             raise self.unsupported(f"{name} is {value!r:.80}; multiples of 8 can be run, and -1 for whole rows")
         return value
 
+    def block(self, name: str) -> tuple[int, int]:
+        """The rows and columns that share a scale."""
+        value = self.values.get(name)
+        if not (isinstance(value, list) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)):
+            raise self.unsupported(f"{name} is {value!r:.80}; two positive numbers can be run")
+        return value[0], value[1]
+
     def part(self, name: str) -> Settings:
         """The object under `name`; empty if absent."""
         value = self.values.get(name)

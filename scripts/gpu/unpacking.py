@@ -11,7 +11,7 @@ from gpu.bench import Bench, Budget
 from gpu.report import Record
 from loaders.dequantize.plain import decode
 from loaders.dequantize.stacks import fused_kernels
-from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Mxfp4, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Scaled, Scheme, Words
 from loaders.gguf.types import BLOCKS
 
 SECTION = "d"
@@ -45,7 +45,9 @@ def forms(rows: int, columns: int) -> dict[str, tuple[Scheme, Stored]]:
     by_group: Stored = {"qzeros": ((groups, rows // 8), word), "scales": ((groups, rows), half)}
     int8: Stored = {"weight": ((rows, columns), torch.int8), "weight_scale": ((rows, 1), torch.bfloat16)}
     blocks: Stored = {"weight": ((rows, columns), float8), "weight_scale": ((rows // GROUP, groups), torch.float32)}
-    mx: Stored = {"blocks": ((1, rows, columns // 32, 16), byte), "scales": ((1, rows, columns // 32), byte)}
+    mx: Stored = {
+        **{"weight": ((1, rows, columns // 32, 16), byte), "weight_scale": ((1, rows, columns // 32), byte)},
+    }
     nv: Stored = {
         **{"weight": ((rows, columns // 2), byte), "weight_scale": ((rows, columns // 16), float8)},
         "global_scale": ((1,), torch.float32),
@@ -63,7 +65,7 @@ def forms(rows: int, columns: int) -> dict[str, tuple[Scheme, Stored]]:
         ),
         "int8 rows": (Scaled(1, columns), int8),
         "FP8 blocks": (Scaled(GROUP, GROUP, in_float32=True), blocks),
-        "MXFP4": (Mxfp4(), mx),
+        "MXFP4": (Fp4(32, input_major=True), mx),
         "NVFP4": (Fp4(16, divides=True), nv),
         "codebook of 16": (Codebook(64, "float16"), codes),
         **{
@@ -83,7 +85,7 @@ def _random(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
 def _output(scheme: Scheme, rows: int, columns: int, device: str) -> Tensor:
     """Memory for one weight, in the runtime's layout."""
     make = partial(torch.empty, dtype=torch.bfloat16, device=device)
-    if isinstance(scheme, Mxfp4):
+    if isinstance(scheme, Fp4) and scheme.input_major:
         return make(1, rows, columns).mT
     return make(columns, rows).mT if scheme.input_major else make(rows, columns)
 

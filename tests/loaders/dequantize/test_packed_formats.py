@@ -82,7 +82,7 @@ def test_what_the_libraries_wrote_decodes_as_they_decode_it(case, tmp_path):
 
 def test_mxfp4_decodes_as_transformers_decodes_it():
     scheme, operands, shape, _ = packed_weight("MXFP4")
-    expected = convert_moe_packed_tensors(operands["blocks"], operands["scales"])
+    expected = convert_moe_packed_tensors(operands["weight"], operands["weight_scale"])
     assert scheme.input_major and expected.shape == shape  # it turns the experts round, too
     out = torch.empty(shape, dtype=torch.bfloat16)
     decode(scheme, operands, out)

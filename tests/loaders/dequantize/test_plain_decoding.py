@@ -16,7 +16,7 @@ from loaders.dequantize.plain import decode
 from loaders.dequantize.plain_cost import LAUNCHES
 from loaders.dequantize.side_by_side import BLOCK_VALUES
 from loaders.dequantize.stacks import prepare
-from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Mxfp4, Scaled, Scheme, Words
+from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Scaled, Scheme, Words
 from loaders.gguf.types import BLOCKS
 from loaders.lossless.bins import KINDS, Bins
 from tests.samples.packed_weights import WEIGHTS, packed_weight
@@ -67,8 +67,8 @@ NESTED: Stored = {
 }
 EXPERTS = 4
 MXFP4: Stored = {
-    "blocks": ((EXPERTS, SIZE // 2, SIZE // 64, 16), BYTE),
-    "scales": ((EXPERTS, SIZE // 2, SIZE // 64), BYTE),
+    "weight": ((EXPERTS, SIZE // 2, SIZE // 64, 16), BYTE),
+    "weight_scale": ((EXPERTS, SIZE // 2, SIZE // 64), BYTE),
 }
 FLOAT8 = torch.float8_e4m3fn
 NVFP4: Stored = {
@@ -109,7 +109,7 @@ MATRICES: list[tuple[Scheme, Stored]] = [
     (Scaled(128, 128, in_float32=True), scaled(torch.float8_e4m3fn, (GROUPS, GROUPS))),
     (Scaled(96, 96), scaled(torch.float8_e4m3fn, (-(-SIZE // 96), -(-SIZE // 96)))),
     (Scaled(1, 32), scaled(torch.float8_e4m3fn, (SIZE, SIZE // 32))),
-    (Mxfp4(), MXFP4),
+    (Fp4(32, input_major=True), MXFP4),
     (Fp4(16, divides=True), NVFP4),
     (Fp4(32), MX),
     (Fp4(16, in_float32=True, by_column=True), BY_COLUMN),
@@ -158,7 +158,7 @@ def _size(value: object) -> int:
 
 
 def output(scheme: Scheme) -> Tensor:
-    if isinstance(scheme, Mxfp4):  # experts that are a matrix of 4096 × 4096 together
+    if isinstance(scheme, Fp4) and scheme.input_major:  # experts that are a matrix of 4096 × 4096 together
         return torch.empty(EXPERTS, SIZE // 2, SIZE // 2, dtype=torch.bfloat16, device="meta").mT
     out = torch.empty(SIZE, SIZE, dtype=torch.bfloat16, device="meta")
     return out.mT if scheme.input_major else out
