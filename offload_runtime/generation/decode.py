@@ -19,7 +19,7 @@ from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.growth import or_error, run_growths
 from offload_runtime.speculation.methods import PLAIN, Method
 from offload_runtime.speculation.target import Target
-from offload_runtime.speculation.tree_policy import PassFacts, PlainDecoding, Situation, TextFacts, TreePolicy
+from offload_runtime.speculation.tree_policy import PassFacts, Situation, TextFacts, TreePolicy
 from offload_runtime.speculation.verification import Scored, verify
 from offload_runtime.text.tools.tool_call import ToolCall
 from sequoia_tree.drafting.end_tokens import up_to_end
@@ -108,7 +108,7 @@ class Decoder:
         policy: TreePolicy | None = None,
         stored: PromptCache | None = None,
     ):
-        self._target, self._draft, self._policy = target, draft, policy or PlainDecoding()
+        self._target, self._draft, self._policy = target, draft, policy or TreePolicy()
         self._sequences = Sequences(self._models(), stored)
         self._pass_seconds = 0.0  # of the latest pass
 
@@ -324,7 +324,7 @@ class Decoder:
             fault = describe_fault(draft.model, writer.text, writer.place)
         if draft.model is not self._target.model:
             self._sequences.drop(draft.model)
-        self._draft, self._policy = None, PlainDecoding()
+        self._draft, self._policy = None, TreePolicy()
         warnings.warn(
             f"the draft computes values that are not finite ({fault}): the reply goes on without it. Its files may be "
             "damaged; choose another with --draft",

@@ -5,9 +5,8 @@ from functools import lru_cache
 
 from loaders.checkpoint.spec import ModelSpec
 from offload_runtime.planning.prediction import Prediction, predict
-from scheduler.errors import DoesNotFitError
 from scheduler.machine.machine import Machine
-from scheduler.plan.plan import Limits, Plan, make_plan
+from scheduler.plan.plan import Limits, Plan, find_plan, make_plan
 from sequoia_tree.choice.choose import MAX_DEPTH, enough_depth
 
 # Nodes of the trees that are compared. Larger trees need more workspace, so more layers stream.
@@ -56,10 +55,10 @@ def _weighed(
         sized = replace(limits, tree_size=size, context_length=first.context_length)
         if most is not None:
             sized = replace(sized, tree_size=min(size, most), nodes=size)
-        try:
-            plan = _deep(make_plan(target, draft, first.machine, sized), draft, sized, acceptance)
-        except DoesNotFitError:
+        found = find_plan(target, draft, first.machine, sized)
+        if found is None:
             break
+        plan = _deep(found, draft, sized, acceptance)
         prediction = predict(plan, target, draft, acceptance, plan.texts)
         weighed.append((replace(plan, context_wanted=first.context_wanted), prediction))
     return weighed

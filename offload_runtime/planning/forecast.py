@@ -15,8 +15,7 @@ from offload_runtime.planning.planning import Preparation
 from offload_runtime.planning.prediction import Prediction, is_predictable, predict
 from offload_runtime.planning.read_models import smaller_targets
 from offload_runtime.start import command_name
-from scheduler.errors import DoesNotFitError
-from scheduler.plan.plan import Plan, Tier, make_plan
+from scheduler.plan.plan import Plan, Tier, find_plan
 from sequoia_tree.choice.choose import reach_by_size
 
 _MEASURED = "measured for this pair"
@@ -129,12 +128,9 @@ def _smaller_weights(preparation: Preparation) -> Iterator[str]:
     )
 
     def gain(packed: ModelSpec) -> str | None:
-        try:
-            smaller = make_plan(packed, draft.spec if draft else None, plan.machine, limits)
-        except DoesNotFitError:
-            return None
-        step = _gain(plan, smaller)
-        return step and f"({format_size(smaller.weight_bytes)} of weights) would {step}."
+        smaller = find_plan(packed, draft.spec if draft else None, plan.machine, limits)
+        step = smaller and _gain(plan, smaller)
+        return f"({format_size(smaller.weight_bytes)} of weights) would {step}." if smaller and step else None
 
     # Finding out what would not be quantized takes as long as the plan itself, so it is done only if it can matter.
     worth_it = [name for name, bits in BITS.items() if gain(_at_least(preparation.target.spec, bits))]

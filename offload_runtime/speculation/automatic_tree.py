@@ -14,7 +14,15 @@ from offload_runtime.speculation.draft import Draft
 from offload_runtime.speculation.learned_acceptance import MOST_LEARNT, LearnedAcceptance
 from offload_runtime.speculation.methods import PLAIN, Method, adaptive_method, static_method
 from offload_runtime.speculation.target import Target
-from offload_runtime.speculation.tree_policy import NEWS, PassFacts, Situation, TextFacts, most_kept, most_nodes
+from offload_runtime.speculation.tree_policy import (
+    NEWS,
+    PassFacts,
+    Situation,
+    TextFacts,
+    TreePolicy,
+    most_kept,
+    most_nodes,
+)
 from offload_runtime.speculation.verification import Scored
 from scheduler.plan.plan import Plan
 from sequoia_tree.acceptance.acceptance import Acceptance
@@ -54,7 +62,7 @@ class _Setting:
     drafted: bool = True  # whether the last step drafted, so that the draft has read the text
 
 
-class AutomaticTree:
+class AutomaticTree(TreePolicy):
     """Chooses among plain decoding, static trees and adaptive trees, and their numbers of nodes and levels.
 
     Where texts share passes, the trees of each get smaller, so that a pass takes the fewest seconds per token in all.

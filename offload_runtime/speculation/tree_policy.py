@@ -1,7 +1,6 @@
 """Chooses the tree that each step drafts."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from offload_runtime.speculation.draft import Draft
 from offload_runtime.speculation.learned_acceptance import LearnedAcceptance
@@ -69,36 +68,21 @@ class Situation:
     sharing: int = 1
 
 
-class TreePolicy(Protocol):
-    """Chooses the method of every step, and learns from it."""
+class TreePolicy:
+    """Chooses the method of every step, and learns from it. This one decodes plainly: it never drafts a tree."""
 
     def method(self, situation: Situation) -> Method:
         """How to draft and verify the next step."""
-        ...
-
-    def learn(self, method: Method, scored: Scored, accepted_path: AcceptedPath) -> None:
-        """Record what a step accepted."""
-        ...
-
-    def passed(self, facts: PassFacts) -> None:
-        """Record what a pass cost."""
-        ...
-
-
-class PlainDecoding:
-    """Never drafts a tree."""
-
-    def method(self, situation: Situation) -> Method:
         return PLAIN
 
     def learn(self, method: Method, scored: Scored, accepted_path: AcceptedPath) -> None:
-        pass
+        """Record what a step accepted."""
 
     def passed(self, facts: PassFacts) -> None:
-        pass
+        """Record what a pass cost."""
 
 
-class FixedTree:
+class FixedTree(TreePolicy):
     """One kind of tree of the planned size; adaptive trees update their priorities as more acceptance is measured."""
 
     def __init__(self, draft: Draft, plan: Plan, tree: str, rule: str, known: LearnedAcceptance):
@@ -117,9 +101,6 @@ class FixedTree:
     def learn(self, method: Method, scored: Scored, accepted_path: AcceptedPath) -> None:
         if self._tree == "adaptive":
             self._known.learn(scored, accepted_path)
-
-    def passed(self, facts: PassFacts) -> None:
-        pass
 
     def _build(self, known: Acceptance, sampling: Sampling, size: int) -> Method:
         depth = self._plan.tree_depth

@@ -13,7 +13,7 @@ import os
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from typing import cast
 from weakref import WeakSet
 
 import torch
@@ -24,24 +24,15 @@ from loaders.io.direct import aligned_memory, round_up
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every GPU
 
 
-class Pinning(Protocol):
-    """Locks pages in memory and registers them with the device. Addresses and sizes are whole pages."""
-
-    def register(self, address: int, nbytes: int) -> bool:
-        """Pin the pages; returns whether that was granted."""
-
-    def unregister(self, address: int) -> None:
-        """Unpin the pages. Nothing may be copied from there any more."""
-
-
 class CudaPinning:
-    """Pins through the CUDA runtime, which grants 0.5 to 1 GB on WSL2, elsewhere nearly all memory."""
+    """Locks whole pages in memory through the CUDA runtime, which grants 0.5 to 1 GB on WSL2, elsewhere nearly all."""
 
     def __init__(self, device: torch.device):
         self._device = device
         self._runtime = torch.cuda.cudart()  # starts CUDA
 
     def register(self, address: int, nbytes: int) -> bool:
+        """Pin the pages; returns whether that was granted."""
         with torch.cuda.device(self._device):
             granted = int(self._runtime.cudaHostRegister(address, nbytes, _PORTABLE)) == 0
             if not granted:
@@ -49,6 +40,7 @@ class CudaPinning:
             return granted
 
     def unregister(self, address: int) -> None:
+        """Unpin the pages. Nothing may be copied from there any more."""
         with torch.cuda.device(self._device):
             if int(self._runtime.cudaHostUnregister(address)) != 0:
                 self._clear_error()
@@ -106,7 +98,7 @@ class HostMemory:
     allocation, so that what is pinned does not depend on which buffer is filled first.
     """
 
-    def __init__(self, pinning: Pinning | None = None, limit: int | None = None):
+    def __init__(self, pinning: CudaPinning | None = None, limit: int | None = None):
         self._pinning, self._room = pinning, limit
         self._lock = threading.Lock()
         self._set_aside: set[HostBuffer] = set()

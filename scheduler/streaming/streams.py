@@ -24,27 +24,6 @@ class Event(Protocol):
         """Make this host thread wait until the marked work is done."""
 
 
-class Streams(Protocol):
-    """A device's computing stream, which is current by default, and a second one for copies.
-
-    is_async: whether copies continue after their call returns. If not, the host writes to device memory itself.
-    """
-
-    is_async: bool
-
-    def copying(self) -> AbstractContextManager:
-        """While open, the copying stream is this thread's current one."""
-
-    def copy(self, target: Tensor, source: Tensor) -> None:
-        """Queue a copy from host memory (uint8 [n]) to the device (uint8 [n]) on the current stream."""
-
-    def event(self) -> Event:
-        """A new event."""
-
-    def synchronize(self) -> None:
-        """Make the host wait until all copies on the copying stream have ended. Not for the hot path."""
-
-
 class _Finished:
     """The event of a device that works synchronously."""
 
@@ -55,24 +34,32 @@ class _Finished:
     def synchronize(self) -> None: ...
 
 
-class HostStreams:
-    """For a CPU: the calling thread computes and copies."""
+class Streams:
+    """A device's computing stream, which is current by default, and a second one for copies.
+
+    This is a CPU, whose calling thread computes and copies. is_async: whether copies continue after their call returns.
+    If not, the host writes to device memory itself.
+    """
 
     is_async = False
 
     def copying(self) -> AbstractContextManager:
+        """While open, the copying stream is this thread's current one."""
         return nullcontext()
 
     def copy(self, target: Tensor, source: Tensor) -> None:
+        """Queue a copy from host memory (uint8 [n]) to the device (uint8 [n]) on the current stream."""
         target.copy_(source)
 
     def event(self) -> Event:
+        """A new event."""
         return _Finished()
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        """Make the host wait until all copies on the copying stream have ended. Not for the hot path."""
 
 
-class CudaStreams:
+class CudaStreams(Streams):
     """For a GPU."""
 
     is_async = True
@@ -95,4 +82,4 @@ class CudaStreams:
 
 def streams_of(device: torch.device) -> Streams:
     """The streams of `device`."""
-    return CudaStreams(device) if device.type == "cuda" else HostStreams()
+    return CudaStreams(device) if device.type == "cuda" else Streams()

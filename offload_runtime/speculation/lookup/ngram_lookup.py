@@ -17,7 +17,7 @@ import torch
 from offload_runtime.speculation.draft import Growth
 from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.methods import Method
-from offload_runtime.speculation.tree_policy import PassFacts, Situation, most_nodes
+from offload_runtime.speculation.tree_policy import PassFacts, Situation, TreePolicy, most_nodes
 from offload_runtime.speculation.verification import Scored
 from scheduler.plan.plan import Plan
 from sequoia_tree.choice.pass_times import PassTimes
@@ -104,7 +104,7 @@ def repetition(found: Sequence[tuple[int, Sequence[int]]], chances: Chances, mos
     )
 
 
-class NgramTrees:
+class NgramTrees(TreePolicy):
     """The policy for decoding without a draft; see the module's docstring."""
 
     def __init__(self, plan: Plan):

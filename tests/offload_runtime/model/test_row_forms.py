@@ -6,7 +6,7 @@ import torch
 from offload_runtime.model.cached_rows.forms import RowsIn8Bits, quantized
 from offload_runtime.model.cached_rows.travelling_rows import TravellingRows
 from scheduler.streaming.device_memory import DeviceMemory
-from scheduler.streaming.streams import HostStreams
+from scheduler.streaming.streams import Streams
 from tests.fakes.fake_device import fake_host
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -64,7 +64,7 @@ def test_rows_travel_with_their_scales(dtype: torch.dtype, widths: tuple[int, in
     form, (host, _) = RowsIn8Bits(lambda nbytes: None), fake_host()
     keys, values = (computed(dtype, width) for width in widths)
     tables = form.stored(keys, values)
-    travelling = TravellingRows(2, 60, 4, HostStreams(), host, DeviceMemory(torch.device("cpu")))
+    travelling = TravellingRows(2, 60, 4, Streams(), host, DeviceMemory(torch.device("cpu")))
     with travelling.one_pass([(0, 0)], [(5, 55)]):
         for layer in range(2):
             arrived = travelling.arrive(layer, tables)

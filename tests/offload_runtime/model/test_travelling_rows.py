@@ -11,7 +11,7 @@ from torch import Tensor
 
 from offload_runtime.model.cached_rows.travelling_rows import RowRange, TravellingRows
 from scheduler.streaming.device_memory import DeviceMemory
-from scheduler.streaming.streams import HostStreams
+from scheduler.streaming.streams import Streams
 from tests.fakes.fake_device import FakePinning, FakeStreams, fake_host
 
 LAYERS, ROWS = 5, 24
@@ -191,7 +191,7 @@ def test_what_cannot_be_pinned_travels_as_well() -> None:
 
 def test_device_memory_holds_two_layers_at_most() -> None:
     memory, (host, _) = DeviceMemory(torch.device("cpu")), fake_host()
-    rows = TravellingRows(LAYERS, ROWS, ROW_BYTES, HostStreams(), host, memory)
+    rows = TravellingRows(LAYERS, ROWS, ROW_BYTES, Streams(), host, memory)
     assert memory.peak_bytes == 2 * ROWS * ROW_BYTES
     rows.close()
     assert isinstance(host._pinning, FakePinning) and not host._pinning.held

@@ -7,7 +7,7 @@ from offload_runtime.errors import Interrupted
 from offload_runtime.model.model import Model
 from offload_runtime.model.rows import text_rows
 from scheduler.streaming.run_ahead import LAYERS_AHEAD, RunAhead
-from scheduler.streaming.streams import HostStreams
+from scheduler.streaming.streams import Streams
 from tests.fakes.recorded_work import RecordedWork
 from tests.pass_samples import PADDING, loaded, text_of
 from tests.samples.tiny_models import checkpoint
@@ -74,7 +74,7 @@ def test_who_is_slower_than_the_device_never_waits() -> None:
     assert run(device, 20) == [0] * 20 and device.waits == 0
 
 
-class LateStreams(HostStreams):
+class LateStreams(Streams):
     """Of a processor, but for the device whose events these are."""
 
     def __init__(self, device: Device):
