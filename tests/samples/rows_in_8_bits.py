@@ -1,6 +1,7 @@
 """transformers' own models over a cache whose rows are rounded to 8 bits, written down anew."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,14 @@ def rounded(rows: Tensor) -> Tensor:
 
 
 def greedy_in_8_bits(directory: Path, prompt: Sequence[int], count: int) -> list[int]:
-    """The new tokens of `generate` over such a cache."""
-    return greedy(directory, prompt, count, past_key_values=RoundedCache(config=reference(directory).config))
+    """The new tokens of `generate` over such a cache, computed once per process."""
+    return list(_greedy_in_8_bits(directory, tuple(prompt), count))
+
+
+@cache
+def _greedy_in_8_bits(directory: Path, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
+    cached = RoundedCache(config=reference(directory).config)
+    return tuple(greedy(directory, prompt, count, past_key_values=cached))
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ missing or lands in the wrong place changes the text.
 import atexit
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,20 @@ def _reference(directory: Path, kind: Any) -> PreTrainedModel:
 def greedy(
     directory: Path, prompt: Sequence[int], count: int, kind: Any = AutoModelForCausalLM, **options: Any
 ) -> list[int]:
-    """The new tokens of transformers' own greedy `generate`."""
+    """The new tokens of transformers' own greedy `generate`, computed once per process if no options are given."""
+    if options:  # they may hold a cache, which a text fills
+        return _generated(directory, tuple(prompt), count, kind, options)
+    return list(_greedy(directory, tuple(prompt), count, kind))
+
+
+@cache
+def _greedy(directory: Path, prompt: tuple[int, ...], count: int, kind: Any) -> tuple[int, ...]:
+    return tuple(_generated(directory, prompt, count, kind, {}))
+
+
+def _generated(
+    directory: Path, prompt: tuple[int, ...], count: int, kind: Any, options: Mapping[str, Any]
+) -> list[int]:
     ids = torch.tensor([prompt])
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": count, "do_sample": False, **options}
     return reference(directory, kind).generate(ids, **options)[0, len(prompt) :].tolist()
