@@ -5,6 +5,7 @@ to them.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -30,3 +31,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(
                     pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() says there is none")
                 )
+
+
+def pytest_collection_finish() -> None:
+    """No garbage collection looks again at what imports have made: it stays, and is nearly all there is."""
+    gc.collect()
+    gc.freeze()
