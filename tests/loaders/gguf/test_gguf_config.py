@@ -23,6 +23,7 @@ from loaders.gguf.model import gguf_or_directory
 from loaders.gguf.tensors import model_tensors
 from loaders.gguf.vocabulary import TOKENS
 from loaders.hub.names import directory_name
+from tests.samples.gguf_families.rewriting import Change, rewritten
 from tests.samples.gguf_samples import CASES, gguf, gguf_model, write_gguf
 from tests.samples.tiny_models import make_checkpoint
 
@@ -76,25 +77,9 @@ def test_names_are_the_package_s(known, family):
             assert names.get_name(f"model.layers.1.{theirs}") == f"blk.1.{leaf}"
 
 
-def changed(tmp_path: Path, change) -> Path:
+def changed(directory: Path, change: Change) -> Path:
     """A Llama's file with another writer's ideas."""
-    file = tmp_path / "changed.gguf"
-    reader = gguf.GGUFReader(gguf_model("Q8_0"))
-    values = {
-        name: (field.contents(), field.types)
-        for name, field in reader.fields.items()
-        if not name.startswith("GGUF.") and name != "general.architecture"
-    }
-    tensors = {t.name: (t.data, t.tensor_type) for t in reader.tensors}
-    architecture = change(values, tensors) or "llama"
-    writer = gguf.GGUFWriter(file, architecture)
-    for name, (value, types) in values.items():
-        writer.add_key_value(name, value, types[0])
-    for name, (data, kind) in tensors.items():
-        writer.add_tensor(name, data, raw_dtype=kind)
-    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
-        step()
-    return file
+    return rewritten(gguf_model("Q8_0"), directory, change)
 
 
 U32, F32, STRING = ([getattr(gguf.GGUFValueType, name)] for name in ("UINT32", "FLOAT32", "STRING"))

@@ -27,8 +27,10 @@ from loaders.gguf.tensors import model_tensors
 from loaders.modules.layout import TORCH_DTYPES
 from loaders.modules.skeleton import build_skeleton
 from scheduler.plan.plan import Tier
-from tests.samples.gguf_families import SAMPLES, family_file, gguf, gguf_name, write
-from tests.samples.gguf_samples import with_experts_stacked
+from tests.samples.gguf_families.known import SAMPLES, family_file
+from tests.samples.gguf_families.rewriting import rewritten
+from tests.samples.gguf_families.writing import gguf_name, write
+from tests.samples.gguf_samples import gguf, with_experts_stacked
 from tests.samples.mtp_models import head_tensors
 from tests.samples.tiny_models import PROMPT, greedy, perturbed, streaming_runtime
 
@@ -203,26 +205,6 @@ def test_files_without_a_head_are_refused_by_name_as_drafts():
         streaming_runtime(family_file("glm4moe"), "mtp", context_length=112)
 
 
-def rewritten(case: str, target: Path, change) -> Path:
-    """A case's file with tensors or values changed."""
-    reader = gguf.GGUFReader(family_file(case))
-    values = {
-        name: (field.contents(), field.types)
-        for name, field in reader.fields.items()
-        if not name.startswith("GGUF.") and name != "general.architecture"
-    }
-    tensors = {t.name: (t.data, t.tensor_type) for t in reader.tensors}
-    change(values, tensors)
-    writer = gguf.GGUFWriter(target / "model.gguf", SAMPLES[case].architecture)
-    for name, (value, types) in values.items():
-        writer.add_key_value(name, value, *types)
-    for name, (data, kind) in tensors.items():
-        writer.add_tensor(name, data, raw_dtype=kind)
-    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
-        step()
-    return target / "model.gguf"
-
-
 def test_glm4v_files_are_refused_by_name(tmp_path):
     """They are of GLM 4's architecture, and would give another text."""
     sections = ([8, 12, 12, 0], [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32])
@@ -231,7 +213,7 @@ def test_glm4v_files_are_refused_by_name(tmp_path):
         values["glm4.rope.dimension_sections"] = sections
 
     with pytest.raises(UnsupportedModelError, match="GLM-4V"):
-        read_config(rewritten("glm4", tmp_path, change))
+        read_config(rewritten(family_file("glm4"), tmp_path, change))
 
 
 UINT32 = [gguf.GGUFValueType.UINT32]
@@ -273,7 +255,7 @@ DAMAGED = {
 @pytest.mark.parametrize("case", DAMAGED)
 def test_parts_that_cannot_be_a_whole_are_refused(case, tmp_path):
     family, change, fault = DAMAGED[case]
-    file = rewritten(family, tmp_path, change)
+    file = rewritten(family_file(family), tmp_path, change)
     with pytest.raises(ModelFilesError, match=fault) as caught:
         read_spec(file)
         build_skeleton(file, torch.float32, "cpu", "eager", model_source(file).checkpoint())
