@@ -73,6 +73,11 @@ class GgufTensor(StoredTensor):
         part = self.part and replace(self.part, whole=replace(self.part.whole, name=name_of(self.part.whole.name)))
         return replace(self, name=name_of(self.name), part=part)
 
+    def item(self, index: int) -> GgufTensor:
+        """A matrix of a stack, or a row of a matrix. Raises ModelFilesError if it has not so many."""
+        found = self.rows(index, index + 1)
+        return replace(found, shape=found.shape[1:], values=found.values[1:])
+
     def rows(self, begin: int, end: int) -> GgufTensor:
         """Rows [begin, end) of a matrix. Raises ModelFilesError if it has not so many."""
         if not 0 <= begin <= end <= self.values[0]:

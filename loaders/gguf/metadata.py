@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loaders.errors import ModelFilesError
-from loaders.gguf.header import GgufArray, GgufFile
+from loaders.gguf.header import GgufArray, GgufFile, GgufTensor
 
 MOST_LAYERS = 1 << 12  # in a list with a number for each
 
@@ -42,6 +42,23 @@ class Metadata:
     def flag(self, name: str, default: bool) -> bool:
         value: bool = self.gguf.get(f"{self.prefix}.{name}", bool, default)
         return value
+
+    def reals(self, name: str) -> list[float]:
+        """A number for each layer that the text goes through; infinite ones are left to the caller."""
+        value = self.optional(name)
+        if not isinstance(value, GgufArray) or value.count != self.integer("block_count"):
+            raise ModelFilesError(f"{self.gguf.file}: {self.prefix}.{name} must list a number for each layer.")
+        found = self.gguf.items(value)
+        if not all(isinstance(each, float) and not math.isnan(each) for each in found):
+            raise ModelFilesError(f"{self.gguf.file}: {self.prefix}.{name} lists {found!r:.60}, which no model has.")
+        return found[: self.layers]
+
+    def tensor(self, name: str) -> GgufTensor:
+        """Raises ModelFilesError if it is not there."""
+        found = self.gguf.tensors.get(name)
+        if found is None:
+            raise ModelFilesError(f"{self.gguf.file}: it holds no {name}. The file is damaged; download it again.")
+        return found
 
     def integers(self, name: str, default: list[int]) -> list[int]:
         """A list of numbers."""

@@ -33,7 +33,7 @@ def _parts(family: GgufArchitecture, metadata: Metadata, name: str, tensor: Gguf
     if leaf in ROTATIONS or (number and int(number) >= metadata.layers and not family.predicts):
         return
     layer = f"model.layers.{int(number)}." if number else ""
-    divide = family.divided.get(f"{leaf}.{suffix}" if suffix else leaf) if number else None
+    divide = (family.divided if number else family.divided_outside).get(f"{leaf}.{suffix}" if suffix else leaf)
     if divide:
         yield from divide(metadata, layer, tensor)
         return

@@ -24,7 +24,8 @@ from tests.samples.tiny_models import make_checkpoint
 
 gguf = pytest.importorskip("gguf", reason="GGUF files are written with the gguf package: pip install gguf")
 
-EXPERT = re.compile(r"\.experts\.(\d+)\.")
+STACK = r"\.(experts|altup_projections|altup_unembed_projections)\."
+NUMBERED = re.compile(STACK + r"(\d+)\.")
 Type = gguf.GGMLQuantizationType
 PACKED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")  # the package can also pack these
 KINDS = (
@@ -75,11 +76,11 @@ def set_scales(kind: str, stored: np.ndarray, scale: np.ndarray) -> None:
 
 
 def with_experts_stacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One tensor for all experts of a layer, under the name without their numbers."""
+    """One tensor for all experts of a layer, or matrices of a list, under the name without their numbers."""
     found: dict[str, dict[int, Tensor]] = {}
-    plain = {name: tensor for name, tensor in tensors.items() if not EXPERT.search(name)}
+    plain = {name: tensor for name, tensor in tensors.items() if not NUMBERED.search(name)}
     for name in tensors.keys() - plain.keys():
-        found.setdefault(EXPERT.sub(".experts.", name), {})[int(EXPERT.search(name)[1])] = tensors[name]
+        found.setdefault(NUMBERED.sub(r".\1.", name), {})[int(NUMBERED.search(name)[2])] = tensors[name]
     return plain | {name: torch.stack([by[i] for i in range(len(by))]) for name, by in sorted(found.items())}
 
 

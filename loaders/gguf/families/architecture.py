@@ -21,7 +21,8 @@ class GgufArchitecture:
     """What transformers calls an architecture of GGUF, and how its tensors differ.
 
     layer, outside: transformers' names of the modules in a layer, and of those outside; of a tensor that has another
-    suffix there, by its name with the suffix. divided: tensors that are no whole weight of the model as it is stored.
+    suffix there, by its name with the suffix. divided, divided_outside: tensors that are no whole weight of the model as
+    it is stored, in a layer and outside.
     paired: query and key rows are stored interleaved, as pairs that are rotated together.
     norms_plus_one: norms are stored as the factor, which is 1 more than the model's weight; not those in `own_norms`.
     plain_attention: the widths of queries, keys and values follow from the heads. predicts: the layers after those that
@@ -34,6 +35,7 @@ class GgufArchitecture:
     settings: Callable[[Metadata], Config]
     outside: Mapping[str, str] = field(default_factory=lambda: EMBEDDINGS_AND_HEAD)
     divided: Mapping[str, Divide] = field(default_factory=dict)
+    divided_outside: Mapping[str, Divide] = field(default_factory=dict)
     paired: bool = False
     norms_plus_one: bool = False
     own_norms: frozenset[str] = frozenset()

@@ -49,16 +49,22 @@ def _gemma2(metadata: Metadata) -> Config:
 
 
 def _gemma3(metadata: Metadata) -> Config:
-    """Only full-attention layers use scaled RoPE."""
-    local = metadata.real("rope.freq_base_swa", 10_000.0, *BASES)
     return {
         **_gemma(metadata, big=62),
+        **scaled_full_attention(metadata),
+        "final_logit_softcapping": metadata.optional("final_logit_softcapping"),
+        "layer_types": stated_layers(metadata, 6),
+    }
+
+
+def scaled_full_attention(metadata: Metadata) -> Config:
+    """Gemma's layers with a window have a base of their own, and no scaling."""
+    local = metadata.real("rope.freq_base_swa", 10_000.0, *BASES)
+    return {
         "rope_parameters": {
             "full_attention": linear_or_yarn(metadata, 1_000_000.0),
             "sliding_attention": {"rope_type": "default", "rope_theta": local},
-        },
-        "final_logit_softcapping": metadata.optional("final_logit_softcapping"),
-        "layer_types": stated_layers(metadata, 6),
+        }
     }
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from loaders.errors import UnsupportedModelError
-from loaders.gguf.families import gemma4
 from loaders.gguf.families.architecture import GgufArchitecture
 from loaders.gguf.families.dense import DENSE
 from loaders.gguf.families.experts import EXPERTS
 from loaders.gguf.families.latent import V2, V3, is_sigmoid
 from loaders.gguf.families.more_dense import MORE_DENSE, OLMO3, slides
 from loaders.gguf.families.more_experts import GRANITE_MOE_SHARED, MORE_EXPERTS, has_shared_expert
+from loaders.gguf.families.per_layer_inputs import GEMMA4_EXPERTS, PER_LAYER_INPUTS
 from loaders.gguf.families.recurrent import RECURRENT, RECURRENT_WITH_EXPERTS
 from loaders.gguf.families.short_convolutions import LFM2_DENSE, LFM2_EXPERTS
 from loaders.gguf.header import GgufFile
 
 FAMILIES: dict[str, GgufArchitecture] = {
     **DENSE,
-    "gemma4": gemma4.DENSE,
+    **PER_LAYER_INPUTS,
     **MORE_DENSE,
     **RECURRENT,
     "lfm2": LFM2_DENSE,
@@ -29,7 +29,7 @@ MIXTURES: dict[str, GgufArchitecture] = {
     **RECURRENT_WITH_EXPERTS,
     "deepseek2": V3,
     **MORE_EXPERTS,
-    "gemma4": gemma4.EXPERTS,
+    "gemma4": GEMMA4_EXPERTS,
     "lfm2moe": LFM2_EXPERTS,
 }
 # Another model under the same name, and what tells it.

@@ -101,7 +101,7 @@ def operands_of(weight) -> dict[str, torch.Tensor]:
 # Families that no weight of is put together from parts, or in another order than it is stored in.
 AS_STORED = (
     *("smollm3", "olmo2", "olmo3", "seed_oss", "granite", "glm4", "ernie4_5", "hunyuan-dense", "gemma4", "gemma"),
-    *("gemma4 with experts", "exaone4", "mistral3", "qwen2vl", "qwen3vl", "lfm2"),
+    *("gemma4 with experts", "gemma3n", "exaone4", "mistral3", "qwen2vl", "qwen3vl", "lfm2"),
 )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -42,6 +43,25 @@ def gemma4_metadata(config: PretrainedConfig) -> Metadata:
     }
 
 
+def gemma3n(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    yield f"{name}.weight" if name.endswith("correct_output_scale") else name, tensor
+
+
+def gemma3n_metadata(config: PretrainedConfig) -> Metadata:
+    normal = torch.distributions.Normal(0.0, 1.0)
+    return {
+        "attention.sliding_window": config.sliding_window,
+        "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config.layer_types],
+        "attention.shared_kv_layers": config.num_kv_shared_layers,
+        "embedding_length_per_layer_input": config.hidden_size_per_layer_input,
+        "altup.active_idx": config.altup_active_idx,
+        "altup.num_inputs": config.altup_num_inputs,
+        "activation_sparsity_scale": [
+            normal.icdf(torch.tensor(share)).item() for share in config.activation_sparsity_pattern
+        ],
+    }
+
+
 GEMMA: dict[str, Sample] = {
     "gemma": Sample(
         "gemma",
@@ -78,5 +98,17 @@ GEMMA: dict[str, Sample] = {
         gemma4_experts,
         few_bits,
         more=lambda config: {"rope_freqs.weight": np.array([1.0] * 2 + [1e30] * 6, np.float32)},
+    ),
+    "gemma3n": Sample(
+        "gemma3n_text",
+        "gemma3n",
+        {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "tie_word_embeddings": True, "altup_active_idx": 1}
+        | {"layer_types": ["sliding_attention", "full_attention"] * 2, "laurel_rank": 4}
+        | {"activation_sparsity_pattern": [0.95, 0.5, 0.0, 0.0], "intermediate_size": [64] * 4},
+        gemma3n_metadata,
+        gemma3n,
+        few_bits,
+        # published files hold keys and values of layers that take those of others
+        more=lambda config: {f"blk.3.attn_{each}.weight": np.ones((16, 32), np.float32) for each in "kv"},
     ),
 }

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from tests.samples.gguf_samples import KINDS, PACKED, Type, gguf, random_blocks, with_experts_stacked
+from tests.samples.gguf_samples import KINDS, PACKED, STACK, Type, gguf, random_blocks, with_experts_stacked
 from tests.samples.tiny_models import make_checkpoint
 
 Tensors = dict[str, Tensor]
@@ -163,10 +163,9 @@ def _add_tensor(writer: Any, name: str, tensor: Tensor, kind: str) -> Tensor:
 
 
 def _split(decoded: Tensors, name: str, values: Tensor) -> None:
-    """Experts that were stacked by `with_experts_stacked` one by one again."""
-    stacked = re.search(r"\.experts\.(\w+)\.weight$", name)
-    if not stacked or values.dim() != 3:
+    """What was stacked by `with_experts_stacked` one by one again."""
+    if not re.search(STACK, name) or values.dim() != 3 or not name.endswith(".weight"):
         decoded[name] = values.contiguous()
         return
-    for index, expert in enumerate(values):
-        decoded[name.replace(".experts.", f".experts.{index}.")] = expert.clone()
+    for index, item in enumerate(values):
+        decoded[re.sub(STACK, rf".\1.{index}.", name)] = item.clone()
