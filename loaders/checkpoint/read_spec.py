@@ -40,7 +40,7 @@ SHARED_PROJECTIONS = (".attn.wkv.weight", ".self_attn.kv_proj.weight")
 UNUSED = re.compile(r"rotary_emb\.inv_freq$|\.(attn|attention)\.(masked_)?bias$|^mtp\.")
 
 LAYER_NUMBER = re.compile(r"(.*?\.)?(\d{1,6})\.")  # up to the first part of a name that is a number
-NUMBER = re.compile(r"\.\d+\.")
+NUMBER = re.compile(r"(?<!\.norms)\.\d+\.")  # of experts, which are stacked; not of StableLM's norms of heads
 Itemsize = Callable[[str], int]  # the bytes of a value of a tensor of floats, by the tensor's name
 
 POSITION_LIMITS = (

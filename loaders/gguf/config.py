@@ -27,7 +27,7 @@ def gguf_config(gguf: GgufFile) -> Config:
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.values) != 2:
         raise ModelFilesError(f"{gguf.file}: it holds no token_embd.weight. Is this a language model's file?")
-    check_consistent(gguf, metadata, family.plain_attention)
+    check_consistent(gguf, metadata, family)
     heads = metadata.integer("attention.head_count")
     config: Config = {
         "model_type": family.model_type,
@@ -40,7 +40,7 @@ def gguf_config(gguf: GgufFile) -> Config:
         "num_key_value_heads": max(metadata.kv_heads),
         "head_dim": metadata.head_dim,
         "max_position_embeddings": metadata.integer("context_length"),
-        "rms_norm_eps": metadata.real("attention.layer_norm_rms_epsilon", least=1e-12, most=1e-2),
+        **_epsilon(metadata, family.layer_norm),
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "bos_token_id": gguf.metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": _ends(gguf),
@@ -52,6 +52,12 @@ def gguf_config(gguf: GgufFile) -> Config:
     if any(tensor.is_packed for tensor in renamed.values()):
         config["quantization_config"] = {"quant_method": "gguf", "kind": _most_bytes(gguf)}
     return config
+
+
+def _epsilon(metadata: Metadata, layer_norm: str) -> Config:
+    """What is added to a variance. layer_norm: its name where norms subtract the mean."""
+    key = "attention.layer_norm_epsilon" if layer_norm else "attention.layer_norm_rms_epsilon"
+    return {layer_norm or "rms_norm_eps": metadata.real(key, least=1e-12, most=1e-2)}
 
 
 def _ends(gguf: GgufFile) -> list[int] | None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 
 from loaders.errors import ModelFilesError
+from loaders.gguf.families.architecture import GgufArchitecture
 from loaders.gguf.header import STRING, GgufArray, GgufFile
 from loaders.gguf.metadata import Metadata
 
@@ -18,34 +19,31 @@ _BEGIN_AND_END = ("bos", "eos", "eot", "unknown", "padding")
 _FLOAT32, _WHOLE = 6, (4, 5)  # types of items
 
 
-def check_consistent(gguf: GgufFile, metadata: Metadata, plain_attention: bool = True) -> None:
-    """Check the metadata against the tensors and each other. Raises ModelFilesError, which quotes both sides.
-
-    plain_attention: the sizes of attention's matrices follow from the heads.
-    """
+def check_consistent(gguf: GgufFile, metadata: Metadata, family: GgufArchitecture) -> None:
+    """Check the metadata against the tensors and each other. Raises ModelFilesError, which quotes both sides."""
     numbers = {int(match[1]) for name in gguf.tensors if (match := re.match(r"blk\.(\d{1,6})\.", name))}
     layers, stated = max(numbers, default=-1) + 1, metadata.integer("block_count")
     if stated != layers or len(numbers) != layers:
         raise _contradiction(metadata, f"block_count is {stated}", f"its tensors are of {len(numbers)} layers")
-    for name, outputs, inputs in _matrices(metadata, plain_attention):
+    for name, outputs, inputs in _matrices(metadata, family):
         tensor = gguf.tensors.get(name)
         if tensor is not None and tensor.values[-2:] != (outputs, inputs):
             raise _contradiction(metadata, f"{name} has to be {[outputs, inputs]}", f"it is {list(tensor.values)}")
     _check_vocabulary(gguf, metadata)
 
 
-def _matrices(metadata: Metadata, plain_attention: bool) -> Iterator[tuple[str, int, int]]:
+def _matrices(metadata: Metadata, family: GgufArchitecture) -> Iterator[tuple[str, int, int]]:
     """Name, outputs and inputs of the matrices whose sizes follow from the metadata."""
     width, heads = metadata.integer("embedding_length"), metadata.integer("attention.head_count")
     shared, size = max(metadata.kv_heads), metadata.head_dim
-    if plain_attention and (other := metadata.integer("attention.value_length", size)) != size:
+    if family.plain_attention and (other := metadata.integer("attention.value_length", size)) != size:
         raise _contradiction(metadata, f"attention.key_length is {size}", f"attention.value_length is {other}")
     if heads % shared:
         raise _contradiction(metadata, f"attention.head_count is {heads}", f"{shared} heads of keys do not divide it")
     inner = metadata.inner
     inner_of_expert = metadata.integer("expert_feed_forward_length", inner)
-    in_one = "blk.0.ffn_gate.weight" not in metadata.gguf.tensors and "blk.0.ffn_up.weight" in metadata.gguf.tensors
-    fused = in_one and not any(name.endswith("_exps.weight") for name in metadata.gguf.tensors)
+    width_of_experts = metadata.integer("moe_latent_size", width)
+    fused = family.layer.get("ffn_up", "").endswith("gate_up_proj")
     attention = {
         "attn_q": (heads * size, width),
         "attn_k": (shared * size, width),
@@ -59,11 +57,11 @@ def _matrices(metadata: Metadata, plain_attention: bool) -> Iterator[tuple[str, 
         "ffn_down": (width, inner),
     }
     shapes = {
-        **(attention if plain_attention else {}),
+        **(attention if family.plain_attention else {}),
         **(mlp if len({*metadata.inners}) == 1 else {}),
-        "ffn_gate_exps": (inner_of_expert, width),
-        "ffn_up_exps": (inner_of_expert, width),
-        "ffn_down_exps": (width, inner_of_expert),
+        "ffn_gate_exps": (inner_of_expert, width_of_experts),
+        "ffn_up_exps": (inner_of_expert, width_of_experts),
+        "ffn_down_exps": (width_of_experts, inner_of_expert),
     }
     for name in metadata.gguf.tensors:
         if (match := _LAYER.fullmatch(name)) and match[2] in shapes:

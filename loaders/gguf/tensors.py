@@ -43,7 +43,7 @@ def _parts(family: GgufArchitecture, metadata: Metadata, name: str, tensor: Gguf
             f"{tensor.file}: it holds {name[:80]}, which transformers has no place for in a {metadata.prefix} model: "
             "without it the numbers would be others. Use the original checkpoint in safetensors instead."
         )
-    is_offset = family.norms_plus_one and leaf.endswith("norm") and leaf not in family.own_norms
+    is_offset = family.norms_plus_one and leaf.endswith("norm") and leaf not in family.own_norms and suffix == "weight"
     yield replace(
         tensor, name=layer + renamed, paired_heads=_pairs(family, metadata, leaf), less=1.0 if is_offset else 0.0
     )
@@ -53,5 +53,4 @@ def _pairs(family: GgufArchitecture, metadata: Metadata, leaf: str) -> int:
     """Of how many heads rows are stored in pairs."""
     if not family.paired or leaf not in ("attn_q", "attn_k"):
         return 0
-    heads = metadata.integer("attention.head_count")
-    return heads if leaf == "attn_q" else metadata.integer("attention.head_count_kv", heads)
+    return metadata.integer("attention.head_count") if leaf == "attn_q" else max(metadata.kv_heads)

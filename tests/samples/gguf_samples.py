@@ -24,7 +24,7 @@ from tests.samples.tiny_models import make_checkpoint
 
 gguf = pytest.importorskip("gguf", reason="GGUF files are written with the gguf package: pip install gguf")
 
-STACK = r"\.(experts|altup_projections|altup_unembed_projections)\."
+STACK = r"\.(experts|altup_projections|altup_unembed_projections|norms)\."
 NUMBERED = re.compile(STACK + r"(\d+)\.")
 Type = gguf.GGMLQuantizationType
 PACKED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4")  # the package can also pack these

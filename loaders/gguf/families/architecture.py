@@ -21,10 +21,11 @@ class GgufArchitecture:
     """What transformers calls an architecture of GGUF, and how its tensors differ.
 
     layer, outside: transformers' names of the modules in a layer, and of those outside; of a tensor that has another
-    suffix there, by its name with the suffix. divided, divided_outside: tensors that are no whole weight of the model as
-    it is stored, in a layer and outside.
+    suffix there, by its name with the suffix. divided, divided_outside: tensors in a layer, and outside, that are no
+    whole weight of the model as it is stored.
     paired: query and key rows are stored interleaved, as pairs that are rotated together.
     norms_plus_one: norms are stored as the factor, which is 1 more than the model's weight; not those in `own_norms`.
+    layer_norm: transformers' name of the epsilon of norms that subtract the mean, if these do.
     plain_attention: the widths of queries, keys and values follow from the heads. predicts: the layers after those that
     the text goes through are heads for multi-token prediction, whose tensors are named in `layer`.
     """
@@ -39,6 +40,7 @@ class GgufArchitecture:
     paired: bool = False
     norms_plus_one: bool = False
     own_norms: frozenset[str] = frozenset()
+    layer_norm: str = ""
     plain_attention: bool = True
     predicts: bool = False
 

@@ -46,8 +46,11 @@ def joined_experts(path: str = "mlp.experts", interleaved: bool = False, transpo
     return {f"ffn_{name}_exps.{suffix}": divide for name, divide in names.items() for suffix in ("weight", "bias")}
 
 
-def joined_shared_expert(path: str) -> dict[str, Divide]:
-    """How to divide the gate and the up projection of the expert for all tokens, which are one matrix in the model."""
+def joined_shared_expert(path: str, suffix: str = "_shexp") -> dict[str, Divide]:
+    """How to divide the gate and the up projection of the MLP for all tokens, which are one matrix in the model.
+
+    suffix: of GGUF's name for the MLP, which has none where there are no other experts.
+    """
 
     def half(role: str) -> Divide:
         def divide(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
@@ -57,7 +60,7 @@ def joined_shared_expert(path: str) -> dict[str, Divide]:
 
         return divide
 
-    return {f"ffn_{role}_shexp.weight": half(role) for role in ("gate", "up")}
+    return {f"ffn_{role}{suffix}.weight": half(role) for role in ("gate", "up")}
 
 
 def _shared_gate(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:

@@ -9,6 +9,8 @@ from loaders.gguf.families.architecture import GgufArchitecture
 from loaders.gguf.families.dense import DENSE
 from loaders.gguf.families.experts import EXPERTS
 from loaders.gguf.families.latent import V2, V3, is_sigmoid
+from loaders.gguf.families.layer_norms import LAYER_NORMS
+from loaders.gguf.families.mamba import MAMBA, MAMBA_WITH_EXPERTS
 from loaders.gguf.families.more_dense import MORE_DENSE, OLMO3, slides
 from loaders.gguf.families.more_experts import GRANITE_MOE_SHARED, MORE_EXPERTS, has_shared_expert
 from loaders.gguf.families.per_layer_inputs import GEMMA4_EXPERTS, PER_LAYER_INPUTS
@@ -20,13 +22,16 @@ FAMILIES: dict[str, GgufArchitecture] = {
     **DENSE,
     **PER_LAYER_INPUTS,
     **MORE_DENSE,
+    **LAYER_NORMS,
     **RECURRENT,
+    **MAMBA,
     "lfm2": LFM2_DENSE,
 }
 # Mixtures of experts; some architectures have both.
 MIXTURES: dict[str, GgufArchitecture] = {
     **EXPERTS,
     **RECURRENT_WITH_EXPERTS,
+    **MAMBA_WITH_EXPERTS,
     "deepseek2": V3,
     **MORE_EXPERTS,
     "gemma4": GEMMA4_EXPERTS,
@@ -44,12 +49,12 @@ def family_of(gguf: GgufFile) -> GgufArchitecture:
     """Raises UnsupportedModelError for an unknown architecture; the message lists the known ones."""
     name = gguf.get("general.architecture", str)
     mixture = bool(gguf.metadata.get(f"{name}.expert_count"))
-    family = (MIXTURES if mixture else FAMILIES).get(name)
+    known = MIXTURES if mixture else FAMILIES
+    family = known.get(name)
     if family is None:
         raise UnsupportedModelError(
             f"{gguf.file}: models of the architecture {name[:40]!r}{' with experts' * mixture} cannot be run from GGUF "
-            f"files; {', '.join(FAMILIES)} can, and with experts {', '.join(MIXTURES)}. Use the original checkpoint in "
-            "safetensors instead."
+            f"files; {', '.join(known)} can. Use the original checkpoint in safetensors instead."
         )
     is_variant, variant = VARIANTS.get(name, (None, family))
     return variant if is_variant and is_variant(gguf) else family

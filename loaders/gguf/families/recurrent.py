@@ -7,7 +7,8 @@ from dataclasses import replace
 from loaders.gguf.families.architecture import Config, Divide, GgufArchitecture
 from loaders.gguf.families.expert_stacks import SHARED_GATE, joined_experts
 from loaders.gguf.families.experts import qwen_experts
-from loaders.gguf.families.names import ATTENTION, LATER_MLP_NORM, MLP, QK_NORMS, ROUTER, SHARED_EXPERT
+from loaders.gguf.families.names import ATTENTION, LATER_MLP_NORM, MLP, NEXTN, QK_NORMS, ROUTER, SHARED_EXPERT
+from loaders.gguf.families.short_convolutions import kernel_of_each_channel
 from loaders.gguf.header import GgufTensor
 from loaders.gguf.metadata import Metadata
 from loaders.gguf.placement import RowOrder, Whole
@@ -55,12 +56,6 @@ def _qwen35_moe(metadata: Metadata) -> Config:
 def _decay(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
     """Stored as -exp of the model's A_log."""
     return [tensor.named(f"{layer}{RULE}A_log", negated_log=True)]
-
-
-def _kernel(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
-    """Of a convolution of each channel by itself: [channels, length], in the model [channels, 1, length]."""
-    channels, length = tensor.values[0], tensor.values[-1]
-    return [tensor.named(f"{layer}{RULE}conv1d.weight", shape=(channels, 1, length))]
 
 
 def _sizes(metadata: Metadata) -> tuple[int, int, int, int]:
@@ -138,7 +133,7 @@ OWN_NORMS = frozenset({"ssm_norm"})
 _NEXT_DIVIDED = {
     **joined_experts(),
     "ssm_a": _decay,
-    "ssm_conv1d.weight": _kernel,
+    "ssm_conv1d.weight": kernel_of_each_channel(f"{RULE}conv1d"),
     "attn_qkv.weight": _queries_keys_values,
     "attn_gate.weight": _output_gate,
     **SHARED_GATE,
@@ -158,12 +153,13 @@ RECURRENT = {
     "qwen35": GgufArchitecture(
         "qwen3_5_text",
         "Qwen3_5ForCausalLM",
-        {**_SHARED, **MLP},
+        {**_SHARED, **MLP, **NEXTN},
         _qwen35,
         divided=_TILED,
         norms_plus_one=True,
         own_norms=OWN_NORMS,
         plain_attention=False,
+        predicts=True,
     )
 }
 RECURRENT_WITH_EXPERTS = {
@@ -180,11 +176,12 @@ RECURRENT_WITH_EXPERTS = {
     "qwen35moe": GgufArchitecture(
         "qwen3_5_moe_text",
         "Qwen3_5MoeForCausalLM",
-        {**_SHARED, **_EXPERTS},
+        {**_SHARED, **_EXPERTS, **NEXTN},
         _qwen35_moe,
         divided={**_TILED, **joined_experts(), **SHARED_GATE},
         norms_plus_one=True,
         own_norms=OWN_NORMS,
         plain_attention=False,
+        predicts=True,
     ),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loaders.gguf.families.architecture import Config, GgufArchitecture
+from loaders.gguf.families.architecture import Config, Divide, GgufArchitecture
 from loaders.gguf.families.dense import rotated
 from loaders.gguf.families.expert_stacks import joined_experts
 from loaders.gguf.families.experts import SIGMOID
@@ -36,10 +36,14 @@ def _lfm2_moe(metadata: Metadata) -> Config:
     }
 
 
-def _kernel(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
-    """Of each channel by itself: [channels, length], in the model [channels, 1, length]."""
-    channels, length = tensor.values[0], tensor.values[-1]
-    return [tensor.named(f"{layer}conv.conv.weight", shape=(channels, 1, length))]
+def kernel_of_each_channel(module: str) -> Divide:
+    """Of a convolution of each channel by itself: [channels, length], in the model [channels, 1, length]."""
+
+    def divide(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
+        channels, length = tensor.values[0], tensor.values[-1]
+        return [tensor.named(f"{layer}{module}.weight", shape=(channels, 1, length))]
+
+    return divide
 
 
 LFM2 = {
@@ -57,7 +61,7 @@ LFM2 = {
 }
 _ROUTED = {"ffn_gate_inp": "feed_forward.gate", "exp_probs_b.bias": "feed_forward.expert_bias"}
 _OUTSIDE = {"token_embd": "model.embed_tokens", "token_embd_norm": "model.embedding_norm", "output": "lm_head"}
-_CONVOLVED = {"shortconv.conv.weight": _kernel}
+_CONVOLVED = {"shortconv.conv.weight": kernel_of_each_channel("conv.conv")}
 
 LFM2_DENSE = GgufArchitecture("lfm2", "Lfm2ForCausalLM", LFM2, _lfm2, outside=_OUTSIDE, divided=_CONVOLVED)
 LFM2_EXPERTS = GgufArchitecture(

@@ -3,11 +3,9 @@
 import os
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoConfig
 
 if not torch.cuda.is_available():
@@ -28,10 +26,12 @@ from loaders.modules.layout import TORCH_DTYPES
 from loaders.modules.skeleton import build_skeleton
 from scheduler.plan.plan import Tier
 from tests.samples.gguf_families.known import SAMPLES, family_file
+from tests.samples.gguf_families.layer_norms import LAYER_NORMS
+from tests.samples.gguf_families.mamba import FALCON_MULTIPLIERS
+from tests.samples.gguf_families.recurrent import LAYERS
 from tests.samples.gguf_families.rewriting import rewritten
-from tests.samples.gguf_families.writing import gguf_name, write
-from tests.samples.gguf_samples import gguf, with_experts_stacked
-from tests.samples.mtp_models import head_tensors
+from tests.samples.gguf_families.writing import write
+from tests.samples.gguf_samples import gguf
 from tests.samples.tiny_models import PROMPT, greedy, perturbed, streaming_runtime
 
 NEW_TOKENS = 64
@@ -41,7 +41,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 every_case = pytest.mark.parametrize("case", KNOWN)
 NOT_COMPARED = {"quantization_config", "dtype", "architectures", "pad_token_id", "eos_token_id", "rope_parameters"}
 # There is nothing of this width; under another name.
-NOT_THERE = {"qwen35moe": {"intermediate_size"}, **dict.fromkeys(("lfm2", "lfm2moe"), frozenset({"rms_norm_eps"}))}
+NOT_THERE = {
+    "qwen35moe": {"intermediate_size"},
+    **dict.fromkeys(("lfm2", "lfm2moe", "nemotron_h"), frozenset({"rms_norm_eps"})),
+    "nemotron_h_moe": {"rms_norm_eps", "intermediate_size"},
+    "falcon-h1": {*FALCON_MULTIPLIERS},
+}
 
 
 @every_case
@@ -71,7 +76,7 @@ def test_the_config_is_the_original_s(case):
         value = value_of(original, name)
         assert value_of(found, name) == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), name
     assert found.to_dict().get("per_layer_config") == original.to_dict().get("per_layer_config")
-    for name, value in original.rope_parameters.items():
+    for name, value in (getattr(original, "rope_parameters", None) or {}).items():
         assert found.rope_parameters[name] == value or name == "mrope_section"
 
 
@@ -102,6 +107,8 @@ def operands_of(weight) -> dict[str, torch.Tensor]:
 AS_STORED = (
     *("smollm3", "olmo2", "olmo3", "seed_oss", "granite", "glm4", "ernie4_5", "hunyuan-dense", "gemma4", "gemma"),
     *("gemma4 with experts", "gemma3n", "exaone4", "mistral3", "qwen2vl", "qwen3vl", "lfm2"),
+    *LAYER_NORMS,
+    *("falcon-h1", "nemotron_h", "nemotron_h_moe"),
 )
 
 
@@ -171,27 +178,22 @@ def test_what_dequantizing_undoes_matters(case, change, monkeypatch):
     assert text != greedy(file.parent / "decoded", PROMPT, NEW_TOKENS)
 
 
-def with_head(directory: Path) -> Path:
-    """GLM 4.5 with a head for multi-token prediction after its layers, beside the same as a checkpoint."""
-    sample, decoded = SAMPLES["glm4moe"], load_file(family_file("glm4moe").parent / "decoded" / "model.safetensors")
-    head = head_tensors(decoded, beside=False, noise=0.05)
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GLM4_MOE, 4)
-    more = {gguf_name(table, name): tensor.numpy() for name, tensor in with_experts_stacked(head).items()}
-
-    def metadata(config):
-        return {**sample.metadata(config), "block_count": 4, "nextn_predict_layers": 1}
-
-    file = write(replace(sample, more=lambda config: more, metadata=metadata), directory)
-    save_file(decoded | head, directory / "decoded" / "model.safetensors", {"format": "pt"})
-    return file
+# Their last layer is of full attention, as heads are.
+WITH_HEADS = {
+    "glm4moe": {},
+    **{case: {"num_hidden_layers": 2, "layer_types": LAYERS["layer_types"][:2]} for case in ("qwen35", "qwen35moe")},
+}
 
 
-def test_a_head_in_the_file_drafts_as_that_of_the_checkpoint(tmp_path):
+@pytest.mark.parametrize("case", WITH_HEADS)
+def test_a_head_in_the_file_drafts_as_that_of_the_checkpoint(case, tmp_path):
     """The text is the target's, and every pass accepts what it accepts there."""
-    file = with_head(tmp_path)
-    assert read_config(file)["num_hidden_layers"] == 3 and len(read_spec(file).layers) == 3
+    sample = replace(SAMPLES[case], changes=SAMPLES[case].changes | WITH_HEADS[case])
+    file = write(sample, tmp_path, with_head=True)
+    layers = AutoConfig.from_pretrained(file.parent / "decoded").num_hidden_layers
+    assert read_config(file)["num_hidden_layers"] == layers == len(read_spec(file).layers)
     options = {"dtype": "float32", "context_length": 112, "tree": "sequoia", "tree_size": 12, "tree_depth": 4}
-    expected, sampled = greedy(family_file("glm4moe").parent / "decoded", PROMPT, NEW_TOKENS), []
+    expected, sampled = greedy(file.parent / "decoded", PROMPT, NEW_TOKENS), []
     for model in (file, file.parent / "decoded"):
         with streaming_runtime(model, "mtp", **options) as runtime:
             assert runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0).token_ids == expected

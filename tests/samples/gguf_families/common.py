@@ -30,11 +30,11 @@ def in_pairs(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tu
     yield name, tensor.reshape(heads, 2, -1, tensor.shape[1]).swapaxes(1, 2).reshape(tensor.shape)
 
 
-def gate_and_up(name: str, halves: Sequence[Tensor], experts: str) -> Iterator[tuple[str, Tensor]]:
-    """The halves of an input projection of experts, apart."""
+def gate_and_up(name: str, halves: Sequence[Tensor], suffix: str) -> Iterator[tuple[str, Tensor]]:
+    """The halves of an input projection, apart. suffix: of GGUF's names."""
     layer = name.split(".")[2]
     for role, half in zip(("gate", "up"), halves, strict=True):
-        yield f"blk.{layer}.ffn_{role}_{experts}.weight", half
+        yield f"blk.{layer}.ffn_{role}{suffix}.weight", half
 
 
 def experts(config: PretrainedConfig) -> Metadata:

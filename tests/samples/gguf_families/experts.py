@@ -49,14 +49,14 @@ def llama4(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tupl
 
 def granite_moe(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     if name.endswith("input_linear.weight"):
-        yield from gate_and_up(name, tensor.chunk(2, dim=1), "exps")
+        yield from gate_and_up(name, tensor.chunk(2, dim=1), "_exps")
     else:
         yield from in_pairs(config, name, tensor)
 
 
 def granite_moe_shared(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     if name.endswith("shared_mlp.input_linear.weight"):
-        yield from gate_and_up(name, tensor.chunk(2, dim=0), "shexp")
+        yield from gate_and_up(name, tensor.chunk(2, dim=0), "_shexp")
     else:
         yield from granite_moe(config, name, tensor)
 

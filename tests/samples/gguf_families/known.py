@@ -8,10 +8,12 @@ from tests.samples.gguf_families.dense import DENSE
 from tests.samples.gguf_families.experts import EXPERTS
 from tests.samples.gguf_families.gemma import GEMMA
 from tests.samples.gguf_families.latent import LATENT
+from tests.samples.gguf_families.layer_norms import LAYER_NORMS
+from tests.samples.gguf_families.mamba import MAMBA
 from tests.samples.gguf_families.recurrent import RECURRENT
 from tests.samples.gguf_families.writing import Sample, write
 
-SAMPLES: dict[str, Sample] = {**DENSE, **GEMMA, **EXPERTS, **LATENT, **RECURRENT}
+SAMPLES: dict[str, Sample] = {**DENSE, **LAYER_NORMS, **GEMMA, **EXPERTS, **LATENT, **RECURRENT, **MAMBA}
 _DIRECTORY = tempfile.TemporaryDirectory(prefix="tiny-gguf-families-")
 
 

@@ -18,11 +18,13 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from tests.samples.gguf_samples import KINDS, PACKED, STACK, Type, gguf, random_blocks, with_experts_stacked
+from tests.samples.mtp_models import head_tensors
 from tests.samples.tiny_models import make_checkpoint
 
 Tensors = dict[str, Tensor]
 Converter = Callable[[PretrainedConfig, str, Tensor], Iterator[tuple[str, Tensor]]]
 Metadata = dict[str, Any]
+LAYER_NORM = ("layer_norm_eps", "norm_epsilon", "norm_eps")
 MOST_F32 = ("ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d", "shortconv.conv")
 
 
@@ -30,7 +32,7 @@ MOST_F32 = ("ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d", "shortconv.conv"
 class Sample:
     """model_type, architecture: transformers' and GGUF's name. changes: of the tiny config. metadata: beside those that
     all have. convert: yields names of the package's table, or GGUF's own, and tensors as they are stored.
-    plus_one: which norms have 1 added.
+    plus_one: which norms have 1 added. factor: what weights are multiplied with, for all values or for each row.
     """
 
     model_type: str
@@ -40,6 +42,7 @@ class Sample:
     convert: Converter
     kind_of: Callable[[str], str] = lambda name: "F32"
     plus_one: Callable[[str], bool] = lambda name: False
+    factor: Callable[[PretrainedConfig, str], float | Tensor] = lambda config, name: 1.0
     more: Callable[[PretrainedConfig], dict[str, np.ndarray]] = lambda config: {}  # tensors that the model has not
 
 
@@ -60,10 +63,12 @@ def gguf_name(names: Any, name: str) -> str:
     """By the package's table, unless it is GGUF's already."""
     if re.match(r"blk\.|token_embd|output", name):
         return name
+    if found := re.search(r"[.]([0-9]+)[.](eh_proj|enorm|hnorm|shared_head[.](?:norm|head))[.]weight", name):
+        return f"blk.{found[1]}.nextn.{found[2].replace('.', '_')}.weight"  # the package knows few families' heads
     base, _, leaf = name.rpartition(".")
     if base.endswith("e_score_correction_bias") or leaf in ("e_score_correction_bias", "expert_bias"):
         return f"blk.{re.search(r'[.]([0-9]+)[.]', name)[1]}.exp_probs_b.bias"
-    if leaf in ("A_log", "layer_scalar"):
+    if leaf in ("A_log", "D", "layer_scalar"):
         return names.get_name(name) + (".weight" if leaf == "layer_scalar" else "")
     if leaf == "sinks":
         return f"{names.get_name(name)}.weight"
@@ -82,6 +87,9 @@ def general(config: PretrainedConfig) -> Metadata:
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
+        "attention.layer_norm_epsilon": next(
+            (value for name in LAYER_NORM if (value := getattr(config, name, None)) is not None), None
+        ),
         "rope.freq_base": rotary.get("rope_theta"),
         "expert_count": getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None),
         "expert_used_count": getattr(config, "num_experts_per_tok", None),
@@ -97,14 +105,20 @@ def general(config: PretrainedConfig) -> Metadata:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def write(sample: Sample, directory: Path) -> Path:
-    """The GGUF file; beside it, under "decoded", the same model with its weights as they are decoded, in float32."""
+def write(sample: Sample, directory: Path, with_head: bool = False) -> Path:
+    """The GGUF file; beside it, under "decoded", the same model with its weights as they are decoded, in float32.
+
+    with_head: both hold a head for multi-token prediction after their layers.
+    """
     source = make_checkpoint(sample.model_type, 2, False, deepcopy(sample.changes))
     config, tensors = AutoConfig.from_pretrained(source), load_file(source / "model.safetensors")
+    head = {"block_count": config.num_hidden_layers + 1, "nextn_predict_layers": 1} if with_head else {}
+    if with_head:
+        tensors |= head_tensors(tensors, beside=False, noise=0.05)
     number = next(n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == sample.architecture)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers + 1)
     writer = gguf.GGUFWriter(directory / "model.gguf", sample.architecture)
-    for key, value in {**general(config), **sample.metadata(config)}.items():
+    for key, value in {**general(config), **sample.metadata(config), **head}.items():
         if value is not None:
             _add(writer, f"{sample.architecture}.{key}", value)
     for name in ("bos", "eos"):
@@ -116,12 +130,13 @@ def write(sample: Sample, directory: Path) -> Path:
             continue
         values = torch.full((tensor.numel(),), torch.nan)
         ids = torch.arange(tensor.numel()).view(tensor.shape)
-        parts = list(sample.convert(config, name, stored(name, tensor.float(), sample)))
+        factor = sample.factor(config, name)
+        parts = list(sample.convert(config, name, stored(name, tensor.float() * factor, sample)))
         for (its_name, part), (_, places) in zip(parts, sample.convert(config, name, ids)):
             found = _add_tensor(writer, gguf_name(names, its_name), part, sample.kind_of(name))
             values[places.flatten()] = found.flatten()
         change = undo(name, sample)
-        _split(decoded, name, (change(values) if change else values).view(tensor.shape))
+        _split(decoded, name, (change(values) if change else values).view(tensor.shape) / factor)
     for name, values in sample.more(config).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -164,7 +179,7 @@ def _add_tensor(writer: Any, name: str, tensor: Tensor, kind: str) -> Tensor:
 
 def _split(decoded: Tensors, name: str, values: Tensor) -> None:
     """What was stacked by `with_experts_stacked` one by one again."""
-    if not re.search(STACK, name) or values.dim() != 3 or not name.endswith(".weight"):
+    if not re.search(STACK, name) or not name.endswith(".weight"):
         decoded[name] = values.contiguous()
         return
     for index, item in enumerate(values):
