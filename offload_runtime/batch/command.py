@@ -1,12 +1,10 @@
 """The command: reads a job, loads the model, and writes the answers as they come."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from loaders.hub.names import directory_name
 from loaders.message_text import displayable
@@ -20,17 +18,11 @@ from offload_runtime.batch.output_file import OutputFile
 from offload_runtime.batch.progress import JobProgress
 from offload_runtime.batch.ray_workers import RayWorkers
 from offload_runtime.batch.stopping import StopOnSignal
-from offload_runtime.chat.status import start_notes
-from offload_runtime.loading.fetching import fetched
 from offload_runtime.options.arguments import model_options
 from offload_runtime.options.command_line import run_command
 from offload_runtime.options.run_options import Options
 from offload_runtime.options.sampling_options import sampling_options
-from offload_runtime.planning.planning import prepare
-
-# Whatever needs torch is imported where it is used, so that `--help` and usage errors answer at once.
-if TYPE_CHECKING:
-    from offload_runtime.generation.runtime import OffloadRuntime
+from offload_runtime.serve.command import load_runtime
 
 Source = Callable[[Iterator[InputLine], Callable[[], bool], Callable[[int], None]], Iterator[Answer]]
 """Answers lines. Called with these, whether to stop, and what to call with the number of tokens of every pass."""
@@ -54,9 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 class _Command:
     def __init__(self, arguments: argparse.Namespace, job: JobInput, output: OutputFile):
-        self._quiet, self._yes = arguments.quiet, arguments.yes
-        self._ray, self._ray_workers = arguments.ray, arguments.ray_workers
-        self._job, self._output = job, output
+        self._arguments, self._job, self._output = arguments, job, output
 
     def show_what_comes(self) -> None:
         job, output = self._job, self._output
@@ -71,9 +61,10 @@ class _Command:
         forms = self._job.forms
         if len(self._job.bad - self._output.done) == self._output.left:
             return lambda lines, should_stop, on_pass: error_answers(forms, lines)
-        if self._ray is not None:
-            return resources.enter_context(RayWorkers(self._ray, self._ray_workers, options, forms)).answers
-        runtime = resources.enter_context(self._load(options))
+        address, workers = self._arguments.ray, self._arguments.ray_workers
+        if address is not None:
+            return resources.enter_context(RayWorkers(address, workers, options, forms)).answers
+        runtime = resources.enter_context(load_runtime(options, self._arguments, self._note))
         return lambda lines, should_stop, on_pass: LineRunner(runtime, forms, should_stop, on_pass).answers(lines)
 
     def answer(self, source: Source) -> int:
@@ -81,7 +72,7 @@ class _Command:
         output, done = self._output, frozenset(self._output.done)
         lines = (line for line in self._job.lines() if line.index not in done)
         with StopOnSignal() as stop:
-            progress = JobProgress(len(self._job), len(done), output.failed, self._quiet, stop.requested)
+            progress = JobProgress(len(self._job), len(done), output.failed, self._arguments.quiet, stop.requested)
             try:
                 with progress:
                     for answer in source(lines, stop.requested, progress.wrote):
@@ -100,21 +91,8 @@ class _Command:
             "the same command goes on with the others"
         )
 
-    def _load(self, options: Options) -> "OffloadRuntime":
-        from rich.console import Console
-
-        from offload_runtime.generation.runtime import OffloadRuntime
-        from offload_runtime.options.progress import LoadingBar
-
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings are for those who program with it
-        preparation = prepare(fetched(options, self._yes, self._quiet))
-        for note in start_notes(preparation):
-            self._note(note)
-        with LoadingBar(Console(stderr=True), self._quiet) as progress:
-            return OffloadRuntime(preparation, progress)
-
     def _note(self, text: str) -> None:
-        if not self._quiet:
+        if not self._arguments.quiet:
             print(displayable(text), file=sys.stderr, flush=True)  # lines of the input may hold anything
 
 

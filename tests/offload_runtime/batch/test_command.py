@@ -49,7 +49,7 @@ def files(paths: tuple[Path, Path]) -> list[str]:
 def counting(monkeypatch: pytest.MonkeyPatch) -> CountingRuntime:
     """What the command loads instead of a model."""
     runtime = CountingRuntime()
-    monkeypatch.setattr(command._Command, "_load", lambda self, options: runtime)
+    monkeypatch.setattr(command, "load_runtime", lambda options, arguments, note: runtime)
     return runtime
 
 

@@ -105,7 +105,7 @@ def test_a_line_that_cannot_be_read_is_answered_in_the_form_of_the_others(tmp_pa
 
 def test_a_job_is_gone_on_with_in_this_form_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = CountingRuntime(parallel=1)
-    monkeypatch.setattr(command._Command, "_load", lambda self, options: runtime)
+    monkeypatch.setattr(command, "load_runtime", lambda options, arguments, note: runtime)
     lines = [request("a", prompt="2 cats"), "oops", request("b", CHAT, messages=[{"role": "user", "content": "1 dog"}])]
     files = ["--input", str(write(tmp_path / "in", *lines)), "--output", str(tmp_path / "out")]
     assert main(files) == 0
