@@ -17,7 +17,6 @@ from loaders.heads.head_config import HeadConfig
 from loaders.heads.target_facts import TargetFacts, check_sizes, check_taps
 
 LAYER_TYPES = ("llama", "qwen3")
-_DEFAULT_POSITIONS = 2048
 _ON = "use_input_layernorm_in_first_layer"  # settings of ModelOpt's exports: without this norm it is another head
 _OFF = ("use_mtp_layernorm", "next_layer_regular", "has_lm_head_bias")
 
@@ -36,11 +35,6 @@ class Eagle3Config(HeadConfig):
     norm_before_fc: bool = False
     fc_norm: bool = False
     norm_output: bool = False
-
-    @property
-    def max_positions(self) -> int:
-        """Positions that its rotations were made for."""
-        return int(self.layer.get("max_position_embeddings") or _DEFAULT_POSITIONS)
 
 
 def read_eagle3(file: Path, config: Mapping[str, Any], target: TargetFacts) -> Eagle3Config:
