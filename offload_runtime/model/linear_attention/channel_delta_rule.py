@@ -10,33 +10,18 @@ time: as a product of exp(G_i) and exp(-G_j) they would leave the range of float
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from offload_runtime.model.linear_attention.writes import corrected
+from offload_runtime.model.linear_attention.writes import Writes, corrected
 
 _BLOCK = 1 << 21  # factors held at once: 8 MiB in float32, and as much for their products
 
 
-@dataclass(frozen=True)
-class ChannelWrites:
-    """What m nodes write. keys, decays, totals: g and G, each [heads, m, k]; deltas [heads, m, v]."""
-
-    keys: Tensor
-    deltas: Tensor
-    decays: Tensor
-    totals: Tensor
-
-    def joined(self, others: ChannelWrites) -> ChannelWrites:
-        """Those of further nodes behind these."""
-        keys, deltas = torch.cat((self.keys, others.keys), dim=1), torch.cat((self.deltas, others.deltas), dim=1)
-        decays, totals = torch.cat((self.decays, others.decays), dim=1), torch.cat((self.totals, others.totals), dim=1)
-        return ChannelWrites(keys, deltas, decays, totals)
+class ChannelWrites(Writes):
+    """Of m nodes. keys, decays, totals: g and G, each [heads, m, k]; deltas [heads, m, v]."""
 
     def state_after(self, state: Tensor, path: Tensor) -> Tensor:
-        """The state ``[heads, k, v]`` after the nodes `path`, int64 [p], that follow `state`."""
         totals = self.totals.index_select(1, path)
         last = totals[:, -1:]
         keys = self.keys.index_select(1, path) * (last - totals).exp()
@@ -67,8 +52,7 @@ def over_tree(
     of_text, corrections = totals.exp(), beta[..., None] * corrections
     targets = beta[..., None] * (value - (key * of_text) @ state)
     deltas = corrected(targets, corrections, None if earlier is None else earlier.deltas)
-    writes = ChannelWrites(key, deltas, decay, totals)
-    writes = writes if earlier is None else earlier.joined(writes)
+    writes = ChannelWrites(key, deltas, decay, totals).after(earlier)
     return (query * of_text) @ state + reads @ writes.deltas, writes
 
 

@@ -30,8 +30,7 @@ def over_tree(
     are the rows. earlier: the writes of the first m - n nodes.
     """
     totals, factors = path_totals(decay, earlier, visible)
-    writes = Writes(key, value, decay, totals)
-    writes = writes if earlier is None else earlier.joined(writes)
+    writes = Writes(key, value, decay, totals).after(earlier)
     groups = len(key)
     weights = factors.unflatten(0, (groups, -1)) * (query @ writes.keys.transpose(1, 2))[:, None]
     of_text = (query[:, None] @ state.unflatten(0, (groups, -1))).flatten(0, 1)

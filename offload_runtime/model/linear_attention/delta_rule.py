@@ -36,7 +36,6 @@ def over_tree(
     weights = beta[..., None] * factors * (key @ keys.transpose(1, 2))  # of the δ of ancestors, in each node's own
     targets = beta[..., None] * (value - totals.exp()[..., None] * (key @ state))
     deltas = corrected(targets, weights, None if earlier is None else earlier.deltas)
-    writes = Writes(key, deltas, decay, totals)
-    writes = writes if earlier is None else earlier.joined(writes)
+    writes = Writes(key, deltas, decay, totals).after(earlier)
     read = (query @ keys.transpose(1, 2)) * factors
     return totals.exp()[..., None] * (query @ state) + read @ writes.deltas, writes

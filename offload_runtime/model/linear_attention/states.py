@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import LinearAttentionLayer
 
 from offload_runtime.model.linear_attention.snapshots import Snapshots
-from offload_runtime.model.linear_attention.writes import Written
+from offload_runtime.model.linear_attention.writes import Writes
 from offload_runtime.model.rows import PassRows
 from sequoia_tree.uploads import upload
 
@@ -41,7 +41,7 @@ class Pending:
 
     after_text: LayerState
     inputs: dict[int, Tensor] = field(default_factory=dict)
-    written: Written | None = None
+    written: Writes | None = None
 
 
 @dataclass(frozen=True)

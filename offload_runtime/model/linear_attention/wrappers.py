@@ -15,8 +15,7 @@ from torch import nn
 from offload_runtime.model.kv_cache import TreeCache
 from offload_runtime.model.linear_attention.convolutions import over_convolution
 from offload_runtime.model.linear_attention.ngrams import let_ngrams_branch
-from offload_runtime.model.linear_attention.wrapped_channel_delta_rule import over_channel_delta_rule
-from offload_runtime.model.linear_attention.wrapped_delta_rule import over_delta_rule
+from offload_runtime.model.linear_attention.wrapped_delta_rule import over_channel_delta_rule, over_delta_rule
 from offload_runtime.model.linear_attention.wrapped_state_space import over_state_space
 
 _WRAPPERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {

@@ -10,17 +10,10 @@ for every rule that decays a state and adds outer products to it; the rules diff
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Self
 
 import torch
 from torch import Tensor
-
-
-class Written(Protocol):
-    """What a layer keeps of all nodes so far."""
-
-    def state_after(self, state: Tensor, path: Tensor) -> Tensor:
-        """The state after the nodes `path`, int64 [p], from the first to the last; `state` is that before them."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +28,14 @@ class Writes:
     decays: Tensor
     totals: Tensor
 
-    def joined(self, others: Writes) -> Writes:
-        """Those of further nodes behind these."""
-        pairs = ((self.keys, others.keys), (self.deltas, others.deltas), (self.decays, others.decays))
-        keys, deltas, decays = (torch.cat(pair, dim=1) for pair in pairs)
-        return Writes(keys, deltas, decays, torch.cat((self.totals, others.totals), dim=1))
+    def after(self, earlier: Self | None) -> Self:
+        """With those of earlier nodes, if any, before these."""
+        if earlier is None:
+            return self
+        return type(self)(*(torch.cat((getattr(earlier, name), own), dim=1) for name, own in vars(self).items()))
 
     def state_after(self, state: Tensor, path: Tensor) -> Tensor:
-        """As of `Written`; states are [heads, k, v]."""
+        """The state ``[heads, k, v]`` after the nodes `path`, int64 [p], first to last, that follow `state`."""
         totals = self.totals.index_select(1, path)
         last = totals[:, -1:]
         keys = self.keys.index_select(1, path).transpose(1, 2)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from offload_runtime.model.linear_attention import channel_delta_rule, decayed_sums, delta_rule
-from offload_runtime.model.linear_attention.writes import Written
+from offload_runtime.model.linear_attention.writes import Writes
 
 HEADS, GROUPS, KEY, VALUE = 6, 3, 5, 4
 MOST_NODES = 40
@@ -61,7 +61,7 @@ def sums_inputs(count: int, random: Callable[..., Tensor]) -> tuple[Tensor, ...]
     return query, key, random(HEADS, count, VALUE), -random(HEADS, count).abs()
 
 
-RULES: dict[str, tuple[Callable[..., tuple[Tensor, Written]], Callable[..., tuple[Tensor, ...]], Step]] = {
+RULES: dict[str, tuple[Callable[..., tuple[Tensor, Writes]], Callable[..., tuple[Tensor, ...]], Step]] = {
     "channel delta rule": (channel_delta_rule.over_tree, channel_inputs, delta_step),
     "delta rule": (delta_rule.over_tree, delta_inputs, delta_step),
     "decayed sums": (decayed_sums.over_tree, sums_inputs, sums_step),
