@@ -1,6 +1,7 @@
 """KV rows in 8 bits make one model, whatever writes them: prompts, trees, shared passes, rows in host memory, disk."""
 
 from collections.abc import Iterator
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -60,15 +61,24 @@ def expected(architecture: str = "llama") -> list[list[int]]:
     return [greedy_in_8_bits(checkpoint(architecture), one, TOKENS) for one in (PROMPT, [*PROMPT[:-2], 5], PROMPT)]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_text_is_that_of_generate_over_such_rows(architecture: str) -> None:
-    for tree in ("none", "sequoia", "adaptive"):
-        with runtime(architecture, tree) as loaded:
-            assert loaded.plan.kv_bits == 8 and written(loaded) == expected(architecture)
+# Each architecture with one kind of tree, and all kinds with one of them: the former decides how rows are stored, the
+# latter when they move.
+TREES = [
+    *zip(ARCHITECTURES, cycle(("sequoia", "adaptive"))),
+    *(("llama", "adaptive"), ("llama", "none"), ("qwen3_next", "none")),
+]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2", "mixtral"])
-@pytest.mark.parametrize("tree", ["none", "sequoia", "auto"])
+@pytest.mark.parametrize(("architecture", "tree"), TREES)
+def test_greedy_text_is_that_of_generate_over_such_rows(architecture: str, tree: str) -> None:
+    with runtime(architecture, tree) as loaded:
+        assert loaded.plan.kv_bits == 8 and written(loaded) == expected(architecture)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tree"),
+    [("llama", "none"), ("llama", "sequoia"), ("llama", "auto"), ("gemma2", "sequoia"), ("mixtral", "auto")],
+)
 def test_streamed_text_is_the_same(architecture: str, tree: str) -> None:
     with streamed(architecture, tree) as loaded:
         assert loaded.plan.slots and written(loaded) == expected(architecture)
@@ -147,8 +157,9 @@ def test_rows_that_move_without_their_scales_are_found(tree: str, monkeypatch: p
     assert [reply.token_ids for reply in replies] != right
 
 
-@pytest.mark.parametrize("tree", ["sequoia", "adaptive", "none"])
-@pytest.mark.parametrize("architecture", ["llama", "codegen"])
+@pytest.mark.parametrize(
+    ("architecture", "tree"), [("llama", "sequoia"), ("llama", "adaptive"), ("llama", "none"), ("codegen", "sequoia")]
+)
 def test_texts_that_share_passes(architecture: str, tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some begin alike and copy rows; attention in a model's own code goes over the rows of all texts."""
     monkeypatch.setattr(sequences, "LEAST_COPIED", 4)
@@ -160,8 +171,10 @@ def test_texts_that_share_passes(architecture: str, tree: str, monkeypatch: pyte
     assert [reply.token_ids for reply in replies] == right
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "deepseek_v3"])
-@pytest.mark.parametrize("kv", ["host", "device"])
+@pytest.mark.parametrize(
+    ("architecture", "kv"),
+    [("gemma3_text", "host"), ("deepseek_v3", "host"), ("llama", "device"), ("deepseek_v3", "device")],
+)
 def test_on_a_gpu_that_pretends(architecture: str, kv: str) -> None:
     """Rows in host memory travel in 8 bits; on the device, passes of fixed shape read them."""
     with pretend_cuda() as cuda:
