@@ -31,6 +31,7 @@ from tests.offload_runtime.exactness.test_sampling_exactness import (
     agreement,
     draft,
     logits_after,
+    shows,
     target,
 )
 
@@ -128,9 +129,9 @@ def expected() -> torch.Tensor:
     return torch.from_numpy(distribution)
 
 
-def counted(runtime: OffloadRuntime, texts: int) -> torch.Tensor:
+def counted(runtime: OffloadRuntime, seeds: range) -> torch.Tensor:
     counts = torch.zeros([VOCABULARY] * TOKENS, dtype=torch.int64)
-    for seed in range(texts):
+    for seed in seeds:
         reply = runtime.generate(
             PROMPT, max_new_tokens=TOKENS, seed=seed, temperature=1.0, response_format=schema_format({"enum": VALUES})
         )
@@ -142,7 +143,7 @@ def counted(runtime: OffloadRuntime, texts: int) -> torch.Tensor:
 def test_text_follows_the_targets_distribution_within_the_grammar(tree, tiny, monkeypatch):
     monkeypatch.setattr(ngram_lookup, "_LIKELY", 0.0)
     with tiny_runtime(tiny, tree) as runtime:
-        assert agreement(counted(runtime, TEXTS), expected()) > 1e-4
+        assert agreement(counted(runtime, range(TEXTS)), expected()) > 1e-4
         assert tree == "none" or runtime.last_reply.stats.drafted > 0
 
 
@@ -158,7 +159,7 @@ def test_masks_of_a_neighbour_are_found_out(tree, tiny, monkeypatch):
     monkeypatch.setattr(Masks, "after", of_the_next)
     with tiny_runtime(tiny, tree) as runtime:
         try:  # at once, or because the text leaves the grammar
-            assert agreement(counted(runtime, TEXTS), expected()) < 1e-8
+            assert shows(lambda seeds: counted(runtime, seeds), lambda counts: agreement(counts, expected()), TEXTS)
         except UsageError as error:
             assert "within its grammar" in str(error)
 

@@ -134,10 +134,10 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[str, OffloadRuntime]]
         yield request.param, loaded
 
 
-def sampled_pairs(runtime: OffloadRuntime, count: int, **sampling: float) -> torch.Tensor:
+def sampled_pairs(runtime: OffloadRuntime, numbers: range, **sampling: float) -> torch.Tensor:
     """How often each pair of texts was written together: [VOCABULARY] * 2 TOKENS."""
     counts = torch.zeros([alone.VOCABULARY] * 2 * alone.TOKENS, dtype=torch.int64)
-    for number in range(count):
+    for number in numbers:
         requests = [
             GenerationRequest.of(
                 alone.PROMPT, max_new_tokens=alone.TOKENS, seed=2 * number + text, **{"temperature": 1.0, **sampling}
@@ -167,7 +167,7 @@ def agreement(counts: torch.Tensor, distribution: torch.Tensor) -> float:
 
 def test_two_texts_follow_the_distribution_and_are_independent(pair: tuple[str, OffloadRuntime]) -> None:
     _, loaded = pair
-    assert agreement(sampled_pairs(loaded, 250), alone.joint_distribution()) > 1e-4
+    assert agreement(sampled_pairs(loaded, range(250)), alone.joint_distribution()) > 1e-4
 
 
 def test_texts_that_depend_on_each_other_are_found(pair: tuple[str, OffloadRuntime], monkeypatch) -> None:
@@ -182,4 +182,7 @@ def test_texts_that_depend_on_each_other_are_found(pair: tuple[str, OffloadRunti
 
     run = pass_part.run_together
     monkeypatch.setattr(pass_part, "run_together", of_the_first)
-    assert agreement(sampled_pairs(loaded, 250), alone.joint_distribution()) < 1e-8
+    distribution = alone.joint_distribution()
+    assert alone.shows(
+        lambda numbers: sampled_pairs(loaded, numbers), lambda counts: agreement(counts, distribution), 250
+    )
