@@ -85,7 +85,6 @@ class TreeCache(Cache):
         self.scratch = capacity - 1
         self.places: Places | None = None
         self.on_allocate = on_allocate
-        self.form: RowForm = RowsIn8Bits(on_allocate) if in_8_bits else ComputedRows()
         self._model_type = config.model_type
         self._unused = layers_for_images(config.to_dict())  # they cache nothing
         theirs = DynamicCache(config=config).layers
@@ -98,6 +97,7 @@ class TreeCache(Cache):
         self.has_states, self.has_rows = bool(states), any(_has_rows(layer) for layer in layers)
         count = 1 if self._states else sequences
         self.rows = capacity * count
+        self.form: RowForm = RowsIn8Bits(self.rows, on_allocate) if in_8_bits else ComputedRows()
         of_texts = [SequenceStates(branches, number) if branches else None for number in range(count)]
         self.sequences = tuple(
             CachedSequence(self, number * capacity, self.scratch, of_text) for number, of_text in enumerate(of_texts)

@@ -5,8 +5,8 @@
             runtime.generate(prompt)
     counts.launches, counts.uploads, counts.waits, counts.replays, counts.captures, counts.allocated
 
-At the end of the block PretendFault is raised if two streams raced, a capture failed or pinned memory was given back
-too early.
+At the end of the block PretendFault is raised if two streams raced, a capture failed, a graph used memory that was
+freed, or pinned memory was given back too early.
 """
 
 from tests.pretend_cuda.counts import Counts

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import weakref
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
@@ -19,11 +20,14 @@ class Graph:
 
     def __init__(self, keep_graph: bool = False) -> None:
         self.work: list[tuple[OpOverload, Any, Any, Any]] | None = None
+        self.outside: list[weakref.ref[streams.Block]] = []  # memory that it uses and does not own
 
     def replay(self) -> None:
         """Do the work again. Values are those that its memory holds now; numbers are those of the capture."""
         if self.work is None:
             raise RuntimeError("called CUDAGraph::replay without a preceding successful capture")
+        if any(block() is None for block in self.outside):
+            raise streams.timeline.fault("a graph uses memory that was freed after its capture")
         counted().replays += 1
         stream = streams.current_stream()
         with streams.lock, torch.inference_mode():
@@ -48,7 +52,8 @@ class capture(AbstractContextManager):  # stands in for `torch.cuda.graph`
         counted().captures += 1
         self._stream.wait_stream(streams.current_stream())
         self._resources.enter_context(streams.on_stream(self._stream))
-        _thread.work, _thread.before = [], {}
+        _thread.work, _thread.before, _thread.outside = [], {}, {}
+        _thread.first = streams.Block(0, 0, self._stream, 0).number
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         work, _thread.work = _thread.work, None
@@ -58,13 +63,15 @@ class capture(AbstractContextManager):  # stands in for `torch.cuda.graph`
         self._resources.close()
         streams.current_stream().wait_stream(self._stream)
         if error is None:
-            self._graph.work = work
+            self._graph.work, self._graph.outside = work, list(_thread.outside.values())
 
 
 class _Thread(threading.local):
     def __init__(self) -> None:
         self.work: list[tuple[OpOverload, Any, Any, Any]] | None = None
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
+        self.outside: dict[int, weakref.ref[streams.Block]] = {}
+        self.first = 0  # what is made in the capture has higher numbers
 
 
 _thread = _Thread()
@@ -89,6 +96,13 @@ def before(written: Iterable[Tensor]) -> None:
             if storage.data_ptr() not in _thread.before:
                 whole = torch.empty(0, dtype=torch.uint8).set_(storage)
                 _thread.before[storage.data_ptr()] = (whole, whole.clone())
+
+
+def used(blocks: Iterable[streams.Block]) -> None:
+    """While capturing: memory that work reads or writes."""
+    if _thread.work is not None:
+        earlier = (block for block in blocks if block.number < _thread.first)
+        _thread.outside.update((block.number, weakref.ref(block)) for block in earlier)
 
 
 def record(function: OpOverload, args: Any, kwargs: Any, out: Any) -> None:

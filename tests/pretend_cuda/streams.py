@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count as count_up
 
 import torch
 from torch import Tensor
@@ -101,6 +102,7 @@ class Block:
     stream: Stream
     given: int
     accesses: list[Access] | None = None  # None until another stream than that which made it touches it
+    number: int = field(default_factory=count_up().__next__)  # in the order in which they were made
 
     def __post_init__(self) -> None:
         self._timeline = timeline

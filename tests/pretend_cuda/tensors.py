@@ -161,6 +161,7 @@ def _compute(function: OpOverload, args: Any, kwargs: dict[str, Any], tensors: l
         for tensor in tensors:
             tensor.block.touch(tensor.inner, id(tensor) in written_ids)
         counted().launches[function.overloadpacket.__name__] += 1
+    graphs.used(tensor.block for tensor in tensors)
     graphs.before(tensor.inner for tensor in tensors if id(tensor) in written_ids)
     out = _on_cpu(function)(*inner_args, **inner_kwargs)
     graphs.record(function, inner_args, inner_kwargs, out)

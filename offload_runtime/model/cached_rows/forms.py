@@ -49,11 +49,11 @@ class ComputedRows:
 class RowsIn8Bits:
     """Rows are stored in 8 bits. For attention they are dequantized to memory that all layers share.
 
-    on_allocate: called with the bytes of that memory.
+    most: rows of a table. on_allocate: called with the bytes of that memory.
     """
 
-    def __init__(self, on_allocate: Callable[[int], None]):
-        self._on_allocate = on_allocate
+    def __init__(self, most: int, on_allocate: Callable[[int], None]):
+        self._most, self._on_allocate = most, on_allocate
         self._memory: Tensor | None = None
 
     def stored(self, keys: Tensor, values: Tensor) -> Tables:
@@ -71,14 +71,16 @@ class RowsIn8Bits:
         return keys, values
 
     def _room(self, keys: Tensor, values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Memory for the rows of these codes; as much as the largest layer needs.
+        """Memory for the rows of these codes; as much as all rows of the largest layer need, even if few are read: a
+        CUDA graph goes on using memory that was there when it was captured.
 
         Zeroed: attention may multiply rows that were never written by a weight of 0, and 0 × NaN would be NaN.
         """
         needed, held = keys.numel() + values.numel(), 0 if self._memory is None else len(self._memory)
         if self._memory is None or held < needed:
-            self._memory = torch.zeros(needed, dtype=dtype, device=keys.device)
-            self._on_allocate((needed - held) * dtype.itemsize)
+            most = needed // keys.shape[2] * self._most
+            self._memory = torch.zeros(most, dtype=dtype, device=keys.device)
+            self._on_allocate((most - held) * dtype.itemsize)
         of_keys, rest = self._memory[: keys.numel()], self._memory[keys.numel() : needed]
         return of_keys.view(keys.shape), rest.view(values.shape)
 

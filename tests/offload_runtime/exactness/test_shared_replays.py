@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from offload_runtime import OffloadRuntime
+from scheduler.plan import padding
 from tests.pretend_cuda import pretend_cuda
 from tests.samples.rows_in_8_bits import greedy_in_8_bits
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed
@@ -33,3 +34,19 @@ def test_texts_are_their_own_and_memory_is_what_the_plan_says(
             models = [loaded._models.target.model, *([loaded._models.draft.model] if loaded._models.draft else [])]
             assert [(model.replays, model.padded_total > 1) for model in models] == [(True, True)] * len(models)
             assert cuda.timeline.peak - before <= loaded.plan.device_bytes
+
+
+def test_graphs_outlive_a_pass_over_more_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory that rows in 8 bits are dequantized to has its place from the first pass, which reads few of them."""
+    monkeypatch.setattr(padding, "SHORTEST_KEYS", 32)
+    target, prompts = checkpoint("llama"), [PROMPTS[0], list(range(50)), PROMPTS[0]]
+    with (
+        pretend_cuda(),
+        OffloadRuntime.from_pretrained(target, "none", "cuda", tree="none", kv_bits=8, **OPTIONS) as loaded,
+    ):
+        model = loaded._models.target.model
+        assert loaded.plan.padding.widths[-1] < len(prompts[1]), "read as it is, over all rows of the cache"
+        for prompt in prompts:
+            expected = greedy_in_8_bits(target, prompt, TOKENS)
+            assert loaded.generate_many([prompt], max_new_tokens=TOKENS, temperature=0)[0].token_ids == expected
+        assert model.replays and model.padded_total > 2 * TOKENS

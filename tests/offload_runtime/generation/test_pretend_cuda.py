@@ -119,6 +119,19 @@ def test_a_graph_does_its_work_when_it_is_replayed(cuda):
     assert (x.tolist(), out.tolist(), counts.replays) == ([5, 5], [5, 10], 2)
 
 
+def test_a_graph_over_memory_that_was_freed_is_a_fault(cuda):
+    """Memory that it has made itself stays its own."""
+    x, out = torch.ones(2, device=CUDA), torch.zeros(2, device=CUDA)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out.copy_(x[:1] * 2)
+    graph.replay()
+    assert out.tolist() == [2, 2]
+    del x
+    with pytest.raises(PretendFault, match="freed"):
+        graph.replay()
+
+
 def test_a_wait_breaks_a_capture(cuda):
     x = torch.zeros(2, device=CUDA)
     with pytest.raises(torch.AcceleratorError, match="capturing"), torch.cuda.graph(torch.cuda.CUDAGraph()):

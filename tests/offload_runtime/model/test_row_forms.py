@@ -33,7 +33,7 @@ def test_values_are_at_most_half_a_step_away(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_zeros_and_of_no_numbers_stay_what_they_are(dtype: torch.dtype) -> None:
-    form = RowsIn8Bits(lambda nbytes: None)
+    form = RowsIn8Bits(50, lambda nbytes: None)
     rows = torch.zeros(1, 1, 4, 8, dtype=dtype)
     rows[0, 0, 1] = 1e-7
     rows[0, 0, 2, 3], rows[0, 0, 3, 5] = torch.inf, torch.nan
@@ -45,7 +45,7 @@ def test_rows_of_zeros_and_of_no_numbers_stay_what_they_are(dtype: torch.dtype) 
 
 def test_layers_of_other_sizes_share_the_memory_of_the_largest() -> None:
     allocated: list[int] = []
-    form = RowsIn8Bits(allocated.append)
+    form = RowsIn8Bits(50, allocated.append)
     for width in (8, 16, 4):
         keys, values = computed(torch.float32, width), computed(torch.float32, 2 * width)
         tables = form.stored(keys, values)
@@ -61,7 +61,7 @@ def test_layers_of_other_sizes_share_the_memory_of_the_largest() -> None:
 @pytest.mark.parametrize("widths", [(8, 8), (3, 5), (7, 2)])
 def test_rows_travel_with_their_scales(dtype: torch.dtype, widths: tuple[int, int]) -> None:
     """Values of one and of several bytes lie side by side in a row, also where codes fill no whole number of words."""
-    form, (host, _) = RowsIn8Bits(lambda nbytes: None), fake_host()
+    form, (host, _) = RowsIn8Bits(50, lambda nbytes: None), fake_host()
     keys, values = (computed(dtype, width) for width in widths)
     tables = form.stored(keys, values)
     travelling = TravellingRows(2, 60, 4, Streams(), host, DeviceMemory(torch.device("cpu")))
