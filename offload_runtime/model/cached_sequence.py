@@ -2,26 +2,13 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from offload_runtime.model.heads.text_features import TextFeatures
 from offload_runtime.model.linear_attention.states import SequenceStates
 
-
-class RowStore(Protocol):
-    """The cache that holds the rows, and possibly recurrent states that cannot branch."""
-
-    @property
-    def is_recurrent(self) -> bool: ...
-
-    def restart(self) -> None:
-        """Reset the recurrent states to those before the first token."""
-
-    def move(self, source: Sequence[int], begin: int) -> None:
-        """Copy the rows `source` of the cache to the rows that start at `begin`."""
-
-    def copy(self, source: int, begin: int, count: int) -> None:
-        """Copy the `count` rows from `source` on to the rows that start at `begin`, which are others."""
+if TYPE_CHECKING:
+    from offload_runtime.model.kv_cache import TreeCache
 
 
 class CachedSequence:
@@ -36,8 +23,8 @@ class CachedSequence:
     features: hidden states at the committed rows, for a draft head; None without one.
     """
 
-    def __init__(self, store: RowStore, first_row: int, most_rows: int, states: SequenceStates | None = None):
-        self._store, self.first_row, self.most_rows, self.states = store, first_row, most_rows, states
+    def __init__(self, cache: "TreeCache", first_row: int, most_rows: int, states: SequenceStates | None = None):
+        self._cache, self.first_row, self.most_rows, self.states = cache, first_row, most_rows, states
         self.features: TextFeatures | None = None
         self.length = 0
         self.end = 0
@@ -52,7 +39,7 @@ class CachedSequence:
     def commit(self, rows: Sequence[int]) -> None:
         """Keep the given uncommitted rows (ascending, relative to `length`) in that order and drop the others."""
         assert all(a < b for a, b in pairwise(rows)) and (not rows or self.length + rows[-1] < self.end)
-        assert not self._store.is_recurrent or len(rows) == self.end - self.length, "the state has absorbed every row"
+        assert not self._cache.is_recurrent or len(rows) == self.end - self.length, "the state has absorbed every row"
         if self.states is not None:
             self.states.commit(self.length, rows)
         if self.features is not None:
@@ -60,7 +47,7 @@ class CachedSequence:
         in_place = next((i for i, row in enumerate(rows) if row != i), len(rows))
         if in_place < len(rows):
             first = self.first_row + self.length
-            self._store.move([first + row for row in rows[in_place:]], first + in_place)
+            self._cache.move([first + row for row in rows[in_place:]], first + in_place)
         self.length += len(rows)
         self.end = self.length
 
@@ -68,7 +55,7 @@ class CachedSequence:
         """Drop the uncommitted rows."""
         if self.states is not None:
             self.states.rollback()
-        if self._store.is_recurrent and self.end != self.length:
+        if self._cache.is_recurrent and self.end != self.length:
             self.restart()
         self.end = self.length
 
@@ -80,7 +67,7 @@ class CachedSequence:
 
     def truncate(self, length: int) -> None:
         """Keep at most the first `length` committed rows; the next pass continues from there."""
-        if self._store.is_recurrent and length != self.length:
+        if self._cache.is_recurrent and length != self.length:
             self.restart()
         if self.states is not None:
             length = self.states.truncate(self.length, length)
@@ -91,11 +78,11 @@ class CachedSequence:
     def restart(self) -> None:
         """Begin again with an empty text, where states cannot go back."""
         self.length = self.end = 0
-        self._store.restart()
+        self._cache.restart()
 
     def extend_to(self, length: int) -> None:
         """Rows up to `length` were written from elsewhere; they are committed."""
-        assert self.end == self.length <= length <= self.most_rows and not self._store.is_recurrent
+        assert self.end == self.length <= length <= self.most_rows and not self._cache.is_recurrent
         self.length = self.end = length
 
     def take_from(self, other: "CachedSequence", length: int) -> None:
@@ -103,7 +90,7 @@ class CachedSequence:
         length = min(length, other.length)
         if self.states is not None and other.states is not None:
             length = self.states.take_from(other.states, length)
-        self._store.copy(other.first_row, self.first_row, length)
+        self._cache.copy(other.first_row, self.first_row, length)
         self.length = self.end = length
         if self.features is not None and other.features is not None:
             self.features.take_from(other.features, length)
