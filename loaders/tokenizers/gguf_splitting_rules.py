@@ -59,6 +59,17 @@ DEEPSEEK_V3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
     rf"|{_SPACES}",
 )
+EXAONE_MOE = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}|{_MARKS}[\r\n/]?"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+",
+)
+# Digits in groups of three that end with the last one; runs of scripts without spaces.
+AFMOE = (
+    r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+    "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0e7f\u0e80-\u0eff"
+    "\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+",
+    DEEPSEEK_V3[-1],
+)
 BLOOM = (r" ?[^(\s|.,!?…。，、।۔،)]+",)
 GPT2 = (_GPT2,)
 DIGITS = (r"\p{N}", _GPT2)
@@ -82,6 +93,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "viking": (*BLOOM, r"\p{N}"),
     "qwen35": QWEN3_5,
     "kimi-k2": KIMI_K2,
+    "exaone-moe": EXAONE_MOE,
+    "afmoe": AFMOE,
     "tekken": TEKKEN,
     "seed-coder": SEED_CODER,
     "minicpm5": MINICPM5,

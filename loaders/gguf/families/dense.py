@@ -84,7 +84,7 @@ def stated_layers(metadata: Metadata, default: int) -> list[str]:
     layers, pattern = metadata.layers, metadata.optional("attention.sliding_window_pattern")
     if not isinstance(pattern, GgufArray):
         return alternating(layers, metadata.integer("attention.sliding_window_pattern", default))
-    if pattern.count != metadata.integer("block_count"):
+    if pattern.count not in (layers, metadata.integer("block_count")):
         raise ModelFilesError(f"{metadata.gguf.file}: {pattern.count} layers slide or not, but there are {layers}.")
     kinds = ["sliding_attention" if slides else "full_attention" for slides in metadata.gguf.items(pattern)]
     return kinds[:layers]

@@ -8,7 +8,7 @@ from loaders.errors import UnsupportedModelError
 from loaders.gguf.families.architecture import GgufArchitecture
 from loaders.gguf.families.dense import DENSE
 from loaders.gguf.families.experts import EXPERTS
-from loaders.gguf.families.latent import V2, V3, is_sigmoid
+from loaders.gguf.families.latent import KIMI_LINEAR, V2, V3, is_sigmoid
 from loaders.gguf.families.layer_norms import LAYER_NORMS
 from loaders.gguf.families.mamba import MAMBA, MAMBA_WITH_EXPERTS
 from loaders.gguf.families.more_dense import MORE_DENSE, OLMO3, slides
@@ -33,6 +33,7 @@ MIXTURES: dict[str, GgufArchitecture] = {
     **RECURRENT_WITH_EXPERTS,
     **MAMBA_WITH_EXPERTS,
     "deepseek2": V3,
+    "kimi-linear": KIMI_LINEAR,
     **MORE_EXPERTS,
     "gemma4": GEMMA4_EXPERTS,
     "lfm2moe": LFM2_EXPERTS,

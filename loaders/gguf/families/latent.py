@@ -1,8 +1,13 @@
-"""Multi-head latent attention: DeepSeek V2 and V3, and what is built like them (Kimi K2, Moonlight, GLM 4.7 Flash)."""
+"""Multi-head latent attention: DeepSeek V2 and V3, and what is built like them (Kimi K2, Moonlight, GLM 4.7 Flash).
+
+Kimi Linear has it between layers of the delta rule with a decay for every channel.
+"""
 
 from __future__ import annotations
 
-from loaders.gguf.families.architecture import Config, GgufArchitecture
+import math
+
+from loaders.gguf.families.architecture import Config, Divide, GgufArchitecture
 from loaders.gguf.families.expert_stacks import joined_experts
 from loaders.gguf.families.experts import SIGMOID, routed_by_sigmoid
 from loaders.gguf.families.names import CORRECTION_BIAS, MLP, MLP_NORM, ROUTER, SHARED_EXPERTS
@@ -55,6 +60,23 @@ def _v3(metadata: Metadata) -> Config:
     return {**_latent(metadata), "norm_topk_prob": normed, "rope_interleave": True}
 
 
+def _kimi_linear(metadata: Metadata) -> Config:
+    """Layers without heads of keys and values carry a state. Nothing is rotated."""
+    config = {**_latent(metadata), "norm_topk_prob": metadata.flag("expert_weights_norm", True)}
+    dense = config.pop("first_k_dense_replace")
+    del config["rope_parameters"]
+    heads = metadata.kv_heads[: metadata.layers]
+    return {
+        **config,
+        "num_local_experts": config.pop("n_routed_experts"),
+        "mlp_layer_types": ["dense" if layer < dense else "sparse" for layer in range(metadata.layers)],
+        "layer_types": ["full_attention" if count else "linear_attention" for count in heads],
+        "linear_head_dim": metadata.integer("kda.head_dim"),
+        "linear_num_heads": metadata.integer("attention.head_count"),
+        "linear_conv_kernel_dim": metadata.integer("ssm.conv_kernel"),
+    }
+
+
 def _widths(metadata: Metadata) -> tuple[int, int]:
     """The widths of a head's keys and values."""
     found = []
@@ -93,6 +115,25 @@ def _values(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTens
     return [tensor.part_of(_both(metadata, layer), "v", place)]
 
 
+def _kernel(place: int) -> Divide:
+    """[1, channels, 1, length]: of queries, keys or values, which the model convolves in one."""
+
+    def divide(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
+        channels = metadata.integer("attention.head_count") * metadata.integer("kda.head_dim")
+        length = metadata.integer("ssm.conv_kernel")
+        whole = Whole(f"{layer}self_attn.conv1d.weight", (3 * channels, 1, length))
+        rows = RowOrder(begin=place * channels, end=(place + 1) * channels)
+        return [tensor.named(tensor.name, shape=(channels, length)).part_of(whole, "qkv"[place], rows)]
+
+    return divide
+
+
+def _decay(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
+    """Stored as -exp of the model's values."""
+    shape = (1, 1, math.prod(tensor.values), 1)
+    return [tensor.named(f"{layer}self_attn.forget_gate.A_log", negated_log=True, shape=shape)]
+
+
 LATENT = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -114,5 +155,28 @@ V3 = GgufArchitecture(
     {**LATENT, **CORRECTION_BIAS},
     _v3,
     divided=_DIVIDED,
+    plain_attention=False,
+)
+KIMI_LINEAR = GgufArchitecture(
+    "kimi_linear",
+    "KimiLinearForCausalLM",
+    {
+        **{**LATENT, **CORRECTION_BIAS},
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "ssm_f_a": "self_attn.forget_gate.f_a_proj",
+        "ssm_f_b": "self_attn.forget_gate.f_b_proj",
+        "ssm_dt.bias": "self_attn.forget_gate.dt_bias",
+        "ssm_beta": "self_attn.b_proj",
+        "ssm_g_a": "self_attn.g_a_proj",
+        "ssm_g_b": "self_attn.g_b_proj",
+        "ssm_norm": "self_attn.o_norm",
+    },
+    _kimi_linear,
+    divided={
+        **_DIVIDED,
+        **{f"ssm_conv1d_{role}.weight": _kernel(place) for place, role in enumerate("qkv")},
+        "ssm_a": _decay,
+    },
     plain_attention=False,
 )

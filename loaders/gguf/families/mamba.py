@@ -1,8 +1,8 @@
-"""Layers of Mamba 2 between layers of attention, or beside it: Granite 4.0 hybrids, Falcon-H1, Nemotron-H."""
+"""Layers of Mamba between layers of attention, or beside it: Granite 4.0 hybrids, Falcon-H1, Nemotron-H, and Jamba."""
 
 from __future__ import annotations
 
-from loaders.errors import UnsupportedModelError
+from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.gguf.families.architecture import EMBEDDINGS_AND_HEAD, Config, Divide, GgufArchitecture
 from loaders.gguf.families.dense import rotated
 from loaders.gguf.families.expert_stacks import joined_experts, joined_shared_expert
@@ -109,6 +109,43 @@ def _nemotron_h_experts(metadata: Metadata) -> Config:
     }
 
 
+def _jamba(metadata: Metadata) -> Config:
+    """Mamba 1. Raises ModelFilesError where layers of attention, or with experts, do not come at equal distances."""
+    attention = [layer for layer, heads in enumerate(metadata.kv_heads[: metadata.layers]) if heads]
+    routers = [f"blk.{layer}.ffn_gate_inp.weight" in metadata.gguf.tensors for layer in range(metadata.layers)]
+    routed = [layer for layer, has_router in enumerate(routers) if has_router]
+    attention_period, attention_offset = _every(metadata, attention)
+    expert_period, expert_offset = _every(metadata, routed) if routed else (2, 1)
+    return {
+        "attn_layer_period": attention_period,
+        "attn_layer_offset": attention_offset,
+        "expert_layer_period": expert_period,
+        "expert_layer_offset": expert_offset,
+        "num_experts": metadata.integer("expert_count"),
+        "num_experts_per_tok": metadata.integer("expert_used_count"),
+        "mamba_d_state": metadata.integer("ssm.state_size"),
+        "mamba_d_conv": metadata.integer("ssm.conv_kernel"),
+        "mamba_expand": metadata.integer("ssm.inner_size") // metadata.integer("embedding_length"),
+        "mamba_dt_rank": metadata.integer("ssm.time_step_rank"),
+        "mamba_conv_bias": _holds(metadata, "ssm_conv1d.bias"),
+        "use_mamba_kernels": False,  # which need a package of their own
+    }
+
+
+def _every(metadata: Metadata, layers: list[int]) -> tuple[int, int]:
+    """The distance between layers, and the first of them."""
+    first = layers[0]
+    distance = layers[1] - first if len(layers) > 1 else max(metadata.layers, first + 1)
+    if layers != [*range(first, metadata.layers, distance)] or first >= distance:
+        raise ModelFilesError(f"{metadata.gguf.file}: layers {layers!r:.60} are of a kind, which no Jamba model has.")
+    return distance, first
+
+
+def _decay(metadata: Metadata, layer: str, tensor: GgufTensor) -> list[GgufTensor]:
+    """Stored as -exp of the model's values, [channels, states]."""
+    return [tensor.named(f"{layer}mamba.A_log", negated_log=True)]
+
+
 def _of_each_head(name: str, negated_log: bool = False) -> Divide:
     """[heads, 1], in the model a row. negated_log: stored as -exp of the model's values."""
 
@@ -132,7 +169,6 @@ def _mamba(module: str) -> dict[str, str]:
         "ssm_in": f"{module}.in_proj",
         "ssm_out": f"{module}.out_proj",
         "ssm_conv1d.bias": f"{module}.conv1d.bias",
-        "ssm_dt.bias": f"{module}.dt_bias",
     }
 
 
@@ -145,17 +181,30 @@ def _reshaped(module: str) -> dict[str, Divide]:
     }
 
 
-GRANITE_HYBRID = {**ATTENTION, **MLP_NORM, **_mamba("mamba")}
+GRANITE_HYBRID = {**ATTENTION, **MLP_NORM, **_mamba("mamba"), "ssm_dt.bias": "mamba.dt_bias"}
 FALCON_H1 = {
     **ATTENTION,
     **_mamba("mamba"),
+    "ssm_dt.bias": "mamba.dt_bias",
     **dict.fromkeys(("ffn_norm", "ffn_norm.weight"), "pre_ff_layernorm.weight"),  # files leave the suffix out
     **{f"ffn_{name}": f"feed_forward.{name}_proj" for name in ("gate", "up", "down")},
 }
 NEMOTRON_H = {
     **_mamba("mixer"),
+    "ssm_dt.bias": "mixer.dt_bias",
     **{ours: there.replace("self_attn", "mixer") for ours, there in ATTENTION.items()},
     "attn_norm": "norm",
+}
+JAMBA = {
+    **ATTENTION,
+    **_mamba("mamba"),
+    "ssm_dt": "mamba.dt_proj",
+    "ssm_x": "mamba.x_proj",
+    "ssm_d": "mamba.D",
+    **{f"ssm_{name}_norm": f"mamba.{name}_layernorm" for name in ("dt", "b", "c")},
+    "ffn_norm": "pre_ff_layernorm",
+    "ffn_gate_inp": "feed_forward.router",
+    **{f"ffn_{name}": f"feed_forward.{name}_proj" for name in ("gate", "up", "down")},
 }
 NEMOTRON_H_OUTSIDE = {"token_embd": "model.embeddings", "output_norm": "model.norm_f", "output": "lm_head"}
 
@@ -197,6 +246,18 @@ MAMBA_WITH_EXPERTS = {
             **joined_shared_expert("shared_mlp.input_linear"),
         },
         paired=True,
+    ),
+    "jamba": GgufArchitecture(
+        "jamba",
+        "JambaForCausalLM",
+        JAMBA,
+        _jamba,
+        outside={**EMBEDDINGS_AND_HEAD, "output_norm": "model.final_layernorm"},
+        divided={
+            "ssm_conv1d.weight": kernel_of_each_channel("mamba.conv1d"),
+            "ssm_a": _decay,
+            **joined_experts("feed_forward.experts"),
+        },
     ),
     "nemotron_h_moe": GgufArchitecture(
         "nemotron_h",

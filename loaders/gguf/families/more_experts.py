@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from loaders.gguf.families.architecture import Config, GgufArchitecture
-from loaders.gguf.families.dense import rotated
+from loaders.gguf.families.dense import rotated, stated_layers
 from loaders.gguf.families.expert_stacks import joined_experts, joined_shared_expert
 from loaders.gguf.families.experts import EXPERTS, GLM4_MOE, QWEN3_MOE, QWEN_EXPERTS, routed_by_sigmoid
 from loaders.gguf.families.more_dense import HUNYUAN_NORMS, granite
-from loaders.gguf.families.names import ATTENTION, LLAMA, MLP_NORM, ROUTER, SHARED_EXPERTS
+from loaders.gguf.families.names import ATTENTION, LLAMA, MLP, MLP_NORM, NEXTN, QK_NORMS, ROUTER, SHARED_EXPERTS
 from loaders.gguf.header import GgufFile, GgufTensor
 from loaders.gguf.metadata import Metadata
 
@@ -83,8 +83,50 @@ def _hunyuan_moe(metadata: Metadata) -> Config:
     }
 
 
+def _exaone_moe(metadata: Metadata) -> Config:
+    """Layers without a window rotate nothing."""
+    routed = routed_by_sigmoid(metadata)
+    del routed["n_routed_experts"], routed["n_shared_experts"]
+    return {
+        **rotated(metadata),
+        **routed,
+        "num_experts": metadata.integer("expert_count"),
+        "num_shared_experts": metadata.integer("expert_shared_count"),
+        "sliding_window": metadata.integer("attention.sliding_window"),
+        "layer_types": stated_layers(metadata, 4),
+    }
+
+
+def _afmoe(metadata: Metadata) -> Config:
+    """Embeddings are scaled as in all published models; layers without a window rotate nothing."""
+    return {
+        **rotated(metadata),
+        "num_experts": metadata.integer("expert_count"),
+        "num_experts_per_tok": metadata.integer("expert_used_count"),
+        "num_shared_experts": metadata.integer("expert_shared_count"),
+        "moe_intermediate_size": metadata.integer("expert_feed_forward_length"),
+        "num_dense_layers": metadata.natural("leading_dense_block_count", 0),
+        "route_scale": metadata.real("expert_weights_scale", 1.0),
+        "sliding_window": metadata.integer("attention.sliding_window"),
+        "layer_types": stated_layers(metadata, 4),
+        "mup_enabled": True,
+    }
+
+
 GRANITE_MOE = {**ATTENTION, **MLP_NORM, "ffn_gate_inp": "block_sparse_moe.router"}
 DOTS1 = {**{ours: there for ours, there in GLM4_MOE.items() if ours != "post_attention_norm"}, **MLP_NORM}
+AFMOE = {
+    **ATTENTION,
+    **QK_NORMS,
+    **MLP,
+    **SHARED_EXPERTS,
+    "attn_gate": "self_attn.gate_proj",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_mlp_layernorm",
+    "post_ffw_norm": "post_mlp_layernorm",
+    "ffn_gate_inp": "mlp.router.gate",
+    "exp_probs_b.bias": "mlp.expert_bias",
+}
 HUNYUAN_MOE = {
     **ATTENTION,
     **MLP_NORM,
@@ -114,6 +156,10 @@ MORE_EXPERTS = {
         paired=True,
     ),
     "dots1": GgufArchitecture("dots1", "Dots1ForCausalLM", DOTS1, _dots1, divided=QWEN_EXPERTS),
+    "exaone-moe": GgufArchitecture(
+        "exaone_moe", "ExaoneMoeForCausalLM", {**DOTS1, **NEXTN}, _exaone_moe, divided=QWEN_EXPERTS, predicts=True
+    ),
+    "afmoe": GgufArchitecture("afmoe", "AfmoeForCausalLM", AFMOE, _afmoe, divided=QWEN_EXPERTS),
     "ernie4_5-moe": GgufArchitecture(
         "ernie4_5_moe",
         "Ernie4_5_MoeForCausalLM",

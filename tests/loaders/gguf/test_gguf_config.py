@@ -76,14 +76,16 @@ def test_names_are_the_package_s(known, family):
         "mixer.experts.up_proj",
         "mixer.experts.down_proj",
         "shared_mlp.output_linear",
+        "self_attn.forget_gate.dt_bias",
     }
-    other_words |= {"mamba.conv1d.bias", "mixer.conv1d.bias", "mixer.gate.e_score_correction_bias"}
+    other_words |= {"mamba.D", "mamba.conv1d.bias", "mixer.conv1d.bias", "mixer.gate.e_score_correction_bias"}
     other_words |= {"block_sparse_moe.router"}  # which has a module more in checkpoints
     other_words |= {"router.scale", "router.per_expert_scale", "feed_forward.expert_bias"}
     for ours, theirs in known[family].layer.items():
         leaf = re.sub(r"\.(weight|bias)$", "", ours)
         if theirs not in other_words and ours not in ("attn_kv_b", "ssm_in") and not ours.startswith("nextn."):
-            found = [names.get_name(f"{model}.layers.1.{theirs}") for model in ("model", "backbone")]
+            there = theirs.replace("forget_gate.", "")
+            found = [names.get_name(f"{model}.layers.1.{there}") for model in ("model", "backbone")]
             assert f"blk.1.{leaf}" in found, theirs
 
 

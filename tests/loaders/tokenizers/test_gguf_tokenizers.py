@@ -18,6 +18,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
 
 from loaders.checkpoint.model_source import load_tokenizer
 from loaders.errors import ModelFilesError, UnsupportedModelError
+from loaders.tokenizers.gguf_byte_level import byte_level_tokenizer
 from offload_runtime.options.command_line import run_command
 from tests.samples.gguf_samples import gguf, np
 
@@ -80,6 +81,16 @@ PUBLISHED["kimi-k2"] = [
             r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*"
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
             r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ),
+        "isolated",
+    ),
+    ByteLevel(add_prefix_space=False, use_regex=False),
+]
+PUBLISHED["exaone-moe"] = [
+    Split(
+        Regex(
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
+            r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
         ),
         "isolated",
     ),
@@ -313,3 +324,11 @@ def test_the_space_before_a_text(sentencepiece_files):
 def test_a_sentencepiece_vocabulary_without_scores_is_refused(tmp_path):
     with pytest.raises(ModelFilesError, match=r"tokens, but 0 in tokenizer\.ggml\.scores"):
         load_tokenizer(write_sentencepiece(tmp_path / "m.gguf", scores=False))
+
+
+def test_afmoe_groups_digits_from_their_end():
+    values = {"tokens": ByteLevel.alphabet(), "merges": [], "pre_tokenizer_type": "afmoe"}
+    splitter = byte_level_tokenizer(Path("m.gguf"), values).pre_tokenizer
+    pieces = [piece for piece, _ in splitter.pre_tokenize_str("x=1234567 12 345678,90\u4e2d\u6587")]
+    assert pieces[:-1] == ["x", "=", "1", "234", "567", "\u0120", "12", "\u0120", "345", "678", ",", "90"]
+    assert len(pieces[-1]) == 6, "the bytes of two ideographs"

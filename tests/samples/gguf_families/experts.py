@@ -18,7 +18,7 @@ from tests.samples.gguf_families.common import (
     rotary_part,
 )
 from tests.samples.gguf_families.dense import MULTIPLIERS, multipliers, sections
-from tests.samples.gguf_families.writing import Sample
+from tests.samples.gguf_families.writing import Metadata, Sample
 
 
 def gpt_oss(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -61,7 +61,43 @@ def granite_moe_shared(config: PretrainedConfig, name: str, tensor: Tensor) -> I
         yield from granite_moe(config, name, tensor)
 
 
+def exaone_moe(config: PretrainedConfig) -> Metadata:
+    return {
+        "expert_feed_forward_length": config.moe_intermediate_size,
+        "expert_shared_count": config.num_shared_experts,
+        "expert_shared_feed_forward_length": config.moe_intermediate_size * config.num_shared_experts,
+        "expert_weights_scale": config.routed_scaling_factor,
+        "expert_weights_norm": config.norm_topk_prob,
+        "expert_group_count": config.n_group,
+        "expert_group_used_count": config.topk_group,
+        "leading_dense_block_count": config.mlp_layer_types.index("sparse"),
+        "attention.sliding_window": config.sliding_window,
+        "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config.layer_types],
+    }
+
+
+def afmoe(config: PretrainedConfig) -> Metadata:
+    return {
+        "expert_feed_forward_length": config.moe_intermediate_size,
+        "expert_shared_count": config.num_shared_experts,
+        "expert_weights_scale": config.route_scale,
+        "expert_weights_norm": True,
+        "leading_dense_block_count": config.num_dense_layers,
+        "attention.sliding_window": config.sliding_window,
+    }
+
+
 EXPERTS: dict[str, Sample] = {
+    "exaone-moe": Sample("exaone_moe", "exaone-moe", {"rope_parameters": PLAIN}, exaone_moe, as_it_is, few_bits),
+    "afmoe": Sample(
+        "afmoe",
+        "afmoe",
+        {"rope_parameters": PLAIN, "num_hidden_layers": 4, "mup_enabled": True, "route_scale": 2.5}
+        | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+        afmoe,
+        as_it_is,
+        few_bits,
+    ),
     "gpt-oss": Sample(
         "gpt_oss",
         "gpt-oss",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from tests.samples.gguf_families.common import PLAIN, YARN, as_it_is, experts
+from tests.samples.gguf_families.common import PLAIN, YARN, as_it_is, experts, few_bits
 from tests.samples.gguf_families.writing import Metadata, Sample
 
 
@@ -50,6 +50,35 @@ def older_latent_metadata(config: PretrainedConfig) -> Metadata:
     }
 
 
+def kimi_linear(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if ".experts." not in name:  # transformers writes this for the MLP of dense layers too
+        name = name.replace("block_sparse_moe", "mlp")
+    if name.endswith("dt_bias"):
+        yield f"blk.{name.split('.')[2]}.ssm_dt.bias", tensor
+    elif "_conv1d" in name:
+        yield name, tensor.reshape(1, tensor.shape[0], 1, -1)
+    else:
+        yield from latent(config, name, tensor)
+
+
+def kimi_linear_metadata(config: PretrainedConfig) -> Metadata:
+    return {
+        "attention.head_count_kv": [int(kind == "full_attention") for kind in config.layer_types],
+        "attention.kv_lora_rank": config.kv_lora_rank,
+        "attention.key_length": config.kv_lora_rank + config.qk_rope_head_dim,
+        "attention.value_length": None,
+        "attention.key_length_mla": config.qk_nope_head_dim + config.qk_rope_head_dim,
+        "attention.value_length_mla": config.v_head_dim,
+        "rope.dimension_count": config.qk_rope_head_dim,
+        "ssm.conv_kernel": config.linear_conv_kernel_dim,
+        "kda.head_dim": config.linear_head_dim,
+        "expert_feed_forward_length": config.moe_intermediate_size,
+        "expert_shared_count": config.n_shared_experts,
+        "expert_weights_scale": config.routed_scaling_factor,
+        "leading_dense_block_count": config.mlp_layer_types.index("sparse"),
+    }
+
+
 LATENT: dict[str, Sample] = {
     "deepseek v3": Sample(
         "deepseek_v3",
@@ -69,5 +98,13 @@ LATENT: dict[str, Sample] = {
         {"rope_parameters": PLAIN, "topk_method": "greedy", "norm_topk_prob": False},
         latent_metadata,
         latent,
+    ),
+    "kimi-linear": Sample(
+        "kimi_linear",
+        "kimi-linear",
+        {"qk_nope_head_dim": 16, "kv_lora_rank": 32},
+        kimi_linear_metadata,
+        kimi_linear,
+        few_bits,
     ),
 }

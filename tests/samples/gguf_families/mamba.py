@@ -1,4 +1,4 @@
-"""Mamba 2 between layers of attention, or beside it."""
+"""Mamba between layers of attention, or beside it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -128,6 +128,25 @@ def nemotron_h_metadata(config: PretrainedConfig) -> Metadata:
     }
 
 
+def jamba(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if ".experts." in name:
+        name = name.replace("feed_forward", "mlp")
+    yield name, tensor.squeeze() if name.endswith("conv1d.weight") else tensor
+
+
+def jamba_metadata(config: PretrainedConfig) -> Metadata:
+    shared = config.num_key_value_heads
+    return {
+        "attention.head_count_kv": [shared if kind == "full_attention" else 0 for kind in config.layer_types],
+        "ssm.conv_kernel": config.mamba_d_conv,
+        "ssm.inner_size": config.mamba_expand * config.hidden_size,
+        "ssm.state_size": config.mamba_d_state,
+        "ssm.time_step_rank": config.mamba_dt_rank,
+        "attention.key_length": None,
+        "attention.value_length": None,
+    }
+
+
 GRANITE_HYBRID = Sample(
     "granitemoehybrid",
     "granitehybrid",
@@ -154,6 +173,7 @@ MAMBA: dict[str, Sample] = {
         few_bits,
         factor=falcon_h1_factor,
     ),
+    "jamba": Sample("jamba", "jamba", {"num_hidden_layers": 4, "num_experts": 4}, jamba_metadata, jamba, few_bits),
     "nemotron_h": Sample("nemotron_h", "nemotron_h", {}, nemotron_h_metadata, nemotron_h, few_bits),
     "nemotron_h_moe": Sample(
         "nemotron_h",

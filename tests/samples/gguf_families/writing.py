@@ -25,7 +25,8 @@ Tensors = dict[str, Tensor]
 Converter = Callable[[PretrainedConfig, str, Tensor], Iterator[tuple[str, Tensor]]]
 Metadata = dict[str, Any]
 LAYER_NORM = ("layer_norm_eps", "norm_epsilon", "norm_eps")
-MOST_F32 = ("ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d", "shortconv.conv")
+KERNELS = ("ssm_conv1d", "ssm_conv1d_q", "ssm_conv1d_k", "ssm_conv1d_v", "shortconv.conv")
+MOST_F32 = ("ffn_gate_inp", "ffn_gate_inp_shexp", *KERNELS)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ def gguf_name(names: Any, name: str) -> str:
         return names.get_name(name) + (".weight" if leaf == "layer_scalar" else "")
     if leaf == "sinks":
         return f"{names.get_name(name)}.weight"
-    return f"{names.get_name(base)}.{leaf}"
+    found = names.get_name(base)
+    assert found, f"{name}: the package has no name for it"
+    return f"{found}.{leaf}"
 
 
 def general(config: PretrainedConfig) -> Metadata:
