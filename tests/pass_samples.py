@@ -61,7 +61,7 @@ def _passes_behind(model: Model, length: int) -> Iterator[Tensor]:
     upper = PassRows(length, rows.positions[:4], rows.visible[:4, :4])
     yield model.forward(torch.arange(4, device=device), upper, 4).clone()
     yield model.forward(torch.arange(8, device=device), PassRows(length, rows.positions, rows.visible[4:]), 8).clone()
-    model.cache.commit([0, 1, 4])
+    model.cache.sequences[0].commit([0, 1, 4])
     yield model.read([7, 8], most_rows=50).clone()
 
 

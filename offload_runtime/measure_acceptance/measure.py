@@ -207,7 +207,9 @@ def _copy_logits(
 
     def draft_piece(piece: Tensor) -> None:
         with draft.running():
-            drafted.append(target.forward(piece, text_rows(target.cache.length, len(piece), piece.device), len(piece)))
+            drafted.append(
+                target.forward(piece, text_rows(target.cache.sequences[0].length, len(piece), piece.device), len(piece))
+            )
         target.cache.rollback()  # its rows are not the target's
 
     of_target = _reply_logits(target, tokens, first, most_rows, min(most_logits, LEVELS), before=draft_piece)
@@ -236,8 +238,8 @@ def _reply_logits(
     for begin in range(first, len(tokens), most_logits):
         piece = torch.tensor(tokens[begin : begin + most_logits], device=model.device)
         before(piece)
-        logits = model.forward(piece, text_rows(model.cache.length, len(piece), model.device), len(piece))
-        model.cache.commit(range(len(piece)))
+        logits = model.forward(piece, text_rows(model.cache.sequences[0].length, len(piece), model.device), len(piece))
+        model.cache.sequences[0].commit(range(len(piece)))
         yield logits
 
 

@@ -30,7 +30,7 @@ from loaders.checkpoint.spec import SHARED_ROWS
 from loaders.text_part import layers_for_images
 from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.model.attention import rows_before
-from offload_runtime.model.cached_rows.forms import ComputedRows, RowForm, RowsIn8Bits
+from offload_runtime.model.cached_rows.forms import RowForm, RowsIn8Bits
 from offload_runtime.model.cached_rows.layers import TravellingLayer, TreeCacheLayer
 from offload_runtime.model.cached_rows.states_and_rows import BranchingTreeLayer
 from offload_runtime.model.cached_rows.travelling_rows import TravellingRows
@@ -64,8 +64,7 @@ class TreeCache(Cache):
     """`sequences` texts of at most `capacity` rows each; the last row of each is scratch, for padding only.
 
     Recurrent layers (state space, linear attention) branch if `branching`. Others keep transformers' own cache layer,
-    so such a cache holds one text, however many are asked for. Callers with one text use the cache as if it were its
-    first sequence.
+    so such a cache holds one text, however many are asked for.
 
     travelling: makes room for so many layers of so many rows in host memory; None: rows stay on the device.
     in_8_bits: rows are stored in 8 bits; recurrent states never are. Raises UnsupportedModelError where that cannot be.
@@ -97,7 +96,7 @@ class TreeCache(Cache):
         self.has_states, self.has_rows = bool(states), any(_has_rows(layer) for layer in layers)
         count = 1 if self._states else sequences
         self.rows = capacity * count
-        self.form: RowForm = RowsIn8Bits(self.rows, on_allocate) if in_8_bits else ComputedRows()
+        self.form = RowsIn8Bits(self.rows, on_allocate) if in_8_bits else RowForm()
         of_texts = [SequenceStates(branches, number) if branches else None for number in range(count)]
         self.sequences = tuple(
             CachedSequence(self, number * capacity, self.scratch, of_text) for number, of_text in enumerate(of_texts)
@@ -162,32 +161,15 @@ class TreeCache(Cache):
         counted = None if layer_idx is None else rows_before()
         return super().get_seq_length(layer_idx or 0) if counted is None else counted
 
-    @property
-    def length(self) -> int:
-        """Committed rows of the first text."""
-        return self.sequences[0].length
-
-    @property
-    def end(self) -> int:
-        """Rows of the first text, uncommitted ones included."""
-        return self.sequences[0].end
-
-    def advance(self, rows: int) -> None:
-        """`CachedSequence.advance` of the first text."""
-        self.sequences[0].advance(rows)
-        self._has_run = True
-
-    def commit(self, rows: Sequence[int]) -> None:
-        """`CachedSequence.commit` of the first text."""
-        self.sequences[0].commit(rows)
-
     def rollback(self) -> None:
-        """`CachedSequence.rollback` of the first text."""
-        self.sequences[0].rollback()
+        """`CachedSequence.rollback` of all texts."""
+        for sequence in self.sequences:
+            sequence.rollback()
 
     def truncate(self, length: int) -> None:
-        """`CachedSequence.truncate` of the first text."""
-        self.sequences[0].truncate(length)
+        """`CachedSequence.truncate` of all texts."""
+        for sequence in self.sequences:
+            sequence.truncate(length)
 
     def keys(self, query_length: int) -> int:
         """Keys of the current pass over `query_length` tokens: the width of its mask."""

@@ -88,7 +88,7 @@ class PaddedPasses:
         """All passes over one tree have the same key length, so that a level needs no other shape than its parents."""
         padding = self._padding
         width = next(width for width in padding.widths if width >= len(rows.visible))
-        end = self._cache.length + padding.columns
+        end = self._cache.sequences[0].length + padding.columns
         keys = next((keys for keys in padding.key_lengths if keys >= end), padding.key_lengths[-1])
         assert rows.past + len(rows.positions) <= min(keys, self._cache.scratch)
         return width, keys

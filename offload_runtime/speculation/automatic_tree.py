@@ -224,7 +224,7 @@ def _time_passes(model: Model, largest: int, add: Callable[[int, float], None]) 
     """Time passes over 1, 4, 16, … and `largest` dummy tokens after the cached rows, which stay unchanged."""
     cache, spent = model.cache, 0.0
     for rows in (*(4**k for k in range(8) if 4**k < largest), largest):
-        if spent > _CALIBRATION_SECONDS or cache.length + rows > cache.scratch:
+        if spent > _CALIBRATION_SECONDS or cache.sequences[0].length + rows > cache.scratch:
             return
         if model.replays:
             _pass_seconds(model, rows)  # captures the graph, outside of what is timed
@@ -240,6 +240,6 @@ def _time_passes(model: Model, largest: int, add: Callable[[int, float], None]) 
 def _pass_seconds(model: Model, rows: int) -> float:
     started = time.perf_counter()
     tokens = torch.zeros(rows, dtype=torch.int64, device=model.device)
-    model.forward(tokens, text_rows(model.cache.length, rows, model.device), rows)[-1, 0].item()
-    model.cache.rollback()
+    model.forward(tokens, text_rows(model.cache.sequences[0].length, rows, model.device), rows)[-1, 0].item()
+    model.cache.sequences[0].rollback()
     return time.perf_counter() - started

@@ -8,7 +8,6 @@ lose two to four times as much of the distribution (docs/measured.md).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,35 +17,22 @@ from offload_runtime.model.cached_rows.travelling_rows import Tables
 LARGEST_CODE = 127
 
 
-class RowForm(Protocol):
-    """How keys and values ``[1, heads, rows, head_dim]`` are stored in tables, and read from them."""
+class RowForm:
+    """How keys and values ``[1, heads, rows, head_dim]`` are stored in tables: here, as the model computes them."""
 
     def stored(self, keys: Tensor, values: Tensor) -> Tables:
         """The rows as they are stored."""
+        return {"keys": keys, "values": values}
 
     def read(self, tables: Tables, spans: Sequence[slice]) -> tuple[Tensor, Tensor]:
         """(keys, values) of a layer, valid until the next read; rows outside of `spans` may be any finite numbers."""
+        return tables["keys"], tables["values"]
 
     def free(self) -> None:
         """Free the memory that rows are read through."""
 
 
-class ComputedRows:
-    """Rows are stored as the model computes them."""
-
-    def stored(self, keys: Tensor, values: Tensor) -> Tables:
-        """The rows themselves."""
-        return {"keys": keys, "values": values}
-
-    def read(self, tables: Tables, spans: Sequence[slice]) -> tuple[Tensor, Tensor]:
-        """The tables themselves."""
-        return tables["keys"], tables["values"]
-
-    def free(self) -> None:
-        """Nothing is held."""
-
-
-class RowsIn8Bits:
+class RowsIn8Bits(RowForm):
     """Rows are stored in 8 bits. For attention they are dequantized to memory that all layers share.
 
     most: rows of a table. on_allocate: called with the bytes of that memory.

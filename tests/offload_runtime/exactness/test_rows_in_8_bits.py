@@ -110,7 +110,7 @@ def logits_by_way(model: Model) -> Iterator[Tensor]:
     tokens[path] = torch.tensor(at)
     model.read(text[:30], most_rows=50)
     model.forward(tokens, rows, 1)
-    model.cache.commit(path)
+    model.cache.sequences[0].commit(path)
     yield model.read(text[35:], most_rows=50)
 
 

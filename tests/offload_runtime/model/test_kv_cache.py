@@ -16,13 +16,13 @@ def fill(cache: TreeCache, values: list[int]) -> torch.Tensor:
     rows = torch.tensor(values, dtype=torch.float32).view(1, 1, -1, 1)
     for layer in range(2):
         keys, _ = cache.update(rows, rows + 0.5, layer)
-    cache.advance(len(values))
+    cache.sequences[0].advance(len(values))
     return keys.flatten()
 
 
 def committed(cache: TreeCache, layer: int = 0) -> tuple[list[float], list[float]]:
-    held = cache.layers[layer].tables
-    return held["keys"][0, 0, : cache.length, 0].tolist(), held["values"][0, 0, : cache.length, 0].tolist()
+    held, length = cache.layers[layer].tables, cache.sequences[0].length
+    return held["keys"][0, 0, :length, 0].tolist(), held["values"][0, 0, :length, 0].tolist()
 
 
 @given(
@@ -38,9 +38,9 @@ def test_commit_keeps_the_named_rows_in_order(passes):
         seen = fill(cache, values)
         assert seen.tolist() == expected + values
         rows = [row for row in range(count) if chosen >> row & 1]
-        cache.commit(rows)
+        cache.sequences[0].commit(rows)
         expected += [values[row] for row in rows]
-        assert (cache.length, cache.end) == (len(expected), len(expected))
+        assert (cache.sequences[0].length, cache.sequences[0].end) == (len(expected), len(expected))
         for layer in range(2):
             assert committed(cache, layer) == (expected, [value + 0.5 for value in expected])
 
@@ -48,12 +48,12 @@ def test_commit_keeps_the_named_rows_in_order(passes):
 def test_rollback_and_truncate_leave_committed_rows():
     cache = TreeCache(TWO_LAYERS, capacity=8)
     fill(cache, [1, 2, 3])
-    cache.commit([0, 1, 2])
+    cache.sequences[0].commit([0, 1, 2])
     fill(cache, [7, 8])
     cache.rollback()
-    assert committed(cache)[0] == [1, 2, 3] and cache.end == 3
+    assert committed(cache)[0] == [1, 2, 3] and cache.sequences[0].end == 3
     cache.truncate(5)
-    assert cache.length == 3
+    assert cache.sequences[0].length == 3
     cache.truncate(1)
     assert fill(cache, [9]).tolist() == [1, 9]
 
@@ -61,10 +61,10 @@ def test_rollback_and_truncate_leave_committed_rows():
 def test_rows_of_several_passes_can_be_committed_together():
     cache = TreeCache(TWO_LAYERS, capacity=8)
     fill(cache, [1])
-    cache.commit([0])
+    cache.sequences[0].commit([0])
     fill(cache, [2, 3])
     fill(cache, [4, 5])
-    cache.commit([1, 2])
+    cache.sequences[0].commit([1, 2])
     assert committed(cache)[0] == [1, 3, 4]
 
 

@@ -155,7 +155,7 @@ def test_a_pass_is_not_interrupted_in_its_middle_but_before_it():
         model.should_stop = lambda: True
         with pytest.raises(Interrupted):
             model.forward(torch.tensor([5]), rows, 1)
-        assert (model.cache.length, model.cache.end) == (12, 12)
+        assert (model.cache.sequences[0].length, model.cache.sequences[0].end) == (12, 12)
 
 
 def test_passes_too_wide_run_as_they_are():

@@ -98,7 +98,7 @@ def test_the_draft_does_not_read_again_either(tmp_path: Path) -> None:
 
             def loaded(*arguments, draft=draft, loading=loading, lengths=lengths) -> Iterator[None]:
                 yield from loading(*arguments)
-                lengths.append(draft.cache.length)
+                lengths.append(draft.cache.sequences[0].length)
 
             runtime._stored.loading = loaded
             runtime.generate(TEXT, max_new_tokens=1, temperature=0)
@@ -134,7 +134,7 @@ def test_a_first_pass_that_was_interrupted(layers: int, tmp_path: Path) -> None:
     with start(model, tmp_path / "ours", streamed=True) as runtime:
         target = runtime._models.target.model
         stopped = runtime.generate(TEXT, temperature=0, should_stop=lambda: target.layers_begun >= layers)
-        assert stopped.finish_reason == "interrupted" and not target.cache.length
+        assert stopped.finish_reason == "interrupted" and not target.cache.sequences[0].length
         shutil.copytree(tmp_path / "theirs", tmp_path / "ours", dirs_exist_ok=True)
         reply = runtime.generate(TEXT, max_new_tokens=NEW_TOKENS, temperature=0)
     assert (reply.token_ids, reply.stats.prompt_tokens_read) == (expected, 1)

@@ -164,7 +164,7 @@ def test_the_cache_is_allocated_without_a_trace(streamed: bool, model: Path) -> 
         allocate_cache(target)
         tables = target.cache.tables()
         assert len(tables) == 6 and not any(table.any() for table in tables.values())
-        assert (target.cache.end, target.streamed_total) == (0, crossed)
+        assert (target.cache.sequences[0].end, target.streamed_total) == (0, crossed)
         allocate_cache(target)
         assert all(target.cache.tables()[name].data_ptr() == table.data_ptr() for name, table in tables.items())
         assert generate(runtime, TEXT) == greedy(model, TEXT, NEW_TOKENS)
@@ -174,7 +174,7 @@ def test_nothing_is_read_once_the_caller_stops(model: Path, tmp_path: Path) -> N
     write(model, tmp_path)
     with start(model, tmp_path) as runtime:
         reply = runtime.generate(TEXT, max_new_tokens=3, temperature=0, should_stop=lambda: True)
-        assert reply.finish_reason == "interrupted" and not runtime._models.target.model.cache.length
+        assert reply.finish_reason == "interrupted" and not runtime._models.target.model.cache.sequences[0].length
 
 
 def test_a_disk_slower_than_the_model_is_not_read_further(
