@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from loaders.dequantize.ggml.codebooks import has_codebook, tables_of
-from loaders.dequantize.lossless.plain import approximate
+from loaders.dequantize.lossless.plain import approximate, numbers_by_byte
 from loaders.dequantize.plain import decode
 from loaders.dequantize.toolchain import why_no_kernels
 from loaders.formats.schemes import Ggml, Pieces, Scaled, Scheme
@@ -27,6 +27,12 @@ def prepare(scheme: Scheme, device: torch.device) -> None:
     for each in (piece.scheme for piece in scheme.pieces) if isinstance(scheme, Pieces) else [scheme]:
         if isinstance(each, Ggml) and has_codebook(each.kind):
             tables_of(each.kind, device)
+
+
+def prepare_code(bins: Bins, device: torch.device) -> None:
+    """The same for `approximate_code`, whose kernel looks nothing up."""
+    if device.type == "cuda" and not fused_kernels():
+        numbers_by_byte(bins, device)
 
 
 def decode_stack(packed: Packed, out: Tensor, chosen: Tensor | None = None) -> None:

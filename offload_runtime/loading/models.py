@@ -132,7 +132,7 @@ def _load_on(device: torch.device, preparation: Preparation, progress: StageProg
         if draft_model:
             _refuse_states(target.model, draft_model)
             draft = drafting(draft_model, target, target_skeleton, memory, plan)
-        for role, model in (("target", target.model), ("draft", draft_model)):
+        for role, model in (("target", target.model), ("draft", draft.model if draft else None)):
             if model and role in plan.graphs and not model.cache.has_states:
                 model.pad_passes(plan.padding, CudaGraphs(device))
         check_interrupts()

@@ -220,19 +220,24 @@ def _rows(count: int) -> str:
 def replayed(models: Models, device: str, shape: PassShape) -> tuple[str, ...]:
     """The roles whose passes are replayed as CUDA graphs: models resident on the GPU, whose shapes are fixed.
 
-    Block drafts are not: one pass of a few layers serves a whole tree, and their mask follows the block's length.
+    Copies are where layers stream: where none does, their passes are the target's. Block drafts are not: one pass of a
+    few layers serves a whole tree, and their mask follows the block's length.
     """
     if device != "cuda" or any(model.recurrent or (model.index and model.index.pools) for model in models):
         return ()
-    count = sum((model.head is None or model.head.by_level) and not model.copy_bits for model in models)
-    return ROLES[shape.streams or shape.kv_on_host : count]
+    of_target, draft = not (shape.streams or shape.kv_on_host), models[-1]
+    of_draft = len(models) > 1 and (draft.head is None or draft.head.by_level)
+    if draft.copy_bits:
+        of_draft = shape.streams and not shape.kv_on_host
+    return tuple(role for role, is_replayed in zip(ROLES, (of_target, of_draft)) if is_replayed)
 
 
 def _graphs(models: Models, device: str, shape: PassShape) -> Iterator[PlanItem]:
     roles = replayed(models, device, shape)
     padding = Padding.of_texts(shape.texts, shape.tree_size, shape.nodes, shape.cache_rows)
     if roles:
-        nbytes = sum(_graph_bytes(model, shape, padding) for role, model in zip(ROLES, models) if role in roles)
+        computed = (models[0] if model.copy_bits else model for model in models)  # a copy through the target's modules
+        nbytes = sum(_graph_bytes(model, shape, padding) for role, model in zip(ROLES, computed) if role in roles)
         yield PlanItem(f"CUDA graphs, {_rows(padding.widths[-1])}", nbytes)
 
 

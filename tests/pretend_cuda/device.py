@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from loaders.dequantize import stacks
+from loaders.dequantize.ggml import codebooks
+from loaders.dequantize.lossless import plain
+from loaders.lossless import planes
 from loaders.sizes import GIB
 from offload_runtime.planning import planning
 from scheduler.machine.machine import read_machine
@@ -33,6 +36,8 @@ CARD = {
     "slot": (4, 16),
 }
 CAPABILITY = (8, 9)
+# Kept on a device as long as the process runs, which outlives this one.
+_TABLES = (plain._table, plain.numbers_by_byte, planes._shifts, codebooks._made_for)
 # Kept as if they had been measured: measuring takes 10 GB of products, and tests must not depend on times.
 FIGURES = {
     "memory_bandwidth": 9e11,
@@ -81,7 +86,8 @@ def pretend_cuda(
     timeline = streams.start()
     with ExitStack() as resources:
         resources.callback(tensors.install())
-        resources.callback(stacks.fused_kernels.cache_clear)
+        for tables in (stacks.fused_kernels, *_TABLES):
+            resources.callback(tables.cache_clear)
         _patch(resources.enter_context(pytest.MonkeyPatch.context()), card, capability)
         machine = read_machine("cuda")
         remember(speed_subject(machine), speed_conditions(machine, dtype), FIGURES)

@@ -69,7 +69,7 @@ def approximated(bins: Bins, operands: Mapping[str, Tensor], begin: int, end: in
     Where float16 ends below a group's bins, the group is approximated as if its top were a little higher.
     """
     count, first, patterns = operands["top"].numel() * GROUP, 0, None
-    for width, table in zip(planes(bins.bits), _by_byte(bins, operands["code"].device)):
+    for width, table in zip(planes(bins.bits), numbers_by_byte(bins, operands["code"].device)):
         stored = operands["code"][first + begin * width // 8 : first + end * width // 8]
         part = table.index_select(0, stored.to(torch.int64)).view(torch.int16)
         patterns = part if patterns is None else patterns.add_(part)
@@ -79,7 +79,7 @@ def approximated(bins: Bins, operands: Mapping[str, Tensor], begin: int, end: in
 
 
 @cache
-def _by_byte(bins: Bins, device: torch.device) -> tuple[Tensor, ...]:
+def numbers_by_byte(bins: Bins, device: torch.device) -> tuple[Tensor, ...]:
     """For each plane, by byte: what its weights add to their tops, int16 [256, weights in a byte], as single numbers.
 
     One lookup for all weights of a byte takes a tenth of the time of one each.

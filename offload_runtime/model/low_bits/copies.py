@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from loaders.checkpoint.spec import aligned
-from loaders.dequantize.stacks import approximate_code, code_product
+from loaders.dequantize.stacks import approximate_code, code_product, prepare_code
 from loaders.formats.schemes import Lossless, Scheme
 from loaders.lossless.bins import BLOCK, GROUP, KINDS, Bins, plane_bytes
 from loaders.lossless.encode import code_of
@@ -73,6 +73,9 @@ class LowBitCopies:
                 first.copy_(code)
                 second.copy_(top)
                 parts[place.name] = _Code(bins, first, second)
+        for part in parts.values():
+            if isinstance(part, _Code):
+                prepare_code(part.bins, part.code.device)
         self._parts[number] = parts
         self._coded[number] = dict(self._coded_weights(number))
 

@@ -15,7 +15,9 @@ from loaders.quantize.interrupts import interrupts_deferred
 from offload_runtime.model.attention import attending
 from offload_runtime.model.low_bits.copies import LowBitCopies
 from offload_runtime.model.model import Model, ModelPlacement
+from offload_runtime.model.padded_passes import Runner, padded_passes
 from offload_runtime.model.rows import PassRows, SharedRows
+from scheduler.plan.padding import Padding
 from scheduler.plan.placement import Tier
 
 Rows = PassRows | SharedRows
@@ -59,8 +61,21 @@ class SelfDraftingModel(Model):
         if not self._drafting:
             return super().forward(tokens, rows, logits_to_keep)
         self._lengths.begin_pass(min(rows.keys, self._last_position + 1))
+        logits = self._padded_logits(tokens, rows, logits_to_keep)
+        if logits is not None:
+            self.cache.advance_texts(rows)
+            return logits
+        self._runs_copy = False  # a pass that turned out not to be replayable may have ended within a layer
         with attending(rows), self.cache.one_pass(rows):
             return self._compute(tokens, rows.row_positions, logits_to_keep)
+
+    def pad_passes(self, padding: Padding, run: Runner) -> None:
+        """As of any model; where layers stream, only of the copy, which lies at one place in all passes."""
+        self._padded = padded_passes(self._compute_padded, self.cache, self.device, padding, run)
+
+    def _padded_logits(self, tokens: Tensor, rows: Rows, logits_to_keep: int | Tensor) -> Tensor | None:
+        streams = self._weights.ring is not None and not self._drafting
+        return None if streams else super()._padded_logits(tokens, rows, logits_to_keep)
 
     def _copy(self, layers: dict[int, UnitLayout]) -> None:
         """Stream these layers once, and copy each; weights whose code is here are only checked."""
@@ -95,10 +110,10 @@ class SelfDraftingModel(Model):
         return views
 
     def _begin_layer(self, module: nn.Module, args: Any) -> None:
-        if self._drafting:
-            self._poll()
-        else:
+        if not self._drafting:
             super()._begin_layer(module, args)
+        elif not self._in_one_piece:
+            self._poll()
 
     def _bind_next(self, index: int, layer: UnitLayout, slots: list[tuple[nn.Parameter, ...]]) -> Hook:
         bind_streamed = super()._bind_next(index, layer, slots)
