@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pytest
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 
 from offload_runtime.errors import UsageError
@@ -42,27 +43,44 @@ WRONG = [
 ]
 
 
+@cache
+def asked(name: str) -> str:
+    """The prompt."""
+    return render_chat(family_tokenizer(name), [QUESTION], True)
+
+
 def reply(name: str, called: tuple[str, dict[str, Any]]) -> list[int]:
     """A call as the family's template writes it, up to what ends the reply."""
     tokenizer = family_tokenizer(name)
     written = call(*called, f"functions.{called[0]}:0" if name == "kimi" else "Ab3Cd6Ef9")
     message = {"role": "assistant", "content": "", "tool_calls": [written]}
     text = render_chat(tokenizer, [QUESTION, message], False)
-    text = text.removeprefix(render_chat(tokenizer, [QUESTION], True)).lstrip("\n").rstrip()
+    text = text.removeprefix(asked(name)).lstrip("\n").rstrip()
     text = text.removesuffix("</s>").removesuffix("<|call|>")
     return tokenizer.encode(text, add_special_tokens=False)
 
 
 def taken(name: str, ids: Sequence[int], tools: Tools = TOOLS) -> tuple[int, bool]:
     """How many of the tokens the grammar takes, and whether the reply may end there."""
+    made, grammar = grammar_of(name) if tools is TOOLS else new_grammar_of(name, tools)
+    matcher = LLMatcher(made, grammar, log_level=0)
+    assert not matcher.is_error(), matcher.get_error()
+    return matcher.try_consume_tokens([*ids]), matcher.is_accepting()
+
+
+@cache
+def grammar_of(name: str) -> tuple[LLTokenizer, str]:
+    """Of a call of TOOLS."""
+    return new_grammar_of(name, TOOLS)
+
+
+def new_grammar_of(name: str, tools: Tools) -> tuple[LLTokenizer, str]:
+    """A family's vocabulary, as llguidance reads it, and the grammar of its calls."""
     tokenizer = family_tokenizer(name)
     made = from_tokenizer(tokenizer, len(tokenizer), tokenizer.eos_token_id)
     special = {str(one): token for token, one in tokenizer.added_tokens_decoder.items() if made.is_special_token(token)}
     form = call_format(FAMILIES[name].template)
-    grammar = forced_call(call_frame(tokenizer, tools), tools, tools.forced, special, form is HARMONY_CALLS)
-    matcher = LLMatcher(made, grammar, log_level=0)
-    assert not matcher.is_error(), matcher.get_error()
-    return matcher.try_consume_tokens([*ids]), matcher.is_accepting()
+    return made, forced_call(call_frame(tokenizer, tools), tools, tools.forced, special, form is HARMONY_CALLS)
 
 
 @pytest.mark.parametrize("name", FORCED)

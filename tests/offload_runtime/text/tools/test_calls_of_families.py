@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -34,11 +35,17 @@ ALL = [name for name in FAMILIES if name not in ("llama", "gpt-oss")]
 QUESTION = {"role": "user", "content": "what is it?"}
 
 
+@cache
+def asked(name: str, are_special: bool) -> str:
+    """The prompt."""
+    return render_chat(family_tokenizer(name, are_special), [QUESTION], True)
+
+
 def written(name: str, calls: Sequence[dict[str, Any]], content: str = "", are_special: bool = True) -> list[int]:
     """The ids of a reply as the family's template writes it, without what ends it."""
     tokenizer = family_tokenizer(name, are_special)
     whole = render_chat(tokenizer, [QUESTION, {"role": "assistant", "content": content, "tool_calls": calls}], False)
-    reply = whole.removeprefix(render_chat(tokenizer, [QUESTION], True)).rstrip()
+    reply = whole.removeprefix(asked(name, are_special)).rstrip()
     ids = tokenizer.encode(reply, add_special_tokens=False)
     return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
 
@@ -46,7 +53,7 @@ def written(name: str, calls: Sequence[dict[str, Any]], content: str = "", are_s
 def read(name: str, ids: Sequence[int], are_special: bool = True) -> tuple[str, str, list[ToolCall]]:
     """Thoughts, answer and calls."""
     tokenizer = family_tokenizer(name, are_special)
-    prompt = tokenizer.encode(render_chat(tokenizer, [QUESTION], True), add_special_tokens=False)
+    prompt = tokenizer.encode(asked(name, are_special), add_special_tokens=False)
     text = ReplyText(tokenizer, prompt, tools=TOOLS)
     pieces = [*(text.push(token) for token in ids), text.finish()]
     return "".join(piece[0] for piece in pieces), "".join(piece[1] for piece in pieces), [*text.calls]
