@@ -28,6 +28,7 @@ from loaders.tokenizers.sentencepiece_file import can_be_looked_up
 _TRIED = ("tokenizer.json", "tekken.json")
 # Files that loading a tokenizer may read, by the ends of their names.
 _READ = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe")
+CPU_SECONDS = 5  # a slow processor needs a third
 _PATIENCE = 300  # seconds, generous for a busy machine; the CPU time limit usually ends it first
 _known: set[str] = set()
 
@@ -111,7 +112,7 @@ def _check_tables(normalizer: Any) -> None:
 
 def _fault(file: Path) -> str | None:
     """The problem that the trial found; None if there is none, or if no process could be started."""
-    command = [sys.executable, str(Path(__file__).with_name("trial_run.py")), str(file.absolute())]
+    command = [sys.executable, str(Path(__file__).with_name("trial_run.py")), str(file.absolute()), str(CPU_SECONDS)]
     environment = {**os.environ, "RUST_BACKTRACE": "0", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
     try:
         run = subprocess.run(

@@ -24,7 +24,9 @@ from offload_runtime.errors import UsageError
 from offload_runtime.options.run_options import DEMO_DRAFT
 from offload_runtime.options.sampling_options import SamplingOptions
 from offload_runtime.speculation import acceptance_store
+from offload_runtime.text import chat_template
 from offload_runtime.text.conversation import Conversation
+from offload_runtime.text.template_process import TemplateProcess
 from scheduler.machine import measurements
 from tests.loaders.hostile.hostile_files import TEMPLATES, damage_bytes, damage_json, damage_safetensors, damaged_copies
 from tests.samples.gguf_samples import gguf_model
@@ -115,6 +117,15 @@ def test_configs_are_read_or_refused(tmp_path):
     assert refused > 0
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Templates that run for ever are given up sooner."""
+    quick = TemplateProcess(processor_seconds=0.5)
+    monkeypatch.setattr(chat_template, "template_process", lambda: quick)
+    yield
+    quick.close()
+
+
 def use(directory: Path) -> list[int]:
     """Plan, load, and answer a message."""
     with OffloadRuntime.from_pretrained(directory, "none", device="cpu", context_length=256) as runtime:
@@ -123,6 +134,7 @@ def use(directory: Path) -> list[int]:
         return runtime.generate(messages, max_new_tokens=2, temperature=0).token_ids
 
 
+@pytest.mark.usefixtures("impatient")
 def test_whole_models_run_or_are_refused(tmp_path, monkeypatch):
     """Any file of a model: values, bytes, templates, and FIFOs, devices and directories in a file's place."""
     monkeypatch.setenv("SEQUOIA_OFFLOAD_CACHE", str(tmp_path / "cache"))
@@ -137,6 +149,7 @@ def test_whole_models_run_or_are_refused(tmp_path, monkeypatch):
     assert refused > 0
 
 
+@pytest.mark.usefixtures("impatient")
 def test_hostile_templates_are_refused(tmp_path):
     shutil.copytree(DEMO_DRAFT, tmp_path, dirs_exist_ok=True)
     with OffloadRuntime.from_pretrained(tmp_path, "none", device="cpu", context_length=256) as runtime:

@@ -62,6 +62,13 @@ def directory(tmp_path, monkeypatch) -> Path:
     return tmp_path / "model"
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules that run for ever are given up sooner."""
+    monkeypatch.setattr(trial, "CPU_SECONDS", 2)
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("case", HOSTILE)
 def test_rules_that_explode_are_refused(case, directory):
     (directory / "tokenizer.json").write_text(json.dumps({**DEMO, **HOSTILE[case]}))
@@ -104,6 +111,7 @@ def test_no_file_but_a_regular_one_of_bearable_size_is_read(name, directory):
         load_tokenizer(directory)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_the_pattern_of_a_tekken_file_is_tried(directory):
     (directory / "tekken.json").write_text(json.dumps({"config": {"pattern": "(a+)+$"}, "vocab": []}))
     with pytest.raises(ModelFilesError, match=r"tekken\.json: the tokenizer fails"):
