@@ -49,9 +49,10 @@ def differences(kind: str, tree: str, parallel: int, folder: Path) -> list[float
     return [eagle3.furthest(head, target, [one]) for one in read]
 
 
-@pytest.mark.parametrize("kind", ["MTP", "EAGLE-3"])
-@pytest.mark.parametrize("tree", ["sequoia", "adaptive"])
-@pytest.mark.parametrize("parallel", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "tree", "parallel"),
+    [("MTP", "sequoia", 1), ("MTP", "adaptive", 3), ("EAGLE-3", "sequoia", 3), ("EAGLE-3", "adaptive", 1)],
+)
 def test_texts_and_what_the_head_computes_stay_the_same(kind: str, tree: str, parallel: int, tmp_path: Path) -> None:
     assert max(differences(kind, tree, parallel, tmp_path)) < eagle3.CLOSE
 

@@ -18,8 +18,10 @@ PROMPTS = [[*PROMPT[: 4 + number], 7 + number] for number in range(5)]
 TOKENS = 8
 
 
-@pytest.mark.parametrize(("architecture", "kv_bits"), [("llama", None), ("gemma3_text", None), ("llama", 8)])
-@pytest.mark.parametrize("tree", ["sequoia", "none"])
+@pytest.mark.parametrize(
+    ("architecture", "kv_bits", "tree"),
+    [("llama", None, "sequoia"), ("gemma3_text", None, "none"), ("llama", 8, "sequoia")],
+)
 def test_texts_are_their_own_and_memory_is_what_the_plan_says(
     architecture: str, kv_bits: int | None, tree: str
 ) -> None:

@@ -101,7 +101,7 @@ def worst_difference(rule: str, seed: int, passes: int) -> float:
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("rule", RULES)
 def test_every_node_is_as_if_its_path_ran_alone(rule: str, passes: int) -> None:
-    assert max(worst_difference(rule, seed, passes) for seed in range(200)) < 1e-12
+    assert max(worst_difference(rule, seed, passes) for seed in range(60)) < 1e-12
 
 
 @pytest.mark.parametrize("rule", RULES)
