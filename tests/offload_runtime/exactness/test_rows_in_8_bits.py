@@ -202,7 +202,7 @@ def test_replayed_passes_equal_plain_ones(architecture: str) -> None:
 # Sampling
 
 
-@pytest.mark.parametrize("tree", ["sequoia", "adaptive", "sequoia by traversal", "none"])
+@pytest.mark.parametrize("tree", ["sequoia", "adaptive", "none"])  # top-down, by traversal, by match
 def test_sampled_text_follows_its_distribution(tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alone, "logits_after", lambda text: logits_in_8_bits(alone.target(), text).tolist())
     distribution = alone.joint_distribution()

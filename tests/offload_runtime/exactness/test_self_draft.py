@@ -50,8 +50,9 @@ def test_streamed_text_equals_generate(family):
     assert reply.stats.tokens_per_pass > 1.3
 
 
-@pytest.mark.parametrize("tree", ["adaptive", "auto", "chain"])
-@pytest.mark.parametrize("draft", ["self:3", "self:5"])
+@pytest.mark.parametrize(
+    ("tree", "draft"), [("adaptive", "self:3"), ("auto", "self:5"), ("chain", "self:3"), ("adaptive", "self:5")]
+)
 @pytest.mark.usefixtures("streams")
 def test_every_kind_of_tree_and_width(tree, draft):
     expected = greedy(model(), PROMPT, NEW_TOKENS)

@@ -65,8 +65,9 @@ def test_streamed_text_equals_generate(family, tmp_path):
     assert reply.stats.tokens_per_pass > 1, "some drafts are accepted, by nine random layers"
 
 
-@pytest.mark.parametrize("tree", ["adaptive", "auto", "chain"])
-@pytest.mark.parametrize("draft", ["self:3", "self:5"])
+@pytest.mark.parametrize(
+    ("tree", "draft"), [("adaptive", "self:3"), ("auto", "self:5"), ("chain", "self:3"), ("adaptive", "self:5")]
+)
 def test_every_kind_of_tree_and_width(tree, draft, source):
     assert text(source, draft, tree=tree) == greedy(source, PROMPT, NEW_TOKENS)
 
