@@ -24,7 +24,8 @@ def model_tensors(gguf: GgufFile) -> dict[str, GgufTensor]:
     """
     metadata = Metadata(gguf, gguf.get("general.architecture", str))
     family = family_of(gguf)
-    return {part.name: part for name, tensor in gguf.tensors.items() for part in _parts(family, metadata, name, tensor)}
+    parts = [part for name, tensor in gguf.tensors.items() for part in _parts(family, metadata, name, tensor)]
+    return {part.name: part for part in (*parts, *family.further(metadata))}
 
 
 def _parts(family: GgufArchitecture, metadata: Metadata, name: str, tensor: GgufTensor) -> Iterator[GgufTensor]:

@@ -10,6 +10,8 @@ from loaders.gguf.header import GgufTensor
 from loaders.gguf.metadata import Metadata
 
 Config = dict[str, Any]
+# Weights that are no tensors of the file.
+Further = Callable[[Metadata], list[GgufTensor]]
 # The parts of the model's weights that a tensor is, from the metadata and the name of its layer: "model.layers.3."
 Divide = Callable[[Metadata, str, GgufTensor], list[GgufTensor]]
 
@@ -25,6 +27,7 @@ class GgufArchitecture:
     whole weight of the model as it is stored.
     paired: query and key rows are stored interleaved, as pairs that are rotated together.
     norms_plus_one: norms are stored as the factor, which is 1 more than the model's weight; not those in `own_norms`.
+    further: weights that files have among their metadata.
     layer_norm: transformers' name of the epsilon of norms that subtract the mean, if these do.
     plain_attention: the widths of queries, keys and values follow from the heads. predicts: the layers after those that
     the text goes through are heads for multi-token prediction, whose tensors are named in `layer`.
@@ -40,6 +43,7 @@ class GgufArchitecture:
     paired: bool = False
     norms_plus_one: bool = False
     own_norms: frozenset[str] = frozenset()
+    further: Further = lambda metadata: []
     layer_norm: str = ""
     plain_attention: bool = True
     predicts: bool = False

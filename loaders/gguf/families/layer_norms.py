@@ -6,10 +6,11 @@ from loaders.errors import ModelFilesError
 from loaders.gguf.families.architecture import EMBEDDINGS_AND_HEAD, Config, Divide, GgufArchitecture
 from loaders.gguf.families.dense import rotated, stated_layers
 from loaders.gguf.families.names import ATTENTION, LLAMA, MLP, QK_NORMS
-from loaders.gguf.header import GgufTensor
+from loaders.gguf.header import GgufArray, GgufTensor
 from loaders.gguf.metadata import Metadata
 from loaders.gguf.rotations import rotations
 
+FLOAT32 = 6  # the type of items of a list
 STARCODER2_WINDOW = 4096  # of all published models; files do not say it
 
 
@@ -69,6 +70,21 @@ def _nemotron(metadata: Metadata) -> Config:
     }
 
 
+def _activations(metadata: Metadata) -> list[GgufTensor]:
+    """The learned values of Apertus' activation function, xIELU: a number for each layer, in lists of the metadata."""
+    found = []
+    for name in ("alpha_p", "alpha_n", "beta", "eps"):
+        key, layers = f"xielu.{name}", metadata.layers
+        value = metadata.gguf.metadata.get(key)
+        if not isinstance(value, GgufArray) or (value.item_type, value.count) != (FLOAT32, layers):
+            raise ModelFilesError(f"{metadata.gguf.file}: {key} must list a number for each of {layers} layers.")
+        shape = (1,) if name.startswith("alpha") else ()
+        for layer in range(layers):
+            there = f"model.layers.{layer}.mlp.act_fn.{name}"
+            found.append(GgufTensor(there, value.file, "F32", shape, value.offset + 4 * layer, 4, "F32", shape))
+    return found
+
+
 def _norm_of_each_head(name: str) -> Divide:
     """[heads, width]: the model has a norm for each head."""
 
@@ -99,6 +115,7 @@ def _joined(suffix: str) -> Divide:
 PARALLEL = {**ATTENTION, **MLP}  # attention and MLP read the same norm
 NO_GATE = {ours: there for ours, there in LLAMA.items() if ours != "ffn_gate"}
 PHI2 = {**ATTENTION, "attn_output": "self_attn.dense", "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"}
+APERTUS = {**NO_GATE, **QK_NORMS, "attn_norm": "attention_layernorm", "ffn_norm": "feedforward_layernorm"}
 
 LAYER_NORMS = {
     "command-r": GgufArchitecture(
@@ -133,6 +150,13 @@ LAYER_NORMS = {
         layer_norm="layer_norm_eps",
     ),
     "arcee": GgufArchitecture("arcee", "ArceeForCausalLM", NO_GATE, _arcee, paired=True),
+    "apertus": GgufArchitecture(
+        "apertus",
+        "ApertusForCausalLM",
+        APERTUS,
+        lambda metadata: {**rotated(metadata), "hidden_act": "xielu"},
+        further=_activations,
+    ),
     "nemotron": GgufArchitecture(
         "nemotron", "NemotronForCausalLM", NO_GATE, _nemotron, layer_norm="norm_eps", norms_plus_one=True
     ),

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from tests.samples.gguf_families.common import HALF, PLAIN, as_it_is, few_bits, in_pairs, nothing
-from tests.samples.gguf_families.writing import Metadata, Sample
+from tests.samples.gguf_families.writing import Metadata, Sample, Tensors
 
 
 def cohere(config: PretrainedConfig) -> Metadata:
@@ -34,6 +34,20 @@ def joined(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tupl
         yield f"blk.{name.split('.')[2]}.attn_{found[1]}_norm.weight", tensor
     else:
         yield name, tensor
+
+
+def apertus(config: PretrainedConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if ".act_fn." not in name:
+        yield name, tensor
+
+
+def activations(tensors: Tensors) -> Metadata:
+    """A number for each layer."""
+    layers = range(sum(name.endswith("act_fn.beta") for name in tensors))
+    return {
+        f"xielu.{leaf}": [tensors[f"model.layers.{layer}.mlp.act_fn.{leaf}"].item() for layer in layers]
+        for leaf in ("alpha_p", "alpha_n", "beta", "eps")
+    }
 
 
 LAYER_NORMS: dict[str, Sample] = {
@@ -71,6 +85,9 @@ LAYER_NORMS: dict[str, Sample] = {
     ),
     "phi2": Sample("phi", "phi2", {**HALF, "num_key_value_heads": 4}, partly_rotated, as_it_is, few_bits),
     "arcee": Sample("arcee", "arcee", {"rope_parameters": PLAIN}, nothing, in_pairs, few_bits),
+    "apertus": Sample(
+        "apertus", "apertus", {"rope_parameters": PLAIN}, nothing, apertus, few_bits, of_tensors=activations
+    ),
     "nemotron": Sample(
         "nemotron",
         "nemotron",

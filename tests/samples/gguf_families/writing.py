@@ -44,6 +44,7 @@ class Sample:
     kind_of: Callable[[str], str] = lambda name: "F32"
     plus_one: Callable[[str], bool] = lambda name: False
     factor: Callable[[PretrainedConfig, str], float | Tensor] = lambda config, name: 1.0
+    of_tensors: Callable[[Tensors], Metadata] = lambda tensors: {}  # weights that become metadata, by whole keys
     more: Callable[[PretrainedConfig], dict[str, np.ndarray]] = lambda config: {}  # tensors that the model has not
 
 
@@ -124,6 +125,8 @@ def write(sample: Sample, directory: Path, with_head: bool = False) -> Path:
     for key, value in {**general(config), **sample.metadata(config), **head}.items():
         if value is not None:
             _add(writer, f"{sample.architecture}.{key}", value)
+    for key, value in sample.of_tensors(tensors).items():
+        _add(writer, key, value)
     for name in ("bos", "eos"):
         if type(token := getattr(config, f"{name}_token_id")) is int:
             writer.add_uint32(f"tokenizer.ggml.{name}_token_id", token)
@@ -138,6 +141,8 @@ def write(sample: Sample, directory: Path, with_head: bool = False) -> Path:
         for (its_name, part), (_, places) in zip(parts, sample.convert(config, name, ids)):
             found = _add_tensor(writer, gguf_name(names, its_name), part, sample.kind_of(name))
             values[places.flatten()] = found.flatten()
+        if not parts:
+            values = tensor.float().flatten()
         change = undo(name, sample)
         _split(decoded, name, (change(values) if change else values).view(tensor.shape) / factor)
     for name, values in sample.more(config).items():
