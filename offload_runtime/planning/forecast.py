@@ -21,7 +21,7 @@ from sequoia_tree.choice.choose import reach_by_size
 _MEASURED = "measured for this pair"
 _PUBLISHED = "published for Llama-3, by the draft's size"
 _PUBLISHED_OF_HEADS = "published for DeepSeek-V3's head"
-_MEASURED_OF_COPIES = "measured for a copy of SmolLM2-135M"
+_MEASURED_OF_COPIES = "measured for a copy of Gemma 3 270M"
 
 
 def forecast(preparation: Preparation) -> Iterator[str]:
