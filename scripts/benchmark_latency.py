@@ -9,198 +9,230 @@ be repeated, and the tree is the planned one; without, it is chosen by measured 
 
 import argparse
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
-from latency.options import parse_arguments
-from toolkit.output import JsonLines, Note, progress, write_file
+from toolkit.output import Column, Write, environment, json_lines, legend, nbytes, progress, seconds, table_of
+from toolkit.workload import benchmark_parser, benchmark_prompts, benchmarked, check_shape
 
+from loaders.cache_directory import write_whole
 from loaders.io.direct import measure_read_bandwidth
 from offload_runtime.errors import UsageError
-from offload_runtime.loading.fetching import fetched
-from offload_runtime.options.arguments import model_options
 from offload_runtime.options.command_line import run_command
-from offload_runtime.options.run_options import IOMode, Options
+from offload_runtime.options.run_options import Options
 from offload_runtime.options.sampling_options import sampling_options
 from offload_runtime.planning.planning import Preparation, prepare
+from scheduler.plan.plan import Plan, Tier
 
-# Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
-if TYPE_CHECKING:
-    from latency.measure import Workload
-    from latency.measurement import Measurement
-    from latency.report import Report
-    from toolkit.checkpoints import RandomModels
+if TYPE_CHECKING:  # what needs torch is imported where it is used: `--help` answers before that
+    from latency.measure import Measurement, Workload
     from toolkit.replies import TimedReply
 
-CONTEXT_GRAIN = 64
+DESCRIPTION = """\
+Plain streamed decoding and tree decoding, one after the other, on the same prompts and within the same limits.
+Prints a Markdown table whose every term is explained below it, and JSON lines on request. Needs no model files: without
+--model the bundled demonstration pair runs, and --shape makes random weights in the shape of a known model."""
+EXAMPLES = """examples:
+  python scripts/benchmark_latency.py                                  the demonstration pair
+  python scripts/benchmark_latency.py -m DIR -d DRAFT_DIR              a model and its draft
+  python scripts/benchmark_latency.py -m DIR --cold                    weights read from the disk, never from its cache
+  python scripts/benchmark_latency.py --shape tiny                     a model of a few kilobytes, in seconds
+  python scripts/benchmark_latency.py --shape llama-3.2-1b --shape-dtype float32 --cold --device-memory 2GiB
+  python scripts/benchmark_latency.py --shape llama-2-70b --distinct-layers 2 --json -   JSON lines on stdout
+
+exit codes: 0 ok, 1 outputs differ in float32, 2 wrong use, 3 model files missing or damaged, 4 does not fit,
+5 draft does not match, 130 interrupted"""
+COLUMNS = (
+    Column("mode", "mode", str, "plain: one token per pass, no draft; tree: a draft's tree checked in every pass"),
+    Column("s/token", "seconds_per_token_p50", seconds, "seconds per token after the first pass, median over replies"),
+    Column("p95", "seconds_per_token_p95", seconds, "of the column before, 95th percentile over replies"),
+    Column("first s", "seconds_to_first_token", seconds, "seconds to the first token: prompt, draft and pass; median"),
+    Column("tok/pass", "tokens_per_pass", ".2f", "tokens per pass: accepted ones and the one every pass adds"),
+    Column("pass s", "pass_seconds_p50", seconds, "seconds of one pass of the target, verification included, median"),
+    Column("p95", "pass_seconds_p95", seconds, "of the column before, 95th percentile over passes"),
+    Column("pred. s", "predicted_pass_seconds", seconds, "seconds of a pass by the cost model, mean over passes"),
+    Column("of pass", "prediction_ratio", ".0%", "the prediction's share of what passes took, means"),
+    Column("draft s", "draft_seconds", seconds, "seconds the draft takes to grow one tree, median"),
+    Column("streamed", "streamed_bytes", nbytes, "bytes that cross the link in a pass; the link leads to the device"),
+    Column("per s", "bytes_per_second", nbytes, "streamed bytes over the seconds of passes and drafts"),
+    Column("of link", "link_share", ".0%", "share of the bandwidth measured in this run that this is"),
+    Column("x limit", "limit_ratio", ".2f", "median pass over the larger of streaming and computing alone"),
+    Column("device", "peak_device_bytes", nbytes, "most device memory held (a CPU: weights, caches and workspace)"),
+    Column("outputs", "outputs", str, "whether the tokens are the plain mode's (greedy; sampled ones may differ)"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    return run_command(lambda: _run(parse_arguments(arguments)))
+    return run_command(lambda: _run(_parsed(arguments)))
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser, add = benchmark_parser("benchmark_latency", DESCRIPTION, EXAMPLES)
+    add("--json", metavar="FILE|-", help="write JSON lines; with - to stdout, and the table to stderr")
+    timeline = "draw when link, device, drafting and verification work in a few steps of the last mode, as SVG"
+    add("--timeline", metavar="FILE", type=Path, help=timeline)
+    parser.set_defaults(temperature=0.0)  # greedy: both outputs must be the same
+    return check_shape(parser, parser.parse_args(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    note = progress(arguments.quiet)
-    with ExitStack() as resources:
-        lines = JsonLines(arguments.json, resources)
-        options, random = model_options(arguments), None
-        if arguments.shape is not None:
-            from toolkit.checkpoints import random_models
-
-            wanted = (arguments.draft_shape, arguments.distinct_layers)
-            random = resources.enter_context(random_models(arguments, note, *wanted))
-            options = _with_random(options, random, arguments)
-        options = fetched(options, arguments.yes, arguments.quiet)
-        modes = {"plain": prepare(replace(options, draft=None, tree="none"))}
-        if options.draft is not None and options.tree != "none":
-            modes["tree"] = prepare(options)
-        from latency.report import Report
-
-        report = Report(sys.stderr if lines.file is sys.stdout else sys.stdout, lines)
-        return _benchmark(arguments, modes, random, report, note)
+    file = sys.stderr if arguments.json == "-" else sys.stdout
+    with json_lines(arguments.json) as write, benchmarked(arguments, progress(arguments.quiet)) as options:
+        return _benchmark(arguments, _modes(options), write, file)
 
 
-def _with_random(options: Options, random: "RandomModels", arguments: argparse.Namespace) -> Options:
-    """Random models in place of given ones, and a context no longer than the replies need."""
-    needed = arguments.prompt_tokens + arguments.max_new_tokens
-    return replace(
-        options,
-        model=random.target,
-        draft=random.draft,
-        share_layers=random.distinct_layers < random.layers,
-        context_length=options.context_length or -(-needed // CONTEXT_GRAIN) * CONTEXT_GRAIN,
-    )
+def _modes(options: Options) -> dict[str, Preparation]:
+    modes = {"plain": prepare(replace(options, draft=None, tree="none"))}
+    return modes if options.draft is None or options.tree == "none" else {**modes, "tree": prepare(options)}
 
 
-def _benchmark(
-    arguments: argparse.Namespace,
-    modes: dict[str, Preparation],
-    random: "RandomModels | None",
-    report: "Report",
-    note: Note,
-) -> int:
+def _benchmark(arguments: argparse.Namespace, modes: dict[str, Preparation], write: Write, file: TextIO) -> int:
     """Measure mode after mode and write what comes of it; the exit code."""
-    from latency.report import compare, mode_lines, remarks
-
-    workload = _workload(arguments, modes["plain"])
-    io = _reading(modes["plain"], arguments.cold, note)
-    _begin([*modes.values()][-1], random, workload, report)
-    measured, figures = [], []
-    for mode, preparation in modes.items():
-        preparation = replace(preparation, options=replace(preparation.options, io=io))
-        draws = arguments.timeline is not None and mode == [*modes][-1]
-        measured.append(_measure(mode, preparation, workload, report, note, arguments.quiet, draws))
-        plain, last = measured[0], measured[-1]
-        outputs = "reference" if last is plain else compare(plain, last, greedy=arguments.temperature == 0)
-        slow, fast = plain.seconds_per_token, last.seconds_per_token
-        figures.append(last.figures(outputs, slow / fast if slow and fast else None))
-        report.row(figures[-1])
-    report.say([""])
-    for one, its_figures in zip(measured, figures):
-        report.say(mode_lines(one, its_figures))
-    if measured[1:]:
-        demonstration = random is None and arguments.model is None
-        report.say(remarks(measured[-1], figures[-1], random is not None, demonstration))
-    if arguments.timeline is not None:
-        report.say([_drawn(measured[-1], arguments.timeline)])
-    report.say([""])
-    report.legend()
-    return 1 if "differ" in figures[-1]["outputs"] and modes["plain"].plan.dtype == "float32" else 0
-
-
-def _drawn(measured: "Measurement", file: Path) -> str:
-    """Write the timeline of a mode, if it has one; a line about it. Raises UsageError."""
-    from latency.report import timeline_line
-    from latency.timeline_svg import drawn
-
-    if measured.timeline is not None:
-        plan = measured.plan
-        names = plan.model if plan.draft is None else f"{plan.model} drafted by {plan.draft}"
-        write_file("--timeline", file, drawn(measured.timeline, f"{names} on {plan.device_name}"))
-    return timeline_line(measured.mode, measured.timeline, file)
-
-
-def _workload(arguments: argparse.Namespace, preparation: Preparation) -> "Workload":
-    from latency.measure import Workload
-    from toolkit.prompts import prompts_for
-
-    spec, file, raw = preparation.target.spec, arguments.prompts, arguments.raw
-    prompts = prompts_for(spec.directory, spec.vocab_size, file, raw, arguments.prompt_tokens, seed=arguments.seed or 0)
-    sampling = sampling_options(arguments).as_arguments()
-    own = {name: sampling.pop(name) for name in ("max_new_tokens", "seed")}
-    return Workload(prompts, arguments.repeats, arguments.warmup, own["seed"], own["max_new_tokens"], sampling)
-
-
-def _reading(preparation: Preparation, cold: bool, note: Note) -> IOMode:
-    """Whether files are read past the page cache; layers that repeat on disk always are, where that is possible.
-
-    Raises UsageError where it is asked for and impossible.
-    """
-    from loaders.io.reader import choose_io
-
-    checkpoint, shared = preparation.target.checkpoint, preparation.options.share_layers
-    io = "direct" if cold or shared else choose_io(checkpoint.nbytes, preparation.machine.host_available)
-    if io == "buffered" or measure_read_bandwidth(checkpoint.files, seconds=0).direct:
-        return io
-    directory = checkpoint.directory
-    if cold:
-        raise UsageError(f"--cold: the filesystem of {directory} knows no reads past the page cache; copy the model")
-    note(f"the filesystem of {directory} knows no reads past the page cache: --work-dir on a disk measures the disk")
-    return "buffered"
-
-
-def _begin(preparation: Preparation, random: "RandomModels | None", workload: "Workload", report: "Report") -> None:
-    """Write what is going to run."""
-    from latency.report import heading
-    from toolkit.output import environment
-
-    spec, plan = preparation.target.spec, preparation.plan
-    layers = len(spec.layers)
-    distinct = random.distinct_layers if random else layers
-    report.say(heading(plan, spec.stored_dtype, workload, layers, distinct))
-    what = {
-        "model": plan.model,
-        "draft": plan.draft,
-        "made_up": random is not None,
-        "layers": layers,
-        "distinct_layers": distinct,
-        "stored_dtype": spec.stored_dtype,
-        "dtype": plan.dtype,
-    }
-    how = {**vars(workload), "prompts": len(workload.prompts)}
-    machine = {"device": plan.device, "device_name": plan.device_name, "host_bytes": plan.machine.host_total}
-    report.lines.write("run", {**what, **how, **environment(), **machine})
-    report.begin()
-
-
-def _measure(
-    mode: str,
-    preparation: Preparation,
-    workload: "Workload",
-    report: "Report",
-    note: Note,
-    quiet: bool,
-    timeline: bool,
-) -> "Measurement":
-    from latency.measure import measure_mode
-    from latency.report import progress_line, reply_record
+    from latency.measure import Workload, measure_mode
     from rich.console import Console
 
     from offload_runtime.options.progress import LoadingBar
 
-    def on_reply(reply: "TimedReply") -> None:
-        report.lines.write("reply", reply_record(mode, reply))
-        done = reply.repeat * len(workload.prompts) + reply.prompt + 1
-        note(progress_line(mode, reply, done, len(workload.prompts) * workload.repeats))
+    plain, last = modes["plain"], list(modes)[-1]
+    sampling = sampling_options(arguments).as_arguments()
+    prompts = benchmark_prompts(arguments, plain.target.spec)
+    workload = Workload(prompts, arguments.repeats, sampling.pop("seed"), sampling)
+    direct = _reads_past_cache(plain, arguments.cold)
+    print("\n".join(_heading(modes[last], arguments, workload)), file=file, flush=True)
+    write("run", {**_run_record(modes[last], workload), **environment()})
+    measured: list[Measurement] = []
+    rows: list[dict[str, Any]] = []
+    for mode, preparation in modes.items():
+        draws = arguments.timeline is not None and mode == last
+        with LoadingBar(Console(stderr=True), arguments.quiet) as loading:
+            on_reply = _reporter(mode, write, arguments.quiet)
+            measured.append(measure_mode(mode, preparation, direct, workload, loading, on_reply, draws))
+        outputs = _compared(measured, arguments.temperature == 0)
+        rows.append({**measured[-1].figures(), "outputs": outputs})
+        slow, fast = (row["seconds_per_token_p50"] for row in (rows[0], rows[-1]))
+        rows[-1]["speedup"] = slow / fast if slow and fast else None
+        write("mode", rows[-1])
+    lines = ["", *table_of(COLUMNS, rows), ""]
+    for one, row in zip(measured, rows):
+        lines += _mode_lines(one, row)
+    lines += _timeline_lines(measured[-1], arguments.timeline)
+    kinds = "- kB, MB and GB are powers of 1000; a dash: there is nothing to measure"
+    print("\n".join([*lines, *_remarks(plain.plan.dtype, rows), "", *legend(COLUMNS), kinds]), file=file)
+    return 1 if "differ" in rows[-1]["outputs"] and plain.plan.dtype == "float32" else 0
 
-    with LoadingBar(Console(stderr=True), quiet) as loading:
-        return measure_mode(mode, preparation, workload, loading, on_reply, timeline)
+
+def _reads_past_cache(preparation: Preparation, cold: bool) -> bool:
+    """Whether files are read past the page cache. Raises UsageError where that is asked for and impossible."""
+    from loaders.io.reader import choose_io
+
+    checkpoint, io = preparation.target.checkpoint, preparation.options.io
+    io = choose_io(checkpoint.nbytes, preparation.machine.host_available) if io == "auto" else io
+    direct = io == "direct" and measure_read_bandwidth(checkpoint.files, seconds=0).direct
+    if cold and not direct:
+        where = checkpoint.directory
+        raise UsageError(f"--cold: the filesystem of {where} knows no reads past the page cache; copy the model")
+    return direct
+
+
+def _heading(preparation: Preparation, arguments: argparse.Namespace, workload: "Workload") -> Iterator[str]:
+    plan, stored = preparation.plan, preparation.target.spec.stored_dtype
+    types = f"stored in {stored}, computed in {plan.dtype}"
+    yield f"{_names(plan)} on {plan.device_name}, {plan.machine.cores} cores: {types}"
+    how = "greedy" if arguments.temperature == 0 else f"temperature {arguments.temperature:g}"
+    tokens = f"at most {arguments.max_new_tokens} new tokens, {how}"
+    yield f"{len(workload.prompts)} prompts x {workload.repeats} repeats, {tokens}; a warm-up is not counted"
+    if preparation.options.share_layers:
+        distinct = f"{len(plan.tiers)} layers share {arguments.distinct_layers} on disk and in host memory"
+        yield f"{distinct}: the same bytes cross the link as with {len(plan.tiers)} different ones"
+
+
+def _names(plan: Plan) -> str:
+    return plan.model if plan.draft is None else f"{plan.model} drafted by {plan.draft}"
+
+
+def _run_record(preparation: Preparation, workload: "Workload") -> dict[str, Any]:
+    plan, options = preparation.plan, preparation.options
+    what = {"model": plan.model, "draft": plan.draft, "layers": len(plan.tiers), "share_layers": options.share_layers}
+    types = {"stored_dtype": preparation.target.spec.stored_dtype, "dtype": plan.dtype}
+    how = {"prompts": len(workload.prompts), "repeats": workload.repeats, "seed": workload.seed, **workload.sampling}
+    return {**what, **types, **how, "device": plan.device, "host_bytes": plan.machine.host_total}
+
+
+def _reporter(mode: str, write: Write, quiet: bool) -> "Callable[[TimedReply], None]":
+    """Writes each reply as a JSON line, and a line that it is finished."""
+
+    def report(reply: "TimedReply") -> None:
+        sums = ("draft_seconds", "target_seconds", "streamed_bytes")
+        record = {
+            **{"mode": mode, "prompt": reply.prompt, "repeat": reply.repeat, "token_ids": reply.token_ids},
+            **{"finish_reason": reply.steps[-1].finish_reason, "passes": len(reply.steps)},
+            "seconds_to_first_token": reply.seconds_to_first_token,
+            "seconds_per_token": reply.seconds_per_token,
+            **{name: sum(getattr(step, name) for step in reply.steps) for name in sums},
+        }
+        write("reply", record)
+        took = seconds(record["draft_seconds"] + record["target_seconds"])
+        progress(quiet)(f"{mode}, repeat {reply.repeat + 1}: {len(reply.token_ids)} tokens in {took} s")
+
+    return report
+
+
+def _compared(measured: "Sequence[Measurement]", greedy: bool) -> str:
+    """Whether the last mode wrote the first one's tokens."""
+    first, last = measured[0].replies, measured[-1].replies
+    if len(measured) == 1:
+        return "reference"
+    if not greedy:
+        return "sampled"
+    differing = sum(a.token_ids != b.token_ids for a, b in zip(first, last, strict=True))
+    return f"{differing}/{len(first)} differ" if differing else "equal"
+
+
+def _mode_lines(one: "Measurement", row: Mapping[str, Any]) -> Iterator[str]:
+    """What streamed, how fast the link is, and how far a pass is from what the machine can do."""
+    layers, tiers = len(one.plan.tiers), one.plan.tiers
+    streamed = layers - tiers.count(Tier.DEVICE)
+    if not streamed:
+        yield f"{one.mode}: all {layers} layers stay on the device, nothing is streamed"
+        return
+    cache = "past" if one.direct else "through"
+    origins = {Tier.HOST: "from host memory", Tier.DISK: f"from disk {cache} the page cache"}
+    origin = " and ".join(text for tier, text in origins.items() if tier in tiers)
+    rates = (f"{name} {nbytes(rate)}/s" for name, rate in row["link_bytes_per_second"].items() if rate)
+    link = f"{', '.join(rates)} (the most of {len(one.links)} measurements)"
+    yield f"{one.mode}: {streamed} of {layers} layers streamed {origin}; {link}"
+    if row["limit_ratio"]:
+        alone = f"streaming alone {seconds(row['link_seconds'])} s, computing alone {seconds(row['compute_seconds'])} s"
+        yield f"  {alone}; the median pass takes {row['limit_ratio']:.2f} x the larger of the two"
+
+
+def _timeline_lines(one: "Measurement", file: Path | None) -> Iterator[str]:
+    """Write the timeline of a mode, if it has one; a line about it."""
+    from latency.timeline import drawn
+
+    if file is None:
+        return
+    if one.timeline is None:
+        yield f"{one.mode}: no step after the first, so there is no timeline"
+        return
+    write_whole(file, drawn(one.timeline, f"{_names(one.plan)} on {one.plan.device_name}"))
+    yield f"{one.mode}: timeline in {file}: {one.timeline.summary}"
+
+
+def _remarks(dtype: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What to make of the tree's figures."""
+    row = rows[-1]
+    if len(rows) > 1 and row["speedup"]:
+        yield f"tree: {row['speedup']:.2f} x the tokens per second of plain decoding; outputs: {row['outputs']}"
+        if not row["plan"]["slots"]:
+            yield "Nothing streams, and a tree is made for passes that wait for the link; see --device-memory SIZE."
+    if "differ" in row["outputs"] and dtype != "float32":
+        yield f"In {dtype} a pass over a tree rounds differently than one over a token: outputs are equal up to ties."
 
 
 if __name__ == "__main__":

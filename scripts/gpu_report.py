@@ -32,13 +32,13 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
 
-from toolkit.options import add_quiet, listed, one_of, script_parser
+from toolkit.options import add_quiet, adder, listed, one_of, script_parser
 from toolkit.output import progress
 
 from offload_runtime.errors import MachineError, UsageError
 from offload_runtime.options.command_line import run_command
 from offload_runtime.options.readers import real_number
-from scheduler.machine.machine import Machine, read_machine
+from scheduler.machine.machine import read_machine
 
 # Whatever needs torch is imported where it is used: `--help` and mistakes are answered before that.
 if TYPE_CHECKING:
@@ -62,7 +62,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run and arguments.output is None:
         raise UsageError("--dry-run needs --output DIR: its figures must not stand among measurements")
     device = "cpu" if arguments.dry_run else "cuda"
-    machine = _machine(device)
+    try:
+        machine = read_machine(device)
+    except MachineError as error:
+        raise MachineError(f"{error}\n  --dry-run --output DIR   runs tiny shapes on the processor") from error
     import transformers
 
     transformers.logging.disable_progress_bar()
@@ -74,19 +77,11 @@ def _run(arguments: argparse.Namespace) -> int:
         from gpu.scale import FULL, TINY
 
         bench = Bench(TINY if arguments.dry_run else FULL, device, directory, progress(arguments.quiet))
-        date = datetime.date.today().isoformat()
-        output = arguments.output or MEASUREMENTS
+        date, output = datetime.date.today().isoformat(), arguments.output or MEASUREMENTS
         report = Report(output, date, machine, arguments.dry_run, arguments.minutes)
         _measure(bench, report, arguments.only, arguments.minutes * 60)
         print("\n".join(map(str, report.files)))
     return 0
-
-
-def _machine(device: str) -> Machine:
-    try:
-        return read_machine(device)
-    except MachineError as error:
-        raise MachineError(f"{error}\n  --dry-run --output DIR   runs tiny shapes on the processor") from error
 
 
 def _measure(bench: "Bench", report: "Report", only: Sequence[str], seconds: float) -> None:
@@ -109,24 +104,35 @@ def _run_section(bench: "Bench", report: "Report", letter: str, budget: "Budget"
     from gpu.bench import OutOfTime
     from gpu.report import missing
 
+    from offload_runtime.generation.out_of_memory import free_unused_memory
+
     what = f"section {letter}, what is not in the tables above"
     try:
         budget.need()
-        for record in _sections()[letter](bench, budget):
-            report.add(record)
+        for part in _sections()[letter]:
+            for record in part(bench, budget):
+                report.add(record)
     except OutOfTime as error:
         report.add(missing(letter, what, "out of time", str(error)))
     except Exception as error:  # the other sections are worth having, and the report says what this one died of
         bench.note(f"  failed: {type(error).__name__}: {error}")
         report.add(missing(letter, what, "failed", f"{type(error).__name__}: {error}"))
-    bench.free()
+    free_unused_memory()
 
 
-def _sections() -> dict[str, "Section"]:
-    from gpu import bandwidths, drafts, end_to_end, offloading, on_chip, passes, self_drafts, unpacking
+def _sections() -> dict[str, "tuple[Section, ...]"]:
+    from gpu import decoding, drafts, offloading, passes, unpacking
 
-    modules = (bandwidths, passes, drafts, unpacking, on_chip, offloading, end_to_end, self_drafts)
-    return {module.SECTION: module.run for module in modules}
+    return {
+        "a": (passes.bandwidths,),
+        "b": (passes.run,),
+        "c": (drafts.run,),
+        "d": (unpacking.run,),
+        "e": (decoding.on_chip,),
+        "f": (offloading.run,),
+        "g": (decoding.end_to_end,),
+        "h": (unpacking.codes, decoding.self_drafts),
+    }
 
 
 def _letters(text: str) -> list[str]:
@@ -136,13 +142,13 @@ def _letters(text: str) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = script_parser("gpu_report", __doc__)
-    add = parser.add_argument
-    add("--only", metavar="LETTERS", type=_letters, default=list(SHARES), help="sections to run: a,b (default: all)")
-    add("--minutes", metavar="N", type=real_number(0, above=True), default=MINUTES, help="for all (default: 9)")
+    add = adder(parser)
+    add("--only", metavar="LETTERS", type=_letters, default=list(SHARES), help="sections to run")
+    add("--minutes", metavar="N", type=real_number(0, above=True), default=MINUTES, help="for all")
     add("--output", metavar="DIR", type=Path, help="where the report goes (default: docs/measurements)")
     add("--work-dir", metavar="DIR", type=Path, help="where checkpoints are written (default: for temporary files)")
     add("--dry-run", action="store_true", help="tiny shapes on the processor; the figures mean nothing")
-    add_quiet(parser)
+    add_quiet(add)
     return parser
 
 

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads its th
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout runs without being installed
 
-from toolkit.options import add_count, adder, listed, one_of, script_parser
+from toolkit.options import adder, listed, one_of, script_parser
 
 from offload_runtime.errors import UsageError
 from offload_runtime.options.command_line import run_command
@@ -45,27 +45,24 @@ def _parser() -> argparse.ArgumentParser:
     add = adder(parser)
     add("--model", metavar="DIR", type=Path, help="the target")
     add("--output", metavar="DIR", type=Path, help="where the head is written")
-    parser.add_argument("--text", metavar="FILE", type=Path, nargs="+", default=[], help="plain text, or conversations "
-                        "(.jsonl)")  # fmt: skip
-    parser.add_argument("--demo-corpus", action="store_true", help="train on the demonstration pair's conversations")
+    add("--text", metavar="FILE", type=Path, nargs="+", help="plain text, or conversations (.jsonl)")
+    add("--demo-corpus", action="store_true", help="train on the demonstration pair's conversations")
     add("--work-dir", metavar="DIR", type=Path, help="checkpoints of the run; OUTPUT/checkpoint where it is not given")
-    add_count(add, "--tokens", 1 << 30, 1 << 10, "most tokens of text that are read")
-    add_count(add, "--steps", 1000, 1, "steps of the optimizer")
-    add_count(add, "--batch", 8, 1, "windows in each step")
-    add_count(add, "--window", 256, 8, "tokens of a window")
-    add_count(add, "--unroll", 4, 1, "steps in which the head reads its own output")
+    add("--tokens", default=1 << 30, least=1 << 10, help="most tokens of text that are read")
+    add("--steps", default=1000, help="steps of the optimizer")
+    add("--batch", default=8, help="windows in each step")
+    add("--window", default=256, least=8, help="tokens of a window")
+    add("--unroll", default=4, help="steps in which the head reads its own output")
     add("--decay", metavar="X", type=float, default=0.8, help="weight of each unrolled step against the one before")
     add("--rate", metavar="X", type=float, default=0.7, help="share of the full learning rates")
     add("--taps", metavar="N,N,N", type=listed(int), help="hidden states that the head reads, after so many layers of "
         "the target (default: 2, half, and all but three)")  # fmt: skip
     add("--draft-vocabulary", metavar="N", type=int, help="tokens that the head can propose; all where not given")
     add("--intermediate-size", metavar="N", type=int, help="of the head's MLP; the target's where not given")
-    add("--layout", type=one_of(("specforge", "speculators"), "layout"), default="specforge", help="of the files: "
-        "specforge or speculators")  # fmt: skip
     add("--dtype", type=one_of(DTYPES, "type"), default="bfloat16", help="of the written weights")
     add("--target-dtype", type=one_of(DTYPES, "type"), default="float32", help="that the target computes in")
-    add("--device", default="", help="cpu or cuda; cuda where there is one")
-    add_count(add, "--threads", 1, 1, "CPU threads")
+    add("--device", help="cpu or cuda; cuda where there is one")
+    add("--threads", default=1, help="CPU threads")
     add("--seed", metavar="N", type=int, default=0, help="of weights and batches")
     return parser
 
@@ -75,8 +72,7 @@ def train_head(options: argparse.Namespace) -> int:
     if not options.model or not options.output or bool(options.text) == options.demo_corpus:
         raise UsageError("give --model, --output, and either --text or --demo-corpus")
     import torch
-    from heads.files import write_head
-    from heads.training import Windows, held_out, train
+    from heads.training import Windows, held_out, train, write_head
     from toolkit.training import Run
     from transformers import AutoTokenizer
 
@@ -94,8 +90,7 @@ def train_head(options: argparse.Namespace) -> int:
         least = f"a step of {windows.batch} windows of {windows.window}"
         raise UsageError(f"{len(tokens):,} tokens of text are less than {least}")
     train(head, target, tokens, windows, run)
-    dtype = getattr(torch, options.dtype)
-    write_head(head, options.output, options.layout, dtype, options.model, target.embeddings.weight)
+    write_head(head, options.output, getattr(torch, options.dtype))
     for number, result in enumerate(held_out(head, target, kept, windows, HELD_OUT_BATCHES)):
         print(
             f"held out, {number} tokens below the text: {result.loss:.3f} nats, same argmax {result.agreed:.3f}, "

@@ -65,7 +65,7 @@ def measure_speed(device: torch.device, dtype: torch.dtype) -> Figures:
         figures |= _processor_speed(device, dtype)
     else:
         figures["flops"] = _peak_flops(device, dtype)
-        figures |= _link_figures(device)
+        figures |= link_figures(device)
     return figures
 
 
@@ -93,7 +93,7 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _link_figures(device: torch.device) -> Figures:
+def link_figures(device: torch.device) -> Figures:
     """Bandwidth of copies from pinned memory, if that much can be pinned, and from pageable memory.
 
     Copied in pieces as layers are, so that the overhead of a piece counts.

@@ -31,10 +31,10 @@ class Estimate:
 
 
 def tokens_per_pass(measured: Measured) -> Estimate:
-    """All tokens over all passes."""
-    tokens, passes = _by_prompt(measured.replies).T
-    value = tokens.sum() / passes.sum()
-    width = _half_width(tokens - value * passes) / passes.sum()
+    """All tokens over all contexts."""
+    tokens, contexts = _by_prompt(measured.replies).T
+    value = tokens.sum() / contexts.sum()
+    width = _half_width(tokens - value * contexts) / contexts.sum()
     return Estimate(float(value), float(value - width), float(value + width))
 
 
@@ -48,18 +48,17 @@ def paired_ratio(measured: Measured, reference: Measured) -> Estimate | None:
     if not common:
         return None
     counts = np.hstack([_by_prompt(replies[key] for key in common) for replies in (ours, theirs)])
-    shares = counts / counts.sum(0)
-    width = _half_width(shares @ [1, -1, -1, 1])
-    tokens, passes, their_tokens, their_passes = counts.sum(0)
-    log = math.log(tokens / passes / (their_tokens / their_passes))
+    width = _half_width((counts / counts.sum(0)) @ [1, -1, -1, 1])
+    tokens, contexts, their_tokens, their_contexts = counts.sum(0)
+    log = math.log(tokens / contexts / (their_tokens / their_contexts))
     return Estimate(math.exp(log), math.exp(log - width), math.exp(log + width))
 
 
 def _by_prompt(replies: Iterable[CountedReply]) -> Floats:
-    """Tokens and passes of each prompt's replies, [prompts, 2], in the order in which prompts first occur."""
+    """Tokens and contexts of each prompt's replies, [prompts, 2], in the order in which prompts first occur."""
     sums: dict[int, Floats] = {}
     for reply in replies:
-        counts = np.array([reply.tokens, reply.passes], dtype=np.float64)
+        counts = np.array([reply.tokens, reply.contexts], dtype=np.float64)
         sums[reply.prompt] = sums.get(reply.prompt, np.zeros(2)) + counts
     return np.array(list(sums.values()))
 

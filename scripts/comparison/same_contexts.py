@@ -7,21 +7,26 @@ begin.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import count, groupby
+from pathlib import Path
+from typing import Any
 
 import torch
+from toolkit.output import Note
 
-from comparison.cells import METHODS, Cell, CountedReply, Measured
-from comparison.measure import Workload, up_to
-from comparison.pair import Pair
+from comparison.cells import METHODS, MOST_DEPTH, Cell, CountedReply, Measured, named
 from offload_runtime.errors import UsageError
 from offload_runtime.generation.decode import cut
 from offload_runtime.generation.defaults import model_end_tokens
-from offload_runtime.loading.models import LoadedModels
+from offload_runtime.loading.models import LoadedModels, load_models
+from offload_runtime.measure_acceptance.measure import Workload, measure
 from offload_runtime.model.model import Model
-from offload_runtime.speculation.acceptance_store import Setting
+from offload_runtime.options.run_options import Options
+from offload_runtime.planning.planning import Preparation, prepare
+from offload_runtime.speculation.acceptance_store import Setting, load
 from offload_runtime.speculation.automatic_tree import automatic_method
 from offload_runtime.speculation.draft import Draft
 from offload_runtime.speculation.methods import Method, adaptive_method, static_method
@@ -34,27 +39,6 @@ from sequoia_tree.verification.expectation import expected_yield
 from sequoia_tree.verification.verify import AcceptedPath
 
 Generators = Mapping[str, torch.Generator]
-
-
-def measure_same_contexts(
-    pair: Pair,
-    tables: Mapping[Setting, Acceptance],
-    workload: Workload,
-    wanted: Sequence[Cell],
-    near_end: int | None = None,
-) -> Iterator[Measured]:
-    """The cells, those of one size and setting together; all have the same driver. Raises an OffloadError.
-
-    near_end: only contexts at most so many tokens before a text's end count.
-    """
-    for size, same_size in groupby(sorted(wanted, key=lambda cell: cell.size), key=lambda cell: cell.size):
-        cells = list(same_size)
-        with pair.models(size, cells[0].depth) as models:
-            _check_prompts(pair, models)
-            for setting in dict.fromkeys(cell.setting for cell in cells):
-                here = [cell for cell in cells if cell.setting == setting]
-                side_by_side = SideBySide.of(pair, models, tables[setting], here)
-                yield from _measure(side_by_side, pair.prompts, workload, here, near_end)
 
 
 @dataclass(frozen=True)
@@ -70,6 +54,113 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A target and its draft, and what they write: `driver` replies of `reply_tokens` tokens to prompts (token ids)."""
+
+    options: Options
+    prompts: list[list[int]]
+    driver: str
+    reply_tokens: int
+    seed: int = 0
+
+    def prepare(self, size: int, **options: Any) -> Preparation:
+        """A plan with room for the longest prompt, its reply, and a pass over a tree that goes on beyond that."""
+        room = max(map(len, self.prompts)) + self.reply_tokens + max(MOST_DEPTH + 1, size)
+        return prepare(replace(self.options, context_length=self.options.context_length or room, **options))
+
+    def models(self, size: int, depth: int) -> "closing[LoadedModels]":
+        """Both models, with room for trees of this size and depth. Raises an OffloadError."""
+        depth = min(depth, size - 1)
+        return closing(load_models(self.prepare(size, tree="sequoia", tree_size=size, tree_depth=depth), None))
+
+    def acceptance(self, settings: Sequence[Setting], contexts: int, note: Note) -> dict[Setting, Acceptance]:
+        """Of every setting what was measured of the pair before; where nothing was, it is measured and not kept."""
+        assert isinstance(self.options.draft, Path)
+        known = load(self.options.model, self.options.draft)
+        found = dict(known.measurements) if known else {}
+        if missing := [setting for setting in settings if setting not in found]:
+            note(f"measuring acceptance at {contexts} positions of each of: {'; '.join(map(named, missing))}")
+            work = Workload(self.prompts, self.reply_tokens, contexts, self.seed)
+            measured = measure(self.prepare(2), work, missing, lambda *_: None, lambda _: None)
+            found |= {one.setting: one.measurement for one in measured}
+        return {setting: found[setting].acceptance for setting in settings}
+
+
+@dataclass(frozen=True)
+class Enough:
+    """When a cell has been measured: after so many contexts and replies, and only those `near_end` tokens before the
+    end of a text that ends, if it is given."""
+
+    contexts: int
+    replies: int
+    near_end: int | None = None
+
+    def of(self, replies: Sequence[CountedReply], asked: int, pair: Pair, setting: Setting) -> bool:
+        """Greedy replies never differ, so a prompt is answered once. asked: replies, those that did not count too."""
+        if setting.temperature == 0 and asked >= len(pair.prompts):
+            return True
+        return sum(reply.contexts for reply in replies) >= self.contexts and asked >= self.replies
+
+
+def measure_cells(
+    pair: Pair, tables: Mapping[Setting, Acceptance], depth: int, enough: Enough, wanted: Sequence[Cell]
+) -> Iterator[Measured]:
+    """The cells, those of one size and setting together. Raises an OffloadError."""
+    for size, same_size in groupby(sorted(wanted, key=lambda cell: cell.size), key=lambda cell: cell.size):
+        cells = list(same_size)
+        with pair.models(size, depth) as models:
+            if max(map(len, pair.prompts)) >= models.plan.context_length:
+                raise UsageError(f"the context holds {models.plan.context_length} tokens, fewer than a prompt has")
+            for setting in dict.fromkeys(cell.setting for cell in cells):
+                names = [cell.method for cell in cells if cell.setting == setting]
+                side_by_side = SideBySide.of(pair, models, tables[setting], setting, names)
+                for name, replies in _measure(side_by_side, pair, enough, setting, names).items():
+                    yield Measured(Cell(name, size, setting), tuple(replies))
+
+
+def _measure(
+    side_by_side: "SideBySide", pair: Pair, enough: Enough, setting: Setting, names: Sequence[str]
+) -> dict[str, list[CountedReply]]:
+    """Replies to the prompts in turn, seeded one after the other, until there are enough contexts."""
+    replies: dict[str, list[CountedReply]] = {name: [] for name in names}
+    first = replies[names[0]]
+    for number in count():
+        if not first and number == len(pair.prompts):
+            raise UsageError(f"--near-end {enough.near_end}: no text ended within {pair.reply_tokens} tokens")
+        if enough.of(first, number, pair, setting):
+            break
+        prompt, seed = number % len(pair.prompts), pair.seed + number
+        passes = up_to(pair.reply_tokens, side_by_side.passes(pair.prompts[prompt], seed))
+        passes = passes if enough.near_end is None else before_end(passes, enough.near_end)
+        for name, counted in replies.items() if passes else ():
+            counted.append(CountedReply(prompt, seed, sum(made.yields[name] for made in passes), len(passes)))
+    return replies
+
+
+def up_to(enough: int, passes: Iterator[Pass]) -> list[Pass]:
+    """Passes up to the one that brings the reply to `enough` tokens.
+
+    That one counts whole (Wald's identity: then the mean over passes is not biased by where replies end).
+    """
+    tokens, made = 0, list[Pass]()
+    while tokens < enough and (one := next(passes, None)) is not None:
+        made.append(one)
+        tokens += len(one.token_ids)
+    return made
+
+
+def before_end(passes: Sequence[Pass], most: int) -> list[Pass]:
+    """The last passes, which add at most `most` tokens in all, of a reply that ended with an end token; else none."""
+    left, near = most, list[Pass]()
+    for made in reversed(passes if passes[-1].ended else ()):
+        left -= len(made.token_ids)
+        if left < 0:
+            break
+        near.append(made)
+    return near[::-1]
+
+
+@dataclass(frozen=True)
 class SideBySide:
     """A loaded pair, and methods by name: those with the same tree one after the other, the driver last."""
 
@@ -81,12 +172,13 @@ class SideBySide:
     context_length: int
 
     @classmethod
-    def of(cls, pair: Pair, models: LoadedModels, acceptance: Acceptance, cells: Sequence[Cell]) -> "SideBySide":
-        """For cells that differ in their methods alone; their driver takes part whether it is one of them or not."""
-        assert models.draft is not None and cells[0].driver is not None
-        how, driver = Sampling(**vars(cells[0].setting)), cells[0].driver
-        size, depth = cells[0].size, cells[0].depth
-        names = sorted({driver, *(cell.method for cell in cells)}, key=lambda name: _order(name, driver))
+    def of(
+        cls, pair: Pair, models: LoadedModels, acceptance: Acceptance, setting: Setting, names: Iterable[str]
+    ) -> "SideBySide":
+        """Methods under one sampling; the driver takes part whether it is one of them or not."""
+        assert models.draft is not None
+        how, size, depth = Sampling(**vars(setting)), models.plan.tree_size, models.plan.tree_depth
+        names = sorted({pair.driver, *names}, key=lambda name: _order(name, pair.driver))
         methods = {name: build(name, models.draft, acceptance, how, size, depth) for name in names}
         ends = model_end_tokens(pair.options.model, models.target.model.config.eos_token_id)
         return cls(models.target, models.draft, methods, how, ends, models.plan.context_length)
@@ -164,46 +256,3 @@ def build(name: str, draft: Draft, acceptance: Acceptance, how: Sampling, size: 
     if kind.automatic:
         return automatic_method("static", draft, acceptance, how, size, depth, kind.verification)
     return static_method(kind.tree, draft, acceptance.falling(), size, depth, kind.verification)
-
-
-def _measure(
-    side_by_side: SideBySide,
-    prompts: Sequence[Sequence[int]],
-    workload: Workload,
-    cells: Sequence[Cell],
-    near_end: int | None,
-) -> Iterator[Measured]:
-    replies: dict[str, list[CountedReply]] = {cell.method: [] for cell in cells}
-    contexts = 0
-    for number, prompt, seed in workload.numbered():
-        if not contexts and number == workload.prompts:
-            raise UsageError(f"--near-end {near_end}: no text ended within --reply-tokens {workload.reply_tokens}")
-        if workload.is_done(cells[0], number, contexts):
-            break
-        passes = list(up_to(workload.reply_tokens, side_by_side.passes(prompts[prompt], seed)))
-        if near_end is not None:
-            passes = before_end(passes, near_end)
-        if not passes:
-            continue
-        contexts += len(passes)
-        for name, counted in replies.items():
-            counted.append(CountedReply(prompt, seed, sum(made.yields[name] for made in passes), len(passes)))
-    for cell in cells:
-        yield Measured(cell, tuple(replies[cell.method]))
-
-
-def before_end(passes: Sequence[Pass], most: int) -> list[Pass]:
-    """The last passes, which add at most `most` tokens in all, of a reply that ended with an end token; else none."""
-    left, near = most, list[Pass]()
-    for made in reversed(passes if passes[-1].ended else ()):
-        left -= len(made.token_ids)
-        if left < 0:
-            break
-        near.append(made)
-    return near[::-1]
-
-
-def _check_prompts(pair: Pair, models: LoadedModels) -> None:
-    longest, room = max(map(len, pair.prompts)), models.plan.context_length
-    if longest >= room:
-        raise UsageError(f"a prompt has {longest} tokens, the context holds {room} for prompt and reply")

@@ -1,147 +1,104 @@
-"""The tables, in Markdown."""
+"""The tables, in Markdown, and the figure (as in Sequoia, arXiv 2402.12374)."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from toolkit.output import table
 
-from comparison.cells import REFERENCE, Cell, Measured, cell, named
+from comparison.cells import REFERENCE, Grid, Measured, named
 from comparison.estimates import Estimate, paired_ratio, tokens_per_pass
 from offload_runtime.speculation.acceptance_store import Setting
 
-MISSING = "–"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What there is to show: every method, size and setting, and what was measured so far.
-
-    driver: the method in whose contexts all were measured; None where each wrote its own.
-    """
-
-    methods: Sequence[str]
-    sizes: Sequence[int]
-    depth: int
-    settings: Sequence[Setting]
-    measured: Mapping[Cell, Measured]
-    driver: str | None = None
-
-    def at(self, method: str, size: int, setting: Setting) -> Measured | None:
-        return self.measured.get(cell(method, size, self.depth, setting, self.driver))
+_MISSING = "–"
+# Text stays text, and the same figures give the same bytes.
+_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "sequoia-offload", "font.size": 9.0}
 
 
 def row(measured: Measured) -> str:
     """A line for a cell that has just been measured."""
-    times = f"; ms of draft + target, and per token: {_milliseconds(measured)}" if measured.timed_passes else ""
-    return (
-        f"{measured.cell}: {_written(tokens_per_pass(measured))} tokens per pass in {measured.passes} passes of "
-        f"{len(measured.replies)} replies{times}"
-    )
+    counts = f"{measured.contexts} contexts of {len(measured.replies)} replies"
+    return f"{measured.cell}: {_written(tokens_per_pass(measured))} tokens per pass in {counts}"
 
 
 def heading(setup: Mapping[str, Any], grid: Grid) -> Iterator[str]:
     """What was compared on what, and what the figures mean."""
-    drafted_by = f"itself in {setup['draft_bits']} bits" if setup.get("draft_bits") else setup["draft"]
-    title = "Expected tokens per pass at the same contexts" if grid.driver else "Tokens per pass"
-    yield f"# {title}: {setup['model']}, drafted by {drafted_by}"
+    yield f"# Expected tokens per pass at the same contexts: {setup['model']}, drafted by {setup['draft']}"
     yield ""
-    if grid.driver:
-        yield _same_contexts(setup, grid.driver)
-        if setup.get("near_end") is not None:
-            yield f"Only contexts at most {setup['near_end']} tokens before the text's end count."
-    else:
-        yield (
-            f"Replies of {setup['reply_tokens']} tokens, fewer where the text ended; the pass that reaches them counts "
-            f"whole, one in which the text ends up to there. Seeds from {setup['seed']}."
-        )
-    yield ""
-    passes = "contexts" if grid.driver else "passes of the target, the first pass of a reply included"
     yield (
-        f"Tokens per pass: tokens of all replies over {passes}. ± and "
-        f"ranges: 95 %, prompts taken as independent. Trees have at most {grid.depth} levels; a chain no more nodes."
-        + (" auto makes as few of the nodes as it takes to be fastest." if "auto" in grid.methods else "")
+        f"Contexts are the starts of the passes in which `{setup['driver']}` writes replies of {setup['reply_tokens']} "
+        f"tokens, fewer where the text ended (seeds from {setup['seed']}). Every method drafts there and the target "
+        "scores its tree; what counts is how many tokens the method's rule yields from that tree on average over the "
+        "rule's own random numbers (at temperature 0, and where nodes are matched: how many it yields), up to the "
+        "text's end. The passes of another method by itself start elsewhere, and its tokens per pass differ a little "
+        "from these."
+    )
+    if setup["near_end"] is not None:
+        yield f"Only contexts at most {setup['near_end']} tokens before the text's end count."
+    yield ""
+    yield (
+        "Tokens per pass: tokens of all replies over contexts. ± and ranges: 95 %, prompts taken as independent. Trees "
+        f"have at most {setup['depth']} levels; a chain no more nodes."
     )
     yield ""
-
-
-def _same_contexts(setup: Mapping[str, Any], driver: str) -> str:
-    return (
-        f"Contexts are the starts of the passes in which `{driver}` writes replies of {setup['reply_tokens']} tokens, "
-        f"fewer where the text ended (seeds from {setup['seed']}). Every method drafts there and the target scores its "
-        "tree; what counts is how many tokens the method's rule yields from that tree on average over the rule's own "
-        "random numbers (at temperature 0, and where nodes are matched: how many it yields), up to the text's end. The "
-        "passes of another method by itself start elsewhere, and its tokens per pass differ a "
-        "little from these."
-    )
 
 
 def tables(grid: Grid) -> Iterator[str]:
-    """Lines of Markdown: for every setting tokens per pass, ratios to the reference, and milliseconds if timed."""
-    paired = "context by context" if grid.driver else "replies paired by prompt and seed"
+    """Lines of Markdown: for every setting tokens per pass, and ratios to the reference."""
+    titles = ["nodes", *map(str, grid.sizes)]
     for setting in grid.settings:
         yield f"## {named(setting).capitalize()}"
         yield ""
         yield "Tokens per pass, the most of every tree size in bold:"
         yield ""
-        yield from _table(grid, _best_in_bold(grid, setting))
+        yield from table(titles, zip(grid.methods, *(_tokens(grid, size, setting) for size in grid.sizes)))
+        yield ""
         if REFERENCE in grid.methods and len(grid.methods) > 1:
-            yield f"Ratio to `{REFERENCE}`, {paired}:"
+            yield f"Ratio to `{REFERENCE}`, context by context:"
             yield ""
-            yield from _table(grid, partial(_ratio, grid, setting))
-        if grid.driver is None:
-            yield "Milliseconds of draft + target in a pass, and per token (wall time on this machine):"
+            yield from table(titles, zip(grid.methods, *(_ratios(grid, size, setting) for size in grid.sizes)))
             yield ""
-            yield from _table(grid, partial(_cost, grid, setting))
 
 
-def _table(grid: Grid, write: Callable[[str, int], str]) -> Iterator[str]:
-    rows = ((method, *(write(method, size) for size in grid.sizes)) for method in grid.methods)
-    yield from table(["nodes", *map(str, grid.sizes)], rows)
-    yield ""
+def _tokens(grid: Grid, size: int, setting: Setting) -> Iterator[str]:
+    """A column of the table, under the methods' names."""
+    found = [grid.at(method, size, setting) for method in grid.methods]
+    known = [tokens_per_pass(measured) if measured else None for measured in found]
+    best = max((estimate.value for estimate in known if estimate), default=None)
+    for estimate in known:
+        bold = "**" if estimate and estimate.value == best and len([*filter(None, known)]) > 1 else ""
+        yield f"{bold}{_written(estimate)}{bold}" if estimate else _MISSING
 
 
-def _best_in_bold(grid: Grid, setting: Setting) -> Callable[[str, int], str]:
-    def estimates(size: int) -> dict[str, Estimate]:
-        found = {method: grid.at(method, size, setting) for method in grid.methods}
-        return {method: tokens_per_pass(measured) for method, measured in found.items() if measured}
-
-    by_size = {size: estimates(size) for size in grid.sizes}
-
-    def write(method: str, size: int) -> str:
-        if method not in by_size[size]:
-            return MISSING
-        estimate = by_size[size][method]
-        text = _written(estimate)
-        best = max(other.value for other in by_size[size].values())
-        return f"**{text}**" if estimate.value == best and len(by_size[size]) > 1 else text
-
-    return write
+def _ratios(grid: Grid, size: int, setting: Setting) -> Iterator[str]:
+    reference = grid.at(REFERENCE, size, setting)
+    for measured in (grid.at(method, size, setting) for method in grid.methods):
+        ratio = paired_ratio(measured, reference) if measured and reference else None
+        interval = "" if ratio is None or math.isnan(ratio.low) else f" ({ratio.low:.3f} to {ratio.high:.3f})"
+        yield f"{ratio.value:.3f}{interval}" if ratio else _MISSING
 
 
 def _written(estimate: Estimate) -> str:
     return f"{estimate.value:.2f}" + ("" if math.isnan(estimate.low) else f" ± {estimate.half_width:.2f}")
 
 
-def _ratio(grid: Grid, setting: Setting, method: str, size: int) -> str:
-    measured, reference = grid.at(method, size, setting), grid.at(REFERENCE, size, setting)
-    estimate = paired_ratio(measured, reference) if measured and reference else None
-    if estimate is None:
-        return MISSING
-    interval = "" if math.isnan(estimate.low) else f" ({estimate.low:.3f} to {estimate.high:.3f})"
-    return f"{estimate.value:.3f}{interval}"
+def draw_figure(grid: Grid, file: Path) -> None:
+    """Write tokens per pass against tree size as SVG, a panel for every sampling."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-
-def _cost(grid: Grid, setting: Setting, method: str, size: int) -> str:
-    measured = grid.at(method, size, setting)
-    return _milliseconds(measured) if measured else MISSING
-
-
-def _milliseconds(measured: Measured) -> str:
-    if not measured.timed_passes:
-        return MISSING
-    seconds = measured.draft_seconds, measured.target_seconds
-    draft, target = (1000 * part / measured.timed_passes for part in seconds)
-    return f"{draft:.1f} + {target:.1f}, {(draft + target) / tokens_per_pass(measured).value:.2f}"
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(4.2 * len(grid.settings), 3.8), layout="constrained")
+        panels = figure.subplots(1, len(grid.settings), squeeze=False)[0]
+        for panel, setting in zip(panels, grid.settings):
+            for method, marker in zip(grid.methods, "os^vD*PX"):
+                found = [(size, grid.at(method, size, setting)) for size in sorted(grid.sizes)]
+                known = [(size, tokens_per_pass(measured)) for size, measured in found if measured]
+                values, spread = [[getattr(e, part) for _, e in known] for part in ("value", "half_width")]
+                panel.errorbar([size for size, _ in known], values, spread, label=method, marker=marker, capsize=2)
+            panel.set(title=named(setting), xlabel="nodes of a tree", ylabel="tokens per pass")
+            panel.set_xscale("log", base=2)
+            panel.set_xticks(sorted(grid.sizes), labels=[*map(str, sorted(grid.sizes))])
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        figure.savefig(file, metadata={"Date": None}, format="svg")

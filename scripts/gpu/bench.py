@@ -1,8 +1,9 @@
-"""What the sections share: where they write, what is written already, how much time is left."""
+"""What the sections share: where they write, what is written already, how much time is left, how work is timed."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,14 @@ class Budget:
         return Budget(self.deadline - (1 - share) * self.seconds)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Bench:
-    """directory: for checkpoints, removed after the run. written: bytes and seconds of writing them."""
+    """directory: for checkpoints, removed after the run."""
 
     scale: Scale
     device: str
     directory: Path
     note: Note
-    written: list[tuple[int, float]] = field(default_factory=list)
 
     @property
     def is_cuda(self) -> bool:
@@ -80,50 +80,44 @@ class Bench:
         """The streamed model, some of whose layers stand for all."""
         return self.random(self.scale.target_name, self.scale.target, self.scale.distinct_layers)
 
-    def prepare_target(self, draft: Path | None = None, **options: Any) -> Preparation:
-        """A plan for it."""
-        shared = self.scale.distinct_layers < self.scale.target["num_hidden_layers"]
-        return self.prepare(self.target(), draft, share_layers=shared, **options)
-
     def widened(self, source: Path, wide: Wide) -> Path:
         """The small model at `source` in another shape; layers without effect share one on disk and in host memory."""
         shape = wide_shape(wide.shape, **wide.sizes)
-        return self._once(
-            f"{source.name}-as-{wide.shape}-{shape.layers}",
-            lambda directory: widen(source, directory, shape, idle_layers=1),
-        )
+        name = f"{source.name}-as-{wide.shape}-{shape.layers}"
+        return self._once(name, lambda directory: widen(source, directory, shape, idle_layers=1))
 
     def prepare(self, model: Path, draft: Path | str | None = None, **options: Any) -> Preparation:
-        """As `planning.prepare`, on this device."""
-        return prepare(Options(model=model, draft=draft, device=self.device, **options))
+        """As `planning.prepare`, on this device; without a draft, no trees."""
+        tree = {} if draft else {"tree": "none"}
+        return prepare(Options(model=model, draft=draft, device=self.device, **{**tree, **options}))
 
-    def load(self, preparation: Preparation) -> LoadedModels:
-        """After what was loaded before has left the device."""
-        self.free()
-        return load_models(preparation, None)
-
-    def free(self) -> None:
-        """Give back what nothing holds any more."""
+    @contextmanager
+    def loaded(self, preparation: Preparation) -> Iterator[LoadedModels]:
+        """For the block, after what was loaded before has left the device."""
         free_unused_memory()
+        models = load_models(preparation, None)
+        try:
+            yield models
+        finally:
+            models.close()
+            free_unused_memory()
 
-    def synchronize(self) -> None:
-        if self.is_cuda:
-            torch.cuda.synchronize()
+    def seconds(self, work: Callable[[], object], runs: int) -> list[float]:
+        """Of each of several runs, after one that warms up; the device has done its work at their ends."""
+        return [self._seconds(work) for _ in range(1 + runs)][1:]
 
-    @property
-    def write_rate(self) -> float:
-        """Bytes per second of writing checkpoints so far; a slow disk's before anything was written."""
-        nbytes, seconds = (sum(column) for column in zip(*self.written)) if self.written else (0, 0)
-        return nbytes / seconds if seconds else 5e8
+    def _seconds(self, work: Callable[[], object]) -> float:
+        wait = torch.cuda.synchronize if self.is_cuda else lambda: None
+        wait()
+        begin = time.perf_counter()
+        work()
+        wait()
+        return time.perf_counter() - begin
 
     def _once(self, name: str, write: Callable[[Path], object]) -> Path:
         directory = self.directory / name
         if not directory.exists():
-            begin = time.perf_counter()
             unfinished = directory.with_name(f"{name}.unfinished")
-            write(unfinished)
-            nbytes = sum(file.stat().st_size for file in unfinished.iterdir())
-            self.written.append((nbytes, time.perf_counter() - begin))
-            self.note(f"  wrote {nbytes / 1e9:.2f} GB of {name} in {self.written[-1][1]:.1f} s")
+            self.note(f"  wrote {name} in {self._seconds(lambda: write(unfinished)):.1f} s")
             unfinished.rename(directory)
         return directory

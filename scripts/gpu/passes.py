@@ -1,19 +1,21 @@
-"""(b) The first token after a prompt, and passes of the streamed target over trees of many sizes, against predictions.
+"""(a) Bandwidths. (b) The first token after a prompt, and passes of the streamed target over trees of many sizes.
 
-Both under several caps of the device's memory.
+Passes and first tokens are set against predictions, under several caps of the device's memory.
 """
 
 import time
 from collections.abc import Iterator
 from statistics import fmean
 
-from toolkit.link import Bandwidths, measure_link
+import numpy as np
+import torch
+from toolkit.link import Bandwidths, copy_bandwidths, measure_link
 
 from gpu.bench import Bench, Budget, OutOfTime
 from gpu.report import Record, missing
 from gpu.scale import caps_to_try, stands_for
-from gpu.trees import made_up_tree
 from loaders.checkpoint.spec import ModelSpec
+from loaders.io.direct import measure_read_bandwidth
 from loaders.sizes import format_size
 from offload_runtime.errors import DoesNotFitError
 from offload_runtime.loading.models import LoadedModels
@@ -21,10 +23,26 @@ from offload_runtime.planning.planning import Preparation
 from offload_runtime.speculation.draft_tree import DraftTree
 from offload_runtime.speculation.target import Target
 from scheduler.machine.machine import read_machine
-from scheduler.plan.plan import Plan, Tier
+from scheduler.plan.plan import Tier
+from sequoia_tree.shapes.construct import DEFAULT_ACCEPTANCE, optimal_tree
 
-SECTION = "b"
 LEAST_SECONDS = 10.0  # to load for one more cap
+
+
+def bandwidths(bench: Bench, budget: Budget) -> Iterator[Record]:
+    """(a) How fast bytes come to the device, and from disk to host memory."""
+    rates = copy_bandwidths(torch.device(bench.device)) if bench.is_cuda else (None, None)
+    for kind, rate in zip(("pinned", "pageable"), rates):
+        path = f"host to device, {kind}"
+        why = f"no {kind} memory could be copied from" if bench.is_cuda else "there is no GPU"
+        yield _bandwidth(path, rate) if rate else missing("a", path, "skipped", why)
+    measured = measure_read_bandwidth(sorted(bench.target().glob("*.safetensors")), cached=False)
+    how = "past the page cache" if measured.direct else "through the page cache, which this filesystem cannot avoid"
+    yield _bandwidth(f"disk to host, {how}", measured.bytes_per_second)
+
+
+def _bandwidth(path: str, rate: float) -> Record:
+    return Record("Bandwidth", "a", {"path": path, "bytes_per_second": rate})
 
 
 def run(bench: Bench, budget: Budget) -> Iterator[Record]:
@@ -33,37 +51,27 @@ def run(bench: Bench, budget: Budget) -> Iterator[Record]:
     for number, cap in enumerate(caps):
         name = f"passes with the device capped to {format_size(cap)}"
         if not stands_for(cap, total):
-            yield missing(SECTION, name, "skipped", f"the device has {format_size(total)}")
+            yield missing("b", name, "skipped", f"the device has {format_size(total)}")
             continue
         try:
             own = budget.until(1 / (len(caps) - number))
             own.need(LEAST_SECONDS if bench.is_cuda else 0.0)
-            yield from _capped(bench, cap, own)
+            preparation = with_largest_tree(bench, cap)
+            with bench.loaded(preparation) as models:
+                yield from _all_sizes(bench, preparation, models, min(cap, preparation.plan.device_budget), own)
         except OutOfTime as error:
-            yield missing(SECTION, name, "out of time", str(error))
+            yield missing("b", name, "out of time", str(error))
 
 
-def _capped(bench: Bench, cap: int, budget: Budget) -> Iterator[Record]:
-    """Load once, with room for the largest tree that fits, and time all sizes up to it."""
-    preparation = _with_largest_tree(bench, cap)
-    begin = time.perf_counter()
-    models = bench.load(preparation)
-    try:
-        cap = min(cap, preparation.plan.device_budget)
-        bench.note(f"  {format_size(cap)}: loaded in {time.perf_counter() - begin:.1f} s")
-        yield from _all_sizes(bench, preparation, models, cap, budget)
-    finally:
-        models.close()
-        bench.free()
-
-
-def _with_largest_tree(bench: Bench, cap: int) -> Preparation:
+def with_largest_tree(bench: Bench, cap: int) -> Preparation:
+    """A plan with room for the largest tree that fits."""
     scale, most = bench.scale, sorted(bench.scale.nodes)
     draft = bench.random("planned-draft", {**scale.planned_draft, "vocab_size": scale.target["vocab_size"]})
-    limits = {"device_memory": cap, "context_length": scale.context, "tree": "sequoia"}
+    options = {"device_memory": cap, "context_length": scale.context, "tree": "sequoia"}
+    shared = scale.distinct_layers < scale.target["num_hidden_layers"]
     while True:
         try:
-            return bench.prepare_target(draft, tree_size=most[-1], **limits)
+            return bench.prepare(bench.target(), draft, tree_size=most[-1], share_layers=shared, **options)
         except DoesNotFitError:
             if not most[1:]:
                 raise
@@ -91,8 +99,7 @@ def _all_sizes(
         yield record
         if nodes == 1:
             read = {"prompt_tokens": len(text) - 1, "passes": -(-(len(text) - 1) // plan.rows)}
-            first = {"cap": cap, **read, "seconds": first_seconds, "pass_seconds": took}
-            yield Record("FirstToken", SECTION, first)
+            yield Record("FirstToken", "b", {"cap": cap, **read, "seconds": first_seconds, "pass_seconds": took})
 
 
 def _measured(
@@ -108,6 +115,7 @@ def _measured(
     streamed = target.model.streamed_bytes
     link_seconds = link.pass_seconds(plan, streamed) if streamed else None
     roofline = max(link_seconds or 0.0, compute)
+    mostly_disk = plan.device == "cpu" or 2 * plan.disk_bytes > plan.streamed_bytes
     values = {
         "shape": bench.scale.target_name,
         "cap": cap,
@@ -118,7 +126,7 @@ def _measured(
         "streamed_bytes": streamed,
         "seconds": seconds,
         "passes": bench.scale.passes,
-        "link_bytes_per_second": _rate(plan, link),
+        "link_bytes_per_second": link.disk if mostly_disk else link.pinned,
         "link_seconds": link_seconds,
         "compute_seconds": compute,
         "predicted_seconds": predicted,
@@ -127,12 +135,15 @@ def _measured(
         "ratio": seconds / roofline,
         "predicted_ratio": predicted / seconds if predicted else None,
     }
-    return Record("StreamedPass", SECTION, values)
+    return Record("StreamedPass", "b", values)
 
 
-def _rate(plan: Plan, link: Bandwidths) -> float | None:
-    """The bandwidth that most of the plan's streamed bytes come with."""
-    return link.disk if plan.device == "cpu" or 2 * plan.disk_bytes > plan.streamed_bytes else link.pinned
+def made_up_tree(nodes: int, root: int, vocab_size: int) -> DraftTree:
+    """The best tree of so many nodes for the published acceptance; its tokens mean nothing."""
+    tree = optimal_tree(DEFAULT_ACCEPTANCE, nodes)
+    tokens = np.random.default_rng(0).integers(vocab_size, size=tree.size).tolist()
+    unknown = np.full(tree.size, -1)
+    return DraftTree(tree, [root, *tokens[1:]], 1, unknown, None, unknown)
 
 
 def time_passes(target: Target, text: list[int], drawn: DraftTree, count: int) -> float:

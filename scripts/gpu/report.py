@@ -6,15 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.output import Form, environment, table, versions, written
+from toolkit.output import Column, Row, environment, table_of, versions
 
 from loaders.sizes import GIB
 from scheduler.machine.machine import Machine
 
 DRY_RUN = "A dry run with tiny shapes: these figures say that the script works, and nothing else."
-
-Values = Mapping[str, Any]
-Writer = Callable[[Values], str]
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Record:
 
     kind: str
     section: str
-    values: Values
+    values: Mapping[str, Any]
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -38,116 +35,105 @@ class Record:
 
 def missing(section: str, what: str, why: str, reason: str) -> Record:
     """Something that was not measured: by choice ("skipped", "out of time") or because it failed ("failed")."""
-    return Record("Missing", section, {"what": what, "why": why, "reason": reason})
+    return Record("Missing", section, {"what": what, "why": why, "reason": reason.replace("\n", " ")})
 
 
-def _is(key: str, form: Form = str, scale: float | None = None) -> Writer:
-    """A value as it is written, scaled before."""
-    return lambda values: written(values[key] if values[key] is None or scale is None else values[key] * scale, form)
+def _scaled(key: str, factor: float) -> Callable[[Row], float | None]:
+    return lambda row: None if row[key] is None else row[key] * factor
 
 
-def _rate(seconds: str) -> Writer:
-    return lambda values: written(values["nbytes"] / values[seconds] / 1e9 if values[seconds] else None, ".4g")
-
-
-def _seconds(key: str) -> Writer:
-    return _is(key, ".4g")
+def _rate(key: str) -> Callable[[Row], float | None]:
+    return lambda row: row["nbytes"] / row[key] / 1e9 if row[key] else None
 
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-_CAP, _STREAMED = _is("cap", "{:.4g} GiB".format, 1 / GIB), _is("streamed_bytes", ".4g", 1e-9)
-_LAYERS: Writer = lambda values: f"{values['streamed_layers']}/{values['layers']}"  # noqa: E731
+_CAP = Column("device cap", _scaled("cap", 1 / GIB), "{:.4g} GiB".format)
+_STREAMED = Column("GB streamed", _scaled("streamed_bytes", 1e-9), ".4g")
+_LAYERS = Column("streamed layers", lambda row: f"{row['streamed_layers']}/{row['layers']}")
 
 # By kind of record: the table's title and its columns.
-TABLES: dict[str, tuple[str, dict[str, Writer]]] = {
-    "Bandwidth": ("Bandwidths", {"path": _is("path"), "GB/s": _is("bytes_per_second", ".2f", 1e-9)}),
+TABLES: dict[str, tuple[str, tuple[Column, ...]]] = {
+    "Bandwidth": ("Bandwidths", (Column("path", "path"), Column("GB/s", _scaled("bytes_per_second", 1e-9), ".2f"))),
     # A pass of the target over a tree of `nodes` nodes, the mean of `passes` in a row; predicted before it ran.
     "StreamedPass": (
         "Streamed passes against the roofline and the prediction",
-        {
-            "shape": _is("shape"),
-            "device cap": _CAP,
-            "streamed layers": _LAYERS,
-            "nodes": _is("nodes"),
-            "GB streamed": _STREAMED,
-            "link alone s": _seconds("link_seconds"),
-            "compute alone s": _seconds("compute_seconds"),
-            "measured s": _seconds("seconds"),
-            "/ roofline": _is("ratio", ".3f"),
-            "predicted s": _seconds("predicted_seconds"),
-            "predicted / measured": _is("predicted_ratio", ".3f"),
-        },
+        (
+            Column("shape", "shape"),
+            *(_CAP, _LAYERS),
+            Column("nodes", "nodes"),
+            _STREAMED,
+            Column("link alone s", "link_seconds", ".4g"),
+            Column("compute alone s", "compute_seconds", ".4g"),
+            Column("measured s", "seconds", ".4g"),
+            Column("/ roofline", "ratio", ".3f"),
+            Column("predicted s", "predicted_seconds", ".4g"),
+            Column("predicted / measured", "predicted_ratio", ".3f"),
+        ),
     ),
     # Until the host has the first token after a prompt that nothing is known of, which is read in `passes`.
     "FirstToken": (
         "The first token after a prompt",
-        {
-            "device cap": _CAP,
-            "prompt tokens": _is("prompt_tokens"),
-            "passes": _is("passes"),
-            "s": _seconds("seconds"),
-            "/ pass over one token": lambda values: f"{values['seconds'] / values['pass_seconds']:.3f}",
-        },
+        (
+            _CAP,
+            Column("prompt tokens", "prompt_tokens"),
+            Column("passes", "passes"),
+            Column("s", "seconds", ".4g"),
+            Column("/ pass over one token", lambda row: row["seconds"] / row["pass_seconds"], ".3f"),
+        ),
     ),
     # Of a matrix to `nbytes` of bfloat16: by the fused kernel, None where there is none, and in plain torch.
     "Unpacking": (
         "Dequantizing to bfloat16",
-        {
-            "form": _is("form"),
-            "matrix": lambda values: f"{values['rows']} x {values['columns']}",
-            "fused GB/s written": _rate("fused_seconds"),
-            "plain torch GB/s": _rate("plain_seconds"),
-        },
+        (
+            Column("form", "form"),
+            Column("matrix", lambda row: f"{row['rows']} x {row['columns']}"),
+            Column("fused GB/s written", _rate("fused_seconds"), ".4g"),
+            Column("plain torch GB/s", _rate("plain_seconds"), ".4g"),
+        ),
     ),
     # Of `rows` nodes, the median of `runs`.
     "DraftLevel": (
         "Levels of a resident draft",
-        {
-            "draft": _is("shape"),
-            "nodes": _is("rows"),
-            "CUDA graphs": _is("graphs", _yes),
-            "ms": _is("seconds", ".2f", 1e3),
-            "predicted ms": _is("predicted_seconds", ".2f", 1e3),
-        },
+        (
+            Column("draft", "shape"),
+            Column("nodes", "rows"),
+            Column("CUDA graphs", "graphs", _yes),
+            Column("ms", _scaled("seconds", 1e3), ".2f"),
+            Column("predicted ms", _scaled("predicted_seconds", 1e3), ".2f"),
+        ),
     ),
     # Replies to the same prompts in one mode. equal_tokens: leading tokens that agree with `reference`, of `compared`.
     "Decoding": (
         "Decoding",
-        {
-            "what": _is("what"),
-            "mode": _is("mode"),
-            "dtype": _is("dtype"),
-            "temperature": _is("temperature", "g"),
-            "tokens": _is("tokens"),
-            "tokens/pass": _is("tokens_per_pass", ".2f"),
-            "s/token": _seconds("seconds_per_token"),
-            "draft s": _seconds("draft_seconds"),
-            "pass s": _seconds("target_seconds"),
-            "x plain": _is("speedup", ".2f"),
-            "equal tokens": lambda values: written(values["compared"], f"{values['equal_tokens']} of {{}}".format),
-            "as": _is("reference"),
-        },
+        (
+            *(Column(name, name) for name in ("what", "mode", "dtype")),
+            Column("temperature", "temperature", "g"),
+            Column("tokens", "tokens"),
+            Column("tokens/pass", "tokens_per_pass", ".2f"),
+            Column("s/token", "seconds_per_token", ".4g"),
+            Column("draft s", "draft_seconds", ".4g"),
+            Column("pass s", "target_seconds", ".4g"),
+            Column("x plain", "speedup", ".2f"),
+            Column("equal tokens", lambda row: row["compared"] and f"{row['equal_tokens']} of {row['compared']}"),
+            Column("as", "reference"),
+        ),
     ),
     # A pass over one token by one program, on the same layers in the same places.
     "Offloading": (
         "A pass over one token, beside another program",
-        {
-            "program": _is("program"),
-            "streamed layers": _LAYERS,
-            "GB streamed": _STREAMED,
-            "s": _seconds("seconds"),
-            "loading s": _is("load_seconds", ".1f"),
-            "x ours": _is("times_slower", ".2f"),
-            "same token": _is("same_token", _yes),
-        },
+        (
+            Column("program", "program"),
+            *(_LAYERS, _STREAMED),
+            Column("s", "seconds", ".4g"),
+            Column("loading s", "load_seconds", ".1f"),
+            Column("x ours", "times_slower", ".2f"),
+            Column("same token", "same_token", _yes),
+        ),
     ),
-    "Missing": (
-        "Not measured",
-        {"what": _is("what"), "why": _is("why"), "reason": lambda values: values["reason"].replace("\n", " ")},
-    ),
+    "Missing": ("Not measured", tuple(Column(name, name) for name in ("what", "why", "reason"))),
 }
 
 
@@ -156,7 +142,8 @@ class Report:
 
     def __init__(self, directory: Path, date: str, machine: Machine, dry_run: bool, minutes: float):
         directory.mkdir(parents=True, exist_ok=True)
-        base = f"{date}-{_slug(machine.device_name)}{'-dry-run' if dry_run else ''}"
+        name = "".join(c if c.isalnum() else " " for c in machine.device_name.lower().replace("nvidia", ""))
+        base = f"{date}-{'-'.join(name.split()[:6])}{'-dry-run' if dry_run else ''}"
         self.files = directory / f"{base}.json", directory / f"{base}.md"
         self._machine, self.records = machine, list[Record]()
         where = {"machine": asdict(machine), "environment": environment()}
@@ -188,14 +175,9 @@ class Report:
         yield "GB are powers of 1000. The roofline of a pass is the larger of its bytes over the pinned bandwidth"
         yield "measured just before, and the same pass computed with nothing streaming."
         for kind, (title, columns) in TABLES.items():
-            rows = [record.values for record in self.records if record.kind == kind]
-            if rows:
+            if rows := [record.values for record in self.records if record.kind == kind]:
                 yield f"\n## {title}\n"
-                yield from table([*columns], [[write(values) for write in columns.values()] for values in rows])
-
-
-def _slug(name: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in name.lower().replace("nvidia", "")).split()[:6])
+                yield from table_of(columns, rows)
 
 
 def _plain(value: object) -> object:

@@ -28,7 +28,7 @@ class Scale:
     matrices that are decoded. drafts: configs whose levels are timed at `widths`. chip, chip_draft: what the
     demonstration pair is widened to for decoding on the device alone. end, own: what its target is for the whole run,
     and to draft for itself. end_cap, own_cap, offload_cap: bytes of the device for these, and for the comparison with
-    another program, which takes at most `offload_layers` layers. passes: timed in a row.
+    another program, which takes `offload_layers` layers. passes: timed in a row.
     """
 
     name: str
@@ -84,8 +84,8 @@ FULL = Scale(
     own=Wide("llama-2-7b", {}),
     end_cap=24 * GIB,
     own_cap=9 * GIB,
-    offload_layers=80,
-    offload_cap=8 * GIB,
+    offload_layers=8,  # 14 GB: what is written and loaded twice in a minute
+    offload_cap=6 * GIB,
     prompts=2,
     plain_tokens=64,
     tree_tokens=128,

@@ -1,6 +1,5 @@
-"""(d) Dequantizing, as every pass does with quantized weights that stream."""
+"""(d), (h) Dequantizing, as every pass does with quantized weights that stream, and drafting with copies."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -9,32 +8,57 @@ from torch import Tensor
 
 from gpu.bench import Bench, Budget
 from gpu.report import Record
+from loaders.dequantize.lossless.plain import approximate
 from loaders.dequantize.plain import decode
-from loaders.dequantize.stacks import fused_kernels
-from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Scaled, Scheme, Words
+from loaders.dequantize.stacks import approximate_code, fused_kernels
+from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Scaled, Scheme, Words
 from loaders.gguf.types import BLOCKS
+from loaders.lossless.bins import KINDS, RUNS, Bins
+from loaders.lossless.encode import encode
 
-SECTION = "d"
 GROUP = 128
 REPEATS = 7
 Stored = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and type of a weight's stored tensors."""
+Way = Callable[[], object] | None
+"""What dequantizes a matrix once; None where there is no such kernel."""
 
 
 def run(bench: Bench, budget: Budget) -> Iterator[Record]:
+    """(d) Of every form that files have."""
     rows, columns = bench.scale.packed_weight
     fused = fused_kernels() if bench.is_cuda else None
     for form, (scheme, stored) in forms(rows, columns).items():
-        budget.need(1.0 if bench.is_cuda else 0.0)
         operands = {role: _random(shape, dtype, bench.device) for role, (shape, dtype) in stored.items()}
         out = _output(scheme, rows, columns, bench.device)
-        what = {"form": form, "rows": rows, "columns": columns, "nbytes": out.nbytes}
-        ways = {"fused_seconds": fused, "plain_seconds": decode}
-        took = {
-            name: least_seconds(bench, partial(way, scheme, operands, out)) if way else None
-            for name, way in ways.items()
-        }
-        yield Record("Unpacking", SECTION, {**what, **took})
+        ways = (way and partial(way, scheme, operands, out) for way in (fused, decode))
+        yield _record(bench, budget, "d", form, *ways)
+
+
+def codes(bench: Bench, budget: Budget) -> Iterator[Record]:
+    """(h) Of copies' codes alone, as drafting does, and with all bits, as passes over the packed link do."""
+    rows, columns = bench.scale.packed_weight
+    weights = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    fused = fused_kernels() if bench.is_cuda else None
+    for bits in RUNS:
+        bins, scheme = Bins(KINDS["BF16"], bits), Lossless(bits, "BF16")
+        stored = {name: tensor.to(bench.device) for name, tensor in vars(encode(weights, bins)).items()}
+        out = torch.empty(rows, columns, dtype=torch.bfloat16, device=bench.device)
+        code = (bins, stored["code"], stored["top"].flatten(), out.view(-1))
+        kernel = fused and partial(approximate_code, *code)
+        yield _record(bench, budget, "h", f"copy in {bits} bits", kernel, partial(approximate, *code))
+        ways = (way and partial(way, scheme, stored, out) for way in (fused, decode))
+        yield _record(bench, budget, "h", f"without loss, {bits}-bit codes", *ways)
+
+
+def _record(bench: Bench, budget: Budget, section: str, form: str, fused: Way, plain: Way) -> Record:
+    """The least seconds of both ways."""
+    budget.need(1.0 if bench.is_cuda else 0.0)
+    rows, columns = bench.scale.packed_weight
+    what = {"form": form, "rows": rows, "columns": columns, "nbytes": 2 * rows * columns}
+    ways = {"fused_seconds": fused, "plain_seconds": plain}
+    took = {name: min(bench.seconds(way, REPEATS)) if way else None for name, way in ways.items()}
+    return Record("Unpacking", section, {**what, **took})
 
 
 def forms(rows: int, columns: int) -> dict[str, tuple[Scheme, Stored]]:
@@ -88,15 +112,3 @@ def _output(scheme: Scheme, rows: int, columns: int, device: str) -> Tensor:
     if isinstance(scheme, Fp4) and scheme.input_major:
         return make(1, rows, columns).mT
     return make(columns, rows).mT if scheme.input_major else make(rows, columns)
-
-
-def least_seconds(bench: Bench, compute: Callable[[], object]) -> float:
-    """Seconds, the least of several runs after one that warms up."""
-    times = []
-    for _ in range(1 + REPEATS):
-        bench.synchronize()
-        begin = time.perf_counter()
-        compute()
-        bench.synchronize()
-        times.append(time.perf_counter() - begin)
-    return min(times[1:])

@@ -1,9 +1,12 @@
-"""Trains a head on windows of text, and measures it on text that is held out."""
+"""Trains a head on windows of text, measures it on text that is held out, and writes it as SpecForge does."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from toolkit import training
 from torch import Tensor
 
@@ -72,3 +75,29 @@ def held_out(
         )
         for of_step in zip(*every)
     ]
+
+
+def write_head(head: Eagle3Head, folder: Path, dtype: torch.dtype) -> None:
+    """`model.safetensors` and `config.json`.
+
+    A tap is named by the layer whose output it is; without `draft_vocab_size` the output layer is the target's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config, stored = head.head, {name: tensor.to(dtype).contiguous() for name, tensor in head.state_dict().items()}
+    tensors = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in stored.items()}
+    if head.token_ids is not None:
+        ids = head.token_ids.cpu()
+        known = torch.zeros(config.vocab_size, dtype=torch.bool)
+        tensors |= {"d2t": ids - torch.arange(len(ids)), "t2d": known.index_fill_(0, ids, True)}
+    save_file({name: tensor.cpu() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    written = {
+        "architectures": ["LlamaForCausalLMEagle3"],
+        **config.layer,
+        **({"draft_vocab_size": config.draft_vocab_size} if config.maps_tokens else {}),
+        "dtype": str(dtype).removeprefix("torch."),
+        "eagle_config": {
+            "eagle_aux_hidden_state_layer_ids": [tap - 1 for tap in config.taps],
+            "use_aux_hidden_state": True,
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n")

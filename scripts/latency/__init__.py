@@ -1,1 +1,1 @@
-"""What the latency benchmark is made of."""
+"""What the latency benchmark measures, and the timeline it draws."""

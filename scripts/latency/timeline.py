@@ -1,4 +1,4 @@
-"""When the link, the device, drafting and verification work during a few steps of decoding, by measured times.
+"""When the link, the device, drafting and verification work during a few steps of decoding, by measured times, as SVG.
 
 Nothing is recorded but in the block of `recording`: layers have hooks there, and the ring's thread says when it fills.
 """
@@ -7,16 +7,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import torch
+from toolkit.output import seconds
 
 from offload_runtime.generation.decode import Step
 from offload_runtime.generation.runtime import OffloadRuntime
 from offload_runtime.model.model import Model
 
 STEPS = 4  # after the first, which reads the prompt
-LINK, DEVICE, DRAFTING, VERIFYING = LANES = ("link", "device", "drafting", "verifying")
+LINK, DEVICE, DRAFTING, VERIFYING = "link", "device", "drafting", "verifying"
+COLOURS = {LINK: "#2b6cb0", DEVICE: "#2f855a", DRAFTING: "#b7791f", VERIFYING: "#805ad5"}
+WIDTH, LEFT, TOP, ROW, BAR, TICKS = 1200, 90, 60, 34, 22, 8
 When = Callable[[], float]
 """Gives the time of a point in the device's work, by `time.perf_counter`, once that work is done."""
 
@@ -51,6 +55,11 @@ class Timeline:
     def device_idle(self) -> float:
         """The share in which the device neither computes layers nor drafts nor verifies."""
         return self._idle((DEVICE, DRAFTING, VERIFYING))
+
+    @property
+    def summary(self) -> str:
+        idle = f"link idle {self.link_idle:.0%}, device idle {self.device_idle:.0%}"
+        return f"{seconds(self.end - self.begin)} s by measured times; {idle}"
 
     def _idle(self, lanes: tuple[str, ...]) -> float:
         busy, until = 0.0, self.begin
@@ -127,8 +136,8 @@ def _clock(device: torch.device) -> Callable[[], When]:
     if device.type != "cuda":
 
         def on_host() -> When:
-            seconds = time.perf_counter()
-            return lambda: seconds
+            moment = time.perf_counter()
+            return lambda: moment
 
         return on_host
     first = torch.cuda.Event(enable_timing=True)
@@ -148,3 +157,46 @@ def _clock(device: torch.device) -> Callable[[], When]:
         return when
 
     return on_device
+
+
+def drawn(timeline: Timeline, title: str) -> str:
+    """The picture as SVG: a row for each lane, a bar for each span, its times in the bar's title.
+
+    `title` may hold anything.
+    """
+    bottom, length = TOP + len(COLOURS) * ROW, timeline.end - timeline.begin
+
+    def at(moment: float) -> float:
+        return LEFT + (WIDTH - LEFT - 30) * (moment - timeline.begin) / length
+
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 40}" font-family="sans-serif" '
+        'font-size="13">',
+        f'<rect width="{WIDTH}" height="{bottom + 40}" fill="white"/>',
+        _text(8, 22, title),
+        _text(8, 42, timeline.summary),
+    ]
+    for row, (lane, colour) in enumerate(COLOURS.items()):
+        top = TOP + row * ROW
+        lines.append(_text(8, top + BAR - 6, lane))
+        for span in timeline.lane(lane):
+            times = f"{seconds(span.begin - timeline.begin)} to {seconds(span.end - timeline.begin)} s"
+            width = max(at(span.end) - at(span.begin), 0.2)
+            lines.append(
+                f'<rect x="{at(span.begin):.2f}" y="{top}" width="{width:.2f}" height="{BAR}" fill="{colour}">'
+                f"<title>{_shown(span.name)}: {times}</title></rect>"
+            )
+    for tick in range(TICKS + 1):
+        x = at(timeline.begin + length * tick / TICKS)
+        lines.append(f'<line x1="{x:.2f}" y1="{TOP}" x2="{x:.2f}" y2="{bottom}" stroke="#ccc" stroke-width="0.5"/>')
+        lines.append(_text(x - 14, bottom + 18, f"{seconds(length * tick / TICKS)} s"))
+    return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _text(x: float, y: float, text: str) -> str:
+    return f'<text x="{x:.1f}" y="{y}">{_shown(text)}</text>'
+
+
+def _shown(text: str) -> str:
+    """Without what SVG or terminals would act on."""
+    return escape("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text))

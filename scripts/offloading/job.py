@@ -4,8 +4,16 @@ Programs may live in virtual environments of their own, so what they import from
 """
 
 import json
+import subprocess
+import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+SECONDS = 600  # that a run may take
+SCRIPT = Path(__file__).resolve().parent / "runs.py"
+PROGRAMS = {"ours": None, "accelerate": "accelerate", "airllm": "airllm"}
+"""The packages that programs are installed as; None for ours."""
+_VERSION = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
 
 
 @dataclass(frozen=True)
@@ -31,17 +39,13 @@ class Job:
         return len(self.tokens) + self.passes + 1
 
     @property
-    def files(self) -> list[Path]:
-        """The model's weights, and what the program has written for itself."""
-        own = [path for path in sorted(Path(self.directory).rglob("*")) if path.is_file() and not path.is_symlink()]
-        return [*sorted(Path(self.model).glob("*.safetensors")), *own]
+    def model_files(self) -> list[Path]:
+        return sorted(Path(self.model).glob("*.safetensors"))
 
-    @classmethod
-    def read(cls, file: str) -> "Job":
-        return cls(**json.loads(Path(file).read_text()))
-
-    def write(self, file: Path) -> None:
-        file.write_text(json.dumps(asdict(self)))
+    @property
+    def own_files(self) -> list[Path]:
+        """What the program has written for itself."""
+        return [file for file in Path(self.directory).rglob("*") if file.is_file() and not file.is_symlink()]
 
 
 @dataclass
@@ -50,7 +54,7 @@ class Outcome:
 
     load_seconds: from the model's files to a model that can run, imports left out. first_seconds: of the pass over the
     prompt. pass_seconds: of every later pass, from token to token. token_ids: that the passes ended in.
-    cached_bytes: of `Job.files` in the page cache as the passes began. written_bytes: of files made of the model's.
+    cached_bytes: of all files in the page cache as the passes began. written_bytes: of files made of the model's.
     compute_seconds: of a pass while nothing is read. read_bytes: from disk in one pass, where the program says.
     """
 
@@ -65,20 +69,28 @@ class Outcome:
     compute_seconds: float | None = None
     read_bytes: int | None = None
 
-    @property
-    def in_short(self) -> str:
-        return f"passes of {', '.join(f'{seconds:.2f}' for seconds in self.pass_seconds)} s"
 
-    @classmethod
-    def read(cls, file: Path) -> "Outcome":
-        return cls(**json.loads(file.read_text()))
-
-    def write(self, file: str) -> None:
-        Path(file).write_text(json.dumps(asdict(self)))
+def missing(name: str, python: Path) -> str | None:
+    """How to install a program that `python` has not; None where it has it."""
+    package = PROGRAMS[name]
+    if package is None or subprocess.run([python, "-c", _VERSION, package], capture_output=True).returncode == 0:
+        return None
+    return f"not installed: pip install {package}"
 
 
-def written_bytes(job: Job) -> int:
-    """Of the files that a program keeps beside the model's own."""
-    return sum(file.stat().st_size for file in job.files) - sum(
-        file.stat().st_size for file in Path(job.model).glob("*.safetensors")
-    )
+def run(name: str, python: Path, job: Job) -> Outcome | str:
+    """Run a program to its end; in one line why there is no outcome. What it prints is shown only where it fails."""
+    with tempfile.TemporaryDirectory() as directory:
+        job_file, outcome_file = (Path(directory) / part for part in ("job", "outcome"))
+        job_file.write_text(json.dumps(asdict(job)))
+        command: list[str | Path] = [python, SCRIPT, job_file, outcome_file, name]
+        try:
+            ended = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return f"failed: no result after {SECONDS} s"
+        if ended.returncode or not outcome_file.exists():
+            said = [line.strip() for line in ended.stdout.splitlines() if line.strip()]
+            return f"failed ({ended.returncode}): {said[-1] if said else 'it printed nothing'}"
+        return Outcome(**json.loads(outcome_file.read_text()))

@@ -3,9 +3,12 @@
 Programs may live in virtual environments of their own, so what one needs is imported where it runs.
 """
 
+import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from toolkit.memory import peak_host_bytes
 
-from offloading.job import Job, Outcome, written_bytes
+from offloading.job import Job, Outcome
 from offloading.page_cache import cached_bytes, drop
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 def ours(job: Job) -> Outcome:
     """Token by token and without a draft. Weights are read past the page cache, so nothing is dropped between passes,
     and the ring reads on from one pass into the next as it does in every reply."""
-    from toolkit.replies import percentile
+    from statistics import median
 
     from offload_runtime.generation.runtime import OffloadRuntime
     from offload_runtime.planning.planning import prepare
@@ -51,7 +53,7 @@ def ours(job: Job) -> Outcome:
             first_seconds=seconds[0],
             pass_seconds=seconds[1:],
             peak_host_bytes=peak,
-            compute_seconds=percentile(computing[1:]),
+            compute_seconds=median(computing[1:]),
             read_bytes=runtime.plan.streamed_bytes,
         )
 
@@ -129,8 +131,9 @@ def _cold_passes(job: Job, next_token: "Greedy", load_seconds: float, packages: 
     tokens, seconds, cached = list(job.tokens), list[float](), list[int]()
     with torch.inference_mode():
         for _ in range(1 + job.passes):
-            drop(job.files)
-            cached.append(cached_bytes(job.files))
+            files = [*job.model_files, *job.own_files]
+            drop(files)
+            cached.append(cached_bytes(files))
             begin = time.perf_counter()
             tokens.append(next_token(tokens if not seconds else tokens[-1:]))
             seconds.append(time.perf_counter() - begin)
@@ -141,7 +144,7 @@ def _cold_passes(job: Job, next_token: "Greedy", load_seconds: float, packages: 
         first_seconds=seconds[0],
         pass_seconds=seconds[1:],
         cached_bytes=cached,
-        written_bytes=written_bytes(job),
+        written_bytes=sum(file.stat().st_size for file in job.own_files),
         peak_host_bytes=peak_host_bytes(),
     )
 
@@ -169,6 +172,11 @@ def device_map(outside: str | int, layers: Sequence[str | int]) -> dict[str, str
     }
 
 
+def peak_host_bytes() -> int:
+    """The most resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def _versions(*packages: str) -> dict[str, str]:
     return {name: version(name) for name in packages}
 
@@ -177,4 +185,5 @@ RUNS: dict[str, Callable[[Job], Outcome]] = {"ours": ours, "accelerate": acceler
 
 if __name__ == "__main__":
     job_file, outcome_file, program = sys.argv[1:]
-    RUNS[program](Job.read(job_file)).write(outcome_file)
+    outcome = RUNS[program](Job(**json.loads(Path(job_file).read_text())))
+    Path(outcome_file).write_text(json.dumps(asdict(outcome)))

@@ -10,12 +10,12 @@ from offload_runtime.generation.decode import Step
 
 @dataclass(frozen=True)
 class TimedReply:
-    """One reply. `rest` are the steps after the first, which alone also reads the prompt: each is one pass."""
+    """The steps of one reply. `rest` are those after the first, which alone also reads the prompt: each is one pass."""
 
-    prompt: int
-    prompt_tokens: int
-    repeat: int
     steps: tuple[Step, ...]
+    prompt: int = 0
+    prompt_tokens: int = 0
+    repeat: int = 0
 
     @property
     def token_ids(self) -> list[int]:

@@ -12,11 +12,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import compare_offloading  # noqa: E402
-from offloading import programs  # noqa: E402
-from offloading.job import Outcome  # noqa: E402
+from offloading import job  # noqa: E402
+from offloading.job import PROGRAMS, SCRIPT, Outcome, missing  # noqa: E402
 from offloading.page_cache import cached_bytes, drop  # noqa: E402
-from offloading.programs import PROGRAMS, SCRIPT, Failure, missing  # noqa: E402
-from offloading.summary import Limit, Runs, figures, program_table  # noqa: E402
+from offloading.summary import Limit, figures, program_table  # noqa: E402
 
 # Ours runs; accelerate repeats the prompt's first token and keeps a file, as programs do that copy the weights; airllm
 # fails.
@@ -62,8 +61,8 @@ def test_dropped_files_leave_the_page_cache(on_disk):
 
 def test_ours_beside_programs_that_run_fail_and_are_missing(on_disk, monkeypatch, capsys):
     (on_disk / "runs.py").write_text(STAND_IN.replace("SCRIPT", repr(str(SCRIPT))))
-    monkeypatch.setattr(programs, "SCRIPT", on_disk / "runs.py")
-    monkeypatch.setattr(programs, "PROGRAMS", dict.fromkeys(PROGRAMS))
+    monkeypatch.setattr(job, "SCRIPT", on_disk / "runs.py")
+    monkeypatch.setattr(compare_offloading, "missing", lambda name, python: None)
     arguments = ["--shape", "tiny", "--rounds", "1", "--passes", "2", "--work-dir", str(on_disk / "work"), "--quiet"]
     lines = on_disk / "lines"
     assert compare_offloading.main([*arguments, "--json", str(lines)]) == 0
@@ -80,22 +79,23 @@ def test_ours_beside_programs_that_run_fail_and_are_missing(on_disk, monkeypatch
 
 
 def test_a_program_that_is_missing_is_named_with_its_remedy(monkeypatch):
-    monkeypatch.setitem(programs.PROGRAMS, "airllm", "no-such-package-anywhere")
+    monkeypatch.setitem(PROGRAMS, "airllm", "no-such-package-anywhere")
     assert missing("airllm", Path(sys.executable)) == "not installed: pip install no-such-package-anywhere"
-    monkeypatch.setitem(programs.PROGRAMS, "airllm", "numpy")
+    monkeypatch.setitem(PROGRAMS, "airllm", "numpy")
     assert missing("airllm", Path(sys.executable)) is None and missing("ours", Path(sys.executable)) is None
 
 
 def test_medians_quotients_and_tokens():
-    ours = Runs.of("ours", [outcome([1, 2], [1.0, 1.2]), outcome([1, 2], [2.0, 2.2])])
-    same = Runs.of("accelerate", [outcome([1, 2], [2.0, 2.4]), outcome([1, 2], [3.0, 3.3], cached_bytes=[9, 1, 7])])
-    row = figures(same, ours)
+    ours = [outcome([1, 2], [1.0, 1.2]), outcome([1, 2], [2.0, 2.2])]
+    same = [outcome([1, 2], [2.0, 2.4]), outcome([1, 2], [3.0, 3.3], cached_bytes=[9, 1, 7])]
+    results = {"ours": ours, "accelerate": same, "airllm": ["not installed: pip install airllm"]}
+    row = figures("accelerate", results)
     assert (row["pass_spread"], row["cached_bytes"]) == ((2.0, 3.3), 7)
     assert row["times_ours"] == pytest.approx(2.7 / 1.6)
     assert row["times_ours_by_round"] == pytest.approx([2.0, 1.5]) and row["same_tokens"] is True
-    assert figures(Runs.of("airllm", [outcome([1, 3], [2.0])]), ours)["same_tokens"] is False
-    assert figures(ours, ours)["times_ours"] is None
-    absent = figures(Runs.of("airllm", [Failure("not installed: pip install airllm")]), ours)
+    assert figures("airllm", {"ours": ours, "airllm": [outcome([1, 3], [2.0])]})["same_tokens"] is False
+    assert figures("ours", results)["times_ours"] is None
+    absent = figures("airllm", results)
     assert absent["pass_seconds"] is None and absent["same_tokens"] is None
     shown = "\n".join(program_table([row, absent]))
     assert "1.50" in shown and "- airllm: not installed: pip install airllm" in shown
@@ -103,10 +103,10 @@ def test_medians_quotients_and_tokens():
 
 @pytest.mark.parametrize("compute, seconds", [(1.0, 2.0), (3.0, 3.0)])
 def test_the_limit_is_the_slower_of_disk_and_computing(compute, seconds):
-    ours = Runs.of("ours", [outcome([1], [3.3], compute_seconds=compute, read_bytes=8)])
-    limit = Limit.of([2.0, 4.0, 3.0], ours)
-    assert limit is not None and limit.seconds == seconds and limit.ratio(ours) == pytest.approx(3.3 / seconds)
-    assert Limit.of([2.0], Runs("ours", {})) is None
+    limit = Limit.of([2.0, 4.0, 3.0], [outcome([1], [3.3], compute_seconds=compute, read_bytes=8)])
+    assert limit is not None and limit.figures()["seconds"] == seconds
+    assert limit.figures()["ratio"] == pytest.approx(3.3 / seconds)
+    assert Limit.of([2.0], ["failed"]) is None
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_the_limit_is_the_slower_of_disk_and_computing(compute, seconds):
         (["--model", "no-such-directory"], 3, "no-such-directory"),
         (["--shape", "tiny", "--device-memory", "1GiB"], 2, "nothing is streamed"),
         (["--shape", "tiny", "--device-memory", "100KiB"], 4, "--device-memory"),
-        (["--shape", "tiny", "--json", "no/such/file"], 2, "--json"),
-        (["--shape", "tiny", "--work-dir", __file__], 2, "cannot be made"),
+        (["--shape", "tiny", "--json", "no/such/file"], 1, "no/such/file"),
+        (["--shape", "tiny", "--work-dir", __file__], 1, "File exists"),
     ],
 )
 def test_mistakes_end_with_a_message_and_a_code(tmp_path, capsys, monkeypatch, arguments, code, message):

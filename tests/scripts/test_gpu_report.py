@@ -41,10 +41,10 @@ def test_the_largest_tree_that_fits_is_planned_for(most: int, tmp_path: Path, mo
     monkeypatch.setattr(Bench, "prepare", prepare)
     bench = Bench(TINY, "cpu", tmp_path, lambda text: None)
     if most:
-        assert passes._with_largest_tree(bench, 1) == most
+        assert passes.with_largest_tree(bench, 1) == most
     else:
         with pytest.raises(DoesNotFitError):
-            passes._with_largest_tree(bench, 1)
+            passes.with_largest_tree(bench, 1)
 
 
 def run(output: Path, *arguments: str) -> tuple[dict, str]:
@@ -87,13 +87,13 @@ def test_every_section_runs_in_miniature(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_section_that_fails_is_noted_and_the_others_go_on(tmp_path: Path, monkeypatch) -> None:
-    from gpu import bandwidths
+    from gpu import passes
 
     def fail(bench: object, budget: object):
         raise RuntimeError("the link fell off")
         yield
 
-    monkeypatch.setattr(bandwidths, "run", fail)
+    monkeypatch.setattr(passes, "bandwidths", fail)
     report, markdown = run(tmp_path, "--only", "a,c")
     (missing,) = kinds(report, "Missing")
     assert (missing["section"], missing["why"]) == ("a", "failed") and "the link fell off" in missing["reason"]

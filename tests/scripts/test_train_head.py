@@ -1,4 +1,4 @@
-"""`scripts/train_head.py` trains a head that predicts its target, goes on where it stopped, and writes both layouts."""
+"""`scripts/train_head.py` trains a head that predicts its target, goes on where it stopped, and writes what is read."""
 
 import json
 import sys
@@ -54,17 +54,16 @@ def test_learns_and_goes_on(text: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert json.loads(again)["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [0, 2, 4]
 
 
-@pytest.mark.parametrize("layout", ["specforge", "speculators"])
-def test_what_is_written_is_read(layout: str, text: Path, tmp_path: Path) -> None:
-    run(text, tmp_path, "--steps", "1", "--layout", layout, "--draft-vocabulary", "100")
+def test_what_is_written_is_read(text: Path, tmp_path: Path) -> None:
+    run(text, tmp_path, "--steps", "1", "--draft-vocabulary", "100")
     target = TargetFacts.of(read_spec(DEMO_TARGET))
     files = read_head(tmp_path, target)
     assert files.config.taps == (1, 3, 5) and files.token_ids is not None and len(files.token_ids) == 100
-    assert files.own_embeddings == (layout == "speculators")
+    assert not files.own_embeddings
     stored = load_file(tmp_path / "model.safetensors")
     table = load_file(DEMO_TARGET / "model.safetensors")["model.embed_tokens.weight"]
     assert torch.equal(stored["lm_head.weight"], table[torch.from_numpy(files.token_ids)])
-    run(text, tmp_path / "whole", "--steps", "1", "--layout", layout)
+    run(text, tmp_path / "whole", "--steps", "1")
     assert not read_head(tmp_path / "whole", target).own_output, "the target's output layer is used"
 
 

@@ -291,6 +291,6 @@ def test_names_that_stand_for_nothing(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_the_benchmark_takes_names(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
-    quick = ["--repeats", "1", "--warmup", "0", "--new-tokens", "2", "--quiet", "--json", "-"]
+    quick = ["--repeats", "1", "--new-tokens", "2", "--quiet", "--json", "-"]
     assert benchmark_latency.main(["-m", "tiny/draft", "--device", "cpu", *quick]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[0])["model"] == "draft"

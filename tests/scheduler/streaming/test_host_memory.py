@@ -5,7 +5,6 @@ import gc
 import mmap
 import os
 import re
-import sys
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,8 +20,6 @@ from scheduler.streaming import bandwidth
 from scheduler.streaming.host_memory import HostMemory, allocate
 from scheduler.streaming.link import Link
 from tests.fakes.fake_device import FakeStreams, fake_host
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
 
 PAGE = mmap.PAGESIZE
 
@@ -97,7 +94,7 @@ def test_both_ways_over_the_link_are_measured(granted, known, monkeypatch):
     monkeypatch.setattr(bandwidth, "COPY_BYTES", 2 * MIB)
     monkeypatch.setattr(bandwidth, "streams_of", lambda device: streams)
     monkeypatch.setattr(bandwidth, "host_memory_for", lambda device, limit: host)
-    figures = bandwidth._link_figures(torch.device("cpu"))
+    figures = bandwidth.link_figures(torch.device("cpu"))
     assert set(figures) == {"pageable_bandwidth", "link_bandwidth"} if known == 2 else {"pageable_bandwidth"}
     streams.close()
     assert not pinning.held and all(rate > 0 for rate in figures.values())
@@ -128,7 +125,7 @@ def test_a_measurement_that_is_broken_off_unpins_nothing_that_is_copied_from(mon
 
     monkeypatch.setattr(bandwidth, "_seconds", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        bandwidth._link_figures(torch.device("cpu"))
+        bandwidth.link_figures(torch.device("cpu"))
     streams.close()
     assert not pinning.held
 
@@ -152,25 +149,6 @@ def test_a_measurement_leaves_the_devices_memory_as_it_was(fails, monkeypatch):
     with pytest.raises(torch.OutOfMemoryError) if fails else nullcontext():
         bandwidth.with_speed(machine, "float32", lambda device, dtype: calls.append("passes") or {})
     assert calls == (["measure", "empty"] if fails else ["measure", "passes", "empty"])
-
-
-@pytest.mark.parametrize("pinned", [True, False])
-@pytest.mark.parametrize("granted", [None, 0])
-def test_a_benchmark_gives_back_what_it_pins(pinned, granted, monkeypatch):
-    from toolkit import link
-
-    host, pinning = fake_host(granted)
-    monkeypatch.setattr(link, "host_memory_for", lambda device, limit: host)
-    monkeypatch.setattr(link, "COPY_BYTES", MIB)
-    empty, held, calls = torch.empty, [], []
-    monkeypatch.setattr(torch, "empty", lambda *sizes, device, **options: empty(*sizes, **options))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: held.append(sum(pinning.held.values())))
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty"))
-    rate = link.copy_bandwidth(torch.device("cuda"), pinned)
-    assert (rate is None) == (pinned and granted == 0)
-    assert held[-1] == (MIB if pinned and granted is None else 0) and calls == ["empty"]
-    assert not pinning.held
 
 
 # Forks
