@@ -34,6 +34,7 @@ FP4_STRATEGIES = ("tensor_group", "group")  # NVFP4 has a global scale, too; MXF
 SCALARS: list[tuple[int, ...]] = [(1,), (1, 1), ()]
 ALL_SCALE_DTYPES = (*SCALE_DTYPES, "F8_E4M3", *EXPONENTS)
 KINDS = {"F8_E4M3": "float", "I8": "int"}
+ONE_A_BYTE = ("int-quantized", "naive-quantized")  # integers of any number of bits; others are packed into words
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class WeightArguments:
     symmetric: bool
 
     @classmethod
-    def read(cls, settings: Settings) -> WeightArguments:
+    def read(cls, settings: Settings, packing: str) -> WeightArguments:
         kind = settings.choice("type", ("int", "float"), "int")
-        bits = settings.choice("num_bits", (4, 8), 8)
+        bits = settings.choice("num_bits", range(1, 9) if kind == "int" and packing in ONE_A_BYTE else (4, 8), 8)
         is_fp4 = (kind, bits) == ("float", 4)
         strategy = _strategy(settings, FP4_STRATEGIES if is_fp4 else STRATEGIES)
         return cls(
@@ -82,7 +83,7 @@ class CompressedFormat:
 
     @classmethod
     def read(cls, settings: Settings) -> CompressedFormat:
-        settings.choice("format", FORMATS, "dense")
+        packing = settings.choice("format", FORMATS, "dense")
         if settings.part("sparsity_config").values.get("format", "dense") != "dense":
             raise settings.unsupported("sparsity_config has weights left out, which cannot be run")
         if settings.part("transform_config").values.get("config_groups"):
@@ -91,9 +92,9 @@ class CompressedFormat:
         found: dict[WeightArguments, None] = {}
         for name in config_groups.values:
             group = config_groups.part(name)
-            group.choice("format", FORMATS, "dense")
+            own = group.choice("format", FORMATS, packing)
             if group.values.get("weights") is not None:
-                found[WeightArguments.read(group.part("weights"))] = None
+                found[WeightArguments.read(group.part("weights"), own)] = None
         if not found:
             raise settings.unsupported("config_groups describe no weights")
         return cls(tuple(found))
@@ -174,7 +175,7 @@ class CompressedFormat:
 
     def _candidates(self, kind: str, weight: StoredTensor, asymmetric: bool) -> list[WeightArguments]:
         """The config groups that may describe a weight. Zero points that are all zero may be stored or left out."""
-        bits = (8,) if weight.dtype in KINDS else (4, 8)  # of the words; two floats a byte are told apart before
+        bits = {"F8_E4M3": (8,), "I8": range(1, 9)}.get(weight.dtype, (4, 8))  # two floats a byte are told apart before
         return [
             arguments
             for arguments in self.arguments

@@ -17,16 +17,23 @@ EXPONENTS = ("U8", "F8_E8M0")
 
 
 def fp4_matrix(
-    tensors: Tensors, base: str, packed: StoredTensor, group_size: int, overall: str | None, in_float32: bool = False
+    tensors: Tensors,
+    base: str,
+    packed: StoredTensor,
+    group_size: int,
+    overall: str | None,
+    in_float32: bool = False,
+    leaf: str = ".weight_scale",
 ) -> PackedWeight:
-    """The weight of a module `base`. overall: the leaf of its global scale, None for scales that are powers of two.
+    """The weight of a module `base`, whose scales are called `leaf`. overall: the leaf of its global scale, None for
+    scales that are powers of two.
 
     Raises ModelFilesError for missing tensors and wrong shapes, UnsupportedModelError for a part of a group.
     """
     outputs, pairs = matrix(packed)
     count = groups(2 * pairs, group_size, packed)
     dtypes = EXPONENTS if overall is None else ("F8_E4M3",)
-    scale = take(tensors, f"{base}.weight_scale", dtypes, (outputs, count), because=f" for {packed.name}")
+    scale = take(tensors, base + leaf, dtypes, (outputs, count), because=f" for {packed.name}")
     operands = {"weight": packed, "weight_scale": scale}
     if overall is not None:
         shapes = [(1,)] if overall == "weight_global_scale" else [(), (1,)]

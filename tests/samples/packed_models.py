@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loaders.checkpoint.indexed import can_index
 from tests.samples.packed_samples import (
     Packed,
     awq,
     bitsandbytes_int8,
     fp8,
+    fp8_or_fp4,
     gptq,
     int8,
     mx,
@@ -162,6 +164,8 @@ CASES: dict[str, tuple[str, Callable[[Tensor], Packed], dict[str, Any]]] = {
         compressed_config("pack-quantized", **{**INTEGERS, "symmetric": False}),
     ),
 }
+if can_index():
+    CASES["DeepSeek-V4"] = ("deepseek_v4", fp8_or_fp4, {**fp8_config(8, 8), "scale_fmt": "ue8m0"})
 # Every matrix packed, which takes in embeddings and heads: two tensors, and one that is tied.
 WHOLE = {
     "gptq, head too": ("llama", partial(gptq, order="none"), gptq_config(lm_head=True), ("lm_head.weight",)),
@@ -179,6 +183,10 @@ WHOLE = {
     ),
 }
 _LEAVES = {
+    "deepseek_v4": (
+        *("wq_a.weight", "wq_b.weight", "attn.wkv.weight", "wo_a.weight", "wo_b.weight"),
+        *("w1.weight", "w2.weight", "w3.weight"),
+    ),
     "gpt_oss": ("experts.gate_up_proj", "experts.down_proj"),
     "llama4_text": ("experts.gate_up_proj", "experts.down_proj"),
     "mixtral": ("proj.weight", "w1.weight", "w2.weight", "w3.weight"),

@@ -234,6 +234,23 @@ def mx(weight: Tensor, bits: int, modelopt: bool = False) -> Packed:
     return {leaf: stored, "weight_scale": (exponent + 127).to(torch.uint8)}, decoded
 
 
+def fp8_or_fp4(weight: Tensor, block: int = 8) -> Packed:
+    """DeepSeek-V4: FP8 in square blocks; MXFP4 in int8 for matrices that take more than they give, as some experts'.
+
+    Scales are powers of two, under another name.
+    """
+    outputs, inputs = weight.shape
+    if (outputs, inputs) == (16, 32):
+        parts, decoded = mx(weight, bits=4)
+        stored, exponent = parts["weight_packed"].view(torch.int8), parts["weight_scale"]
+        return {"weight": stored, "scale": exponent.view(torch.float8_e8m0fnu)}, decoded
+    largest = weight.abs().unflatten(1, (-1, block)).unflatten(0, (-1, block)).amax((1, 3)).clamp(min=1e-4)
+    scale = (largest / 448).log2().ceil().exp2()
+    spread = scale.repeat_interleave(block, 0).repeat_interleave(block, 1)
+    stored = (weight / spread).to(torch.float8_e4m3fn)
+    return {"weight": stored, "scale": scale.to(torch.float8_e8m0fnu)}, stored.float() * spread
+
+
 def nvfp4_experts(weight: Tensor) -> Packed:
     """Of fused experts [E, K, N], as ModelOpt stores Llama 4's: transposed back after it has packed along K."""
     overall = (weight.abs().max() / (448 * 6)).float()

@@ -73,6 +73,10 @@ CASES: dict[str, tuple[Callable[[Tensor], Packed], dict[str, Any]]] = {
         partial(int8, group=24, symmetric=False),
         compressed("int-quantized", num_bits=8, group_size=24, **ASYMMETRIC),
     ),
+    "int8 of 4 bits": (  # as W4A8 is stored
+        partial(int8, group=16, symmetric=False),
+        compressed("int-quantized", num_bits=4, group_size=16, **ASYMMETRIC),
+    ),
     "fp8 blocks": (
         partial(fp8, block=(20, 28), dtype=torch.bfloat16),
         compressed_config("float-quantized", strategy="block", block_structure=[20, 28], **FLOATS),
