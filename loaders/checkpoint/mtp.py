@@ -32,7 +32,7 @@ from loaders.text_part import text_values
 # Heads of other families run if they are asked for, but are not chosen without being asked.
 KNOWN_FAMILIES = {
     "deepseek_v3", "exaone_moe", "glm4_moe", "glm4_moe_lite", "mellum", "qwen3_5_moe_text", "qwen3_5_text",
-    "qwen3_next", "solar_open",
+    "qwen3_next", "solar_open", "step3p5",
 }  # fmt: skip
 
 EMBEDDINGS, LAYER, NORM = "model.embed_tokens.", "model.layers.0.", "model.norm."

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from loaders.checkpoint.model_source import model_source
 from loaders.checkpoint.read_spec import read_config
@@ -23,7 +23,9 @@ from loaders.formats import read_format
 from loaders.formats.weights import told_apart
 from loaders.modules import dense_experts
 from loaders.modules.buffers import compute_buffers
+from loaders.modules.conversion import model_slices
 from loaders.modules.skeleton import Skeleton, explained, laid_out
+from loaders.modules.text_part import has_text_part, text_part
 from loaders.safetensors_files.headers import Checkpoint
 
 AFTER_NORM = -1
@@ -93,13 +95,11 @@ def mtp_skeleton(
     transformers' own, of a model of one layer. Raises UnsupportedModelError for families that this is not possible for.
     """
     config, inputs = _config_of_one_layer(target.config), HeadInputs()
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedModelError(f"{directory}: --draft mtp is not possible for {config.model_type} models.")
-    attention = target.config._attn_implementation
     with explained(directory), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
-        )
+        model = _model_of_one_layer(config, target, dtype)
+    if model is None or not model_slices(model, checkpoint.tensors):
+        raise UnsupportedModelError(f"{directory}: --draft mtp is not possible for {config.model_type} models.")
+    with explained(directory), torch.device("meta"):
         decoder = model.get_decoder()
         embeddings, output = target.model.get_input_embeddings(), target.model.get_output_embeddings()
         joined = JoinedEmbeddings(embeddings, decoder.norm, config.hidden_size, inputs, dtype)
@@ -114,6 +114,24 @@ def mtp_skeleton(
         packing = None
     skeleton = laid_out(model, dtype, checkpoint, packing)
     return HeadSkeleton(skeleton, inputs, (AFTER_NORM,), config.hidden_size, decoder, dtype)
+
+
+def _model_of_one_layer(config: PretrainedConfig, target: Skeleton, dtype: torch.dtype) -> PreTrainedModel | None:
+    """The target's text part with one layer; None if transformers has no class for it. config: the text model's, some
+    of which are run by the class of a multimodal model alone.
+    """
+    attention = target.config._attn_implementation
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
+        return model
+    whole = copy.deepcopy(target.model.config)
+    name = next((name for name in whole.sub_configs if type(getattr(whole, name, None)) is type(config)), None)
+    if name is None or not has_text_part(whole):
+        return None
+    setattr(whole, name, config)
+    return text_part(whole, dtype, attention)
 
 
 def _config_of_one_layer(config: PretrainedConfig) -> PretrainedConfig:

@@ -4,14 +4,16 @@ The head is a copy of the model's own last layer, a little changed, between rand
 """
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
 
+from tests.samples.multimodal import checkpoints as multimodal
 from tests.samples.tiny_models import BASE, make_checkpoint
 
 # How the config names the number of heads, and whether the head lies beside the model.
@@ -74,16 +76,31 @@ def head_tensors(tensors: dict[str, torch.Tensor], beside: bool, noise: float) -
 
 
 @cache
+def multimodal_with_head(family: str = "step3p7") -> Path:
+    """The same of a multimodal family, whose text model transformers runs by the class of the whole model alone."""
+    source = multimodal.checkpoint(family)
+    directory = Path(shutil.copytree(source, source.parent / f"{source.name} with a head"))
+    config = json.loads((directory / "config.json").read_text())
+    kind = {"mtp_layer_types": ["full_attention"], "mtp_mlp_layer_types": config["text_config"]["mlp_layer_types"][-1:]}
+    config["text_config"] |= {"num_nextn_predict_layers": 1, **kind}
+    (directory / "config.json").write_text(json.dumps(config))
+    return add_head(directory, beside=False)
+
+
+@cache
 def transformers_head(directory: Path) -> tuple[PreTrainedModel, Any]:
     """The model and its head as transformers alone runs them, in float32."""
     from transformers.modeling_layers import MtpModel
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    model.config.num_mtp_layers = 1
-    if getattr(model.config, "layer_types", None) and not getattr(model.config, "mtp_layer_types", None):
-        model.config.mtp_layer_types = ["full_attention"]
-    if getattr(model.config, "mlp_layer_types", None) and not getattr(model.config, "mtp_mlp_layer_types", None):
-        model.config.mtp_mlp_layer_types = ["sparse"]
+    whole = AutoConfig.from_pretrained(directory)
+    kind = AutoModelForCausalLM if whole.get_text_config(decoder=True) is whole else AutoModelForMultimodalLM
+    model = kind.from_pretrained(directory, dtype=torch.float32).eval()
+    config = model.config.get_text_config(decoder=True)
+    config.num_mtp_layers = 1
+    if getattr(config, "layer_types", None) and not getattr(config, "mtp_layer_types", None):
+        config.mtp_layer_types = ["full_attention"]
+    if getattr(config, "mlp_layer_types", None) and not getattr(config, "mtp_mlp_layer_types", None):
+        config.mtp_mlp_layer_types = ["sparse"]
     patterns = [*(model._keys_to_ignore_on_load_unexpected or []), rf"layers\.{LAYERS}\."]
     model._keys_to_ignore_on_load_unexpected = patterns
     return model, MtpModel.from_pretrained(model).eval()

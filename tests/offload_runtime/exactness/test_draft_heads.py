@@ -1,11 +1,13 @@
 """Heads for multi-token prediction: the text is the target's own, and the head computes what transformers' own does."""
 
+import shutil
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from offload_runtime import OffloadRuntime
 from offload_runtime.errors import UnsupportedModelError
@@ -16,10 +18,13 @@ from tests.offload_runtime.exactness.head_texts import (
     NEW_TOKENS,
     OPTIONS,
     long_readings,
+    read_texts,
     shared_readings,
     streamed_readings,
 )
-from tests.samples.mtp_models import FAMILIES, add_head, head_logits, model_with_head, save_known
+from tests.samples.mtp_models import FAMILIES, add_head, head_logits, model_with_head, multimodal_with_head, save_known
+from tests.samples.multimodal import checkpoints as multimodal
+from tests.samples.multimodal.families import is_built
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, make_checkpoint
 
 CLOSE = 2e-3  # of logits up to 10 or so, in float32: recurrent layers and routers of experts make differences larger
@@ -48,6 +53,30 @@ def test_resident_text_equals_generate(family, tree):
     with OffloadRuntime.from_pretrained(directory, "mtp", device="cpu", **{**OPTIONS, "tree": tree}) as runtime:
         reply = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
     assert reply.token_ids == greedy(directory, PROMPT, NEW_TOKENS)
+
+
+@pytest.mark.skipif(not is_built("step3p7"), reason="not in the installed transformers")
+def test_a_multimodal_model_drafts_with_its_head():
+    directory = multimodal_with_head()
+    with (
+        OffloadRuntime.from_pretrained(directory, "mtp", device="cpu", **OPTIONS) as runtime,
+        read_texts(runtime._models.draft) as read,
+    ):
+        reply = runtime.generate(PROMPT, max_new_tokens=24, temperature=0)
+    assert reply.token_ids == multimodal.greedy(directory, PROMPT, 24) and reply.stats.tokens_per_pass > 1
+    assert max(difference(directory, text, logits) for text, logits in read[::4]) < CLOSE
+
+
+def test_a_multimodal_model_whose_head_transformers_cannot_build_is_refused_by_name(tmp_path):
+    directory = shutil.copytree(multimodal.checkpoint("glm_ocr"), tmp_path / "model")
+    tensors, layers = load_file(directory / "model.safetensors"), "model.language_model.layers."
+    last = {name: tensor.clone() for name, tensor in tensors.items() if name.startswith(f"{layers}2.")}
+    head = {name.replace(f"{layers}2.", f"{layers}3."): tensor for name, tensor in last.items()}
+    shapes = {"eh_proj": (32, 64), "enorm": (32,), "hnorm": (32,)}
+    head |= {f"{layers}3.{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+    save_file({**tensors, **head}, directory / "model.safetensors")
+    with pytest.raises(UnsupportedModelError, match="--draft mtp is not possible for glm_ocr_text models"):
+        OffloadRuntime.from_pretrained(directory, "mtp", device="cpu")
 
 
 def test_a_model_without_a_head_is_refused_by_name():
