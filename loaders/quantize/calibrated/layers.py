@@ -61,7 +61,7 @@ def record_calls(
     try:
         for text in texts:
             model(input_ids=text, use_cache=False, logits_to_keep=1)
-    except (_Unexpected, TypeError) as error:
+    except (_Unexpected, *_MISSED) as error:
         raise UnsupportedModelError(
             f"{model.config.name_or_path or type(model).__name__}: its layers cannot be run one by one over a "
             "calibration text: they need more than the output of the layer before. Pack it without --calibration."
@@ -74,6 +74,14 @@ def record_calls(
 
 class _Unexpected(Exception):
     pass
+
+
+_MISSED = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    LookupError,
+)  # raised by models whose layers give more than one result
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from loaders.checkpoint.indexed import can_index
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.quantize.calibrated.calibration import LEAST_ROWS, Calibration, dequantized
 from loaders.quantize.calibrated.feedback import round_with_feedback
@@ -20,6 +21,7 @@ from loaders.quantize.rounding import pack_rows
 from loaders.quantize.write import write_quantized
 from loaders.safetensors_files.headers import StoredTensor, read_checkpoint
 from tests.samples.quantized_models import decoded_weight, model, packed_weights, quantization_of, stored_tensors
+from tests.samples.tiny_models import checkpoint
 
 BITS, GROUP = 4, 32
 CPU = torch.device("cpu")
@@ -100,8 +102,10 @@ def test_layer_by_layer_is_the_model(architecture):
             torch.testing.assert_close(last, logits, rtol=0, atol=1e-5)
 
 
-def test_layers_that_need_more_than_the_one_before_are_refused():
-    directory = model("gemma3n_text")
+@pytest.mark.parametrize("architecture", ["gemma3n_text", *(["glm_moe_dsa"] if can_index() else [])])
+def test_layers_that_need_more_than_the_one_before_are_refused(architecture):
+    """Keys of another layer, or the rows that it has selected."""
+    directory = checkpoint(architecture)
     whole = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     with pytest.raises(UnsupportedModelError, match=r"cannot be run one by one.*without --calibration"):
         record_calls(whole, whole.model.layers, list(tokens(2, 16)[:, None]))
