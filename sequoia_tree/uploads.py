@@ -25,11 +25,15 @@ def upload(values: NDArray[np.generic] | Sequence[int], device: torch.device) ->
     return _pinned(tensor).to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def upload_together(arrays: Sequence[NDArray[np.int64]], device: torch.device) -> list[Tensor]:
+def upload_together(arrays: Sequence[NDArray[np.int64] | NDArray[np.bool_]], device: torch.device) -> list[Tensor]:
     """Arrays on `device`, in their shapes, by one copy: every copy may have to wait for its turn on the link."""
-    packed = upload(np.concatenate([array.ravel() for array in arrays]), device)
-    parts = packed.split([array.size for array in arrays])
-    return [part.view(array.shape) for part, array in zip(parts, arrays)]
+    order = sorted(
+        range(len(arrays)), key=lambda number: arrays[number].dtype == np.bool_
+    )  # so that numbers lie aligned
+    packed = upload(np.concatenate([arrays[number].ravel().view(np.uint8) for number in order]), device)
+    parts = dict(zip(order, packed.split([arrays[number].nbytes for number in order])))
+    dtypes = [torch.bool if array.dtype == np.bool_ else torch.int64 for array in arrays]
+    return [parts[number].view(dtypes[number]).view(array.shape) for number, array in enumerate(arrays)]
 
 
 def reserve_uploads(device: torch.device) -> None:

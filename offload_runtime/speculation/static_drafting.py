@@ -14,7 +14,7 @@ from sequoia_tree.drafting.end_tokens import Endings
 from sequoia_tree.shaping.contexts import Text
 from sequoia_tree.shaping.settings import Sampling
 from sequoia_tree.tree import Tree
-from sequoia_tree.uploads import upload
+from sequoia_tree.uploads import upload_together
 from sequoia_tree.verification.sampling import highest_tokens
 
 Drawing = Callable[[Tensor, int, torch.Generator], Tensor]
@@ -31,6 +31,7 @@ class Level:
     (from 0). width: most children of a parent.
     """
 
+    width: int
     parents: Tensor
     visible: Tensor
     depths: Tensor
@@ -38,7 +39,6 @@ class Level:
     children: Tensor
     child_rows: Tensor
     child_numbers: Tensor
-    width: int
 
 
 class StaticDrafting:
@@ -121,25 +121,18 @@ def _inner_nodes(tree: Tree) -> NDArray[np.int64]:
 
 
 def _levels(tree: Tree, root_is_text: bool, device: torch.device) -> list[Level]:
+    """By one upload for all of them: a tree is made anew whenever the choice of it changes."""
     inner = _inner_nodes(tree)
     ancestors = tree.ancestor_mask()
-    levels = []
+    arrays, widths = [], []
     for depth in range(tree.depth):
         parents = inner[tree.depth_array[inner] == depth]
         columns = inner[(tree.depth_array[inner] <= depth) & (inner >= root_is_text)]
         children = np.flatnonzero(np.isin(tree.parent_array, parents))
         rows = np.searchsorted(parents, tree.parent_array[children])
         numbers = tree.child_number_array[children] - 1
-        levels.append(
-            Level(
-                parents=upload(parents, device),
-                visible=upload(ancestors[parents][:, columns], device),
-                depths=upload(tree.depth_array[columns], device),
-                ancestors=upload(ancestors[parents], device),
-                children=upload(children, device),
-                child_rows=upload(rows, device),
-                child_numbers=upload(numbers, device),
-                width=int(numbers.max()) + 1,
-            )
-        )
-    return levels
+        visible, depths = ancestors[parents][:, columns], tree.depth_array[columns]
+        arrays.append((parents, visible, depths, ancestors[parents], children, rows, numbers))
+        widths.append(int(numbers.max()) + 1)
+    tensors = iter(upload_together([array for level in arrays for array in level], device)) if arrays else iter(())
+    return [Level(width, *(next(tensors) for _ in level)) for level, width in zip(arrays, widths)]

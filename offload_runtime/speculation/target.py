@@ -13,7 +13,7 @@ from offload_runtime.model.pass_part import PassPart, run_parts, text_part
 from offload_runtime.model.rows import text_and_tree_rows
 from offload_runtime.speculation.draft_tree import DraftTree
 from sequoia_tree.tree import Tree
-from sequoia_tree.uploads import upload
+from sequoia_tree.uploads import upload, upload_together
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class _TreeShape:
 
     @classmethod
     def of(cls, tree: Tree, device: torch.device) -> "_TreeShape":
-        return cls(tree, upload(tree.ancestor_mask(), device), upload(tree.depth_array, device))
+        return cls(tree, *upload_together([tree.ancestor_mask(), tree.depth_array], device))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ WAITS = {"sequoia": 2, "adaptive": 3, "n-gram": 1}
 # Most uploads of a step; each waits behind a piece of a layer.
 UPLOADS = {
     "sequoia": {"greedy": 5, "sampled": 6, "shaped": 13},
-    "adaptive": {"greedy": 9, "sampled": 11, "shaped": 16},
+    "adaptive": {"greedy": 8, "sampled": 10, "shaped": 15},
     "n-gram": {"greedy": 4, "sampled": 4, "shaped": 7},
 }
 

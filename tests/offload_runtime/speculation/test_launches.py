@@ -1,6 +1,7 @@
 """Kernels that a step launches beside the models' own: their number grows with the tree's depth, not with its nodes."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from offload_runtime.model.pass_part import PassPart
+from offload_runtime.speculation import static_drafting
 from offload_runtime.speculation.adaptive_drafting import AdaptiveDrafting
 from offload_runtime.speculation.draft import Growth, joined
 from offload_runtime.speculation.draft_tree import DraftTree
@@ -98,6 +100,21 @@ class RandomDraft:
 
     def run(self, parts: Sequence[PassPart]) -> list[torch.Tensor]:
         return [self._logits[: part.wanted] for part in parts]
+
+
+@pytest.mark.parametrize("root_is_text", [True, False])
+def test_a_new_static_tree_is_uploaded_at_once(cuda, root_is_text):
+    tree = optimal_tree(FLAT, 768, 10)
+    with cuda.counting() as counts:
+        there = static_drafting._levels(tree, root_is_text, CUDA)
+    assert counts.uploads.total() == 1 and not counts.waits
+    for one, level in zip(there, static_drafting._levels(tree, root_is_text, torch.device("cpu")), strict=True):
+        for field in fields(static_drafting.Level):
+            here, moved = getattr(level, field.name), getattr(one, field.name)
+            assert (
+                here == moved if field.name == "width" else torch.equal(here, moved.cpu()) and here.dtype == moved.dtype
+            )
+    assert len(there) == 10 and there[0].visible.dtype == torch.bool and there[0].children.dtype == torch.int64
 
 
 def drafting(cuda: PretendCuda, size: int, depth: int, temperature: float = 0.6) -> Counts:
