@@ -11,10 +11,8 @@ import shutil
 import tempfile
 
 import pytest
-import torch
 from hypothesis import settings
 
-torch.set_num_threads(1)
 settings.register_profile("shared", deadline=None)  # times of a machine that others use, too, say nothing
 settings.load_profile("shared")
 _CACHE = tempfile.mkdtemp(prefix="sequoia-offload-cache-")
@@ -23,8 +21,18 @@ os.environ["SEQUOIA_OFFLOAD_STATE"] = f"{_CACHE}/state"
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The process that hands tests to others needs no torch: they start the sooner."""
+    if not config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        import torch
+
+        torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the GPU are skipped, with the reason, where there is none."""
+    import torch
+
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):  # not a keyword: those are also the names of folders, the checkout's too
