@@ -20,6 +20,7 @@ from loaders.modules.experts import choice_among, position_of_choice
 from loaders.modules.quantized import Packed
 from loaders.modules.skeleton import DecodedParameter
 
+Check = Callable[[list[Packed], Tensor | None], None]
 Owned = tuple[nn.Module, str, DecodedParameter]  # the module that holds a parameter, and its name there
 
 
@@ -42,11 +43,15 @@ def scratch_bytes(parameters: Iterable[DecodedParameter]) -> int:
 
 
 def decode_before_use(
-    parameters: Iterable[DecodedParameter], scratch: Tensor, unless: Callable[[], bool] = bool
+    parameters: Iterable[DecodedParameter],
+    scratch: Tensor,
+    unless: Callable[[], bool] = bool,
+    check: Check = lambda weights, chosen: None,
 ) -> list[RemovableHandle]:
     """Register hooks that dequantize every module's parameters into `scratch` (uint8, on the device).
 
-    unless: where it says so, other weights are bound already, and nothing is dequantized.
+    unless: where it says so, other weights are bound already, and nothing is dequantized. check: called with what is
+    dequantized next, and the experts that are routed.
     """
     handles: list[RemovableHandle] = []
     owners = _by_user(parameters)
@@ -59,7 +64,7 @@ def decode_before_use(
             view = parameter.packed.view(memory)
             targets.append(_Target(holder, leaf, parameter.packed, view, nn.Parameter(view, requires_grad=False)))
             begin += aligned(parameter.nbytes)
-        handles.append(module.register_forward_pre_hook(_decode(targets, module, unless), with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(_decode(targets, module, unless, check), with_kwargs=True))
         handles.append(module.register_forward_hook(_forget(targets)))
     return handles
 
@@ -88,14 +93,15 @@ def _nbytes(owned: list[Owned]) -> int:
 
 
 def _decode(
-    targets: list[_Target], module: nn.Module, unless: Callable[[], bool]
+    targets: list[_Target], module: nn.Module, unless: Callable[[], bool], check: Check
 ) -> Callable[[nn.Module, Any, Any], None]:
-    at = position_of_choice(module)
+    at, weights = position_of_choice(module), [target.packed for target in targets]
 
     def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
         if unless():
             return
         chosen = choice_among(args, kwargs, at)
+        check(weights, chosen)
         for target in targets:
             decode_stack(target.packed, target.out, chosen if target.packed.experts else None)
             target.holder._parameters[target.leaf] = target.parameter

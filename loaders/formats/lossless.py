@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 
 from loaders.errors import ModelFilesError
 from loaders.formats.schemes import Lossless
@@ -14,6 +15,12 @@ from loaders.safetensors_files.headers import StoredTensor
 
 METHOD = "lossless"
 CHECKSUM = "checksum"  # of a code and its rest; files of earlier versions have none
+MARK = "packed_from"  # the fingerprint of the files that were packed; those of an earlier version have none
+
+
+def seed_of(mark: str) -> int:
+    """What is added, modulo 2^64, to the checksums of files with this mark: files of another model have others."""
+    return int.from_bytes(sha256(mark.encode()).digest()[:8], "little", signed=True) if mark else 0
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,7 @@ class LosslessFormat:
     """Weights [N, K] of which `NAME.top` is [N, K / 32]; K holds whole groups and N * K whole blocks."""
 
     bits: int
+    mark: str = ""
 
     @property
     def label(self) -> str:
@@ -28,7 +36,10 @@ class LosslessFormat:
 
     @classmethod
     def read(cls, settings: Settings) -> LosslessFormat:
-        return cls(settings.choice("bits", tuple(RUNS)))
+        mark = settings.values.get(MARK, "")
+        if not isinstance(mark, str):
+            raise settings.unsupported(f"{MARK} is {mark!r:.80}; a text can be used")
+        return cls(settings.choice("bits", tuple(RUNS)), mark)
 
     def weights(self, tensors: Tensors) -> Iterator[PackedWeight]:
         for base in base_names(tensors, ".code"):
@@ -56,7 +67,7 @@ class LosslessFormat:
         }
         has_checksum = f"{name}.{CHECKSUM}" in tensors
         checksum = take(tensors, f"{name}.{CHECKSUM}", ["I64"], (1,), because=because) if has_checksum else None
-        return PackedWeight(name, shape, Lossless(self.bits, apart.dtype), operands, checksum)
+        return PackedWeight(name, shape, Lossless(self.bits, apart.dtype), operands, checksum, seed_of(self.mark))
 
 
 def _some(tensor: StoredTensor, least: int) -> StoredTensor:

@@ -36,6 +36,7 @@ class PackedWeight:
     scheme: Scheme
     operands: Mapping[str, StoredTensor]
     checksum: StoredTensor | None = None  # over all operands, where these may be kept apart; it is never streamed
+    seed: int = 0  # what was added to it
 
     @property
     def stored(self) -> tuple[StoredTensor, ...]:

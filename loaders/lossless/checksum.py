@@ -15,21 +15,27 @@ ROLES = ("code", "top", "begin", "fixed", "further", "apart_at", "apart")
 
 
 @torch.inference_mode()
-def checksum(operands: Mapping[str, Tensor]) -> Tensor:
-    """Of the fields of `Encoded`, int64 [1], on their device: a sum modulo 2^64, so the order of adding is free."""
-    total = torch.zeros(1, dtype=torch.int64, device=operands["code"].device)
+def checksum(operands: Mapping[str, Tensor], count: int = 1) -> Tensor:
+    """Of the fields of `Encoded`, int64 [count], on their device: a sum modulo 2^64, so the order of adding is free.
+
+    count: of weights whose fields are stacked, [count, ...].
+    """
+    total = torch.zeros(count, dtype=torch.int64, device=operands["code"].device)
     for role in ROLES:
-        total = _mixed(total + _of_bytes(operands[role].contiguous().view(-1).view(torch.uint8)))
+        total = _mixed(total + _of_bytes(operands[role].contiguous().view(count, -1).view(torch.uint8)))
     return total
 
 
 def _of_bytes(stored: Tensor) -> Tensor:
-    total = torch.full((1,), len(stored), dtype=torch.int64, device=stored.device)
-    for begin in range(0, len(stored), 8 * WORDS):
-        part = stored[begin : begin + 8 * WORDS]
-        words = F.pad(part, (0, -len(part) % 8)).view(torch.int64)
-        places = torch.arange(begin // 8, begin // 8 + len(words), device=stored.device)
-        total += _mixed(words + places.mul_(_signed(STEP))).sum()
+    """Of each row."""
+    count, length = stored.shape
+    total = torch.full((count,), length, dtype=torch.int64, device=stored.device)
+    step = 8 * max(WORDS // count, 1)
+    for begin in range(0, length, step):
+        part = stored[:, begin : begin + step]
+        words = F.pad(part, (0, -part.shape[1] % 8)).contiguous().view(torch.int64)
+        places = torch.arange(begin // 8, begin // 8 + words.shape[1], device=stored.device)
+        total += _mixed(words + places.mul_(_signed(STEP))).sum(1)
     return total
 
 

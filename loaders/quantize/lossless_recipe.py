@@ -15,7 +15,7 @@ from typing import Any
 
 from loaders.checkpoint.read_spec import LAYER_NUMBER
 from loaders.errors import UnsupportedModelError
-from loaders.formats.lossless import CHECKSUM, METHOD, LosslessFormat
+from loaders.formats.lossless import CHECKSUM, MARK, METHOD, LosslessFormat
 from loaders.lossless.bins import KINDS, PADDING, Bins, can_encode, stored_shapes
 from loaders.quantize.recipe import EXPERT, KEPT, TRANSPOSED_MODELS
 from loaders.safetensors_files.headers import Checkpoint, StoredTensor
@@ -75,9 +75,9 @@ class LosslessRecipe:
         shards = lay_out(self._results(), directory)
         return Checkpoint(directory, {tensor.name: tensor for shard in shards.values() for tensor in shard})
 
-    def config(self, source: Mapping[str, Any]) -> dict[str, Any]:
-        """config.json of the result, given that of the source."""
-        return {**source, "quantization_config": {"quant_method": METHOD, "bits": self.bits}}
+    def config(self, source: Mapping[str, Any], mark: str = "") -> dict[str, Any]:
+        """config.json of the result, given that of the source. mark: of the files, see `LosslessFormat`."""
+        return {**source, "quantization_config": {"quant_method": METHOD, "bits": self.bits, MARK: mark}}
 
     def _is_packed(self, tensor: StoredTensor) -> bool:
         is_weight = tensor.name.endswith(".weight") and tensor.dtype in KINDS and len(tensor.shape) == 2

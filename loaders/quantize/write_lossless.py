@@ -18,7 +18,7 @@ from torch import Tensor
 
 from loaders.checkpoint.read_spec import read_config
 from loaders.errors import ModelFilesError
-from loaders.formats.lossless import CHECKSUM
+from loaders.formats.lossless import CHECKSUM, seed_of
 from loaders.lossless.bins import CODE, KINDS, Bins
 from loaders.lossless.checksum import checksum
 from loaders.lossless.encode import Encoded, encode
@@ -82,12 +82,13 @@ def write_lossless(
         with one_thread_an_operation(), ThreadPoolExecutor(cores()) as pool:
             for file, unit in zip(_files(work, units), units.values()):
                 if not file.exists():
-                    _write_unit(file, _encoded_unit(unit, packed, recipe.bits, pool))
+                    _write_unit(file, _encoded_unit(unit, packed, recipe.bits, seed_of(fingerprint), pool))
                 done += sum(tensor.nbytes for tensor in unit)
                 if progress:
                     progress(done, total)
         write_index(work, {file: list(read_header(file).values()) for file in _files(work, units)})
-        write_others(recipe.source.directory, recipe.config(read_config(recipe.source.directory)), work)
+        config = recipe.config(read_config(recipe.source.directory), fingerprint)
+        write_others(recipe.source.directory, config, work)
         report = QuantizationReport(str(recipe.source.directory), fingerprint, recipe.label, 0.0, 0.0, "", {})
         report.write(work)
         with interrupts_deferred():
@@ -115,7 +116,9 @@ def _files(work: Path, units: Mapping[str, object]) -> Iterator[Path]:
     return (work / f"model-{number:05}-of-{len(units):05}.safetensors" for number in range(1, len(units) + 1))
 
 
-def _encoded_unit(unit: Sequence[StoredTensor], packed: set[str], bits: int, pool: ThreadPoolExecutor) -> Tensors:
+def _encoded_unit(
+    unit: Sequence[StoredTensor], packed: set[str], bits: int, seed: int, pool: ThreadPoolExecutor
+) -> Tensors:
     """The tensors of a layer as they will be stored: codes before what streams where they stay on the device."""
     matrices = [tensor for tensor in unit if tensor.name in packed]
     encoded = dict(zip(matrices, pool.map(partial(_encoded, bits=bits), matrices)))
@@ -130,7 +133,7 @@ def _encoded_unit(unit: Sequence[StoredTensor], packed: set[str], bits: int, poo
             rests |= {matrix.name: _read(matrix) for matrix in stack}
             continue
         for matrix, one in zip(stack, alike):
-            codes[f"{matrix.name}.{CHECKSUM}"] = checksum(vars(one))
+            codes[f"{matrix.name}.{CHECKSUM}"] = checksum(vars(one)) + seed
             for role, tensor in vars(one).items():
                 (codes if role in CODE else rests)[f"{matrix.name}.{role}"] = tensor
     return codes | rests

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
+from inspect import signature
 from itertools import accumulate
 from itertools import count as count_up
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, cache_utils
 from transformers.cache_utils import (
     Cache,
@@ -324,3 +325,20 @@ def shares_rows(config: PretrainedConfig) -> bool:
     """Whether some layers read what others have cached, so that it has to stay on the device for a whole pass."""
     text = config.get_text_config(decoder=True)
     return any(getattr(text, "kv_sharing_modes", None) or ()) or bool(getattr(text, "num_kv_shared_layers", 0))
+
+
+def cache_argument(model: nn.Module, cache: TreeCache) -> str:
+    """The name of the model's cache argument; pure state-space models use another one.
+
+    Raises UnsupportedModelError for a model that accepts no cache or no position ids. Without position ids it counts
+    the rows in its cache (as for ALiBi), and the rows of a tree are not in the order of the text.
+    """
+    parameters = signature(model.forward).parameters
+    if cache.has_states and not cache.has_rows and "cache_params" in parameters:
+        return "cache_params"
+    if not {"past_key_values", "position_ids"} <= parameters.keys():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no positions or no cache from outside, so it cannot run over a tree of "
+            f"drafts. {WHAT_RUNS}."
+        )
+    return "past_key_values"

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import torch
@@ -16,23 +15,23 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from loaders.checkpoint.recurrent import can_branch
-from loaders.checkpoint.refused import WHAT_RUNS
 from loaders.dequantize.at_load import decode_layer, fill_decoded
 from loaders.dequantize.hooks import decode_before_use, scratch_bytes
-from loaders.dequantize.lossless.pairs import check_pairs
+from loaders.dequantize.lossless.pairs import UncheckedPairs
 from loaders.io.reader import WeightReader
 from loaders.io.row_reader import RowReader
 from loaders.modules.experts import Experts, choice_among, position_of_choice, routed_among
 from loaders.modules.layout import Layout
+from loaders.modules.quantized import Packed
 from loaders.modules.row_tables import RowTable
 from loaders.modules.skeleton import Skeleton, UnitLayout, make_parameters
 from loaders.progress import ByteProgress
 from loaders.quantize.interrupts import interrupts_deferred
 from loaders.safetensors_files.headers import Checkpoint
-from offload_runtime.errors import Interrupted, UnsupportedModelError
+from offload_runtime.errors import Interrupted
 from offload_runtime.model.attention import attending
 from offload_runtime.model.indexed_attention.adapted import follow_rows
-from offload_runtime.model.kv_cache import TreeCache
+from offload_runtime.model.kv_cache import TreeCache, cache_argument
 from offload_runtime.model.length_rotations import TextLengths
 from offload_runtime.model.linear_attention.wrappers import let_branch
 from offload_runtime.model.model_placement import ModelPlacement
@@ -84,7 +83,7 @@ class Model:
         follow_rows(skeleton.model)
         how = (sequences, travelling, branching, placement.rows_in_8_bits)
         self.cache = cache_class(skeleton.config, placement.capacity, memory.add, *how)
-        self._cache_argument = _cache_argument(skeleton.model, self.cache)
+        self._cache_argument = cache_argument(skeleton.model, self.cache)
         layers, limit = units_of(skeleton, checkpoint), placement.pinned_limit
         placed = (*placement.tiers, *[Tier.DEVICE] * (len(layers) - len(placement.tiers)))
         try:
@@ -292,11 +291,12 @@ class Model:
         """Bind the modules to their weights: resident, streamed, or dequantized before use."""
         layers = (*skeleton.layers, skeleton.embeddings_and_head)
         quantized = [parameter for layer in layers[dequantized:] for parameter in layer.packed.values()]
+        self._pairs = UncheckedPairs(parameter.packed for parameter in skeleton.packed)
         fill_decoded(skeleton, self._weights.resident[len(skeleton.layers)])
         self._bind_resident((*layers, *skeleton.codes), dequantized, on_dequantizing)
         self._hooks += self._add_hooks(skeleton.layers)
         scratch = self._memory.empty(scratch_bytes(quantized))
-        self._hooks += decode_before_use(quantized, scratch, lambda: self._runs_copy)
+        self._hooks += decode_before_use(quantized, scratch, lambda: self._runs_copy, self._check_pairs)
         for table in (module for module in skeleton.model.modules() if isinstance(module, RowTable)):
             self._tables.append(RowReader(table.parts))
             table.open(self._tables[-1].read)
@@ -309,9 +309,9 @@ class Model:
         with interrupts_deferred() as check_interrupts:
             for index in reversed([*self._weights.resident]):  # codes first; nothing else refers to their buffers
                 layer = layers[index]
-                if layer.code:
+                if layer.decoded:
                     layer.bind(make_parameters(layer.layout, self._weights.resident[index]))
-                    check_pairs(layer)
+                    self._pairs.check(parameter.packed for parameter in layer.packed.values())
                 if index >= dequantized or layer.decoded is None:
                     layer.bind(make_parameters(layer.layout, self._weights.resident[index]))
                     continue
@@ -344,6 +344,10 @@ class Model:
                 fetch = self._fetch_experts(layer.experts)
                 yield layer.experts.module.register_forward_pre_hook(fetch, with_kwargs=True)
             yield layer.module.register_forward_hook(self._release)
+
+    def _check_pairs(self, weights: Sequence[Packed], chosen: Tensor | None) -> None:
+        if not (self._weights.ring and self._weights.ring.is_paused):  # then slots hold bytes of other layers
+            self._pairs.check(weights, chosen if self._weights.lacks_experts else None)
 
     def _begin_layer(self, module: nn.Module, args: Any) -> None:
         if not self._in_one_piece:
@@ -380,20 +384,3 @@ class Model:
     def _release(self, module: nn.Module, args: Any, output: Any) -> None:
         assert self._weights.ring is not None
         self._weights.ring.release()
-
-
-def _cache_argument(model: nn.Module, cache: TreeCache) -> str:
-    """The name of the model's cache argument; pure state-space models use another one.
-
-    Raises UnsupportedModelError for a model that accepts no cache or no position ids. Without position ids it counts
-    the rows in its cache (as for ALiBi), and the rows of a tree are not in the order of the text.
-    """
-    parameters = signature(model.forward).parameters
-    if cache.has_states and not cache.has_rows and "cache_params" in parameters:
-        return "cache_params"
-    if not {"past_key_values", "position_ids"} <= parameters.keys():
-        raise UnsupportedModelError(
-            f"{type(model).__name__} takes no positions or no cache from outside, so it cannot run over a tree of "
-            f"drafts. {WHAT_RUNS}."
-        )
-    return "past_key_values"

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loaders.dequantize.lossless.pairs import check_pairs
 from loaders.dequantize.stacks import decode_stack
 from loaders.modules.experts import Experts
 from loaders.modules.skeleton import Skeleton, UnitLayout, make_parameters
@@ -97,7 +96,7 @@ class SelfDraftingModel(Model):
         if layer.decoded is None:
             return given
         layer.bind(make_parameters(layer.layout, slot))
-        check_pairs(layer)
+        self._pairs.check(parameter.packed for parameter in layer.packed.values())
         views = self._copies.views(number)
         for name, view in views.items():
             if layer.code and name in layer.code.packed:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loaders.checkpoint.low_bit_copy import with_resident_codes
 from loaders.checkpoint.read_spec import read_spec
-from loaders.dequantize.lossless.pairs import check_pairs
+from loaders.dequantize.lossless.pairs import UncheckedPairs
 from loaders.dequantize.stacks import decode_stack
 from loaders.errors import ModelFilesError
 from loaders.io.byte_ranges import ByteRanges, bytes_on_disk
@@ -55,7 +55,8 @@ def restored(skeleton: Skeleton, stored: Checkpoint) -> dict[str, Tensor]:
             assert layer.code is not None
             filled(reader, layer.code, of_code)
             filled(reader, layer, ranges)
-            check_pairs(layer)
+            packed = [parameter.packed for parameter in layer.packed.values()]
+            UncheckedPairs(packed).check(packed)
             for parameter in layer.code.packed.values():
                 weights[parameter.name] = torch.empty(parameter.packed.shape, dtype=parameter.dtype)
                 decode_stack(parameter.packed, weights[parameter.name])
@@ -140,6 +141,13 @@ def test_a_checksum_tells_orders_apart():
         values.add(checksum({**operands, role: operands[role].flip(0)}).item())
         values.add(checksum({**operands, role: operands[role][:-1]}).item())
     assert len(values) == 1 + 2 * len(ROLES)
+
+
+def test_stacked_weights_have_the_checksums_of_each():
+    generator = torch.Generator().manual_seed(0)
+    stacked = {role: torch.randint(0, 256, (3, 1003), dtype=torch.uint8, generator=generator) for role in ROLES}
+    singly = [checksum({role: stacked[role][number] for role in ROLES}) for number in range(3)]
+    assert torch.equal(checksum(stacked, 3), torch.cat(singly)) and len(torch.cat(singly).unique()) == 3
 
 
 def test_a_checksum_of_many_words_is_that_of_parts(monkeypatch):

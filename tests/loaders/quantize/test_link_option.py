@@ -1,5 +1,6 @@
 """`--link packed`: the weights are restored bit for bit, whatever crosses the link, which is 0.7 of their bytes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loaders.cache_directory import cache_directory
+from loaders.dequantize.lossless import pairs
+from loaders.dequantize.lossless.pairs import UncheckedPairs
 from loaders.dequantize.plain import decode
 from loaders.errors import ModelFilesError, UnsupportedModelError
 from loaders.quantize import lossless_recipe, write_lossless
@@ -16,9 +19,10 @@ from offload_runtime import OffloadRuntime
 from offload_runtime.errors import UsageError
 from offload_runtime.options.run_options import DEMO_TARGET, Options
 from offload_runtime.planning.planning import prepare
+from scheduler.plan.expert_choice import ExpertChoice
 from scheduler.plan.plan import Tier
 from tests.samples.quantized_models import packed_weights, stored_tensors
-from tests.samples.sixteen_bit_models import SIZES, heavy_tailed, in_16_bits, packed_directory
+from tests.samples.sixteen_bit_models import SIZES, changed_files, heavy_tailed, in_16_bits, packed_directory
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 NEW_TOKENS = 16
@@ -69,9 +73,10 @@ def test_packed_models_write_the_models_own_text(family, dtype, tmp_path):
         assert torch.equal(out.view(torch.int16), before[name].view(torch.int16))
 
 
-def test_weights_that_were_changed_change_the_text(source, tmp_path):
-    """The negative control: the text does come from the packed files."""
+def test_weights_that_were_changed_change_the_text(source, monkeypatch):
+    """The negative control: the text does come from the packed files, and nothing but the checksums would notice."""
     expected, _ = text(source)
+    monkeypatch.setattr(UncheckedPairs, "check", lambda *weights: None)
     directory = packed_directory()
     for file in directory.glob("*.safetensors"):
         tensors = load_file(file)
@@ -79,6 +84,53 @@ def test_weights_that_were_changed_change_the_text(source, tmp_path):
             tensors[name] ^= 0x55
         save_file(tensors, file, {"format": "pt"})
     assert text(source)[0] != expected
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_a_damaged_bit_is_refused_by_name(family, resident, tmp_path):
+    """Where codes and rests stream together, too; of experts, those that a pass is routed to."""
+    source = in_16_bits(checkpoint(family, **SIZES), tmp_path / "model")
+    text(source, draft="none")
+
+    def damaged(name, tensor):
+        if "layers.1." in name and name.endswith(".fixed"):
+            tensor[-1] ^= 0x80
+        return tensor
+
+    changed_files(packed_directory(), damaged)
+    with pytest.raises(ModelFilesError, match=r"the code and the rest of model.layers.1.* or are damaged"):
+        if resident:
+            OffloadRuntime.from_pretrained(source, "none", device="cpu", link="packed", context_length=96)
+        else:
+            text(source, draft="none")
+
+
+def test_single_experts_are_checked_when_they_come(tmp_path, monkeypatch):
+    """Each once, however few a pass is routed to."""
+    source = in_16_bits(checkpoint("qwen3_moe", **SIZES), tmp_path / "model")
+    sums, checked = pairs.checksum, []
+    monkeypatch.setattr(pairs, "checksum", lambda operands, count: (checked.append(count), sums(operands, count))[1])
+    monkeypatch.setattr(ExpertChoice, "only_routed", lambda *facts: True)
+    with streaming_runtime(source, "none", context_length=96, link="packed", dtype="float32") as runtime:
+        runtime.generate([5], max_new_tokens=1, temperature=0)
+        first = sum(checked)
+        written = runtime.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0).token_ids
+        assert written == greedy(source, PROMPT, NEW_TOKENS)
+        weights = packed_weights(packed_directory())
+        assert first < sum(checked) <= len(weights)
+
+
+def test_files_of_another_model_are_refused(source, tmp_path):
+    """Of the same shapes, with whole pairs: only their mark tells that the weights are others."""
+    other = in_16_bits(checkpoint("llama", seed=3, **SIZES), tmp_path / "other")
+    text(source)
+    kept = packed_directory()
+    text(other, quantized_directory=tmp_path / "packed")
+    file = sorted(kept.glob("*.safetensors"))[-1]
+    shutil.copyfile(tmp_path / "packed" / file.name, file)
+    with pytest.raises(ModelFilesError, match=r"the code and the rest of model.layers.2.* are not those of the same"):
+        text(source)
 
 
 def test_bytes_of_a_pass(source):

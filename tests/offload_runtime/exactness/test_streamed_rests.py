@@ -7,11 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from loaders.dequantize.lossless.pairs import UncheckedPairs
 from loaders.errors import ModelFilesError
 from offload_runtime import OffloadRuntime
 from offload_runtime.errors import UsageError
-from offload_runtime.model import model as models
-from offload_runtime.model.low_bits import self_drafting
 from offload_runtime.options.run_options import DEMO_TARGET
 from scheduler.plan.plan import Tier
 from tests.offload_runtime.exactness import test_sampling_exactness as sampling
@@ -159,8 +158,7 @@ def test_without_the_check_other_weights_would_write_another_text(source, monkey
     """The control: the text comes from the code on the device, and nothing else would notice."""
     expected = text(source)
     exchanged("code")
-    for module in (models, self_drafting):
-        monkeypatch.setattr(module, "check_pairs", lambda layer: None)
+    monkeypatch.setattr(UncheckedPairs, "check", lambda *weights: None)
     assert text(source) != expected
 
 
