@@ -212,15 +212,20 @@ def test_files_without_a_head_are_refused_by_name_as_drafts():
         streaming_runtime(family_file("glm4moe"), "mtp", context_length=112)
 
 
-def test_glm4v_files_are_refused_by_name(tmp_path):
-    """They are of GLM 4's architecture, and would give another text."""
-    sections = ([8, 12, 12, 0], [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32])
+SECTIONS = ([8, 12, 12, 0], [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.INT32])
+ROTATES = (True, [gguf.GGUFValueType.BOOL])
+OTHERS = {  # under the name of a known architecture, which would give another text
+    "GLM-4V": ("glm4", lambda values, tensors: values.update({"glm4.rope.dimension_sections": SECTIONS})),
+    "Bamba": ("granitehybrid", lambda v, tensors: v.update({"granitehybrid.rope.scaling.finetuned": ROTATES})),
+    "output layer is the embedding": ("falcon-h1", lambda values, tensors: tensors.pop("output.weight")),
+}
 
-    def change(values, tensors):
-        values["glm4.rope.dimension_sections"] = sections
 
-    with pytest.raises(UnsupportedModelError, match="GLM-4V"):
-        read_config(rewritten(family_file("glm4"), tmp_path, change))
+@pytest.mark.parametrize("fault", OTHERS)
+def test_other_models_under_the_same_name_are_refused(fault, tmp_path):
+    case, change = OTHERS[fault]
+    with pytest.raises(UnsupportedModelError, match=fault):
+        read_config(rewritten(family_file(case), tmp_path, change))
 
 
 UINT32 = [gguf.GGUFValueType.UINT32]
@@ -250,6 +255,21 @@ DAMAGED = {
         "qwen35",
         lambda v, t: v.update({"qwen35.ssm.group_count": (4, UINT32)}),
         "rows|part of",
+    ),
+    "an activation function without a value": (
+        "apertus",
+        lambda v, t: v.pop("xielu.beta"),
+        "xielu.beta must list a number for each of 3 layers",
+    ),
+    "fewer hidden states than matrices": (
+        "gemma3n",
+        lambda v, t: v.update({"gemma3n.altup.num_inputs": (3, UINT32)}),
+        "a matrix for each hidden state but one",
+    ),
+    "layers of attention side by side": (
+        "jamba",
+        lambda v, t: v.update({"jamba.attention.head_count_kv": ([0, 2, 2, 0], v["jamba.attention.head_count_kv"][1])}),
+        "which no Jamba model has",
     ),
     "a latent of another width": (
         "deepseek v3",
