@@ -97,7 +97,10 @@ def mtp_skeleton(
     config, inputs = _config_of_one_layer(target.config), HeadInputs()
     with explained(directory), torch.device("meta"):
         model = _model_of_one_layer(config, target, dtype)
-    if model is None or not model_slices(model, checkpoint.tensors):
+    packing = read_format(read_config(directory), model_source(directory).config_file)
+    contents = told_apart(packing, checkpoint)
+    stand_ins = {name: weight.stand_in for name, weight in contents.packed.items()}
+    if model is None or not (model_slices(model, contents.plain) or model_slices(model, stand_ins)):
         raise UnsupportedModelError(f"{directory}: --draft mtp is not possible for {config.model_type} models.")
     with explained(directory), torch.device("meta"):
         decoder = model.get_decoder()
@@ -109,10 +112,7 @@ def mtp_skeleton(
         model.set_experts_implementation(dense_experts.NAME)
     with explained(directory):
         compute_buffers(model, torch.device(device))
-    packing = read_format(read_config(directory), model_source(directory).config_file)
-    if packing is not None and not told_apart(packing, checkpoint).packed:
-        packing = None
-    skeleton = laid_out(model, dtype, checkpoint, packing)
+    skeleton = laid_out(model, dtype, checkpoint, packing if contents.packed else None)
     return HeadSkeleton(skeleton, inputs, (AFTER_NORM,), config.hidden_size, decoder, dtype)
 
 
