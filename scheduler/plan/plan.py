@@ -46,7 +46,7 @@ class Plan:
     """Sizes in bytes, bandwidths in bytes per second, times in seconds; None for unknown values.
 
     `tiers` has one entry per layer. The first `decoded` layers are dequantized while they are loaded, other quantized
-    layers before every use; `dequantized_by`, on a GPU with quantized weights: "fused kernels" or "plain torch".
+    layers before every use; `dequantized_by`, on a GPU that dequantizes: "fused kernels" or "plain torch".
     `context_wanted` is what `context_length` would be with enough memory. The tree has at most `tree_size` nodes, root
     included, none deeper than `tree_depth`; with nothing to draft it is the root alone. `rows` is the most query tokens
     of one pass: prompts are read in such chunks. `texts` share a pass, whose trees have at most `nodes` nodes together;
@@ -281,7 +281,7 @@ def _plan(request: PlanRequest, shape: PassShape, placement: Placement, decoded:
         weight_bytes=weight_bytes(request.spec),
         tiers=tiers,
         decoded=decoded,
-        dequantized_by=_dequantized_by(request),
+        dequantized_by=_dequantized_by(request, shape),
         slots=placement.slots,
         slot_bytes=placement.slot_bytes,
         context_length=shape.context_length,
@@ -329,8 +329,8 @@ def _left_to_layers(machine: Machine, kv_bytes: int) -> Machine:
     return machine if limit is None or not kv_bytes else replace(machine, pinned_limit=max(0, limit - kv_bytes))
 
 
-def _dequantized_by(request: PlanRequest) -> str | None:
-    if request.machine.device == "cpu" or not request.is_quantized:
+def _dequantized_by(request: PlanRequest, shape: PassShape) -> str | None:
+    if request.machine.device == "cpu" or not request.dequantizes(shape):
         return None
     return "plain torch" if request.machine.no_kernels else "fused kernels"
 

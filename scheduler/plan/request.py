@@ -213,14 +213,13 @@ class PlanRequest:
     def fixed_items(self, shape: PassShape) -> tuple[PlanItem, ...]:
         """Memory needed besides the target's layers."""
         items = fixed_items(self.models, self.machine.device, shape)
-        if self.machine.no_kernels is None or not self.is_quantized:
+        if self.machine.no_kernels is None or not self.dequantizes(shape):
             return items
         return (*items, PlanItem("dequantizing by plain torch", BLOCK_BYTES))
 
-    @property
-    def is_quantized(self) -> bool:
-        """Whether any model has quantized weights."""
-        return any(model.is_packed for model in self.models)
+    def dequantizes(self, shape: PassShape) -> bool:
+        """Whether any model has quantized weights, or a copy where layers stream."""
+        return any(model.is_packed or (model.copy_bits and shape.streams) for model in self.models)
 
     def tree_depth(self, tree_size: int) -> int:
         """Depth limit of a tree of `tree_size` nodes: 4 levels for 8 nodes, 10 for 64, 16 for 512, 18 for 1,024.

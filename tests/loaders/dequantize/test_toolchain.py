@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from loaders.checkpoint.low_bit_copy import copy_of
 from loaders.dequantize import plain_cost, stacks, toolchain
 from loaders.dequantize.plain import decode
 from loaders.dequantize.side_by_side import BLOCK_VALUES
@@ -24,7 +25,7 @@ from scheduler.machine import machine as machine_module
 from scheduler.machine.machine import read_machine
 from scheduler.machine.nvml import GPUReading
 from scheduler.plan.pass_cost import EXPERT_MATRICES, LAUNCH_SECONDS, LAYER_MATRICES, PassCost
-from scheduler.plan.plan import Plan, Tier, make_plan
+from scheduler.plan.plan import Limits, Plan, Tier, make_plan
 from scheduler.plan.table import format_plan
 from tests.loaders.dequantize.test_plain_decoding import MATRICES, Moved, output
 from tests.plan_samples import LLAMA2_70B, LLAMA3_8B, cpu, gpu, packed
@@ -186,6 +187,20 @@ def test_the_plan_says_which_decodes_predicts_its_time_and_leaves_it_memory() ->
     moved = sum(layer.packed_bytes + layer.decoded_bytes for layer in PACKED_70B.layers)
     assert slower - quicker == pytest.approx((values * plain_cost.MOVED_BYTES - moved) / 8e11)
     assert plain.seconds_per_pass > fused.seconds_per_pass
+
+
+def test_a_copy_is_dequantized_too_where_layers_stream() -> None:
+    copy, limits = copy_of(LLAMA3_8B, 4), Limits(context_length=1024, tree_size=64)
+
+    def of_copy(gibibytes: int, no_kernels: str | None) -> Plan:
+        return make_plan(LLAMA3_8B, copy, replace(gpu(gibibytes * GIB), no_kernels=no_kernels), limits)
+
+    plain, fused, whole = of_copy(12, REASON), of_copy(12, None), of_copy(24, REASON)
+    assert plain.slots and fused.slots and not whole.slots
+    assert [plan.dequantized_by for plan in (plain, fused, whole)] == ["plain torch", "fused kernels", None]
+    assert plain.slow_dequantizing is not None and REASON in plain.slow_dequantizing
+    for plan, nbytes in ((plain, plain_cost.BLOCK_BYTES), (fused, 0), (whole, 0)):
+        assert sum(item.device_bytes for item in plan.items if item.name == "dequantizing by plain torch") == nbytes
 
 
 @pytest.mark.parametrize(
