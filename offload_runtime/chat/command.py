@@ -56,7 +56,6 @@ def _run(arguments: argparse.Namespace) -> int:
     prompt = given_prompt(arguments.prompt, arguments.file, screen.note)
     if prompt is None and arguments.json:
         raise UsageError("--json answers one prompt: give --prompt TEXT or --file FILE, or pipe the prompt in")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings are for those who program with it
     options = fetched(options, arguments.yes, screen.quiet, plan_text)
     preparation = prepare(options)
     _show_what_comes(screen, preparation, arguments)

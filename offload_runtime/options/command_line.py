@@ -11,10 +11,10 @@ from pathlib import Path
 from loaders.message_text import message_text
 from offload_runtime.errors import INTERRUPTED_EXIT_CODE, OffloadError, exit_code
 
-# HF_HUB_VERBOSITY: the hub's warnings are for programmers. OMP_WAIT_POLICY is read once, when torch starts its threads:
-# threads that spin while they wait take cores from reading and computing. On two busy cores, replies of the
-# demonstration pair were 4 times slower with OpenMP's default.
-ENVIRONMENT = {"HF_HUB_VERBOSITY": "error", "OMP_WAIT_POLICY": "passive"}
+# Each is read once, when its library is imported. The warnings of the hub and of transformers are for programmers.
+# OMP_WAIT_POLICY: threads that spin while they wait take cores from reading and computing. On two busy cores, replies
+# of the demonstration pair were 4 times slower with OpenMP's default.
+ENVIRONMENT = {"HF_HUB_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error", "OMP_WAIT_POLICY": "passive"}
 
 
 def run_command(run: Callable[[], int]) -> int:

@@ -1,7 +1,6 @@
 """The server's command line: from arguments to a server that runs until it is told to stop."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,7 +72,6 @@ def load_runtime(options: Options, arguments: argparse.Namespace, note: Callable
     from offload_runtime.generation.runtime import OffloadRuntime
     from offload_runtime.options.progress import LoadingBar
 
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its warnings are for those who program with it
     preparation = prepare(fetched(options, arguments.yes, arguments.quiet, plan_text))
     for line in start_notes(preparation):
         note(line)

@@ -156,3 +156,20 @@ def test_commands_let_threads_wait_passively_and_the_library_leaves_that_alone(
     assert used.stdout == (given or "unset"), used.stderr
     command = run_python(tmp_path, "-m", "offload_runtime.chat", "--quiet", "-p", "hello", **environment)
     assert command.stdout == (given or "passive"), command.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["offload_runtime.chat", "-p", "hello"],
+        ["offload_runtime.serve", "--port", "0"],
+        ["offload_runtime.batch", "--input", "jobs.jsonl", "--output", "out.jsonl"],
+        ["offload_runtime.measure_acceptance", "--quick"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_commands_silence_transformers_before_they_import_it(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "jobs.jsonl").write_text('{"prompt": "hello"}\n')
+    shown = "os.write(1, os.environ.get('TRANSFORMERS_VERBOSITY', 'unset').encode()); os._exit(0)"
+    write_hook(tmp_path, "transformers", shown)
+    assert run_python(tmp_path, "-m", *command).stdout.endswith("error")
