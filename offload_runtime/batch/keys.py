@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loaders.hub.names import directory_name
+from loaders.tokenizers.chat_templates import read_template
 from offload_runtime.options.run_options import Options
 
 PLAIN_START, OPENAI_START = b'{"request_id": "', b'{"id": "batch_req_'
@@ -28,7 +29,7 @@ class JobKeys:
 
         Where the model lies, how it is run, in which type it computes and what drafts for it do not count.
         """
-        template = options.chat_template.read_text(encoding="utf-8") if options.chat_template else None
+        template = read_template(options.chat_template) if options.chat_template else None
         model = {
             "name": directory_name(options.model),
             "adapter": directory_name(options.adapter) if options.adapter else None,

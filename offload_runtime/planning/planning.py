@@ -8,6 +8,7 @@ from loaders.checkpoint.low_bit_copy import COPIES, copy_of, with_resident_codes
 from loaders.checkpoint.mtp import has_known_head
 from loaders.checkpoint.spec import ModelSpec
 from loaders.sizes import parse_size
+from loaders.tokenizers.chat_templates import read_template
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import DoesNotFitError, MachineError, UsageError
 from offload_runtime.options.fields import values_of
@@ -80,6 +81,8 @@ def prepare(options: Options) -> Preparation:
 
     Raises ModelFilesError, UnsupportedModelError, MachineError, DoesNotFitError, DraftMismatchError or UsageError.
     """
+    if options.chat_template is not None:
+        read_template(options.chat_template)  # a wrong name is found here, not by the first message after loading
     try:
         machine, limits = _machine(options), _limits(options)
         options = located(options)

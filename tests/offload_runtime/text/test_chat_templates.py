@@ -14,7 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from loaders.checkpoint.model_source import load_tokenizer
 from loaders.errors import ModelFilesError
 from loaders.tokenizers.chat_templates import chat_template_of, gguf_chat_template
+from offload_runtime.batch.keys import JobKeys
 from offload_runtime.errors import OffloadError, PromptError, UsageError
+from offload_runtime.options.run_options import DEMO_PAIR, Options
+from offload_runtime.planning.planning import prepare
 from offload_runtime.text.chat_template import render_chat
 from offload_runtime.text.conversation import Conversation
 from offload_runtime.text.prompt import encode_prompt, turn_end_tokens
@@ -308,3 +311,15 @@ def test_templates_without_names_are_told_as_such(tmp_path: Path, templates: Any
 def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8-sig")
     assert chat_template_of(tmp_path) == TEMPLATE
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"], ids=["missing", "no text"])
+def test_a_wrong_template_is_refused_before_anything_is_loaded(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "mine.jinja"
+    if content:
+        file.write_bytes(content)
+    options = Options(DEMO_PAIR / "target", None, chat_template=file)
+    with pytest.raises(ModelFilesError, match=r"mine\.jinja: "):
+        prepare(options)
+    with pytest.raises(ModelFilesError, match=r"mine\.jinja: "):
+        JobKeys.of(options, {})
