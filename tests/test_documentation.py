@@ -82,13 +82,6 @@ def test_prose_fits_in_a_line(document: Path) -> None:
     assert not [line for line in prose if len(line) > WIDEST_LINE]
 
 
-def test_each_change_is_listed_once() -> None:
-    entries = [
-        line[:60] for line in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines() if line[:2] == "- "
-    ]
-    assert entries and len(entries) == len({*entries})
-
-
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 
