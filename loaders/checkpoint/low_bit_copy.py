@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-from loaders.checkpoint.read_spec import LAYER_NUMBER, is_numbered
+from loaders.checkpoint.read_spec import LAYER_NUMBER
 from loaders.checkpoint.spec import ITEMSIZE, LayerSpec, ModelSpec, aligned
 from loaders.errors import UnsupportedModelError
 from loaders.formats.lossless import LosslessFormat
@@ -39,8 +39,6 @@ def what_streams(target: ModelSpec, checkpoint: Checkpoint, bits: int) -> Iterat
     for weight in filter(lambda weight: LAYER_NUMBER.match(weight.name), contents.packed.values()):
         if weight.checksum is None:
             whole["matrices packed by an earlier version"] += 1
-        elif is_numbered(weight.name):
-            whole["of experts, with their codes"] += 1
         else:
             rests += 1
     whole.update(_why_whole(tensor) for name, tensor in contents.plain.items() if LAYER_NUMBER.match(name))

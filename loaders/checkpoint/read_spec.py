@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -275,15 +275,10 @@ def _all_tensors(contents: Contents) -> list[StoredTensor]:
     for weight in contents.packed.values():
         first, parts = weight.stand_in, tuple((role, tensor.nbytes) for role, tensor in weight.operands.items())
         nbytes = sum(nbytes for _, nbytes in parts)
-        by_rows, has_code = weight.scheme.by_rows, weight.checksum is not None and not is_numbered(weight.name)
+        by_rows, has_code = weight.scheme.by_rows, weight.checksum is not None
         place = (weight.name, first.file, first.dtype, weight.shape, first.offset)
         packed.append(_Packed(*place, nbytes, parts, by_rows, has_code))
     return [*contents.plain.values(), *packed]
-
-
-def is_numbered(name: str) -> bool:
-    """Whether a weight is one of several of its layer, as experts are, which are stacked."""
-    return NUMBER.search(LAYER_NUMBER.sub("", name, count=1)) is not None
 
 
 def _compute_dtype(dtype: str, stored_dtype: str) -> str:
@@ -333,7 +328,6 @@ def _layer_spec(name: str, tensors: list[StoredTensor], itemsize: Itemsize, expe
     stored_at = min((tensor.file, tensor.offset) for tensor in tensors)
     packed = [tensor for tensor in tensors if isinstance(tensor, _Packed)]
     decoded = sum(aligned(math.prod(tensor.shape) * itemsize(tensor.name)) for tensor in packed)
-    codes = [nbytes for tensor in packed if tensor.has_code for role, nbytes in tensor.parts if role in CODE]
     by_expert = [tensor for tensor in tensors if experts and is_by_expert(tensor.name, tensor.shape, experts)]
     return LayerSpec(
         name,
@@ -345,9 +339,17 @@ def _layer_spec(name: str, tensors: list[StoredTensor], itemsize: Itemsize, expe
         experts=experts if by_expert else 0,
         expert_bytes=_buffer_bytes(by_expert, itemsize),
         expert_disk_bytes=sum(tensor.nbytes for tensor in by_expert),
-        code_bytes=sum(map(aligned, codes)),
-        code_disk_bytes=sum(codes),
+        **_code_bytes(packed, ""),
+        **_code_bytes([tensor for tensor in by_expert if isinstance(tensor, _Packed)], "expert_"),
     )
+
+
+def _code_bytes(packed: Iterable[_Packed], of: str) -> dict[str, int]:
+    """The fields of LayerSpec about codes that can stay on the device."""
+    coded = [tensor for tensor in packed if tensor.has_code]
+    codes = [replace(one, parts=tuple(part for part in one.parts if part[0] in CODE)) for one in coded]
+    on_disk = sum(nbytes for one in codes for _, nbytes in one.parts)
+    return {f"{of}code_bytes": _buffer_bytes(codes, lambda name: 0), f"{of}code_disk_bytes": on_disk}
 
 
 def _buffer_bytes(tensors: Iterable[StoredTensor], itemsize: Itemsize) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 # Every tensor of a layer's buffer starts at a multiple of this many bytes, as CUDA's allocator guarantees too: kernels
 # use other code paths for unaligned addresses.
@@ -15,6 +16,10 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # Tables of which a token needs a few rows stay on disk: names of the tensors, of which one table may be several.
 READ_BY_ROWS = re.compile(r"\.ngram_embedding(\.shard_\d+)?\.weight$")
+
+_NO_CODES: dict[str, Any] = dict.fromkeys(
+    ("code_bytes", "code_disk_bytes", "expert_code_bytes", "expert_code_disk_bytes"), 0
+)
 
 # Why KV rows can neither travel with their layer nor be dequantized for it alone.
 SHARED_ROWS = "some layers read what others have cached"
@@ -38,7 +43,7 @@ class LayerSpec:
     `stored_at` says where those begin; random layers that repeat each other share it. `packed_bytes` of the buffer are
     quantized; `decoded_bytes` is their size in the compute dtype. `expert_bytes` of the buffer belong to single experts
     of equal size; a pass fetches only the routed ones. `code_bytes` of the packed ones are codes that can stay on the
-    device, and once they do, `resident_code_bytes` beside the buffer.
+    device, those of experts among them, and once they do, `resident_code_bytes` beside the buffer.
     """
 
     name: str
@@ -52,6 +57,8 @@ class LayerSpec:
     expert_disk_bytes: int = 0
     code_bytes: int = 0
     code_disk_bytes: int = 0
+    expert_code_bytes: int = 0
+    expert_code_disk_bytes: int = 0
     resident_code_bytes: int = 0
 
     @property
@@ -69,7 +76,7 @@ class LayerSpec:
         """The same layer once its quantized weights are dequantized at load."""
         expert_bytes = self.expert_bytes * self.weight_bytes // self.nbytes
         whole = replace(self, nbytes=self.weight_bytes, packed_bytes=0, decoded_bytes=0, expert_bytes=expert_bytes)
-        return replace(whole, code_bytes=0, code_disk_bytes=0, resident_code_bytes=0)
+        return replace(whole, **_NO_CODES, resident_code_bytes=0)
 
     @property
     def without_code(self) -> LayerSpec:
@@ -79,8 +86,9 @@ class LayerSpec:
             nbytes=self.nbytes - self.code_bytes,
             packed_bytes=self.packed_bytes - self.code_bytes,
             disk_bytes=self.disk_bytes - self.code_disk_bytes,
-            code_bytes=0,
-            code_disk_bytes=0,
+            expert_bytes=self.expert_bytes - self.expert_code_bytes,
+            expert_disk_bytes=self.expert_disk_bytes - self.expert_code_disk_bytes,
+            **_NO_CODES,
             resident_code_bytes=self.code_bytes,
         )
 

@@ -73,14 +73,18 @@ def _numbers(chosen: Tensor, experts: int) -> list[int]:
     return [number for number in chosen.unique().tolist() if 0 <= number < experts]
 
 
-def approximate_code(bins: Bins, code: Tensor, top: Tensor, out: Tensor) -> None:
-    """Fill `out` (flat, any float dtype) with weights of which only `code` and `top` are known, on their device."""
+def approximate_code(bins: Bins, code: Tensor, top: Tensor, out: Tensor, count: int = 1) -> None:
+    """Fill `out` (flat, any float dtype) with weights of which only `code` and `top` are known, on their device.
+
+    count: of matrices of one shape, whose codes and tops are stacked.
+    """
     if out.is_cuda and fused_kernels():
         from loaders.dequantize.lossless.kernels import approximate as fused
 
-        fused(bins, code, top, out)
+        fused(bins, code, top, out, count)
         return
-    approximate(bins, code, top, out)
+    for one in zip(*(tensor.view(count, -1) for tensor in (code, top, out))):
+        approximate(bins, *one)
 
 
 def code_product(device: torch.device) -> Product | None:

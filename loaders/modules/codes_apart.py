@@ -13,7 +13,7 @@ from loaders.modules.skeleton import DecodedParameter, Skeleton, UnitLayout
 def with_codes_apart(skeleton: Skeleton, bits: int) -> Skeleton:
     """The same model with the codes of `bits` bits in layouts of their own, `UnitLayout.code`.
 
-    Weights that are stored otherwise, stacked, or without a checksum over both parts stay as they are.
+    Weights that are stored otherwise, or without a checksum over both parts, stay as they are.
     """
     return replace(skeleton, layers=tuple(_divided(layer, bits) for layer in skeleton.layers))
 
@@ -31,6 +31,7 @@ def _divided(layer: UnitLayout, bits: int) -> UnitLayout:
 def _part(layer: UnitLayout, places: Iterable[TensorPlace], packed: Mapping[str, DecodedParameter]) -> UnitLayout:
     """The layer with these places alone."""
     slots, kept = dict(zip(layer.layout.places, layer._slots)), tuple(places)
+    by_expert = sum(place in kept for place in layer.layout.places[len(slots) - layer.expert_places :])
     tensors = ((place.name, place.shape, place.dtype) for place in kept)
     return replace(
         layer,
@@ -38,4 +39,6 @@ def _part(layer: UnitLayout, places: Iterable[TensorPlace], packed: Mapping[str,
         stored={place.name: layer.stored[place.name] for place in kept if place.name in layer.stored},
         _slots=tuple(slots[place] for place in kept),
         packed=packed,
+        experts=layer.experts if by_expert else None,
+        expert_places=by_expert,
     )

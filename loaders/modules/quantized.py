@@ -55,9 +55,9 @@ class Packed:
         return self.shape[0] if len(self.shape) == 3 and not of_one else 0
 
     def has_code(self, bits: int) -> bool:
-        """Whether it is one matrix, stored without loss, whose code of so many bits can lie apart from its rest."""
+        """Whether it is stored without loss, with codes of so many bits that can lie apart from their rests."""
         is_coded = isinstance(self.scheme, Lossless) and self.scheme.bits == bits
-        return is_coded and not self.stacked and self.members[0].checksum is not None
+        return is_coded and all(member.checksum for member in self.members)
 
     def members_of(self, parameter: Tensor) -> Tensor:
         """The parameter's shape split by stacked members: [experts, members of each, outputs, inputs]."""

@@ -141,25 +141,27 @@ def _approximate(
     KEPT: tl.constexpr, GROUP: tl.constexpr, WEIGHTS: tl.constexpr,
 ):  # fmt: skip
     """Of each weight the middle of its bin."""
+    matrix = tl.program_id(1).to(tl.int64)
     weight = tl.program_id(0).to(tl.int64) * WEIGHTS + tl.arange(0, WEIGHTS)
-    code = _numbers(code_at, weights, weight, BITS)
+    code = _numbers(code_at + matrix * (weights // 8 * BITS), weights, weight, BITS)
     number = code & LOW
     width = tl.where(number < COUNT_1, WIDTH_1, tl.where(number < COUNT_1 + COUNT_2, WIDTH_2, WIDTH_3))
     middle = _start_of(number, WIDTH_1, COUNT_1, WIDTH_2, COUNT_2, WIDTH_3) + width // 2
     middle = tl.where(number == LOW, low_middle, middle)
-    top = (tl.load(top_at + weight // GROUP).to(tl.int32) + base) << SHIFT
+    top = (tl.load(top_at + matrix * (weights // GROUP) + weight // GROUP).to(tl.int32) + base) << SHIFT
     pattern = tl.maximum(top, low_middle + 1) - 1 - middle
     pattern |= (code >> (BITS - 1)) << 15
     value = pattern.to(tl.int16).to(KEPT, bitcast=True).to(tl.float32)
-    store(out_at + weight, value, weight < weights, KEPT)
+    store(out_at + matrix * weights + weight, value, weight < weights, KEPT)
 
 
-def approximate(bins: Bins, code: Tensor, top: Tensor, out: Tensor) -> None:
-    """Fill `out` (flat, any float dtype) with weights of which only `code` and `top` are known."""
+def approximate(bins: Bins, code: Tensor, top: Tensor, out: Tensor, count: int = 1) -> None:
+    """Fill `out` (flat, any float dtype) with weights of which only `code` and `top` are known, of `count` matrices."""
+    weights = out.numel() // count
     (width_1, count_1), (width_2, count_2), (width_3, _) = _three_runs(bins)
     with torch.cuda.device_of(out):
-        _approximate[(out.numel() // WEIGHTS,)](
-            code, top, out, out.numel(), bins.kind.base, bins.middles[-1],
+        _approximate[(weights // WEIGHTS, count)](
+            code, top, out, weights, bins.kind.base, bins.middles[-1],
             BITS=bins.bits, SHIFT=bins.kind.shift, LOW=bins.low,
             WIDTH_1=width_1, COUNT_1=count_1, WIDTH_2=width_2, COUNT_2=count_2, WIDTH_3=width_3,
             KEPT=DTYPES[FLOATS[bins.kind.name]], GROUP=GROUP, WEIGHTS=WEIGHTS, num_warps=1,

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from loaders.checkpoint.spec import aligned
 from loaders.dequantize.stacks import approximate_code, code_product, prepare_code
-from loaders.formats.schemes import Lossless, Scheme
+from loaders.formats.schemes import Lossless
 from loaders.lossless.bins import BLOCK, GROUP, KINDS, Bins, plane_bytes
 from loaders.lossless.encode import code_of
 from loaders.modules.layout import Layout, TensorPlace
+from loaders.modules.quantized import Packed
 from loaders.modules.skeleton import UnitLayout, make_parameters
 from offload_runtime.model.low_bits.coded_weight import CodedWeight, can_multiply
 from scheduler.streaming.device_memory import DeviceMemory
@@ -28,6 +29,7 @@ class _Code:
     bins: Bins
     code: Tensor
     top: Tensor
+    count: int = 1  # of weights that are stacked, each with a code of its own
 
 
 class LowBitCopies:
@@ -57,10 +59,7 @@ class LowBitCopies:
     @torch.inference_mode()
     def fill(self, number: int, tensors: Mapping[str, Tensor]) -> None:
         """Make the copy of a layer with these tensors; those whose codes are bound need not be among them."""
-        parts: dict[str, _Code | Tensor] = {
-            name: _Code(_bins_of(coded.packed.scheme), coded.packed.operands["code"], coded.packed.operands["top"])
-            for name, coded in self._codes[number].items()
-        }
+        parts: dict[str, _Code | Tensor] = {name: _code_of(coded.packed) for name, coded in self._codes[number].items()}
         places = self._slices(number)
         for place, (first, second) in places:
             given = flat(tensors[place.name])
@@ -88,7 +87,7 @@ class LowBitCopies:
                 continue
             part, out = parts[place.name], flat(views[place.name])
             if isinstance(part, _Code):
-                approximate_code(part.bins, part.code, part.top, out)
+                approximate_code(part.bins, part.code, part.top, out, part.count)
             else:
                 out.copy_(part)
         if layer.layout not in self._parameters:
@@ -145,9 +144,10 @@ def _own_bytes(layer: UnitLayout, bits: int) -> int:
     return sum(_copied_bytes(place, bits) for place in places if place.name not in coded)
 
 
-def _bins_of(scheme: Scheme) -> Bins:
+def _code_of(packed: Packed) -> _Code:
+    scheme, operands = packed.scheme, packed.operands
     assert isinstance(scheme, Lossless)
-    return Bins(KINDS[scheme.dtype], scheme.bits)
+    return _Code(Bins(KINDS[scheme.dtype], scheme.bits), operands["code"], operands["top"], len(packed.members))
 
 
 def _copied_bytes(place: TensorPlace, bits: int) -> int:

@@ -13,7 +13,7 @@ from loaders.dequantize.kernels import decode_fused
 from loaders.dequantize.lossless.kernels import approximate as fused_approximate
 from loaders.dequantize.lossless.plain import approximate
 from loaders.dequantize.plain import decode
-from loaders.dequantize.stacks import fused_kernels
+from loaders.dequantize.stacks import approximate_code, fused_kernels
 from loaders.lossless.bins import KINDS, Bins
 from loaders.lossless.encode import code_of
 from tests.samples.packed_weights import WEIGHTS, packed_weight
@@ -80,6 +80,19 @@ def test_where_the_kernels_cannot_run_plain_torch_decodes():
     """Whatever it is that stops them: here, a PyTorch that was built without CUDA."""
     with pytest.warns(UserWarning, match="dequantized by plain torch, which is slower: AssertionError"):
         assert fused_kernels.__wrapped__() is None
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5])
+def test_stacked_codes_are_approximated_one_by_one(bits):
+    bins, generator = Bins(KINDS["BF16"], bits), torch.Generator().manual_seed(bits)
+    weights = torch.randn(3, 2, 256, generator=generator).to(torch.bfloat16)
+    code, top = (torch.stack(parts) for parts in zip(*(code_of(one, bins) for one in weights)))
+    each, plain, out = torch.empty(3, 512), torch.empty(1536), torch.empty(1536, device=DEVICE)
+    for number in range(3):
+        approximate(bins, code[number], top[number], each[number])
+    approximate_code(bins, code, top, plain, 3)
+    fused_approximate(bins, code.to(DEVICE), top.to(DEVICE), out.fill_(torch.nan), 3)
+    assert torch.equal(plain, each.view(-1)) and torch.equal(out.cpu(), plain)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,6 +13,7 @@ from loaders.dequantize.lossless.pairs import UncheckedPairs
 from loaders.dequantize.stacks import decode_stack
 from loaders.errors import ModelFilesError
 from loaders.io.byte_ranges import ByteRanges, bytes_on_disk
+from loaders.io.expert_parts import split_experts
 from loaders.io.reader import WeightReader
 from loaders.io.sources import code_sources, map_sources
 from loaders.lossless import checksum as checksums
@@ -102,6 +103,23 @@ def test_rests_are_one_read(tmp_path):
         assert not {place.name for place in layer.code.layout.places} & places
         begin, end = ranges[0].file_offset, ranges[-1].file_stop
         assert end - begin == bytes_on_disk(ranges) and of_code[-1].file_stop <= begin
+
+
+def test_planned_sizes_of_experts(tmp_path):
+    """From the headers alone; parts that are stacked are aligned together, which is not known before."""
+    source = in_16_bits(checkpoint("mixtral", **LARGER), tmp_path / "model")
+    directory = packed(source, 4)
+    skeleton, stored = apart(directory, torch.bfloat16, 4)
+    spec = with_resident_codes(read_spec(directory), 4)
+    for planned, layer, ranges in zip(spec.layers, skeleton.layers, map_sources(skeleton, stored)[0]):
+        assert len(layer.code.packed) == 6 and layer.experts is not None and planned.experts == 4
+        assert planned.resident_code_bytes == layer.code.layout.nbytes
+        assert planned.disk_bytes == bytes_on_disk(ranges)
+        parts = split_experts(layer, ranges)
+        singly = sum(span.nbytes_on_disk for span in parts.of(range(4)))
+        assert planned.expert_disk_bytes == singly and planned.nbytes == pytest.approx(layer.layout.nbytes, abs=2048)
+        assert planned.expert_bytes == pytest.approx(layer.layout.nbytes - layer.dense_bytes, abs=2048)
+        assert planned.nbytes - planned.expert_bytes == pytest.approx(layer.dense_bytes, abs=2048)
 
 
 def test_planned_sizes_are_exact(tmp_path):

@@ -12,6 +12,7 @@ from loaders.errors import ModelFilesError
 from offload_runtime import OffloadRuntime
 from offload_runtime.errors import UsageError
 from offload_runtime.options.run_options import DEMO_TARGET
+from scheduler.plan.expert_choice import ExpertChoice
 from scheduler.plan.plan import Tier
 from tests.offload_runtime.exactness import test_sampling_exactness as sampling
 from tests.offload_runtime.exactness import test_shared_texts as shared
@@ -62,6 +63,21 @@ def test_streamed_text_equals_generate(family, tmp_path):
         assert running._models.memory.peak_bytes <= running.plan.device_budget
     assert reply.token_ids == greedy(source, PROMPT, NEW_TOKENS)
     assert reply.stats.tokens_per_pass > 1, "some drafts are accepted, by nine random layers"
+
+
+@pytest.mark.parametrize(("draft", "only_routed"), [("self:3", True), ("self:4", False), ("self:5", True)])
+def test_experts_stream_as_rests(draft, only_routed, tmp_path, monkeypatch):
+    """Whole layers of them, and single ones that a pass is routed to; their codes draft."""
+    source = in_16_bits(checkpoint("qwen3_moe", **DEEP, num_experts=8), tmp_path / "model")
+    monkeypatch.setattr(ExpertChoice, "only_routed", lambda *facts: only_routed)
+    with runtime(source, draft) as running:
+        target = running._models.target.model
+        assert all(codes.keys() > {"mlp.experts.gate_up_proj"} for codes in target._copies._codes.values())
+        reply = running.generate(PROMPT, max_new_tokens=NEW_TOKENS, temperature=0)
+        share = reply.stats.streamed_bytes / reply.stats.passes / target.streamed_bytes
+        assert share < 0.99 if only_routed else share == 1
+        assert running._models.memory.peak_bytes <= running.plan.device_budget
+    assert reply.token_ids == greedy(source, PROMPT, NEW_TOKENS)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,14 @@ def test_every_tensor_is_accounted_for(tmp_path):
     assert "Codes stream with their rests: they have 5 bits, the copy 4; --draft self:5 streams rests alone." in lines
 
 
-def test_experts_stream_with_their_codes(tmp_path):
-    source = in_16_bits(checkpoint("mixtral", **DEEP), tmp_path / "model", torch.float16)
-    [line] = [line for line in forecast(planned(source)) if "the rest alone" in line]
-    assert "of experts, with their codes" in line and "gate.weight (not packed)" in line
+def test_codes_of_experts_stay_too(tmp_path):
+    """Planned as large as they are; of experts that are fetched singly, the rests alone."""
+    source = in_16_bits(checkpoint("mixtral", **DEEP), tmp_path / "model", torch.bfloat16)
+    packed(source)
+    whole, rests = planned(source, link="plain"), planned(source)
+    [line] = [line for line in forecast(rests) if "the rest alone" in line]
+    assert line.startswith("Of 192 matrices the rest") and "gate.weight (not packed), 24 vectors" in line
+    for layer, before in zip(rests.target.spec.layers, whole.target.spec.layers):
+        assert 0.3 < layer.expert_bytes / before.expert_bytes < 0.5
+        assert 0.3 < layer.expert_disk_bytes / before.expert_disk_bytes < 0.5
+        assert layer.device_bytes < 0.8 * before.nbytes
