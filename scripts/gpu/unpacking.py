@@ -69,9 +69,7 @@ def forms(rows: int, columns: int) -> dict[str, tuple[Scheme, Stored]]:
     by_group: Stored = {"qzeros": ((groups, rows // 8), word), "scales": ((groups, rows), half)}
     int8: Stored = {"weight": ((rows, columns), torch.int8), "weight_scale": ((rows, 1), torch.bfloat16)}
     blocks: Stored = {"weight": ((rows, columns), float8), "weight_scale": ((rows // GROUP, groups), torch.float32)}
-    mx: Stored = {
-        **{"weight": ((1, rows, columns // 32, 16), byte), "weight_scale": ((1, rows, columns // 32), byte)},
-    }
+    mx: Stored = {"weight": ((1, rows, columns // 32, 16), byte), "weight_scale": ((1, rows, columns // 32), byte)}
     nv: Stored = {
         **{"weight": ((rows, columns // 2), byte), "weight_scale": ((rows, columns // 16), float8)},
         "global_scale": ((1,), torch.float32),
