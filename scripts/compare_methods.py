@@ -9,6 +9,7 @@ compared: contexts are the driver's, and another method's own tokens per pass di
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     for name, instead in _INSTEAD.items():
         if getattr(parsed, name) not in ("auto", None):
             parser.error(f"argument --{name.replace('_', '-')}: here it is {instead} that says it")
+    if parsed.plot is not None and find_spec("matplotlib") is None:
+        parser.error("argument --plot: figures need matplotlib, which is not installed: pip install matplotlib")
     parsed.methods = parsed.methods or tuple(METHODS)
     return parsed
 

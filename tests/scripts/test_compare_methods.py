@@ -274,6 +274,13 @@ def test_wrong_use_is_told_before_anything_runs(arguments, message, capsys):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_figure_without_matplotlib_is_told_before_anything_runs(monkeypatch, capsys):
+    monkeypatch.setattr(compare_methods, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(["--plot", "figure"])
+    assert ended.value.code == 2 and "pip install matplotlib" in capsys.readouterr().err
+
+
 def test_what_cannot_be_compared_is_told_in_a_line(capsys):
     assert compare_methods.main(["--model", str(checkpoint("llama")), "--quiet"]) == 2
     assert "--draft DIR" in capsys.readouterr().err
