@@ -89,10 +89,11 @@ def _help(chat: "Chat", argument: str) -> None:
 def _rows(chat: "Chat", rows: Mapping[str, object]) -> str:
     """Names and their texts, side by side if the terminal is wide enough."""
     width = chat.screen.console.width if chat.screen.console.is_terminal else 1000
-    indent = 23 if width > 60 else 4
+    longest = max(20, *map(len, rows))
+    indent = longest + 3 if width > 60 else 4
     lines = []
     for name, text in rows.items():
-        beside = f"  {name:<20} " if indent > 4 else f"  {name.strip()}: "
+        beside = f"  {name:<{longest}} " if indent > 4 else f"  {name.strip()}: "
         lines.append(textwrap.fill(str(text), width, initial_indent=beside, subsequent_indent=" " * indent))
     return "\n".join(lines)
 

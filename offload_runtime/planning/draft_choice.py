@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from loaders.checkpoint.low_bit_copy import copy_of, with_resident_codes
@@ -20,7 +21,7 @@ from loaders.sizes import format_size
 from loaders.tokenizers.vocabulary import check_same_vocabulary
 from offload_runtime.errors import OffloadError
 from offload_runtime.planning.draft_table import FAMILIES, Candidate, family_of, heads_of
-from offload_runtime.planning.expected_acceptance import assumed_acceptance, expected_acceptance
+from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, assumed_acceptance, expected_acceptance
 from offload_runtime.planning.kv_choice import fitting_plan
 from offload_runtime.planning.prediction import predict
 from scheduler.machine.machine import Machine
@@ -33,6 +34,7 @@ UNKNOWN_NOTE = "No draft is known that would help here; --draft MODEL names one.
 _LARGEST_SHARE = 0.5  # of the target's bytes; a larger draft never pays off
 
 Locate = Callable[[str], Path | None]
+Accepted = Callable[[ModelSpec], ExpectedAcceptance]
 """The path of a hub model on this machine; None if it is not here."""
 Read = Callable[[Path], ModelSpec]
 """The specification of the model in a directory."""
@@ -85,19 +87,22 @@ def choose_draft(
     read: Read,
     locate: Locate = cached_model,
     head: ModelSpec | None = None,
+    accepted: Accepted | None = None,
 ) -> DraftChoice:
     """The draft to use with `target`, if one of its family is on this machine; otherwise at most a proposal.
 
-    vocabulary: of the target, if it is known. head: of the target's own files, if they hold one.
+    vocabulary: of the target, if it is known. head: of the target's own files, if they hold one. accepted: how often
+    the target accepts a draft, where that is known by other files than the target's own.
     """
     if not target.can_branch:
         return DraftChoice(note=RECURRENT_NOTE)
+    accepted = accepted or partial(expected_acceptance, target.directory)
     family = vocabulary and family_of(vocabulary, str(target.directory))
     candidates = FAMILIES[family].candidates if family else ()
-    rated = list(_rated(candidates, vocabulary or {}, target, machine, limits, read, locate))
+    rated = list(_rated(candidates, vocabulary or {}, target, machine, limits, read, locate, accepted))
     for one in (head, *_heads_here(target, read, locate)):
-        rated += _rated_head(one, target, machine, limits) if one else ()
-    copies = _rated_copies(target, machine, limits)
+        rated += _rated_head(one, target, machine, limits, accepted) if one else ()
+    copies = _rated_copies(target, machine, limits, accepted)
     present = sorted((one for one in (*rated, *copies) if one.directory), key=lambda one: one.rank)
     best = present[0] if present and present[0].pays else None
     if best and not best.copy_bits:
@@ -121,6 +126,7 @@ def _rated(
     limits: Limits,
     read: Read,
     locate: Locate,
+    accepted: Accepted,
 ) -> Iterator[_Rated]:
     """The candidates that are small enough, fit beside the target, and have its tokens."""
     for candidate in candidates:
@@ -130,7 +136,7 @@ def _rated(
             try:
                 spec, tokens = read(directory), read_vocabulary(directory)
                 check_same_vocabulary(vocabulary, tokens or {}, target.vocab_size, spec.vocab_size)
-                known = expected_acceptance(target.directory, spec)
+                known = accepted(spec)
                 acceptance = known.by_child if known.measured else acceptance
             except OffloadError:
                 continue  # damaged, or other tokens after all: ignored
@@ -153,13 +159,15 @@ def _heads_here(target: ModelSpec, read: Read, locate: Locate) -> Iterator[Model
             yield head
 
 
-def _rated_head(head: ModelSpec, target: ModelSpec, machine: Machine, limits: Limits) -> Iterator[_Rated]:
-    acceptance = expected_acceptance(target.directory, head).by_child
+def _rated_head(
+    head: ModelSpec, target: ModelSpec, machine: Machine, limits: Limits, accepted: Accepted
+) -> Iterator[_Rated]:
+    acceptance = accepted(head).by_child
     if predicted := _predicted(head, acceptance, target, machine, limits):
         yield _Rated(None, head.directory, *predicted, weight_bytes(head), head)
 
 
-def _rated_copies(target: ModelSpec, machine: Machine, limits: Limits) -> Iterator[_Rated]:
+def _rated_copies(target: ModelSpec, machine: Machine, limits: Limits, accepted: Accepted) -> Iterator[_Rated]:
     """Copies of the target, where it streams and the machine's speed is known: otherwise they only take memory.
 
     What they take could hold layers, so their gain is over the plan without any draft.
@@ -174,7 +182,7 @@ def _rated_copies(target: ModelSpec, machine: Machine, limits: Limits) -> Iterat
         copy = copy_of(beside, bits)
         if weight_bytes(copy) + copy.decode_bytes > plain.device_budget:
             continue
-        predicted = _predicted(copy, expected_acceptance(target.directory, copy).by_child, beside, machine, limits)
+        predicted = _predicted(copy, accepted(copy).by_child, beside, machine, limits)
         if predicted and predicted[0] is not None and plain.seconds_per_pass:
             gain = plain.seconds_per_pass / predicted[0]
             yield _Rated(None, target.directory, predicted[0], gain, weight_bytes(copy), copy_bits=bits)

@@ -1,6 +1,7 @@
 """From the user's options to a plan, without reading weights and without importing torch."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,7 @@ def _choose(options: Options, target: ModelFiles, machine: Machine, limits: Limi
         limits,
         lambda directory: read_draft(options, directory, machine, spec).spec,
         head=head,
+        accepted=partial(expected_acceptance, options.model),  # the target may be a packing of it
     )
 
 

@@ -20,11 +20,14 @@ def make_app(service: Service, access: Access) -> Starlette:
     """The application; errors are in the form of their endpoint."""
     table = endpoints(service)
     shapes = {one.path: one.error for one in table}
-    known = ", ".join(f"{one.method} {one.path}" for one in table if one.path.startswith("/v1/"))
+    told = (one for one in table if one.path.startswith("/v1/") or one.path in ("/health", "/metrics"))
+    known = ", ".join(f"{one.method} {one.path}" for one in told).replace("{name:path}", "NAME")
     access = Access(access.api_key, access.loopback, access.origins, {one.path for one in table if one.open})
 
     def failure(path: str, error: ApiError) -> Response:
-        return JsonResponse(shapes.get(path, openai_body)(error), error.status, error.headers)
+        around = (shape for endpoint, shape in shapes.items() if path.startswith(f"{endpoint}/"))
+        form = shapes.get(path) or next(around, openai_body)
+        return JsonResponse(form(error), error.status, error.headers)
 
     async def answer(request: Request, error: Exception) -> Response:
         return failure(request.url.path, _api_error(request, error, known))

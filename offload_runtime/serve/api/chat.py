@@ -70,6 +70,9 @@ def read_response_format(fields: Fields) -> dict[str, Any] | None:
     kind = given.get("type")
     if kind not in FORMATS:
         raise bad("response_format.type", f"must be {', '.join(FORMATS)}, not {shown(kind)}")
+    inner = given.get("json_schema")
+    if kind == "json_schema" and not (isinstance(inner, dict) and isinstance(inner.get("schema"), dict)):
+        raise bad("response_format.json_schema", f'must be {{"schema": {{…}}}}, not {shown(inner)}')
     return None if kind == "text" else given
 
 

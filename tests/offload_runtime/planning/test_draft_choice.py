@@ -22,7 +22,7 @@ from offload_runtime.planning import draft_choice, planning
 from offload_runtime.planning import expected_acceptance as expected
 from offload_runtime.planning.draft_choice import DraftChoice, choose_draft
 from offload_runtime.planning.draft_table import FAMILIES, HEADS, Candidate, TokenFamily, family_of, heads_of
-from offload_runtime.planning.expected_acceptance import assumed_acceptance
+from offload_runtime.planning.expected_acceptance import ExpectedAcceptance, assumed_acceptance
 from offload_runtime.planning.forecast import forecast
 from offload_runtime.planning.planning import prepare
 from offload_runtime.speculation import acceptance_store
@@ -294,6 +294,15 @@ def test_a_copy_is_compared_with_drafts_in_the_cache(target: ModelSpec, present:
     monkeypatch.setattr(draft_choice, "assumed_acceptance", lambda millions: (0.3, 0.1))
     choice = choose(target, present(EIGHT), l40())
     assert choice.copy_bits == 3 and f" with {EIGHT}, " in choice.note and "download" not in choice.note
+
+
+def test_acceptance_counts_that_is_known_by_other_files(target: ModelSpec, present: Callable) -> None:
+    """As of a model whose packed files lie elsewhere: what was measured with the model itself."""
+    vocabulary = read_vocabulary(target.directory)
+    never = ExpectedAcceptance((0.001,), True)
+    for accepted, bits in ((None, 3), (lambda spec: never, None)):
+        choice = choose_draft(target, vocabulary, l40(), Limits(), spec_of, present(), accepted=accepted)
+        assert choice.copy_bits == bits
 
 
 def test_no_copy_where_it_would_not_help(target: ModelSpec, present: Callable, monkeypatch) -> None:

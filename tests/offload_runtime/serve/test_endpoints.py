@@ -119,7 +119,14 @@ def test_figures(served: Served) -> None:
 def test_what_is_not_there_is_said_in_json(served: Served, method: str, path: str, status: int, kind: str) -> None:
     answer = served.request(method, path, {})
     assert (answer.status, answer.error["type"]) == (status, kind)
-    assert path in answer.error["message"] and "/v1/chat/completions" in answer.error["message"]
+    message = answer.error["message"]
+    assert path in message and "/v1/chat/completions" in message and "GET /health" in message and "{" not in message
+
+
+def test_paths_below_anthropics_answer_in_its_form(served: Served) -> None:
+    for path in ("/v1/messages/batches", "/v1/messages/count_tokens/x"):
+        assert served.request("POST", path, {}).json["type"] == "error"
+    assert "type" not in served.request("POST", "/v1/messagesx", {}).json
 
 
 def test_bad_requests_are_answered_before_a_stream_begins(served: Served) -> None:

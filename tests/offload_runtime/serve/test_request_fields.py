@@ -165,6 +165,8 @@ def test_formats_are_passed_on() -> None:
     for wrong in ({"type": "xml"}, {}, {"type": ["text"]}):
         refused(chat, {"response_format": wrong}, "response_format.type")
     refused(chat, {"response_format": "json_object"}, "response_format")
+    for inner in ({}, {"json_schema": None}, {"json_schema": {"schema": None}}):
+        refused(chat, {"response_format": {"type": "json_schema", **inner}}, "response_format.json_schema")
 
 
 def test_variables_of_the_template_are_passed_on() -> None:
