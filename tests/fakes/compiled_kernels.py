@@ -27,7 +27,7 @@ from loaders.dequantize.lossless import product_kernel
 from loaders.formats.schemes import Ggml
 from loaders.gguf.types import BLOCKS
 from loaders.lossless.bins import KINDS, Bins
-from tests.samples.packed_weights import WEIGHTS, packed_weight
+from tests.samples.quantized.packed_weights import WEIGHTS, packed_weight
 
 POINTERS = {
     torch.uint8: "*u8",

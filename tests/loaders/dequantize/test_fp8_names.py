@@ -10,7 +10,7 @@ from loaders.errors import UnsupportedModelError
 from loaders.formats import read_format
 from loaders.formats.weights import told_apart
 from loaders.safetensors_files.headers import read_checkpoint
-from tests.samples.packed_weights import NAME
+from tests.samples.quantized.packed_weights import NAME
 
 EXPONENTS = torch.randint(120, 130, (3, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 

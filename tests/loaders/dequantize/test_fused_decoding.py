@@ -16,7 +16,7 @@ from loaders.dequantize.plain import decode
 from loaders.dequantize.stacks import approximate_code, fused_kernels
 from loaders.lossless.bins import KINDS, Bins
 from loaders.lossless.encode import code_of
-from tests.samples.packed_weights import WEIGHTS, packed_weight
+from tests.samples.quantized.packed_weights import WEIGHTS, packed_weight
 
 OF_ANY_SIZE = [case for case in WEIGHTS if case.startswith("lossless")]  # padded where they are stacked
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

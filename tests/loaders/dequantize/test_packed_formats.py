@@ -24,9 +24,16 @@ from loaders.formats.weights import told_apart
 from loaders.io.sources import map_sources
 from loaders.modules.skeleton import build_skeleton
 from loaders.safetensors_files.headers import STORED_ITEMSIZE, Checkpoint, read_checkpoint, read_header
-from tests.samples.packed_models import MX, NVFP4, compressed_config, gptq_config, modelopt_config, packed_model
-from tests.samples.packed_samples import gptq, rewrite
-from tests.samples.packed_weights import NAME, WEIGHTS, packed_weight
+from tests.samples.quantized.packed_models import (
+    MX,
+    NVFP4,
+    compressed_config,
+    gptq_config,
+    modelopt_config,
+    packed_model,
+)
+from tests.samples.quantized.packed_samples import gptq, rewrite
+from tests.samples.quantized.packed_weights import NAME, WEIGHTS, packed_weight
 from tests.samples.tiny_models import checkpoint
 
 GOLDEN = Path(__file__).resolve().parents[2] / "samples" / "golden_packed.safetensors"

@@ -26,7 +26,7 @@ from scheduler.plan.plan import Tier
 from scheduler.streaming.device_memory import DeviceMemory
 from scheduler.streaming.layer_memory import LayerMemory
 from tests.plan_samples import gpu
-from tests.samples.packed_models import AWQ, CASES, WHOLE, gptq_config, packed_model
+from tests.samples.quantized.packed_models import AWQ, CASES, WHOLE, gptq_config, packed_model
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime, writes
 
 NEW_TOKENS = 24

@@ -13,8 +13,8 @@ from loaders.checkpoint.read_spec import read_spec
 from loaders.text_part import used_names
 from scheduler.plan.plan import Tier
 from tests.samples.multimodal.checkpoints import checkpoint, greedy, perturbed
-from tests.samples.packed_models import AWQ, INTEGERS, compressed_config, fp8_config, gptq_config
-from tests.samples.packed_samples import Packed, awq, fp8, gptq, is_linear, rewrite, words
+from tests.samples.quantized.packed_models import AWQ, INTEGERS, compressed_config, fp8_config, gptq_config
+from tests.samples.quantized.packed_samples import Packed, awq, fp8, gptq, is_linear, rewrite, words
 from tests.samples.tiny_models import PROMPT, streaming_runtime
 
 NEW_TOKENS = 24

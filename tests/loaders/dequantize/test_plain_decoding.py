@@ -19,7 +19,7 @@ from loaders.dequantize.stacks import prepare
 from loaders.formats.schemes import Awq, Codebook, Fp4, Ggml, Gptq, Lossless, Scaled, Scheme, Words
 from loaders.gguf.types import BLOCKS
 from loaders.lossless.bins import KINDS, Bins
-from tests.samples.packed_weights import WEIGHTS, packed_weight
+from tests.samples.quantized.packed_weights import WEIGHTS, packed_weight
 
 SIZE = 4096  # rows and columns
 GROUPS = SIZE // 128

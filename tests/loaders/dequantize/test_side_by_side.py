@@ -10,7 +10,7 @@ from loaders.dequantize import plain
 from loaders.dequantize.side_by_side import BLOCK_VALUES, for_each
 from loaders.formats.schemes import Ggml
 from loaders.gguf.types import BLOCKS
-from tests.samples.packed_weights import WEIGHTS, packed_weight
+from tests.samples.quantized.packed_weights import WEIGHTS, packed_weight
 
 OUT = torch.empty(1)
 

@@ -18,7 +18,7 @@ from loaders.modules.skeleton import build_skeleton
 from loaders.safetensors_files.headers import read_checkpoint
 from offload_runtime.model.attention import ATTENTION_NAME
 from tests.samples.architectures import EXPERTS
-from tests.samples.packed_models import packed_model
+from tests.samples.quantized.packed_models import packed_model
 from tests.samples.tiny_models import checkpoint
 
 SAMPLE = ["mixtral", "gpt_oss", "deepseek_v3", "awq experts", "MXFP4"]

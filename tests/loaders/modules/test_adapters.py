@@ -21,7 +21,7 @@ from loaders.safetensors_files.headers import Checkpoint, read_checkpoint, read_
 from offload_runtime import OffloadRuntime
 from offload_runtime.errors import UsageError
 from tests.samples.adapter_samples import CONFIG, write_adapter
-from tests.samples.packed_models import packed_model
+from tests.samples.quantized.packed_models import packed_model
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 NEW_TOKENS = 16

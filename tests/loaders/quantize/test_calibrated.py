@@ -20,7 +20,13 @@ from loaders.quantize.report import quantization_fingerprint
 from loaders.quantize.rounding import pack_rows
 from loaders.quantize.write import write_quantized
 from loaders.safetensors_files.headers import StoredTensor, read_checkpoint
-from tests.samples.quantized_models import decoded_weight, model, packed_weights, quantization_of, stored_tensors
+from tests.samples.quantized.quantized_models import (
+    decoded_weight,
+    model,
+    packed_weights,
+    quantization_of,
+    stored_tensors,
+)
 from tests.samples.tiny_models import checkpoint
 
 BITS, GROUP = 4, 32

@@ -23,8 +23,8 @@ from loaders.modules.skeleton import Skeleton, UnitLayout, build_skeleton, make_
 from loaders.quantize import write_lossless
 from loaders.quantize.lossless_recipe import LosslessRecipe
 from loaders.safetensors_files.headers import Checkpoint, read_checkpoint
-from tests.samples.quantized_models import stored_tensors
-from tests.samples.sixteen_bit_models import changed_files, in_16_bits
+from tests.samples.quantized.quantized_models import stored_tensors
+from tests.samples.quantized.sixteen_bit_models import changed_files, in_16_bits
 from tests.samples.tiny_models import checkpoint
 
 LARGER = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512}

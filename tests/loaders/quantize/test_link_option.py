@@ -21,8 +21,8 @@ from offload_runtime.options.run_options import DEMO_TARGET, Options
 from offload_runtime.planning.planning import prepare
 from scheduler.plan.expert_choice import ExpertChoice
 from scheduler.plan.plan import Tier
-from tests.samples.quantized_models import packed_weights, stored_tensors
-from tests.samples.sixteen_bit_models import SIZES, changed_files, heavy_tailed, in_16_bits, packed_directory
+from tests.samples.quantized.quantized_models import packed_weights, stored_tensors
+from tests.samples.quantized.sixteen_bit_models import SIZES, changed_files, heavy_tailed, in_16_bits, packed_directory
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 NEW_TOKENS = 16

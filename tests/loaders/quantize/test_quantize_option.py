@@ -21,7 +21,7 @@ from offload_runtime.errors import (
 from offload_runtime.loading import quantize_weights as pack_weights
 from offload_runtime.options.run_options import Options
 from offload_runtime.planning.planning import prepare
-from tests.samples.quantized_models import decoded_copy, model, packed_model
+from tests.samples.quantized.quantized_models import decoded_copy, model, packed_model
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, streaming_runtime
 from tests.samples.tokenizer_samples import byte_level, word_piece
 

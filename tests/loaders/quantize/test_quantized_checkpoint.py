@@ -22,7 +22,7 @@ from loaders.quantize.work_directory import begun_bytes
 from loaders.quantize.write import write_quantized
 from loaders.safetensors_files.headers import read_checkpoint
 from offload_runtime import OffloadRuntime
-from tests.samples.quantized_models import (
+from tests.samples.quantized.quantized_models import (
     decoded_copy,
     model,
     pack,

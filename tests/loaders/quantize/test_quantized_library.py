@@ -6,7 +6,13 @@ from transformers import AutoModelForCausalLM
 
 from loaders.checkpoint.read_spec import read_config
 from tests.loaders.quantize.test_quantized_checkpoint import CASES
-from tests.samples.quantized_models import decoded_copy, decoded_weight, packed_model, packed_weights, stored_tensors
+from tests.samples.quantized.quantized_models import (
+    decoded_copy,
+    decoded_weight,
+    packed_model,
+    packed_weights,
+    stored_tensors,
+)
 from tests.samples.tiny_models import PROMPT, greedy
 
 pytest.importorskip("compressed_tensors", reason="pip install compressed-tensors, which no other test needs")

@@ -21,7 +21,7 @@ from scheduler.machine.machine import read_machine
 from scheduler.plan.plan import Tier
 from scheduler.streaming.layer_memory import LayerMemory
 from scheduler.streaming.ring import Ring
-from tests.samples.packed_models import packed_model
+from tests.samples.quantized.packed_models import packed_model
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime
 
 OPTIONS = {"context_length": 96, "tree": "sequoia", "tree_size": 6, "tree_depth": 2}

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.samples.large_packed_models import CASES, GGUF_KINDS, LAYERS, write_16_bits, write_case
+from tests.samples.quantized.large_packed_models import CASES, GGUF_KINDS, LAYERS, write_16_bits, write_case
 
 IOS = ("direct", "buffered")
 

@@ -17,7 +17,7 @@ from offload_runtime.errors import DoesNotFitError
 from offload_runtime.generation.decode import Step
 from scheduler.plan import memory
 from tests.pretend_cuda import Counts, PretendCuda, PretendFault, pretend_cuda
-from tests.samples.packed_models import packed_model
+from tests.samples.quantized.packed_models import packed_model
 from tests.samples.tiny_models import PROMPT, checkpoint, perturbed
 
 # With KV rows in host memory (test_kv_on_host.py), the smallest models would have room on the device whole.

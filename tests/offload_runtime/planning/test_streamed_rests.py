@@ -14,7 +14,7 @@ from scheduler.errors import DoesNotFitError
 from scheduler.plan.pass_cost import PassCost
 from scheduler.plan.plan import Tier
 from scheduler.plan.table import format_plan
-from tests.samples.sixteen_bit_models import SIZES, changed_files, in_16_bits, packed_directory
+from tests.samples.quantized.sixteen_bit_models import SIZES, changed_files, in_16_bits, packed_directory
 from tests.samples.tiny_models import checkpoint
 
 DEEP = {**SIZES, "num_hidden_layers": 12}  # else all of them would take less memory than slots and scratch

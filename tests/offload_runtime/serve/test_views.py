@@ -6,7 +6,7 @@ from offload_runtime.generation.decode import Step
 from offload_runtime.serve.views import activity_view, plan_view, step_view
 from offload_runtime.speculation.target import PassProgress
 from sequoia_tree.tree import Tree
-from tests.fakes.page_server import PLAN
+from tests.fakes.page.page_server import PLAN
 
 
 def test_a_pass_is_told_with_its_tree() -> None:

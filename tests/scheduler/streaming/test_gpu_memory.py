@@ -20,7 +20,7 @@ from scheduler.streaming.layer_memory import LayerMemory, UnitBytes
 from scheduler.streaming.ring import Ring
 from scheduler.streaming.streams import CudaStreams
 from sequoia_tree.uploads import upload
-from tests.samples.packed_models import packed_model
+from tests.samples.quantized.packed_models import packed_model
 from tests.samples.tiny_models import PROMPT, checkpoint, perturbed
 
 pytestmark = pytest.mark.gpu

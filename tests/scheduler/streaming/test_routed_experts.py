@@ -24,7 +24,7 @@ from scheduler.streaming.layer_memory import LayerMemory
 from tests.fakes.fake_device import FakeStreams, fake_host
 from tests.offload_runtime.generation.test_faults import interrupt_in
 from tests.samples.architectures import EXPERTS
-from tests.samples.packed_models import CASES, packed_model
+from tests.samples.quantized.packed_models import CASES, packed_model
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, perturbed, streaming_runtime, writes
 
 pytestmark = pytest.mark.slow

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.fakes.page_server import PageServer
-from tests.fakes.page_tab import Tab
+from tests.fakes.page.page_server import PageServer
+from tests.fakes.page.page_tab import Tab
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

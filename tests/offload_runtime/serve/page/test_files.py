@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from offload_runtime.serve.pages import PAGE, POLICY, page_routes
-from tests.fakes.page_server import PageServer
+from tests.fakes.page.page_server import PageServer
 
 FILES = sorted(file for file in PAGE.rglob("*") if file.is_file())
 SCRIPTS = [file for file in FILES if file.suffix == ".js"]

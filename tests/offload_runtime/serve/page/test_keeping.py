@@ -3,8 +3,8 @@
 import json
 from collections.abc import Callable
 
-from tests.fakes.page_server import PageServer, Said
-from tests.fakes.page_tab import Tab
+from tests.fakes.page.page_server import PageServer, Said
+from tests.fakes.page.page_tab import Tab
 from tests.fakes.served import wait_until
 
 KEY = "Object.keys(localStorage).find((key) => key.startsWith('sequoia.chat.'))"

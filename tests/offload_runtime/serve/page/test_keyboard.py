@@ -1,7 +1,7 @@
 """The page without a mouse, and for those who hear it."""
 
-from tests.fakes.page_server import PageServer, Said
-from tests.fakes.page_tab import Tab
+from tests.fakes.page.page_server import PageServer, Said
+from tests.fakes.page.page_tab import Tab
 
 FOCUSED = """() => {
   const node = document.activeElement;

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fakes.page_server import PageServer, Said
-from tests.fakes.page_tab import Tab
+from tests.fakes.page.page_server import PageServer, Said
+from tests.fakes.page.page_tab import Tab
 
 WIDE = (
     f"# {'Heading' * 20}\n\nhttps://example.com/{'a' * 300}\n\n`{'code' * 50}`\n\n```\n{'y' * 400}\n```\n\n"

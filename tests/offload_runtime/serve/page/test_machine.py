@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from offload_runtime.serve.views import plan_view
-from tests.fakes.page_server import DRAFT_SECONDS, PASS_SECONDS, PLAN, PageServer, Said, passes
-from tests.fakes.page_tab import Tab
+from tests.fakes.page.page_server import DRAFT_SECONDS, PASS_SECONDS, PLAN, PageServer, Said, passes
+from tests.fakes.page.page_tab import Tab
 from tests.fakes.scripted_runtime import scripted_plan
 
 TWENTY = " ".join(f"word{number}" for number in range(20))

@@ -8,7 +8,7 @@ import pytest
 from offload_runtime import OffloadRuntime
 from offload_runtime.options.run_options import DEMO_DRAFT, DEMO_TARGET
 from offload_runtime.serve.http.guard import Access
-from tests.fakes.page_tab import Tab
+from tests.fakes.page.page_tab import Tab
 from tests.fakes.served import Served, wait_until
 
 if TYPE_CHECKING:

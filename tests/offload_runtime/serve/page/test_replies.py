@@ -6,8 +6,8 @@ import pytest
 
 from offload_runtime.serve.views import activity_view
 from offload_runtime.speculation.target import PassProgress
-from tests.fakes.page_server import PageServer, Said
-from tests.fakes.page_tab import Tab
+from tests.fakes.page.page_server import PageServer, Said
+from tests.fakes.page.page_tab import Tab
 
 TEN = "one two three four five six seven eight nine ten"
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fakes.page_server import PageServer, Said
-from tests.fakes.page_tab import Tab
+from tests.fakes.page.page_server import PageServer, Said
+from tests.fakes.page.page_tab import Tab
 
 ATTACKS = [
     "<img src=x onerror=alert(1)>",

@@ -8,9 +8,9 @@ import torch
 
 from offload_runtime import OffloadRuntime
 from offload_runtime.model.heads.head_model import HeadModel
-from tests.offload_runtime.exactness import test_draft_heads as mtp
-from tests.offload_runtime.exactness import test_eagle3_heads as eagle3
-from tests.offload_runtime.exactness.head_texts import read_texts
+from tests.offload_runtime.exactness.drafts import test_draft_heads as mtp
+from tests.offload_runtime.exactness.drafts import test_eagle3_heads as eagle3
+from tests.offload_runtime.exactness.drafts.head_texts import read_texts
 from tests.pretend_cuda import pretend_cuda
 from tests.samples.head_samples import write_dflash, write_eagle3
 from tests.samples.mtp_models import model_with_head

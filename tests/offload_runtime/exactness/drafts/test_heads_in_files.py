@@ -12,9 +12,9 @@ from loaders.checkpoint.spec import aligned
 from offload_runtime import OffloadRuntime
 from offload_runtime.chat import main as chat
 from offload_runtime.measure_acceptance.measure import WrittenReply, _both_logits
-from tests.offload_runtime.exactness import test_dflash_heads as dflash
-from tests.offload_runtime.exactness import test_eagle3_heads as eagle3
-from tests.offload_runtime.exactness.head_texts import OPTIONS, Readings, long_readings, shared_readings
+from tests.offload_runtime.exactness.drafts import test_dflash_heads as dflash
+from tests.offload_runtime.exactness.drafts import test_eagle3_heads as eagle3
+from tests.offload_runtime.exactness.drafts.head_texts import OPTIONS, Readings, long_readings, shared_readings
 from tests.samples.head_samples import write_dflash, write_eagle3
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, reference
 

@@ -17,7 +17,7 @@ from scheduler.plan.plan import Tier
 from scheduler.plan.request import PlanRequest
 from tests.offload_runtime.exactness import test_sampling_exactness as sampling
 from tests.offload_runtime.exactness import test_shared_texts as shared
-from tests.samples.packed_models import packed_model
+from tests.samples.quantized.packed_models import packed_model
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, make_checkpoint, streaming_runtime
 
 NEW_TOKENS = 48

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from loaders.checkpoint.random_weights import write_random_checkpoint
 from tests.samples.gguf_samples import PLAIN, Type, gguf, random_blocks, write_metadata
-from tests.samples.packed_models import AWQ, BNB4, INTEGERS, compressed_config, fp8_config, gptq_config
-from tests.samples.packed_samples import Packed, awq, bitsandbytes_int8, fp8, gptq, int8, mxfp4, nf4, words
+from tests.samples.quantized.packed_models import AWQ, BNB4, INTEGERS, compressed_config, fp8_config, gptq_config
+from tests.samples.quantized.packed_samples import Packed, awq, bitsandbytes_int8, fp8, gptq, int8, mxfp4, nf4, words
 
 LAYERS = 18  # of 4 bits a weight; half as many of 8
 LLAMA = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from loaders.checkpoint.indexed import can_index
-from tests.samples.packed_samples import (
+from tests.samples.quantized.packed_samples import (
     Packed,
     awq,
     bitsandbytes_int8,

@@ -16,7 +16,7 @@ from scheduler.plan.expert_choice import ExpertChoice
 from scheduler.plan.plan import Tier
 from tests.offload_runtime.exactness import test_sampling_exactness as sampling
 from tests.offload_runtime.exactness import test_shared_texts as shared
-from tests.samples.sixteen_bit_models import SIZES, changed_files, heavy_tailed, in_16_bits, packed_directory
+from tests.samples.quantized.sixteen_bit_models import SIZES, changed_files, heavy_tailed, in_16_bits, packed_directory
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, make_checkpoint, streaming_runtime
 
 NEW_TOKENS = 24

@@ -12,7 +12,7 @@ from loaders.errors import DraftMismatchError, UnsupportedModelError
 from loaders.heads.eagle3 import Eagle3Head
 from loaders.heads.target_facts import TargetFacts
 from offload_runtime import OffloadRuntime
-from tests.offload_runtime.exactness.head_texts import (
+from tests.offload_runtime.exactness.drafts.head_texts import (
     NEW_TOKENS,
     OPTIONS,
     Readings,

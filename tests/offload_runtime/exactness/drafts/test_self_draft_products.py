@@ -17,7 +17,7 @@ from loaders.dequantize.stacks import approximate_code
 from loaders.lossless.bins import Bins
 from offload_runtime.model.low_bits import copies
 from tests.offload_runtime.exactness import test_sampling_exactness as sampling
-from tests.offload_runtime.exactness.test_self_draft import OPTIONS, SIZES, streams
+from tests.offload_runtime.exactness.drafts.test_self_draft import OPTIONS, SIZES, streams
 from tests.samples.tiny_models import PROMPT, checkpoint, greedy, make_checkpoint, streaming_runtime
 
 __all__ = ["streams"]

@@ -10,10 +10,10 @@ from offload_runtime import OffloadRuntime
 from offload_runtime.generation.reply import Reply
 from offload_runtime.model.low_bits.copies import LowBitCopies
 from offload_runtime.model.padded_passes import NotReplayable
-from tests.offload_runtime.exactness.test_self_draft import model, streams
+from tests.offload_runtime.exactness.drafts.test_self_draft import model, streams
 from tests.pretend_cuda import Counts, pretend_cuda
+from tests.samples.quantized.sixteen_bit_models import in_16_bits
 from tests.samples.rows_in_8_bits import greedy_in_8_bits
-from tests.samples.sixteen_bit_models import in_16_bits
 from tests.samples.tiny_models import PROMPT, greedy
 
 __all__ = ["streams"]

@@ -14,7 +14,7 @@ from offload_runtime.errors import UnsupportedModelError
 from offload_runtime.model.heads.text_features import TextFeatures
 from offload_runtime.speculation.heads.head_draft import HeadDraft
 from tests.offload_runtime.exactness import test_sampling_exactness as sampling
-from tests.offload_runtime.exactness.head_texts import (
+from tests.offload_runtime.exactness.drafts.head_texts import (
     NEW_TOKENS,
     OPTIONS,
     long_readings,

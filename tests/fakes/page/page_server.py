@@ -1,6 +1,6 @@
 """A server that says what it is told to, for tests of the page; its streams can be held and broken.
 
-python -m tests.fakes.page_server runs one by itself, to look at.
+python -m tests.fakes.page.page_server runs one by itself, to look at.
 """
 
 import asyncio

@@ -12,7 +12,7 @@ from loaders.heads.dflash import DflashHead
 from loaders.heads.target_facts import TargetFacts
 from offload_runtime import OffloadRuntime
 from offload_runtime.speculation import methods
-from tests.offload_runtime.exactness.head_texts import (
+from tests.offload_runtime.exactness.drafts.head_texts import (
     NEW_TOKENS,
     OPTIONS,
     Readings,

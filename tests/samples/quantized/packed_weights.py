@@ -13,7 +13,7 @@ from torch import Tensor
 from loaders.formats import read_format
 from loaders.formats.schemes import Scheme
 from loaders.safetensors_files.headers import read_header
-from tests.samples.packed_models import (
+from tests.samples.quantized.packed_models import (
     AWQ,
     BNB4,
     FLOATS,
@@ -25,7 +25,7 @@ from tests.samples.packed_models import (
     gptq_config,
     modelopt_config,
 )
-from tests.samples.packed_samples import (
+from tests.samples.quantized.packed_samples import (
     Packed,
     awq,
     bitsandbytes_int8,
