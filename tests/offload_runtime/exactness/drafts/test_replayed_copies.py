@@ -17,10 +17,7 @@ from tests.samples.rows_in_8_bits import greedy_in_8_bits
 from tests.samples.tiny_models import PROMPT, greedy
 
 __all__ = ["streams"]
-pytestmark = [
-    pytest.mark.usefixtures("streams"),
-    pytest.mark.filterwarnings("ignore:Quantized weights are dequantized by plain torch"),  # where Triton is missing
-]
+pytestmark = pytest.mark.usefixtures("streams")
 OPTIONS: dict[str, Any] = {
     **{"tree": "sequoia", "tree_size": 12, "tree_depth": 5, "context_length": 64, "dtype": "float32"},
     **{"kv": "device", "device": "cuda"},
