@@ -52,7 +52,7 @@ def plan(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(planning, "machine_for", lambda device: machine)
         monkeypatch.setattr(planning, "check_build", lambda *arguments: None)
         monkeypatch.setattr(planning, "with_known_figures", lambda machine, dtype: machine)
-        given = {"device_memory": 20 * MIB, "context_length": 64, "link": "auto", **options}
+        given = {"device_memory": 20 * MIB, "context_length": 64, "link": "auto", "dtype": "bfloat16", **options}
         return prepare(Options(model, draft, **given))
 
     return planned
@@ -103,9 +103,8 @@ def test_it_says_why_nothing_is_packed(model: Path, plan, tmp_path: Path) -> Non
     assert "speed of this machine is not known" in plan(model, cpu(8 * GIB), SLOW).link_note
     assert "quantized or changed" in plan(model, machine, SLOW, quantize="int4").link_note
     write_random_checkpoint(SHAPE, tmp_path / "float32", torch.float32)
-    assert (
-        "cannot be packed without loss" in plan(tmp_path / "float32", machine, SLOW, device_memory=40 * MIB).link_note
-    )
+    wide = plan(tmp_path / "float32", machine, SLOW, device_memory=40 * MIB, dtype="float32")
+    assert "cannot be packed without loss" in wide.link_note
     assert plan(model, machine, SLOW, link="plain").link_note is None
 
 
