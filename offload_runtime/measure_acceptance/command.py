@@ -50,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
     cached = cache_file(options.model, draft)
     replies = WrittenReplies(cached and cached.with_suffix(".replies"))
     preparation = prepare(options)
-    if options.draft in COPIES and not preparation.plan.slots:
+    if isinstance(draft, int) and not preparation.plan.slots:
         raise UsageError(
             f"--draft {options.draft}: all layers fit into memory here, and those draft as they are; a copy is made of "
             "layers that stream.\n  --device-memory SIZE   makes them"
@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
     measured = _measure(arguments, preparation, replies)
     pair = PairAcceptance(
         target=directory_name(options.model),
-        draft=_name(options),
+        draft=_name(options, draft),
         measurements={one.setting: one.measurement for one in measured},
     )
     # Printed first: a long measurement must not be lost if it cannot be written.
@@ -78,12 +78,11 @@ def _drafter(options: Options) -> Drafter:
     return draft
 
 
-def _name(options: Options) -> str:
+def _name(options: Options, draft: Drafter) -> str:
     """The draft's, for people."""
-    model = directory_name(options.model)
-    if options.draft in COPIES:
-        return f"a copy of {model} in {COPIES[str(options.draft)]} bits"
-    return f"the head of {model}" if options.draft == MTP else directory_name(Path(str(options.draft)))
+    if isinstance(draft, int):
+        return f"a copy of {directory_name(options.model)} in {draft} bits"
+    return f"the head of {directory_name(draft)}" if options.draft == MTP else directory_name(draft)
 
 
 def _file(output: str, draft: Drafter) -> Path | None:

@@ -33,8 +33,9 @@ HEAD_NOTE = "--draft {} drafts with a head that is published for this model, in 
 UNKNOWN_NOTE = "No draft is known that would help here; --draft MODEL names one."
 _LARGEST_SHARE = 0.5  # of the target's bytes; a larger draft never pays off
 
-Locate = Callable[[str], Path | None]
 Accepted = Callable[[ModelSpec], ExpectedAcceptance]
+"""How often the target accepts this draft."""
+Locate = Callable[[str], Path | None]
 """The path of a hub model on this machine; None if it is not here."""
 Read = Callable[[Path], ModelSpec]
 """The specification of the model in a directory."""

@@ -95,23 +95,21 @@ def prepare(options: Options) -> Preparation:
             options = replace(options, link=link.link)
             target, packing = read_target(options, machine)
         choice = _choose(options, target, machine, limits)
-        draft, acceptance, note = None, None, choice.note
+        draft, note = None, choice.note
         if choice.copy_bits is not None:
             target = replace(target, spec=with_resident_codes(target.spec, choice.copy_bits))
             draft = replace(target, spec=copy_of(target.spec, choice.copy_bits))
-            acceptance = expected_acceptance(options.model, draft.spec)
         elif choice.head:
             draft = read_mtp_head(target)
-            acceptance = expected_acceptance(options.model, draft.spec)
         elif choice.directory is not None:
             draft = read_draft(options, choice.directory, machine, target.spec)
             if options.draft != AUTO and not draft.head:  # else the choice has compared them; a head has no tokens
                 _check_tokens(options, target.spec, draft.spec)
             if options.draft != AUTO and draft.head:
                 note = head_note(draft.spec, target.spec, vocabulary_of(options, options.model))
-            acceptance = expected_acceptance(options.model, draft.spec)
         elif options.draft == AUTO and options.tree == "auto":
             limits = replace(limits, repeat_text=True)
+        acceptance = expected_acceptance(options.model, draft.spec) if draft else None
         plan = _plan(options, target, draft, machine, limits, acceptance)
         preparation = Preparation(options, target, draft, machine, limits, acceptance, plan, note, link.note, packing)
         if Tier.DISK not in plan.tiers or target.missing_bytes:

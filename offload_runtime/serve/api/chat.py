@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from offload_runtime.generation.generation_request import GenerationRequest
 from offload_runtime.serve.api.asked import Asked, Offer, SseEvent, end_of_stream, read_stream, usage
-from offload_runtime.serve.api.fields import Fields, bad, shown
+from offload_runtime.serve.api.fields import Fields, bad
 from offload_runtime.serve.api.generation_config import read_generation_config
 from offload_runtime.serve.api.messages import read_messages
 from offload_runtime.serve.api.sampling import read_most_tokens, read_sampling, seeds
@@ -67,12 +67,10 @@ def read_response_format(fields: Fields) -> dict[str, Any] | None:
     given = fields.mapping("response_format")
     if given is None:
         return None
-    kind = given.get("type")
-    if kind not in FORMATS:
-        raise bad("response_format.type", f"must be {', '.join(FORMATS)}, not {shown(kind)}")
-    inner = given.get("json_schema")
-    if kind == "json_schema" and not (isinstance(inner, dict) and isinstance(inner.get("schema"), dict)):
-        raise bad("response_format.json_schema", f'must be {{"schema": {{…}}}}, not {shown(inner)}')
+    form = Fields(given, "response_format")
+    kind, inner = form.choice("type", FORMATS), form.below("json_schema")
+    if kind == "json_schema" and (inner is None or inner.mapping("schema") is None):
+        raise bad(form.path("json_schema"), 'must be {"schema": {…}}')
     return None if kind == "text" else given
 
 
