@@ -134,7 +134,7 @@ def _jamba(metadata: Metadata) -> Config:
 
 def _every(metadata: Metadata, layers: list[int]) -> tuple[int, int]:
     """The distance between layers, and the first of them."""
-    first = layers[0]
+    first = min(layers, default=0)
     distance = layers[1] - first if len(layers) > 1 else max(metadata.layers, first + 1)
     if layers != [*range(first, metadata.layers, distance)] or first >= distance:
         raise ModelFilesError(f"{metadata.gguf.file}: layers {layers!r:.60} are of a kind, which no Jamba model has.")

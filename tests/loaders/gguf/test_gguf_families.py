@@ -271,6 +271,16 @@ DAMAGED = {
         lambda v, t: v.update({"jamba.attention.head_count_kv": ([0, 2, 2, 0], v["jamba.attention.head_count_kv"][1])}),
         "which no Jamba model has",
     ),
+    "attention in a layer that only predicts ahead": (
+        "jamba",
+        lambda v, t: v.update(
+            {
+                "jamba.attention.head_count_kv": ([0, 0, 0, 2], v["jamba.attention.head_count_kv"][1]),
+                "jamba.nextn_predict_layers": (1, UINT32),
+            }
+        ),
+        "which no Jamba model has",
+    ),
     "a latent of another width": (
         "deepseek v3",
         lambda v, t: v.update({"deepseek2.attention.key_length_mla": (20, UINT32)}),
